@@ -1,0 +1,1 @@
+"""The kinds of engineroom.dev as pydantic models."""

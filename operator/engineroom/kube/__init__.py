@@ -1,0 +1,1 @@
+"""The Kubernetes client at work: apply, watch, leases; nothing of any one kind."""

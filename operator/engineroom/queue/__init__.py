@@ -1,0 +1,1 @@
+"""RQ and its keys, read without side effects."""

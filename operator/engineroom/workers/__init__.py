@@ -1,0 +1,1 @@
+"""WorkerPool: demand, drain, objects, status, controller."""
