@@ -1,1 +1,11 @@
 """The kinds of engineroom.dev as pydantic models."""
+
+GROUP = "engineroom.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "engineroom"
+
+#: Labels and annotations that Engineroom sets.
+LABEL_POOL = f"{GROUP}/pool"
+LABEL_COMPONENT = f"{GROUP}/component"
+ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"

@@ -1,0 +1,63 @@
+"""Scalar types that the kinds share: durations, names, secret references."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"([0-9]+)(ms|s|m|h|d)")
+DURATION_PATTERN = r"^([0-9]+(ms|s|m|h|d))+$"
+
+
+class Duration(str):
+    """A length of time written as in ``30s``, ``1h30m`` or ``250ms``; units ms, s, m, h, d."""
+
+    __slots__ = ()
+
+    @property
+    def seconds(self) -> float:
+        """The length in seconds."""
+        return sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(self))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            cls,
+            core_schema.str_schema(pattern=DURATION_PATTERN, max_length=32),
+            serialization=core_schema.plain_serializer_function_ser_schema(str),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "pattern": DURATION_PATTERN, "maxLength": 32}
+
+
+class Model(BaseModel):
+    """Base of all API models: camelCase in YAML, unknown fields refused, immutable."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+    )
+
+
+ObjectName = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)
+]
+
+
+class SecretKeyRef(Model):
+    """One key of a Secret in the same namespace."""
+
+    name: ObjectName = Field(description="Name of the Secret, in the pool's own namespace.")
+    key: str = Field(
+        pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253, description="Key inside it."
+    )

@@ -1,0 +1,349 @@
+"""WorkerPool: a pool of RQ workers that grows when jobs wait and shrinks without losing one.
+
+The descriptions are what ``kubectl explain`` shows; the CRD is generated from this module.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from engineroom.api.v1alpha1.types import Duration, Model, ObjectName, SecretKeyRef
+
+KIND = "WorkerPool"
+PLURAL = "workerpools"
+SHORT_NAME = "wp"
+
+
+class DequeueStrategy(StrEnum):
+    """In which order a worker looks at its queues."""
+
+    PRIORITY = "Priority"
+    ROUND_ROBIN = "RoundRobin"
+    RANDOM = "Random"
+
+
+class Pause(StrEnum):
+    """Which direction of scaling is held."""
+
+    NONE = "None"
+    ALL = "All"
+    SCALE_IN = "ScaleIn"
+    SCALE_OUT = "ScaleOut"
+
+
+class OnDeadline(StrEnum):
+    """What becomes of a job that outlives ``drain.maxJobDuration``."""
+
+    REQUEUE = "Requeue"
+    FAIL = "Fail"
+
+
+class RequeueOrphans(StrEnum):
+    """What becomes of a job whose worker died under it."""
+
+    FOLLOW_RETRY = "FollowRetry"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
+class RightSizingMode(StrEnum):
+    """What is done with the recommended resources."""
+
+    OFF = "Off"
+    RECOMMEND = "Recommend"
+    IN_PLACE = "InPlace"
+
+
+class MetricOutageMode(StrEnum):
+    """What the size is while Redis cannot be measured."""
+
+    KEEP_REPLICAS = "KeepReplicas"
+    FALLBACK = "Fallback"
+
+
+class RedisTLS(Model):
+    """TLS towards Redis, for ``rediss://`` URLs."""
+
+    ca_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="CA bundle (PEM) that signs Redis' certificate."
+    )
+    insecure_skip_verify: bool = Field(
+        default=False, description="Do not check Redis' certificate. For tests only."
+    )
+
+
+class RedisConnection(Model):
+    """Where the queues live. Absent: the Redis that the chart installed."""
+
+    url_secret_ref: SecretKeyRef = Field(
+        description="Secret key holding the URL: redis://, rediss:// or unix://, with credentials."
+    )
+    tls: RedisTLS | None = Field(default=None, description="TLS settings for rediss:// URLs.")
+
+
+class Queue(Model):
+    """One RQ queue that the pool's workers read."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\s,{}]+$",
+        description="Name of the RQ queue, as the application enqueues to it.",
+    )
+    priority: int = Field(
+        default=0,
+        ge=-1000,
+        le=1000,
+        description="Queues of higher priority are emptied first (dequeueStrategy Priority).",
+    )
+    target_latency: Duration | None = Field(
+        default=None,
+        description="How long a job of this queue may wait. Defaults to the pool's targetLatency.",
+    )
+
+
+class ScaleDown(Model):
+    """How fast the pool shrinks."""
+
+    stabilization_window: Duration = Field(
+        default=Duration("2m"),
+        description="The pool shrinks to the largest size wanted within this window, no further.",
+    )
+    max_pods_per_minute: int | None = Field(
+        default=None, ge=1, le=10000, description="At most so many pods go in any minute."
+    )
+
+
+class Schedule(Model):
+    """A known peak: from each tick of ``cron`` the pool holds at least ``minReplicas``."""
+
+    name: str = Field(
+        min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Name of the schedule, shown in status.decision.",
+    )
+    cron: str = Field(
+        min_length=1, max_length=100, description="Five-field cron line of the peak's start."
+    )
+    duration: Duration = Field(
+        default=Duration("1h"), description="How long the minimum holds after each tick."
+    )
+    time_zone: str = Field(
+        default="UTC", max_length=64, description="IANA time zone of the cron line."
+    )
+    min_replicas: int = Field(ge=0, le=10000, description="Smallest size during the peak.")
+
+
+class Autoscaling(Model):
+    """Size follows the work: by how long jobs may wait, or by backlog per worker."""
+
+    min_replicas: int = Field(default=0, ge=0, le=10000, description="Smallest number of pods.")
+    max_replicas: int = Field(default=10, ge=1, le=10000, description="Largest number of pods.")
+    target_latency: Duration = Field(
+        default=Duration("30s"),
+        description="How long a job may wait before it starts. The operator measures arrivals and "
+        "durations and computes the workers that keep it.",
+    )
+    target_backlog_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000000,
+        description="Waiting jobs per worker, instead of targetLatency.",
+    )
+    scale_down: ScaleDown = Field(default=ScaleDown(), description="How fast the pool shrinks.")
+    idle_timeout: Duration = Field(
+        default=Duration("1m"), description="How long the last worker stays after the last job."
+    )
+    schedules: list[Schedule] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Known peaks.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    pause: Pause = Field(default=Pause.NONE, description="Hold scaling: None, All, ScaleIn, ScaleOut.")
+
+
+class Drain(Model):
+    """How a worker leaves."""
+
+    max_job_duration: Duration = Field(
+        default=Duration("1h"),
+        description="Longest a job may run on a worker that leaves; the pods' grace period.",
+    )
+    on_deadline: OnDeadline = Field(
+        default=OnDeadline.FAIL,
+        description="A job that outlives maxJobDuration is requeued or failed.",
+    )
+
+
+class Recovery(Model):
+    """What happens to a job whose worker died."""
+
+    requeue_orphans: RequeueOrphans = Field(
+        default=RequeueOrphans.FOLLOW_RETRY,
+        description="FollowRetry requeues when the job's Retry has tries left and fails it else.",
+    )
+    poison_threshold: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="A job that took down its worker so often is set aside.",
+    )
+    poison_window: Duration = Field(
+        default=Duration("72h"), description="Within how long those crashes count."
+    )
+
+
+class DeadLetter(Model):
+    """How long failed jobs are kept."""
+
+    ttl: Duration = Field(default=Duration("30d"), description="Failed jobs are kept this long.")
+    max_jobs: int | None = Field(
+        default=None, ge=1, le=10000000, description="At most so many are kept; the oldest go."
+    )
+
+
+class RightSizing(Model):
+    """Recommended requests and limits from what the workers really use."""
+
+    mode: RightSizingMode = Field(
+        default=RightSizingMode.RECOMMEND, description="Off, Recommend or InPlace."
+    )
+    min_allowed: dict[str, str | int] | None = Field(
+        default=None, description="Never recommend less than these quantities."
+    )
+    max_allowed: dict[str, str | int] | None = Field(
+        default=None, description="Never recommend more than these quantities."
+    )
+
+
+class MetricOutage(Model):
+    """The size while Redis cannot be measured."""
+
+    mode: MetricOutageMode = Field(
+        default=MetricOutageMode.KEEP_REPLICAS, description="KeepReplicas or Fallback."
+    )
+    replicas: int | None = Field(
+        default=None, ge=0, le=10000, description="The size for mode Fallback."
+    )
+
+
+class WorkerPoolSpec(Model):
+    """What the pool should be."""
+
+    redis: RedisConnection | None = Field(
+        default=None, description="Where the queues live. Absent: the chart's own Redis."
+    )
+    queues: list[Queue] = Field(
+        min_length=1,
+        max_length=32,
+        description="The RQ queues that these workers read.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    dequeue_strategy: DequeueStrategy = Field(
+        default=DequeueStrategy.PRIORITY, description="Priority, RoundRobin or Random."
+    )
+    workers_per_pod: int = Field(
+        default=1, ge=1, le=64, description="Worker processes in each pod."
+    )
+    template: dict[str, Any] = Field(
+        description="PodTemplateSpec with the application's own image. The container named "
+        "`worker`, else the first, runs the workers; it needs Python and RQ, nothing of Engineroom.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+    replicas: int | None = Field(
+        default=None,
+        ge=0,
+        le=10000,
+        description="Size set by hand (kubectl scale). Only where autoscaling is absent.",
+    )
+    autoscaling: Autoscaling | None = Field(
+        default=None, description="Size follows the work. Excludes replicas."
+    )
+    suspend: bool = Field(default=False, description="Workers stay but take no job.")
+    drain: Drain = Field(default=Drain(), description="How a worker leaves.")
+    recovery: Recovery = Field(default=Recovery(), description="Jobs whose worker died.")
+    dead_letter: DeadLetter = Field(default=DeadLetter(), description="How failed jobs are kept.")
+    right_sizing: RightSizing = Field(
+        default=RightSizing(), description="Recommended resources of the workers."
+    )
+    metric_outage: MetricOutage = Field(
+        default=MetricOutage(), description="The size while Redis cannot be measured."
+    )
+
+
+class QueueStatus(Model):
+    """What one queue looked like at the last change of status."""
+
+    name: str = Field(description="Name of the queue.")
+    depth: int = Field(default=0, description="Jobs waiting.")
+    running: int = Field(default=0, description="Jobs being executed.")
+    scheduled: int = Field(default=0, description="Jobs scheduled for later.")
+    failed: int = Field(default=0, description="Jobs in the failed registry.")
+    oldest_job_age: Duration | None = Field(default=None, description="Wait of the oldest job.")
+
+
+class Condition(Model):
+    """One condition, as in metav1.Condition."""
+
+    type: str = Field(description="Type of the condition.")
+    status: str = Field(description="True, False or Unknown.")
+    reason: str = Field(default="", description="One word for programs.")
+    message: str = Field(default="", description="A sentence for people.")
+    last_transition_time: str = Field(description="When status last changed (RFC 3339).")
+    observed_generation: int = Field(default=0, description="Generation this speaks of.")
+
+
+class WorkerPoolStatus(Model):
+    """What the pool is, and why."""
+
+    observed_generation: int = Field(default=0, description="Generation that this status answers.")
+    selector: str = Field(default="", description="Label selector of the pods, for kubectl scale.")
+    replicas: int = Field(default=0, description="Pods that exist.")
+    ready_replicas: int = Field(default=0, description="Pods that are ready.")
+    desired_replicas: int = Field(default=0, description="Pods that the decision asks for.")
+    busy_workers: int = Field(default=0, description="Workers with a job in hand.")
+    draining_replicas: int = Field(default=0, description="Pods on their way out.")
+    queues: list[QueueStatus] = Field(
+        default_factory=list,
+        description="The queues, as last seen.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    jobs_per_minute: int = Field(default=0, description="Jobs finished in the last minute.")
+    last_scale_time: str | None = Field(default=None, description="When the size last changed.")
+    decision: str = Field(default="", description="Why the pool has this size: the arithmetic.")
+    recommended_resources: dict[str, Any] | None = Field(
+        default=None,
+        description="Requests and limits that the workers' use suggests.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Ready, Reconciling, Stalled, RedisReachable, ScalingActive, ScalingLimited, "
+        "Draining.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+
+class WorkerPool(Model):
+    """A pool of RQ workers: a Deployment that grows when jobs wait, shrinks without touching a job
+    that runs, and costs nothing when there is nothing to do.
+    """
+
+    api_version: Annotated[str, Field(pattern=r"^engineroom\.dev/v1alpha1$")]
+    kind: Annotated[str, Field(pattern=r"^WorkerPool$")]
+    metadata: dict[str, Any] = Field(json_schema_extra={"type": "object"})
+    spec: WorkerPoolSpec = Field(description="What the pool should be.")
+    status: dict[str, Any] | None = Field(default=None, description="What the pool is, and why.")
+
+    @property
+    def name(self) -> ObjectName:
+        """The object's name."""
+        return str(self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        """The object's namespace."""
+        return str(self.metadata["namespace"])
