@@ -1,0 +1,2 @@
+"""Images."""
+from __future__ import annotations

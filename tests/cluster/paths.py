@@ -1,0 +1,22 @@
+"""Where things live between runs, after the XDG base directory specification."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """What can be built again: binaries, images. Shared by every checkout of this user."""
+    return _base("XDG_CACHE_HOME", ".cache") / "engineroom"
+
+
+def clusters_directory() -> Path:
+    """The state of running clusters, one folder for each."""
+    return _base("XDG_STATE_HOME", ".local/state") / "engineroom" / "clusters"
+
+
+def _base(variable: str, default: str) -> Path:
+    value = os.environ.get(variable, "")
+    # The specification has relative paths ignored.
+    return Path(value) if os.path.isabs(value) else Path.home() / default
