@@ -1,0 +1,332 @@
+"""Seeing queues and workers in Redis: reads only, batched, without RQ's counting methods.
+
+RQ's registries clean up as they count, and so write and call users' callbacks; this module reads
+the keys instead. All looks that are asked for in one turn of the event loop travel in one pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import RedisError
+
+from engineroom.core.errors import MeasurementError
+from engineroom.queue import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from redis.asyncio import Redis
+
+    from engineroom.core.clock import Clock
+
+_T = TypeVar("_T")
+
+#: A look that takes longer than this counts as failed (seconds).
+LOOK_TIMEOUT = 3.0
+#: Keys in one EXISTS; a command stays well under a millisecond in Redis.
+EXISTS_CHUNK = 400
+#: Looks in one pipeline; bounds how long one reply is parsed without yielding.
+PIPELINE_CHUNK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """One queue at one moment. Counts are jobs, times are Unix seconds, totals grow for ever."""
+
+    name: str
+    waiting: int = 0
+    intermediate: int = 0
+    running: int = 0
+    due: int = 0
+    scheduled: int = 0
+    failed: int = 0
+    next_due: float | None = None
+    oldest_enqueued: float | None = None
+    finished_total: int = 0
+    failed_total: int = 0
+    busy_ms_total: int = 0
+    wait_ms_total: int = 0
+
+    @property
+    def backlog(self) -> int:
+        """Jobs that wait for a worker: in the list, taken but not started, and due."""
+        return self.waiting + self.intermediate + self.due
+
+    @property
+    def demand(self) -> int:
+        """Backlog and running jobs together."""
+        return self.backlog + self.running
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """One worker as it described itself; times are Unix seconds, memory is bytes."""
+
+    name: str
+    pod: str = ""
+    pod_uid: str = ""
+    state: str = ""
+    job: str = ""
+    execution: str = ""
+    queue: str = ""
+    job_started: float | None = None
+    drain: str = ""
+    drain_id: str = ""
+    heartbeat: float | None = None
+    birth: float | None = None
+    memory: int = 0
+    version: str = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it holds a job; a worker that is between states counts as busy."""
+        return bool(self.job) or bool(self.execution) or self.state == "busy"
+
+    @property
+    def slot(self) -> str:
+        """Which of the pod's worker processes this is."""
+        return self.name.rsplit(".", 2)[-2] if self.name.count(".") >= 2 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """All that one look told about one pool."""
+
+    at: float
+    queues: tuple[QueueFacts, ...]
+    workers: tuple[WorkerFacts, ...] = ()
+    suspended: bool = False
+
+    @property
+    def backlog(self) -> int:
+        """Jobs that wait in any of the pool's queues."""
+        return sum(queue.backlog for queue in self.queues)
+
+    @property
+    def running(self) -> int:
+        """Jobs in execution on the pool's queues, by any worker."""
+        return sum(queue.running for queue in self.queues)
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing waits, runs or is scheduled, and no worker is registered."""
+        return not self.workers and all(
+            queue.demand == 0 and queue.scheduled == 0 for queue in self.queues
+        )
+
+
+@dataclass(slots=True)
+class _Ask:
+    pool: str
+    queues: tuple[str, ...]
+    future: asyncio.Future[PoolFacts]
+
+
+class Observer:
+    """Looks at pools on one Redis; looks asked for together share a pipeline."""
+
+    def __init__(self, redis: Redis, clock: Clock) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._asks: list[_Ask] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def look(self, pool: str, queues: Sequence[str]) -> PoolFacts:
+        """Everything about the pool ``namespace/name`` and its queues, now.
+
+        Raises MeasurementError when Redis does not answer in time or with an error.
+        """
+        ask = _Ask(pool, tuple(queues), asyncio.get_running_loop().create_future())
+        self._asks.append(ask)
+        if len(self._asks) == 1:
+            task = asyncio.create_task(self._flush())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await ask.future
+
+    async def quiet(self, queues: Iterable[str]) -> set[str]:
+        """Those of ``queues`` on which nothing waits, runs or is scheduled.
+
+        Costs one EXISTS for a hundred queues as long as all are quiet, which is what makes ten
+        thousand idle pools cheap. Raises MeasurementError.
+        """
+        names = list(dict.fromkeys(queues))
+        quiet: set[str] = set()
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                for chunk in _chunks(names, EXISTS_CHUNK // 4):
+                    if not await self._redis.exists(*(key for q in chunk for key in _live_keys(q))):
+                        quiet.update(chunk)
+                        continue
+                    pipeline = self._redis.pipeline(transaction=False)
+                    for name in chunk:
+                        pipeline.exists(*_live_keys(name))
+                    quiet.update(
+                        name
+                        for name, count in zip(chunk, await pipeline.execute(), strict=True)
+                        if count == 0
+                    )
+        except (RedisError, OSError, TimeoutError) as error:
+            raise MeasurementError(describe(error)) from error
+        return quiet
+
+    async def _flush(self) -> None:
+        asks, self._asks = self._asks, []
+        for chunk in _chunks(asks, PIPELINE_CHUNK):
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT):
+                    answers = await self._read(chunk)
+            except (RedisError, OSError, TimeoutError) as error:
+                for ask in chunk:
+                    if not ask.future.done():
+                        failure = MeasurementError(describe(error))
+                        failure.__cause__ = error
+                        ask.future.set_exception(failure)
+            except BaseException as error:
+                for ask in chunk:
+                    if not ask.future.done():
+                        ask.future.set_exception(error)
+                raise
+            else:
+                for ask, facts in zip(chunk, answers, strict=True):
+                    if not ask.future.done():
+                        ask.future.set_result(facts)
+
+    async def _read(self, asks: Sequence[_Ask]) -> list[PoolFacts]:
+        at = self._clock.now().timestamp()
+        names = list(dict.fromkeys(name for ask in asks for name in ask.queues))
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.llen(keys.queue(name))
+            pipeline.llen(keys.intermediate(name))
+            pipeline.zcount(keys.started(name), at, "+inf")
+            pipeline.zcount(keys.scheduled(name), "-inf", at)
+            pipeline.zcard(keys.scheduled(name))
+            pipeline.zrange(keys.scheduled(name), 0, 0, withscores=True)
+            pipeline.zcard(keys.failed(name))
+            pipeline.lindex(keys.queue(name), 0)
+            pipeline.hmget(keys.stats(name), _STATS)
+        for ask in asks:
+            pipeline.smembers(keys.pool_workers(ask.pool))
+            pipeline.exists(keys.pool_suspended(ask.pool))
+        replies = await pipeline.execute()
+
+        rows = {name: replies[i * 9 : i * 9 + 9] for i, name in enumerate(names)}
+        tail = replies[len(names) * 9 :]
+        workers = [sorted(_text(name) for name in tail[i * 2]) for i in range(len(asks))]
+        suspended = [bool(tail[i * 2 + 1]) for i in range(len(asks))]
+        heads = {name: _text(row[7]) for name, row in rows.items() if row[7] is not None}
+
+        oldest: dict[str, float | None] = {}
+        described: dict[str, WorkerFacts | None] = {}
+        if heads or any(workers):
+            pipeline = self._redis.pipeline(transaction=False)
+            for head in heads.values():
+                pipeline.hget(keys.job(head), "enqueued_at")
+            everyone = [name for group in workers for name in group]
+            for name in everyone:
+                pipeline.hmget(keys.worker(name), _WORKER)
+            replies = await pipeline.execute()
+            for name, value in zip(heads, replies, strict=False):
+                oldest[name] = _time(value)
+            for name, row in zip(everyone, replies[len(heads) :], strict=True):
+                described[name] = _worker(name, row)
+
+        facts = {
+            name: _queue(name, row, oldest.get(name), at) for name, row in rows.items()
+        }
+        return [
+            PoolFacts(
+                at=at,
+                queues=tuple(facts[name] for name in ask.queues),
+                workers=tuple(w for n in group if (w := described.get(n)) is not None),
+                suspended=is_suspended,
+            )
+            for ask, group, is_suspended in zip(asks, workers, suspended, strict=True)
+        ]
+
+
+_STATS = ["finished", "failed", "busy_ms", "wait_ms"]
+_WORKER = [
+    "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
+    "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
+]  # fmt: skip
+
+
+def _live_keys(queue: str) -> tuple[str, str, str, str]:
+    return (keys.queue(queue), keys.intermediate(queue), keys.started(queue), keys.scheduled(queue))
+
+
+def _queue(name: str, row: Sequence[Any], oldest: float | None, at: float) -> QueueFacts:
+    waiting, intermediate, running, due, scheduled, head, failed, _, stats = row
+    finished, failures, busy, wait = (int(value or 0) for value in stats)
+    next_due = float(head[0][1]) if head else None
+    return QueueFacts(
+        name=name,
+        waiting=waiting,
+        intermediate=intermediate,
+        running=running,
+        due=due,
+        scheduled=scheduled,
+        failed=failed,
+        next_due=next_due if next_due is not None and next_due > at else None,
+        oldest_enqueued=oldest,
+        finished_total=finished,
+        failed_total=failures,
+        busy_ms_total=busy,
+        wait_ms_total=wait,
+    )
+
+
+def _worker(name: str, row: Sequence[Any]) -> WorkerFacts | None:
+    if all(value is None for value in row):
+        # Only the name is left: the hash expired. Kept, so that whoever asks can prune it.
+        return WorkerFacts(name=name, pod=name.rsplit(".", 2)[0], state="expired")
+    text = [_text(value) if value is not None else "" for value in row]
+    return WorkerFacts(
+        name=name,
+        pod=text[0],
+        pod_uid=text[1],
+        state=text[2],
+        job=text[3],
+        execution=text[4],
+        queue=text[5],
+        job_started=float(text[6]) if text[6] else None,
+        drain=text[7],
+        drain_id=text[8],
+        heartbeat=_time(row[9]),
+        birth=_time(row[10]),
+        memory=int(text[11] or 0),
+        version=text[12],
+    )
+
+
+def _time(value: bytes | str | None) -> float | None:
+    """RQ's `2026-01-31T12:00:00.000000Z` as Unix seconds; None when absent or not a time."""
+    if not value:
+        return None
+    try:
+        moment = datetime.fromisoformat(_text(value))
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def describe(error: BaseException) -> str:
+    """One line for people about a failed call to Redis, without the URL's credentials."""
+    if isinstance(error, TimeoutError):
+        return f"Redis did not answer within {LOOK_TIMEOUT:g} s"
+    return f"{type(error).__name__}: {str(error)[:200]}"
