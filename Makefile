@@ -1,0 +1,124 @@
+# Everything that is done to this project, by one word each; `make help` lists them.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+VENV_RQ2 := .venv-rq2
+BIN := $(VENV)/bin
+READY := $(VENV)/.made
+READY_RQ2 := $(VENV_RQ2)/.made
+PYTEST := $(BIN)/python -m pytest
+# More arguments for pytest: make test-unit ARGS="-k drain"
+ARGS ?=
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+
+export ENGINEROOM_RQ2_PYTHON := $(CURDIR)/$(VENV_RQ2)/bin/python
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort \
+		| awk -F ':.*## ' '{ printf "  %-18s %s\n", $$1, $$2 }'
+
+# ---- the environment ------------------------------------------------------------------------
+
+$(READY): requirements/dev.txt scripts/venv
+	@scripts/venv $(VENV) requirements/dev.txt
+	@touch $@
+
+$(READY_RQ2): requirements/rq2.txt scripts/venv
+	@scripts/venv $(VENV_RQ2) requirements/rq2.txt
+	@touch $@
+
+.PHONY: venv
+venv: $(READY) $(READY_RQ2) ## Make .venv (RQ 3) and .venv-rq2 (RQ 2) from the lock files
+
+.PHONY: doctor
+doctor: $(READY) ## Install what the tests need of the system, or say what is missing
+	@$(BIN)/python -m tests.cluster doctor
+
+.PHONY: lock
+lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
+	$(LOCK) $(UPGRADE) --all-extras --group dev -o requirements/dev.txt
+	$(LOCK) $(UPGRADE) --all-extras --group dev -c requirements/rq2.constraints.txt \
+		-o requirements/rq2.txt
+	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra cli -o requirements/image.txt
+
+# ---- to see it ------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(READY) doctor ## Bring up a cluster, install Engineroom and watch a pool at work
+	@$(BIN)/python -m examples.demo up
+
+.PHONY: demo-down
+demo-down: $(READY) ## Remove the demo's cluster
+	@$(BIN)/python -m examples.demo down
+
+# ---- to trust it ----------------------------------------------------------------------------
+
+.PHONY: test
+test: $(READY) $(READY_RQ2) doctor ## Unit, integration and e2e tests: what CI runs
+	$(PYTEST) tests/unit tests/integration tests/e2e $(ARGS)
+
+.PHONY: test-unit
+test-unit: $(READY) ## Tests that take seconds and need nothing
+	$(PYTEST) tests/unit $(ARGS)
+
+.PHONY: test-integration
+test-integration: $(READY) $(READY_RQ2) doctor ## Tests against a real API server and a real Redis
+	$(PYTEST) tests/integration $(ARGS)
+
+.PHONY: test-e2e
+test-e2e: $(READY) doctor ## Tests with real pods
+	$(PYTEST) tests/e2e $(ARGS)
+
+.PHONY: chart-test
+chart-test: $(READY) doctor ## Install, upgrade, test and remove the Helm chart on the local cluster
+	$(PYTEST) tests/e2e/test_chart.py $(ARGS)
+
+.PHONY: bench
+bench: $(READY) doctor ## Run one benchmark: make bench NAME=reaction (ARGS="--help" for its options)
+	@$(BIN)/python -m tests.performance $(NAME) $(ARGS)
+
+.PHONY: lint
+lint: $(READY) type ## Style, layers and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+.PHONY: type
+type: $(READY) ## Types, strictly
+	$(BIN)/mypy
+
+# ---- what is written by programs ------------------------------------------------------------
+
+.PHONY: generate
+generate: $(READY) ## Write the files that have another source: CRDs, schemas, references
+	$(BIN)/python -m engineroom.api.generate
+
+.PHONY: verify
+verify: $(READY) ## Check that the generated files are what `make generate` would write
+	$(BIN)/python -m engineroom.api.generate --check
+
+.PHONY: docs
+docs: $(READY) ## Check that every link in the documentation leads somewhere
+	$(PYTEST) tests/unit/test_docs.py $(ARGS)
+
+# ---- what is delivered ----------------------------------------------------------------------
+
+.PHONY: images
+images: $(READY) doctor ## Build the container images
+	@$(BIN)/python -m examples.demo images
+
+.PHONY: release
+release: $(READY) ## Build the wheel and the source distribution into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	@ls -l dist
+
+.PHONY: clean
+clean: ## Remove what was built here
+	rm -rf $(VENV) $(VENV_RQ2) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
