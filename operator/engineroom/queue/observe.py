@@ -236,9 +236,7 @@ class Observer:
             for name, row in zip(everyone, replies[len(heads) :], strict=True):
                 described[name] = _worker(name, row)
 
-        facts = {
-            name: _queue(name, row, oldest.get(name), at) for name, row in rows.items()
-        }
+        facts = {name: _queue(name, row, oldest.get(name), at) for name, row in rows.items()}
         return [
             PoolFacts(
                 at=at,

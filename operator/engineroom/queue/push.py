@@ -52,7 +52,7 @@ class QueuePush:
         self._on_down = on_down
 
     async def run(self) -> None:
-        """Listen until cancelled; connection failures are retried for ever, with capped back-off."""
+        """Listen until cancelled; failures are retried for ever, with capped back-off."""
         backoff = BACKOFF_FIRST
         while True:
             connection = self._connection()
@@ -88,7 +88,7 @@ class QueuePush:
                 if (name := keys.queue_of(key)) is not None:
                     self._on_queue(name)
 
-        connection._parser.set_invalidation_push_handler(invalidated)  # noqa: SLF001  redis-py has no public way
+        connection._parser.set_invalidation_push_handler(invalidated)
         prefixes = [part for prefix in keys.PUSH_PREFIXES for part in ("PREFIX", prefix)]
         await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
         await connection.read_response()

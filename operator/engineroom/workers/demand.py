@@ -1,0 +1,111 @@
+"""How much work there is, over time: rates from totals, and the memory that shrinking needs.
+
+Pure state: each look is folded in with its time; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engineroom.queue.observe import PoolFacts, QueueFacts
+
+#: Averages forget with this half-life (seconds): long enough to be calm, short enough to follow.
+HALF_LIFE = 30.0
+
+
+@dataclass(slots=True)
+class QueueRates:
+    """Moving figures of one queue: mean duration in seconds, arrivals and completions a second."""
+
+    duration: float | None = None
+    arrivals: float = 0.0
+    completions: float = 0.0
+    _finished: int = -1
+    _busy_ms: int = 0
+    _present: int = 0
+    _at: float = 0.0
+
+    def fold(self, facts: QueueFacts, at: float) -> None:
+        """Take one look into account. Totals that went back (Redis flushed) start over."""
+        finished = facts.finished_total + facts.failed_total
+        if self._finished < 0 or finished < self._finished or facts.busy_ms_total < self._busy_ms:
+            # First sight: the totals of the past still tell how long jobs take.
+            if finished:
+                self.duration = facts.busy_ms_total / 1000.0 / finished
+            self._remember(facts, finished, at)
+            return
+        elapsed = at - self._at
+        if elapsed < 0.25:
+            return
+        done = finished - self._finished
+        keep = math.exp2(-elapsed / HALF_LIFE)
+        if done:
+            mean = (facts.busy_ms_total - self._busy_ms) / 1000.0 / done
+            # A handful of jobs must not outweigh what thousands have told.
+            weight = max(1.0 - keep, min(1.0, done / 100.0)) if self.duration is not None else 1.0
+            before = self.duration if self.duration is not None else mean
+            self.duration = before + (mean - before) * min(1.0, weight)
+        arrived = max(0, done + facts.demand - self._present)
+        self.arrivals += (arrived / elapsed - self.arrivals) * (1.0 - keep)
+        self.completions += (done / elapsed - self.completions) * (1.0 - keep)
+        self._remember(facts, finished, at)
+
+    def _remember(self, facts: QueueFacts, finished: int, at: float) -> None:
+        self._finished, self._busy_ms = finished, facts.busy_ms_total
+        self._present, self._at = facts.demand, at
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the sizing of one pool remembers between looks. Times are Unix seconds.
+
+    Lost with the process, and safe to lose: without a past the present size counts as wanted,
+    so that a restart never shrinks a pool.
+    """
+
+    rates: dict[str, QueueRates] = field(default_factory=dict)
+    #: (time, wanted size), sizes falling: the front is the largest of the window.
+    wanted: deque[tuple[float, int]] = field(default_factory=deque)
+    last_busy: float | None = None
+    removals: deque[float] = field(default_factory=deque)
+
+    def fold(self, facts: PoolFacts, busy: bool) -> None:
+        """Take one look into account; ``busy``: something waits, runs or is held by a worker."""
+        for queue in facts.queues:
+            rates = self.rates.get(queue.name)
+            if rates is None:
+                rates = self.rates[queue.name] = QueueRates()
+            rates.fold(queue, facts.at)
+        if busy or self.last_busy is None or self.last_busy > facts.at:
+            self.last_busy = facts.at
+
+    def stabilized(self, wanted: int, current: int, window: float, at: float) -> int:
+        """The largest size wanted within ``window`` seconds before ``at``, this one included."""
+        if not self.wanted:
+            self.wanted.append((at, max(current, wanted)))
+        while self.wanted and self.wanted[-1][1] <= wanted:
+            self.wanted.pop()
+        self.wanted.append((at, wanted))
+        while len(self.wanted) > 1 and (
+            self.wanted[0][0] < at - window or self.wanted[0][0] > at + 1.0
+        ):
+            self.wanted.popleft()
+        return self.wanted[0][1]
+
+    def removals_left(self, per_minute: int | None, at: float) -> int | None:
+        """How many pods may still go in this minute; None: as many as wanted."""
+        if per_minute is None:
+            return None
+        while self.removals and self.removals[0] < at - 60.0:
+            self.removals.popleft()
+        return max(0, per_minute - len(self.removals))
+
+    def next_change(self, window: float, at: float) -> float | None:
+        """Seconds until the window lets go of its largest size; None when it holds just one."""
+        if len(self.wanted) < 2:
+            return None
+        return max(0.0, self.wanted[0][0] + window - at)

@@ -1,0 +1,98 @@
+"""A WorkerPool's spec boiled down to what every look needs: small, frozen, numbers in seconds.
+
+Ten thousand of these are kept in memory, so that the pydantic model is parsed only when the
+spec's generation changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans
+
+if TYPE_CHECKING:
+    from engineroom.api.v1alpha1.workerpool import WorkerPool
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulePlan:
+    """A known peak; ``duration`` in seconds."""
+
+    name: str
+    cron: str
+    time_zone: str
+    duration: float
+    min_replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to decide by. Durations are seconds; sizes are pods."""
+
+    queues: tuple[str, ...]
+    #: How long a job of the queue at the same place may wait.
+    latencies: tuple[float, ...]
+    workers_per_pod: int
+    #: None: sized by hand, to ``manual_replicas``.
+    autoscaled: bool
+    manual_replicas: int
+    min_replicas: int
+    max_replicas: int
+    backlog_per_worker: int | None
+    stabilization: float
+    max_pods_per_minute: int | None
+    idle_timeout: float
+    schedules: tuple[SchedulePlan, ...]
+    pause: Pause
+    suspend: bool
+    max_job_duration: float
+    requeue_orphans: RequeueOrphans
+    poison_threshold: int
+    poison_window: float
+    fallback_replicas: int | None
+    #: (Secret, key) of the Redis URL; None: the chart's own Redis.
+    redis_secret: tuple[str, str] | None
+    redis_ca_secret: tuple[str, str] | None
+    redis_insecure: bool
+
+
+def plan_of(pool: WorkerPool) -> Plan:
+    """The plan of a valid pool; defaults resolved."""
+    spec = pool.spec
+    auto = spec.autoscaling
+    outage = spec.metric_outage
+    redis = spec.redis
+    ordered = sorted(spec.queues, key=lambda queue: -queue.priority)
+    target = auto.target_latency.seconds if auto else 30.0
+    tls = redis.tls if redis else None
+    ca = tls.ca_secret_ref if tls else None
+    return Plan(
+        queues=tuple(queue.name for queue in ordered),
+        latencies=tuple(
+            queue.target_latency.seconds if queue.target_latency else target for queue in ordered
+        ),
+        workers_per_pod=spec.workers_per_pod,
+        autoscaled=auto is not None,
+        manual_replicas=1 if spec.replicas is None else spec.replicas,
+        min_replicas=auto.min_replicas if auto else 0,
+        max_replicas=auto.max_replicas if auto else 0,
+        backlog_per_worker=auto.target_backlog_per_worker if auto else None,
+        stabilization=auto.scale_down.stabilization_window.seconds if auto else 0.0,
+        max_pods_per_minute=auto.scale_down.max_pods_per_minute if auto else None,
+        idle_timeout=auto.idle_timeout.seconds if auto else 0.0,
+        schedules=tuple(
+            SchedulePlan(s.name, s.cron, s.time_zone, s.duration.seconds, s.min_replicas)
+            for s in (auto.schedules if auto else ())
+        ),
+        pause=auto.pause if auto else Pause.NONE,
+        suspend=spec.suspend,
+        max_job_duration=spec.drain.max_job_duration.seconds,
+        requeue_orphans=spec.recovery.requeue_orphans,
+        poison_threshold=spec.recovery.poison_threshold,
+        poison_window=spec.recovery.poison_window.seconds,
+        fallback_replicas=outage.replicas if outage.mode is MetricOutageMode.FALLBACK else None,
+        redis_secret=(redis.url_secret_ref.name, redis.url_secret_ref.key) if redis else None,
+        redis_ca_secret=(ca.name, ca.key) if ca else None,
+        redis_insecure=bool(tls and tls.insecure_skip_verify),
+    )
