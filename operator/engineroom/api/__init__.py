@@ -9,3 +9,5 @@ FIELD_MANAGER = "engineroom"
 LABEL_POOL = f"{GROUP}/pool"
 LABEL_COMPONENT = f"{GROUP}/component"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+#: On a pod, "true": the operator drains it and lets it go (``engineroom drain POOL POD``).
+ANNOTATION_DRAIN = f"{GROUP}/drain"

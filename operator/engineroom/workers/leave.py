@@ -1,0 +1,140 @@
+"""Who leaves when the pool shrinks, and what each leaver needs next: pure, one step at a time.
+
+A worker is asked to drain (reversible), says drained, is told to retire (irrevocable), says
+retired; then its pod is marked as the cheapest to delete, and only then the Deployment shrinks, by
+exactly the number of marked pods. Every step is read back before the next, so the operator may
+die between any two. A pod that is deleted against this order still finishes its job: the runtime
+takes SIGTERM as "finish and go".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engineroom.workers.views import RETIRED_COST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from engineroom.queue.observe import WorkerFacts
+    from engineroom.workers.views import PodView
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The next step of every leaver. Names are workers' names, except ``mark``."""
+
+    #: (worker, drain id): ask, or ask again before the request runs out.
+    drain: tuple[tuple[str, str], ...] = ()
+    cancel: tuple[str, ...] = ()
+    retire: tuple[tuple[str, str], ...] = ()
+    #: Pods to mark as the cheapest to delete.
+    mark: tuple[PodView, ...] = ()
+    #: The Deployment may shrink by so many: that many marked pods wait to be deleted.
+    shrink_by: int = 0
+    #: Pods on their way out.
+    leaving: int = 0
+
+
+def retired_pods(
+    pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]]
+) -> list[PodView]:
+    """Pods that will never take a job again: marked, or with all of their workers retired."""
+    return [p for p in pods if p.present and (_marked(p) or _retired(workers.get(p.name, ())))]
+
+
+def plan_leave(
+    pods: Sequence[PodView],
+    workers: Mapping[str, Sequence[WorkerFacts]],
+    *,
+    replicas: int,
+    target: int,
+) -> Leave:
+    """Next steps so that the pool gets from ``replicas`` pods to ``target``.
+
+    ``workers`` are the registered workers by pod name. With ``target`` at or above ``replicas``
+    whoever drains is called back; only the retired still go.
+    """
+    present = [pod for pod in pods if pod.present]
+    # Marked pods that the ReplicaSet is already told to delete, and has not yet.
+    under_way = max(0, len(present) - replicas)
+    retired = retired_pods(present, workers)
+    excess = max(replicas - target, len(retired) - under_way, 0)
+    asked = [pod for pod in present if pod.drain_asked]
+    ranked = sorted(present, key=lambda pod: _rank(pod, workers.get(pod.name, ())))
+    victims = {pod.name: pod for pod in [*ranked[: excess + under_way], *asked]}
+
+    drain: list[tuple[str, str]] = []
+    retire: list[tuple[str, str]] = []
+    mark: list[PodView] = []
+    marked = 0
+    for pod in victims.values():
+        crew = workers.get(pod.name, ())
+        if _marked(pod):
+            marked += 1
+            continue
+        if _retired(crew) or not crew:
+            # Without a registered worker there is nobody to ask; should one start in this very
+            # moment, it takes SIGTERM as "finish and go".
+            mark.append(pod)
+            continue
+        for worker in crew:
+            if worker.drain == "retired":
+                continue
+            if worker.drain == "drained" and not worker.busy:
+                retire.append((worker.name, pod.uid))
+            else:
+                drain.append((worker.name, pod.uid))
+    cancel = [
+        worker.name
+        for pod in present
+        if pod.name not in victims
+        for worker in workers.get(pod.name, ())
+        if worker.drain in ("draining", "drained")
+    ]
+    return Leave(
+        drain=tuple(drain),
+        cancel=tuple(cancel),
+        retire=tuple(retire),
+        mark=tuple(mark),
+        shrink_by=max(0, marked - under_way),
+        leaving=len(victims) + sum(1 for pod in pods if pod.deleting),
+    )
+
+
+def busy_pods(pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]]) -> int:
+    """Pods that hold a job and are not on their way out."""
+    return sum(
+        1
+        for pod in pods
+        if pod.present and any(w.busy and not w.drain for w in workers.get(pod.name, ()))
+    )
+
+
+def _marked(pod: PodView) -> bool:
+    return pod.deletion_cost <= RETIRED_COST
+
+
+def _retired(crew: Sequence[WorkerFacts]) -> bool:
+    return bool(crew) and all(worker.drain == "retired" for worker in crew)
+
+
+def _rank(pod: PodView, crew: Sequence[WorkerFacts]) -> tuple[int, float, str]:
+    """Sooner leaves first: the ones already leaving, the idle, the unready, the youngest job."""
+    if _marked(pod):
+        stage = 0
+    elif _retired(crew):
+        stage = 1
+    elif crew and all(worker.drain in ("drained", "retired") for worker in crew):
+        stage = 2
+    elif not crew and not pod.ready:
+        stage = 3
+    elif any(worker.drain for worker in crew):
+        stage = 4
+    elif not any(worker.busy for worker in crew):
+        stage = 5 if crew else 6
+    else:
+        stage = 7
+    youngest = max((w.job_started or 0.0 for w in crew if w.busy), default=0.0)
+    return stage, -youngest, pod.name
