@@ -1,2 +1,0 @@
-"""Images."""
-from __future__ import annotations

@@ -1,0 +1,82 @@
+"""The base image: what `debian:trixie-slim` is, made by debootstrap from the machine's own mirror."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from ..api import ClusterError
+from ..progress import step
+from . import host
+
+NAME = "debian:trixie-slim"
+SUITE = "trixie"
+_DEFAULT_MIRROR = "http://deb.debian.org/debian"
+_SOURCES = """\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: trixie trixie-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian-security
+Suites: trixie-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+# As in Debian's slim images: nobody reads manuals in a container.
+_LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian")
+_DPKG = "".join(f"path-exclude /{folder}/*\n" for folder in _LEFT_OUT) + "force-unsafe-io\n"
+_APT = """\
+APT::Install-Recommends "true";
+Acquire::Languages "none";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb || true"; };
+"""
+RECIPE = hashlib.sha256("\n".join((SUITE, _SOURCES, _DPKG, _APT, "ca-certificates")).encode()).hexdigest()[:12]
+
+
+def bootstrap(folder: Path) -> Path:
+    """Make the root file system below the folder. Half a minute; needs root."""
+    if os.geteuid() != 0:
+        raise ClusterError("the base image is made by debootstrap, which needs root")
+    root = folder / "root"
+    with step(f"bootstrap {NAME}", slow=True):
+        mirror = host.debian_mirror() or _DEFAULT_MIRROR
+        command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE]
+        environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+        result = subprocess.run(
+            [*command, str(root), mirror],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            end = "\n".join(result.stdout.splitlines()[-10:])
+            raise ClusterError(f"debootstrap failed:\n{end}")
+        _make_general(root)
+    return root
+
+
+def _make_general(root: Path) -> None:
+    """Nothing of this machine stays in it."""
+    for name in ("etc/resolv.conf", "etc/hostname", "etc/apt/sources.list", "etc/machine-id"):
+        (root / name).unlink(missing_ok=True)
+    sources = root / "etc/apt/sources.list.d/debian.sources"
+    sources.parent.mkdir(exist_ok=True)
+    sources.write_text(_SOURCES)
+    (root / "etc/apt/apt.conf.d/docker-clean").write_text(_APT)
+    (root / "etc/dpkg/dpkg.cfg.d/docker").write_text(_DPKG)
+    for name in ("var/lib/apt/lists", "var/cache/apt", "var/log", *_LEFT_OUT):
+        for entry in (root / name).glob("*"):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    for name in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/log/apt"):
+        (root / name).mkdir(parents=True, exist_ok=True)
