@@ -1,0 +1,1 @@
+"""A shop whose orders are worked off by RQ."""
