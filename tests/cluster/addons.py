@@ -99,7 +99,9 @@ class Metrics:
             f"--tls-private-key-file={key}",
             f"--kubelet-certificate-authority={authority.certificate}",
             "--kubelet-preferred-address-types=InternalIP",
+            # The shortest that it allows.
             "--metric-resolution=10s",
+            "--kubelet-request-timeout=5s",
         ]
         rules = [_rule("", ["nodes/metrics"]), _rule("", ["pods", "nodes", "namespaces"])]
         ports = {"https": ("TCP", 443, _METRICS_PORT)}
@@ -114,6 +116,10 @@ class Metrics:
         )
         self.process.configure(argv, namespace=layout.namespace)
         self.process.start()
+
+    def answers(self, client: Client) -> bool:
+        """Whether the API server reaches it. Until then discovery is incomplete, and nothing is garbage collected."""
+        return client.ready("/apis/metrics.k8s.io/v1beta1")
 
 
 def resolves(name: str, server: str, timeout: float = 0.5) -> bool:

@@ -64,6 +64,7 @@ class Node:
             self._metrics.start(client)
             self._wait_for_node(client)
             self._wait_for_dns()
+            self._wait_for_metrics(client)
 
     def wait(self, component: str) -> None:
         client = self._control_plane.client()
@@ -73,6 +74,8 @@ class Node:
             self._wait_for_node(client)
         elif component in ("coredns", "proxy"):
             self._wait_for_dns()
+        elif component == "metrics-server":
+            self._wait_for_metrics(client)
 
     def load(self, archive: Path, image: str) -> None:
         del image  # The archive says its names itself.
@@ -114,6 +117,9 @@ class Node:
 
     def _wait_for_dns(self) -> None:
         wait(self._dns.answers, "cluster DNS", self._dns.process, self._proxy)
+
+    def _wait_for_metrics(self, client: Client) -> None:
+        wait(lambda: self._metrics.answers(client), "metrics-server", self._metrics.process)
 
     def _configure_containerd(self) -> None:
         layout = self._layout

@@ -38,7 +38,8 @@ Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb || true"; };
 """
-RECIPE = hashlib.sha256("\n".join((SUITE, _SOURCES, _DPKG, _APT, "ca-certificates")).encode()).hexdigest()[:12]
+_APT_INDEXES = 'Acquire::GzipIndexes "true";\n'
+RECIPE = hashlib.sha256("\n".join((SUITE, _SOURCES, _DPKG, _APT, _APT_INDEXES, "ca-certificates")).encode()).hexdigest()[:12]
 
 
 def bootstrap(folder: Path) -> Path:
@@ -74,6 +75,8 @@ def _make_general(root: Path) -> None:
     sources.parent.mkdir(exist_ok=True)
     sources.write_text(_SOURCES)
     (root / "etc/apt/apt.conf.d/docker-clean").write_text(_APT)
+    # Where builds mount the machine's own settings; official images have this file too.
+    (root / "etc/apt/apt.conf.d/docker-gzip-indexes").write_text(_APT_INDEXES)
     (root / "etc/dpkg/dpkg.cfg.d/docker").write_text(_DPKG)
     for name in ("var/lib/apt/lists", "var/cache/apt", "var/log", *_LEFT_OUT):
         for entry in (root / name).glob("*"):
