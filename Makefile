@@ -50,11 +50,11 @@ lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
 
 .PHONY: demo
 demo: $(READY) doctor ## Bring up a cluster, install Engineroom and watch a pool at work
-	@$(BIN)/python -m examples.demo up
+	@$(BIN)/python -m tests.demo up
 
 .PHONY: demo-down
 demo-down: $(READY) ## Remove the demo's cluster
-	@$(BIN)/python -m examples.demo down
+	@$(BIN)/python -m tests.demo down
 
 # ---- to trust it ----------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ docs: $(READY) ## Check that every link in the documentation leads somewhere
 
 .PHONY: images
 images: $(READY) doctor ## Build the container images
-	@$(BIN)/python -m examples.demo images
+	@$(BIN)/python -m tests.demo images
 
 .PHONY: release
 release: $(READY) ## Build the wheel and the source distribution into dist/

@@ -1,1 +1,1 @@
-"""Engineroom installed on a real cluster, as the demonstration, the e2e tests and the benchmarks use it."""
+"""Engineroom installed on a real cluster, as the demonstration, tests and benchmarks use it."""

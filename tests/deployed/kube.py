@@ -1,14 +1,16 @@
-"""The cluster's objects as plain dictionaries: what a test reads and breaks, without the code under test."""
+"""The cluster's objects as plain dictionaries, read and written without the code under test."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubernetes import client, config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class Kube:
     """A client of one cluster. Safe to share between threads."""
 
     def __init__(self, kubeconfig: Path) -> None:
-        self._api = config.new_client_from_config(str(kubeconfig))
+        self._api: Any = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
 
     def get(self, plural: str, namespace: str | None, name: str) -> Object:
         """One object. Raises KubeError."""
@@ -54,15 +56,10 @@ class Kube:
                 return None
             raise
 
-    def list(
-        self, plural: str, namespace: str | None = None, *, selector: str = ""
-    ) -> list[Object]:
+    def all(self, plural: str, namespace: str | None = None, *, selector: str = "") -> list[Object]:
         """All objects that the selector matches."""
         query = {"labelSelector": selector} if selector else {}
-        items: list[Object] = self._request("GET", self.path(plural, namespace), query=query)[
-            "items"
-        ]
-        return items
+        return list(self._request("GET", self.path(plural, namespace), query=query)["items"])
 
     def create(self, plural: str, namespace: str | None, body: Object) -> Object:
         """Create one object."""
@@ -101,7 +98,9 @@ class Kube:
         query = {"container": container, "previous": str(previous).lower()}
         return self._send("GET", path, None, query, "application/json", None).decode()
 
-    def watch(self, plural: str, namespace: str | None, version: str) -> Iterator[tuple[str, Object]]:
+    def watch(
+        self, plural: str, namespace: str | None, version: str
+    ) -> Iterator[tuple[str, Object]]:
         """Changes after `version`, as they come; ends when the server ends it."""
         query = [("watch", "true"), ("resourceVersion", version)]
         response = self._open("GET", self.path(plural, namespace), None, query, None, 3600)
@@ -135,8 +134,8 @@ class Kube:
         body: Object | None = None,
         query: dict[str, str] | None = None,
         media: str = "application/json",
-    ) -> Any:
-        return json.loads(self._send(method, path, body, query or {}, media, 30) or b"{}")
+    ) -> Object:
+        return dict(json.loads(self._send(method, path, body, query or {}, media, 30) or b"{}"))
 
     def _send(
         self,
@@ -154,9 +153,7 @@ class Kube:
                 status = json.loads(data)
             except ValueError:
                 status = {"message": data.decode(errors="replace")}
-            raise KubeError(
-                response.status, status.get("reason", ""), status.get("message", "")
-            )
+            raise KubeError(response.status, status.get("reason", ""), status.get("message", ""))
         return data
 
     def _open(
@@ -168,7 +165,7 @@ class Kube:
         media: str | None,
         timeout: float | None,
     ) -> Any:
-        headers = {"Accept": "application/json, */*"}
+        headers: dict[str, str] = {"Accept": "application/json, */*"}
         if media is not None:
             headers["Content-Type"] = media
         method, url, headers, payload, _ = self._api.param_serialize(
@@ -188,8 +185,8 @@ def wait_for(
 ) -> T:
     """What `look` returns once that is neither None nor False.
 
-    Raises AssertionError naming `what` after `seconds`. Failures to reach the server count as not yet: faults are part
-    of these tests.
+    Raises AssertionError naming `what` after `seconds`. Failures to reach the server count as
+    not yet: faults are part of these tests.
     """
     deadline = time.monotonic() + seconds
     last: Exception | None = None
@@ -203,7 +200,9 @@ def wait_for(
             return found
         if time.monotonic() > deadline:
             text = what() if callable(what) else what
-            raise AssertionError(f"not within {seconds:g} s: {text}" + (f" ({last})" if last else ""))
+            raise AssertionError(
+                f"not within {seconds:g} s: {text}" + (f" ({last})" if last else "")
+            )
         time.sleep(every)
 
 

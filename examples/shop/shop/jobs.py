@@ -1,7 +1,8 @@
 """The shop's jobs.
 
-Each job writes down in Redis that it began and that it finished. Those books are the facts by which the demonstration,
-the end-to-end tests and the safety benchmark count what was lost, doubled or killed: they ask neither RQ nor Engineroom.
+Each job writes down in Redis that it began and that it finished. By those books the demonstration,
+the end-to-end tests and the safety benchmark count what was lost, doubled or killed: they ask
+neither RQ nor Engineroom.
 """
 
 from __future__ import annotations

@@ -1,0 +1,189 @@
+"""Bring up a cluster, install Engineroom, give a pool 500 jobs, and count what became of them."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.cluster import choose
+from tests.cluster.api import Cluster, ClusterError
+from tests.cluster.local import Local
+from tests.cluster.progress import step
+from tests.demo.show import Show
+from tests.demo.watch import FAILURES, Look, Watcher
+from tests.deployed import images, shop
+from tests.deployed.installation import Installation, installed
+from tests.deployed.kube import condition, wait_for
+
+if TYPE_CHECKING:
+    from tests.deployed.forward import Forward
+
+CLUSTER = "engineroom-demo"
+NAMESPACE = "shop"
+POOL = "orders"
+BOOK = "today"
+ORDERS = 500
+MANIFESTS = images.ROOT / "examples/shop"
+#: The whole show, from the first order to the last pod; past it something is broken.
+PATIENCE = 300.0
+
+
+def main() -> int:
+    """Run what was asked for; the exit status says whether every order was done exactly once."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
+    parser.add_argument("command", choices=("up", "down", "images"), nargs="?", default="up")
+    options = parser.parse_args()
+    try:
+        if options.command == "images":
+            for archive in images.build():
+                print(archive)
+            return 0
+        cluster = choose.select(CLUSTER)
+        if options.command == "down":
+            cluster.down()
+            return 0
+        return up(cluster)
+    except (ClusterError, AssertionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nThe cluster stays as it is; `make demo-down` removes it.", file=sys.stderr)
+        return 130
+
+
+def up(cluster: Cluster) -> int:
+    """The demonstration."""
+    began = time.monotonic()
+    with installed(cluster) as installation, installation.redis() as forward:
+        with step("deploy the shop: an application with its own image"):
+            deploy(installation, forward)
+        watcher = Watcher(installation.kube, forward, NAMESPACE, POOL, BOOK)
+        looks = run(installation, watcher)
+        good = report(watcher, looks, forward, time.monotonic() - began)
+    look_around(cluster)
+    return 0 if good else 1
+
+
+def deploy(installation: Installation, forward: Forward) -> None:
+    """Namespace, the application's Secret and its pool; nothing enqueued yet."""
+    kube = installation.kube
+    installation.kubectl("apply", "-f", str(MANIFESTS / "namespace.yaml"))
+    # What an earlier demonstration left.
+    kube.delete("jobs", NAMESPACE, "enqueue", grace=0)
+    shop.forget(forward.client, BOOK)
+    url = base64.b64encode(installation.redis_url().encode()).decode()
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "shop-redis"},
+        "data": {"url": url},
+    }
+    kube.apply("secrets", NAMESPACE, secret)
+    installation.kubectl("apply", "-f", str(MANIFESTS / "pool.yaml"))
+
+    def ready() -> bool:
+        pool = kube.get("workerpools", NAMESPACE, POOL)
+        return (
+            condition(pool, "Ready")["status"] == "True"
+            and not kube.all("pods", NAMESPACE, selector=f"engineroom.dev/pool={POOL}")
+            and kube.find("jobs", NAMESPACE, "enqueue") is None
+        )
+
+    wait_for(ready, 60, lambda: f"pool Ready: {kube.get('workerpools', NAMESPACE, POOL)['status']}")
+
+
+def run(installation: Installation, watcher: Watcher) -> list[Look]:
+    """Enqueue, and watch until all is done and the pool is at zero again."""
+    installation.kubectl("apply", "-f", str(MANIFESTS / "enqueue.yaml"))
+    looks: list[Look] = []
+    deadline = time.monotonic() + PATIENCE
+    with Show(ORDERS) as show:
+        while time.monotonic() < deadline:
+            try:
+                look = watcher.look()
+            except FAILURES as error:
+                print(f"not seen: {error}", file=sys.stderr)
+                time.sleep(1)
+                continue
+            looks.append(look)
+            show.show(look)
+            if look.finished >= ORDERS and look.pods == 0:
+                break
+            time.sleep(0.4)
+        else:
+            print(f"error: not done within {PATIENCE:.0f} s", file=sys.stderr)
+    return looks
+
+
+def report(watcher: Watcher, looks: list[Look], forward: Forward, seconds: float) -> bool:
+    """The closing table; whether every order was done exactly once."""
+    client = forward.client
+    account = shop.account(client, BOOK)
+    failed = shop.failed(client)
+    table = Table(title="What became of the orders", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    booked = "the jobs' own books in Redis"
+    table.add_row("jobs enqueued", str(account.enqueued), booked)
+    table.add_row("jobs finished", str(account.finished), booked)
+    table.add_row("lost", str(len(account.lost)), "enqueued and never finished")
+    table.add_row("doubled", str(len(account.doubled)), "finished more than once")
+    table.add_row("killed", str(len(account.killed)), "begun and not brought to an end")
+    table.add_row("failed", str(failed), "RQ's registry of failed jobs")
+    table.add_row(
+        "first job's wait",
+        _seconds(account.first_wait),
+        "from enqueue to begin, pod start included",
+    )
+    table.add_row("longest wait", _seconds(account.longest_wait), booked)
+    table.add_row(
+        "all done after", _seconds(account.seconds), "from the first enqueue to the last end"
+    )
+    table.add_row(
+        "largest size", f"{watcher.largest} pods", "pods of the pool, those leaving left out"
+    )
+    table.add_row(
+        "pods that ended badly",
+        str(len(watcher.pods.bad_ends)),
+        ", ".join(f"{pod}: {why}" for pod, why in watcher.pods.bad_ends.items())
+        or f"of {len(watcher.pods.seen)}; exit codes and restarts from the API server",
+    )
+    back = looks[-1].pods == 0 if looks else False
+    table.add_row(
+        "back at zero",
+        "yes" if back else "no",
+        f"{looks[-1].at:.0f} s after it began" if looks else "",
+    )
+    table.add_row("the whole demonstration", f"{seconds:.0f} s", "cluster, images, chart and jobs")
+    Console(highlight=False, soft_wrap=True).print(table)
+    return account.clean and account.enqueued == ORDERS and failed == 0 and back
+
+
+def look_around(cluster: Cluster) -> None:
+    """How to go on from here."""
+    print("\nThe cluster is up. To look around:\n")
+    print(f"  export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
+    if isinstance(cluster, Local):
+        first = cluster.env()["PATH"].split(":")[0]
+        ours = str(Path(sys.executable).parent)
+        print(f"  export PATH={shlex.quote(first)}:{shlex.quote(ours)}:$PATH")
+    print(f"  kubectl get workerpools -A; engineroom explain -n {NAMESPACE} {POOL}")
+    print(f"  kubectl -n {NAMESPACE} replace --force -f examples/shop/enqueue.yaml   # 500 more")
+    print("\nmake demo-down removes it.")
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The example application's orders, counted from what its jobs wrote down themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rq import Queue, Retry
+from rq.registry import FailedJobRegistry, StartedJobRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of one book of orders."""
+
+    enqueued: int
+    started: int
+    finished: int
+    #: Orders that no job finished.
+    lost: tuple[str, ...]
+    #: Orders that were finished more than once.
+    doubled: tuple[str, ...]
+    #: Jobs that began and did not come to their end, whether or not they were run again.
+    killed: tuple[str, ...]
+    first_wait: float | None
+    longest_wait: float | None
+    seconds: float | None
+
+    @property
+    def clean(self) -> bool:
+        """Every order done exactly once."""
+        return not self.lost and not self.doubled and not self.killed
+
+
+def account(client: redis.Redis, book: str) -> Account:
+    """Read a book. Orders that still wait or run count as lost: read it when all should be done."""
+    with client.pipeline(transaction=True) as pipe:
+        for page in ("enqueued", "started", "finished", "began", "ended"):
+            pipe.hgetall(f"shop:{book}:{page}")
+        enqueued, started, finished, began, ended = [
+            {key.decode(): value.decode() for key, value in page.items()} for page in pipe.execute()
+        ]
+    waits = [float(began[order]) - float(enqueued[order]) for order in began if order in enqueued]
+    first = float(min(enqueued.values(), default="0"))
+    return Account(
+        enqueued=len(enqueued),
+        started=len(started),
+        finished=len(finished),
+        lost=tuple(sorted(set(enqueued) - set(finished))),
+        doubled=tuple(sorted(order for order, times in finished.items() if int(times) > 1)),
+        killed=tuple(
+            sorted(
+                order
+                for order, times in started.items()
+                if int(times) > int(finished.get(order, "0"))
+            )
+        ),
+        first_wait=min(waits, default=None),
+        longest_wait=max(waits, default=None),
+        seconds=max(float(value) for value in ended.values()) - first if ended else None,
+    )
+
+
+def enqueue(
+    client: redis.Redis,
+    book: str,
+    durations: Sequence[float],
+    *,
+    queue: str = "orders",
+    first: int = 0,
+    job: str = "fulfil",
+    timeout: int = 600,
+    retry: Retry | None = None,
+) -> list[str]:
+    """Enqueue orders as the application would, without its code; their job ids."""
+    rq_queue = Queue(queue, connection=client)
+    seconds, microseconds = client.time()
+    came = f"{seconds}.{microseconds:06d}"
+    orders = [f"{first + number:05d}" for number in range(len(durations))]
+    with client.pipeline() as pipe:
+        pipe.hset(f"shop:{book}:enqueued", mapping=dict.fromkeys(orders, came))
+        jobs = rq_queue.enqueue_many(
+            [
+                Queue.prepare_data(
+                    f"shop.jobs.{job}", (book, order, duration), timeout=timeout, retry=retry
+                )
+                for order, duration in zip(orders, durations, strict=True)
+            ],
+            pipeline=pipe,
+        )
+        pipe.execute()
+    return [str(each.id) for each in jobs]
+
+
+def waiting(client: redis.Redis, queue: str = "orders") -> int:
+    """Jobs in the queue or between the queue and a worker."""
+    return int(client.llen(f"rq:queue:{queue}")) + int(
+        client.llen(f"rq:queue:{queue}:intermediate")
+    )
+
+
+def running(client: redis.Redis, queue: str = "orders") -> int:
+    """Jobs being executed, as RQ has it."""
+    # Not by .count, which cleans up: this looks on and must not help.
+    return int(client.zcard(StartedJobRegistry(queue, connection=client).key))
+
+
+def failed(client: redis.Redis, queue: str = "orders") -> int:
+    """Jobs that RQ holds for failed."""
+    return int(client.zcard(FailedJobRegistry(queue, connection=client).key))
+
+
+def finished(client: redis.Redis, book: str) -> int:
+    """Orders finished so far."""
+    return int(client.hlen(f"shop:{book}:finished"))
+
+
+def forget(client: redis.Redis, book: str) -> None:
+    """Throw a book away."""
+    client.delete(
+        *(f"shop:{book}:{page}" for page in ("enqueued", "started", "finished", "began", "ended"))
+    )
