@@ -1,0 +1,102 @@
+"""Reasons of conditions and events: one word for programs, documented once.
+
+Constants only, so that whoever writes a condition and whoever waits for one use the same word.
+``DESCRIPTIONS`` is what the reference in the documentation is made from.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# All is well.
+RECONCILED: Final = "Reconciled"
+WITHIN_RANGE: Final = "WithinRange"
+NOT_DRAINING: Final = "NotDraining"
+
+# Under way.
+SCALING: Final = "Scaling"
+SCALED_UP: Final = "ScaledUp"
+SCALED_DOWN: Final = "ScaledDown"
+DRAINING: Final = "Draining"
+DRAIN_CANCELLED: Final = "DrainCancelled"
+DELETING: Final = "Deleting"
+
+# By the user's wish.
+PAUSED: Final = "Paused"
+SUSPENDED: Final = "Suspended"
+RESUMED: Final = "Resumed"
+MANUAL_SIZE: Final = "ManualSize"
+
+# Limits.
+AT_MAX_REPLICAS: Final = "AtMaxReplicas"
+AT_MIN_REPLICAS: Final = "AtMinReplicas"
+RATE_LIMITED: Final = "RateLimited"
+QUOTA_EXCEEDED: Final = "QuotaExceeded"
+
+# The spec or what it refers to.
+INVALID_SPEC: Final = "InvalidSpec"
+SECRET_NOT_FOUND: Final = "SecretNotFound"
+SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"
+SECRET_FORBIDDEN: Final = "SecretForbidden"
+REDIS_URL_INVALID: Final = "RedisUrlInvalid"
+NAME_TAKEN: Final = "NameTaken"
+
+# Redis.
+REDIS_UNREACHABLE: Final = "RedisUnreachable"
+REDIS_AUTH_FAILED: Final = "RedisAuthFailed"
+REDIS_RECOVERED: Final = "RedisRecovered"
+METRIC_OUTAGE: Final = "MetricOutage"
+
+# Pods and jobs.
+NO_RQ_IN_IMAGE: Final = "NoRqInImage"
+IMAGE_PULL_FAILED: Final = "ImagePullFailed"
+PODS_NOT_READY: Final = "PodsNotReady"
+JOB_REQUEUED: Final = "JobRequeued"
+JOB_FAILED: Final = "JobFailed"
+JOB_POISONED: Final = "JobPoisoned"
+WORKER_LOST: Final = "WorkerLost"
+WORKER_OUT_OF_MEMORY: Final = "WorkerOutOfMemory"
+DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
+
+# The cluster.
+APPLY_REFUSED: Final = "ApplyRefused"
+
+DESCRIPTIONS: Final[dict[str, str]] = {
+    RECONCILED: "Everything is as the spec says.",
+    WITHIN_RANGE: "The size that the work asks for is within minReplicas and maxReplicas.",
+    NOT_DRAINING: "No pod is on its way out.",
+    SCALING: "The number of ready pods is on its way to the number wanted.",
+    SCALED_UP: "The pool was made larger; the message is the arithmetic.",
+    SCALED_DOWN: "The pool was made smaller by pods that had drained.",
+    DRAINING: "Pods finish the jobs they hold before they leave.",
+    DRAIN_CANCELLED: "Demand came back; pods that were to leave take jobs again.",
+    DELETING: "The object is being deleted and its pods finish their jobs.",
+    PAUSED: "spec.autoscaling.pause holds the size.",
+    SUSPENDED: "spec.suspend is true: workers stay and take no job.",
+    RESUMED: "spec.suspend was lifted; workers take jobs again.",
+    MANUAL_SIZE: "The size is spec.replicas; there is no spec.autoscaling.",
+    AT_MAX_REPLICAS: "The work asks for more pods than maxReplicas.",
+    AT_MIN_REPLICAS: "The work asks for fewer pods than minReplicas.",
+    RATE_LIMITED: "The pool shrinks as fast as scaleDown.maxPodsPerMinute lets it.",
+    QUOTA_EXCEEDED: "A ResourceQuota refuses more pods; raise it or lower maxReplicas.",
+    INVALID_SPEC: "The spec breaks a rule; the message names field, problem and fix.",
+    SECRET_NOT_FOUND: "A Secret that the spec refers to does not exist.",
+    SECRET_KEY_NOT_FOUND: "The Secret exists but has no such key.",
+    SECRET_FORBIDDEN: "The operator may not read the Secret; grant get in that namespace.",
+    REDIS_URL_INVALID: "The value in the Secret is not a redis:// or rediss:// URL.",
+    NAME_TAKEN: "An object of a needed name exists and belongs to somebody else.",
+    REDIS_UNREACHABLE: "Redis does not answer; the size is held as metricOutage says.",
+    REDIS_AUTH_FAILED: "Redis refuses the user or the password of the URL.",
+    REDIS_RECOVERED: "Redis answers again.",
+    METRIC_OUTAGE: "The queues cannot be measured, so the size does not follow them.",
+    NO_RQ_IN_IMAGE: "The worker's image has no RQ that its Python can import.",
+    IMAGE_PULL_FAILED: "An image of the pod template cannot be pulled.",
+    PODS_NOT_READY: "Pods exist and do not become ready; the message says which and why.",
+    JOB_REQUEUED: "A job whose worker was lost was put back into its queue.",
+    JOB_FAILED: "A job whose worker was lost was marked as failed.",
+    JOB_POISONED: "A job took its worker down too often and was set aside.",
+    WORKER_LOST: "A worker died with a job in hand.",
+    WORKER_OUT_OF_MEMORY: "A worker was killed for memory; raise its limit.",
+    DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
+    APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",
+}
