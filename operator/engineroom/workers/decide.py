@@ -49,6 +49,9 @@ def decide(plan: Plan, observation: Observation, memory: Memory) -> Decision:
     """Size the pool. ``memory`` already contains this observation's facts."""
     if not plan.autoscaled:
         return _by_hand(plan)
+    if plan.suspend:
+        size = plan.min_replicas if observation.current is None else observation.current
+        return Decision(size, f"{_pods(size)}: kept while spec.suspend is true", size)
     if observation.facts is None:
         return _blind(plan, observation)
     return _by_work(plan, observation, observation.facts, memory)

@@ -256,7 +256,7 @@ def _equip(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -
     tls = spec.redis.tls if spec.redis else None
     if tls is not None and tls.insecure_skip_verify:
         ours.append({"name": "ENGINEROOM_REDIS_INSECURE", "value": "1"})
-    mounts = [m for m in container.get("volumeMounts") or ()]
+    mounts = list(container.get("volumeMounts") or ())
     mounts.append({"name": RUNTIME_VOLUME, "mountPath": RUNTIME_PATH, "readOnly": True})
     if tls is not None and tls.ca_secret_ref is not None:
         ours.append({"name": "ENGINEROOM_REDIS_CA_FILE", "value": f"{CA_PATH}/ca.crt"})

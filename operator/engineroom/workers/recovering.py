@@ -1,0 +1,132 @@
+"""Jobs of dead workers: who is dead is decided from pod and heartbeat together, never from one.
+
+Redis gone for a minute makes every heartbeat old, a slow API server hides a pod: only both at once
+mean that a worker is dead, and before anything is taken from it the pod is read live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from engineroom.core import reasons
+from engineroom.core.errors import DependencyError
+from engineroom.kube.errors import NotFound
+from engineroom.kube.resources import PODS
+from engineroom.queue import recovery
+from engineroom.workers.views import pod_view
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from engineroom.kube.client import Client
+    from engineroom.kube.events import Recorder
+    from engineroom.kube.resources import ObjectRef
+    from engineroom.queue.observe import PoolFacts, WorkerFacts
+    from engineroom.workers.plan import Plan
+    from engineroom.workers.views import PodView
+
+log = structlog.get_logger(__name__)
+
+#: Workers report every 5 s; three reports missed, and the pod gone, is dead (seconds).
+SILENT = 15.0
+#: A pod that is there but not ready, silent for so long: its node is gone (seconds).
+SILENT_UNREADY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A worker that will not come back, and how that is known."""
+
+    worker: WorkerFacts
+    why: str
+
+
+def find_dead(facts: PoolFacts, pods: Sequence[PodView]) -> list[Dead]:
+    """The workers that both their heartbeat and their pod say are dead: pure."""
+    by_name = {pod.name: pod for pod in pods}
+    youngest: dict[tuple[str, str], float] = {}
+    for worker in facts.workers:
+        place = (worker.pod, worker.slot)
+        youngest[place] = max(youngest.get(place, 0.0), worker.birth or 0.0)
+    dead = []
+    for worker in facts.workers:
+        silence = facts.at - worker.heartbeat if worker.heartbeat is not None else float("inf")
+        if silence < SILENT:
+            continue
+        pod = by_name.get(worker.pod)
+        if pod is None or (worker.pod_uid and pod.uid != worker.pod_uid):
+            dead.append(Dead(worker, "its pod is gone"))
+        elif pod.phase in ("Succeeded", "Failed"):
+            dead.append(Dead(worker, f"its pod is {pod.phase}"))
+        elif (worker.birth or 0.0) < youngest[(worker.pod, worker.slot)]:
+            dead.append(Dead(worker, "its container was started anew"))
+        elif not pod.ready and silence >= SILENT_UNREADY:
+            dead.append(Dead(worker, "its pod is not ready"))
+    return dead
+
+
+async def recover_dead(
+    redis: Redis,
+    client: Client,
+    recorder: Recorder,
+    reference: ObjectRef,
+    namespace: str,
+    pool: str,
+    plan: Plan,
+    facts: PoolFacts,
+    pods: Sequence[PodView],
+) -> int:
+    """Give back the jobs of dead workers and take the workers off the list; returns how many died.
+
+    Each is recovered in one atomic step of Redis, so another operator doing the same, or RQ's own
+    maintenance, cannot make two of one job.
+    """
+    dead = find_dead(facts, pods)
+    for one in dead:
+        if one.why == "its pod is gone" and await _alive(client, namespace, one.worker):
+            continue
+        outcome = await recovery.recover(
+            redis,
+            recovery.DeadWorker(
+                name=one.worker.name,
+                pool=pool,
+                heartbeat=one.worker.heartbeat,
+                queues=plan.queues,
+                why=one.why,
+            ),
+            recovery.Policy(
+                requeue_orphans=plan.requeue_orphans.value,
+                poison_threshold=plan.poison_threshold,
+                poison_window=plan.poison_window,
+            ),
+            facts.at,
+        )
+        if outcome.job:
+            recorder.record(
+                reference,
+                "Warning",
+                reasons.JOB_RECOVERED,
+                f"worker {one.worker.name} died ({one.why}) with job {outcome.job}: "
+                f"{outcome.action}",
+            )
+            log.warning(
+                "job of a dead worker", pool=pool, worker=one.worker.name, job=outcome.job,
+                action=outcome.action, why=one.why,
+            )  # fmt: skip
+    return len(dead)
+
+
+async def _alive(client: Client, namespace: str, worker: WorkerFacts) -> bool:
+    """Whether the pod is there after all; an API server that does not answer counts as yes."""
+    try:
+        pod = pod_view(await client.get(PODS, namespace, worker.pod))
+    except NotFound:
+        return False
+    except DependencyError:
+        return True
+    return pod.uid == worker.pod_uid and pod.phase in ("Pending", "Running")
