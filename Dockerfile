@@ -17,11 +17,9 @@ WORKDIR /src
 COPY requirements/image.txt requirements/image.txt
 RUN /opt/build/bin/pip --python /opt/engineroom/bin/python install --no-cache-dir --require-hashes \
     --only-binary :all: --requirement requirements/image.txt
-COPY requirements/dev.txt requirements/dev.txt
 # The build backend by its locked hash, too, instead of whatever is newest today.
-RUN awk '/^[a-z]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/} wanted' \
-    requirements/dev.txt > requirements/build.txt \
-    && /opt/build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/build.txt
+COPY requirements/build.txt requirements/build.txt
+RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/build.txt
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY operator operator
 COPY webhooks webhooks

@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 # More arguments for pytest: make test-unit ARGS="-k drain"
 ARGS ?=
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 export ENGINEROOM_RQ2_PYTHON := $(CURDIR)/$(VENV_RQ2)/bin/python
 
@@ -41,10 +41,13 @@ doctor: $(READY) ## Install what the tests need of the system, or say what is mi
 
 .PHONY: lock
 lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
-	$(LOCK) $(UPGRADE) --all-extras --group dev -o requirements/dev.txt
+	$(LOCK) $(UPGRADE) --all-extras --group dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) $(UPGRADE) --all-extras --group dev -c requirements/rq2.constraints.txt \
-		-o requirements/rq2.txt
-	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra cli -o requirements/image.txt
+		pyproject.toml -o requirements/rq2.txt
+	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra cli -c requirements/dev.txt \
+		pyproject.toml -o requirements/image.txt
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+	$(LOCK) $(UPGRADE) examples/shop/requirements.in -o examples/shop/requirements.txt
 
 # ---- to see it ------------------------------------------------------------------------------
 
