@@ -25,9 +25,7 @@ class Duration(str):
         return sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(self))
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(
             cls,
             core_schema.str_schema(pattern=DURATION_PATTERN, max_length=32),

@@ -118,10 +118,12 @@ class ScaleDown(Model):
 
 
 class Schedule(Model):
-    """A known peak: from each tick of ``cron`` the pool holds at least ``minReplicas``."""
+    """A known peak: from each tick of cron the pool holds at least minReplicas."""
 
     name: str = Field(
-        min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         description="Name of the schedule, shown in status.decision.",
     )
     cron: str = Field(
@@ -162,7 +164,9 @@ class Autoscaling(Model):
         description="Known peaks.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    pause: Pause = Field(default=Pause.NONE, description="Hold scaling: None, All, ScaleIn, ScaleOut.")
+    pause: Pause = Field(
+        default=Pause.NONE, description="Hold scaling: None, All, ScaleIn, ScaleOut."
+    )
 
 
 class Drain(Model):
@@ -212,10 +216,14 @@ class RightSizing(Model):
         default=RightSizingMode.RECOMMEND, description="Off, Recommend or InPlace."
     )
     min_allowed: dict[str, str | int] | None = Field(
-        default=None, description="Never recommend less than these quantities."
+        default=None,
+        max_length=2,
+        description="Never recommend less than these quantities of cpu and memory.",
     )
     max_allowed: dict[str, str | int] | None = Field(
-        default=None, description="Never recommend more than these quantities."
+        default=None,
+        max_length=2,
+        description="Never recommend more than these quantities of cpu and memory.",
     )
 
 
@@ -250,14 +258,15 @@ class WorkerPoolSpec(Model):
     )
     template: dict[str, Any] = Field(
         description="PodTemplateSpec with the application's own image. The container named "
-        "`worker`, else the first, runs the workers; it needs Python and RQ, nothing of Engineroom.",
+        "`worker`, else the first, runs the workers; it needs Python and RQ, nothing else.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     replicas: int | None = Field(
         default=None,
         ge=0,
         le=10000,
-        description="Size set by hand (kubectl scale). Only where autoscaling is absent.",
+        description="Size set by hand (kubectl scale). Only where autoscaling is absent; with "
+        "neither of the two the pool has 1 pod.",
     )
     autoscaling: Autoscaling | None = Field(
         default=None, description="Size follows the work. Excludes replicas."
@@ -292,7 +301,10 @@ class Condition(Model):
     status: str = Field(description="True, False or Unknown.")
     reason: str = Field(default="", description="One word for programs.")
     message: str = Field(default="", description="A sentence for people.")
-    last_transition_time: str = Field(description="When status last changed (RFC 3339).")
+    last_transition_time: str = Field(
+        description="When status last changed (RFC 3339).",
+        json_schema_extra={"format": "date-time"},
+    )
     observed_generation: int = Field(default=0, description="Generation this speaks of.")
 
 
@@ -306,13 +318,18 @@ class WorkerPoolStatus(Model):
     desired_replicas: int = Field(default=0, description="Pods that the decision asks for.")
     busy_workers: int = Field(default=0, description="Workers with a job in hand.")
     draining_replicas: int = Field(default=0, description="Pods on their way out.")
+    waiting_jobs: int = Field(default=0, description="Jobs waiting, in all queues together.")
     queues: list[QueueStatus] = Field(
         default_factory=list,
         description="The queues, as last seen.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     jobs_per_minute: int = Field(default=0, description="Jobs finished in the last minute.")
-    last_scale_time: str | None = Field(default=None, description="When the size last changed.")
+    last_scale_time: str | None = Field(
+        default=None,
+        description="When the size last changed (RFC 3339).",
+        json_schema_extra={"format": "date-time"},
+    )
     decision: str = Field(default="", description="Why the pool has this size: the arithmetic.")
     recommended_resources: dict[str, Any] | None = Field(
         default=None,
@@ -347,3 +364,10 @@ class WorkerPool(Model):
     def namespace(self) -> str:
         """The object's namespace."""
         return str(self.metadata["namespace"])
+
+    @property
+    def fixed_replicas(self) -> int | None:
+        """The size that a person chose, 1 where they said nothing; None where it follows work."""
+        if self.spec.autoscaling is not None:
+            return None
+        return 1 if self.spec.replicas is None else self.spec.replicas

@@ -1,0 +1,217 @@
+"""What of a pod template goes beyond a Pod Security level: one table, no opinions of our own.
+
+The rules are those of the Pod Security Standards (restricted and baseline) as far as a template can
+break them; what a template leaves out the operator fills in so that it is restricted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api.schema import child, shown
+from engineroom.core.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LABEL = "pod-security.kubernetes.io/enforce"
+
+
+class Level(IntEnum):
+    """Levels of Pod Security, from the strictest up."""
+
+    RESTRICTED = 0
+    BASELINE = 1
+    PRIVILEGED = 2
+
+    @property
+    def word(self) -> str:
+        """The level as it stands in a namespace's label."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """Something in a template that needs a level above restricted."""
+
+    field: str
+    problem: str
+    fix: str
+    needs: Level
+
+    def refused(self, level: Level) -> Problem:
+        """The problem that it is in a namespace of ``level``."""
+        return Problem(
+            self.field,
+            f"{self.problem}, which Pod Security level {level.word} forbids",
+            f"{self.fix}, or label the namespace {LABEL}={self.needs.word}",
+        )
+
+
+#: Capabilities that baseline lets a container add.
+_BASELINE_CAPABILITIES = frozenset(
+    {
+        "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "MKNOD",
+        "NET_BIND_SERVICE",
+        "SETFCAP",
+        "SETGID",
+        "SETPCAP",
+        "SETUID",
+        "SYS_CHROOT",
+    }
+)
+_SAFE_SYSCTLS = frozenset(
+    {
+        "kernel.shm_rmid_forced",
+        "net.ipv4.ip_local_port_range",
+        "net.ipv4.ip_local_reserved_ports",
+        "net.ipv4.ip_unprivileged_port_start",
+        "net.ipv4.ping_group_range",
+        "net.ipv4.tcp_fin_timeout",
+        "net.ipv4.tcp_keepalive_intvl",
+        "net.ipv4.tcp_keepalive_probes",
+        "net.ipv4.tcp_keepalive_time",
+        "net.ipv4.tcp_rmem",
+        "net.ipv4.tcp_syncookies",
+        "net.ipv4.tcp_wmem",
+    }
+)
+_SELINUX_TYPES = frozenset(
+    {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
+)
+_RESTRICTED_VOLUMES = frozenset(
+    {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "image",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+)
+
+
+def escalations(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
+    """What in a pod spec needs more than restricted; tolerates any JSON under ``spec``."""
+    for name in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(name) is True:
+            yield Escalation(f"{path}.{name}", "is true", "remove it", Level.PRIVILEGED)
+    yield from _volumes(spec, path)
+    yield from _security(_map(spec.get("securityContext")), f"{path}.securityContext")
+    for group in ("initContainers", "containers"):
+        for index, container in enumerate(_list(spec.get(group))):
+            if isinstance(container, dict):
+                yield from _container(container, f"{path}.{group}[{index}]")
+
+
+def _volumes(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
+    for index, volume in enumerate(_list(spec.get("volumes"))):
+        if not isinstance(volume, dict):
+            continue
+        for source in volume:
+            if source == "name" or source in _RESTRICTED_VOLUMES or volume[source] is None:
+                continue
+            needs = Level.PRIVILEGED if source == "hostPath" else Level.BASELINE
+            told = "mounts a folder of the node" if source == "hostPath" else "is such a volume"
+            yield Escalation(
+                child(f"{path}.volumes[{index}]", str(source)),
+                told,
+                "use a persistentVolumeClaim or an emptyDir",
+                needs,
+            )
+
+
+def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
+    security = _map(container.get("securityContext"))
+    where = f"{path}.securityContext"
+    yield from _security(security, where)
+    if security.get("privileged") is True:
+        yield Escalation(f"{where}.privileged", "is true", "remove it", Level.PRIVILEGED)
+    if security.get("allowPrivilegeEscalation") is True:
+        field = f"{where}.allowPrivilegeEscalation"
+        yield Escalation(field, "is true", "remove it", Level.BASELINE)
+    mount = security.get("procMount")
+    if isinstance(mount, str) and mount != "Default":
+        yield Escalation(f"{where}.procMount", f"is {shown(mount)}", "remove it", Level.PRIVILEGED)
+    capabilities = _map(security.get("capabilities"))
+    for index, name in enumerate(_list(capabilities.get("add"))):
+        if not isinstance(name, str) or name == "NET_BIND_SERVICE":
+            continue
+        needs = Level.BASELINE if name in _BASELINE_CAPABILITIES else Level.PRIVILEGED
+        field = f"{where}.capabilities.add[{index}]"
+        yield Escalation(field, f"adds {shown(name)}", "remove it", needs)
+    dropped = capabilities.get("drop")
+    if isinstance(dropped, list) and "ALL" not in dropped:
+        yield Escalation(
+            f"{where}.capabilities.drop",
+            "leaves out ALL",
+            "write [ALL] or remove it (Engineroom drops all)",
+            Level.BASELINE,
+        )
+    for index, port in enumerate(_list(container.get("ports"))):
+        number = _map(port).get("hostPort")
+        if isinstance(number, int) and number:
+            field = f"{path}.ports[{index}].hostPort"
+            yield Escalation(field, f"is {shown(number)}", "remove it", Level.PRIVILEGED)
+    for hook in ("postStart", "preStop"):
+        action = _map(_map(_map(container.get("lifecycle")).get(hook)).get("httpGet"))
+        if action.get("host"):
+            yield Escalation(
+                f"{path}.lifecycle.{hook}.httpGet.host",
+                "names a host",
+                "remove it",
+                Level.PRIVILEGED,
+            )
+
+
+def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
+    """What pod and container security contexts have in common."""
+    if security.get("runAsUser") == 0 and not isinstance(security.get("runAsUser"), bool):
+        fix = "write the number of another user, or remove it"
+        yield Escalation(f"{path}.runAsUser", "is 0 (root)", fix, Level.BASELINE)
+    if security.get("runAsNonRoot") is False:
+        yield Escalation(f"{path}.runAsNonRoot", "is false", "remove it", Level.BASELINE)
+    for name in ("seccompProfile", "appArmorProfile"):
+        if _map(security.get(name)).get("type") == "Unconfined":
+            fix = "write RuntimeDefault, or remove it"
+            yield Escalation(f"{path}.{name}.type", "is Unconfined", fix, Level.PRIVILEGED)
+    selinux = _map(security.get("seLinuxOptions"))
+    kind = selinux.get("type")
+    if isinstance(kind, str) and kind not in _SELINUX_TYPES:
+        field = f"{path}.seLinuxOptions.type"
+        yield Escalation(field, f"is {shown(kind)}", "remove it", Level.PRIVILEGED)
+    for name in ("user", "role"):
+        if selinux.get(name):
+            field = f"{path}.seLinuxOptions.{name}"
+            yield Escalation(field, "is set", "remove it", Level.PRIVILEGED)
+    if _map(security.get("windowsOptions")).get("hostProcess") is True:
+        field = f"{path}.windowsOptions.hostProcess"
+        yield Escalation(field, "is true", "remove it", Level.PRIVILEGED)
+    for index, sysctl in enumerate(_list(security.get("sysctls"))):
+        setting = _map(sysctl).get("name")
+        if isinstance(setting, str) and setting not in _SAFE_SYSCTLS:
+            yield Escalation(
+                f"{path}.sysctls[{index}].name",
+                f"sets {shown(setting)}",
+                "remove it",
+                Level.PRIVILEGED,
+            )
+
+
+def _map(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,280 @@
+"""Schemas as trees, and the walk that compares a document with one.
+
+Two documents use it: a WorkerPool's spec (the tree comes from the pydantic models, as the CRD does)
+and the pod template inside it (the tree comes from Kubernetes' own OpenAPI document). Both so give
+messages of one kind: the field's path, what is wrong, what to write instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api.quantity import QuantityError, parse_quantity
+from engineroom.core.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+#: No more problems than this are told at once: a document of rubbish must not make a book.
+MAX_PROBLEMS = 40
+_SHOWN = 60
+
+_TYPE_NAMES = {
+    "object": "a map",
+    "array": "a list",
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "quantity": "a quantity",
+    "int-or-string": "a whole number or a string",
+}
+
+#: What a pattern of the models asks for, in words, and an example.
+_PATTERNS: dict[str, tuple[str, str]] = {}
+
+
+def describe_pattern(pattern: str, name: str, fix: str) -> None:
+    """Let a breach of ``pattern`` be told as "is not <name>; <fix>"."""
+    _PATTERNS[pattern] = (name, fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What may stand at one place; ``type`` is a key of ``_TYPE_NAMES`` or ``any``."""
+
+    type: str
+    description: str = ""
+    #: Known fields of an object; None where any are let through.
+    fields: Mapping[str, Node] | None = None
+    required: tuple[str, ...] = ()
+    #: What each value of a free map, or each item of a list, must be.
+    each: Node | None = None
+    enum: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    pattern: str | None = None
+    #: The field that tells the list's items apart.
+    unique_by: str | None = None
+    #: Values are never shown: they may be secrets.
+    secret: bool = False
+    _compiled: list[re.Pattern[str]] = field(default_factory=list, compare=False, repr=False)
+
+    def matches(self, value: str) -> bool:
+        """Whether the whole of ``value`` is what the pattern says."""
+        if self.pattern is None:
+            return True
+        if not self._compiled:
+            self._compiled.append(re.compile(self.pattern))
+        return self._compiled[0].fullmatch(value) is not None
+
+
+def child(path: str, key: str) -> str:
+    """Path of the field ``key`` under ``path``; keys that are no plain word stand in brackets."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+        return f"{path}.{key}" if path else key
+    return f"{path}[{shown(key)}]"
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: JSON on one line, cut when long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = type(value).__name__
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known spelling that ``word`` was probably meant to be, or None."""
+    by_folded: dict[str, str] = {}
+    for candidate in known:
+        by_folded.setdefault(candidate.casefold().replace("_", ""), candidate)
+    folded = word[:100].casefold().replace("_", "").replace("-", "")
+    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.7)
+    return by_folded[close[0]] if close else None
+
+
+def kind_of(value: object) -> str:
+    """The value's JSON type, in words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number with a fraction"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, dict):
+        return "a map"
+    if isinstance(value, list):
+        return "a list"
+    return f"a {type(value).__name__}"
+
+
+def check(node: Node, value: Any, path: str) -> Iterator[Problem]:
+    """Every difference between ``value`` and ``node``, in the document's order."""
+    if node.type == "any":
+        return
+    wrong = _wrong_type(node, value, path)
+    if wrong is not None:
+        yield wrong
+    elif isinstance(value, dict):
+        yield from _check_object(node, value, path)
+    elif isinstance(value, list):
+        yield from _check_list(node, value, path)
+    elif isinstance(value, str):
+        yield from _check_string(node, value, path)
+    elif isinstance(value, int) and node.type == "integer":
+        yield from _check_integer(node, value, path)
+
+
+def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
+    if node.type == "quantity":
+        return _wrong_quantity(node, value, path)
+    fits = {
+        "object": isinstance(value, dict),
+        "array": isinstance(value, list),
+        "string": isinstance(value, str),
+        "boolean": isinstance(value, bool),
+        "integer": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, int | float) and not isinstance(value, bool),
+        "int-or-string": isinstance(value, int | str) and not isinstance(value, bool),
+    }[node.type]
+    if fits:
+        return None
+    expected = _TYPE_NAMES[node.type]
+    told = "the value" if node.secret else shown(value)
+    problem = f"{told} is {kind_of(value)}, not {expected}"
+    if value is False and "Off" in node.enum:
+        return Problem(path, "Off without quotes is read as false", 'write "Off", in quotes')
+    if node.type == "string" and isinstance(value, int | float):
+        fix = "put it in quotes" if node.secret else f'write "{shown(value)}", in quotes'
+        if node.pattern is not None and node.pattern in _PATTERNS and not node.secret:
+            fix = _PATTERNS[node.pattern][1]
+        return Problem(path, problem, fix)
+    if (
+        node.type in {"integer", "number"}
+        and isinstance(value, str)
+        and value.isascii()
+        and value.isdigit()
+    ):
+        return Problem(path, problem, f"write {value[:20]} without quotes")
+    if node.type == "boolean":
+        return Problem(path, problem, "write true or false, without quotes")
+    if node.type == "array" and not isinstance(value, list):
+        return Problem(path, problem, "start each item with a dash (-)")
+    return Problem(path, problem, f"write {expected}")
+
+
+def _wrong_quantity(node: Node, value: Any, path: str) -> Problem | None:
+    del node
+    fix = "write a Kubernetes quantity such as 500m, 2, 256Mi or 1Gi"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return Problem(path, f"{shown(value)} is {kind_of(value)}, not a quantity", fix)
+    try:
+        parse_quantity(value)
+    except QuantityError:
+        return Problem(path, f"{shown(value)} is not a quantity", fix)
+    return None
+
+
+def _check_object(node: Node, value: dict[Any, Any], path: str) -> Iterator[Problem]:
+    for key, item in value.items():
+        if not isinstance(key, str):
+            yield Problem(path, f"the key {shown(key)} is no string", "put the key in quotes")
+            continue
+        known = node.fields.get(key) if node.fields is not None else None
+        if known is None and node.fields is not None and node.each is None:
+            yield unknown_field(node, key, path)
+        elif item is None:
+            continue  # the API server drops nulls before it validates
+        elif known is not None:
+            yield from check(known, item, child(path, key))
+        elif node.each is not None:
+            yield from check(node.each, item, child(path, key))
+    if node.max_length is not None and len(value) > node.max_length:
+        yield Problem(path, f"has {len(value)} entries", f"keep at most {node.max_length} of them")
+    for name in node.required:
+        if value.get(name) is None:
+            described = (node.fields or {}).get(name)
+            meant = described.description if described is not None else ""
+            yield Problem(child(path, name), "is missing", f"add it{': ' if meant else ''}{meant}")
+
+
+def unknown_field(node: Node, key: str, path: str) -> Problem:
+    """The problem of a field that the schema does not know, with its probable spelling."""
+    known = node.fields or {}
+    guess = nearest(key, known)
+    if guess is not None:
+        fix = f"did you mean {guess}?"
+    elif len(known) <= 20:
+        fix = f"remove it; the fields here are {', '.join(sorted(known))}"
+    else:
+        fix = "remove it"
+    return Problem(child(path, key), "is not a known field", fix)
+
+
+def _check_list(node: Node, value: list[Any], path: str) -> Iterator[Problem]:
+    if node.min_length is not None and len(value) < node.min_length:
+        yield Problem(path, "is empty", "add at least one item")
+    if node.max_length is not None and len(value) > node.max_length:
+        yield Problem(path, f"has {len(value)} items", f"keep at most {node.max_length} of them")
+        return
+    seen: dict[str, int] = {}
+    for index, item in enumerate(value):
+        if node.each is not None:
+            yield from check(node.each, item, f"{path}[{index}]")
+        if node.unique_by is None or not isinstance(item, dict):
+            continue
+        name = item.get(node.unique_by)
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            yield Problem(
+                f"{path}[{index}].{node.unique_by}",
+                f"{shown(name)} is already the {node.unique_by} of {path}[{seen[name]}]",
+                f"give each item a {node.unique_by} of its own",
+            )
+        seen.setdefault(name, index)
+
+
+def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
+    told = "the value" if node.secret else shown(value)
+    if node.enum and value not in node.enum:
+        guess = nearest(value, node.enum)
+        one_of = ", ".join(node.enum)
+        fix = f"did you mean {guess}?" if guess else f"write one of {one_of}"
+        yield Problem(path, f"{told} is not one of {one_of}", fix)
+    elif node.min_length is not None and len(value) < node.min_length:
+        yield Problem(path, "is empty", f"write it: {node.description}")
+    elif node.max_length is not None and len(value) > node.max_length:
+        yield Problem(path, f"has {len(value)} characters", f"keep it to at most {node.max_length}")
+    elif not node.matches(value):
+        name, fix = _PATTERNS.get(
+            node.pattern or "", ("allowed here", f"write what matches {node.pattern}")
+        )
+        yield Problem(path, f"{told} is not {name}", fix)
+
+
+def _check_integer(node: Node, value: int, path: str) -> Iterator[Problem]:
+    low, high = node.minimum, node.maximum
+    if low is not None and high is not None:
+        fix = f"write a number from {low} to {high}"
+    elif low is not None:
+        fix = f"write {low} or more"
+    else:
+        fix = f"write {high} or less"
+    if low is not None and value < low:
+        yield Problem(path, f"{shown(value)} is less than {low}", fix)
+    elif high is not None and value > high:
+        yield Problem(path, f"{shown(value)} is more than {high}", fix)
