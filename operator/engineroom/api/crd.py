@@ -42,14 +42,10 @@ class Rule:
     rule: str
     message: str
     field: str | None = None
-    #: CEL that makes the message, where it should name the value.
-    expression: str | None = None
 
     def document(self) -> dict[str, str]:
         """The rule as it stands in the CRD."""
         made = {"rule": self.rule, "message": self.message}
-        if self.expression is not None:
-            made["messageExpression"] = self.expression
         if self.field is not None:
             made["fieldPath"] = self.field
         return made
@@ -98,8 +94,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "self.minReplicas <= self.maxReplicas",
             "is more than maxReplicas; lower it or raise maxReplicas",
             field=".minReplicas",
-            expression="string(self.minReplicas) + ' is more than maxReplicas (' + "
-            "string(self.maxReplicas) + '); lower it or raise maxReplicas'",
         ),
         Rule(
             "!has(self.schedules) || "
