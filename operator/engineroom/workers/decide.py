@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineroom.api.v1alpha1.workerpool import Pause
+from engineroom.core import reasons
 from engineroom.workers import schedules
 
 if TYPE_CHECKING:
@@ -99,20 +100,20 @@ def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Mem
 
     limited = ""
     if size < floor:
-        size, limited = floor, "AtMinReplicas"
+        size, limited = floor, reasons.AT_MIN_REPLICAS
         sentence += f"; at least {floor} by {floor_name}"
     if size > plan.max_replicas:
-        size, limited = plan.max_replicas, "AtMaxReplicas"
+        size, limited = plan.max_replicas, reasons.AT_MAX_REPLICAS
         sentence += f"; at most {plan.max_replicas} by maxReplicas"
     if size < current:
         left = memory.removals_left(plan.max_pods_per_minute, at)
         if left is not None and current - size > left:
-            size, limited, again = current - left, "RateLimited", 5.0
+            size, limited, again = current - left, reasons.RATE_LIMITED, 5.0
             sentence += f"; at most {plan.max_pods_per_minute} pods leave a minute"
 
     if _paused(plan.pause, size, current):
         sentence += f"; kept at {current} by pause {plan.pause.value}"
-        size, limited = current, "Paused"
+        size, limited = current, reasons.PAUSED
     change = schedules.next_change(plan.schedules, at)
     moments = [m for m in (again, change) if m is not None]
     return Decision(

@@ -38,6 +38,13 @@ SILENT = 15.0
 SILENT_UNREADY = 60.0
 
 
+_REASONS = {
+    "requeued": reasons.JOB_REQUEUED,
+    "failed": reasons.JOB_FAILED,
+    "poisoned": reasons.JOB_POISONED,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Dead:
     """A worker that will not come back, and how that is known."""
@@ -110,7 +117,7 @@ async def recover_dead(
             recorder.record(
                 reference,
                 "Warning",
-                reasons.JOB_RECOVERED,
+                _REASONS.get(outcome.action, reasons.WORKER_LOST),
                 f"worker {one.worker.name} died ({one.why}) with job {outcome.job}: "
                 f"{outcome.action}",
             )

@@ -1,0 +1,132 @@
+"""Who leaves, and in which steps; including what a crash between two steps leaves behind."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engineroom.workers.leave import busy_pods, plan_leave, retired_pods
+from tests.unit.workers.builders import NOW, pod, worker
+
+
+def crews(*workers):
+    found: dict[str, list] = {}
+    for one in workers:
+        found.setdefault(one.pod, []).append(one)
+    return found
+
+
+def busy(name, **fields):
+    return worker(name, job=f"job-{name}", state="busy", **{"job_started": NOW - 10, **fields})
+
+
+def test_nobody_leaves_when_the_size_is_right():
+    leave = plan_leave([pod("a")], crews(worker("a")), replicas=1, target=1)
+    assert leave == type(leave)()
+
+
+def test_the_idle_go_before_the_busy():
+    pods = [pod("a"), pod("b"), pod("c")]
+    workers = crews(busy("a"), worker("b"), busy("c"))
+    leave = plan_leave(pods, workers, replicas=3, target=2)
+    assert [name for name, _ in leave.drain] == ["b.0.0a1b2c3d"]
+
+
+def test_then_the_unready_and_the_youngest_job():
+    pods = [pod("old"), pod("young"), pod("starting", ready=False, phase="Pending")]
+    workers = crews(busy("old", job_started=NOW - 500), busy("young", job_started=NOW - 1))
+    first = plan_leave(pods, workers, replicas=3, target=2)
+    assert [p.name for p in first.mark] == ["starting"]
+    second = plan_leave(pods, workers, replicas=3, target=1)
+    assert [name for name, _ in second.drain] == ["young.0.0a1b2c3d"]
+
+
+def test_each_step_waits_for_the_answer_to_the_one_before():
+    pods = [pod("a")]
+
+    def step(**fields):
+        return plan_leave(pods, crews(worker("a", **fields)), replicas=1, target=0)
+
+    assert step().drain
+    assert step(drain="draining", job="j").drain
+    assert not step(drain="draining", job="j").retire
+    drained = step(drain="drained")
+    assert (drained.drain, len(drained.retire), drained.mark) == ((), 1, ())
+    retired = step(drain="retired")
+    assert (retired.retire, [p.name for p in retired.mark], retired.shrink_by) == ((), ["a"], 0)
+
+
+def test_the_deployment_shrinks_by_the_marked_only():
+    pods = [pod("a", deletion_cost=-1000), pod("b"), pod("c")]
+    workers = crews(worker("a", drain="retired"), worker("b", drain="draining"), busy("c"))
+    assert plan_leave(pods, workers, replicas=3, target=1).shrink_by == 1
+
+
+def test_a_shrink_under_way_is_not_counted_again():
+    pods = [pod("a", deletion_cost=-1000), pod("b")]
+    workers = crews(worker("a", drain="retired"), busy("b"))
+    assert plan_leave(pods, workers, replicas=1, target=1).shrink_by == 0
+
+
+def test_demand_is_back_and_the_drained_are_called_back():
+    pods = [pod("a"), pod("b")]
+    workers = crews(worker("a", drain="drained"), busy("b"))
+    leave = plan_leave(pods, workers, replicas=2, target=2)
+    assert leave.cancel == ("a.0.0a1b2c3d",)
+    assert not leave.retire
+
+
+def test_the_retired_go_even_when_demand_is_back():
+    pods = [pod("a"), pod("b")]
+    workers = crews(worker("a", drain="retired"), busy("b"))
+    leave = plan_leave(pods, workers, replicas=2, target=2)
+    assert [p.name for p in leave.mark] == ["a"]
+    assert retired_pods(pods, workers) == [pods[0]]
+
+
+def test_all_workers_of_a_pod_must_have_retired():
+    pods = [pod("a")]
+    two = crews(worker("a", drain="retired"), busy("a", slot=1, drain="draining"))
+    leave = plan_leave(pods, two, replicas=1, target=0)
+    assert (leave.mark, leave.shrink_by) == ((), 0)
+    assert [name for name, _ in leave.drain] == ["a.1.0a1b2c3d"]
+
+
+def test_a_pod_that_somebody_asked_to_drain_leaves_whatever_the_size():
+    pods = [pod("a", drain_asked=True), pod("b")]
+    leave = plan_leave(pods, crews(worker("a"), worker("b")), replicas=2, target=2)
+    assert [name for name, _ in leave.drain] == ["a.0.0a1b2c3d"]
+
+
+def test_leaving_pods_are_not_busy_pods():
+    pods = [pod("a"), pod("b"), pod("c", deleting=True)]
+    workers = crews(busy("a"), busy("b", drain="draining"), busy("c"))
+    assert busy_pods(pods, workers) == 1
+
+
+STATES = st.sampled_from(["", "draining", "drained", "retired"])
+
+
+@given(
+    crew=st.lists(st.tuples(STATES, st.booleans(), st.booleans()), max_size=8),
+    target=st.integers(0, 8),
+    replicas=st.integers(0, 8),
+)
+def test_who_holds_a_job_is_neither_retired_nor_counted_out(crew, target, replicas):
+    """Whatever the state of things: no step forward for a worker that holds a job."""
+    pods, everyone = [], []
+    for index, (drain, is_busy, marked) in enumerate(crew):
+        name = f"p{index}"
+        if drain in ("drained", "retired"):
+            is_busy = False  # what a worker says only with empty hands
+        cost = -1000 if marked and drain == "retired" else 0
+        pods.append(pod(name, deletion_cost=cost))
+        everyone.append(busy(name, drain=drain) if is_busy else worker(name, drain=drain))
+    leave = plan_leave(pods, crews(*everyone), replicas=replicas, target=target)
+    holding = {w.name for w in everyone if w.busy}
+    holding_pods = {w.pod for w in everyone if w.busy}
+    assert not holding & {name for name, _ in leave.retire}
+    assert not holding_pods & {p.name for p in leave.mark}
+    marked_pods = sum(p.deletion_cost == -1000 for p in pods)
+    assert leave.shrink_by <= marked_pods
+    assert replicas - leave.shrink_by >= 0 or marked_pods > replicas
