@@ -1,0 +1,43 @@
+"""``engineroom completion``: the script that a shell reads."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from engineroom.cli.errors import PLUGIN, PROGRAM
+
+#: kubectl runs this file, found on the PATH under exactly this name, to complete a plugin.
+_KUBECTL = f"""\
+#!/bin/sh
+# Save as kubectl_complete-engineroom, executable, in a directory of the PATH:
+# kubectl asks it to complete `kubectl engineroom`. The last line tells kubectl: no file names.
+_KUBECTL_ENGINEROOM_COMPLETE=complete_bash COMP_WORDS="{PLUGIN} $*" COMP_CWORD=$# {PLUGIN}
+echo :4"""
+
+
+class Shell(StrEnum):
+    """Who completes."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+    KUBECTL = "kubectl"
+
+
+def completion(
+    shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish|kubectl", help="For whom.")],
+) -> None:
+    """Print the completion script of a shell, or of kubectl for its plugin.
+
+    For bash: `source <(engineroom completion bash)`. For kubectl: `engineroom completion kubectl >
+    ~/.local/bin/kubectl_complete-engineroom && chmod +x ~/.local/bin/kubectl_complete-engineroom`.
+    """
+    if shell is Shell.KUBECTL:
+        typer.echo(_KUBECTL)
+        return
+    from typer import completion as typers
+
+    scripts: Any = typers
+    variable = f"_{PROGRAM.upper()}_COMPLETE"
+    typer.echo(scripts.get_completion_script(prog_name=PROGRAM, complete_var=variable, shell=shell))

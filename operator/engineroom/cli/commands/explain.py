@@ -1,0 +1,37 @@
+"""``engineroom explain``: why a pool has the size it has."""
+
+from typing import Annotated
+
+import typer
+
+from engineroom.cli.commands.arguments import PoolName, pool_name
+from engineroom.cli.errors import program
+from engineroom.cli.session import Session
+from engineroom.cli.views.explain import Explanation, explain_document, explain_text
+from engineroom.cli.views.shape import Report, dump
+
+
+def explain(
+    session: Session,
+    name: PoolName,
+    output: Annotated[
+        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    ] = Report.TABLE,
+) -> None:
+    """Say why a pool has its size, and what would change it.
+
+    Shows the operator's decision and the arithmetic behind it, findings with their fix, queues,
+    conditions, pods and events.
+    """
+    pool = session.cluster.pool(session.namespace, pool_name(name))
+    explanation = Explanation(
+        pool=pool,
+        pods=session.cluster.pods(pool.namespace, pool.name),
+        events=session.cluster.events(pool),
+        now=session.clock.now(),
+        program=program(),
+    )
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump(explain_document(explanation), output))
+    else:
+        session.show(explain_text(explanation))

@@ -1,0 +1,51 @@
+"""``engineroom version``: of this program, of the operator, of the API server."""
+
+import platform
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engineroom import __version__
+from engineroom.cli.session import Session
+from engineroom.cli.views.shape import Report, dump
+from engineroom.cli.views.version import version_table
+
+if TYPE_CHECKING:
+    from engineroom.cli.model import Installation
+
+
+def version(
+    session: Session,
+    client: Annotated[
+        bool, typer.Option("--client", help="Only of this program; asks no cluster.")
+    ] = False,
+    output: Annotated[
+        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    ] = Report.TABLE,
+) -> None:
+    """Show the versions of this program, the operator and the API server."""
+    document = version_document(None if client else session.cluster.installation())
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump(document, output))
+    else:
+        session.show(version_table(document))
+
+
+def version_document(installation: "Installation | None") -> dict[str, Any]:
+    """The versions; what the cluster did not say is null."""
+    document: dict[str, Any] = {
+        "client": {"version": __version__, "python": platform.python_version()}
+    }
+    if installation is None:
+        return document
+    definition = installation.definition
+    return {
+        **document,
+        "operator": [
+            {"namespace": one.namespace, "name": one.name, "image": one.image}
+            for one in installation.role("operator")
+        ],
+        "api": list(definition.served) if definition else [],
+        "kubernetes": {"server": installation.server, "version": installation.server_version},
+        "notAllowedToRead": list(installation.denied),
+    }

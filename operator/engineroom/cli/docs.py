@@ -1,0 +1,160 @@
+"""docs/cli.md, written from the application: ``python -m engineroom.cli.docs [--check]``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from engineroom.cli.errors import ExitCode
+from engineroom.cli.lazy import paragraphs
+from engineroom.cli.main import ENTRIES, create
+from engineroom.cli.session import shared_parameters
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "cli.md"
+
+_INTRODUCTION = """\
+# The command line
+
+<!-- Written by `python -m engineroom.cli.docs`; change the commands, not this page. -->
+
+`engineroom` looks at pools, explains them and changes them. As `kubectl-engineroom` on the `PATH`
+it is a kubectl plugin: `kubectl engineroom status`.
+
+```console
+$ pip install 'engineroom[cli]'
+$ engineroom status
+$ engineroom explain mail
+```
+
+It talks to the API server alone, with the rights of your kubeconfig: all it shows comes from the
+status of the pools, from their pods, their events and, where there is one, the metrics server.
+It needs no access to Redis. It writes only what you ask for, as a JSON merge patch with the field
+manager `engineroom-cli`; `--dry-run=server` shows the difference and writes nothing. To wait for a
+pool there is `kubectl wait --for=condition=Ready workerpool/NAME`.
+
+What it does not know it shows as `-` (in JSON and YAML `null`), never as zero.
+"""
+
+_REST = """\
+## Errors
+
+An error says what happened, why, and the fix; `--debug` adds the stack trace:
+
+```console
+$ engineroom get
+error: Engineroom is not installed in this cluster
+  why: https://192.0.2.10:6443 has no workerpools.engineroom.dev
+  fix: helm install engineroom charts/engineroom -n engineroom-system --create-namespace
+```
+
+Answers go to standard output; progress, notes and errors to standard error.
+Where standard output is no terminal, lines are never broken and there are no colours.
+`--no-color` and `NO_COLOR` switch colours off everywhere. Questions are asked only on a terminal,
+and `--yes` answers them.
+
+## Rights
+
+| command | verbs |
+|---|---|
+| `get` | `get`, `list` on `workerpools` |
+| `explain`, `top` | also `list` on `pods`, `events`, `pods.metrics.k8s.io` (memory and CPU) |
+| `status`, `version` | also `list` on `deployments`, `statefulsets`, `leases`, \
+`validatingwebhookconfigurations` and `get` on `customresourcedefinitions`; what is denied is named \
+in the output |
+| `pause`, `resume`, `drain NAME`, `scale --min/--max` | also `patch` on `workerpools` |
+| `scale NAME N` | `get` on `workerpools`, `patch` on `workerpools/scale` |
+| `drain NAME` | also `list` on `pods`, to wait |
+| `drain NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
+"""
+
+
+def render() -> str:
+    """The page."""
+    group: Any = typer.main.get_command(create())
+    shared = {parameter.name for parameter in shared_parameters()}
+    parts = [_INTRODUCTION, "## Exit codes\n", "| code | means |\n|---|---|"]
+    parts[-1] += "".join(f"\n| {code.value} | {code.meaning} |" for code in ExitCode) + "\n"
+    parts.append("## Options of all commands\n")
+    parts.append("They may stand before the command's name or after it.\n")
+    parts.append(_options([one for one in group.params if one.name in shared]))
+    parts.append("## Commands\n")
+    for entry in ENTRIES:
+        if not entry.present:
+            continue
+        command = group.get_command(None, entry.name)
+        parts.append(f"### engineroom {_usage(entry.name, command)}\n")
+        parts.append(f"{paragraphs(inspect.getdoc(entry.function()) or '')}\n")
+        own = [one for one in command.params if one.name not in shared | {"help"}]
+        if own:
+            parts.append(_options(own))
+    parts.append(_REST)
+    return "\n".join(parts)
+
+
+def _usage(name: str, command: Any) -> str:
+    words = [name]
+    for one in command.params:
+        if one.param_type_name == "argument":
+            metavar = (one.metavar or one.name.upper()) + ("..." if one.nargs == -1 else "")
+            words.append(metavar if one.required else f"[{metavar}]")
+    return " ".join(words)
+
+
+def _options(parameters: list[Any]) -> str:
+    lines = ["| option | |", "|---|---|"]
+    for one in parameters:
+        if one.param_type_name == "argument":
+            label = f"`{_escape(one.metavar or one.name.upper())}`"
+        else:
+            names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
+            value = "" if one.is_flag else f" {_value(one)}"
+            label = f"{names}{value}"
+        text = one.help or ""
+        if one.param_type_name == "option" and _shown(one.default):
+            text += f" Default: {one.default}."
+        lines.append(f"| {label} | {text} |".replace("<", "&lt;"))
+    return "\n".join(lines) + "\n"
+
+
+def _shown(default: object) -> bool:
+    return isinstance(default, str | int | float) and not isinstance(default, bool)
+
+
+def _value(option: Any) -> str:
+    if option.metavar:
+        return f"`{_escape(option.metavar)}`"
+    choices = getattr(option.type_descriptor, "choices", None)
+    if choices:
+        return f"`{_escape('|'.join(str(one.value) for one in choices))}`"
+    return "`N`"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or with ``--check`` say whether it is as it would be written."""
+    text = render()
+    if "--check" not in arguments:
+        PAGE.write_text(text)
+        return 0
+    written = PAGE.read_text() if PAGE.exists() else ""
+    difference = list(
+        difflib.unified_diff(
+            written.splitlines(), text.splitlines(), "docs/cli.md", "the commands", lineterm=""
+        )
+    )
+    if difference:
+        print("\n".join(difference))
+        print("docs/cli.md differs from the commands; run: python -m engineroom.cli.docs")
+    return 1 if difference else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

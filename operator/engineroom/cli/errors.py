@@ -1,0 +1,105 @@
+"""What goes wrong on the command line: what happened, why, and what to do about it.
+
+Exit codes are a promise to scripts; ``ExitCode`` is the whole list and docs/cli.md prints it.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from pathlib import PurePath
+from typing import ClassVar
+
+from engineroom.core.errors import EngineroomError
+
+PROGRAM = "engineroom"
+PLUGIN = "kubectl-engineroom"
+#: The fix for whatever is missing as a whole.
+INSTALL = "helm install engineroom charts/engineroom -n engineroom-system --create-namespace"
+
+
+class ExitCode(IntEnum):
+    """What the exit status says."""
+
+    OK = 0
+    PROBLEM = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    FORBIDDEN = 5
+
+    @property
+    def meaning(self) -> str:
+        """One line for the documentation."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.OK: "done; nothing is wrong",
+    ExitCode.PROBLEM: "a problem was found, or the cluster refused what was asked",
+    ExitCode.USAGE: "the command does not fit: wrong arguments, or not possible for such a pool",
+    ExitCode.UNREACHABLE: "the cluster cannot be reached, or the kubeconfig does not lead to one",
+    ExitCode.NOT_FOUND: "the pool, the pod or the WorkerPool kind itself is not there",
+    ExitCode.FORBIDDEN: "not logged in, or your account may not do this",
+}
+
+
+class CliError(EngineroomError):
+    """A command cannot go on; it is shown as three sentences, never as a stack trace."""
+
+    code = "cli"
+    exit_code: ClassVar[ExitCode] = ExitCode.PROBLEM
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what = what
+        self.why = why
+        self.fix = fix
+        super().__init__("; ".join(part for part in (what, why, fix) if part))
+
+
+class RefusedError(CliError):
+    """The API server or an admission webhook said no to the change itself."""
+
+    code = "cli_refused"
+
+
+class TimedOutError(CliError):
+    """What was waited for did not come to be in the time allowed."""
+
+    code = "cli_timed_out"
+
+
+class UsageError(CliError):
+    """The command does not fit; another one does."""
+
+    code = "cli_usage"
+    exit_code = ExitCode.USAGE
+
+
+class UnreachableError(CliError):
+    """No answer from an API server, or no way to know which one to ask."""
+
+    code = "cli_unreachable"
+    retryable = True
+    exit_code = ExitCode.UNREACHABLE
+
+
+class NotFoundError(CliError):
+    """The object, or its kind, is not there."""
+
+    code = "cli_not_found"
+    exit_code = ExitCode.NOT_FOUND
+
+
+class ForbiddenError(CliError):
+    """Not authenticated, or not authorized."""
+
+    code = "cli_forbidden"
+    exit_code = ExitCode.FORBIDDEN
+
+
+def program() -> str:
+    """How the user called us, for texts that name a command to type next."""
+    if PurePath(sys.argv[0] if sys.argv else "").name == PLUGIN:
+        return PLUGIN.replace("-", " ")
+    return PROGRAM

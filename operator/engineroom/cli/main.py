@@ -1,0 +1,151 @@
+"""The command line ``engineroom``, which is also the kubectl plugin ``kubectl engineroom``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from engineroom.cli.errors import CliError, ExitCode, program
+from engineroom.cli.lazy import Entry, group
+from engineroom.cli.session import (
+    Context,
+    Debug,
+    Kubeconfig,
+    Namespace,
+    NoColor,
+    Shared,
+    console,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LOOK, CHANGE, OTHER = "Look", "Change", "Other"
+_COMMANDS = "engineroom.cli.commands"
+
+ENTRIES = (
+    Entry(
+        "status",
+        f"{_COMMANDS}.status",
+        LOOK,
+        "Show whether Engineroom is well: operator, webhooks, Redis, CRD, and pools with problems.",
+    ),
+    Entry("get", f"{_COMMANDS}.get", LOOK, "Show pools: their state, size, load and age."),
+    Entry(
+        "explain",
+        f"{_COMMANDS}.explain",
+        LOOK,
+        "Say why a pool has its size, and what would change it.",
+    ),
+    Entry("top", f"{_COMMANDS}.top", LOOK, "Show what pools or workers do now, once or live."),
+    Entry(
+        "scale",
+        f"{_COMMANDS}.scale",
+        CHANGE,
+        "Set the size of a pool, or the range of an autoscaled one.",
+    ),
+    Entry("pause", f"{_COMMANDS}.pause", CHANGE, "Hold the size of an autoscaled pool."),
+    Entry(
+        "resume",
+        f"{_COMMANDS}.resume",
+        CHANGE,
+        "Let a paused or drained pool scale and work again.",
+    ),
+    Entry(
+        "drain",
+        f"{_COMMANDS}.drain",
+        CHANGE,
+        "Let a pool, or one of its pods, finish its jobs and take no more.",
+    ),
+    Entry(
+        "lint", "engineroom.cli.lint", OTHER, "Check manifests as admission would.", session=False
+    ),
+    Entry(
+        "version",
+        f"{_COMMANDS}.version",
+        OTHER,
+        "Show the versions of this program, the operator and the API server.",
+    ),
+    Entry(
+        "completion",
+        f"{_COMMANDS}.completion",
+        OTHER,
+        "Print the completion script of a shell, or of kubectl for its plugin.",
+        session=False,
+    ),
+)
+
+
+def create() -> typer.Typer:
+    """The application with all its commands."""
+    app = typer.Typer(
+        name="engineroom",
+        cls=group(ENTRIES),
+        help="Pools of RQ workers on Kubernetes: look at them, understand them, change them.\n\n"
+        "Needs nothing but the rights of your kubeconfig. `kubectl wait --for=condition=Ready "
+        "workerpool/NAME` waits for a pool.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(_before)
+    return app
+
+
+def _before(
+    ctx: typer.Context,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    no_color: NoColor = False,
+    debug: Debug = False,
+) -> None:
+    """Keep the options that stand before the command's name for the command."""
+    ctx.obj = Shared(kubeconfig, context, namespace, no_color, debug)
+
+
+def show_error(error: CliError) -> None:
+    """What, why, fix: on standard error."""
+    from rich.text import Text
+
+    err = console(sys.stderr)
+    err.print(Text.assemble(("error", "bold red"), f": {error.what}"))
+    if error.why:
+        err.print(Text(f"  why: {error.why}"))
+    if error.fix:
+        err.print(Text(f"  fix: {error.fix}"))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--no-color" in given:
+        # Before anything is printed, so that help and usage errors follow it too.
+        os.environ["NO_COLOR"] = "1"
+    try:
+        create()(args=given, prog_name=program())
+    except CliError as error:
+        if "--debug" in given:
+            raise
+        show_error(error)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        show_error(
+            CliError(
+                f"{program()} failed in a way it should not",
+                why=f"{type(error).__name__}: {error}",
+                fix="run it again with --debug and report what it prints",
+            )
+        )
+        sys.exit(ExitCode.PROBLEM)
+    sys.exit(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What every command is given, and the options that all commands share.
+
+``command`` turns ``def get(session, names, ...)`` into a typer command with -n, -A, --context,
+--kubeconfig, --no-color and --debug added; the same options are accepted before the command's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import typing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from engineroom.cli.errors import UsageError
+from engineroom.core.clock import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import RenderableType
+
+    from engineroom.cli.client import Cluster
+
+#: For what is not a terminal: wide enough that no line is ever broken or cut, so grep works.
+_UNBROKEN = 10_000
+_PANEL = "Options of all commands"
+
+Kubeconfig = Annotated[
+    str | None,
+    typer.Option("--kubeconfig", metavar="FILE", help="Kubeconfig to use.", rich_help_panel=_PANEL),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(
+        "--context", metavar="NAME", help="Context of the kubeconfig.", rich_help_panel=_PANEL
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        "-n",
+        metavar="NAME",
+        help="Namespace; without it the context's own.",
+        rich_help_panel=_PANEL,
+    ),
+]
+NoColor = Annotated[
+    bool,
+    typer.Option(
+        "--no-color",
+        help="No colours; so does NO_COLOR in the environment.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the stack trace of an error.", rich_help_panel=_PANEL),
+]
+
+AllNamespaces = Annotated[
+    bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces, not just one.")
+]
+Selector = Annotated[
+    str | None,
+    typer.Option(
+        "--selector", "-l", metavar="LABELS", help="Only pools with these labels: app=mail."
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The options of all commands, as typed; None and False mean not given."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    namespace: str | None = None
+    no_color: bool = False
+    debug: bool = False
+
+    def over(self, before: Shared) -> Shared:
+        """These options, completed by those typed before the command's name."""
+        return Shared(
+            self.kubeconfig or before.kubeconfig,
+            self.context or before.context,
+            self.namespace or before.namespace,
+            self.no_color or before.no_color,
+            self.debug or before.debug,
+        )
+
+
+def _connect(shared: Shared) -> Cluster:
+    from engineroom.cli.client import KubernetesCluster
+
+    return KubernetesCluster(shared.kubeconfig, shared.context)
+
+
+@dataclass(slots=True)
+class Session:
+    """What a command works with: the cluster, two streams, the time, and who may be asked."""
+
+    shared: Shared = field(default_factory=Shared)
+    connect: Callable[[Shared], Cluster] = _connect
+    out: Console = field(default_factory=lambda: console(sys.stdout))
+    err: Console = field(default_factory=lambda: console(sys.stderr))
+    clock: Clock = field(default_factory=SystemClock)
+    interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stdout.isatty())
+    ask: Callable[[str], bool] = field(default=lambda question: typer.confirm(question, err=True))
+    _cluster: Cluster | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster, connected at first use."""
+        if self._cluster is None:
+            self._cluster = self.connect(self.shared)
+        return self._cluster
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that was asked for, else the context's."""
+        return self.shared.namespace or self.cluster.namespace
+
+    def scope(self, all_namespaces: bool) -> str | None:
+        """The namespace to list, None for all of them."""
+        if not all_namespaces:
+            return self.namespace
+        if self.shared.namespace:
+            raise UsageError(
+                "--namespace and --all-namespaces exclude each other", fix="leave out one of them"
+            )
+        return None
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print to standard output."""
+        self.out.print(renderable)
+
+    def note(self, text: str) -> None:
+        """Say something beside the answer, on standard error, where it spoils no pipe."""
+        self.err.print(text, markup=False, style="dim")
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask before something that is felt, but only somebody who can answer.
+
+        Raises typer.Abort for a no.
+        """
+        if yes or not self.interactive:
+            return
+        if not self.ask(question):
+            raise typer.Abort
+
+
+def console(stream: typing.TextIO) -> Console:
+    """A console for a stream: as wide as the terminal, unbroken lines anywhere else."""
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _UNBROKEN
+    return Console(file=stream, width=width, highlight=False, emoji=False, soft_wrap=False)
+
+
+_SHARED: dict[str, Any] = {
+    "namespace": Namespace,
+    "kubeconfig": Kubeconfig,
+    "context": Context,
+    "no_color": NoColor,
+    "debug": Debug,
+}
+
+
+def shared_parameters() -> list[inspect.Parameter]:
+    """The shared options as parameters of a typer function."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if typing.get_args(kind)[0] is bool else None,
+            annotation=kind,
+        )
+        for name, kind in _SHARED.items()
+    ]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A typer command function from one that takes a Session first."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    signature = inspect.signature(function)
+    _, *own = signature.parameters.values()
+    own = [
+        one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY) for one in own
+    ]
+
+    @functools.wraps(function)
+    def run(ctx: typer.Context, **arguments: Any) -> None:
+        shared = Shared(**{name: arguments.pop(name) for name in _SHARED})
+        before = ctx.obj if isinstance(ctx.obj, Shared) else Shared()
+        function(Session(shared.over(before)), **arguments)
+
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *own, *shared_parameters()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run

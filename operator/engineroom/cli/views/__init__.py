@@ -1,0 +1,1 @@
+"""Pure rendering: facts in, rich renderables and plain documents out."""

@@ -1,0 +1,26 @@
+"""Versions as lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engineroom.cli.views.shape import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def version_table(document: dict[str, Any]) -> Table:
+    """One line a part."""
+    kubernetes = document.get("kubernetes")
+    rows = [("engineroom", f"{document['client']['version']} (this program)")]
+    if kubernetes is not None:
+        unknown = "unknown: you may not list Deployments"
+        none = unknown if "Deployments" in document["notAllowedToRead"] else "not installed"
+        operators = ", ".join(one["image"] for one in document["operator"]) or none
+        rows += [
+            ("operator", operators),
+            ("API", ", ".join(document["api"]) or "not installed"),
+            ("Kubernetes", f"{kubernetes['version']} at {kubernetes['server']}"),
+        ]
+    return table(("", ""), rows, header=False)
