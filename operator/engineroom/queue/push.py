@@ -58,7 +58,7 @@ class QueuePush:
             connection = self._connection()
             try:
                 async with asyncio.timeout(PING_INTERVAL):
-                    await connection.connect()
+                    await connection.connect()  # type: ignore[no-untyped-call]
                     await self._track(connection)
                 backoff = BACKOFF_FIRST
                 self._on_up()
@@ -88,7 +88,9 @@ class QueuePush:
                 if (name := keys.queue_of(key)) is not None:
                     self._on_queue(name)
 
-        connection._parser.set_invalidation_push_handler(invalidated)
+        # redis-py offers no public way to hear invalidations on a connection of one's own.
+        parser: Any = connection._parser
+        parser.set_invalidation_push_handler(invalidated)
         prefixes = [part for prefix in keys.PUSH_PREFIXES for part in ("PREFIX", prefix)]
         await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
         await connection.read_response()

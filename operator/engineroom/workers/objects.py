@@ -27,6 +27,7 @@ CA_VOLUME = "engineroom-redis-ca"
 RUNTIME_PATH = "/engineroom"
 CA_PATH = "/engineroom-redis-ca"
 METRICS_PORT = 9477
+REDIS_SECRET_KEY = "url"  # noqa: S105  the name of a key, not a password
 #: What a worker gets over maxJobDuration to put its job down in order (seconds).
 GRACE_MARGIN = 30
 #: User of a container whose template names none: what restricted Pod Security needs.
@@ -119,7 +120,7 @@ def redis_secret(pool: WorkerPool, uid: str, url: str) -> Object:
         "metadata": _metadata(pool, uid, redis_secret_name(pool.name, url)),
         "immutable": True,
         "type": "Opaque",
-        "stringData": {"url": url},
+        "stringData": {REDIS_SECRET_KEY: url},
     }
 
 

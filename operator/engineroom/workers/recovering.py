@@ -82,8 +82,6 @@ async def recover_dead(
     client: Client,
     recorder: Recorder,
     reference: ObjectRef,
-    namespace: str,
-    pool: str,
     plan: Plan,
     facts: PoolFacts,
     pods: Sequence[PodView],
@@ -94,8 +92,9 @@ async def recover_dead(
     maintenance, cannot make two of one job.
     """
     dead = find_dead(facts, pods)
+    pool = f"{reference.namespace}/{reference.name}"
     for one in dead:
-        if one.why == "its pod is gone" and await _alive(client, namespace, one.worker):
+        if one.why == "its pod is gone" and await _alive(client, reference.namespace, one.worker):
             continue
         outcome = await recovery.recover(
             redis,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.v1alpha1.workerpool import Pause
@@ -32,9 +32,7 @@ class Seen:
     deployment: DeploymentView | None
     pods: Sequence[PodView]
     facts: PoolFacts | None
-    decision: Decision | None
-    #: Size asked for; differs from the decision while pods drain.
-    replicas: int
+    decision: Decision
     leaving: int = 0
     busy_workers: int = 0
     jobs_per_minute: int = 0
@@ -42,7 +40,6 @@ class Seen:
     #: (reason, message) of each thing that is wrong; see the functions below.
     redis_trouble: tuple[str, str] | None = None
     apply_trouble: tuple[str, str] | None = None
-    queues: Sequence[Any] = field(default=())
 
 
 def invalid_status(
@@ -66,12 +63,12 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> St
         "selector": selector(name),
         "replicas": deployment.status_replicas if deployment else 0,
         "readyReplicas": deployment.ready if deployment else 0,
-        "desiredReplicas": decision.replicas if decision else seen.replicas,
+        "desiredReplicas": seen.decision.replicas,
         "busyWorkers": seen.busy_workers,
         "drainingReplicas": seen.leaving,
         "queues": _queues(old, seen.facts),
         "jobsPerMinute": seen.jobs_per_minute,
-        "decision": decision.sentence if decision else "",
+        "decision": decision.sentence,
         "conditions": _conditions(plan, old, seen),
     }
     scaled = _time(seen.now) if seen.scaled else old.get("lastScaleTime")
@@ -144,9 +141,8 @@ def _active(plan: Plan, seen: Seen) -> Verdict:
 
 
 def _limited(seen: Seen) -> Verdict:
-    limited = seen.decision.limited if seen.decision else ""
-    if limited and seen.decision is not None:
-        return "True", limited, seen.decision.sentence
+    if seen.decision.limited:
+        return "True", seen.decision.limited, seen.decision.sentence
     return "False", reasons.WITHIN_RANGE, "the size that the work asks for is within the limits"
 
 

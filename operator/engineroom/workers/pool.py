@@ -1,0 +1,67 @@
+"""What the controller remembers of one pool between two looks; ten thousand must stay small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engineroom.kube.resources import WORKERPOOLS, ObjectRef
+from engineroom.workers.demand import Memory
+
+if TYPE_CHECKING:
+    from engineroom.workers.links import Address, Link
+    from engineroom.workers.plan import Plan
+    from engineroom.workers.views import DeploymentView
+
+#: Long ago, on a monotonic clock.
+NEVER = -1e9
+
+
+@dataclass(slots=True)
+class Pool:
+    """One pool. All of this may be lost at any time; it is found again by looking."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int = 0
+    plan: Plan | None = None
+    #: Fingerprint of what the objects are made from; "" until it was computed.
+    inputs: str = ""
+    memory: Memory = field(default_factory=Memory)
+    link: Link | None = None
+    address: Address | None = None
+    #: The Deployment as our last write returned it, until the cache has caught up.
+    written: DeploymentView | None = None
+    #: Generation of the Deployment after our last write; another one is somebody's edit.
+    own_generation: int = 0
+    #: When each worker was last asked to drain (monotonic seconds).
+    asked: dict[str, float] = field(default_factory=dict)
+    looked: float = NEVER
+    told: float = NEVER
+    #: Nothing to do and no time at which that changes by itself.
+    idle: bool = False
+    scaled: bool = False
+    #: (Unix seconds, jobs ended in all) of the last minute.
+    ended: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def reference(self) -> ObjectRef:
+        """The pool as events name it."""
+        return ObjectRef(
+            WORKERPOOLS.api_version, WORKERPOOLS.kind, self.namespace, self.name, self.uid
+        )
+
+    def document(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The pool as validation wants to see it."""
+        return {
+            "apiVersion": WORKERPOOLS.api_version,
+            "kind": WORKERPOOLS.kind,
+            "metadata": {"namespace": self.namespace, "name": self.name, "uid": self.uid},
+            "spec": spec,
+        }
