@@ -14,9 +14,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 NAMESPACE = os.environ["ENGINEROOM_TEST_NAMESPACE"]
@@ -26,7 +28,7 @@ LEASE = os.environ["ENGINEROOM_TEST_LEASE"]
 DEADLINE = time.monotonic() + float(os.environ.get("ENGINEROOM_TEST_TIMEOUT", "90"))
 
 
-class NotYet(Exception):
+class NotYetError(Exception):
     """What was looked for is not there; it may come."""
 
 
@@ -43,16 +45,17 @@ def request(method: str, path: str, body: object = None) -> tuple[int, Any]:
     context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
     asked = urllib.request.Request(url, data, headers, method=method)
     try:
-        with urllib.request.urlopen(asked, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(asked, timeout=10, context=context) as answer:  # noqa: S310
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
     except OSError as error:
-        raise NotYet(f"the API server does not answer: {error}") from error
+        raise NotYetError(f"the API server does not answer: {error}") from error
 
 
 def pool(**autoscaling: object) -> dict[str, Any]:
     """A WorkerPool that is right but for what is given."""
+    worker = {"name": "worker", "image": "example.invalid/app:1"}
     return {
         "apiVersion": "engineroom.dev/v1alpha1",
         "kind": "WorkerPool",
@@ -60,7 +63,7 @@ def pool(**autoscaling: object) -> dict[str, Any]:
         "spec": {
             "queues": [{"name": "default"}],
             "autoscaling": autoscaling,
-            "template": {"spec": {"containers": [{"name": "worker", "image": "example.invalid/app:1"}]}},
+            "template": {"spec": {"containers": [worker]}},
         },
     }
 
@@ -76,7 +79,7 @@ def image_runs() -> str:
     """The command line in the image starts."""
     done = subprocess.run(["engineroom", "version"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise NotYet(f"engineroom version failed: {done.stderr.strip()}")
+        raise NotYetError(f"engineroom version failed: {done.stderr.strip()}")
     return done.stdout.strip().splitlines()[0]
 
 
@@ -84,10 +87,12 @@ def kinds_are_served() -> str:
     """The CRDs are installed and established."""
     status, answer = request("GET", "/apis/engineroom.dev/v1alpha1")
     if status != 200:
-        raise NotYet("the API server does not know engineroom.dev/v1alpha1; are the CRDs installed?")
+        raise NotYetError(
+            "the API server does not know engineroom.dev/v1alpha1; are the CRDs installed?"
+        )
     names = {resource["name"] for resource in answer["resources"]}
     if "workerpools" not in names:
-        raise NotYet(f"the API server knows {sorted(names)}, but not workerpools")
+        raise NotYetError(f"the API server knows {sorted(names)}, but not workerpools")
     return "workerpools.engineroom.dev"
 
 
@@ -96,14 +101,14 @@ def operator_leads() -> str:
     path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}"
     status, lease = request("GET", path)
     if status != 200:
-        raise NotYet(f"lease {LEASE}: {lease.get('message')}")
+        raise NotYetError(f"lease {LEASE}: {lease.get('message')}")
     spec = lease["spec"]
     if not spec.get("holderIdentity") or not spec.get("renewTime"):
-        raise NotYet(f"lease {LEASE} is held by nobody")
+        raise NotYetError(f"lease {LEASE} is held by nobody")
     renewed = datetime.datetime.fromisoformat(spec["renewTime"])
     age = (datetime.datetime.now(datetime.UTC) - renewed).total_seconds()
     if age > spec.get("leaseDurationSeconds", 15):
-        raise NotYet(f"{spec['holderIdentity']} last renewed lease {LEASE} {age:.0f} s ago")
+        raise NotYetError(f"{spec['holderIdentity']} last renewed lease {LEASE} {age:.0f} s ago")
     return str(spec["holderIdentity"])
 
 
@@ -111,7 +116,7 @@ def right_pool_is_admitted() -> str:
     """A WorkerPool without fault passes."""
     status, message = create_dry(pool())
     if status != 201:
-        raise NotYet(f"a right WorkerPool is not admitted: {status} {message}")
+        raise NotYetError(f"a right WorkerPool is not admitted: {status} {message}")
     return "dry run"
 
 
@@ -120,9 +125,11 @@ def wrong_pool_is_refused() -> str:
     schedule = {"name": "never", "cron": "61 25 * * *", "minReplicas": 1}
     status, message = create_dry(pool(schedules=[schedule]))
     if status < 400:
-        raise NotYet("a WorkerPool with an impossible cron line is admitted; is the webhook there?")
+        raise NotYetError(
+            "a WorkerPool with an impossible cron line is admitted; is the webhook there?"
+        )
     if "denied the request" not in message or "cron" not in message:
-        raise NotYet(f"refused, but not for its cron line: {message}")
+        raise NotYetError(f"refused, but not for its cron line: {message}")
     return message.split("denied the request:")[-1].strip()
 
 
@@ -137,7 +144,7 @@ def redis_answers() -> str:
         connection = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
         connection.ping()
     except redis.RedisError as error:
-        raise NotYet(f"Redis does not answer: {error}") from error
+        raise NotYetError(f"Redis does not answer: {error}") from error
     return "PONG"
 
 
@@ -147,7 +154,7 @@ def wait_for(check: Callable[[], str]) -> bool:
         try:
             print(f"ok    {check.__name__.replace('_', ' ')}: {check()}", flush=True)
             return True
-        except NotYet as reason:
+        except NotYetError as reason:
             if time.monotonic() > DEADLINE:
                 print(f"FAIL  {check.__name__.replace('_', ' ')}: {reason}", flush=True)
                 return False
@@ -161,7 +168,7 @@ def main() -> int:
     if os.environ.get("ENGINEROOM_TEST_WEBHOOKS") == "true":
         checks.append(wrong_pool_is_refused)
     checks.append(redis_answers)
-    return 0 if all([wait_for(check) for check in checks]) else 1
+    return 0 if all([wait_for(check) for check in checks]) else 1  # noqa: C419  every one of them
 
 
 if __name__ == "__main__":

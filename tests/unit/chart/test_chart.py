@@ -1,0 +1,458 @@
+"""What the Helm chart promises, whatever the values."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.unit.chart.rendering import (
+    CHART,
+    NAMESPACE,
+    ROOT,
+    VARIANTS,
+    Object,
+    containers,
+    environment,
+    hook,
+    matches,
+    named,
+    of,
+    pods,
+    refusal,
+    render,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+every_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def rules(thing: Object) -> list[Object]:
+    return list(thing.get("rules") or [])
+
+
+def about(things: list[Object], resource: str) -> Iterator[tuple[Object, Object]]:
+    for thing in things:
+        for rule in rules(thing):
+            if resource in rule["resources"]:
+                yield thing, rule
+
+
+@every_variant
+def test_lint_finds_nothing(values: Object) -> None:
+    done = run("lint", "--strict", str(CHART), values=values)
+    assert done.returncode == 0, done.stdout
+
+
+# ---- the pods ---------------------------------------------------------------------------------
+
+
+@every_variant
+def test_every_pod_fits_restricted_pod_security(values: Object) -> None:
+    for name, pod in pods(render(values)):
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] > 0, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+        allowed = {"configMap", "emptyDir", "secret", "persistentVolumeClaim", "projected"}
+        for volume in spec.get("volumes", []):
+            assert volume.keys() - {"name"} <= allowed, name
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert "hostPort" not in json.dumps(container.get("ports", []))
+
+
+@every_variant
+def test_every_container_says_what_it_needs(values: Object) -> None:
+    for name, pod in pods(render(values)):
+        for container in containers(pod):
+            resources = container["resources"]
+            assert {"cpu", "memory"} <= resources["requests"].keys(), name
+            assert "memory" in resources["limits"], name
+            # A limit of processor time makes a leader miss its lease for nothing.
+            assert "cpu" not in resources["limits"], name
+
+
+@every_variant
+def test_servers_are_probed_and_use_accounts_of_their_own(values: Object) -> None:
+    accounts: set[str] = set()
+    for workload in of(render(values), "Deployment", "StatefulSet"):
+        pod = workload["spec"]["template"]["spec"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert probe in pod["containers"][0], workload["metadata"]["name"]
+        if pod["automountServiceAccountToken"]:
+            assert pod["serviceAccountName"] not in accounts | {"default"}
+            accounts.add(pod["serviceAccountName"])
+
+
+@every_variant
+def test_selectors_find_their_own_pods_only(values: Object) -> None:
+    objects = render(values)
+    every_pod = dict(pods(objects))
+    for workload in of(objects, "Deployment", "StatefulSet"):
+        selector = workload["spec"]["selector"]
+        found = {n for n, p in every_pod.items() if matches(selector, p["metadata"]["labels"])}
+        assert found == {workload["metadata"]["name"]}
+    for service in of(objects, "Service"):
+        selector = {"matchLabels": service["spec"]["selector"]}
+        found = {n for n, p in every_pod.items() if matches(selector, p["metadata"]["labels"])}
+        assert len(found) == 1, service["metadata"]["name"]
+        (pod,) = (every_pod[name] for name in found)
+        ports = {p["name"] for c in containers(pod) for p in c.get("ports", [])}
+        assert {p["targetPort"] for p in service["spec"]["ports"]} <= ports
+
+
+@every_variant
+def test_budgets_let_nodes_be_drained(values: Object) -> None:
+    objects = render(values)
+    replicas = {d["metadata"]["name"]: d["spec"]["replicas"] for d in of(objects, "Deployment")}
+    for budget in of(objects, "PodDisruptionBudget"):
+        assert replicas[budget["metadata"]["name"]] > budget["spec"]["maxUnavailable"] > 0
+
+
+def test_a_single_replica_has_no_budget() -> None:
+    objects = render({"operator": {"replicas": 1}, "webhooks": {"replicas": 1}})
+    assert of(objects, "PodDisruptionBudget") == []
+
+
+# ---- rights -----------------------------------------------------------------------------------
+
+
+@every_variant
+def test_no_right_is_a_wildcard(values: Object) -> None:
+    for role in of(render(values), "Role", "ClusterRole"):
+        for rule in rules(role):
+            for part in ("apiGroups", "resources", "verbs"):
+                assert rule[part], role["metadata"]["name"]
+                assert not [word for word in rule[part] if "*" in word], role["metadata"]["name"]
+
+
+@every_variant
+def test_secrets_are_never_listed_and_never_read_across_the_cluster(values: Object) -> None:
+    objects = render(values)
+    for _, rule in about(of(objects, "ClusterRole"), "secrets"):
+        assert rule["verbs"] == ["create"]
+    allowed = set(values.get("redis", {}).get("secretNamespaces", []))
+    for role, rule in about(of(objects, "Role"), "secrets"):
+        assert not {"list", "watch", "delete"} & set(rule["verbs"])
+        if "get" in rule["verbs"] and "resourceNames" not in rule:
+            assert role["metadata"]["namespace"] in allowed
+
+
+@every_variant
+def test_nobody_may_raise_rights_or_enter_pods(values: Object) -> None:
+    dangerous = {
+        "pods/exec", "pods/attach", "pods/portforward", "pods/eviction", "serviceaccounts/token",
+        "roles", "rolebindings", "clusterroles", "clusterrolebindings", "nodes",
+    }  # fmt: skip
+    for role in of(render(values), "Role", "ClusterRole"):
+        for rule in rules(role):
+            assert not dangerous & set(rule["resources"])
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+
+
+def test_a_namespaced_installation_has_no_cluster_role_but_for_reviews() -> None:
+    objects = render(VARIANTS["namespaced"])
+    (role,) = of(objects, "ClusterRole")
+    resources = {resource for rule in rules(role) for resource in rule["resources"]}
+    assert resources == {"validatingwebhookconfigurations", "subjectaccessreviews", "namespaces"}
+    for _, rule in about([role], "namespaces"):
+        assert rule["resourceNames"] == ["shop", "blog"]
+    namespaces = {r["metadata"]["namespace"] for r, _ in about(of(objects, "Role"), "deployments")}
+    assert namespaces == {"shop", "blog"}
+
+
+def test_a_namespaced_installation_without_webhooks_has_none_at_all() -> None:
+    objects = render({"watchNamespaces": ["shop"], "webhooks": {"enabled": False}})
+    assert of(objects, "ClusterRole", "ClusterRoleBinding", "ValidatingWebhookConfiguration") == []
+
+
+@every_variant
+def test_every_binding_binds_what_there_is(values: Object) -> None:
+    objects = render(values)
+    known = {
+        (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"])
+        for o in of(objects, "Role", "ClusterRole", "ServiceAccount")
+    }
+    for binding in of(objects, "RoleBinding", "ClusterRoleBinding"):
+        reference, namespace = binding["roleRef"], binding["metadata"].get("namespace")
+        assert (reference["kind"], namespace, reference["name"]) in known
+        for subject in binding["subjects"]:
+            assert ("ServiceAccount", subject["namespace"], subject["name"]) in known
+
+
+@every_variant
+def test_the_test_pod_has_its_rights_only_while_it_runs(values: Object) -> None:
+    for thing in render(values):
+        if "-test" in thing["metadata"]["name"] and thing["kind"] != "NetworkPolicy":
+            assert hook(thing) == "test"
+            policy = thing["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+            assert "before-hook-creation" in policy
+            assert thing["kind"] == "Pod" or "hook-succeeded" in policy
+
+
+# ---- the network ------------------------------------------------------------------------------
+
+
+@every_variant
+def test_every_pod_is_closed_and_has_its_own_openings(values: Object) -> None:
+    objects = render(values)
+    policies = of(objects, "NetworkPolicy")
+    deny = [p for p in policies if not {"ingress", "egress"} & p["spec"].keys()]
+    assert len(deny) == 1
+    assert deny[0]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    for name, pod in pods(objects):
+        labels = pod["metadata"]["labels"]
+        applying = [p for p in policies if matches(p["spec"]["podSelector"], labels)]
+        assert len(applying) == 2, name
+        assert deny[0] in applying
+
+
+def test_redis_is_reached_by_the_operator_by_workers_and_by_who_says_so() -> None:
+    policy = named(render(), "NetworkPolicy", "engineroom-redis")["spec"]
+    assert "egress" not in policy
+    (rule,) = policy["ingress"]
+    assert rule["ports"] == [{"port": "redis"}]
+    operator, test, workers, clients = rule["from"]
+    assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
+    assert test["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
+    pool = {"key": "engineroom.dev/pool", "operator": "Exists"}
+    assert workers == {"namespaceSelector": {}, "podSelector": {"matchExpressions": [pool]}}
+    label = {"key": "engineroom.dev/redis-client", "operator": "In", "values": ["true"]}
+    assert clients == {"namespaceSelector": {}, "podSelector": {"matchExpressions": [label]}}
+
+
+def test_network_policies_can_be_left_out() -> None:
+    assert of(render({"networkPolicy": {"enabled": False}}), "NetworkPolicy") == []
+
+
+# ---- kinds and admission ----------------------------------------------------------------------
+
+
+def test_the_kinds_are_those_that_the_models_say_and_stay_when_the_release_goes() -> None:
+    rendered = of(render(), "CustomResourceDefinition")
+    sources = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / "crds").iterdir()}
+    assert len(rendered) == len(sources)
+    assert rendered
+    for definition in rendered:
+        source = sources[definition["metadata"]["name"] + ".yaml"]
+        assert definition["spec"] == source["spec"]
+        annotations = definition["metadata"]["annotations"]
+        assert annotations["helm.sh/resource-policy"] == "keep"
+        assert source["metadata"].get("annotations", {}).items() <= annotations.items()
+
+
+def test_the_kinds_can_be_somebody_elses_business() -> None:
+    assert of(render({"crds": {"install": False}}), "CustomResourceDefinition") == []
+    (definition, *_) = of(render({"crds": {"keep": False}}), "CustomResourceDefinition")
+    assert "helm.sh/resource-policy" not in definition["metadata"].get("annotations", {})
+
+
+def test_numbers_of_the_schema_survive_helm() -> None:
+    text = run("template", "x", str(CHART)).stdout
+    assert not re.search(r"[0-9]e\+[0-9]", text)
+
+
+@every_variant
+def test_the_webhook_sees_own_kinds_only_and_fails_closed(values: Object) -> None:
+    for configuration in of(render(values), "ValidatingWebhookConfiguration"):
+        for webhook in configuration["webhooks"]:
+            assert webhook["failurePolicy"] == "Fail"
+            assert webhook["timeoutSeconds"] == 3
+            assert webhook["sideEffects"] == "None"
+            assert {group for r in webhook["rules"] for group in r["apiGroups"]} == {
+                "engineroom.dev"
+            }
+            assert not [r for rule in webhook["rules"] for r in rule["resources"] if "*" in r]
+
+
+@every_variant
+def test_what_the_webhooks_write_themselves_is_not_helms(values: Object) -> None:
+    objects = render(values)
+    for configuration in of(objects, "ValidatingWebhookConfiguration"):
+        assert "caBundle" not in json.dumps(configuration)
+    for secret in of(objects, "Secret"):
+        if secret["metadata"]["name"].endswith("-tls"):
+            assert not {"data", "stringData"} & secret.keys()
+
+
+def test_a_namespaced_installation_leaves_other_namespaces_alone() -> None:
+    (configuration,) = of(render(VARIANTS["namespaced"]), "ValidatingWebhookConfiguration")
+    (expression,) = configuration["webhooks"][0]["namespaceSelector"]["matchExpressions"]
+    assert expression == {
+        "key": "kubernetes.io/metadata.name",
+        "operator": "In",
+        "values": ["shop", "blog"],
+    }
+
+
+def test_two_releases_share_no_object() -> None:
+    def keys(objects: list[Object]) -> set[tuple[str, str | None, str]]:
+        return {
+            (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"])
+            for o in objects
+            if o["kind"] != "CustomResourceDefinition"
+        }
+
+    first = keys(render(release="engineroom", namespace="a"))
+    second = keys(render(release="engineroom", namespace="b"))
+    third = keys(render(release="other", namespace="a"))
+    assert not first & second
+    assert not first & third
+
+
+def test_names_stay_short_under_the_longest_release_name() -> None:
+    for thing in render(release="r" * 53, namespace="n" * 63):
+        # Pods' names and labels are made from these, and must fit into 63.
+        if thing["kind"] in ("Deployment", "StatefulSet", "Service", "Pod"):
+            assert len(thing["metadata"]["name"]) <= (52 if thing["kind"] != "Service" else 63)
+
+
+# ---- Redis ------------------------------------------------------------------------------------
+
+
+def operator_environment(values: Object) -> dict[str, Object]:
+    deployment = named(render(values), "Deployment", "engineroom-operator")
+    return environment(deployment["spec"]["template"]["spec"]["containers"][0])
+
+
+def test_the_charts_redis_never_throws_a_job_away() -> None:
+    text = named(render(), "ConfigMap", "engineroom-redis")["data"]["redis.conf"]
+    settings = dict(line.split(" ", 1) for line in text.splitlines() if line[:1].isalpha())
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert settings["appendonly"] == "yes"
+    assert settings["maxmemory"] == "320mb"
+
+
+def test_the_password_is_on_no_command_line_and_in_no_configmap() -> None:
+    objects = render()
+    secret = named(objects, "Secret", "engineroom-redis")
+    pod = named(objects, "StatefulSet", "engineroom-redis")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    reference = environment(container)["REDISCLI_AUTH"]["valueFrom"]["secretKeyRef"]
+    assert reference == {"name": "engineroom-redis", "key": "password"}
+    others = [thing for thing in objects if thing is not secret]
+    assert secret["data"]["password"] not in json.dumps(others)
+    assert "requirepass" not in json.dumps(of(objects, "ConfigMap"))
+
+
+@pytest.mark.parametrize(
+    ("values", "secret"),
+    [
+        ({}, "engineroom-redis"),
+        ({"redis": {"existingSecret": "mine"}}, "mine"),
+        ({"redis": {"enabled": False, "existingSecret": "mine"}}, "mine"),
+        ({"redis": {"enabled": False, "url": "redis://r:6379"}}, "engineroom-redis"),
+        ({"redis": {"enabled": False}}, None),
+    ],
+)
+def test_the_operator_is_told_of_redis_by_a_secret(values: Object, secret: str | None) -> None:
+    found = operator_environment(values)
+    if secret is None:
+        assert "ENGINEROOM_REDIS_URL" not in found
+        return
+    reference = found["ENGINEROOM_REDIS_URL"]["valueFrom"]["secretKeyRef"]
+    assert reference == {"name": secret, "key": "url"}
+    made = {s["metadata"]["name"] for s in of(render(values), "Secret")}
+    assert (secret in made) == (secret != "mine")
+
+
+def test_another_redis_restarts_the_operator() -> None:
+    def checksum(values: Object) -> Any:
+        deployment = named(render(values), "Deployment", "engineroom-operator")
+        annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+        return annotations["engineroom.dev/redis-checksum"]
+
+    assert checksum({}) != checksum({"redis": {"enabled": False, "url": "redis://r:6379"}})
+    assert checksum({}) == checksum({"operator": {"logLevel": "debug"}})
+
+
+def test_persistence_puts_the_data_on_a_volume() -> None:
+    spec = named(render(VARIANTS["persistent"]), "StatefulSet", "engineroom-redis")["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert claim["metadata"]["name"] == "data"
+    assert claim["spec"]["storageClassName"] == "fast"
+    assert "data" not in {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+# ---- values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"operator": {"replica": 3}}, "additional properties 'replica' not allowed"),
+        ({"oeprator": {}}, "additional properties 'oeprator' not allowed"),
+        ({"operator": {"replicas": 0}}, "minimum: got 0, want 1"),
+        ({"operator": {"replicas": "2"}}, "got string, want integer"),
+        ({"operator": {"logLevel": "verbose"}}, "must be one of"),
+        ({"image": {"digest": "latest"}}, "does not match pattern"),
+        ({"watchNamespaces": ["Shop"]}, "does not match pattern"),
+        ({"watchNamespaces": ["a", "a"]}, "items at 0 and 1 are equal"),
+        ({"webhooks": {"timeoutSeconds": 31}}, "maximum: got 31, want 30"),
+        ({"redis": {"runAsUser": 0}}, "minimum: got 0, want 1"),
+        ({"redis": {"maxMemory": "lots"}}, "does not match pattern"),
+        ({"redis": {"url": "redis.example"}}, "does not match pattern"),
+        ({"redis": {"url": "redis://r"}}, "set redis.enabled=false to use redis.url"),
+        (
+            {"redis": {"enabled": False, "url": "redis://r", "existingSecret": "s"}},
+            "redis.url is set too; keep one of them",
+        ),
+        (
+            {"watchNamespaces": ["a"], "redis": {"secretNamespaces": ["b"]}},
+            "b is not among watchNamespaces",
+        ),
+    ],
+)
+def test_wrong_values_are_refused_with_the_reason(values: Object, why: str) -> None:
+    assert why in refusal(values)
+
+
+def leaves(schema: Object, path: str = "") -> Iterator[tuple[str, Object]]:
+    for name, child in schema.get("properties", {}).items():
+        yield f"{path}{name}", child
+        yield from leaves(child, f"{path}{name}.")
+
+
+def test_every_value_is_described_and_has_its_default_in_values_yaml() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    for path, child in leaves(schema):
+        assert child.get("description", "").endswith("."), path
+        if child.get("type") == "object" and "properties" in child:
+            assert child["additionalProperties"] is False, path
+        if path == "global" or ".resources." in path:
+            continue
+        value: Any = defaults
+        for part in path.split("."):
+            assert part in value, f"{path} has no default"
+            value = value[part]
+
+
+def test_the_operator_is_told_what_the_values_say() -> None:
+    found = operator_environment(VARIANTS["namespaced"])
+    assert found["ENGINEROOM_NAMESPACES"]["value"] == "shop,blog"
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    image = found["ENGINEROOM_RUNTIME_IMAGE"]["value"]
+    assert image == f"ghcr.io/engineroom-dev/engineroom-worker-runtime:{version}"
+    assert operator_environment({})["ENGINEROOM_NAMESPACES"]["value"] == ""
+
+
+def test_everything_stays_in_the_releases_namespace_unless_it_is_asked_elsewhere() -> None:
+    cluster = {
+        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition",
+        "ValidatingWebhookConfiguration",
+    }  # fmt: skip
+    for thing in render():
+        if thing["kind"] not in cluster:
+            assert thing["metadata"]["namespace"] == NAMESPACE, thing["kind"]
