@@ -42,7 +42,7 @@ doctor: $(READY) ## Install what the tests need of the system, or say what is mi
 .PHONY: lock
 lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
 	$(LOCK) $(UPGRADE) --all-extras --group dev pyproject.toml -o requirements/dev.txt
-	$(LOCK) $(UPGRADE) --all-extras --group dev -c requirements/rq2.constraints.txt \
+	$(LOCK) $(UPGRADE) --all-extras --group dev -c requirements/rq2.in \
 		pyproject.toml -o requirements/rq2.txt
 	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra cli -c requirements/dev.txt \
 		pyproject.toml -o requirements/image.txt

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import redis
+import urllib3
 
 from tests.deployed import shop
 from tests.deployed.kube import KubeError
@@ -99,4 +100,4 @@ class Watcher:
                 time.sleep(1)
 
 
-FAILURES = (redis.RedisError, OSError, KubeError)
+FAILURES = (redis.RedisError, urllib3.exceptions.HTTPError, OSError, KubeError)

@@ -6,6 +6,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import redis
+import urllib3
 from kubernetes import client, config
 
 if TYPE_CHECKING:
@@ -35,6 +37,15 @@ class KubeError(Exception):
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
+
+
+_NOT_YET = (
+    OSError,
+    KubeError,
+    client.ApiException,
+    urllib3.exceptions.HTTPError,
+    redis.RedisError,
+)
 
 
 class Kube:
@@ -194,7 +205,7 @@ def wait_for(
         try:
             found = look()
             last = None
-        except (OSError, KubeError, client.ApiException) as error:
+        except _NOT_YET as error:
             found, last = None, error
         if found is not None and found is not False:
             return found

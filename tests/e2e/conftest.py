@@ -1,0 +1,96 @@
+"""One installation for all end-to-end tests, on a cluster with a node."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster import choose
+from tests.cluster.process import Identity
+from tests.deployed import images
+from tests.deployed.installation import NAMESPACE as SYSTEM
+from tests.deployed.installation import Installation
+from tests.e2e.fragile import FragileRedis
+from tests.e2e.pool import NAMESPACE, Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from tests.deployed.forward import Forward
+
+_failed = pytest.StashKey[bool]()
+_number = itertools.count(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let fixtures know at their end whether the test failed."""
+    report = yield
+    if report.failed:
+        item.stash[_failed] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    """Engineroom as the chart installs it."""
+    from tests.cluster.api import Shape
+
+    owner = Identity.of(os.getpid())
+    assert owner is not None
+    archives = images.build()
+    cluster = choose.select("engineroom-e2e", owner=astuple(owner))
+    cluster.up(Shape.NODE)
+    try:
+        images.load(cluster, archives)
+        installation = Installation(cluster)
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        installation.kube.apply("namespaces", None, namespace)
+        installation.upgrade({"redis": {"secretNamespaces": [NAMESPACE]}})
+        yield installation
+    finally:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def redis(installation: Installation) -> Iterator[Forward]:
+    """The chart's Redis."""
+    with installation.redis() as forward:
+        yield forward
+
+
+@pytest.fixture
+def pool(
+    installation: Installation, redis: Forward, request: pytest.FixtureRequest
+) -> Iterator[Pool]:
+    """A pool that is not yet there; gone after the test, its story told if that failed."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
+    pool = Pool(installation, redis, f"{words[:24].strip('-')}-{next(_number)}")
+    yield pool
+    if pool.kube.find("workerpools", NAMESPACE, pool.name) is None:
+        return
+    if request.node.stash.get(_failed, False):
+        print(pool.story())
+        print("--- operator")
+        print(
+            installation.kubectl(
+                "logs", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--tail=40"
+            )
+        )
+    pool.delete()
+
+
+@pytest.fixture
+def fragile_redis(installation: Installation) -> Iterator[FragileRedis]:
+    """A Redis that a test may take away; the chart's own stays for the others."""
+    fragile = FragileRedis(installation, "fragile")
+    fragile.start()
+    yield fragile
+    fragile.remove()
