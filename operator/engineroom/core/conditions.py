@@ -1,7 +1,7 @@
 """Conditions as plain dictionaries, changed by pure functions.
 
-``Ready``, ``Reconciling`` and ``Stalled`` follow kstatus, so that ``kubectl wait``, Argo CD and Flux
-read them: at rest Reconciling and Stalled are False; of the two at most one is True.
+``Ready``, ``Reconciling`` and ``Stalled`` follow kstatus, so that ``kubectl wait``, Argo CD and
+Flux read them: at rest Reconciling and Stalled are False; of the two at most one is True.
 """
 
 from __future__ import annotations

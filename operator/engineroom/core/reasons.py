@@ -35,9 +35,9 @@ QUOTA_EXCEEDED: Final = "QuotaExceeded"
 
 # The spec or what it refers to.
 INVALID_SPEC: Final = "InvalidSpec"
-SECRET_NOT_FOUND: Final = "SecretNotFound"
-SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"
-SECRET_FORBIDDEN: Final = "SecretForbidden"
+SECRET_NOT_FOUND: Final = "SecretNotFound"  # noqa: S105 # nosec B105 - a reason, not a secret
+SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"  # noqa: S105 # nosec B105 - a reason, not a secret
+SECRET_FORBIDDEN: Final = "SecretForbidden"  # noqa: S105 # nosec B105 - a reason, not a secret
 REDIS_URL_INVALID: Final = "RedisUrlInvalid"
 NAME_TAKEN: Final = "NameTaken"
 

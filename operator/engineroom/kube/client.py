@@ -20,11 +20,11 @@ from engineroom.api import FIELD_MANAGER
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.kube import config as kube_config
 from engineroom.kube.config import TOKEN_MAX_AGE, ApiConfig
-from engineroom.kube.errors import ConfigError, Unauthorized, Unreachable, from_status
+from engineroom.kube.errors import ApiError, ConfigError, Unauthorized, Unreachable, from_status
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -65,7 +65,8 @@ class Client:
     """An API server's client. An async context manager; one per process is enough.
 
     ``timeout`` is in seconds and bounds each request as a whole, waiting for retries not counted;
-    lists get four times as much. ``connections`` bounds how many requests are under way at once,
+    lists get four times as much. ``observer`` is told method, status (0: no answer) and seconds of
+    each request, watches excepted. ``connections`` bounds how many requests are under way at once,
     watches included.
     """
 
@@ -80,8 +81,10 @@ class Client:
         watch_silence: float = WATCH_SILENCE,
         user_agent: str = "engineroom",
         clock: Clock | None = None,
+        observer: Callable[[str, int, float], None] | None = None,
     ) -> None:
         self.config = config
+        self._observer = observer
         self._timeout = timeout
         self._connections = connections
         self._retries = retries
@@ -169,6 +172,17 @@ class Client:
         async for items, version in self.pages(ref, namespace, label_selector, limit):  # noqa: B007
             everything += items
         return everything, version
+
+    async def count(
+        self, ref: Resource, namespace: str | None = None, label_selector: str | None = None
+    ) -> int:
+        """How many objects there are, without reading them; with a selector at least how many."""
+        params = {"limit": "1"}
+        if label_selector:
+            params["labelSelector"] = label_selector
+        answer = await self.request("GET", ref.path(namespace), params=params)
+        remaining = (answer.get("metadata") or {}).get("remainingItemCount") or 0
+        return len(answer.get("items") or ()) + int(remaining)
 
     async def pages(
         self,
@@ -390,16 +404,21 @@ class Client:
             total=timeout or self._timeout, sock_connect=min(5.0, timeout or self._timeout)
         )
         data = orjson.dumps(body) if body is not None else None
-        async with await self._open(
-            method, path, params=params, data=data, content_type=content_type, limits=limits
-        ) as response:
-            try:
-                answer: dict[str, Any] = orjson.loads(await response.read())
-            except _NETWORK_ERRORS as error:
-                raise Unreachable(f"{method} {path}: {_words(error)}") from error
-            except orjson.JSONDecodeError as error:
-                raise Unreachable(f"{method} {path}: the answer is not JSON: {error}") from error
-            return answer
+        began = self._clock.monotonic()
+        status = 0
+        try:
+            async with await self._open(
+                method, path, params=params, data=data, content_type=content_type, limits=limits
+            ) as response:
+                answer = await _json(response, f"{method} {path}")
+                status = response.status
+                return answer
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            if self._observer is not None:
+                self._observer(method, status, self._clock.monotonic() - began)
 
     async def _open(
         self,
@@ -490,6 +509,16 @@ class Client:
                 self._authorization = f"Basic {base64.b64encode(pair).decode()}"
             self._authorization_read = now
         return self._authorization
+
+
+async def _json(response: aiohttp.ClientResponse, what: str) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = orjson.loads(await response.read())
+    except _NETWORK_ERRORS as error:
+        raise Unreachable(f"{what}: {_words(error)}") from error
+    except orjson.JSONDecodeError as error:
+        raise Unreachable(f"{what}: the answer is not JSON: {error}") from error
+    return answer
 
 
 async def _body(response: aiohttp.ClientResponse) -> dict[str, Any] | None:

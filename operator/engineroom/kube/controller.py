@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import orjson
 
-from engineroom.kube.informer import Informer
-from engineroom.kube.store import ObjectStore
+from engineroom.core.clock import Clock, SystemClock
+from engineroom.kube.informer import RESYNC, Informer
+from engineroom.kube.store import Audit, ObjectStore, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engineroom.core.clock import Clock
     from engineroom.kube.client import Client
     from engineroom.kube.events import Recorder
     from engineroom.kube.queue import WorkQueue
@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 #: What kubectl apply keeps of its last input: as large as the object, and nothing to us.
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+#: Seconds that a watch has to tell by itself what a comparison found; then it is taken for dead.
+GRACE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Record:
     @property
     def key(self) -> str:
         """``namespace/name``."""
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return key_of(self.namespace, self.name)
 
     def load(self) -> dict[str, Any]:
         """The object, without managedFields; a new dictionary each time."""
@@ -78,20 +81,102 @@ def record_of(obj: dict[str, Any]) -> Record:
     )
 
 
-class PoolStore(ObjectStore[Record]):
-    """The objects of one kind as ``Record``s, by ``namespace/name``."""
+class RecordStore(ObjectStore[Record]):
+    """The objects of one kind, fed by a watch that is not ours, and compared with lists.
 
-    def __init__(self, on_change: Callable[[str, Record | None], None] | None = None) -> None:
+    ``on_change(key, record, before)`` is told what is new, different or gone (record None).
+    """
+
+    def __init__(
+        self,
+        kind: Resource,
+        on_change: Callable[[str, Record | None, Record | None], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         super().__init__(record_of, on_change)
+        self.kind = kind
+        self.repaired = 0
+        self._clock = clock or SystemClock()
+        self._heard = self._clock.monotonic()
+        self._unheard: dict[str, float] = {}
+
+    def take(self, change: str | None, obj: dict[str, Any]) -> None:
+        """One event of the watch; ``change`` is None for what its list brought."""
+        self._heard = self._clock.monotonic()
+        metadata = obj["metadata"]
+        key = key_of(metadata.get("namespace"), metadata["name"])
+        self._unheard.pop(key, None)
+        if change != "DELETED":
+            self.put(obj)
+            return
+        held = self.get(key)
+        # Events of two objects of one name in a row may come in either order.
+        if held is not None and held.uid == metadata.get("uid"):
+            self.remove(obj)
 
     def wrote(self, obj: dict[str, Any]) -> None:
-        """Take in what one of our own writes returned, so that its echo wakes nobody."""
-        before = self._on_change
-        self._on_change = None
+        """Take in what one of our own writes returned, so that its echo wakes nobody.
+
+        Ignored when the watch was faster, or when the answer also carries somebody's new wish:
+        the watch will tell of that.
+        """
+        record = record_of(obj)
+        held = self.get(record.key)
+        if held is None or not held.same_wish(record):
+            return
+        if _number(record.resource_version) > _number(held.resource_version):
+            self._replace(record.key, record.resource_version, record)
+
+    def age(self) -> float:
+        """Seconds since the last event or comparison."""
+        return self._clock.monotonic() - self._heard
+
+    def deaf(self) -> bool:
+        """Whether a comparison found news that the watch has not told within its grace."""
+        if not self._unheard:
+            return False
+        return self._clock.monotonic() - min(self._unheard.values()) > GRACE
+
+    def forgive(self) -> None:
+        """The watch is opened anew: what it missed, its list tells."""
+        self._unheard.clear()
+
+    async def compare(
+        self, client: Client, namespace: str | None = None, *, first: bool = False
+    ) -> int:
+        """List everything, tell what differs, make the missing deletions; returns how many.
+
+        A watch that lost its place and listed again does not tell of what went meanwhile.
+        """
+        audit = self.audit(namespace)
         try:
-            self.put(obj)
-        finally:
-            self._on_change = before
+            async for items, _ in client.pages(self.kind, namespace):
+                for obj in items:
+                    self._see(audit, obj, first=first)
+        except BaseException:
+            audit.cancel()
+            raise
+        differed = audit.finish()
+        self._heard = self._clock.monotonic()
+        if not first:
+            self.repaired += differed
+        return differed
+
+    def _see(self, audit: Audit[Record], obj: dict[str, Any], *, first: bool) -> None:
+        if audit.see(obj) and not first:
+            metadata = obj["metadata"]
+            key = key_of(metadata.get("namespace"), metadata["name"])
+            self._unheard.setdefault(key, self._clock.monotonic())
+
+    def discard(self, key: str) -> bool:
+        """Forget the object under ``key``; returns whether it was known."""
+        self._unheard.pop(key, None)
+        return super().discard(key)
+
+
+def _number(version: str) -> int:
+    """A resourceVersion as the number that it is."""
+    return int(version) if version.isdigit() else 0
 
 
 @dataclass(slots=True)
@@ -101,13 +186,14 @@ class Context:
     client: Client
     clock: Clock
     queue: WorkQueue
-    store: PoolStore
+    store: RecordStore
     recorder: Recorder
     namespaces: Sequence[str] = ()
-    #: Whether this process may write for the key now.
+    #: Whether this process may write now.
     is_leader: Callable[[], bool] = field(default=lambda: True)
     #: The fencing epoch for what goes to Redis.
     epoch: Callable[[], int] = field(default=lambda: 0)
+    resync: tuple[float, float] = RESYNC
     informers: list[Informer[Any]] = field(default_factory=list)
 
     def informer(
@@ -120,7 +206,8 @@ class Context:
     ) -> Informer[T]:
         """A cache of children in the watched namespaces; the process runs it and reports its age.
 
-        ``on_index`` defaults to looking at the owner whose child changed.
+        ``on_index`` is told the owner (``namespace/name``) whose child changed; by default the
+        owner is looked at.
         """
         informer = Informer(
             self.client,
@@ -130,6 +217,7 @@ class Context:
             on_change,
             namespaces=self.namespaces,
             on_index=on_index or self.queue.add,
+            resync=self.resync,
             clock=self.clock,
         )
         self.informers.append(informer)
@@ -148,15 +236,18 @@ class Controller(Protocol):
         """Make informers and connections; called once, before anything else, leader or not."""
         ...
 
+    def changed(self, key: str, obj: Record | None) -> None:
+        """The object ``namespace/name`` is new, different or gone (None); leader or not.
+
+        The key is on the queue already. Must not block.
+        """
+        ...
+
     async def reconcile(self, key: str) -> float | None:
         """Look at one object; returns seconds until to look again, or None. Leader only.
 
         Called for deleted objects too: the store then has no such key.
         """
-        ...
-
-    def changed(self, key: str, obj: Record | None) -> None:
-        """The object is new, different or gone (None); its key is on the queue already."""
         ...
 
     async def stop(self) -> None:

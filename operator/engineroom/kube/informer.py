@@ -65,8 +65,9 @@ class Informer(Generic[T]):
         clock: Clock | None = None,
     ) -> None:
         self.ref = ref
+        self._on_change = on_change
         self.store: ObjectStore[T] = ObjectStore(
-            project, on_change, index_label=index_label, on_index=on_index
+            project, self._changed, index_label=index_label, on_index=on_index
         )
         self.synced = asyncio.Event()
         self.repaired = 0
@@ -92,6 +93,9 @@ class Informer(Generic[T]):
         """All objects."""
         return self.store.values()
 
+    def __len__(self) -> int:
+        return len(self.store)
+
     def by_index(self, value: str) -> list[T]:
         """The objects of a pool (``namespace/name``), in no order."""
         return self.store.by_index(value)
@@ -100,6 +104,10 @@ class Informer(Generic[T]):
         """Seconds since the stalest namespace was last heard of (event, bookmark or list)."""
         now = self._clock.monotonic()
         return max(now - self._heard.get(namespace, self._born) for namespace in self._namespaces)
+
+    def _changed(self, key: str, value: T | None, _before: T | None) -> None:
+        if self._on_change is not None:
+            self._on_change(key, value)
 
     # -- running ---------------------------------------------------------------------------------
 

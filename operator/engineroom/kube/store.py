@@ -29,14 +29,15 @@ def key_of(namespace: str | None, name: str) -> str:
 class ObjectStore(Generic[T]):
     """Objects by ``namespace/name``, and by ``namespace/label value`` where they carry a label.
 
-    ``on_change(key, value)`` is called for every object that is new, different or gone (None);
-    ``on_index(value)`` with the ``namespace/label value`` of each object that changed, old and new.
+    ``on_change(key, value, before)`` is told of every object that is new (before is None),
+    different, or gone (value is None); ``on_index(value)`` of the ``namespace/label value`` of each
+    object that changed, old and new.
     """
 
     def __init__(
         self,
         project: Callable[[dict[str, Any]], T],
-        on_change: Callable[[str, T | None], None] | None = None,
+        on_change: Callable[[str, T | None, T | None], None] | None = None,
         *,
         index_label: str | None = None,
         on_index: Callable[[str], None] | None = None,
@@ -94,7 +95,7 @@ class ObjectStore(Generic[T]):
         if entry.label is not None:
             self._unindex(entry.label, key)
         if self._on_change is not None:
-            self._on_change(key, None)
+            self._on_change(key, None, entry.value)
         if entry.label is not None and self._on_index is not None:
             self._on_index(entry.label)
         return True
@@ -128,13 +129,17 @@ class ObjectStore(Generic[T]):
             if index is not None:
                 self._index.setdefault(index, set()).add(key)
         if self._on_change is not None:
-            self._on_change(key, self._objects[key].value)
+            self._on_change(key, self._objects[key].value, None if old is None else old.value)
         if self._on_index is not None:
             if old is not None and old.label is not None and old.label != index:
                 self._on_index(old.label)
             if index is not None:
                 self._on_index(index)
         return True
+
+    def _replace(self, key: str, version: str, value: T) -> None:
+        """A newer state of a known object that nobody needs to be told of; its label stays."""
+        self._objects[key] = self._objects[key]._replace(version=version, value=value)
 
     def _index_of(self, metadata: dict[str, Any]) -> str | None:
         if self._index_label is None:
@@ -168,13 +173,15 @@ class Audit(Generic[T]):
         self._seen: set[str] = set()
         self.repaired = 0
 
-    def see(self, obj: dict[str, Any]) -> None:
-        """One listed object."""
+    def see(self, obj: dict[str, Any]) -> bool:
+        """One listed object; returns whether the store had it wrong."""
         metadata = obj["metadata"]
         key = key_of(metadata.get("namespace"), metadata["name"])
         self._seen.add(key)
-        if key not in self.touched and self._store._put(key, obj):
-            self.repaired += 1
+        if key in self.touched or not self._store._put(key, obj):
+            return False
+        self.repaired += 1
+        return True
 
     def finish(self) -> int:
         """Make the missing deletions; returns how many objects differed from the list."""

@@ -1,0 +1,109 @@
+"""Probes and metrics over HTTP, and how late the event loop is."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from engineroom.core.clock import Clock
+
+
+@dataclass(slots=True)
+class Report:
+    """What a probe answers: the facts, and what of them is wrong."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """200, or 503 when anything is wrong."""
+        return 503 if self.problems else 200
+
+    def body(self) -> bytes:
+        """JSON for people and for scripts."""
+        state = "failing" if self.problems else "ok"
+        return orjson.dumps(
+            {"status": state, "problems": self.problems, **self.facts},
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+
+class HttpServer:
+    """A few GET routes on one port; port 0 takes a free one, None serves nothing."""
+
+    def __init__(
+        self,
+        port: int | None,
+        routes: dict[str, Callable[[web.Request], Awaitable[web.Response]]],
+        host: str = "0.0.0.0",  # noqa: S104 # nosec B104 - the kubelet asks from outside the pod
+    ) -> None:
+        self.port = port
+        self._host = host
+        app = web.Application()
+        for path, handler in routes.items():
+            app.router.add_get(path, handler)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+
+    async def __aenter__(self) -> Self:
+        if self.port is None:
+            return self
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self.port, shutdown_timeout=1.0).start()
+        self.port = int(self._runner.addresses[0][1])
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._runner.cleanup()
+
+
+def probe(report: Callable[[], Report]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A route that answers with a report."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        made = report()
+        return web.Response(status=made.status, body=made.body(), content_type="application/json")
+
+    return answer
+
+
+class LoopLag:
+    """How late the event loop wakes what sleeps: the worst of the last half to full minute."""
+
+    def __init__(self, clock: Clock, period: float = 0.25, window: float = 30.0) -> None:
+        self._clock = clock
+        self._period = period
+        self._window = window
+        self._worst = self._before = 0.0
+        self._since = clock.monotonic()
+
+    def seconds(self) -> float:
+        """The worst delay lately."""
+        return max(self._worst, self._before)
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            asleep = self._clock.monotonic()
+            await asyncio.sleep(self._period)
+            self.note(self._clock.monotonic() - asleep - self._period)
+
+    def note(self, late: float) -> None:
+        """One measurement, in seconds."""
+        now = self._clock.monotonic()
+        if now - self._since > self._window:
+            self._before, self._worst, self._since = self._worst, 0.0, now
+        self._worst = max(self._worst, late)
