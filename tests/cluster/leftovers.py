@@ -29,7 +29,7 @@ _SECONDS = 30.0
 
 def create_cgroup(name: str) -> None:
     """Make the control group in every hierarchy; of version 2 there is one, of version 1 many."""
-    for hierarchy in _hierarchies():
+    for hierarchy in _hierarchies(at=_CGROUPS):
         (hierarchy / name).mkdir(exist_ok=True)
 
 
@@ -51,9 +51,13 @@ def remove_cgroup(name: str) -> None:
                 time.sleep(0.02)
 
 
-def _hierarchies() -> Iterator[Path]:
+def _hierarchies(at: Path | None = None) -> Iterator[Path]:
+    """The roots of all control groups; with `at`, version 2's only where it is mounted there.
+
+    Elsewhere it stands beside version 1 and has no controllers, but runc puts processes in it all the same.
+    """
     for point, kind in _mounts():
-        if kind == "cgroup" or (kind == "cgroup2" and point == _CGROUPS):
+        if kind == "cgroup" or (kind == "cgroup2" and at in (None, point)):
             yield point
 
 
