@@ -1,0 +1,1 @@
+"""The admission server: refuses WorkerPools that break the rules, and says which and why."""

@@ -1,0 +1,153 @@
+"""The process: certificate first, then the server, until SIGTERM; then calmly out of use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from engineroom.api import validation
+from engineroom.core.clock import SystemClock
+from engineroom.core.logging import get_logger
+from engineroom.kube.client import Client
+from engineroom_webhooks.author import ClusterAuthority, NoAuthority
+from engineroom_webhooks.certificates import Policy
+from engineroom_webhooks.keeper import ClusterStore, Keeper, keep, keep_files
+from engineroom_webhooks.server import admission, probes
+
+if TYPE_CHECKING:
+    from engineroom.core.clock import Clock
+    from engineroom_webhooks.author import Authority
+    from engineroom_webhooks.settings import Settings
+
+#: Longer than clients keep idle connections (Go: 90 s), so that it is never the server that closes
+#: one under a request.
+_KEEPALIVE = 300.0
+_SHUTDOWN = 10.0
+
+logger = get_logger(__name__)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    clock: Clock = SystemClock()
+    async with contextlib.AsyncExitStack() as stack:
+        client: Client | None = None
+        if settings.review_authors or settings.certificates == "self":
+            client = await stack.enter_async_context(
+                Client.load(timeout=5.0, user_agent="engineroom-webhooks")
+            )
+        authority: Authority = NoAuthority()
+        if settings.review_authors and client is not None:
+            authority = ClusterAuthority(client, clock)
+        keeper = Keeper()
+
+        def ready() -> str:
+            if stop.is_set():
+                return "going out of use"
+            if keeper.context is None:
+                return "no certificate yet"
+            return "" if keeper.trusted else "the certificate's CA is not published yet"
+
+        await _listen(stack, probes(ready), settings.host, settings.probe_port)
+        keeping = asyncio.create_task(_keeping(settings, client, keeper, clock))
+        stack.push_async_callback(_cancel, keeping)
+        if not await _first(keeper.loaded, stop, keeping):
+            return
+        warm()
+        server = admission(authority, settings.body_limit, settings.body_timeout)
+        runner = web.AppRunner(
+            server, access_log=None, keepalive_timeout=_KEEPALIVE, shutdown_timeout=_SHUTDOWN
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(
+            runner,
+            settings.host,
+            settings.port,
+            ssl_context=keeper.context,
+            backlog=1024,
+            reuse_address=True,
+        )
+        await site.start()
+        logger.info("listening", port=settings.port)
+        await _first(stop, keeping)
+        # Endpoints take a moment to learn of it; whoever still comes is answered.
+        logger.info("going out of use", seconds=settings.drain)
+        await asyncio.sleep(settings.drain)
+    logger.info("ended")
+
+
+def warm() -> None:
+    """Pay once, before the first request, for what is slow the first time."""
+    validation.problems(
+        {
+            "apiVersion": "engineroom.dev/v1alpha1",
+            "kind": "WorkerPool",
+            "metadata": {"name": "warm", "namespace": "warm"},
+            "spec": {
+                "queues": [{"name": "warm"}],
+                "autoscaling": {
+                    "schedules": [
+                        {"name": "warm", "cron": "0 8 * * 1-5", "timeZone": "-", "minReplicas": 1}
+                    ]
+                },
+                "template": {"spec": {"containers": [{"name": "warm", "image": "warm:1"}]}},
+            },
+        }
+    )
+    # Nothing made so far ever becomes garbage; leaving it out keeps collections short.
+    gc.collect()
+    gc.freeze()
+
+
+async def _keeping(settings: Settings, client: Client | None, keeper: Keeper, clock: Clock) -> None:
+    if settings.certificates == "files" or client is None:
+        await keep_files(keeper, settings.certificate_folder, settings.check_interval)
+        return
+    policy = Policy(
+        settings.names(),
+        settings.leaf_lifetime,
+        settings.authority_lifetime,
+        settings.settle,
+        settings.retire,
+    )
+    store = ClusterStore(client, settings.namespace, settings.secret, settings.configuration)
+    await keep(keeper, store, policy, clock, settings.check_interval)
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack, app: web.Application, host: str | None, port: int
+) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, host, port, reuse_address=True).start()
+
+
+async def _first(event: asyncio.Event, *others: asyncio.Event | asyncio.Task[None]) -> bool:
+    """Wait for the first of all; whether ``event`` came. A task's failure is raised."""
+    events = [event, *(one for one in others if isinstance(one, asyncio.Event))]
+    waits = {asyncio.create_task(one.wait()) for one in events}
+    tasks = {one for one in others if isinstance(one, asyncio.Task)}
+    await asyncio.wait([*waits, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    for task in tasks:
+        if task.done():
+            task.result()
+    return event.is_set()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,196 @@
+"""One AdmissionReview: what is asked, and the answer. Reads rubbish without a fall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api import GROUP
+from engineroom.api import validation as rules
+from engineroom.api.pod_security import Level
+from engineroom.api.v1alpha1.workerpool import KIND
+from engineroom.api.validation import Context
+from engineroom.core.errors import EngineroomError, Problem
+from engineroom.core.logging import get_logger
+from engineroom_webhooks.author import Author
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from engineroom_webhooks.author import Authority
+
+API_VERSION = "admission.k8s.io/v1"
+#: The API server cuts warnings at 256 bytes when there are many; longer ones only get lost.
+_MOST_WARNINGS, _WARNING_LENGTH = 16, 250
+_MESSAGE_LENGTH = 8000
+
+logger = get_logger(__name__)
+
+
+class UnreadableReviewError(EngineroomError):
+    """The request is no AdmissionReview that can be answered."""
+
+    code = "unreadable_review"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdict on one request."""
+
+    uid: str
+    operation: str
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+    #: Set when nothing could be decided: the reason. The request is refused, and may be repeated.
+    trouble: str = ""
+    #: Set when the author lacks a right.
+    forbidden: str = ""
+    name: str = ""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request goes through."""
+        return not (self.problems or self.trouble or self.forbidden)
+
+    @property
+    def outcome(self) -> str:
+        """The word for the metric."""
+        if self.trouble:
+            return "failed"
+        return "allowed" if self.allowed else "refused"
+
+    def document(self) -> dict[str, Any]:
+        """The AdmissionReview to send back."""
+        response: dict[str, Any] = {"uid": self.uid, "allowed": self.allowed}
+        if self.warnings:
+            response["warnings"] = [
+                text[:_WARNING_LENGTH] for text in self.warnings[:_MOST_WARNINGS]
+            ]
+        if not self.allowed:
+            response["status"] = self._status()
+        return {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
+
+    def _status(self) -> dict[str, Any]:
+        if self.trouble:
+            return {"code": 503, "reason": "ServiceUnavailable", "message": self.trouble}
+        if self.forbidden:
+            return {"code": 403, "reason": "Forbidden", "message": self.forbidden}
+        return {
+            "code": 422,
+            "reason": "Invalid",
+            "message": _message(self.name, self.problems),
+            "details": {
+                "group": GROUP,
+                "kind": KIND,
+                "name": self.name,
+                "causes": [
+                    {
+                        "reason": "FieldValueInvalid",
+                        "field": problem.field,
+                        "message": f"{problem.problem}; {problem.fix}",
+                    }
+                    for problem in self.problems
+                ],
+            },
+        }
+
+
+def _message(name: str, problems: Sequence[Problem]) -> str:
+    if len(problems) == 1:
+        text = f"{KIND} {name} is invalid: {problems[0]}"
+    else:
+        lines = "".join(f"\n* {problem}" for problem in problems)
+        text = f"{KIND} {name} is invalid:{lines}"
+    if len(text) <= _MESSAGE_LENGTH:
+        return text
+    return text[: _MESSAGE_LENGTH - 40].rsplit("\n", 1)[0] + "\n* and more"
+
+
+async def answer(review: Any, authority: Authority) -> Answer:
+    """The answer to an AdmissionReview; raises UnreadableReviewError for what is none."""
+    request = review.get("request") if isinstance(review, dict) else None
+    if not isinstance(request, dict) or not isinstance(request.get("uid"), str):
+        raise UnreadableReviewError("the body is not an AdmissionReview with request.uid")
+    uid, operation = request["uid"][:128], str(request.get("operation") or "")
+    new, old = request.get("object"), request.get("oldObject")
+    if operation not in {"CREATE", "UPDATE"} or request.get("subResource"):
+        return Answer(uid, operation)
+    if not isinstance(new, dict):
+        raise UnreadableReviewError("request.object is missing")
+    if operation == "UPDATE" and isinstance(old, dict) and _unchanged(new, old):
+        return Answer(uid, operation)
+    namespace = str(request.get("namespace") or "")
+    name = str(request.get("name") or _map(new.get("metadata")).get("name") or "")
+    author = Author.of(request.get("userInfo"))
+    wants = tuple(_wants(new, old))
+    escalations = rules.escalations(new)
+    try:
+        level = Level.RESTRICTED
+        if escalations and namespace:
+            level = await authority.level(namespace)
+        problems = rules.problems(new, Context(pod_security=level))
+        if problems:
+            return Answer(uid, operation, tuple(problems), name=name)
+        asks = [*(item.field for item in escalations), *wants]
+        if _map(new.get("spec")).get("template") == _template(old):
+            asks = [field for field in asks if field.startswith("spec.redis")]
+        if asks and not await authority.may_create_pods(author, namespace):
+            return Answer(uid, operation, forbidden=_forbidden(author, namespace, asks), name=name)
+    except EngineroomError as error:
+        logger.warning("an author could not be checked", code=error.code, error=str(error))
+        trouble = (
+            "the API server did not say whether the author may create pods; try again in a moment"
+        )
+        return Answer(uid, operation, trouble=trouble, name=name)
+    return Answer(uid, operation, warnings=tuple(rules.warnings(new)), name=name)
+
+
+def _forbidden(author: Author, namespace: str, asks: list[str]) -> str:
+    fields = ", ".join(asks[:5]) + (" and more" if len(asks) > 5 else "")
+    return (
+        f"{fields}: only who may create pods in namespace {namespace} may ask for this, and "
+        f"{author.username or 'the author'} may not; remove it or get that right"
+    )
+
+
+def _unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether the spec stays: a label, a finalizer, a status can then never be in the way."""
+    return bool(new.get("spec") == old.get("spec"))
+
+
+def _template(obj: Any) -> Any:
+    return _map(_map(obj).get("spec")).get("template")
+
+
+def _wants(new: dict[str, Any], old: Any) -> Iterator[str]:
+    """Fields that reach for what belongs to the namespace: accounts and Secrets."""
+    spec = _map(new.get("spec"))
+    redis = spec.get("redis")
+    if redis is not None and redis != _map(_map(old).get("spec")).get("redis"):
+        yield "spec.redis"
+    path = "spec.template.spec"
+    pod = _map(_map(spec.get("template")).get("spec"))
+    for key in ("serviceAccountName", "serviceAccount", "imagePullSecrets"):
+        if pod.get(key):
+            yield f"{path}.{key}"
+    for index, volume in enumerate(_list(pod.get("volumes"))):
+        for source in ("secret", "projected", "csi"):
+            if _map(volume).get(source) is not None:
+                yield f"{path}.volumes[{index}].{source}"
+    for group in ("containers", "initContainers"):
+        for index, container in enumerate(_list(pod.get(group))):
+            where = f"{path}.{group}[{index}]"
+            for number, variable in enumerate(_list(_map(container).get("env"))):
+                if _map(_map(variable).get("valueFrom")).get("secretKeyRef") is not None:
+                    yield f"{where}.env[{number}].valueFrom.secretKeyRef"
+            for number, source in enumerate(_list(_map(container).get("envFrom"))):
+                if _map(source).get("secretRef") is not None:
+                    yield f"{where}.envFrom[{number}].secretRef"
+
+
+def _map(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,65 @@
+"""Settings of the admission server, from ENGINEROOM_WEBHOOKS_* variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Times are in seconds. The defaults are those of the Helm chart."""
+
+    model_config = SettingsConfigDict(env_prefix="ENGINEROOM_WEBHOOKS_", extra="ignore")
+
+    host: str | None = Field(default=None, description="Address to listen on; empty: all.")
+    port: int = Field(default=9443, ge=0, le=65535)
+    #: Probes and metrics, without TLS.
+    probe_port: int = Field(default=8081, ge=0, le=65535)
+
+    #: ``self``: made, kept in the Secret and rotated here. ``files``: read from a folder that
+    #: somebody else (cert-manager) keeps, and read again when they change.
+    certificates: Literal["self", "files"] = "self"
+    certificate_folder: Path = Path("/certificates")
+    namespace: str = "engineroom"
+    secret: str = "engineroom-webhooks-tls"  # noqa: S105  a name
+    service: str = "engineroom-webhooks"
+    #: The ValidatingWebhookConfiguration that gets the CA; empty: somebody else's business.
+    configuration: str = ""
+    #: More names and addresses for the certificate, comma-separated.
+    extra_names: str = ""
+    leaf_lifetime: float = Field(default=90 * 86400, ge=60)
+    authority_lifetime: float = Field(default=730 * 86400, ge=120)
+    #: How long a new CA stands beside the old one before the first leaf of it is used.
+    settle: float = Field(default=60, ge=0)
+    #: How long the old CA stays after its last leaf was replaced.
+    retire: float = Field(default=900, ge=0)
+    check_interval: float = Field(default=15, gt=0)
+
+    #: Whether authors are checked (SubjectAccessReview) and namespaces are looked at. Without,
+    #: everything above restricted is refused, and who may create a WorkerPool may use any
+    #: ServiceAccount and Secret of its namespace through the pods.
+    review_authors: bool = True
+
+    body_limit: int = Field(default=4 * 1024 * 1024, ge=1024)
+    body_timeout: float = Field(default=5, gt=0)
+    #: How long requests are still taken after SIGTERM, while the endpoint goes out of use.
+    drain: float = Field(default=5, ge=0)
+    log_level: str = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @model_validator(mode="after")
+    def _lifetimes(self) -> Self:
+        if self.authority_lifetime < 2 * self.leaf_lifetime:
+            message = "must be at least twice LEAF_LIFETIME, so that a CA outlives its leaves"
+            raise ValueError(message)
+        return self
+
+    def names(self) -> tuple[str, ...]:
+        """DNS names and addresses that the certificate is for."""
+        service = f"{self.service}.{self.namespace}"
+        extra = [name.strip() for name in self.extra_names.split(",")]
+        made = [f"{service}.svc", f"{service}.svc.cluster.local", service]
+        return tuple(dict.fromkeys([*made, *filter(None, extra)]))
