@@ -149,6 +149,27 @@ def test_secrets_are_never_listed_and_never_read_across_the_cluster(values: Obje
             assert role["metadata"]["namespace"] in allowed
 
 
+def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
+    objects = render()
+    role = named(objects, "ClusterRole", "engineroom-operator")
+    found = {resource: set(rule["verbs"]) for rule in rules(role) for resource in rule["resources"]}
+    written = {"get", "list", "watch", "create", "patch"}
+    assert found == {
+        "workerpools": {"get", "list", "watch"},
+        "workerpools/status": {"patch"},
+        "workerpools/finalizers": {"update"},
+        "deployments": written,
+        "poddisruptionbudgets": written,
+        "serviceaccounts": {"create", "patch"},
+        "pods": {"get", "list", "watch", "patch"},
+        "events": {"create", "patch"},
+        "secrets": {"create"},
+    }
+    same = named(render({"watchNamespaces": ["shop"]}), "Role", "engineroom-operator")
+    assert same["metadata"]["namespace"] == "shop"
+    assert rules(same) == rules(role)
+
+
 @every_variant
 def test_nobody_may_raise_rights_or_enter_pods(values: Object) -> None:
     dangerous = {
