@@ -11,7 +11,9 @@ from .api import Cluster, ClusterError, Shape
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status is 1 where it cannot be done, with the reason on standard error."""
+    """Run a command; the exit status is 1 where it cannot be done, with the reason on standard
+    error.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options) or 0)
@@ -92,51 +94,74 @@ def _kubeconfig(options: argparse.Namespace) -> None:
 def _print_kubeconfig(cluster: Cluster) -> None:
     print(f"export KUBECONFIG={cluster.kubeconfig}")
     if isinstance(cluster, local.Local):
-        print(f"export PATH={binaries.PROGRAMS['kubernetes'].folder}:{binaries.PROGRAMS['helm'].folder}:$PATH")
+        print(
+            f"export PATH={binaries.PROGRAMS['kubernetes'].folder}:"
+            f"{binaries.PROGRAMS['helm'].folder}:$PATH"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.cluster",
-        description="Real Kubernetes for tests and demonstrations. CLUSTER=current|kind|local chooses where; "
+        description="Real Kubernetes for tests and demonstrations. "
+        "CLUSTER=current|kind|local chooses where; "
         "unset: kind where a Docker engine answers, else processes of this machine.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("--name", default=choose.DEFAULT_NAME, help="the cluster (default: %(default)s)")
+    named.add_argument(
+        "--name", default=choose.DEFAULT_NAME, help="the cluster (default: %(default)s)"
+    )
     shaped = argparse.ArgumentParser(add_help=False)
     shaped.add_argument(
         "--shape",
         type=Shape,
         choices=list(Shape),
         default=Shape.NODE,
-        help="control-plane: API server and controllers, no root needed; scale: with simulated nodes; "
+        help="control-plane: API server and controllers, no root needed; "
+        "scale: with simulated nodes; "
         "node: everything, pods really run (default: %(default)s)",
     )
 
-    up = commands.add_parser("up", parents=[named, shaped], help="start a cluster, or what is missing of it")
-    up.add_argument("--load", action="append", default=[], metavar="IMAGE", help="and load an image")
+    up = commands.add_parser(
+        "up", parents=[named, shaped], help="start a cluster, or what is missing of it"
+    )
+    up.add_argument(
+        "--load", action="append", default=[], metavar="IMAGE", help="and load an image"
+    )
     up.set_defaults(run=_up)
     down = commands.add_parser("down", parents=[named], help="stop it and remove all that it left")
     down.add_argument("--all", action="store_true", help="every local cluster of this user")
     down.set_defaults(run=_down)
     status = commands.add_parser("status", help="the local clusters and their processes")
     status.set_defaults(run=_status)
-    doctor = commands.add_parser("doctor", parents=[shaped], help="install what is missing, or say how to")
+    doctor = commands.add_parser(
+        "doctor", parents=[shaped], help="install what is missing, or say how to"
+    )
     doctor.add_argument("--check", action="store_true", help="only report; install nothing")
     doctor.set_defaults(run=_doctor)
-    build = commands.add_parser("build", parents=[shaped], help="build the programs now; print their folders")
+    build = commands.add_parser(
+        "build", parents=[shaped], help="build the programs now; print their folders"
+    )
     build.set_defaults(run=_build)
-    image = commands.add_parser("images", help="build an image, or without options the cluster's own")
+    image = commands.add_parser(
+        "images", help="build an image, or without options the cluster's own"
+    )
     image.add_argument("--dockerfile", type=Path, help="of the image to build")
     image.add_argument("--target", help="the Dockerfile's stage")
     image.add_argument("--tag", help="the image's name")
-    image.add_argument("--context", type=Path, default=Path(), help="the build context (default: .)")
+    image.add_argument(
+        "--context", type=Path, default=Path(), help="the build context (default: .)"
+    )
     image.set_defaults(run=_images)
     load = commands.add_parser("load", parents=[named], help="make images known to the nodes")
-    load.add_argument("images", nargs="+", metavar="IMAGE", help="a docker archive, or a built image's name")
+    load.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a docker archive, or a built image's name"
+    )
     load.set_defaults(run=_load)
-    kubeconfig = commands.add_parser("kubeconfig", parents=[named], help="print the lines for the shell")
+    kubeconfig = commands.add_parser(
+        "kubeconfig", parents=[named], help="print the lines for the shell"
+    )
     kubeconfig.set_defaults(run=_kubeconfig)
     return parser
 

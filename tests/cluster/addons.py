@@ -6,15 +6,18 @@ import base64
 import secrets
 import socket
 import struct
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import binaries
-from .client import Client
-from .control_plane import ControlPlane
-from .layout import Layout
 from .process import Component
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from .client import Client
+    from .control_plane import ControlPlane
+    from .layout import Layout
 
 _METRICS_PORT = 4443
 _READ = ["get", "list", "watch"]
@@ -30,7 +33,8 @@ cluster.local in-addr.arpa ip6.arpa {{
     }}
     loadbalance
 }}
-# Nothing else exists. Say so at once, rather than have resolvers wait for a server that is not there.
+# Nothing else exists. Say so at once, rather than have resolvers wait for a server that is not
+# there.
 . {{
     bind {address}
     template ANY ANY {{
@@ -118,12 +122,16 @@ class Metrics:
         self.process.start()
 
     def answers(self, client: Client) -> bool:
-        """Whether the API server reaches it. Until then discovery is incomplete, and nothing is garbage collected."""
+        """Whether the API server reaches it. Until then discovery is incomplete, and nothing is
+        garbage collected.
+        """
         return client.ready("/apis/metrics.k8s.io/v1beta1")
 
 
 def resolves(name: str, server: str, timeout: float = 0.5) -> bool:
-    """Whether a DNS server has an address for a name. One question over UDP; no answer in time means no."""
+    """Whether a DNS server has an address for a name. One question over UDP; no answer in time
+    means no.
+    """
     identifier = secrets.randbelow(1 << 16)
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     question = struct.pack(">6H", identifier, 0x0100, 1, 0, 0, 0) + labels + b"\0" + b"\0\1\0\1"
@@ -138,7 +146,7 @@ def resolves(name: str, server: str, timeout: float = 0.5) -> bool:
     if len(answer) < 12:
         return False
     answered, flags, _, answers = struct.unpack(">4H", answer[:8])
-    return answered == identifier and flags & 0xF == 0 and answers > 0
+    return bool(answered == identifier and flags & 0xF == 0 and answers > 0)
 
 
 def _rule(group: str, resources: list[str]) -> dict[str, Any]:
@@ -150,7 +158,12 @@ _RBAC = "rbac.authorization.k8s.io"
 
 def _cluster_role(name: str, rules: list[dict[str, Any]], user: str) -> list[dict[str, Any]]:
     metadata = {"name": name}
-    role = {"apiVersion": f"{_RBAC}/v1", "kind": "ClusterRole", "metadata": metadata, "rules": rules}
+    role = {
+        "apiVersion": f"{_RBAC}/v1",
+        "kind": "ClusterRole",
+        "metadata": metadata,
+        "rules": rules,
+    }
     return [role, _binding(name, name, user)]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class ClusterError(Exception):
@@ -14,8 +16,8 @@ class ClusterError(Exception):
 class Shape(StrEnum):
     """How much of a cluster is wanted.
 
-    Each is enough for more than it costs: an API server for what only writes objects, simulated nodes for numbers, a
-    real node for pods.
+    Each is enough for more than it costs: an API server for what only writes objects, simulated
+    nodes for numbers, a real node for pods.
     """
 
     CONTROL_PLANE = "control-plane"
@@ -47,13 +49,19 @@ class Cluster(Protocol):
         """Stop the cluster and remove all it left on the machine, also after a crash."""
 
     def load(self, image: str | Path) -> None:
-        """Make an image known to the nodes: a docker archive's path, or the name of a built image."""
+        """Make an image known to the nodes: a docker archive's path, or the name of a built
+        image.
+        """
 
     def env(self) -> dict[str, str]:
-        """The environment for subprocesses: this one's, with KUBECONFIG set and kubectl on the PATH."""
+        """The environment for subprocesses: this one's, with KUBECONFIG set and kubectl on the
+        PATH.
+        """
 
     def stop(self, component: str) -> None:
-        """Take a component away, as a fault would: `apiserver`, `etcd`, `scheduler`, `kubelet`, ..."""
+        """Take a component away, as a fault would: `apiserver`, `etcd`, `scheduler`, `kubelet`,
+        ...
+        """
 
     def start(self, component: str) -> None:
         """Bring back what `stop` took; returns when it is up."""

@@ -1,4 +1,6 @@
-"""The programs of a cluster, built from Go modules once for each version and kept in the user's cache."""
+"""The programs of a cluster, built from Go modules once for each version and kept in the user's
+cache.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,17 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import ClusterError, Shape
 from .paths import cache_directory
 from .progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _SOURCE = Path(__file__).parent / "go" / "kubernetes"
 KUBERNETES = "v1.37.2"
@@ -54,7 +59,12 @@ class Program:
 
 def _kubernetes_version_flags() -> str:
     major, minor, _ = KUBERNETES.removeprefix("v").split(".")
-    values = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    values = {
+        "gitVersion": KUBERNETES,
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+    }
     return " ".join(f"-X k8s.io/component-base/version.{k}={v}" for k, v in values.items())
 
 
@@ -82,7 +92,9 @@ PROGRAMS: dict[str, Program] = {
         Program(
             "containerd",
             "v2.4.2",
-            tuple(f"{_CONTAINERD}/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
+            tuple(
+                f"{_CONTAINERD}/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+            ),
             ("containerd", "containerd-shim-runc-v2", "ctr"),
         ),
         Program(
@@ -123,7 +135,9 @@ def ensure(shape: Shape) -> None:
 
 
 def build(program: Program) -> Path:
-    """The folder of the built program. Several processes may ask: one builds, the others wait for it."""
+    """The folder of the built program. Several processes may ask: one builds, the others wait
+    for it.
+    """
     if program.folder.exists():
         return program.folder
     with _lock(program):
@@ -155,12 +169,25 @@ def _build(program: Program, detail: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{program.name}-", dir=folder.parent) as scratch:
         output = Path(scratch) / "output"
         output.mkdir()
-        arguments = ["-v", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {program.link}".rstrip()]
+        arguments = [
+            "-v",
+            "-trimpath",
+            "-buildvcs=false",
+            "-ldflags",
+            f"-s -w {program.link}".rstrip(),
+        ]
         if program.tags:
             arguments += ["-tags", program.tags]
         environment = os.environ | {"CGO_ENABLED": "1" if program.cgo else "0"}
         if program.module is not None:
-            command = ["go", "build", "-o", f"{output}/{program.name}", *arguments, *program.packages]
+            command = [
+                "go",
+                "build",
+                "-o",
+                f"{output}/{program.name}",
+                *arguments,
+                *program.packages,
+            ]
         else:
             environment |= {"GOBIN": str(output)}
             wanted = [f"{package}@{program.version}" for package in program.packages]

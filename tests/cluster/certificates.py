@@ -1,13 +1,18 @@
-"""The certificates of a cluster: one authority of its own, and what it signs. Made by the openssl program."""
+"""The certificates of a cluster: one authority of its own, and what it signs. Made by the
+openssl program.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 _DAYS = "3650"
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -25,7 +30,10 @@ class Authority:
     def ensure(self) -> None:
         """Make the authority unless it is there."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,digitalSignature"]
+        extensions = [
+            "basicConstraints=critical,CA:TRUE",
+            "keyUsage=critical,keyCertSign,digitalSignature",
+        ]
         self._make(self.certificate, self._key, f"/CN=engineroom-{self._name}", extensions, [])
 
     def issue(
@@ -38,8 +46,8 @@ class Authority:
     ) -> tuple[Path, Path]:
         """A certificate and its key, made unless they are there.
 
-        To the API server `common_name` is the user and `groups` the user's groups. `hosts` are `IP:` or `DNS:` entries,
-        for those that serve.
+        To the API server `common_name` is the user and `groups` the user's groups. `hosts` are
+        `IP:` or `DNS:` entries, for those that serve.
         """
         certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         subject = "".join(f"/O={group}" for group in groups) + f"/CN={common_name}"

@@ -14,8 +14,8 @@ DEFAULT_NAME = "engineroom"
 def select(name: str = DEFAULT_NAME, owner: tuple[int, int, str] | None = None) -> Cluster:
     """The cluster that the environment variable CLUSTER says: `current`, `kind` or `local`.
 
-    Unset, it is kind where a Docker engine answers, else local. Nothing is started. `owner` marks a private cluster,
-    see `local.Local`. Raises ClusterError for another value.
+    Unset, it is kind where a Docker engine answers, else local. Nothing is started. `owner` marks a
+    private cluster, see `local.Local`. Raises ClusterError for another value.
     """
     kind = os.environ.get("CLUSTER") or ("kind" if docker_answers() else "local")
     if kind == "current":
@@ -30,7 +30,9 @@ def select(name: str = DEFAULT_NAME, owner: tuple[int, int, str] | None = None) 
         from .local import Local
 
         return Local(name, owner=owner)
-    raise ClusterError(f"CLUSTER={kind} is not known; set it to current, kind or local, or unset it")
+    raise ClusterError(
+        f"CLUSTER={kind} is not known; set it to current, kind or local, or unset it"
+    )
 
 
 def docker_answers() -> bool:

@@ -1,4 +1,6 @@
-"""As much of a Kubernetes client as starting a cluster takes, with nothing but the standard library."""
+"""As much of a Kubernetes client as starting a cluster takes, with nothing but the standard
+library.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,14 @@ import base64
 import http.client
 import json
 import ssl
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .api import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 
 class Client:
@@ -52,7 +56,9 @@ class Client:
         return json.loads(body)
 
     def apply(self, objects: Iterable[Mapping[str, Any]]) -> None:
-        """Make the objects be as given, by server-side apply. Raises ClusterError where one is refused."""
+        """Make the objects be as given, by server-side apply. Raises ClusterError where one is
+        refused.
+        """
         for thing in objects:
             path = _path(thing) + "?fieldManager=engineroom-test-cluster&force=true"
             status, body = self.request("PATCH", path, thing, media="application/apply-patch+yaml")
@@ -76,7 +82,9 @@ def _path(thing: Mapping[str, Any]) -> str:
 def write_kubeconfig(
     path: Path, name: str, server: str, authority: Path, certificate: Path, key: Path
 ) -> None:
-    """A kubeconfig that holds its certificates, so that it may be copied. It is JSON, which is YAML too."""
+    """A kubeconfig that holds its certificates, so that it may be copied. It is JSON, which is
+    YAML too.
+    """
 
     def embedded(file: Path) -> str:
         return base64.b64encode(file.read_bytes()).decode()

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import binaries
 from .api import ClusterError, Shape
 from .certificates import Authority, ensure_signing_key
 from .client import Client, write_kubeconfig
-from .layout import Layout
 from .process import Component
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .layout import Layout
 
 _ISSUER = "https://kubernetes.default.svc.cluster.local"
 _SERVICE_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
-# More than anything here asks for: a test should wait for Kubernetes, never for a client's own limit.
+# More than anything here asks for: a test should wait for Kubernetes, never for a client's own
+# limit.
 _CLIENT_RATE = 2000
 _CLIENT_BURST = 4000
 _READY_SECONDS = 90.0
 
 
 class ControlPlane:
-    """The control plane of one cluster. All it knows is in files: any process can go on where another stopped."""
+    """The control plane of one cluster. All it knows is in files: any process can go on where
+    another stopped.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -103,7 +110,7 @@ class ControlPlane:
         client = self.client()
         wait(client.ready, "the API server", self.apiserver, self.etcd)
 
-    def _start_in_namespace(self, component: Component, argv: list[str | Path]) -> None:
+    def _start_in_namespace(self, component: Component, argv: list[object]) -> None:
         component.configure(argv, namespace=self._layout.namespace)
 
     def _configure_etcd(self) -> None:
@@ -128,7 +135,9 @@ class ControlPlane:
         layout, folder = self._layout, self._layout.certificates
         addresses = {layout.address, layout.services[1]}
         hosts = [f"IP:{address}" for address in sorted(addresses)]
-        hosts += [f"DNS:{name}" for name in (*_SERVICE_NAMES, f"{_SERVICE_NAMES[-1]}.cluster.local")]
+        hosts += [
+            f"DNS:{name}" for name in (*_SERVICE_NAMES, f"{_SERVICE_NAMES[-1]}.cluster.local")
+        ]
         certificate, key = self._authority.issue("apiserver", "kube-apiserver", hosts=hosts)
         to_kubelet = self._authority.issue(
             "apiserver-kubelet-client", "kube-apiserver-kubelet-client", groups=["system:masters"]
@@ -150,7 +159,8 @@ class ControlPlane:
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
-            # Without a kubelet to reach, or where the kubelet's name does not resolve: by address only.
+            # Without a kubelet to reach, or where the kubelet's name does not resolve: by address
+            # only.
             "--kubelet-preferred-address-types=InternalIP",
             f"--kubelet-certificate-authority={self._authority.certificate}",
             f"--kubelet-client-certificate={to_kubelet[0]}",
@@ -172,7 +182,8 @@ class ControlPlane:
 
     def _configure_controller_manager(self) -> None:
         layout, folder = self._layout, self._layout.certificates
-        # As a master it is exempt from priority and fairness: what a test waits for is never queued.
+        # As a master it is exempt from priority and fairness: what a test waits for is never
+        # queued.
         kubeconfig = self.kubeconfig(
             "controller-manager", "system:kube-controller-manager", "system:masters"
         )

@@ -1,4 +1,6 @@
-"""Where the parts of a local cluster are: folders, addresses, ports. Decided once, then read back by every process."""
+"""Where the parts of a local cluster are: folders, addresses, ports. Decided once, then read
+back by every process.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,23 @@ import json
 import random
 import re
 import socket
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import ClusterError, Shape
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
-# Below the range from which Linux takes the ports of outgoing connections: a restarted server finds its port free.
+# Below the range from which Linux takes the ports of outgoing connections: a restarted server finds
+# its port free.
 _PORTS = range(20000, 30000)
 _PORT_NAMES = ("apiserver", "etcd", "etcd-peer")
-# The benchmarking range (RFC 2544), where nothing real is. One half for links and pods, the other for services.
+# The benchmarking range (RFC 2544), where nothing real is. One half for links and pods, the other
+# for services.
 _LINKS_AND_PODS = IPv4Network("198.18.0.0/16")
 _SERVICES = IPv4Network("198.19.0.0/16")
 _SLICE = 20  # prefix length of one cluster's part of each: sixteen clusters side by side
@@ -28,8 +35,9 @@ MAXIMUM_NODES = 2 ** (_SLICE - _SERVICES.prefixlen)
 class Layout:
     """The fixed facts of one cluster.
 
-    `index` tells clusters with a network namespace apart: its addresses and devices follow from it. `owner` is the
-    process that a private cluster belongs to, as its identity's fields: when that is gone, the cluster may go too.
+    `index` tells clusters with a network namespace apart: its addresses and devices follow from it.
+    `owner` is the process that a private cluster belongs to, as its identity's fields: when that is
+    gone, the cluster may go too.
     """
 
     name: str
@@ -166,10 +174,13 @@ def plan(
 
 
 def check_name(name: str) -> None:
-    """Raises ClusterError unless the name may be one of a cluster, a namespace and a control group."""
+    """Raises ClusterError unless the name may be one of a cluster, a namespace and a control
+    group.
+    """
     if not _NAME.fullmatch(name):
         raise ClusterError(
-            f"{name!r} cannot be a cluster's name: use lower-case letters, digits and dashes, at most 30"
+            f"{name!r} cannot be a cluster's name: "
+            "use lower-case letters, digits and dashes, at most 30"
         )
 
 

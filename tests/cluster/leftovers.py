@@ -1,4 +1,6 @@
-"""Finding and removing what a node leaves on the machine: control groups, processes, mounts, settings."""
+"""Finding and removing what a node leaves on the machine: control groups, processes, mounts,
+settings.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import ClusterError
 from .process import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CGROUPS = Path("/sys/fs/cgroup")
 # Set by the kubelet when it starts, for the whole machine.
@@ -34,7 +39,9 @@ def create_cgroup(name: str) -> None:
 
 
 def remove_cgroup(name: str) -> None:
-    """Kill all processes of the group and its children, and remove them. Raises ClusterError where one stays."""
+    """Kill all processes of the group and its children, and remove them. Raises ClusterError
+    where one stays.
+    """
     deadline = time.monotonic() + _SECONDS
     for root in [hierarchy / name for hierarchy in _hierarchies()]:
         while root.exists():
@@ -54,7 +61,8 @@ def remove_cgroup(name: str) -> None:
 def _hierarchies(at: Path | None = None) -> Iterator[Path]:
     """The roots of all control groups; with `at`, version 2's only where it is mounted there.
 
-    Elsewhere it stands beside version 1 and has no controllers, but runc puts processes in it all the same.
+    Elsewhere it stands beside version 1 and has no controllers, but runc puts processes in it all
+    the same.
     """
     for point, kind in _mounts():
         if kind == "cgroup" or (kind == "cgroup2" and at in (None, point)):
@@ -69,7 +77,9 @@ def _kill_all_in(group: Path) -> None:
 
 
 def kill_marked(variable: str, value: str) -> None:
-    """Kill the processes that were started with this environment variable, and so were their descendants."""
+    """Kill the processes that were started with this environment variable, and so were their
+    descendants.
+    """
     marker = f"{variable}={value}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from . import binaries, system
 from .api import ClusterError, Shape
@@ -18,6 +16,10 @@ from .layout import Layout, check_name, plan
 from .paths import clusters_directory
 from .process import Component, Identity, components
 from .progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _COVERS = {
     Shape.CONTROL_PLANE: {Shape.CONTROL_PLANE},
@@ -46,8 +48,8 @@ class Extension(Protocol):
 class Local:
     """A cluster of local processes; any number of them side by side, told apart by name.
 
-    With an `owner` (the fields of an `Identity`) the cluster is private to that process, and `remove_abandoned` takes
-    it down when the process is gone.
+    With an `owner` (the fields of an `Identity`) the cluster is private to that process, and
+    `remove_abandoned` takes it down when the process is gone.
     """
 
     def __init__(self, name: str, *, owner: tuple[int, int, str] | None = None) -> None:
@@ -100,7 +102,9 @@ class Local:
         layout = self._layout()
         extension = _extension(layout)
         if extension is None:
-            raise ClusterError(f"cluster {self.name} ({layout.shape}) has no node to load an image on")
+            raise ClusterError(
+                f"cluster {self.name} ({layout.shape}) has no node to load an image on"
+            )
         from .images import archive_of
 
         with archive_of(image) as archive, step(f"load {image}"):
@@ -158,7 +162,8 @@ class Local:
             return planned
         if shape not in _COVERS[present.shape]:
             raise ClusterError(
-                f"cluster {self.name} is up as {present.shape}, not {shape}; take it down first, or use another name"
+                f"cluster {self.name} is up as {present.shape}, not {shape}; "
+                "take it down first, or use another name"
             )
         if present.owner != self._owner:
             present = replace(present, owner=self._owner)

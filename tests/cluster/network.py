@@ -1,7 +1,7 @@
 """The network of a node: a namespace of its own, and one link to the machine.
 
-The machine forwards nothing into or out of it, and the namespace has no default route: what runs there reaches the
-machine and nothing else. The machine reaches pods and services.
+The machine forwards nothing into or out of it, and the namespace has no default route: what runs
+there reaches the machine and nothing else. The machine reaches pods and services.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import ClusterError
-from .layout import Layout
 from .leftovers import is_mounted
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 _NAMESPACES = Path("/run/netns")
 

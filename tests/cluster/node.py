@@ -1,4 +1,6 @@
-"""A node on which pods really run: containerd, kubelet, kube-proxy, DNS and metrics, in a network of their own."""
+"""A node on which pods really run: containerd, kubelet, kube-proxy, DNS and metrics, in a
+network of their own.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,18 @@ import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import binaries, leftovers, network
 from .addons import Dns, Metrics
 from .api import ClusterError
-from .client import Client
 from .control_plane import ControlPlane, wait
-from .layout import Layout
 from .process import Component
 from .progress import step
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .layout import Layout
 
 NODE = "engineroom"
 PAUSE = "engineroom-pause:local"
@@ -124,7 +128,9 @@ class Node:
     def _configure_containerd(self) -> None:
         layout = self._layout
         programs = [binaries.PROGRAMS[name].folder for name in ("containerd", "runc")]
-        path = os.pathsep.join([*map(str, programs), os.environ.get("PATH", os.defpath), "/usr/sbin"])
+        path = os.pathsep.join(
+            [*map(str, programs), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+        )
         file = layout.root / "containerd.toml"
         file.write_text(_toml(_containerd_configuration(layout)))
         plugins = layout.runtime / "cni"
@@ -214,7 +220,7 @@ def _remove_traces(layout: Layout) -> None:
         path.unlink(missing_ok=True)
     if _LINKS_TO_LOGS.exists():
         for link in _LINKS_TO_LOGS.iterdir():
-            if link.is_symlink() and Path(os.readlink(link)).is_relative_to(data(layout)):
+            if link.is_symlink() and link.readlink().is_relative_to(data(layout)):
                 link.unlink(missing_ok=True)
 
 
@@ -281,7 +287,9 @@ def _snapshotter(folder: Path) -> str:
 
 
 def _pod_network(layout: Layout) -> dict[str, Any]:
-    """A link of its own for each pod, all traffic routed: replies cannot get past the Services' rules."""
+    """A link of its own for each pod, all traffic routed: replies cannot get past the Services'
+    rules.
+    """
     return {
         "cniVersion": "1.0.0",
         "name": layout.namespace_name,
@@ -338,7 +346,8 @@ def _kubelet_configuration(
         "eventRecordQPS": 0,
         "kubeAPIQPS": 500,
         "kubeAPIBurst": 1000,
-        # A disk that is full of other things must not drive tests' pods away, or delete their images.
+        # A disk that is full of other things must not drive tests' pods away, or delete their
+        # images.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi"},
     }

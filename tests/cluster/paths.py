@@ -19,4 +19,4 @@ def clusters_directory() -> Path:
 def _base(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
     # The specification has relative paths ignored.
-    return Path(value) if os.path.isabs(value) else Path.home() / default
+    return Path(value) if Path(value).is_absolute() else Path.home() / default

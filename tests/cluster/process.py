@@ -1,8 +1,8 @@
 """Long-running processes that are found again, and stopped, by a recorded identity.
 
-A process id alone says little: after a crash it may belong to somebody else. So each process writes down its own entry
-of `/proc` before it becomes the program: id, start time and the boot it belongs to identify it for ever, and no moment
-exists in which it runs without a record.
+A process id alone says little: after a crash it may belong to somebody else. So each process writes
+down its own entry of `/proc` before it becomes the program: id, start time and the boot it belongs
+to identify it for ever, and no moment exists in which it runs without a record.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .api import ClusterError
 
-# $0 is the record's path, "$@" the program: the shell's id and start time stay those of the program.
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# $0 is the record's path, "$@" the program: the shell's id and start time stay those of the
+# program.
 _RECORD_AND_RUN = (
     'cat "/proc/$$/stat" /proc/sys/kernel/random/boot_id > "$0.new"'
     ' && mv "$0.new" "$0" && exec "$@"'
@@ -47,7 +52,9 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Identity | None:
-        """The identity of the process that has this id now; None where there is none, or a zombie."""
+        """The identity of the process that has this id now; None where there is none, or a
+        zombie.
+        """
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -62,7 +69,8 @@ class Identity:
         return Identity.of(self.pid) == self
 
     def end(self, grace: float) -> None:
-        """Ask the process to finish, make it do so after `grace` seconds, and return when it is gone.
+        """Ask the process to finish, make it do so after `grace` seconds, and return when it is
+        gone.
 
         A process that is not this one, though it has the same id, is left alone.
         """
@@ -71,7 +79,8 @@ class Identity:
         except ProcessLookupError:
             return
         try:
-            # From here on the handle means one process; if that is ours, no later signal can hit another.
+            # From here on the handle means one process; if that is ours, no later signal can hit
+            # another.
             if not self.alive():
                 return
             for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 30.0)):
@@ -98,14 +107,15 @@ def _parse_stat(line: str) -> tuple[int, int, str]:
 
 
 def _reap(pid: int) -> None:
-    try:
+    # Where it was started by another process, its end is not ours to collect.
+    with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass  # Started by another process; its end is not ours to collect.
 
 
 class Component:
-    """One named process of a cluster. Its record, command line and log are files under the cluster's folder."""
+    """One named process of a cluster. Its record, command line and log are files under the
+    cluster's folder.
+    """
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
@@ -115,7 +125,7 @@ class Component:
 
     def configure(
         self,
-        argv: Sequence[str | Path],
+        argv: Sequence[object],
         *,
         environment: Mapping[str, str] | None = None,
         namespace: Path | None = None,
@@ -147,7 +157,9 @@ class Component:
         return identity is not None and identity.alive()
 
     def start(self) -> None:
-        """Start the process unless it runs; it outlives this one. Returns when its record is written."""
+        """Start the process unless it runs; it outlives this one. Returns when its record is
+        written.
+        """
         if self.running():
             return
         launch = json.loads(self._launch.read_text())

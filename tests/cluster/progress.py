@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _HEARTBEAT_SECONDS = 60.0
 _running: Progress | None = None
@@ -19,8 +22,9 @@ _running: Progress | None = None
 def step(title: str, *, slow: bool = False) -> Iterator[Callable[[str], None]]:
     """Show `title` while the block runs, then how long it took.
 
-    Yields a function that sets a short detail beside the title. Steps may nest. Where standard error is no terminal,
-    a line is written at the end, and for a `slow` step at the beginning and every minute too.
+    Yields a function that sets a short detail beside the title. Steps may nest. Where standard
+    error is no terminal, a line is written at the end, and for a `slow` step at the beginning and
+    every minute too.
     """
     started = time.monotonic()
     show = _on_terminal if sys.stderr.isatty() else _in_lines

@@ -1,17 +1,21 @@
-"""Simulated nodes, for numbers that no machine could run: KWOK says that their pods run, and nothing does."""
+"""Simulated nodes, for numbers that no machine could run: KWOK says that their pods run, and
+nothing does.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import binaries
 from .api import ClusterError
-from .client import Client
 from .control_plane import ControlPlane, wait
-from .layout import Layout
 from .process import Component
 from .progress import step
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .layout import Layout
 
 # Some, so that spreading has something to do; each large enough for thousands of pods.
 _NODES = 20
@@ -42,7 +46,9 @@ class Scale:
 
     def load(self, archive: Path, image: str) -> None:
         """Raises ClusterError: nothing runs here."""
-        raise ClusterError(f"nodes are simulated, {image} ({archive}) would never be run; use --shape node")
+        raise ClusterError(
+            f"nodes are simulated, {image} ({archive}) would never be run; use --shape node"
+        )
 
     def wait(self, component: str) -> None:
         if component == "kwok":

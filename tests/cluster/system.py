@@ -1,4 +1,6 @@
-"""What a cluster needs of the system: finding out what is missing, and getting it where that is possible."""
+"""What a cluster needs of the system: finding out what is missing, and getting it where that is
+possible.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,20 @@ from .progress import step
 _CONTROL_PLANE = frozenset(Shape)
 _NODE = frozenset({Shape.NODE})
 # Debian keeps these from users' search paths.
-_SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
-_OLDEST_GO = (1, 21)  # From here on Go fetches a newer toolchain by itself where a module asks for it.
+_SEARCH = os.pathsep.join(
+    (os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin")
+)
+_OLDEST_GO = (
+    1,
+    21,
+)  # From here on Go fetches a newer toolchain by itself where a module asks for it.
 
 
 @dataclass(frozen=True)
 class Need:
-    """Something a shape cannot do without. `evidence` is a command, or a path where it starts with a slash."""
+    """Something a shape cannot do without. `evidence` is a command, or a path where it starts
+    with a slash.
+    """
 
     evidence: str
     package: str
@@ -68,8 +77,8 @@ def missing(shape: Shape) -> list[Need]:
 def require(shape: Shape) -> None:
     """Have the system ready for the shape.
 
-    As root on a Debian-like system, missing packages are installed. Raises ClusterError, naming the command to run,
-    where that is not possible.
+    As root on a Debian-like system, missing packages are installed. Raises ClusterError, naming the
+    command to run, where that is not possible.
     """
     lacking = missing(shape)
     if lacking:
@@ -107,11 +116,11 @@ def _get(lacking: list[Need]) -> None:
 def _apt_install(packages: list[str]) -> str | None:
     """None when it worked, else what apt says."""
     # Debian starts a service when it is installed; what is wanted here is only the program.
-    with _no_services():
+    with _NoServices():
         return _apt("install", "--yes", "--no-install-recommends", *packages)
 
 
-class _no_services:
+class _NoServices:
     """Keep packages from starting services while they are installed."""
 
     _policy = Path("/usr/sbin/policy-rc.d")

@@ -8,9 +8,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..api import ClusterError
 from ..choose import docker_answers
@@ -18,6 +18,9 @@ from ..paths import cache_directory
 from ..progress import step
 from . import base, host
 from .inputs import content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _HERE = Path(__file__).parent
 PAUSE = "engineroom-pause:local"
@@ -40,8 +43,9 @@ def full_name(image: str) -> str:
 def build(dockerfile: Path, target: str | None, tag: str, context: Path) -> Path:
     """Build an image, and return its docker archive.
 
-    `target` is a stage of the Dockerfile, None for the last. Where nothing that the Dockerfile uses has changed since
-    the last time, the archive of then is returned. Raises ClusterError, with the end of the output, where it fails.
+    `target` is a stage of the Dockerfile, None for the last. Where nothing that the Dockerfile uses
+    has changed since the last time, the archive of then is returned. Raises ClusterError, with the
+    end of the output, where it fails.
     """
     if not tag:
         raise ClusterError("an image needs a --tag")
@@ -62,7 +66,9 @@ def build(dockerfile: Path, target: str | None, tag: str, context: Path) -> Path
 
 
 def own(image: str) -> Path:
-    """The archive of one of the cluster's own images, built if need be. Raises KeyError for another's name."""
+    """The archive of one of the cluster's own images, built if need be. Raises KeyError for
+    another's name.
+    """
     if image == base.NAME:
         return _base()
     if image == REDIS:
@@ -75,7 +81,8 @@ def own(image: str) -> Path:
 
 @contextmanager
 def archive_of(image: str | Path) -> Iterator[Path]:
-    """The docker archive of an image: a file's path, one of the cluster's own, or a built one's name.
+    """The docker archive of an image: a file's path, one of the cluster's own, or a built one's
+    name.
 
     Raises ClusterError where there is none.
     """
@@ -239,8 +246,7 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

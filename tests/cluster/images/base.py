@@ -1,4 +1,6 @@
-"""The base image: what `debian:trixie-slim` is, made by debootstrap from the machine's own mirror."""
+"""The base image: what `debian:trixie-slim` is, made by debootstrap from the machine's own
+mirror.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,14 @@ import hashlib
 import os
 import shutil
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..api import ClusterError
 from ..progress import step
 from . import host
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAME = "debian:trixie-slim"
 SUITE = "trixie"
@@ -29,17 +34,26 @@ Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 """
 # As in Debian's slim images: nobody reads manuals in a container.
-_LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian")
+_LEFT_OUT = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/info",
+    "usr/share/locale",
+    "usr/share/lintian",
+)
 _DPKG = "".join(f"path-exclude /{folder}/*\n" for folder in _LEFT_OUT) + "force-unsafe-io\n"
 _APT = """\
 APT::Install-Recommends "true";
 Acquire::Languages "none";
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
-DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb || true"; };
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb \
+|| true"; };
 """
 _APT_INDEXES = 'Acquire::GzipIndexes "true";\n'
-RECIPE = hashlib.sha256("\n".join((SUITE, _SOURCES, _DPKG, _APT, _APT_INDEXES, "ca-certificates")).encode()).hexdigest()[:12]
+RECIPE = hashlib.sha256(
+    f"{SUITE}\n{_SOURCES}\n{_DPKG}\n{_APT}\n{_APT_INDEXES}\nca-certificates".encode()
+).hexdigest()[:12]
 
 
 def bootstrap(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """How this machine reaches its package indexes, for builds to do the same.
 
-All of it is mounted while a build runs and never becomes part of an image: it may hold addresses and passwords.
+All of it is mounted while a build runs and never becomes part of an image: it may hold addresses
+and passwords.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # An empty folder in every Debian image, so that mounting on it leaves nothing behind.
 _PLACE = Path("/mnt")
@@ -62,7 +66,9 @@ def debian_mirror() -> str | None:
 
 
 def debian_sources() -> str | None:
-    """Sources for the base image's suite on the machine's mirrors; None where it has none of Debian."""
+    """Sources for the base image's suite on the machine's mirrors; None where it has none of
+    Debian.
+    """
     archive = debian_mirror()
     if archive is None:
         return None
@@ -110,7 +116,7 @@ def _debians(suites: list[str], fields: dict[str, str]) -> bool:
 
 
 def _own_suites(suites: list[str]) -> bool:
-    names = "|".join((_codename(), "stable", "testing", "unstable", "sid"))
+    names = f"{_codename()}|stable|testing|unstable|sid"
     return any(re.fullmatch(rf"({names})([-/](updates|security|backports))?", s) for s in suites)
 
 
@@ -143,7 +149,10 @@ def _codename() -> str:
 def _certificates() -> Path | None:
     """The authorities that this machine trusts, in one file."""
     candidates = [os.environ.get(name, "") for name in _BUNDLES]
-    candidates += ["/etc/ssl/certs/ca-certificates.crt", ssl.get_default_verify_paths().cafile or ""]
+    candidates += [
+        "/etc/ssl/certs/ca-certificates.crt",
+        ssl.get_default_verify_paths().cafile or "",
+    ]
     return next((Path(path) for path in candidates if path and Path(path).is_file()), None)
 
 
@@ -163,7 +172,9 @@ def _apt_settings(own_certificates: bool) -> str:
 
 
 def pip_settings() -> dict[str, str]:
-    """What pip is configured to on this machine: its files and its environment, merged as it merges them."""
+    """What pip is configured to on this machine: its files and its environment, merged as it
+    merges them.
+    """
     command = [sys.executable, "-m", "pip", "config", "list"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 and (pip := shutil.which("pip")):
@@ -182,7 +193,9 @@ def pip_settings() -> dict[str, str]:
 
 
 def _wheels(folder: Path, settings: dict[str, str]) -> list[tuple[Path, Path]]:
-    """Mounts for folders of packages that pip is told to look in; `settings` is changed to name them there."""
+    """Mounts for folders of packages that pip is told to look in; `settings` is changed to name
+    them there.
+    """
     mounts, places = [], []
     for number, link in enumerate(settings.get("find-links", "").split()):
         path = Path(urlsplit(link).path)
@@ -199,7 +212,16 @@ def _wheels(folder: Path, settings: dict[str, str]) -> list[tuple[Path, Path]]:
     return mounts
 
 
-_PIP_KEYS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "timeout", "retries", "no-index")
+_PIP_KEYS = (
+    "index-url",
+    "extra-index-url",
+    "find-links",
+    "trusted-host",
+    "proxy",
+    "timeout",
+    "retries",
+    "no-index",
+)
 
 
 def _write_pip(folder: Path, settings: dict[str, str], own_certificates: bool) -> None:

@@ -8,8 +8,11 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def content_hash(dockerfile: Path, context: Path, *further: str) -> str:
@@ -18,7 +21,7 @@ def content_hash(dockerfile: Path, context: Path, *further: str) -> str:
     digest.update(dockerfile.read_bytes())
     for path in sorted(set(_files(dockerfile, context))):
         digest.update(f"\0{path.relative_to(context)}\0{path.lstat().st_mode:o}\0".encode())
-        digest.update(os.readlink(path).encode() if path.is_symlink() else path.read_bytes())
+        digest.update(bytes(path.readlink()) if path.is_symlink() else path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -34,7 +37,7 @@ def sources(dockerfile: str) -> list[str]:
             for mount in re.findall(r"--mount=(\S*type=bind\S*)", rest):
                 options = dict(part.partition("=")[::2] for part in mount.split(","))
                 if "from" not in options:
-                    found.append(options.get("source", options.get("src", ".")))
+                    found.append(options.get("source") or options.get("src") or ".")
     return found
 
 
@@ -67,7 +70,9 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _ignored(context: Path) -> list[str]:
-    """The lines of .dockerignore up to the first exception: with those, more is hashed than is used."""
+    """The lines of .dockerignore up to the first exception: with those, more is hashed than is
+    used.
+    """
     try:
         text = (context / ".dockerignore").read_text()
     except FileNotFoundError:

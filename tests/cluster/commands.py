@@ -1,0 +1,23 @@
+"""Running other programs, for what is only a thin layer over them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+
+from .api import ClusterError
+
+# Runs a command, with the given standard input, and returns its output; a test's twin records
+# instead.
+Run = Callable[[Sequence[str], str], str]
+
+
+def run(command: Sequence[str], stdin: str = "") -> str:
+    """The command's standard output. Raises ClusterError, with what it says, where it fails."""
+    try:
+        result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ClusterError(f"{command[0]} is not installed") from error
+    if result.returncode != 0:
+        raise ClusterError(f"{' '.join(command)} failed: {result.stderr.strip()}")
+    return result.stdout
