@@ -265,10 +265,23 @@ class KubernetesCluster:
         return None
 
     def _leader(self, operators: Sequence[Component]) -> str | None:
-        for namespace in {operator.namespace for operator in operators}:
-            for lease in self._list("coordination.k8s.io", "v1", "leases", namespace, None):
-                if lease["metadata"]["name"].startswith("engineroom"):
-                    return (lease.get("spec") or {}).get("holderIdentity") or None
+        for operator in operators:
+            if not operator.lease:
+                continue
+            try:
+                with self._errors("the Lease"):
+                    lease: Document = self._custom.get_namespaced_custom_object(
+                        "coordination.k8s.io",
+                        "v1",
+                        operator.namespace,
+                        "leases",
+                        operator.lease,
+                        _request_timeout=_TIMEOUT,
+                    )
+            except NotFoundError:
+                continue
+            if holder := (lease.get("spec") or {}).get("holderIdentity"):
+                return str(holder)
         return None
 
     def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:
@@ -410,8 +423,8 @@ def from_answer(
         return ForbiddenError(
             f"you may not do this with {what}",
             why=message,
-            fix="ask an administrator for that verb on that resource, for example by the chart's "
-            "role engineroom-edit (engineroom-view to look only)",
+            fix="ask an administrator for it: the chart adds its rights to the cluster roles view, "
+            "edit and admin, so a RoleBinding to edit (view, to look only) in the namespace does",
         )
     if status == 404 and not (answer.get("details") or {}).get("name"):
         # The path itself is unknown, so the kind is, not one object of it.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engineroom.cli.errors import INSTALL
 from engineroom.cli.views.text import count, seconds
+from engineroom.core import reasons
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +106,6 @@ def pool_findings(
 def _conditions(pool: Pool, program: str) -> list[Finding]:
     status = pool.status
     assert status is not None  # noqa: S101 - for the type checker; pool_findings returned before
-    edit = f"kubectl edit workerpool {pool.name} -n {pool.namespace}"
     findings = []
     stalled = status.holds("Stalled")
     if stalled is not None:
@@ -114,8 +114,7 @@ def _conditions(pool: Pool, program: str) -> list[Finding]:
                 Severity.PROBLEM,
                 f"stalled: {stalled.reason}",
                 stalled.message,
-                f"correct what the message names (`{edit}`); `{program} lint FILE` checks a "
-                "manifest before it is applied",
+                _fix(stalled.reason, pool, program),
             )
         )
     redis = status.holds("RedisReachable", "False")
@@ -137,7 +136,7 @@ def _conditions(pool: Pool, program: str) -> list[Finding]:
                 Severity.WARNING if moving else Severity.PROBLEM,
                 f"not ready: {ready.reason}",
                 ready.message,
-                f"`{program} explain {pool.name} -n {pool.namespace}` shows its pods and events",
+                _fix(ready.reason, pool, program),
             )
         )
     limited = status.holds("ScalingLimited")
@@ -160,6 +159,29 @@ def _at_maximum(pool: Pool) -> bool:
         and pool.status is not None
         and pool.status.desired >= pool.autoscaling.maximum
     )
+
+
+#: What the operator's message cannot know: the command to type next.
+_REASON_FIXES = {
+    reasons.INVALID_SPEC: "correct what the message names (`{edit}`); `{program} lint FILE` checks "
+    "a manifest before it is applied",
+    reasons.NAME_TAKEN: "rename the pool, or delete the object that has its name",
+    reasons.SECRET_NOT_FOUND: "create the Secret; the pool goes on by itself",
+    reasons.SECRET_KEY_NOT_FOUND: "add the key to the Secret, or name another in `{edit}`",
+    reasons.SECRET_FORBIDDEN: "let the operator read it: install the chart for this namespace too",
+    reasons.NO_RQ_IN_IMAGE: "add rq to the image's requirements, or name the interpreter that has "
+    "it as the worker container's command",
+    reasons.IMAGE_PULL_FAILED: "check the image's name and tag, and imagePullSecrets in "
+    "spec.template",
+    reasons.QUOTA_EXCEEDED: "raise the ResourceQuota, or `{program} scale {pool} --max N`",
+    reasons.APPLY_REFUSED: "change what the message names: it is the API server's own",
+}
+
+
+def _fix(reason: str, pool: Pool, program: str) -> str:
+    fix = _REASON_FIXES.get(reason, "`{program} explain {pool}` shows its pods and events")
+    here = f"{pool.name} -n {pool.namespace}"
+    return fix.format(program=program, pool=here, edit=f"kubectl edit workerpool {here}")
 
 
 def _redis_fix(pool: Pool) -> str:

@@ -63,9 +63,9 @@ and `--yes` answers them.
 |---|---|
 | `get` | `get`, `list` on `workerpools` |
 | `explain`, `top` | also `list` on `pods`, `events`, `pods.metrics.k8s.io` (memory and CPU) |
-| `status`, `version` | also `list` on `deployments`, `statefulsets`, `leases`, \
-`validatingwebhookconfigurations` and `get` on `customresourcedefinitions`; what is denied is named \
-in the output |
+| `status`, `version` | also `list` on `deployments`, `statefulsets`, \
+`validatingwebhookconfigurations`, `get` on `leases` and `customresourcedefinitions`; what is \
+denied is named in the output |
 | `pause`, `resume`, `drain NAME`, `scale --min/--max` | also `patch` on `workerpools` |
 | `scale NAME N` | `get` on `workerpools`, `patch` on `workerpools/scale` |
 | `drain NAME` | also `list` on `pods`, to wait |

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from engineroom.api import GROUP, LABEL_POOL
+from engineroom.api import ANNOTATION_DRAIN, GROUP, LABEL_POOL
 
 PLURAL = "workerpools"
 RESOURCE = f"{PLURAL}.{GROUP}"
-ANNOTATION_DRAIN = f"{GROUP}/drain"
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 #: A pod with this cost said that its workers are drained; it is the next to go.
@@ -212,6 +211,8 @@ class Component:
     image: str
     wanted: int
     ready: int
+    #: Name of the Lease that its replicas elect a leader by, "" for none.
+    lease: str = ""
 
     @property
     def version(self) -> str:
@@ -445,7 +446,16 @@ def parse_component(kind: str, document: Document) -> Component:
         image=_image(spec.get("template") or {}),
         wanted=spec.get("replicas", 1),
         ready=status.get("readyReplicas", 0),
+        lease=_lease(spec.get("template") or {}),
     )
+
+
+def _lease(template: Document) -> str:
+    for container in (template.get("spec") or {}).get("containers") or ():
+        for variable in container.get("env") or ():
+            if variable.get("name") == "ENGINEROOM_LEASE_NAME":
+                return str(variable.get("value", ""))
+    return ""
 
 
 _SUFFIXES = {

@@ -140,7 +140,7 @@ class Session:
 
     def show(self, renderable: RenderableType) -> None:
         """Print to standard output."""
-        self.out.print(renderable)
+        self.out.print(renderable, crop=False)
 
     def note(self, text: str) -> None:
         """Say something beside the answer, on standard error, where it spoils no pipe."""

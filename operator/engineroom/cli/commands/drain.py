@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from engineroom.api import ANNOTATION_DRAIN
 from engineroom.cli.commands.arguments import (
     DryRun,
     PoolName,
@@ -24,7 +25,7 @@ from engineroom.cli.errors import (
     UsageError,
     program,
 )
-from engineroom.cli.model import ANNOTATION_DRAIN, Pod, Pool
+from engineroom.cli.model import Pod, Pool
 from engineroom.cli.session import Session, Yes
 from engineroom.cli.views.shape import Output, difference
 from engineroom.cli.views.text import count, seconds, span

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.padding import Padding
 from rich.text import Text
 
 from engineroom.cli.diagnose import pool_findings, pool_state
 from engineroom.cli.model import RESOURCE
-from engineroom.cli.views.shape import STYLES, table, word
+from engineroom.cli.views.shape import STYLES, Indent, table, word
 from engineroom.cli.views.text import ABSENT, age, count, cpu, memory, number, seconds
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _late(queue: Queue) -> bool:
 
 
 def _section(title: str, body: RenderableType) -> tuple[RenderableType, ...]:
-    return (Text(), Text(title, style="bold"), Padding(body, (0, 0, 0, 2)))
+    return (Text(), Text(title, style="bold"), Indent(body))
 
 
 def _queues(pool: Pool) -> RenderableType:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from engineroom.cli.model import Document
 
@@ -65,6 +68,43 @@ def word(text: str) -> Text:
     return Text(text, style=STYLES.get(text, ""))
 
 
+#: A last column narrower than this is not worth folding into.
+_LAST = 24
+_GAP = 3
+
+
+class Grid(Table):
+    """A table whose last column folds where the line ends, and no other.
+
+    Where not even that fits, lines grow over the edge and the terminal wraps them, as with kubectl:
+    a name broken in two cannot be copied.
+    """
+
+    #: Columns of the terminal without which names would break.
+    least = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, at least as wide as its names and numbers."""
+        yield from super().__rich_console__(
+            console, options.update(max_width=max(options.max_width, self.least))
+        )
+
+
+class Indent:
+    """What is in it, two columns further right; unlike Padding it cuts nothing off."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Each line after two blanks."""
+        inner = options.update(max_width=max(1, options.max_width - 2))
+        for line in Segment.split_lines(console.render(self._renderable, inner)):
+            yield Segment("  ")
+            yield from line
+            yield Segment.line()
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Row],
@@ -73,14 +113,21 @@ def table(
     header: bool = True,
 ) -> Table:
     """Columns without lines around them, as kubectl shows them; ``right`` names the numbers."""
-    grid = Table(
-        box=None, pad_edge=False, show_header=header, padding=(0, 3, 0, 0), header_style="bold"
+    grid = Grid(
+        box=None, pad_edge=False, show_header=header, padding=(0, _GAP, 0, 0), header_style="bold"
     )
-    for column in columns:
-        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        # As Text, so that a message with brackets is never taken for markup.
-        grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    last = len(columns) - 1
+    for index, column in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        grid.add_column(column, justify=justify, overflow="fold", no_wrap=index != last)
+    # As Text, so that a message with brackets is never taken for markup.
+    lines = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    for line in lines:
+        grid.add_row(*line)
+    if header:
+        lines.append([Text(column) for column in columns])
+    widths = [max((line[index].cell_len for line in lines), default=0) for index in range(last + 1)]
+    grid.least = sum(widths[:-1]) + _GAP * last + min(widths[-1], _LAST)
     return grid
 
 

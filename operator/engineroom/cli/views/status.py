@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.padding import Padding
 from rich.text import Text
 
 from engineroom.cli.diagnose import Check, Severity, checks, pool_findings, pool_state
 from engineroom.cli.views.explain import finding_document, findings_list
-from engineroom.cli.views.shape import table, word
+from engineroom.cli.views.shape import Indent, table, word
 from engineroom.cli.views.top import by_pool, summary
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def status_text(overview: Overview) -> RenderableType:
         parts += [
             Text(),
             Text.assemble((pool.id, "bold"), "  ", word(pool_state(pool))),
-            Padding(findings_list(findings), (0, 0, 0, 2)),
+            Indent(findings_list(findings)),
         ]
     if installation.denied:
         parts += [

@@ -1,0 +1,1 @@
+"""The command line: facts, findings, rendering and commands, without a cluster."""
