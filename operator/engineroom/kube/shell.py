@@ -61,7 +61,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     settings.watching.initial_streaming = False  # loses objects when it breaks in the middle
     settings.watching.inactivity_timeout = 100.0  # bookmarks come each minute
-    settings.watching.server_timeout = 300.0
+    settings.watching.server_timeout = 300  # an integer: it travels in the URL
     settings.watching.client_timeout = 360.0
     settings.watching.connect_timeout = 5.0
     settings.networking.request_timeout = 40.0
