@@ -52,6 +52,7 @@ class Kube:
     """A client of one cluster. Safe to share between threads."""
 
     def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
         self._api: Any = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
 
     def get(self, plural: str, namespace: str | None, name: str) -> Object:
@@ -110,10 +111,12 @@ class Kube:
         return self._send("GET", path, None, query, "application/json", None).decode()
 
     def watch(
-        self, plural: str, namespace: str | None, version: str
+        self, plural: str, namespace: str | None, version: str, *, field_selector: str = ""
     ) -> Iterator[tuple[str, Object]]:
         """Changes after `version`, as they come; ends when the server ends it."""
         query = [("watch", "true"), ("resourceVersion", version)]
+        if field_selector:
+            query.append(("fieldSelector", field_selector))
         response = self._open("GET", self.path(plural, namespace), None, query, None, 3600)
         rest = b""
         for chunk in response.stream(65536):

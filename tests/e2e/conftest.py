@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import choose
-from tests.cluster.process import Identity
 from tests.deployed import images
 from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.installation import Installation
@@ -21,6 +17,7 @@ from tests.e2e.pool import NAMESPACE, Pool
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from tests.cluster.api import Cluster
     from tests.deployed.forward import Forward
 
 _failed = pytest.StashKey[bool]()
@@ -39,24 +36,14 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session")
-def installation() -> Iterator[Installation]:
+def installation(node_cluster: Cluster) -> Installation:
     """Engineroom as the chart installs it."""
-    from tests.cluster.api import Shape
-
-    owner = Identity.of(os.getpid())
-    assert owner is not None
-    archives = images.build()
-    cluster = choose.select("engineroom-e2e", owner=astuple(owner))
-    cluster.up(Shape.NODE)
-    try:
-        images.load(cluster, archives)
-        installation = Installation(cluster)
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-        installation.kube.apply("namespaces", None, namespace)
-        installation.upgrade({"redis": {"secretNamespaces": [NAMESPACE]}})
-        yield installation
-    finally:
-        cluster.down()
+    images.load(node_cluster, images.build())
+    installation = Installation(node_cluster)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    installation.kube.apply("namespaces", None, namespace)
+    installation.upgrade({"redis": {"secretNamespaces": [NAMESPACE]}})
+    return installation
 
 
 @pytest.fixture(scope="session")

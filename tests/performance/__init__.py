@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m tests.performance NAME`, or `make bench NAME=...`."""

@@ -1,0 +1,164 @@
+"""Reaction: from a job enqueued on an empty pool to the Deployment's size changed.
+
+A real API server with its controller manager, a real Redis, and the operator's process. The clock
+starts before RQ's `enqueue` is called and stops when a watch of this process hears of the new size,
+so RQ's own work and the watch's way are in the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from rq import Queue
+
+from tests.cluster.api import Shape
+from tests.cluster.progress import step
+from tests.deployed.kube import wait_for
+from tests.performance.outcome import Goal, outcome, percentile
+from tests.performance.rig import api_server, operator, pool, redis_server
+
+if TYPE_CHECKING:
+    import redis
+
+    from tests.deployed.kube import Kube
+
+NAMESPACE = "default"
+#: Pools that take turns, so that one is sampled while the others go back to zero.
+POOLS = 20
+#: KEDA 2.21 at its fastest polling of 1 s on a machine like this one.
+KEDA_MEDIAN_MS = 440.0
+
+
+class Sizes:
+    """Hears of every size of every Deployment, and when."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._changed = threading.Condition()
+        self._heard: dict[str, list[tuple[float, int]]] = {}
+        listed = kube.raw(kube.path("deployments", NAMESPACE) + "?limit=1")
+        self._version = str(json.loads(listed)["metadata"]["resourceVersion"])
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def forget(self, name: str) -> None:
+        """Drop what was heard of a Deployment."""
+        with self._changed:
+            self._heard[name] = []
+
+    def heard(self, name: str) -> list[tuple[float, int]]:
+        """(time, size) of each change of size since it was forgotten."""
+        with self._changed:
+            return list(self._heard.get(name, []))
+
+    def wait_above_zero(self, name: str, seconds: float) -> tuple[float, int]:
+        """The first size above zero, and when it was heard of. Raises AssertionError."""
+        deadline = time.perf_counter() + seconds
+        with self._changed:
+            while True:
+                for at, size in self._heard.get(name, []):
+                    if size > 0:
+                        return at, size
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    raise AssertionError(f"{name} was not scaled within {seconds:g} s")
+                self._changed.wait(left)
+
+    def _listen(self) -> None:
+        for kind, thing in self._kube.watch("deployments", NAMESPACE, self._version):
+            at = time.perf_counter()
+            if kind not in ("ADDED", "MODIFIED"):
+                continue
+            name, size = thing["metadata"]["name"], thing["spec"]["replicas"]
+            with self._changed:
+                history = self._heard.setdefault(name, [])
+                if not history or history[-1][1] != size:
+                    history.append((at, size))
+                    self._changed.notify_all()
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=200)
+    options = parser.parse_args()
+    with (
+        redis_server() as (client, url),
+        api_server(Shape.CONTROL_PLANE) as kube,
+        operator(kube.kubeconfig, url) as process,
+    ):
+        process.start()
+        names = [f"reaction-{number:02d}" for number in range(POOLS)]
+        autoscaling = {"idleTimeout": "1s", "scaleDown": {"stabilizationWindow": "0s"}}
+        for name in names:
+            kube.create("workerpools", NAMESPACE, pool(name, autoscaling=autoscaling))
+        many = {**autoscaling, "maxReplicas": 100, "targetBacklogPerWorker": 1}
+        kube.create("workerpools", NAMESPACE, pool("hundred", autoscaling=many))
+        at_rest(kube, client, [*names, "hundred"])
+        sizes = Sizes(kube)
+        samples: list[float] = []
+        enqueueing: list[float] = []
+        chance = random.Random(1)
+        with step(f"{options.samples} samples", slow=True) as detail:
+            while len(samples) < options.samples:
+                for name in names[: options.samples - len(samples)]:
+                    time.sleep(chance.uniform(0.02, 0.15))
+                    sizes.forget(name)
+                    began = time.perf_counter()
+                    Queue(name, connection=client).enqueue("time.sleep", 0.1)
+                    enqueueing.append(time.perf_counter() - began)
+                    at, _ = sizes.wait_above_zero(name, 10)
+                    samples.append(at - began)
+                detail(f"{len(samples)}")
+                at_rest(kube, client, names)
+        sizes.forget("hundred")
+        began = time.perf_counter()
+        queue = Queue("hundred", connection=client)
+        queue.enqueue_many([Queue.prepare_data("time.sleep", (1,)) for _ in range(100)])
+        at, _ = sizes.wait_above_zero("hundred", 10)
+        time.sleep(2)  # whatever other sizes might follow
+        steps = [size for _, size in sizes.heard("hundred")]
+    figures = {
+        "samples": len(samples),
+        "p50_ms": round(percentile(samples, 0.5) * 1000, 2),
+        "p99_ms": round(percentile(samples, 0.99) * 1000, 2),
+        "max_ms": round(max(samples) * 1000, 2),
+        "rq_enqueue_p50_ms": round(percentile(enqueueing, 0.5) * 1000, 2),
+        "keda_1s_polling_p50_ms": KEDA_MEDIAN_MS,
+        "zero_to_hundred_sizes": len(steps),
+        "zero_to_hundred_first_size": steps[0],
+        "zero_to_hundred_ms": round((at - began) * 1000, 2),
+    }
+    goals = [
+        Goal("samples", options.samples, at_least=True),
+        Goal("p50_ms", 10),
+        Goal("p99_ms", 50),
+        Goal("zero_to_hundred_sizes", 1),
+        Goal("zero_to_hundred_first_size", 100, at_least=True),
+    ]
+    return outcome("reaction", figures, goals)
+
+
+def at_rest(kube: Kube, client: redis.Redis, names: list[str]) -> None:
+    """Empty the queues, and return when every pool is Ready, at zero, without a pod."""
+    for name in names:
+        Queue(name, connection=client).empty()  # type: ignore[no-untyped-call]
+
+    def look() -> bool:
+        deployments = {
+            each["metadata"]["name"]: each for each in kube.all("deployments", NAMESPACE)
+        }
+        return all(
+            name in deployments
+            and deployments[name]["spec"]["replicas"] == 0
+            and not deployments[name].get("status", {}).get("replicas")
+            for name in names
+        )
+
+    wait_for(look, 120, "all pools at zero", every=0.3)
+    # What happens last, a status written, shall not fall into the next sample.
+    time.sleep(1)

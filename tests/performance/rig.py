@@ -1,0 +1,191 @@
+"""What the control-plane benchmarks stand on: an API server, a Redis and the operator's process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import redis
+import yaml
+
+from tests.cluster.pytest_plugin import private_cluster
+from tests.deployed.images import ROOT
+from tests.deployed.kube import Kube, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.cluster.api import Shape
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def redis_server() -> Iterator[tuple[redis.Redis, str]]:
+    """A real Redis in memory: a client of it, and its URL."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise RuntimeError("redis-server is missing; run make doctor")
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            program,
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            folder,
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        client = redis.Redis(port=port)
+        try:
+            wait_for(lambda: bool(client.ping()), 10, "Redis answers", every=0.05)
+            yield client, f"redis://127.0.0.1:{port}/0"
+        finally:
+            client.close()
+            process.terminate()
+            process.wait(10)
+
+
+#: A cluster that goes with this process, whatever becomes of it.
+private = contextmanager(private_cluster)
+
+
+@contextmanager
+def api_server(shape: Shape) -> Iterator[Kube]:
+    """A private cluster with Engineroom's CRDs in it."""
+    with private(shape) as cluster:
+        kube = Kube(cluster.kubeconfig)
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            for crd in yaml.safe_load_all(path.read_text()):
+                kube.apply("customresourcedefinitions", None, crd)
+        wait_for(lambda: kube.all("workerpools") == [], 30, "the CRDs are served")
+        yield kube
+
+
+class Operator:
+    """The operator as a process of this machine, run as the image runs it."""
+
+    def __init__(self, kubeconfig: Path, redis_url: str, log: Path) -> None:
+        self._log = log
+        self._probe_port = free_port()
+        self.metrics_port = free_port()
+        self._environment = os.environ | {
+            "KUBECONFIG": str(kubeconfig),
+            "ENGINEROOM_REDIS_URL": redis_url,
+            "ENGINEROOM_LEASE_NAMESPACE": "default",
+            "ENGINEROOM_HOST": "127.0.0.1",
+            "ENGINEROOM_METRICS_PORT": str(self.metrics_port),
+            "ENGINEROOM_PROBE_PORT": str(self._probe_port),
+            "ENGINEROOM_LOG_FORMAT": "json",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id. Raises RuntimeError when it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"the operator does not run:\n{self.tail()}")
+        return self._process.pid
+
+    def start(self, seconds: float = 60) -> float:
+        """Start it; the seconds until it said that it is ready."""
+        began = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "engineroom.main"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        wait_for(self._ready, seconds, lambda: f"the operator is ready:\n{self.tail()}", every=0.05)
+        return time.monotonic() - began
+
+    def stop(self) -> None:
+        """End it as Kubernetes does."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it as a fault does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def processor(self) -> float:
+        """Seconds of processor time used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log."""
+        with suppress(FileNotFoundError):
+            return "\n".join(self._log.read_text().splitlines()[-lines:])
+        return ""
+
+    def _ready(self) -> bool:
+        assert self.pid
+        with urlopen(f"http://127.0.0.1:{self._probe_port}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+
+
+@contextmanager
+def operator(kubeconfig: Path, redis_url: str) -> Iterator[Operator]:
+    """The operator, not yet started; ended with the block. Its log's end is shown on an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = Operator(kubeconfig, redis_url, Path(folder) / "operator.log")
+        try:
+            yield process
+        except BaseException:
+            print(process.tail(), file=sys.stderr)
+            raise
+        finally:
+            process.stop()
+
+
+def pool(name: str, **spec: Any) -> dict[str, Any]:
+    """A WorkerPool on a queue of its own; its pods never run where there is no node."""
+    return {
+        "apiVersion": "engineroom.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": name},
+        "spec": {
+            "queues": [{"name": name}],
+            "template": {
+                "spec": {"containers": [{"name": "worker", "image": "example.com/app:1"}]}
+            },
+            **spec,
+        },
+    }
