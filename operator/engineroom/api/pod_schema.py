@@ -29,7 +29,8 @@ _ENUMS = {
     "Toleration.effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
     "TopologySpreadConstraint.whenUnsatisfiable": ("DoNotSchedule", "ScheduleAnyway"),
 }
-_SECRET = {"EnvVar.value"}
+#: Values of variables may be secrets, also where they stand wrong.
+_SECRET = {"EnvVar.value", "EnvVar", "Container.env"}
 
 
 def extract(document: dict[str, Any], version: str) -> dict[str, Any]:
@@ -103,7 +104,12 @@ def pod_template() -> Node:
     def build(short: str, place: str) -> Node:
         if short.startswith("["):
             unique_by, _, inner = short[1:].partition("]")
-            return Node("array", each=build(inner, place), unique_by=unique_by or None)
+            return Node(
+                "array",
+                each=build(inner, place),
+                unique_by=unique_by or None,
+                secret=place in _SECRET,
+            )
         if short.startswith("{}"):
             return Node("object", each=build(short[2:], place))
         if short not in types:
@@ -117,6 +123,7 @@ def pod_template() -> Node:
                     for name, inner in described["fields"].items()
                 },
                 required=tuple(described.get("required", ())),
+                secret=short in _SECRET,
             )
         return built[short]
 

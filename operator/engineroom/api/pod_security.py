@@ -123,7 +123,11 @@ def _volumes(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
             if source == "name" or source in _RESTRICTED_VOLUMES or volume[source] is None:
                 continue
             needs = Level.PRIVILEGED if source == "hostPath" else Level.BASELINE
-            told = "mounts a folder of the node" if source == "hostPath" else "is such a volume"
+            told = (
+                "mounts a folder of the node"
+                if source == "hostPath"
+                else f"is a volume of kind {source}"
+            )
             yield Escalation(
                 child(f"{path}.volumes[{index}]", str(source)),
                 told,

@@ -153,13 +153,16 @@ def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
     if fits:
         return None
     expected = _TYPE_NAMES[node.type]
-    told = "the value" if node.secret else shown(value)
-    problem = f"{told} is {kind_of(value)}, not {expected}"
+    problem = f"is {kind_of(value)}, not {expected}"
+    if not isinstance(value, dict | list) and value is not None:
+        problem = f"{'the value' if node.secret else shown(value)} {problem}"
     if value is False and "Off" in node.enum:
         return Problem(path, "Off without quotes is read as false", 'write "Off", in quotes')
     if node.type == "string" and isinstance(value, int | float):
         fix = "put it in quotes" if node.secret else f'write "{shown(value)}", in quotes'
-        if node.pattern is not None and node.pattern in _PATTERNS and not node.secret:
+        if node.enum:
+            fix = f"write one of {', '.join(node.enum)}"
+        elif node.pattern in _PATTERNS and not node.matches(shown(value)):
             fix = _PATTERNS[node.pattern][1]
         return Problem(path, problem, fix)
     if (
@@ -207,7 +210,7 @@ def _check_object(node: Node, value: dict[Any, Any], path: str) -> Iterator[Prob
     for name in node.required:
         if value.get(name) is None:
             described = (node.fields or {}).get(name)
-            meant = described.description if described is not None else ""
+            meant = described.description.rstrip(".") if described is not None else ""
             yield Problem(child(path, name), "is missing", f"add it{': ' if meant else ''}{meant}")
 
 
@@ -256,7 +259,7 @@ def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
         fix = f"did you mean {guess}?" if guess else f"write one of {one_of}"
         yield Problem(path, f"{told} is not one of {one_of}", fix)
     elif node.min_length is not None and len(value) < node.min_length:
-        yield Problem(path, "is empty", f"write it: {node.description}")
+        yield Problem(path, "is empty", f"write it: {node.description.rstrip('.')}")
     elif node.max_length is not None and len(value) > node.max_length:
         yield Problem(path, f"has {len(value)} characters", f"keep it to at most {node.max_length}")
     elif not node.matches(value):

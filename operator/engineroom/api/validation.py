@@ -396,7 +396,9 @@ def _right_sizing(sizing: dict[str, Any]) -> Iterator[Problem]:
                 )
                 continue
             if quantity <= 0:
-                yield Problem(field, f"{shown(value)} is not more than zero", "write more")
+                yield Problem(
+                    field, f"{shown(value)} is not more than zero", "write more than zero"
+                )
                 continue
             known[bound, name] = (quantity, value)
     for name in _RESOURCES:
