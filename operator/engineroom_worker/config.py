@@ -1,0 +1,142 @@
+"""What the operator tells a worker, read from the environment once at the start."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Tuple
+
+#: ``sysexits.h``: something is wrong with the configuration; trying again cannot help.
+EX_CONFIG = 78
+
+STRATEGIES = ("Priority", "RoundRobin", "Random")
+ON_DEADLINE = ("Requeue", "Fail")
+DEFAULT_METRICS_PORT = 9477
+
+
+class ConfigError(Exception):
+    """The environment does not describe a worker; the message names the variable and the fix."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a worker process is told.
+
+    Durations are seconds.  ``queues`` stand in the order in which they are looked at.
+    """
+
+    redis_url: str
+    pool: str
+    pod_name: str
+    queues: Tuple[str, ...]
+    pod_uid: str = ""
+    redis_ca_file: Optional[str] = None
+    redis_insecure: bool = False
+    strategy: str = "Priority"
+    workers: int = 1
+    max_job_duration: int = 3600
+    on_deadline: str = "Fail"
+    dead_letter_ttl: int = 30 * 86400
+    metrics_port: int = DEFAULT_METRICS_PORT
+    serializer: Optional[str] = None
+    log_level: str = "INFO"
+
+
+def from_environment(environment: Optional[Mapping[str, str]] = None) -> Settings:
+    """Read ``ENGINEROOM_*``; raises ConfigError for the first thing that is wrong."""
+    env = os.environ if environment is None else environment
+    if env.get("RQ_KEY_PREFIX", "rq") != "rq":
+        raise ConfigError("RQ_KEY_PREFIX: Engineroom looks at RQ's keys under 'rq'; unset it")
+    strategy = _one_of(env, "ENGINEROOM_DEQUEUE_STRATEGY", "Priority", STRATEGIES)
+    on_deadline = _one_of(env, "ENGINEROOM_ON_DEADLINE", "Fail", ON_DEADLINE)
+    pool = _required(env, "ENGINEROOM_POOL")
+    if pool.count("/") != 1 or pool.startswith("/") or pool.endswith("/"):
+        raise ConfigError(f"ENGINEROOM_POOL: {pool!r} is not <namespace>/<name>")
+    return Settings(
+        redis_url=_redis_url(env),
+        pool=pool,
+        pod_name=_required(env, "ENGINEROOM_POD_NAME"),
+        pod_uid=env.get("ENGINEROOM_POD_UID", ""),
+        queues=_queues(_required(env, "ENGINEROOM_QUEUES")),
+        redis_ca_file=env.get("ENGINEROOM_REDIS_CA_FILE") or None,
+        redis_insecure=env.get("ENGINEROOM_REDIS_INSECURE", "").lower() in ("1", "true", "yes"),
+        strategy=strategy,
+        workers=_number(env, "ENGINEROOM_WORKERS", 1, 1, 64),
+        max_job_duration=_number(env, "ENGINEROOM_MAX_JOB_DURATION", 3600, 1, 10**8),
+        on_deadline=on_deadline,
+        dead_letter_ttl=_number(env, "ENGINEROOM_DEAD_LETTER_TTL", 30 * 86400, 1, 10**9),
+        metrics_port=_number(env, "ENGINEROOM_METRICS_PORT", DEFAULT_METRICS_PORT, 0, 65535),
+        serializer=env.get("ENGINEROOM_SERIALIZER") or None,
+        log_level=env.get("ENGINEROOM_LOG_LEVEL") or "INFO",
+    )
+
+
+def connection_options(settings: Settings) -> Mapping[str, Any]:
+    """Keyword arguments for ``Redis.from_url`` beyond the URL itself."""
+    options: dict[str, Any] = {
+        # Long enough for any single command; a half-open connection is noticed within it.
+        "socket_timeout": 15,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+    }
+    if settings.redis_url.startswith("rediss://"):
+        if settings.redis_ca_file:
+            options["ssl_ca_certs"] = settings.redis_ca_file
+        if settings.redis_insecure:
+            options["ssl_cert_reqs"] = "none"
+            options["ssl_check_hostname"] = False
+    return options
+
+
+def _required(env: Mapping[str, str], name: str) -> str:
+    value = env.get(name, "")
+    if not value:
+        raise ConfigError(f"{name}: is not set; the operator sets it on the worker container")
+    return value
+
+
+def _redis_url(env: Mapping[str, str]) -> str:
+    url = _required(env, "ENGINEROOM_REDIS_URL")
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        # The value itself holds credentials and is not repeated.
+        raise ConfigError(
+            "ENGINEROOM_REDIS_URL: must start with redis://, rediss:// or unix://; fix the Secret"
+        )
+    return url
+
+
+def _one_of(env: Mapping[str, str], name: str, default: str, allowed: Tuple[str, ...]) -> str:
+    value = env.get(name) or default
+    if value not in allowed:
+        raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+    return value
+
+
+def _number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = env.get(name) or str(default)
+    try:
+        value = int(text)
+    except ValueError:
+        raise ConfigError(f"{name}: {text!r} is not a whole number") from None
+    if not least <= value <= most:
+        raise ConfigError(f"{name}: {value} is not between {least} and {most}")
+    return value
+
+
+def _queues(text: str) -> Tuple[str, ...]:
+    try:
+        entries = json.loads(text)
+        names = [
+            entry["name"]
+            for entry in sorted(entries, key=lambda entry: -int(entry.get("priority", 0)))
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ConfigError(
+            'ENGINEROOM_QUEUES: must be a JSON list like [{"name": "default", "priority": 0}]'
+        ) from None
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError("ENGINEROOM_QUEUES: needs at least one queue, each with a name")
+    if len(set(names)) != len(names):
+        raise ConfigError("ENGINEROOM_QUEUES: a queue is named twice")
+    return tuple(names)

@@ -1,0 +1,127 @@
+"""Several workers in one pod: starts them, passes signals on, collects them, starts them anew."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+from typing import Any, Callable, Dict, Optional
+
+from engineroom_worker.metrics import Board
+
+log = logging.getLogger("engineroom.supervisor")
+
+#: A worker that lived so long starts its back-off afresh.
+STEADY_SECONDS = 60.0
+MAX_DELAY = 30.0
+
+
+class Supervisor:
+    """Keeps one process per slot; ``run_worker`` is what each does, and returns its exit code."""
+
+    def __init__(self, slots: int, board: Board, run_worker: Callable[[int], int]) -> None:
+        self._board = board
+        self._run_worker = run_worker
+        self._slots = slots
+        self._pids: Dict[int, int] = {}
+        self._born: Dict[int, float] = {}
+        self._delays: Dict[int, float] = {}
+        self._due: Dict[int, float] = {slot: 0.0 for slot in range(slots)}
+        self._stopping = False
+        self._read, self._write = os.pipe()
+        for descriptor in (self._read, self._write):
+            os.set_blocking(descriptor, False)
+
+    def run(self) -> int:
+        """Until told to end by SIGTERM or SIGINT, and every worker has ended."""
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, self._stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            self._reap()
+            if self._stopping:
+                if not self._pids:
+                    return 0
+                self._due.clear()
+            self._start_due()
+            waits = [due - time.monotonic() for due in self._due.values()]
+            select.select([self._read], [], [], max(0.0, min(waits, default=60.0)))
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._read, 65536)
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        self._stopping = True
+        for pid in list(self._pids.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _start_due(self) -> None:
+        for slot, due in list(self._due.items()):
+            if due > time.monotonic() or self._stopping:
+                continue
+            del self._due[slot]
+            # A signal that comes while forking is dealt with on either side of the fork, not in it.
+            blocked = {signal.SIGTERM, signal.SIGINT}
+            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(slot, blocked)
+            self._pids[slot] = pid
+            self._born[slot] = time.monotonic()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+
+    def _become_worker(self, slot: int, blocked: Any) -> None:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, _leave)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+            code = self._run_worker(slot)
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        except BaseException:  # noqa: BLE001 - the child must not return into the supervisor's stack
+            log.exception("worker in slot %d failed", slot)
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            slot = next((slot for slot, mine in self._pids.items() if mine == pid), None)
+            if slot is not None:
+                self._ended(slot, status)
+
+    def _ended(self, slot: int, status: int) -> None:
+        del self._pids[slot]
+        self._board.set(slot, "alive", 0)
+        if self._stopping:
+            return
+        lived = time.monotonic() - self._born[slot]
+        code: Optional[int] = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        steady = code == 0 or lived > STEADY_SECONDS
+        delay = 0.0 if steady else min(MAX_DELAY, max(1.0, 2 * self._delays.get(slot, 0.0)))
+        self._delays[slot] = delay
+        self._due[slot] = time.monotonic() + delay
+        self._board.add(slot, "restarts")
+        log.warning(
+            "worker in slot %d ended (%s), started anew in %.0f s",
+            slot,
+            f"exit code {code}" if code is not None else f"signal {os.WTERMSIG(status)}",
+            delay,
+        )
+
+
+def _leave(signum: int, frame: Any) -> None:
+    """Until the worker has handlers of its own it holds nothing, and may go at once."""
+    raise SystemExit(0)
