@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -477,3 +479,9 @@ def test_everything_stays_in_the_releases_namespace_unless_it_is_asked_elsewhere
     for thing in render():
         if thing["kind"] not in cluster:
             assert thing["metadata"]["namespace"] == NAMESPACE, thing["kind"]
+
+
+def test_the_documentation_has_the_table_of_these_values() -> None:
+    command = [sys.executable, str(ROOT / "charts/values_table.py"), "--check"]
+    done = subprocess.run(command, check=False)
+    assert done.returncode == 0, "run charts/values_table.py"

@@ -1,0 +1,335 @@
+"""The chart's life on a real cluster: install, test, upgrade, uninstall and install again.
+
+On a cluster of its own, because these tests take away what others stand on: the kinds and the
+webhooks of the whole cluster. The tests tell one story, in the order of this file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import shutil
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.cluster import choose
+from tests.cluster import images as building
+from tests.cluster.api import ClusterError, Shape
+from tests.cluster.process import Identity
+from tests.deployed import images
+from tests.deployed.installation import CHART, Installation, local_values
+from tests.deployed.kube import KubeError, condition, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.deployed.kube import Object
+
+RELEASE = "engineroom"
+NAMESPACE = "chart-test"
+SHOP = "chart-shop"
+CRD = "workerpools.engineroom.dev"
+RESTRICTED = {
+    "pod-security.kubernetes.io/enforce": "restricted",
+    "pod-security.kubernetes.io/enforce-version": "latest",
+}
+
+
+class Release:
+    """A release of the chart and what the tests do to it."""
+
+    def __init__(self, installation: Installation, folder: Path) -> None:
+        self.installation = installation
+        self.kube = installation.kube
+        self._folder = folder
+
+    def values(self, values: Object) -> str:
+        """A file with these values on top of those of the local images."""
+        base = local_values()
+        # As it is delivered: two of each.
+        del base["operator"], base["webhooks"]
+        path = self._folder / f"values-{secrets.token_hex(4)}.json"
+        path.write_text(json.dumps({**base, **values}))
+        return str(path)
+
+    def upgrade(self, chart: Path = CHART, name: str = RELEASE, **values: Any) -> str:
+        """Install or upgrade; returns when all is ready."""
+        redis = {**local_values()["redis"], **values.pop("redis", {})}
+        return self.installation.helm(
+            "upgrade", "--install", name, str(chart), "--namespace", NAMESPACE,
+            "--values", self.values({"redis": redis, **values}), "--wait", "--timeout", "3m",
+        )  # fmt: skip
+
+    def uninstall(self, name: str = RELEASE) -> None:
+        """Uninstall; returns when all is gone."""
+        self.installation.helm("uninstall", name, "--namespace", NAMESPACE, "--wait")
+
+    def test(self) -> str:
+        """What `helm test` prints. Raises ClusterError where a check fails."""
+        return self.installation.helm("test", RELEASE, "--namespace", NAMESPACE, "--logs")
+
+    def secret(self, name: str) -> dict[str, str]:
+        """A Secret's data, decoded."""
+        data = self.kube.get("secrets", NAMESPACE, name)["data"]
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+    def authorities(self) -> list[str]:
+        """What the API server trusts of the webhooks."""
+        name = f"{NAMESPACE}-{RELEASE}-webhooks"
+        found = self.kube.get("validatingwebhookconfigurations", None, name)
+        return [webhook["clientConfig"]["caBundle"] for webhook in found["webhooks"]]
+
+    def leftovers(self) -> set[str]:
+        """Objects of the release that exist, whatever their kind."""
+        kinds = (
+            "deployments,statefulsets,pods,services,configmaps,secrets,serviceaccounts,roles,"
+            "rolebindings,networkpolicies,poddisruptionbudgets,clusterroles,clusterrolebindings,"
+            "validatingwebhookconfigurations"
+        )
+        found = self.installation.kubectl(
+            "get", kinds, "--all-namespaces", "--output", "name",
+            "--selector", "app.kubernetes.io/part-of=engineroom",
+        )  # fmt: skip
+        return set(found.split())
+
+
+def pool(name: str, **spec: Any) -> Object:
+    """A pool without work, and so without pods."""
+    worker = {"name": "worker", "image": images.SHOP.name}
+    return {
+        "apiVersion": "engineroom.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": name, "namespace": SHOP},
+        "spec": {
+            "queues": [{"name": name}],
+            "autoscaling": {"minReplicas": 0},
+            "template": {"spec": {"containers": [worker]}},
+            **spec,
+        },
+    }
+
+
+def namespace(name: str) -> Object:
+    """A namespace in which nothing runs that is not restricted."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": RESTRICTED},
+    }
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """A cluster with the images, and nothing installed."""
+    owner = Identity.of(os.getpid())
+    assert owner is not None
+    archives = [
+        building.build(image.dockerfile, image.target, image.name, image.context)
+        for image in (images.ENGINEROOM, images.RUNTIME)
+    ]
+    cluster = choose.select("engineroom-chart", owner=astuple(owner))
+    cluster.up(Shape.NODE)
+    release = Release(Installation(cluster), tmp_path_factory.mktemp("chart"))
+    try:
+        if release.kube.find("customresourcedefinitions", None, CRD) is not None:
+            pytest.skip("Engineroom is installed on this cluster; these tests would remove it")
+        images.load(cluster, archives)
+        for name in (NAMESPACE, SHOP):
+            release.kube.apply("namespaces", None, namespace(name))
+        yield release
+        clean(release)
+    finally:
+        cluster.down()
+
+
+def clean(release: Release) -> None:
+    """Leave a cluster that is not ours to take down as it was."""
+    if RELEASE in release.installation.helm("list", "--namespace", NAMESPACE, "--short"):
+        release.uninstall()
+    release.installation.kubectl("delete", "crd", CRD, "--ignore-not-found")
+    release.installation.kubectl("delete", "namespace", NAMESPACE, SHOP, "--wait=false")
+
+
+def ready(release: Release, name: str) -> Object:
+    """The pool, once the operator has said that it is as its spec says."""
+
+    def look() -> Object | None:
+        found = release.kube.get("workerpools", SHOP, name)
+        current = found.get("status", {}).get("observedGeneration")
+        settled = current == found["metadata"]["generation"]
+        return found if settled and condition(found, "Ready")["status"] == "True" else None
+
+    return wait_for(look, 60, f"pool {name} is ready")
+
+
+def test_it_installs_where_pods_must_be_restricted(release: Release) -> None:
+    release.upgrade()
+    deployments = {
+        d["metadata"]["name"]: d["status"].get("readyReplicas")
+        for d in release.kube.all("deployments", NAMESPACE)
+    }
+    assert deployments == {"engineroom-operator": 2, "engineroom-webhooks": 2}
+    for pod in release.kube.all("pods", NAMESPACE):
+        assert condition(pod, "Ready")["status"] == "True"
+
+
+def test_helm_test_finds_it_in_order(release: Release) -> None:
+    said = release.test()
+    lines = [line for line in said.splitlines() if line.startswith(("ok ", "FAIL "))]
+    assert [line.split(":")[0] for line in lines] == [
+        "ok    image runs",
+        "ok    kinds are served",
+        "ok    operator leads",
+        "ok    right pool is admitted",
+        "ok    wrong pool is refused",
+        "ok    redis answers",
+    ]
+    # Its rights were its own, and are gone.
+    accounts = {a["metadata"]["name"] for a in release.kube.all("serviceaccounts", NAMESPACE)}
+    assert accounts == {"default", "engineroom-operator", "engineroom-webhooks"}
+
+
+def test_a_pool_is_run_and_a_wrong_one_refused(release: Release) -> None:
+    release.kube.create("workerpools", SHOP, pool("steady"))
+    ready(release, "steady")
+    assert release.kube.get("deployments", SHOP, "steady")["spec"]["replicas"] == 0
+    schedule = {"name": "never", "cron": "61 25 * * *", "minReplicas": 1}
+    with pytest.raises(KubeError, match=r"denied the request.*cron"):
+        release.kube.create("workerpools", SHOP, pool("x", autoscaling={"schedules": [schedule]}))
+
+
+def test_an_upgrade_changes_what_was_asked_and_nothing_else(release: Release) -> None:
+    redis = release.kube.get("pods", NAMESPACE, "engineroom-redis-0")["metadata"]["uid"]
+    before = release.secret("engineroom-redis"), release.authorities()
+    deployment = release.kube.get("deployments", SHOP, "steady")["metadata"]["resourceVersion"]
+    release.upgrade(operator={"replicas": 1, "logLevel": "debug"})
+    operator = release.kube.get("deployments", NAMESPACE, "engineroom-operator")["spec"]
+    assert operator["replicas"] == 1
+    environment = operator["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "ENGINEROOM_LOG_LEVEL", "value": "DEBUG"} in environment
+    assert (release.secret("engineroom-redis"), release.authorities()) == before
+    assert release.secret("engineroom-webhooks-tls")["tls.crt"]
+    pod = release.kube.get("pods", NAMESPACE, "engineroom-redis-0")["metadata"]["uid"]
+    assert pod == redis
+    after = release.kube.get("deployments", SHOP, "steady")["metadata"]["resourceVersion"]
+    assert after == deployment
+
+
+def test_an_upgrade_brings_new_kinds(release: Release, tmp_path: Path) -> None:
+    chart = tmp_path / "engineroom"
+    shutil.copytree(CHART, chart)
+    path = chart / "files/crds" / f"{CRD}.yaml"
+    definition = yaml.safe_load(path.read_text())
+    column = {"name": "Tomorrow", "type": "string", "jsonPath": ".spec.suspend"}
+    definition["spec"]["versions"][0]["additionalPrinterColumns"].append(column)
+    path.write_text(yaml.safe_dump(definition))
+    release.upgrade(chart, operator={"replicas": 1})
+    assert "TOMORROW" in release.installation.kubectl("get", "workerpools", "-n", SHOP)
+    release.upgrade(operator={"replicas": 1})
+    assert "TOMORROW" not in release.installation.kubectl("get", "workerpools", "-n", SHOP)
+    ready(release, "steady")
+
+
+def test_helm_test_says_what_is_wrong(release: Release) -> None:
+    release.upgrade(test={"timeoutSeconds": 3}, operator={"replicas": 1})
+    release.kube.patch(
+        "statefulsets", NAMESPACE, "engineroom-redis", {"spec": {"replicas": 0}}, "scale"
+    )
+    release.installation.kubectl(
+        "wait", "--for=delete", "pod/engineroom-redis-0", "-n", NAMESPACE, "--timeout=60s"
+    )
+    with pytest.raises(ClusterError):
+        release.test()
+    said = release.kube.logs(NAMESPACE, "engineroom-test", "test")
+    (failure,) = [line for line in said.splitlines() if line.startswith("FAIL")]
+    assert failure.startswith("FAIL  redis answers: Redis does not answer")
+
+
+def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None:
+    release.uninstall()
+    assert release.leftovers() <= {"pod/engineroom-test"}
+    found = release.kube.get("workerpools", SHOP, "steady")
+    assert not found["metadata"].get("finalizers")
+    assert release.kube.get("deployments", SHOP, "steady")
+    # Without the operator a pool can be made and deleted: nothing waits for who is not there.
+    release.kube.create("workerpools", SHOP, pool("orphan"))
+    release.kube.delete("workerpools", SHOP, "orphan")
+    wait_for(
+        lambda: release.kube.find("workerpools", SHOP, "orphan") is None, 20, "the pool is gone"
+    )
+
+
+def test_another_release_is_told_whose_the_kinds_are(release: Release) -> None:
+    with pytest.raises(ClusterError, match="invalid ownership metadata"):
+        release.upgrade(name="another")
+    assert release.leftovers() <= {"pod/engineroom-test"}
+
+
+def test_a_namespaced_installation_works_without_rights_elsewhere(release: Release) -> None:
+    release.kube.create("workerpools", SHOP, pool("later"))
+    release.upgrade(watchNamespaces=[SHOP], operator={"replicas": 1}, webhooks={"replicas": 1})
+    ready(release, "steady")
+    ready(release, "later")
+    may = release.installation.run
+    account = f"--as=system:serviceaccount:{NAMESPACE}:engineroom-operator"
+    assert may("kubectl", "auth", "can-i", "patch", "deployments", "-n", SHOP, account) == "yes\n"
+    for verb, what in (("list", "workerpools"), ("create", "secrets"), ("patch", "deployments")):
+        with pytest.raises(ClusterError):
+            may("kubectl", "auth", "can-i", verb, what, "-n", NAMESPACE, account)
+    release.test()
+    release.uninstall()
+
+
+def test_the_kustomize_base_is_as_good(release: Release, tmp_path: Path) -> None:
+    shutil.copytree(images.ROOT / "deploy/kustomize", tmp_path / "kustomize")
+    example = tmp_path / "kustomize/example"
+    url = "redis://:abc@engineroom-redis.engineroom.svc:6379/0"
+    (example / "redis.env").write_text(f"password=abc\nurl={url}\n")
+    path = example / "kustomization.yaml"
+    overlay = yaml.safe_load(path.read_text())
+    values = local_values()
+    repository, _, tag = values["redis"]["image"].rpartition(":")
+    overlay["images"] = [
+        {
+            "name": "ghcr.io/engineroom-dev/engineroom",
+            "newName": values["image"]["repository"],
+            "newTag": values["image"]["tag"],
+        },
+        {"name": "docker.io/library/redis", "newName": repository, "newTag": tag},
+    ]
+    path.write_text(yaml.safe_dump(overlay))
+    kubectl = release.installation.kubectl
+    # The kinds were Helm's; whoever changes the tool takes them over.
+    kubectl("apply", "--server-side", "--force-conflicts", "-k", str(example))
+    try:
+        for workload in ("statefulset/engineroom-redis", "deployment/engineroom-webhooks"):
+            kubectl("rollout", "status", workload, "-n", "engineroom", "--timeout=90s")
+        kubectl(
+            "rollout", "status", "deployment/engineroom-operator", "-n", "engineroom",
+            "--timeout=90s",
+        )  # fmt: skip
+        release.kube.patch("workerpools", SHOP, "steady", {"spec": {"suspend": True}})
+        ready(release, "steady")
+    finally:
+        objects = kubectl("kustomize", str(example))
+        kept = [o for o in yaml.safe_load_all(objects) if o["kind"] != "CustomResourceDefinition"]
+        kubectl("delete", "--filename", "-", stdin=yaml.safe_dump_all(kept))
+
+
+def test_reinstalling_takes_the_pools_up_again(release: Release) -> None:
+    # kubectl has taken the kinds over in the test before; Helm takes them back when told to.
+    release.installation.helm(
+        "install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--take-ownership",
+        "--force-conflicts", "--values", release.values({}), "--wait", "--timeout", "3m",
+    )  # fmt: skip
+    ready(release, "steady")
+    release.uninstall()
+    release.upgrade()
+    ready(release, "steady")
+    release.test()
