@@ -168,7 +168,7 @@ def plan(
     for index in range(MAXIMUM_NODES):
         candidate = replace(layout, index=index, ports=ports)
         # A cluster of another user or state folder is known by its device only.
-        if index not in taken and not Path("/sys/class/net", candidate.host_device).exists():
+        if index not in taken and not _is_device(candidate.host_device):
             return candidate
     raise ClusterError(f"all {MAXIMUM_NODES} address ranges are in use; take a cluster down first")
 
@@ -195,6 +195,10 @@ def _free_ports(others: Iterable[Layout]) -> dict[str, int]:
         taken.add(port)
         ports[name] = port
     return ports
+
+
+def _is_device(name: str) -> bool:
+    return Path("/sys/class/net", name).exists()
 
 
 def _is_free(port: int) -> bool:

@@ -118,7 +118,8 @@ class Local:
         return os.environ | {"KUBECONFIG": str(self.kubeconfig), "PATH": os.pathsep.join(path)}
 
     def stop(self, component: str) -> None:
-        self._component(component).stop()
+        # The API server waits long for watchers to leave; a fault does not.
+        self._component(component).stop(grace=2.0)
 
     def start(self, component: str) -> None:
         self._component(component).start()
