@@ -44,6 +44,11 @@ def worker(name: str) -> str:
     return f"rq:worker:{name}"
 
 
+def executions_of_worker(name: str) -> str:
+    """RQ 3's set of a worker's executions."""
+    return f"rq:worker:{name}:executions"
+
+
 def worker_channel(name: str) -> str:
     """RQ's channel of commands to one worker."""
     return f"rq:pubsub:{name}"
@@ -72,6 +77,16 @@ def stats(queue_name: str) -> str:
 def crashes(job_id: str) -> str:
     """How often the job took its worker down within the poison window."""
     return f"engineroom:crashes:{job_id}"
+
+
+def settle(queue_name: str) -> str:
+    """List of jobs failed by the operator whose callbacks and dependents a worker sees to."""
+    return f"engineroom:settle:{queue_name}"
+
+
+def strays(queue_name: str) -> str:
+    """Hash of when each entry of the intermediate list was first seen lying there."""
+    return f"engineroom:intermediate:{queue_name}"
 
 
 def queue_of(key: bytes | str) -> str | None:
