@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.cluster import choose
@@ -7,6 +9,9 @@ from tests.cluster.api import Cluster, ClusterError
 from tests.cluster.current import Current
 from tests.cluster.kind import Kind
 from tests.cluster.local import Local
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_an_unknown_value_is_refused_with_the_known_ones(monkeypatch: pytest.Mon
 
 
 def test_a_docker_command_without_an_engine_is_no_docker(
-    monkeypatch: pytest.MonkeyPatch, tmp_path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     docker = tmp_path / "docker"
     docker.write_text("#!/bin/sh\nexit 1\n")
