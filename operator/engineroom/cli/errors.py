@@ -14,6 +14,8 @@ from engineroom.core.errors import EngineroomError
 
 PROGRAM = "engineroom"
 PLUGIN = "kubectl-engineroom"
+#: By this variable a shell asks for candidates, whatever the program is called as.
+COMPLETE_VARIABLE = "_ENGINEROOM_COMPLETE"
 #: The fix for whatever is missing as a whole.
 INSTALL = "helm install engineroom charts/engineroom -n engineroom-system --create-namespace"
 

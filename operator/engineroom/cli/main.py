@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from engineroom.cli.errors import CliError, ExitCode, program
+from engineroom.cli.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
 from engineroom.cli.lazy import Entry, group
 from engineroom.cli.session import (
     Context,
@@ -88,7 +88,6 @@ def create() -> typer.Typer:
         "Needs nothing but the rights of your kubeconfig. `kubectl wait --for=condition=Ready "
         "workerpool/NAME` waits for a pool.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
@@ -113,11 +112,11 @@ def show_error(error: CliError) -> None:
     from rich.text import Text
 
     err = console(sys.stderr)
-    err.print(Text.assemble(("error", "bold red"), f": {error.what}"))
+    err.print(Text.assemble(("error", "bold red"), f": {error.what}"), soft_wrap=True)
     if error.why:
-        err.print(Text(f"  why: {error.why}"))
+        err.print(Text(f"  why: {error.why}"), soft_wrap=True)
     if error.fix:
-        err.print(Text(f"  fix: {error.fix}"))
+        err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Before anything is printed, so that help and usage errors follow it too.
         os.environ["NO_COLOR"] = "1"
     try:
-        create()(args=given, prog_name=program())
+        create()(args=given, prog_name=program(), complete_var=COMPLETE_VARIABLE)
     except CliError as error:
         if "--debug" in given:
             raise

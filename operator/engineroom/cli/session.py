@@ -10,12 +10,14 @@ import functools
 import inspect
 import os
 import sys
+import time
 import typing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from engineroom.cli.errors import UsageError
 from engineroom.core.clock import Clock, SystemClock
@@ -112,6 +114,7 @@ class Session:
     out: Console = field(default_factory=lambda: console(sys.stdout))
     err: Console = field(default_factory=lambda: console(sys.stderr))
     clock: Clock = field(default_factory=SystemClock)
+    sleep: Callable[[float], None] = time.sleep
     interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stdout.isatty())
     ask: Callable[[str], bool] = field(default=lambda question: typer.confirm(question, err=True))
     _cluster: Cluster | None = None
@@ -140,11 +143,12 @@ class Session:
 
     def show(self, renderable: RenderableType) -> None:
         """Print to standard output."""
-        self.out.print(renderable, crop=False)
+        # Text is left to the terminal to wrap: JSON stays JSON, and a command can be copied.
+        self.out.print(renderable, crop=False, soft_wrap=isinstance(renderable, Text))
 
     def note(self, text: str) -> None:
         """Say something beside the answer, on standard error, where it spoils no pipe."""
-        self.err.print(text, markup=False, style="dim")
+        self.err.print(Text(text, style="dim"), soft_wrap=True)
 
     def confirm(self, question: str, *, yes: bool) -> None:
         """Ask before something that is felt, but only somebody who can answer.

@@ -131,6 +131,7 @@ class Trial:
             out=plain(self._out),
             err=plain(self._err),
             clock=self.clock,
+            sleep=self.clock.advance,
             interactive=answer is not None,
             ask=ask,
         )

@@ -63,7 +63,7 @@ def test_wide_adds_queues_image_and_decision() -> None:
     assert line.split()[-3:] == ["urgent,default", "example/app:1.2", "why"]
 
 
-def explanation(**spec: object) -> Explanation:
+def explanation() -> Explanation:
     pods = [
         parse_pod(pod("mail-1", annotations=BUSY)),
         parse_pod(pod("mail-2", ready=False, container={"state": {"waiting": {
@@ -71,7 +71,7 @@ def explanation(**spec: object) -> Explanation:
     ]  # fmt: skip
     measured = replace(pods[0], usage=Usage(memory=100 * 2**20, cpu=250))
     return Explanation(
-        pool=parse_pool(pool(autoscaling=AUTO, status={}, **spec)),
+        pool=parse_pool(pool(autoscaling=AUTO, status={})),
         pods=(measured, pods[1]),
         events=(parse_event(event("ScaledUp", "from 0 to 7 pods", 4)),),
         now=NOW,
@@ -314,7 +314,7 @@ calm   Ready   7/7    0/7         120         -         -   -             -     
 
 def test_top_workers_shows_trouble_before_busy_before_idle() -> None:
     pods = [
-        parse_pod(pod("a", annotations={k: "true" for k in BUSY})),
+        parse_pod(pod("a", annotations=dict.fromkeys(BUSY, "true"))),
         parse_pod(pod("b", annotations=BUSY)),
         parse_pod(pod("c", annotations={"engineroom.dev/drain": "true"})),
         parse_pod(pod("d", annotations={"controller.kubernetes.io/pod-deletion-cost": "-1000"})),

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from engineroom.cli.errors import PLUGIN, PROGRAM
+from engineroom.cli.errors import COMPLETE_VARIABLE, PLUGIN, PROGRAM
 
 #: kubectl runs this file, found on the PATH under exactly this name, to complete a plugin.
 _KUBECTL = f"""\
 #!/bin/sh
 # Save as kubectl_complete-engineroom, executable, in a directory of the PATH:
 # kubectl asks it to complete `kubectl engineroom`. The last line tells kubectl: no file names.
-_KUBECTL_ENGINEROOM_COMPLETE=complete_bash COMP_WORDS="{PLUGIN} $*" COMP_CWORD=$# {PLUGIN}
+{COMPLETE_VARIABLE}=complete_bash COMP_WORDS="{PLUGIN} $*" COMP_CWORD=$# {PLUGIN}
 echo :4"""
 
 
@@ -39,5 +39,8 @@ def completion(
     from typer import completion as typers
 
     scripts: Any = typers
-    variable = f"_{PROGRAM.upper()}_COMPLETE"
-    typer.echo(scripts.get_completion_script(prog_name=PROGRAM, complete_var=variable, shell=shell))
+    typer.echo(
+        scripts.get_completion_script(
+            prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, shell=shell
+        )
+    )

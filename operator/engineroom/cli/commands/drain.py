@@ -1,6 +1,5 @@
 """``engineroom drain``: let a pool, or one of its pods, finish what it holds and take no more."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,7 +225,7 @@ def _wait(
                 )
             show(progress)
             try:
-                time.sleep(_LOOK_EVERY)
+                session.sleep(_LOOK_EVERY)
             except KeyboardInterrupt:
                 session.note(f"no longer waiting; the drain goes on. {undo}")
                 raise

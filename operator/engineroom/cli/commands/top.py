@@ -1,6 +1,5 @@
 """``engineroom top``: what the pools do now, once or live."""
 
-import time
 from enum import StrEnum
 from typing import Annotated
 
@@ -107,7 +106,7 @@ def _live(
     if not session.out.is_terminal or output in (Report.JSON, Report.YAML):
         while True:
             session.show(screen)
-            time.sleep(interval)
+            session.sleep(interval)
             screen = _look(session, what, scope, pool, selector, output)
     from rich.live import Live
 
@@ -120,7 +119,7 @@ def _live(
             if stale is not None:
                 line = Text(f"stale since {at}: {stale.what}", style="bold red")
             live.update(Group(line, Text(), screen), refresh=True)
-            time.sleep(interval)
+            session.sleep(interval)
             try:
                 screen = _look(session, what, scope, pool, selector, output)
             except UnreachableError as error:
