@@ -11,3 +11,5 @@ LABEL_COMPONENT = f"{GROUP}/component"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 #: On a pod, "true": the operator drains it and lets it go (``engineroom drain POOL POD``).
 ANNOTATION_DRAIN = f"{GROUP}/drain"
+#: On a Deployment: for which inputs the objects that only pods need were made.
+ANNOTATION_EQUIPPED = f"{GROUP}/equipped"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from engineroom.api import validation
+from engineroom.api import ANNOTATION_EQUIPPED, validation
 from engineroom.core import reasons
 from engineroom.core.errors import ConflictError
 from engineroom.kube.errors import AlreadyExists, NotFound
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from engineroom.kube.client import Client
     from engineroom.kube.events import Recorder
     from engineroom.kube.informer import Informer
+    from engineroom.kube.resources import Resource
     from engineroom.workers.decide import Decision
     from engineroom.workers.objects import Runtime
     from engineroom.workers.plan import Plan
@@ -38,14 +40,12 @@ class Children:
         recorder: Recorder,
         *,
         deployments: Informer[DeploymentView],
-        budgets: Informer[str],
         runtime: Runtime,
         redis_url: str,
     ) -> None:
         self._client = client
         self._recorder = recorder
         self._deployments = deployments
-        self._budgets = budgets
         self._runtime = runtime
         self._redis_url = redis_url
 
@@ -66,16 +66,15 @@ class Children:
         before: DeploymentView,
         replicas: int,
         decision: Decision,
-        *,
-        only_if_unchanged: bool,
     ) -> DeploymentView:
-        """Set the size. ``only_if_unchanged``: only if the Deployment is still as it was seen.
+        """Set the size, smaller ones only if the Deployment is still as it was seen.
 
         Raises NotFound, and ConflictError when it changed meanwhile.
         """
-        patch: dict[str, Any] = {"spec": {"replicas": replicas}}
-        if only_if_unchanged:
-            patch["metadata"] = {"resourceVersion": before.resource_version}
+        metadata: dict[str, Any] = {"annotations": {ANNOTATION_EQUIPPED: pool.inputs}}
+        if replicas < before.replicas:
+            metadata = {"resourceVersion": before.resource_version}
+        patch = {"metadata": metadata, "spec": {"replicas": replicas}}
         try:
             answer = await self._client.merge_patch(DEPLOYMENTS, pool.namespace, pool.name, patch)
         except (NotFound, ConflictError):
@@ -98,8 +97,6 @@ class Children:
         secret = self._worker_secret(pool, plan)
         if secret is None:
             return before
-        if not pool.inputs:
-            pool.inputs = objects.inputs_hash(spec, self._runtime, secret)
         if before is not None and not pool.own_generation:
             # A restarted operator trusts what it finds; from here on an edit by others shows.
             pool.own_generation = before.generation
@@ -108,26 +105,50 @@ class Children:
             and before.inputs_hash == pool.inputs
             and before.generation == pool.own_generation
         ):
-            await self._budget(pool, spec, before)
             return before
         model = validation.parse(pool.document(spec))
-        if plan.redis_secret is None:
-            await self._create_secret(pool, objects.redis_secret(model, pool.uid, self._redis_url))
-        await self._client.apply(SERVICE_ACCOUNTS, objects.service_account(model, pool.uid))
+        replicas = decision.replicas if before is None else before.replicas
+        if replicas:
+            await self.equip(pool, plan, spec)
         answer = await self._client.apply(
             DEPLOYMENTS,
             objects.deployment(
                 model,
                 pool.uid,
-                replicas=decision.replicas if before is None else before.replicas,
+                replicas=replicas,
                 runtime=self._runtime,
                 redis_secret=secret,
                 inputs=pool.inputs,
             ),
         )
-        after = self._wrote(pool, answer, before, decision)
-        await self._budget(pool, spec, after)
-        return after
+        return self._wrote(pool, answer, before, decision)
+
+    def prepare(self, pool: Pool, plan: Plan, spec: dict[str, Any]) -> None:
+        """Know what the objects are made from; cheap when nothing changed."""
+        secret = self._worker_secret(pool, plan)
+        if secret is not None and not pool.inputs:
+            pool.inputs = objects.inputs_hash(spec, self._runtime, secret)
+
+    def equipped(self, pool: Pool, deployment: DeploymentView) -> bool:
+        """Whether what pods need beside the Deployment was made for the present spec."""
+        return bool(pool.inputs) and deployment.equipped == pool.inputs
+
+    async def equip(self, pool: Pool, plan: Plan, spec: dict[str, Any]) -> None:
+        """What only pods need: account, budget, Redis Secret. Made with the first pod.
+
+        Ten thousand idle pools are so a third of the objects. That it was done stands in an
+        annotation of the Deployment, written with the size: a restarted operator sees it there.
+        """
+        model = validation.parse(pool.document(spec))
+        wanted = [
+            (SERVICE_ACCOUNTS, objects.service_account(model, pool.uid)),
+            (PDBS, objects.disruption_budget(model, pool.uid)),
+        ]
+        if plan.redis_secret is None and self._redis_url:
+            # The operator may create Secrets and read none, so there is no looking first.
+            secret = objects.redis_secret(model, pool.uid, self._redis_url)
+            wanted.append((SECRETS, secret))
+        await asyncio.gather(*(self._create(pool, kind, obj) for kind, obj in wanted))
 
     async def mark(self, pool: Pool, pod: PodView) -> None:
         """Make the pod the cheapest to delete."""
@@ -150,18 +171,11 @@ class Children:
             return None
         return objects.redis_secret_name(pool.name, self._redis_url), objects.REDIS_SECRET_KEY
 
-    async def _create_secret(self, pool: Pool, secret: Mapping[str, Any]) -> None:
-        # The operator may create Secrets and read none, so there is no looking first.
+    async def _create(self, pool: Pool, kind: Resource, obj: Mapping[str, Any]) -> None:
         try:
-            await self._client.create(SECRETS, secret)
+            await self._client.create(kind, obj)
         except AlreadyExists:
-            log.debug("redis secret is there already", pool=pool.key)
-
-    async def _budget(self, pool: Pool, spec: dict[str, Any], deployment: DeploymentView) -> None:
-        """The disruption budget; made with the first pod, for an idle pool needs none."""
-        if deployment.replicas and self._budgets.get(pool.namespace, pool.name) is None:
-            model = validation.parse(pool.document(spec))
-            await self._client.apply(PDBS, objects.disruption_budget(model, pool.uid))
+            log.debug("object is there already", pool=pool.key, kind=kind.kind)
 
     def _wrote(
         self,

@@ -16,7 +16,7 @@ from engineroom.core.errors import (
     SecretError,
 )
 from engineroom.kube.errors import Forbidden, Invalid, NotFound
-from engineroom.kube.resources import DEPLOYMENTS, PDBS, PODS, WORKERPOOLS
+from engineroom.kube.resources import DEPLOYMENTS, PODS, WORKERPOOLS
 from engineroom.queue import commands
 from engineroom.workers import recovering
 from engineroom.workers.children import Children
@@ -47,6 +47,8 @@ LEAST_BETWEEN_LOOKS = 0.1
 STATUS_FIGURES_EVERY = 2.0
 #: A drain request lives this long in Redis, and is renewed when half of it is gone (seconds).
 DRAIN_TTL = 60.0
+#: Changes of pods within so long are looked at together (seconds).
+PODS_TOGETHER = 0.05
 #: How often idle pools are checked against lost pushes (seconds).
 RESYNC = 10.0
 #: A key of the queue that is no pool: the look at all idle pools at once.
@@ -73,12 +75,17 @@ class WorkerPoolController:
     async def start(self, context: Context) -> None:
         """Make the caches of children; connections to Redis open as pools need them."""
         self._context = context
-        self._pods = context.informer(PODS, LABEL_POOL, pod_view)
+        self._pods = context.informer(PODS, LABEL_POOL, pod_view, on_index=self._pod_changed)
         self._children = Children(
             context.client,
             context.recorder,
-            deployments=context.informer(DEPLOYMENTS, LABEL_POOL, deployment_view),
-            budgets=context.informer(PDBS, LABEL_POOL, lambda obj: str(obj["metadata"]["uid"])),
+            deployments=context.informer(
+                DEPLOYMENTS,
+                LABEL_POOL,
+                deployment_view,
+                on_index=lambda _pool: None,
+                on_change=self._deployment_changed,
+            ),
             runtime=self._runtime,
             redis_url=self._redis_url,
         )
@@ -97,6 +104,18 @@ class WorkerPoolController:
             self._unlink(pool)
             del self._pools[key]
             self._context.queue.forget(key)
+
+    def _pod_changed(self, key: str) -> None:
+        # Pods tell of every small step of theirs, and many at once: one look for all of them.
+        self._context.queue.add_after(key, PODS_TOGETHER)
+
+    def _deployment_changed(self, key: str, view: DeploymentView | None) -> None:
+        pool = self._pools.get(key)
+        if pool is None:
+            return
+        before, pool.sight = pool.sight, view
+        if view is None or before is None or not view.same_sight(before):
+            self._context.queue.add(key)
 
     def _pushed(self, key: str) -> None:
         """Redis says that a queue of the pool changed."""
@@ -153,13 +172,15 @@ class WorkerPoolController:
         retired = len(retired_pods(pods, crews))
         decision = self._decide(pool, plan, facts, deployment, pods, crews, redis_trouble)
 
+        self._children.prepare(pool, plan, spec)
         leave, apply_trouble = Leave(), None
         try:
-            wanted = decision.replicas + retired
-            if deployment is not None and wanted > deployment.replicas:
+            if deployment is not None and decision.replicas + retired > deployment.replicas:
                 # Before anything else: somebody waits for it.
+                if not self._children.equipped(pool, deployment):
+                    await self._children.equip(pool, plan, spec)
                 deployment = await self._children.resize(
-                    pool, deployment, wanted, decision, only_if_unchanged=False
+                    pool, deployment, decision.replicas + retired, decision
                 )
             deployment = await self._children.ensure(pool, plan, spec, deployment, decision)
             if deployment is not None and facts is not None and pool.link is not None:
@@ -298,13 +319,8 @@ class WorkerPoolController:
         if by:
             try:
                 # What was counted must still be so: else somebody else would go.
-                await self._children.resize(
-                    pool,
-                    deployment,
-                    max(0, deployment.replicas - by),
-                    decision,
-                    only_if_unchanged=True,
-                )
+                size = max(0, deployment.replicas - by)
+                await self._children.resize(pool, deployment, size, decision)
             except ConflictError:
                 log.debug("deployment changed before it shrank", pool=pool.key)
             else:

@@ -50,6 +50,7 @@ class Plan:
     requeue_orphans: RequeueOrphans
     poison_threshold: int
     poison_window: float
+    dead_letter_ttl: float
     fallback_replicas: int | None
     #: (Secret, key) of the Redis URL; None: the chart's own Redis.
     redis_secret: tuple[str, str] | None
@@ -91,6 +92,7 @@ def plan_of(pool: WorkerPool) -> Plan:
         requeue_orphans=spec.recovery.requeue_orphans,
         poison_threshold=spec.recovery.poison_threshold,
         poison_window=spec.recovery.poison_window.seconds,
+        dead_letter_ttl=spec.dead_letter.ttl.seconds,
         fallback_replicas=outage.replicas if outage.mode is MetricOutageMode.FALLBACK else None,
         redis_secret=(redis.url_secret_ref.name, redis.url_secret_ref.key) if redis else None,
         redis_ca_secret=(ca.name, ca.key) if ca else None,

@@ -33,6 +33,8 @@ class Pool:
     address: Address | None = None
     #: The Deployment as our last write returned it, until the cache has caught up.
     written: DeploymentView | None = None
+    #: The Deployment as the cache told of it last.
+    sight: DeploymentView | None = None
     #: Generation of the Deployment after our last write; another one is somebody's edit.
     own_generation: int = 0
     #: When each worker was last asked to drain (monotonic seconds).

@@ -109,6 +109,7 @@ async def recover_dead(
                 requeue_orphans=plan.requeue_orphans.value,
                 poison_threshold=plan.poison_threshold,
                 poison_window=plan.poison_window,
+                dead_letter_ttl=plan.dead_letter_ttl,
             ),
             facts.at,
         )
@@ -124,6 +125,16 @@ async def recover_dead(
                 "job of a dead worker", pool=pool, worker=one.worker.name, job=outcome.job,
                 action=outcome.action, why=one.why,
             )  # fmt: skip
+    if any(queue.intermediate for queue in facts.queues):
+        strays = await recovery.return_strays(redis, plan.queues, facts.at)
+        for queue, jobs in strays.items():
+            recorder.record(
+                reference,
+                "Warning",
+                reasons.JOB_REQUEUED,
+                f"{len(jobs)} jobs of queue {queue} were taken by a worker that died before it "
+                "started them: put back",
+            )
     return len(dead)
 
 

@@ -163,7 +163,11 @@ def _reconciling(seen: Seen) -> Verdict:
     deployment = seen.deployment
     if seen.apply_trouble is not None:
         return "False", *seen.apply_trouble
-    if deployment is None or deployment.observed_generation < deployment.generation:
+    if deployment is None:
+        return "True", reasons.SCALING, "the Deployment is being made"
+    if not (deployment.replicas or deployment.status_replicas or seen.leaving):
+        return "False", reasons.RECONCILED, "the pool is as its spec says"
+    if deployment.observed_generation < deployment.generation:
         return "True", reasons.SCALING, "the Deployment is being rolled out"
     wanted = deployment.replicas
     if deployment.ready < wanted or deployment.updated < wanted or seen.leaving:

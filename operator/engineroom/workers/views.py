@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_TEMPLATE_HASH, LABEL_POOL
+from engineroom.api import (
+    ANNOTATION_DRAIN,
+    ANNOTATION_EQUIPPED,
+    ANNOTATION_TEMPLATE_HASH,
+    LABEL_POOL,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +36,21 @@ class DeploymentView:
     updated: int
     unavailable: int
     inputs_hash: str
+    equipped: str = ""
     #: (reason, message) when the ReplicaSet could not create pods (quota, admission).
     replica_failure: tuple[str, str] | None = None
+
+    def same_sight(self, other: DeploymentView) -> bool:
+        """Whether a reconcile would see the same in both; versions and hashes apart."""
+        return (
+            self.uid == other.uid
+            and self.generation == other.generation
+            and self.replicas == other.replicas
+            and self.status_replicas == other.status_replicas
+            and self.ready == other.ready
+            and self.updated == other.updated
+            and self.replica_failure == other.replica_failure
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,7 @@ def deployment_view(obj: Mapping[str, Any]) -> DeploymentView:
         updated=status.get("updatedReplicas", 0),
         unavailable=status.get("unavailableReplicas", 0),
         inputs_hash=(meta.get("annotations") or {}).get(ANNOTATION_TEMPLATE_HASH, ""),
+        equipped=(meta.get("annotations") or {}).get(ANNOTATION_EQUIPPED, ""),
         replica_failure=failure,
     )
 
