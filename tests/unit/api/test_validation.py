@@ -370,8 +370,8 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
             {f"{CONTAINER}.image": "shop"},
             [
                 (
-                    'spec.template.spec.containers[0].image: "shop" names no fixed version, so pods of '
-                    "one pool may run different code; write a tag or a digest"
+                    'spec.template.spec.containers[0].image: "shop" names no fixed version, so '
+                    "pods of one pool may run different code; write a tag or a digest"
                 )
             ],
         ),
@@ -387,8 +387,8 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
             {f"{CONTAINER}.livenessProbe": {"exec": {"command": ["true"]}}},
             [
                 (
-                    "spec.template.spec.containers[0].livenessProbe: restarts the container with its "
-                    "job when it fails; the runtime watches over its workers itself"
+                    "spec.template.spec.containers[0].livenessProbe: restarts the container with "
+                    "its job when it fails; the runtime watches over its workers itself"
                 )
             ],
         ),
@@ -396,8 +396,8 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
             {"spec.template.metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}},
             [
                 (
-                    'spec.template.metadata.labels["app.kubernetes.io/managed-by"]: Engineroom writes '
-                    "its own value there"
+                    'spec.template.metadata.labels["app.kubernetes.io/managed-by"]: Engineroom '
+                    "writes its own value there"
                 )
             ],
         ),

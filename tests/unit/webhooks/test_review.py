@@ -1,0 +1,254 @@
+"""Reviews: what is looked at, what is asked, and what the author reads."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engineroom.api.pod_security import Level
+from engineroom.kube.errors import Unreachable
+from engineroom_webhooks.author import Author, NoAuthority
+from engineroom_webhooks.review import UnreadableReviewError, answer
+from tests.unit.api.specs import pool
+
+POD = "spec.template.spec"
+CONTAINER = f"{POD}.containers[0]"
+SECRET_ENV = {
+    f"{CONTAINER}.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]
+}
+
+
+def review(
+    new: dict[str, Any] | None = None, old: dict[str, Any] | None = None, **request: Any
+) -> dict[str, Any]:
+    made = {
+        "uid": "1-2-3",
+        "operation": "CREATE" if old is None else "UPDATE",
+        "namespace": "shop",
+        "name": "mail",
+        "userInfo": {"username": "ann", "groups": ["dev"], "extra": {"a": ["b"]}},
+        "object": pool() if new is None else new,
+        "oldObject": old,
+        **request,
+    }
+    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": made}
+
+
+class Rights:
+    """An authority in memory that remembers what it was asked."""
+
+    def __init__(self, level: Level = Level.RESTRICTED, *, allowed: bool = True) -> None:
+        self._level = level
+        self._allowed = allowed
+        self.asked: list[Any] = []
+
+    async def level(self, namespace: str) -> Level:
+        self.asked.append(namespace)
+        return self._level
+
+    async def may_create_pods(self, author: Author, namespace: str) -> bool:
+        self.asked.append((author.username, namespace))
+        return self._allowed
+
+
+async def test_valid_pool_is_allowed_without_asking_anybody() -> None:
+    rights = Rights()
+
+    found = await answer(review(), rights)
+
+    assert found.document() == {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "response": {"uid": "1-2-3", "allowed": True},
+    }
+    assert rights.asked == []
+
+
+async def test_wrong_pool_is_refused_with_field_problem_and_fix() -> None:
+    found = await answer(review(pool({"spec.workersPerPod": 0})), Rights())
+
+    response = found.document()["response"]
+    assert response["allowed"] is False
+    assert response["status"]["code"] == 422
+    assert response["status"]["message"] == (
+        "WorkerPool mail is invalid: spec.workersPerPod: 0 is less than 1; write a number from 1 "
+        "to 64"
+    )
+    assert response["status"]["details"]["causes"] == [
+        {
+            "reason": "FieldValueInvalid",
+            "field": "spec.workersPerPod",
+            "message": "0 is less than 1; write a number from 1 to 64",
+        }
+    ]
+
+
+async def test_several_problems_are_one_a_line() -> None:
+    wrong = pool({"spec.workersPerPod": 0, f"{CONTAINER}.args": ["a"]})
+
+    message = (await answer(review(wrong), Rights())).document()["response"]["status"]["message"]
+
+    assert [line.split(":")[0] for line in message.split("\n")] == [
+        "WorkerPool mail is invalid",
+        "* spec.workersPerPod",
+        "* spec.template.spec.containers[0].args",
+    ]
+
+
+async def test_warnings_are_passed_on_and_short() -> None:
+    found = await answer(review(pool({f"{CONTAINER}.image": "shop"})), Rights())
+
+    (warning,) = found.document()["response"]["warnings"]
+    assert "names no fixed version" in warning
+    assert len(warning) <= 250
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"operation": "DELETE", "object": None, "old": pool({"spec.workersPerPod": 0})},
+        {"operation": "CONNECT", "object": None},
+        {"subResource": "status"},
+    ],
+)
+async def test_what_does_not_touch_the_spec_is_allowed(request_: dict[str, Any]) -> None:
+    wrong = pool({"spec.workersPerPod": 0})
+    old = request_.pop("old", None)
+
+    found = await answer(review(wrong, old, **request_), Rights())
+
+    assert found.allowed
+
+
+async def test_invalid_object_that_is_stored_can_lose_its_finalizer() -> None:
+    old = pool({"spec.workersPerPod": 0, "metadata.finalizers": ["a"]})
+    new = pool({"spec.workersPerPod": 0, "metadata.deletionTimestamp": "2026-01-01T00:00:00Z"})
+
+    assert (await answer(review(new, old), Rights())).allowed
+
+
+async def test_spec_changed_while_an_object_goes_away_is_still_checked() -> None:
+    new = pool({f"{POD}.hostNetwork": True, "metadata.deletionTimestamp": "2026-01-01T00:00:00Z"})
+
+    assert not (await answer(review(new, pool()), Rights())).allowed
+
+
+# -- what goes beyond restricted ----------------------------------------------------------------
+
+HOST = {f"{POD}.hostNetwork": True}
+
+
+async def test_host_network_needs_a_privileged_namespace() -> None:
+    assert not (await answer(review(pool(HOST)), Rights(Level.RESTRICTED))).allowed
+    assert not (await answer(review(pool(HOST)), Rights(Level.BASELINE))).allowed
+    assert (await answer(review(pool(HOST)), Rights(Level.PRIVILEGED))).allowed
+
+
+async def test_host_network_needs_an_author_who_may_create_pods() -> None:
+    rights = Rights(Level.PRIVILEGED, allowed=False)
+
+    found = await answer(review(pool(HOST)), rights)
+
+    assert found.document()["response"]["status"] == {
+        "code": 403,
+        "reason": "Forbidden",
+        "message": (
+            "spec.template.spec.hostNetwork: only who may create pods in namespace shop may ask "
+            "for this, and ann may not; remove it or get that right"
+        ),
+    }
+    assert rights.asked == ["shop", ("ann", "shop")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({f"{POD}.serviceAccountName": "admin"}, f"{POD}.serviceAccountName"),
+        (SECRET_ENV, f"{CONTAINER}.env[0].valueFrom.secretKeyRef"),
+        (
+            {f"{CONTAINER}.envFrom": [{"secretRef": {"name": "s"}}]},
+            f"{CONTAINER}.envFrom[0].secretRef",
+        ),
+        (
+            {f"{POD}.volumes": [{"name": "s", "secret": {"secretName": "s"}}]},
+            f"{POD}.volumes[0].secret",
+        ),
+        ({"spec.redis": {"urlSecretRef": {"name": "s", "key": "k"}}}, "spec.redis"),
+    ],
+)
+async def test_accounts_and_secrets_need_an_author_who_could_use_them(
+    changes: dict[str, Any], field: str
+) -> None:
+    found = await answer(review(pool(changes)), Rights(allowed=False))
+
+    assert not found.allowed
+    assert found.forbidden.startswith(f"{field}: only who may create pods")
+    assert (await answer(review(pool(changes)), Rights(allowed=True))).allowed
+    assert (await answer(review(pool(changes)), NoAuthority())).allowed
+
+
+async def test_author_who_leaves_the_template_alone_is_not_asked() -> None:
+    old = pool(SECRET_ENV)
+    new = copy.deepcopy(old)
+    new["spec"]["suspend"] = True
+    rights = Rights(allowed=False)
+
+    assert (await answer(review(new, old), rights)).allowed
+    assert rights.asked == []
+
+
+async def test_author_who_changes_a_template_with_secrets_is_asked() -> None:
+    old = pool(SECRET_ENV)
+    new = pool({**SECRET_ENV, f"{CONTAINER}.image": "evil:1"})
+
+    assert not (await answer(review(new, old), Rights(allowed=False))).allowed
+
+
+async def test_silence_of_the_api_server_is_a_refusal_that_may_be_repeated() -> None:
+    class Silent(NoAuthority):
+        async def may_create_pods(self, author: Author, namespace: str) -> bool:
+            raise Unreachable("gone")
+
+    found = await answer(review(pool(SECRET_ENV)), Silent())
+
+    status = found.document()["response"]["status"]
+    assert (status["code"], status["reason"]) == (503, "ServiceUnavailable")
+    assert "try again" in status["message"]
+
+
+# -- rubbish ------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["uid", "operation", "namespace", "name", "userInfo", "object", "oldObject"]),
+    JSON,
+)
+async def test_any_request_gets_an_answer_or_is_unreadable(key: str, value: Any) -> None:
+    document = review(pool({**HOST, **SECRET_ENV}), pool())
+    document["request"][key] = value
+    try:
+        found = await answer(document, Rights(Level.PRIVILEGED))
+    except UnreadableReviewError:
+        return
+    assert found.document()["response"]["uid"] == found.uid
+
+
+@pytest.mark.parametrize(
+    "document", [None, [], {}, {"request": None}, {"request": {}}, {"request": {"uid": 5}}]
+)
+async def test_no_review_is_unreadable(document: Any) -> None:
+    with pytest.raises(UnreadableReviewError):
+        await answer(document, NoAuthority())
