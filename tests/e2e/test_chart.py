@@ -253,7 +253,12 @@ def test_helm_test_says_what_is_wrong(release: Release) -> None:
 
 def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None:
     release.uninstall()
-    assert release.leftovers() <= {"pod/engineroom-test"}
+    # Helm does not wait for pods on their way out.
+    wait_for(
+        lambda: release.leftovers() <= {"pod/engineroom-test"},
+        60,
+        lambda: f"gone: {release.leftovers()}",
+    )
     found = release.kube.get("workerpools", SHOP, "steady")
     assert not found["metadata"].get("finalizers")
     assert release.kube.get("deployments", SHOP, "steady")

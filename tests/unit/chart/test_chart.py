@@ -272,6 +272,7 @@ def test_the_kinds_are_those_that_the_models_say_and_stay_when_the_release_goes(
         assert definition["spec"] == source["spec"]
         annotations = definition["metadata"]["annotations"]
         assert annotations["helm.sh/resource-policy"] == "keep"
+        assert annotations["argocd.argoproj.io/sync-options"] == "Prune=false"
         assert source["metadata"].get("annotations", {}).items() <= annotations.items()
 
 
