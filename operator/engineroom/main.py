@@ -52,8 +52,6 @@ WATCH_DEAD = 1800.0
 #: The event loop is taken for stuck when it is so late (seconds), Kopf's when so silent.
 LOOP_STUCK = 30.0
 KOPF_STUCK = 120.0
-#: Kopf has so long to tell of all objects at the start; then a list of our own helps out.
-FIRST_LIST = 20.0
 
 
 class Process:
@@ -113,7 +111,10 @@ class Process:
         self.synced = asyncio.Event()
         self.stopping = asyncio.Event()
         self._leading = asyncio.Event()
+        self._election: asyncio.Task[None] | None = None
         self._failed: str = ""
+        #: A thread of ours is still there: the interpreter must not wait for it.
+        self.abandon = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._measure()
 
@@ -174,6 +175,9 @@ class Process:
         for informer in self.context.informers:
             self._measure_cache(informer.ref.plural, informer)
             await informer.start()
+        for informer in self.context.informers:
+            await informer.synced.wait()
+        await self._listed()
         self.shell = Shell(
             self.config,
             [self.store],
@@ -182,9 +186,6 @@ class Process:
             namespaces=self.settings.namespaces,
         )
         self.shell.start()
-        for informer in self.context.informers:
-            await informer.synced.wait()
-        await self._listed()
         self.synced.set()
         log.info(
             "caches are filled",
@@ -194,7 +195,7 @@ class Process:
         )
         self._background(self._compare(), "comparison")
         if self.elector is not None:
-            self._background(self._lead(self.elector), "election")
+            self._election = self._background(self._lead(self.elector), "election")
             await self._leading.wait()
         await self.queue.run(self.controller.reconcile, workers=self.settings.concurrency)
         await asyncio.Event().wait()  # the queue ends with the process; see _end
@@ -219,25 +220,21 @@ class Process:
             await asyncio.sleep(backoff(failures, 0.1, 5.0, random.random()))  # noqa: S311 # nosec B311
 
     async def _listed(self) -> None:
-        """Wait until Kopf has told of as many objects as there are."""
-        namespaces: tuple[str | None, ...] = self.settings.namespaces or (None,)
-        deadline = self.clock.monotonic() + FIRST_LIST
-        failures = 0
-        while True:
-            try:
-                wanted = 0
-                for namespace in namespaces:
-                    wanted += await self.client.count(self.store.kind, namespace)
-                while len(self.store) < wanted and self.clock.monotonic() < deadline:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-                if len(self.store) < wanted:
-                    for namespace in namespaces:
-                        await self.store.compare(self.client, namespace, first=True)
-                return
-            except EngineroomError as error:
-                failures += 1
-                log.warning("objects not listed", error=str(error), failures=failures)
-                await asyncio.sleep(backoff(failures, 0.1, 10.0, random.random()))  # noqa: S311 # nosec B311
+        """Fill the cache by a list of our own, many times quicker than Kopf tells of each object.
+
+        Kopf starts after it and lists too, so nothing falls in between.
+        """
+        for namespace in self.settings.namespaces or (None,):
+            failures = 0
+            while True:
+                try:
+                    await self.store.compare(self.client, namespace, first=True)
+                except EngineroomError as error:
+                    failures += 1
+                    log.warning("objects not listed", error=str(error), failures=failures)
+                    await asyncio.sleep(backoff(failures, 0.1, 10.0, random.random()))  # noqa: S311 # nosec B311
+                else:
+                    break
 
     async def _compare(self) -> None:
         """Now and then list beside Kopf's watch, and open the watch anew when it is deaf."""
@@ -270,9 +267,8 @@ class Process:
         await self.queue.shutdown(grace)
         if self.elector is not None:
             self.elector.stop()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(3):
-                    await self.elector.release()
+            if self._election is not None:
+                await asyncio.wait([self._election], timeout=3)
         with suppress(TimeoutError, EngineroomError):
             async with asyncio.timeout(2):
                 if not self._failed:
@@ -288,12 +284,14 @@ class Process:
                 await self.controller.stop()
         if self.shell is not None and not await self.shell.stop(within=3.0):
             log.warning("kopf did not end in time")
+            self.abandon = True
 
-    def _background(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    def _background(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run beside; if it ends with an error, so does the process."""
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -437,7 +435,12 @@ def load_config(settings: Settings) -> ApiConfig:
 
 
 async def _run(settings: Settings) -> int:
-    return await Process(settings, load_config(settings)).run()
+    process = Process(settings, load_config(settings))
+    code = await process.run()
+    if process.abandon:
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def main() -> int:

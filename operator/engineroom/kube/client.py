@@ -173,17 +173,6 @@ class Client:
             everything += items
         return everything, version
 
-    async def count(
-        self, ref: Resource, namespace: str | None = None, label_selector: str | None = None
-    ) -> int:
-        """How many objects there are, without reading them; with a selector at least how many."""
-        params = {"limit": "1"}
-        if label_selector:
-            params["labelSelector"] = label_selector
-        answer = await self.request("GET", ref.path(namespace), params=params)
-        remaining = (answer.get("metadata") or {}).get("remainingItemCount") or 0
-        return len(answer.get("items") or ()) + int(remaining)
-
     async def pages(
         self,
         ref: Resource,

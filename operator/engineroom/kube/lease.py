@@ -193,7 +193,7 @@ class Elector:
 
     async def release(self) -> None:
         """Give the lease up, if it is ours; never raises for a failure of the API server."""
-        record, self._renewed_at = self._record, None
+        record, self._renewed_at, self._record = self._record, None, None
         if record is None or record.holder != self.identity:
             return
         stamp = _stamp(self._clock.now())

@@ -1,0 +1,93 @@
+"""One control plane for the tests of this directory; each test gets a namespace of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from engineroom.kube import config as kube_config
+from engineroom.kube.client import Client
+from engineroom.kube.errors import EngineroomError, NotFound
+from engineroom.kube.resources import CRDS, NAMESPACES, WORKERPOOLS
+from tests.integration.faultproxy import FaultProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engineroom.kube.config import ApiConfig
+    from tests.cluster.api import Cluster
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Cluster]:
+    """An API server with etcd, private to this run of pytest."""
+    from tests.cluster.api import Shape
+    from tests.cluster.local import Local
+    from tests.cluster.process import Identity
+
+    owner = Identity.of(os.getpid())
+    assert owner is not None
+    # Named by process: several runs may go on beside each other.
+    cluster = Local(f"integration-{os.getpid()}", owner=astuple(owner))
+    cluster.up(Shape.CONTROL_PLANE)
+    try:
+        asyncio.run(_install(kube_config.from_kubeconfig(cluster.kubeconfig)))
+        yield cluster
+    finally:
+        cluster.down()
+
+
+async def _install(config: ApiConfig) -> None:
+    async with Client(config) as client:
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            await client.apply(CRDS, yaml.safe_load(path.read_text()))
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await client.list(WORKERPOOLS)
+                except EngineroomError:
+                    await asyncio.sleep(0.1)
+                else:
+                    return
+
+
+@pytest.fixture(scope="session")
+def api_config(control_plane: Cluster) -> ApiConfig:
+    """How to reach it as an administrator."""
+    return kube_config.from_kubeconfig(control_plane.kubeconfig)
+
+
+@pytest_asyncio.fixture
+async def client(api_config: ApiConfig) -> AsyncIterator[Client]:
+    """A client of the administrator."""
+    async with Client(api_config) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def namespace(client: Client) -> AsyncIterator[str]:
+    """A namespace of this test's own."""
+    name = f"test-{secrets.token_hex(4)}"
+    await client.create(NAMESPACES, {"metadata": {"name": name}})
+    yield name
+    try:
+        await client.delete(NAMESPACES, None, name)
+    except NotFound:
+        pass
+
+
+@pytest_asyncio.fixture
+async def proxy(api_config: ApiConfig) -> AsyncIterator[FaultProxy]:
+    """A proxy in front of the API server that can be made to misbehave."""
+    async with FaultProxy(api_config) as opened:
+        yield opened
