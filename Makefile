@@ -39,6 +39,11 @@ venv: $(READY) $(READY_RQ2) ## Make .venv (RQ 3) and .venv-rq2 (RQ 2) from the l
 doctor: $(READY) ## Install what the tests need of the system, or say what is missing
 	@$(BIN)/python -m tests.cluster doctor
 
+# The same without a word where nothing is missing.
+.PHONY: system
+system: $(READY)
+	@$(BIN)/python -m tests.cluster doctor >/dev/null
+
 .PHONY: lock
 lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
 	$(LOCK) $(UPGRADE) --all-extras --group dev pyproject.toml -o requirements/dev.txt
@@ -52,7 +57,7 @@ lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
 # ---- to see it ------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(READY) doctor ## Bring up a cluster, install Engineroom and watch a pool at work
+demo: $(READY) system ## Bring up a cluster, install Engineroom and watch a pool at work
 	@$(BIN)/python -m tests.demo up
 
 .PHONY: demo-down
@@ -62,7 +67,7 @@ demo-down: $(READY) ## Remove the demo's cluster
 # ---- to trust it ----------------------------------------------------------------------------
 
 .PHONY: test
-test: $(READY) $(READY_RQ2) doctor ## Unit, integration and e2e tests: what CI runs
+test: $(READY) $(READY_RQ2) system ## Unit, integration and e2e tests: what CI runs
 	$(PYTEST) tests/unit tests/integration tests/e2e $(ARGS)
 
 .PHONY: test-unit
@@ -70,19 +75,19 @@ test-unit: $(READY) ## Tests that take seconds and need nothing
 	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: test-integration
-test-integration: $(READY) $(READY_RQ2) doctor ## Tests against a real API server and a real Redis
+test-integration: $(READY) $(READY_RQ2) system ## Tests against a real API server and a real Redis
 	$(PYTEST) tests/integration $(ARGS)
 
 .PHONY: test-e2e
-test-e2e: $(READY) doctor ## Tests with real pods
+test-e2e: $(READY) system ## Tests with real pods
 	$(PYTEST) tests/e2e $(ARGS)
 
 .PHONY: chart-test
-chart-test: $(READY) doctor ## Install, upgrade, test and remove the Helm chart on the local cluster
+chart-test: $(READY) system ## Install, upgrade, test and remove the Helm chart on the local cluster
 	$(PYTEST) tests/e2e/test_chart.py $(ARGS)
 
 .PHONY: bench
-bench: $(READY) doctor ## Run one benchmark: make bench NAME=reaction (ARGS="--help" for its options)
+bench: $(READY) system ## Run one benchmark: make bench NAME=reaction (ARGS="--help" for its options)
 	@$(BIN)/python -m tests.performance $(NAME) $(ARGS)
 
 .PHONY: lint
@@ -96,15 +101,24 @@ lint: $(READY) type ## Style, layers and spelling
 type: $(READY) ## Types, strictly
 	$(BIN)/mypy
 
+# The kustomize base is rendered by it; built once, together with the rest of the cluster.
+.PHONY: helm
+helm: $(READY) system ## Have helm, which the local cluster builds
+	@command -v helm >/dev/null || $(BIN)/python -m tests.cluster build --shape node >/dev/null
+
 # ---- what is written by programs ------------------------------------------------------------
 
 .PHONY: generate
-generate: $(READY) ## Write the files that have another source: CRDs, schemas, references
+generate: $(READY) helm ## Write the files that have another source: CRDs, schemas, references
 	$(BIN)/python -m engineroom.api.generate
+	$(BIN)/python -m engineroom.cli.docs
+	$(BIN)/python deploy/kustomize/render.py
 
 .PHONY: verify
-verify: $(READY) ## Check that the generated files are what `make generate` would write
+verify: $(READY) helm ## Check that the generated files are what `make generate` would write
 	$(BIN)/python -m engineroom.api.generate --check
+	$(BIN)/python -m engineroom.cli.docs --check
+	$(BIN)/python deploy/kustomize/render.py --check
 
 .PHONY: docs
 docs: $(READY) ## Check that every link in the documentation leads somewhere
@@ -113,7 +127,7 @@ docs: $(READY) ## Check that every link in the documentation leads somewhere
 # ---- what is delivered ----------------------------------------------------------------------
 
 .PHONY: images
-images: $(READY) doctor ## Build the container images
+images: $(READY) system ## Build the container images
 	@$(BIN)/python -m tests.demo images
 
 .PHONY: release

@@ -119,12 +119,15 @@ class Kube:
             query.append(("fieldSelector", field_selector))
         response = self._open("GET", self.path(plural, namespace), None, query, None, 3600)
         rest = b""
-        for chunk in response.stream(65536):
-            rest += chunk
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                event = json.loads(line)
-                yield event["type"], event["object"]
+        try:
+            for chunk in response.stream(65536):
+                rest += chunk
+                *lines, rest = rest.split(b"\n")
+                for line in lines:
+                    event = json.loads(line)
+                    yield event["type"], event["object"]
+        except urllib3.exceptions.HTTPError:  # cut off: an end like any other
+            return
 
     @staticmethod
     def path(plural: str, namespace: str | None, name: str = "") -> str:
