@@ -41,7 +41,7 @@ def cluster() -> Iterator[Local]:
 
 
 def test_pods_of_deployments_run_and_go(cluster: Local) -> None:
-    kubectl(cluster, "create", "deployment", "web", "--image=any", "--replicas=100")
+    kubectl(cluster, "create", "deployment", "web", "--image=any", "--replicas=40")
     kubectl(cluster, "wait", "--for=condition=Available", "deployment/web", "--timeout=60s")
     pods = json.loads(kubectl(cluster, "get", "pods", "--output=json"))["items"]
     assert len({pod["spec"]["nodeName"] for pod in pods}) > 1
