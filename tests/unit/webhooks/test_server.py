@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -14,6 +13,9 @@ from engineroom_webhooks.author import NoAuthority
 from engineroom_webhooks.server import admission, probes
 from engineroom_webhooks.settings import Settings
 from tests.unit.webhooks.test_review import review
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 async def listen(app: web.Application) -> tuple[web.AppRunner, str]:
