@@ -148,19 +148,6 @@ class PoolWorkerMixin:
         finally:
             self._born = True
         self._announce()
-        self._bury_predecessors()
-
-    def _bury_predecessors(self) -> None:
-        """Say of earlier workers of this pod and slot that they are dead: there is one at a time.
-
-        The operator need not wait for their heartbeats to grow old then.
-        """
-        known = self.connection.smembers(drain.workers_key(self.settings.pool))
-        mine = self.name.rpartition(".")[0] + "."
-        for name in (member.decode() for member in known):
-            key = self.redis_worker_namespace_prefix + name
-            if name.startswith(mine) and name != self.name and self.connection.exists(key):
-                self.connection.hset(key, "er_died", "its process ended and was started anew")
 
     def register_death(self) -> None:
         """Take back what ``register_birth`` announced; gives up at once when Redis is away."""

@@ -44,7 +44,7 @@ class Action(StrEnum):
     """What ``recover`` found or did."""
 
     ALIVE = "alive"  # the worker has been heard of since: nothing was done
-    DEFERRED = "deferred"  # call again in SETTLING_SECONDS or later
+    DEFERRED = "deferred"  # look again, and call again in SETTLING_SECONDS or later
     NOTHING = "nothing"  # it held no job
     SETTLED = "settled"  # its job had ended, or another had decided
     RETURNED = "returned"  # taken and not started: back at the head of its queue
@@ -222,6 +222,8 @@ for at = 16, #ARGV do queues[#queues + 1] = ARGV[at] end
 local record = redis.call('HMGET', worker_key, 'last_heartbeat', 'er_job', 'er_execution',
                           'er_queue', 'er_taken', 'er_taken_from', 'queues')
 if record[1] and record[1] ~= expected then return {'alive', '', '', 0} end
+-- Expired since it was read: look again, for what it held must be found another way.
+if not record[1] and expected ~= '' then return {'deferred', '', '', 0} end
 local job, execution, queue = ARGV[11], ARGV[12], ARGV[13]
 if record[1] then job, execution, queue = record[2] or '', record[3] or '', record[4] or '' end
 if record[7] then

@@ -1,0 +1,82 @@
+"""The production worker with stops at chosen points, for tests of what a crash there does.
+
+At its point the process writes a file with its pid and stops itself; the test then kills it, or
+sends signals and lets it go on.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from engineroom_worker import __main__ as entry
+from engineroom_worker import dequeue, housekeeping, worker
+from engineroom_worker.config import from_environment
+from engineroom_worker.metrics import Board
+
+
+def main(options):
+    directory = options["directory"]
+    chosen = options.get("stop_at")
+    for name in ("EXECUTION_TTL", "STRAY_SECONDS", "LOCK_SECONDS"):
+        if name in options:
+            setattr(housekeeping, name, options[name])
+    if "EXECUTION_TTL" in options:
+        worker.EXECUTION_TTL = options["EXECUTION_TTL"]
+
+    def point(name):
+        marker = os.path.join(directory, f"stopped-{name}")
+        if name == chosen and not os.path.exists(marker):
+            with open(marker + ".new", "w") as stream:
+                stream.write(str(os.getpid()))
+            os.rename(marker + ".new", marker)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    read = dequeue._Channel.read
+
+    def read_and_stop(self):
+        reply = read(self)
+        if isinstance(reply, bytes) and chosen == "blmoved":
+            point("blmoved")
+        return reply
+
+    dequeue._Channel.read = read_and_stop
+
+    class Worker(worker.PoolWorker):
+        retired_seconds = options.get("retired_seconds", worker.RETIRED_SECONDS)
+        maintenance_grace = options.get("grace", worker.GRACE_SECONDS)
+
+        def _run(self, taken):
+            point("taken")
+            return super()._run(taken)
+
+        def prepare_execution(self, job):
+            execution = super().prepare_execution(job)
+            point("prepared")
+            return execution
+
+        def monitor_work_horse(self, *args):
+            point("forked")
+            super().monitor_work_horse(*args)
+            point("done")
+
+        def prepare_job_execution(self, *args, **kwargs):
+            super().prepare_job_execution(*args, **kwargs)
+            point("horse-begins")
+
+        def handle_execution_ended(self, *args):
+            super().handle_execution_ended(*args)
+            point("horse-ended")
+
+        def handle_job_success(self, *args, **kwargs):
+            super().handle_job_success(*args, **kwargs)
+            point("horse-booked")
+
+    def leave(signum, frame):
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    sys.exit(entry.run_worker(from_environment(), 0, Board(1), lambda: None, Worker))
+
+
+main(json.loads(sys.argv[1]))

@@ -1,0 +1,104 @@
+"""What benchmarks share: a Redis of their own, and the one line that they end with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import redis
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class RedisServer:
+    """A redis-server on a free loopback port, in a directory of its own.
+
+    With ``durable`` every write is on disk before it is answered, so that a restart loses nothing.
+    """
+
+    def __init__(self, *, durable: bool = False) -> None:
+        self.port = free_port()
+        self._durable = durable
+        self._directory = tempfile.mkdtemp(prefix="engineroom-redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start, or start again with what was on disk; returns when it answers."""
+        persistence = ["--appendonly", "yes", "--appendfsync", "always"] if self._durable else []
+        self._process = subprocess.Popen(
+            [
+                "redis-server",
+                *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
+                *("--dir", self._directory, "--loglevel", "warning", *persistence),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        client = redis.Redis(port=self.port)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                client.close()
+                return
+
+    def stop(self) -> None:
+        """Stop; what is on disk stays."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    def close(self) -> None:
+        """Stop and forget everything."""
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def redis_server(*, durable: bool = False) -> Iterator[RedisServer]:
+    """A running redis-server for the length of a ``with`` block."""
+    server = RedisServer(durable=durable)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def report(name: str, figures: Mapping[str, Any], goals: Mapping[str, Any], *, met: bool) -> None:
+    """Print the last line of a benchmark: one JSON object."""
+    line = {"name": name, "figures": dict(figures), "goals": dict(goals), "met": met}
+    print(json.dumps(line), flush=True)
+
+
+def root() -> Path:
+    """The checkout's root."""
+    return Path(__file__).resolve().parents[2]
