@@ -30,8 +30,8 @@ class Settings(BaseSettings):
     configuration: str = ""
     #: More names and addresses for the certificate, comma-separated.
     extra_names: str = ""
-    leaf_lifetime: float = Field(default=90 * 86400, ge=60)
-    authority_lifetime: float = Field(default=730 * 86400, ge=120)
+    leaf_lifetime: float = Field(default=90 * 86400, ge=10)
+    authority_lifetime: float = Field(default=730 * 86400, ge=20)
     #: How long a new CA stands beside the old one before the first leaf of it is used.
     settle: float = Field(default=60, ge=0)
     #: How long the old CA stays after its last leaf was replaced.

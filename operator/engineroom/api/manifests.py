@@ -143,14 +143,14 @@ def read(text: str) -> Iterator[Document]:
             if isinstance(event, yaml.DocumentStartEvent):
                 count += 1
                 if count > MAX_DOCUMENTS:
-                    line = event.start_mark.line + 1
+                    line = _line(event)
                     raise UnreadableError(line, f"has over {MAX_DOCUMENTS} documents", "split it")
                 document = _Builder().build(events)
                 if document.value is not None:
                     yield document
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
+        mark: Any = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
         raise UnreadableError(
             line, f"is not YAML: {error.problem or error.context}", "correct it"
         ) from error
@@ -173,7 +173,7 @@ class _Builder:
     def build(self, events: Iterable[Any]) -> Document:
         first = 0
         for event in events:
-            line = event.start_mark.line + 1
+            line = _line(event)
             if isinstance(event, yaml.DocumentEndEvent):
                 break
             first = first or line
@@ -279,6 +279,10 @@ class _Builder:
         self._total += number
         if self._total > MAX_VALUES:
             raise UnreadableError(line, f"has more than {MAX_VALUES} values", "make it smaller")
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 def _known_tag(tag: str | None, line: int) -> None:
