@@ -413,6 +413,12 @@ def from_answer(
             why=message or "Unauthorized",
             fix="log in again, or choose another --context; `kubectl auth whoami` tries it",
         )
+    if "failed calling webhook" in message:
+        return RefusedError(
+            f"the change of {what} could not be checked, and so was refused",
+            why=message,
+            fix=f"nothing was written; `{program()} status` shows what is wrong with the webhooks",
+        )
     if "admission webhook" in message:
         return RefusedError(
             f"the change of {what} was refused",
@@ -456,7 +462,7 @@ def unreachable(server: str, why: str) -> UnreachableError:
     """No answer from the API server."""
     return UnreachableError(
         f"cannot reach the cluster at {server}",
-        why=why,
+        why=" ".join(why.split()),
         fix="check that the cluster runs and that --kubeconfig and --context name the right one; "
         "`kubectl cluster-info` tries the same way",
     )

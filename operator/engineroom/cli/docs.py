@@ -80,7 +80,9 @@ def render() -> str:
     parts = [_INTRODUCTION, "## Exit codes\n", "| code | means |\n|---|---|"]
     parts[-1] += "".join(f"\n| {code.value} | {code.meaning} |" for code in ExitCode) + "\n"
     parts.append("## Options of all commands\n")
-    parts.append("They may stand before the command's name or after it.\n")
+    parts.append(
+        "They may stand before the command's name or, but for `lint` and `completion`, after it.\n"
+    )
     parts.append(_options([one for one in group.params if one.name in shared]))
     parts.append("## Commands\n")
     for entry in ENTRIES:
@@ -100,7 +102,8 @@ def _usage(name: str, command: Any) -> str:
     words = [name]
     for one in command.params:
         if one.param_type_name == "argument":
-            metavar = (one.metavar or one.name.upper()) + ("..." if one.nargs == -1 else "")
+            metavar = (one.metavar or one.name.upper()).removesuffix("...")
+            metavar += "..." if one.nargs == -1 else ""
             words.append(metavar if one.required else f"[{metavar}]")
     return " ".join(words)
 

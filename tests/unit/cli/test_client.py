@@ -31,6 +31,7 @@ def answer(message: str, **details: object) -> str:
         (401, answer("Unauthorized"), ForbiddenError, 5, "log in again"),
         (403, answer("User x cannot"), ForbiddenError, 5, "ask an administrator"),
         (403, answer('admission webhook "w" denied the request: no'), RefusedError, 1, "change"),
+        (500, answer("Internal: failed calling webhook"), RefusedError, 1, "`engineroom status`"),
         (404, "404 page not found\n", NotFoundError, 4, "helm install engineroom"),
         (404, answer("not found", name="mail"), NotFoundError, 4, "`engineroom get pools -A`"),
         (409, answer("conflict"), RefusedError, 1, "look at it as it is now"),

@@ -62,22 +62,39 @@ def test_the_start_imports_neither_the_kubernetes_client_nor_our_api_models(
         assert not any(one.startswith("engineroom.cli.commands.") for one in loaded)
 
 
+SMALLEST = """
+import typer
+app = typer.Typer(add_completion=False)
+@app.command()
+def main(flag: bool = False) -> None:
+    typer.echo(flag)
+app()
+"""
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["version", "--client"]])
-def test_the_start_takes_at_most_150_ms(arguments: list[str]) -> None:
-    """CPU time, for the machine may be busy with something else; the best of some."""
+def test_the_start_costs_little_more_than_that_of_the_smallest_typer_program(
+    arguments: list[str],
+) -> None:
+    """CPU time against CPU time in the same moments: this machine may be slow, or busy.
 
-    def cpu() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+    On a quiet one the whole start is within 150 ms, of which typer itself is more than half.
+    """
 
-    best = float("inf")
-    for _ in range(12):
-        before = cpu()
-        assert run(*arguments).returncode == 0
-        best = min(best, cpu() - before)
-        if best <= 0.150:
-            return
-    pytest.fail(f"the best of twelve starts took {best * 1000:.0f} ms")
+    def cpu(command: list[str]) -> float:
+        def used() -> float:
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return usage.ru_utime + usage.ru_stime
+
+        before = used()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        return used() - before
+
+    ours = [sys.executable, "-c", RUN.format(name="engineroom"), *arguments]
+    smallest = [sys.executable, "-c", SMALLEST, *([] if arguments == ["--help"] else ["--flag"])]
+    pairs = [(cpu(ours), cpu(smallest)) for _ in range(7)]
+    assert min(one for one, _ in pairs) <= 1.9 * min(other for _, other in pairs), pairs
 
 
 def test_the_line_in_the_help_is_the_first_of_the_commands_own() -> None:

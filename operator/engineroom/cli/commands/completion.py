@@ -39,8 +39,5 @@ def completion(
     from typer import completion as typers
 
     scripts: Any = typers
-    typer.echo(
-        scripts.get_completion_script(
-            prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, shell=shell
-        )
-    )
+    script = scripts.get_completion_script
+    typer.echo(script(prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, shell=shell))

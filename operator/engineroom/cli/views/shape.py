@@ -85,9 +85,19 @@ class Grid(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, at least as wide as its names and numbers."""
-        yield from super().__rich_console__(
-            console, options.update(max_width=max(options.max_width, self.least))
+        wide = options.update(max_width=max(options.max_width, self.least))
+        segments = (
+            one for one in super().__rich_console__(console, wide) if isinstance(one, Segment)
         )
+        for line in Segment.split_lines(segments):
+            # Blanks that fill a line's end are in the way of whoever copies or greps it.
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                text, style, control = line[-1]
+                line[-1] = Segment(text.rstrip(), style, control)
+            yield from line
+            yield Segment.line()
 
 
 class Indent:
