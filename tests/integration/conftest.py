@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from dataclasses import astuple
@@ -13,9 +14,10 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from engineroom.core.errors import EngineroomError
 from engineroom.kube import config as kube_config
 from engineroom.kube.client import Client
-from engineroom.kube.errors import EngineroomError, NotFound
+from engineroom.kube.errors import NotFound
 from engineroom.kube.resources import CRDS, NAMESPACES, WORKERPOOLS
 from tests.integration.faultproxy import FaultProxy
 
@@ -80,10 +82,8 @@ async def namespace(client: Client) -> AsyncIterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     await client.create(NAMESPACES, {"metadata": {"name": name}})
     yield name
-    try:
+    with contextlib.suppress(NotFound):
         await client.delete(NAMESPACES, None, name)
-    except NotFound:
-        pass
 
 
 @pytest_asyncio.fixture

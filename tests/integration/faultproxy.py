@@ -1,8 +1,8 @@
 """A reverse proxy between the operator and the API server that a test can make misbehave.
 
-It listens on plain HTTP at loopback and holds the credentials, so what runs behind it needs none. It
-sees each request and may run hooks before forwarding and after the answer is there, but before it is
-sent back:
+It listens on plain HTTP at loopback and holds the credentials, so what runs behind it needs none.
+It sees each request and may run hooks before forwarding and after the answer is there, but before
+it is sent back:
 
     async with FaultProxy(config) as proxy:
         proxy.before(lambda r: Answer(429, retry_after=1) if r.write else None)
@@ -11,8 +11,9 @@ sent back:
         await proxy.cut_watches()
 
 A hook gets the ``Request`` and returns None (go on), an ``Answer`` (send this instead), ``Drop()``
-(close the connection) or ``Delay(seconds)``; it may be a coroutine function, which can wait for as
-long as it likes, kill a process, or raise nothing. The first hook that does not return None decides.
+(close the connection), ``Expired()`` (end a watch by 410) or ``Delay(seconds)``. It may be a
+coroutine function, which can wait for as long as it likes or kill a process. The first hook that
+does not return None decides.
 """
 
 from __future__ import annotations
@@ -85,7 +86,12 @@ class Delay:
     seconds: float
 
 
-Verdict = Answer | Drop | Delay | None
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Instead of a watch: one that says in its stream that its version is too old, and ends."""
+
+
+Verdict = Answer | Drop | Delay | Expired | None
 Hook = Callable[[Request], Verdict | Awaitable[Verdict]]
 
 
@@ -182,9 +188,11 @@ class FaultProxy:
         )
         app = web.Application(client_max_size=2**26)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=0.5
+        )
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.5).start()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self._port = int(self._runner.addresses[0][1])
         return self
 
@@ -293,6 +301,10 @@ class FaultProxy:
             if verdict.retry_after is not None:
                 headers["Retry-After"] = str(verdict.retry_after)
             return web.json_response(status, status=verdict.status, headers=headers)
+        if isinstance(verdict, Expired):
+            status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+            event = {"type": "ERROR", "object": status}
+            return web.Response(text=json.dumps(event) + "\n", content_type="application/json")
         if incoming.transport is not None:
             incoming.transport.abort()
         return web.Response(status=500)

@@ -51,13 +51,15 @@ class HttpServer:
         app = web.Application()
         for path, handler in routes.items():
             app.router.add_get(path, handler)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0
+        )
 
     async def __aenter__(self) -> Self:
         if self.port is None:
             return self
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self.port, shutdown_timeout=1.0).start()
+        await web.TCPSite(self._runner, self._host, self.port).start()
         self.port = int(self._runner.addresses[0][1])
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections import Counter
@@ -53,7 +54,7 @@ async def running(
 
 async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
     async with asyncio.timeout(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -102,7 +103,7 @@ async def test_the_result_says_when_to_look_again() -> None:
     queue.add("a")
     async with running(queue, reconcile):
         await until(lambda: len(times) >= 4)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert all(0.049 <= gap < 0.5 for gap in gaps)
 
 
