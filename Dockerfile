@@ -28,14 +28,17 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
     /opt/wheels/*.whl
 
 FROM builder AS copier
-COPY deploy/worker-runtime/copy-runtime.c /src/copy-runtime.c
-RUN gcc -std=c11 -Wall -Wextra -Werror -Os -static -s -o /copy-runtime /src/copy-runtime.c
+COPY deploy/worker-runtime /src
+RUN for program in copy-runtime start; do \
+    gcc -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Wextra -Werror -Os -static -s -o /$program /src/$program.c || exit 1; \
+    done
 
 FROM scratch AS worker-runtime
 LABEL org.opencontainers.image.title="engineroom-worker-runtime" \
     org.opencontainers.image.description="Puts Engineroom's worker runtime into a user's pod" \
     org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=copier /copy-runtime /copy-runtime
+COPY --from=copier /start /runtime/start
 COPY operator/engineroom_worker /runtime/engineroom_worker
 USER 65532:65532
 ENTRYPOINT ["/copy-runtime"]

@@ -50,8 +50,10 @@ static int copy_file(const char *from, const char *to) {
         return failed("write", to);
     }
     int source = open(from, O_RDONLY | O_CLOEXEC);
-    if (source < 0) return failed("open", from);
-    int target = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    struct stat about;
+    if (source < 0 || fstat(source, &about) < 0) return failed("open", from);
+    /* A program stays one. */
+    int target = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, about.st_mode & 0111 ? 0755 : 0644);
     int result = target < 0 ? failed("create", beside) : copy_contents(source, target, from, beside);
     close(source);
     if (target >= 0 && close(target) < 0 && result == 0) result = failed("write", beside);

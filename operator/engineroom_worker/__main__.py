@@ -29,6 +29,10 @@ log = logging.getLogger("rq.worker")
 
 def main() -> int:
     """Run until told to end; returns the exit code."""
+    # The container's first program held these back until somebody could hear them: from here on.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         settings = from_environment()
         _check_rq()
@@ -38,10 +42,8 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
 
     from engineroom_worker.metrics import Board, MetricsServer
-    from engineroom_worker.supervisor import Supervisor, _leave
+    from engineroom_worker.supervisor import Supervisor
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _leave)
     board = Board(settings.workers)
     try:
         server = MetricsServer(board, settings.pool, settings.metrics_port)
@@ -58,6 +60,11 @@ def main() -> int:
         return Supervisor(settings.workers, board, work).run()
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
+
+
+def _leave(signum: int, frame: Any) -> None:
+    """Until a worker has handlers of its own it holds nothing, and may go at once."""
+    raise SystemExit(0)
 
 
 def run_worker(

@@ -21,7 +21,7 @@ from engineroom.queue import commands
 from engineroom.workers import recovering
 from engineroom.workers.children import Children
 from engineroom.workers.decide import Decision, Observation, decide
-from engineroom.workers.leave import Leave, busy_pods, plan_leave, retired_pods
+from engineroom.workers.leave import Leave, busy_pods, plan_leave, retired_pods, unaccounted
 from engineroom.workers.links import Address, Link, Links, Secrets, reason_of
 from engineroom.workers.plan import Plan, plan_of
 from engineroom.workers.pool import NEVER, Pool
@@ -169,7 +169,7 @@ class WorkerPoolController:
         deployment = self._children.deployment(pool)
         pods = self._pods.by_index(pool.key)
         crews = _crews(facts)
-        retired = len(retired_pods(pods, crews))
+        retired = _retired(deployment, pods, crews)
         decision = self._decide(pool, plan, facts, deployment, pods, crews, redis_trouble)
 
         self._children.prepare(pool, plan, spec)
@@ -284,7 +284,7 @@ class WorkerPoolController:
         if facts is not None:
             held = any(worker.busy for worker in facts.workers)
             pool.memory.fold(facts, held or facts.backlog > 0 or facts.running > 0)
-        retired = len(retired_pods(pods, crews))
+        retired = _retired(deployment, pods, crews)
         observation = Observation(
             at=self._context.clock.now().timestamp() if facts is None else facts.at,
             facts=facts,
@@ -430,6 +430,17 @@ def _crews(facts: PoolFacts | None) -> dict[str, list[WorkerFacts]]:
             if worker.state != "expired":
                 crews.setdefault(worker.pod, []).append(worker)
     return crews
+
+
+def _retired(
+    deployment: DeploymentView | None,
+    pods: Sequence[PodView],
+    crews: Mapping[str, Sequence[WorkerFacts]],
+) -> int:
+    """Pods of the Deployment's size that will take no job again, and so count for nothing."""
+    if deployment is None:
+        return 0
+    return unaccounted(retired_pods(pods, crews), pods, deployment.replicas)
 
 
 def _again(

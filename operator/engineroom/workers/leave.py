@@ -44,6 +44,15 @@ def retired_pods(
     return [p for p in pods if p.present and (_marked(p) or _retired(workers.get(p.name, ())))]
 
 
+def unaccounted(retired: Sequence[PodView], pods: Sequence[PodView], replicas: int) -> int:
+    """Of the retired pods, those that the Deployment's size still counts.
+
+    After a size was lowered by them they are seen a little longer: the ReplicaSet has been told.
+    """
+    under_way = max(0, sum(pod.present for pod in pods) - replicas)
+    return max(0, len(retired) - under_way)
+
+
 def plan_leave(
     pods: Sequence[PodView],
     workers: Mapping[str, Sequence[WorkerFacts]],
@@ -60,7 +69,7 @@ def plan_leave(
     # Marked pods that the ReplicaSet is already told to delete, and has not yet.
     under_way = max(0, len(present) - replicas)
     retired = retired_pods(present, workers)
-    excess = max(replicas - target, len(retired) - under_way, 0)
+    excess = max(replicas - target, unaccounted(retired, pods, replicas), 0)
     asked = [pod for pod in present if pod.drain_asked]
     ranked = sorted(present, key=lambda pod: _rank(pod, workers.get(pod.name, ())))
     victims = {pod.name: pod for pod in [*ranked[: excess + under_way], *asked]}
@@ -86,6 +95,15 @@ def plan_leave(
                 retire.append((worker.name, pod.uid))
             else:
                 drain.append((worker.name, pod.uid))
+    # Deleted already, by us or others. Should the signal not reach a worker, as through a shell of
+    # the user's that passes none on, it takes no more jobs all the same.
+    drain += [
+        (worker.name, pod.uid)
+        for pod in pods
+        if pod.deleting
+        for worker in workers.get(pod.name, ())
+        if worker.drain != "retired"
+    ]
     cancel = [
         worker.name
         for pod in present

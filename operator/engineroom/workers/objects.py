@@ -59,7 +59,7 @@ def inputs_hash(spec: Any, runtime: Runtime, redis_secret: tuple[str, str]) -> s
 
 
 #: Raise it whenever the objects below change for the same spec.
-_OBJECTS_VERSION = 1
+_OBJECTS_VERSION = 2
 
 
 def owner_reference(name: str, uid: str) -> Object:
@@ -225,7 +225,8 @@ def worker_container(containers: list[Object]) -> Object:
 def _equip(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -> None:
     """Make a container of the user's image run the worker runtime."""
     interpreter = container.get("command") or ["python3"]
-    container["command"] = [*interpreter, "-m", "engineroom_worker"]
+    # `start` keeps a SIGTERM that comes before Python can hear it; see deploy/worker-runtime.
+    container["command"] = [f"{RUNTIME_PATH}/start", *interpreter, "-m", "engineroom_worker"]
     container.pop("args", None)
     spec = pool.spec
     env: list[Object] = list(container.get("env") or ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.leave import busy_pods, plan_leave, retired_pods
+from engineroom.workers.leave import busy_pods, plan_leave, retired_pods, unaccounted
 from tests.unit.workers.builders import NOW, pod, worker
 
 
@@ -130,3 +130,22 @@ def test_who_holds_a_job_is_neither_retired_nor_counted_out(crew, target, replic
     marked_pods = sum(p.deletion_cost == -1000 for p in pods)
     assert leave.shrink_by <= marked_pods
     assert replicas - leave.shrink_by >= 0 or marked_pods > replicas
+
+
+def test_pods_that_the_replicaset_was_told_to_delete_are_not_counted_again():
+    # Right after the size was lowered from 3 to 1 all three are still seen.
+    pods = [pod("a", deletion_cost=-1000), pod("b", deletion_cost=-1000), pod("c")]
+    workers = crews(worker("a", drain="retired"), worker("b", drain="retired"), worker("c"))
+    retired = retired_pods(pods, workers)
+    assert unaccounted(retired, pods, 3) == 2
+    assert unaccounted(retired, pods, 2) == 1
+    assert unaccounted(retired, pods, 1) == 0
+    assert plan_leave(pods, workers, replicas=1, target=1).shrink_by == 0
+
+
+def test_workers_of_a_deleted_pod_take_no_more_jobs_even_if_the_signal_was_lost():
+    pods = [pod("a", deleting=True), pod("b")]
+    leave = plan_leave(pods, crews(busy("a"), busy("b")), replicas=1, target=1)
+    assert leave.drain == (("a.0.0a1b2c3d", "uid-a"),)
+    assert not leave.mark
+    assert leave.shrink_by == 0

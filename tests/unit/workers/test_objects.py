@@ -43,7 +43,7 @@ def test_the_runtime_comes_by_an_init_container_into_an_unchanged_image():
     init, worker = pod["initContainers"][0], pod["containers"][0]
     assert init["image"] == "engineroom/worker-runtime:1"
     assert worker["image"] == "shop:1"
-    assert worker["command"] == ["python3", "-m", "engineroom_worker"]
+    assert worker["command"] == ["/engineroom/start", "python3", "-m", "engineroom_worker"]
     assert env(worker)["PYTHONPATH"] == "/engineroom"
     assert {"name": "engineroom-runtime", "mountPath": "/engineroom", "readOnly": True} in (
         worker["volumeMounts"]
@@ -53,7 +53,7 @@ def test_the_runtime_comes_by_an_init_container_into_an_unchanged_image():
 def test_a_command_is_the_interpreter():
     _, pod = build({"command": ["tini", "--", "/venv/bin/python"]})
     assert pod["containers"][0]["command"] == [
-        "tini", "--", "/venv/bin/python", "-m", "engineroom_worker",
+        "/engineroom/start", "tini", "--", "/venv/bin/python", "-m", "engineroom_worker",
     ]  # fmt: skip
 
 
