@@ -416,7 +416,7 @@ def test_persistence_puts_the_data_on_a_volume() -> None:
     ("values", "why"),
     [
         ({"operator": {"replica": 3}}, "additional properties 'replica' not allowed"),
-        ({"oeprator": {}}, "additional properties 'oeprator' not allowed"),
+        ({"operators": {}}, "additional properties 'operators' not allowed"),
         ({"operator": {"replicas": 0}}, "minimum: got 0, want 1"),
         ({"operator": {"replicas": "2"}}, "got string, want integer"),
         ({"operator": {"logLevel": "verbose"}}, "must be one of"),
