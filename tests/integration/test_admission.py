@@ -86,15 +86,15 @@ async def admission(
         (
             {"spec.autoscaling": {"minReplicas": 5, "maxReplicas": 3}},
             (
-                "spec.autoscaling.minReplicas: Invalid value: is more than maxReplicas; lower it or "
-                "raise maxReplicas"
+                "spec.autoscaling.minReplicas: Invalid value: is more than maxReplicas; lower "
+                "it or raise maxReplicas"
             ),
         ),
         (
             {"spec.metricOutage": {"mode": "Fallback"}},
             (
-                "spec.metricOutage.mode: Invalid value: Fallback needs a size; write replicas beside "
-                "it"
+                "spec.metricOutage.mode: Invalid value: Fallback needs a size; write replicas "
+                "beside it"
             ),
         ),
         (

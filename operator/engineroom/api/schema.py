@@ -34,6 +34,17 @@ _TYPE_NAMES = {
     "int-or-string": "a whole number or a string",
 }
 
+#: The class that a value of a type nearly always has; the rest is looked at more closely.
+_USUAL = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": int,
+    "int-or-string": str,
+}
+
 #: What a pattern of the models asks for, in words, and an example.
 _PATTERNS: dict[str, tuple[str, str]] = {}
 
@@ -77,7 +88,7 @@ class Node:
 
 def child(path: str, key: str) -> str:
     """Path of the field ``key`` under ``path``; keys that are no plain word stand in brackets."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+    if key.isidentifier() and key.isascii():
         return f"{path}.{key}" if path else key
     return f"{path}[{shown(key)}]"
 
@@ -139,6 +150,8 @@ def check(node: Node, value: Any, path: str) -> Iterator[Problem]:
 
 
 def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
+    if value.__class__ is _USUAL.get(node.type):
+        return None
     if node.type == "quantity":
         return _wrong_quantity(node, value, path)
     fits = {
@@ -155,7 +168,7 @@ def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
     expected = _TYPE_NAMES[node.type]
     problem = f"is {kind_of(value)}, not {expected}"
     if not isinstance(value, dict | list) and value is not None:
-        problem = f"{'the value' if node.secret else shown(value)} {problem}"
+        problem = f"{_told(node, value)} {problem}"
     if value is False and "Off" in node.enum:
         return Problem(path, "Off without quotes is read as false", 'write "Off", in quotes')
     if node.type == "string" and isinstance(value, int | float):
@@ -252,12 +265,11 @@ def _check_list(node: Node, value: list[Any], path: str) -> Iterator[Problem]:
 
 
 def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
-    told = "the value" if node.secret else shown(value)
     if node.enum and value not in node.enum:
         guess = nearest(value, node.enum)
         one_of = ", ".join(node.enum)
         fix = f"did you mean {guess}?" if guess else f"write one of {one_of}"
-        yield Problem(path, f"{told} is not one of {one_of}", fix)
+        yield Problem(path, f"{_told(node, value)} is not one of {one_of}", fix)
     elif node.min_length is not None and len(value) < node.min_length:
         yield Problem(path, "is empty", f"write it: {node.description.rstrip('.')}")
     elif node.max_length is not None and len(value) > node.max_length:
@@ -266,7 +278,11 @@ def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
         name, fix = _PATTERNS.get(
             node.pattern or "", ("allowed here", f"write what matches {node.pattern}")
         )
-        yield Problem(path, f"{told} is not {name}", fix)
+        yield Problem(path, f"{_told(node, value)} is not {name}", fix)
+
+
+def _told(node: Node, value: object) -> str:
+    return "the value" if node.secret else shown(value)
 
 
 def _check_integer(node: Node, value: int, path: str) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ import zoneinfo
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from croniter import CroniterBadDateError, CroniterError, croniter
@@ -36,7 +37,7 @@ from engineroom.api.v1alpha1.workerpool import KIND, WorkerPool
 from engineroom.core.errors import InvalidSpecError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: Deeper documents are refused before anything walks them; no real one comes near.
 MAX_DEPTH = 40
@@ -80,7 +81,8 @@ RESTRICTED = Context()
 
 def parse(obj: Mapping[str, Any], context: Context = RESTRICTED) -> WorkerPool:
     """The model of a valid object, with defaults; raises InvalidSpecError with every problem."""
-    found = problems(obj, context)
+    bound = _unbounded(obj)
+    found = problems(obj, context) if bound is None else [bound]
     if found:
         raise InvalidSpecError(found)
     cleaned = _without_nulls(obj)
@@ -98,7 +100,7 @@ def problems(obj: Any, context: Context = RESTRICTED) -> list[Problem]:
 
     Takes anything at all and never raises. At most MAX_PROBLEMS are told.
     """
-    bound = _unbounded(obj)
+    bound = _unbounded(_map(obj).get("spec"))
     if bound is not None:
         return [bound]
     found: dict[tuple[str, str], Problem] = {}
@@ -111,17 +113,13 @@ def problems(obj: Any, context: Context = RESTRICTED) -> list[Problem]:
 
 def warnings(obj: Any) -> list[str]:
     """What is allowed but probably not meant; never raises."""
-    if _unbounded(obj) is not None or not isinstance(obj, dict):
-        return []
-    return list(_warnings(_map(obj.get("spec"))))[:MAX_PROBLEMS]
+    return list(islice(_warnings(_map(_map(obj).get("spec"))), MAX_PROBLEMS))
 
 
 def escalations(obj: Any) -> list[pod_security.Escalation]:
     """What in the object's template needs a Pod Security level above restricted."""
-    if _unbounded(obj) is not None or not isinstance(obj, dict):
-        return []
-    pod = _map(_map(_map(obj.get("spec")).get("template")).get("spec"))
-    return list(pod_security.escalations(pod, pod_template.SPEC))
+    pod = _map(_map(_map(_map(obj).get("spec")).get("template")).get("spec"))
+    return list(islice(pod_security.escalations(pod, pod_template.SPEC), MAX_PROBLEMS))
 
 
 def _unbounded(obj: object) -> Problem | None:
@@ -135,10 +133,17 @@ def _unbounded(obj: object) -> Problem | None:
             return Problem("spec", f"is nested deeper than {MAX_DEPTH} levels", "flatten it")
         if count > MAX_VALUES:
             return Problem("spec", f"has more than {MAX_VALUES} values", "make it smaller")
+        inside: Iterable[Any] = ()
         if isinstance(value, dict):
-            waiting.extend((inner, depth + 1) for inner in value.values())
+            inside = value.values()
         elif isinstance(value, list):
-            waiting.extend((inner, depth + 1) for inner in value)
+            inside = value
+        for inner in inside:
+            # Only what can hold more has to wait its turn.
+            if inner.__class__ in _PLAIN:
+                count += 1
+            else:
+                waiting.append((inner, depth + 1))
     return None
 
 
