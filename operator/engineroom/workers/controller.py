@@ -238,8 +238,10 @@ class WorkerPoolController:
             return await link.observer.look(pool.key, plan.queues), None
         except SecretError as error:
             self._unlink(pool)
+            self._doubt(pool, plan)
             return None, (error.reason, str(error))
         except MeasurementError as error:
+            self._doubt(pool, plan)
             return None, (reason_of(error), str(error))
         except DependencyError as error:
             return None, (reasons.REDIS_UNREACHABLE, f"the address cannot be read: {error}")
@@ -265,6 +267,11 @@ class WorkerPoolController:
         if plan.redis_ca_secret is not None:
             ca = await self._secrets.value(pool.namespace, *plan.redis_ca_secret)
         return Address(url, ca, plan.redis_insecure)
+
+    def _doubt(self, pool: Pool, plan: Plan) -> None:
+        for reference in (plan.redis_secret, plan.redis_ca_secret):
+            if reference is not None:
+                self._secrets.doubt(pool.namespace, reference[0])
 
     def _unlink(self, pool: Pool) -> None:
         if pool.link is not None and pool.plan is not None:

@@ -186,6 +186,13 @@ class Secrets:
                 reasons.REDIS_URL_INVALID, f"key {key} of Secret {name} is not text"
             ) from error
 
+    def doubt(self, namespace: str, name: str) -> None:
+        """What the Secret says does not work: read it again soon, somebody may correct it."""
+        known = self._known.get((namespace, name))
+        if known is not None:
+            soon = self._clock.monotonic() + SECRET_RETRY
+            self._known[(namespace, name)] = (min(known[0], soon), known[1])
+
     async def _read(
         self, namespace: str, name: str, now: float
     ) -> tuple[float, dict[str, str] | SecretError]:

@@ -1,0 +1,184 @@
+"""A stage for whole pools: Redis, the operator as a process, workers as processes, and a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from rq import Queue
+
+from engineroom.kube.resources import DEPLOYMENTS, PODS, WORKERPOOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engineroom.kube.client import Client
+    from tests.performance.harness import RedisServer
+
+ROOT = Path(__file__).parents[2]
+
+#: Quick in both directions; what a pool does is the same as with longer times.
+QUICK = {
+    "maxReplicas": 3,
+    "idleTimeout": "1s",
+    "scaleDown": {"stabilizationWindow": "1s"},
+}
+
+
+def pool(namespace: str, name: str = "mail", **spec: Any) -> dict[str, Any]:
+    """A WorkerPool that reads the queue ``namespace``: tests share a Redis and no queue."""
+    return {
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {
+            "queues": [{"name": namespace}],
+            "autoscaling": QUICK,
+            "template": {"spec": {"containers": [{"name": "app", "image": "none"}]}},
+            **spec,
+        },
+    }
+
+
+class OperatorProcess:
+    """The operator as its image runs it, to be started and killed at will."""
+
+    def __init__(self, kubeconfig: Path, redis_url: str, namespace: str) -> None:
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "operator"),
+            "KUBECONFIG": str(kubeconfig),
+            "ENGINEROOM_REDIS_URL": redis_url,
+            "ENGINEROOM_NAMESPACES": namespace,
+            "ENGINEROOM_LEADER_ELECTION": "false",
+            "ENGINEROOM_METRICS_PORT": "",
+            "ENGINEROOM_PROBE_PORT": "",
+            "ENGINEROOM_LOG_FORMAT": "json",
+        }
+        # Goes with this object; a context manager would end it before the process ends.
+        self._log = tempfile.NamedTemporaryFile(prefix="operator-", suffix=".log")  # noqa: SIM115
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it; returns at once."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "engineroom.main",
+            env=self._environment, stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL, now."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """SIGTERM and its exit code."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+        return await self._process.wait()
+
+    async def gone(self) -> None:
+        """Wait until it has ended."""
+        assert self._process is not None
+        await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def log(self) -> list[dict[str, Any]]:
+        """What it logged so far."""
+        lines = Path(self._log.name).read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def __del__(self) -> None:
+        self.kill()
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of all jobs, by their own books."""
+
+    enqueued: int
+    finished: int
+    lost: int
+    doubled: int
+
+
+class Stage:
+    """One test's namespace, queue and Redis."""
+
+    def __init__(self, client: Client, namespace: str, redis: RedisServer) -> None:
+        self.client = client
+        self.namespace = namespace
+        self.url = redis.url
+        self.redis = Redis.from_url(redis.url)
+        self.queue = Queue(namespace, connection=self.redis)
+        self.enqueued: list[str] = []
+
+    def enqueue(self, count: int, seconds: float = 0.1, **options: Any) -> None:
+        """Put ``count`` jobs of ``seconds`` on the queue."""
+        for _ in range(count):
+            job = self.queue.enqueue("tests.integration.jobs.booked", self.url, seconds, **options)
+            self.enqueued.append(job.id)
+
+    def ledger(self) -> Ledger:
+        """Count by the jobs' own books."""
+        finished = {
+            key.decode(): int(value) for key, value in self.redis.hgetall("booked:finished").items()
+        }
+        counts = [finished.get(job, 0) for job in self.enqueued]
+        return Ledger(
+            enqueued=len(counts),
+            finished=sum(count >= 1 for count in counts),
+            lost=sum(count == 0 for count in counts),
+            doubled=sum(count > 1 for count in counts),
+        )
+
+    async def pool(self, name: str = "mail") -> dict[str, Any]:
+        """The pool as it is now."""
+        return await self.client.get(WORKERPOOLS, self.namespace, name)
+
+    async def condition(self, kind: str, name: str = "mail") -> tuple[str, str, str]:
+        """(status, reason, message) of a condition; empty while there is none."""
+        status = (await self.pool(name)).get("status") or {}
+        for entry in status.get("conditions") or ():
+            if entry["type"] == kind:
+                return entry["status"], entry["reason"], entry["message"]
+        return "", "", ""
+
+    async def size(self, name: str = "mail") -> int:
+        """What the Deployment asks for; -1 without one."""
+        items, _ = await self.client.list(DEPLOYMENTS, self.namespace)
+        return next((d["spec"]["replicas"] for d in items if d["metadata"]["name"] == name), -1)
+
+    async def pods(self) -> list[dict[str, Any]]:
+        """All pods."""
+        items, _ = await self.client.list(PODS, self.namespace)
+        return items
+
+
+async def eventually(
+    what: str, condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.05
+) -> Any:
+    """Wait until ``condition`` (plain or coroutine function) is true; its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        await asyncio.sleep(every)

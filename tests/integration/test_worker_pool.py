@@ -1,0 +1,306 @@
+"""A pool on a real API server with real workers: sizes, drains, suspensions, faults, healing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from engineroom.kube.resources import DEPLOYMENTS, SECRETS, WORKERPOOLS
+from tests.integration.hollow import HollowKubelet
+from tests.integration.pools import OperatorProcess, Stage, eventually, pool
+from tests.performance.harness import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from engineroom.kube.client import Client
+    from tests.cluster.api import Cluster
+    from tests.integration.faultproxy import FaultProxy
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer(durable=True)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def stage(client: Client, namespace: str, redis: RedisServer) -> Stage:
+    return Stage(client, namespace, redis)
+
+
+@pytest_asyncio.fixture
+async def kubelet(client: Client, namespace: str) -> AsyncIterator[HollowKubelet]:
+    async with HollowKubelet(client, namespace) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def operator(
+    control_plane: Cluster, redis: RedisServer, namespace: str
+) -> AsyncIterator[OperatorProcess]:
+    process = OperatorProcess(control_plane.kubeconfig, redis.url, namespace)
+    await process.start()
+    yield process
+    await process.stop()
+
+
+async def at_rest(stage: Stage, size: int = 0) -> bool:
+    return await stage.size() == size and not await stage.pods()
+
+
+async def test_from_zero_and_back(stage, kubelet, operator):
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    await eventually("the pool is ready at zero", lambda: ready_at(stage, 0))
+    stage.enqueue(6, 0.3)
+    await eventually("the jobs are done", lambda: stage.ledger().finished == 6)
+    await eventually("the pool is at zero", lambda: at_rest(stage))
+    assert (stage.ledger().lost, stage.ledger().doubled) == (0, 0)
+    status = (await eventually("the status says so", lambda: settled(stage)))["status"]
+    assert status["desiredReplicas"] == status["replicas"] == 0
+    assert stage.redis.smembers(f"engineroom:workers:{{{stage.namespace}/mail}}") == set()
+
+
+async def ready_at(stage: Stage, size: int) -> bool:
+    return (await stage.condition("Ready"))[0] == "True" and await stage.size() == size
+
+
+async def settled(stage: Stage):
+    found = await stage.pool()
+    status = found.get("status") or {}
+    states = {c["type"]: c["status"] for c in status.get("conditions") or ()}
+    if (
+        status.get("observedGeneration") == found["metadata"]["generation"]
+        and states.get("Reconciling") == states.get("Draining") == "False"
+        and not status.get("jobsPerMinute")
+    ) or (status.get("replicas") == 0 and states.get("Reconciling") == "False"):
+        return found
+    return None
+
+
+async def test_a_busy_worker_is_not_touched_when_the_pool_shrinks(stage, kubelet, operator):
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    stage.enqueue(1, 8)
+    stage.enqueue(2, 0.2)
+    await eventually("three pods work", lambda: len(kubelet.pods()) == 3, 40)
+    await eventually("two are gone", lambda: len(kubelet.pods()) == 1, 40)
+    assert stage.redis.hgetall("booked:finished").get(stage.enqueued[0].encode()) is None
+    await eventually("the long one ends", lambda: stage.ledger().finished == 3)
+    await eventually("the pool is at zero", lambda: at_rest(stage))
+    assert (stage.ledger().lost, stage.ledger().doubled) == (0, 0)
+
+
+async def test_kubectl_scale_and_suspension(stage, kubelet, operator):
+    manual = pool(stage.namespace, replicas=2)
+    del manual["spec"]["autoscaling"]
+    await stage.client.create(WORKERPOOLS, manual)
+    await eventually("two pods", lambda: len(kubelet.pods()) == 2)
+    await stage.client.merge_patch(
+        WORKERPOOLS, stage.namespace, "mail", {"spec": {"replicas": 1}}, subresource="scale"
+    )
+    await eventually("one pod", lambda: len(kubelet.pods()) == 1)
+    await patch(stage, {"suspend": True})
+    await eventually(
+        "redis knows",
+        lambda: stage.redis.exists(f"engineroom:suspended:{{{stage.namespace}/mail}}"),
+    )
+    await eventually("workers read it", lambda: all_in_state(stage, b"suspended"))
+    stage.enqueue(2)
+    assert (await stage.condition("ScalingActive"))[1] == "Suspended"
+    assert stage.queue.count == 2
+    await patch(stage, {"suspend": False})
+    await eventually("the jobs are done", lambda: stage.ledger().finished == 2)
+
+
+def all_in_state(stage: Stage, state: bytes) -> bool:
+    names = stage.redis.smembers(f"engineroom:workers:{{{stage.namespace}/mail}}")
+    return bool(names) and all(
+        stage.redis.hget(f"rq:worker:{name.decode()}", "state") == state for name in names
+    )
+
+
+async def patch(stage: Stage, spec: dict) -> None:
+    await stage.client.merge_patch(WORKERPOOLS, stage.namespace, "mail", {"spec": spec})
+
+
+async def test_a_killed_worker_s_job_is_given_back(stage, kubelet, operator):
+    await stage.client.create(
+        WORKERPOOLS, pool(stage.namespace, recovery={"requeueOrphans": "Always"})
+    )
+    stage.enqueue(1, 3)
+    started = lambda: stage.redis.hgetall("booked:started")  # noqa: E731
+    await eventually("it runs", started)
+    kubelet.kill(kubelet.pods()[0])
+    await eventually("it runs again", lambda: list(started().values()) == [b"2"], 40)
+    await eventually("it is done", lambda: stage.ledger().finished == 1)
+    assert stage.ledger().doubled == 0
+
+
+async def test_redis_gone_for_a_while_keeps_size_and_jobs(stage, kubelet, operator, redis):
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    stage.enqueue(2, 6)
+    stage.enqueue(4, 0.2)
+    await eventually("three pods work", lambda: len(kubelet.pods()) == 3, 40)
+    await eventually("two long ones run", lambda: stage.redis.hlen("booked:started") >= 2)
+    size = await stage.size()
+    redis.stop()
+    await eventually("the condition says so", lambda: unreachable(stage), 10)
+    await asyncio.sleep(5)
+    assert await stage.size() == size
+    redis.start()
+    await eventually("reachable again", lambda: reachable(stage), 15)
+    await eventually("all jobs are done", lambda: stage.ledger().finished == 6, 60)
+    await eventually("the pool is at zero", lambda: at_rest(stage), 40)
+    assert stage.ledger().doubled == 0
+
+
+async def unreachable(stage: Stage) -> bool:
+    return (await stage.condition("RedisReachable"))[:2] == ("False", "RedisUnreachable")
+
+
+async def reachable(stage: Stage) -> bool:
+    return (await stage.condition("RedisReachable"))[0] == "True"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "SecretNotFound"),
+        ({"other": "redis://127.0.0.1"}, "SecretKeyNotFound"),
+        ({"url": "http://127.0.0.1"}, "RedisUrlInvalid"),
+        ({"url": "redis://127.0.0.1:1"}, "RedisUnreachable"),
+    ],
+)
+async def test_a_wrong_redis_says_why_and_heals(stage, operator, redis, value, reason):
+    reference = {"urlSecretRef": {"name": "redis", "key": "url"}}
+    if value is not None:
+        await write_secret(stage, value)
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace, redis=reference))
+
+    async def said() -> bool:
+        return (await stage.condition("RedisReachable"))[:2] == ("False", reason)
+
+    await eventually(f"the condition says {reason}", said, 10)
+    assert (await stage.condition("Ready"))[1] == reason
+    await write_secret(stage, {"url": redis.url})
+    await eventually("it heals by itself", lambda: reachable(stage), 45)
+
+
+async def write_secret(stage: Stage, values: dict[str, str]) -> None:
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    await stage.client.apply(
+        SECRETS, {"metadata": {"namespace": stage.namespace, "name": "redis"}, "data": data}
+    )
+
+
+async def test_nothing_is_written_at_the_fixed_point_nor_by_a_restart(
+    stage, kubelet, proxy: FaultProxy, redis, tmp_path: Path
+):
+    operator = OperatorProcess(proxy.kubeconfig(tmp_path), redis.url, stage.namespace)
+    await operator.start()
+    manual = pool(stage.namespace, "manual", replicas=1)
+    del manual["spec"]["autoscaling"]
+    await stage.client.create(WORKERPOOLS, manual)
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+
+    async def at_fixed_point() -> bool:
+        states = [await stage.condition("Reconciling", name) for name in ("mail", "manual")]
+        return bool(kubelet.pods()) and [state[0] for state in states] == ["False", "False"]
+
+    await eventually("both are as their specs say", at_fixed_point)
+    before = len(proxy.writes())
+    await asyncio.sleep(5)
+    assert [r.path for r in proxy.writes()[before:]] == []
+    assert await operator.stop() == 0
+    await operator.start()
+    await eventually("it runs", lambda: caches_filled(operator) >= 2)
+    await asyncio.sleep(5)
+    assert [r.path for r in proxy.writes()[before:]] == []
+    await operator.stop()
+
+
+def done(stage: Stage, count: int) -> bool:
+    return stage.ledger().finished == count
+
+
+def caches_filled(operator: OperatorProcess) -> int:
+    return sum(line.get("event") == "caches are filled" for line in operator.log())
+
+
+async def test_a_foreign_edit_is_put_right(stage, operator):
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    await eventually("the pool is ready", lambda: ready_at(stage, 0))
+    image = {"containers": [{"name": "app", "image": "evil"}]}
+    await stage.client.apply(
+        DEPLOYMENTS,
+        {
+            "metadata": {"namespace": stage.namespace, "name": "mail"},
+            "spec": {
+                "selector": {"matchLabels": {"engineroom.dev/pool": "mail"}},
+                "template": {"spec": image},
+            },
+        },
+        field_manager="somebody",
+    )
+
+    async def back() -> bool:
+        made = await stage.client.get(DEPLOYMENTS, stage.namespace, "mail")
+        return made["spec"]["template"]["spec"]["containers"][0]["image"] == "none"
+
+    await eventually("the image is back", back)
+    await stage.client.delete(DEPLOYMENTS, stage.namespace, "mail")
+    await eventually("the Deployment is back", lambda: ready_at(stage, 0))
+
+
+async def test_one_wrong_spec_hurts_no_other(stage, operator):
+    """Past admission by the template, which the CRD cannot check."""
+    wrong = pool(stage.namespace, "wrong", template={"spec": {"containers": []}})
+    await stage.client.create(WORKERPOOLS, wrong)
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+
+    async def stalled() -> bool:
+        return (await stage.condition("Stalled", "wrong"))[:2] == ("True", "InvalidSpec")
+
+    await eventually("the wrong one is stalled", stalled)
+    await eventually("the other one is ready", lambda: ready_at(stage, 0))
+    assert "spec.template.spec.containers" in (await stage.condition("Stalled", "wrong"))[2]
+
+
+async def test_a_deleted_pool_takes_everything_with_it(stage, kubelet, operator):
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    stage.enqueue(1, 0.5)
+    await eventually("done", lambda: done(stage, 1))
+    await stage.client.delete(WORKERPOOLS, stage.namespace, "mail")
+
+    async def empty() -> bool:
+        deployments, _ = await stage.client.list(DEPLOYMENTS, stage.namespace)
+        return not deployments and not await stage.pods()
+
+    await eventually("all children are gone", empty, 60)
+
+
+async def test_drained_pods_are_marked_before_the_deployment_shrinks(
+    stage, kubelet, proxy: FaultProxy, redis, tmp_path: Path
+):
+    """The order of the protocol, as the API server sees it."""
+    operator = OperatorProcess(proxy.kubeconfig(tmp_path), redis.url, stage.namespace)
+    await operator.start()
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    stage.enqueue(3, 0.3)
+    await eventually("up", lambda: len(kubelet.pods()) == 3, 40)
+    await eventually("down", lambda: at_rest(stage), 60)
+    await operator.stop()
+    order = [
+        "mark" if "/pods/" in r.path else "resize"
+        for r in proxy.writes()
+        if r.method == "PATCH" and ("/pods/" in r.path or b'"replicas":0' in r.body)
+    ]
+    assert order.count("mark") == 3
+    assert order[-1] == "resize"
