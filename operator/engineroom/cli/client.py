@@ -7,11 +7,11 @@ The official client is imported when a command first needs it, never at start: `
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from engineroom.api import GROUP, LABEL_POOL, VERSION
+from engineroom import __version__
+from engineroom.api import API_VERSION, GROUP, LABEL_POOL, VERSION
 from engineroom.cli.errors import (
     INSTALL,
     CliError,
@@ -23,7 +23,6 @@ from engineroom.cli.errors import (
     program,
 )
 from engineroom.cli.model import (
-    PLURAL,
     RESOURCE,
     Admission,
     Component,
@@ -33,15 +32,17 @@ from engineroom.cli.model import (
     Installation,
     Pod,
     Pool,
+    Usage,
     parse_component,
     parse_event,
     parse_pod,
     parse_pool,
     parse_usage,
 )
+from engineroom.kube.resources import CRDS, DEPLOYMENTS, LEASES, PODS, WORKERPOOLS, Resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -49,6 +50,17 @@ FIELD_MANAGER = "engineroom-cli"
 MERGE_PATCH = "application/merge-patch+json"
 #: Label by which the installation's own objects are found.
 PART_OF = "app.kubernetes.io/part-of=engineroom"
+_STATEFUL_SETS = Resource("apps", "v1", "statefulsets", "StatefulSet")
+#: The older API of events: it can be asked for those of one object.
+_EVENTS = Resource("", "v1", "events", "Event")
+_POD_METRICS = Resource("metrics.k8s.io", "v1beta1", "pods", "PodMetrics")
+_WEBHOOKS = Resource(
+    "admissionregistration.k8s.io",
+    "v1",
+    "validatingwebhookconfigurations",
+    "ValidatingWebhookConfiguration",
+    namespaced=False,
+)
 _PAGE = 500
 #: Seconds to connect, seconds to answer.
 _TIMEOUT = (5.0, 30.0)
@@ -107,21 +119,22 @@ class Cluster(Protocol):
 
 
 class KubernetesCluster:
-    """The Cluster behind a kubeconfig, or the one that this process runs in."""
+    """The Cluster behind a kubeconfig, or the one that this process runs in.
+
+    Of the official client it uses what is hard, the kubeconfig with its ways to log in, TLS and
+    proxies; objects stay JSON. Its typed API would cost 0.6 s of CPU to import, at every command.
+    """
 
     def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
-        from kubernetes import client
+        from kubernetes.client.rest import RESTClientObject
 
-        self._api, self._namespace = _connect(kubeconfig, context)
-        # As Any: the client's own types differ from release to release, and a custom object is
-        # JSON to it anyway; parse_* is where types begin.
-        self._custom: Any = client.CustomObjectsApi(self._api)
-        self._core: Any = client.CoreV1Api(self._api)
+        self._configuration, self._namespace = _connect(kubeconfig, context)
+        self._pool: Any = RESTClientObject(self._configuration).pool_manager
 
     @property
     def server(self) -> str:
         """URL of the API server."""
-        return str(self._api.configuration.host)
+        return str(self._configuration.host)
 
     @property
     def namespace(self) -> str:
@@ -130,35 +143,25 @@ class KubernetesCluster:
 
     def pools(self, namespace: str | None, selector: str | None = None) -> tuple[Pool, ...]:
         """The pools of a namespace, of all where it is None; sorted by id."""
-        documents = self._list(GROUP, VERSION, PLURAL, namespace, selector)
+        documents = self._list(WORKERPOOLS, namespace, labelSelector=selector)
         return tuple(sorted(map(parse_pool, documents), key=lambda pool: pool.id))
 
     def pool(self, namespace: str, name: str) -> Pool:
         """One pool. Raises NotFoundError."""
-        with self._errors(f"WorkerPool {namespace}/{name}"):
-            return parse_pool(
-                self._custom.get_namespaced_custom_object(
-                    GROUP, VERSION, namespace, PLURAL, name, _request_timeout=_TIMEOUT
-                )
-            )
+        return parse_pool(self._get(WORKERPOOLS, namespace, name))
 
     def pods(self, namespace: str | None, pool: str | None = None) -> tuple[Pod, ...]:
         """The worker pods of a pool or of all pools, with their use where it is measured."""
         selector = f"{LABEL_POOL}={pool}" if pool else LABEL_POOL
-        arguments: tuple[str, ...] = ()
-        method = self._core.list_pod_for_all_namespaces
-        if namespace is not None:
-            method, arguments = self._core.list_namespaced_pod, (namespace,)
-        with self._errors("the pods"):
-            pods = [parse_pod(item) for item in self._pages(method, arguments, selector)]
+        pods = [parse_pod(one) for one in self._list(PODS, namespace, labelSelector=selector)]
         usage = self._usage(namespace, selector) if pods else {}
         measured = (replace(pod, usage=usage.get((pod.namespace, pod.name))) for pod in pods)
         return tuple(sorted(measured, key=lambda pod: (pod.namespace, pod.pool, pod.name)))
 
-    def _usage(self, namespace: str | None, selector: str) -> dict[tuple[str, str], Any]:
+    def _usage(self, namespace: str | None, selector: str) -> dict[tuple[str, str], Usage]:
         """Measured use by pod; empty where no metrics server answers, which is no error."""
         try:
-            documents = self._list("metrics.k8s.io", "v1beta1", "pods", namespace, selector)
+            documents = self._list(_POD_METRICS, namespace, labelSelector=selector)
         except CliError:
             return {}
         return {
@@ -168,59 +171,39 @@ class KubernetesCluster:
 
     def pod(self, namespace: str, name: str) -> Pod:
         """One pod. Raises NotFoundError."""
-        with self._errors(f"pod {namespace}/{name}"):
-            return parse_pod(
-                _json(
-                    self._core.read_namespaced_pod(
-                        name, namespace, _preload_content=False, _request_timeout=_TIMEOUT
-                    )
-                )
-            )
+        return parse_pod(self._get(PODS, namespace, name))
 
     def events(self, pool: Pool) -> tuple[Event, ...]:
         """The pool's events, latest first; empty where they may not be read."""
         fields = f"involvedObject.kind=WorkerPool,involvedObject.name={pool.name}"
         try:
-            with self._errors("the events"):
-                answer = self._core.list_namespaced_event(
-                    pool.namespace,
-                    field_selector=fields,
-                    limit=_PAGE,
-                    _preload_content=False,
-                    _request_timeout=_TIMEOUT,
-                )
+            documents = self._list(_EVENTS, pool.namespace, fieldSelector=fields)
         except ForbiddenError:
             return ()
-        documents = [
-            item
-            for item in _json(answer).get("items") or []
+        events = [
+            parse_event(one)
+            for one in documents
             # A pool deleted and made anew has the name of the old one, not its history.
-            if item["involvedObject"].get("uid", pool.uid) in (pool.uid, "")
+            if one["involvedObject"].get("uid", pool.uid) in (pool.uid, "")
         ]
-        events = [parse_event(item) for item in documents]
         return tuple(
             sorted(events, key=lambda event: event.last.timestamp() if event.last else 0.0)[::-1]
         )
 
     def installation(self) -> Installation:
         """What of Engineroom is there; what the account may not read is named, not guessed."""
-        from kubernetes import client
-
         denied: list[str] = []
-
-        with self._errors("the API server's version"):
-            version = client.VersionApi(self._api).get_code(_request_timeout=_TIMEOUT)
-        definition = self._definition()
+        version = self._ask("GET", "/version", "the API server's version")
         none: list[Component] = []
         components = [
-            *_allowed(denied, "Deployments", lambda: self._components("Deployment"), none),
-            *_allowed(denied, "StatefulSets", lambda: self._components("StatefulSet"), none),
+            *_allowed(denied, "Deployments", lambda: self._components(DEPLOYMENTS), none),
+            *_allowed(denied, "StatefulSets", lambda: self._components(_STATEFUL_SETS), none),
         ]
         operators = [one for one in components if one.role == "operator"]
         return Installation(
             server=self.server,
-            server_version=str(version.git_version),
-            definition=definition,
+            server_version=str(version.get("gitVersion", "")),
+            definition=self._definition(),
             components=tuple(components),
             admission=_allowed(denied, "webhook configurations", self._admission, None),
             leader=_allowed(denied, "Leases", lambda: self._leader(operators), None),
@@ -230,33 +213,25 @@ class KubernetesCluster:
     def _definition(self) -> Definition | None:
         """By discovery, which every account may use; the release only for who may read CRDs."""
         try:
-            with self._errors("discovery"):
-                resources = self._custom.get_api_resources(
-                    GROUP, VERSION, _request_timeout=_TIMEOUT
-                )
+            found = self._ask("GET", f"/apis/{API_VERSION}", "discovery")
         except NotFoundError:
             return None
-        if not any(one.name == PLURAL for one in resources.resources):
+        if not any(one["name"] == WORKERPOOLS.plural for one in found["resources"]):
             return None
         try:
-            document = self._get(
-                "apiextensions.k8s.io", "v1", "customresourcedefinitions", RESOURCE
-            )
+            document = self._get(CRDS, None, RESOURCE)
         except (ForbiddenError, NotFoundError):
             return Definition(served=(VERSION,))
         labels = document["metadata"].get("labels") or {}
         served = tuple(one["name"] for one in document["spec"]["versions"] if one.get("served"))
         return Definition(served=served, release=labels.get("app.kubernetes.io/version", ""))
 
-    def _components(self, kind: str) -> list[Component]:
-        documents = self._list("apps", "v1", f"{kind.lower()}s", None, PART_OF)
-        return [parse_component(kind, document) for document in documents]
+    def _components(self, resource: Resource) -> list[Component]:
+        documents = self._list(resource, None, labelSelector=PART_OF)
+        return [parse_component(resource.kind, document) for document in documents]
 
     def _admission(self) -> Admission | None:
-        documents = self._list(
-            "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", None, None
-        )
-        for document in documents:
+        for document in self._list(_WEBHOOKS, None):
             webhooks = document.get("webhooks") or []
             rules = [rule for webhook in webhooks for rule in webhook.get("rules") or []]
             if any(GROUP in (rule.get("apiGroups") or []) for rule in rules):
@@ -269,15 +244,7 @@ class KubernetesCluster:
             if not operator.lease:
                 continue
             try:
-                with self._errors("the Lease"):
-                    lease: Document = self._custom.get_namespaced_custom_object(
-                        "coordination.k8s.io",
-                        "v1",
-                        operator.namespace,
-                        "leases",
-                        operator.lease,
-                        _request_timeout=_TIMEOUT,
-                    )
+                lease = self._get(LEASES, operator.namespace, operator.lease)
             except NotFoundError:
                 continue
             if holder := (lease.get("spec") or {}).get("holderIdentity"):
@@ -286,20 +253,12 @@ class KubernetesCluster:
 
     def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:
         """Merge ``patch`` into the pool; what the server made of it."""
-        with self._errors(f"WorkerPool {pool.id}"):
-            return parse_pool(
-                self._custom.patch_namespaced_custom_object(
-                    GROUP, VERSION, pool.namespace, PLURAL, pool.name, patch, **_write(dry_run)
-                )
-            )
+        return parse_pool(self._patch(WORKERPOOLS, pool.namespace, pool.name, patch, dry_run))
 
     def scale_pool(self, pool: Pool, replicas: int, *, dry_run: bool = False) -> int:
         """Set the size through the scale subresource; the size the server took."""
         patch = {"spec": {"replicas": replicas}}
-        with self._errors(f"WorkerPool {pool.id}"):
-            scale = self._custom.patch_namespaced_custom_object_scale(
-                GROUP, VERSION, pool.namespace, PLURAL, pool.name, patch, **_write(dry_run)
-            )
+        scale = self._patch(WORKERPOOLS, pool.namespace, pool.name, patch, dry_run, "scale")
         return int(scale["spec"].get("replicas", 0))
 
     def annotate_pod(
@@ -307,67 +266,86 @@ class KubernetesCluster:
     ) -> Pod:
         """Set annotations, or remove those that are None."""
         # With the uid, so that a pod made anew under the name is never the one that is marked.
-        metadata: Document = {"annotations": dict(annotations), "uid": pod.uid}
-        with self._errors(f"pod {pod.namespace}/{pod.name}"):
-            answer = self._core.patch_namespaced_pod(
-                pod.name,
-                pod.namespace,
-                {"metadata": metadata},
-                _preload_content=False,
-                **_write(dry_run),
-            )
-        return parse_pod(_json(answer))
+        patch: Document = {"metadata": {"annotations": dict(annotations), "uid": pod.uid}}
+        return parse_pod(self._patch(PODS, pod.namespace, pod.name, patch, dry_run))
 
-    def _get(self, group: str, version: str, plural: str, name: str) -> Document:
-        with self._errors(f"{plural} {name}"):
-            document: Document = self._custom.get_cluster_custom_object(
-                group, version, plural, name, _request_timeout=_TIMEOUT
-            )
-        return document
+    def _get(self, resource: Resource, namespace: str | None, name: str) -> Document:
+        return self._ask("GET", resource.path(namespace, name), _called(resource, namespace, name))
 
     def _list(
-        self, group: str, version: str, plural: str, namespace: str | None, selector: str | None
+        self, resource: Resource, namespace: str | None, **query: str | None
     ) -> list[Document]:
-        arguments: tuple[str, ...] = (group, version, plural)
-        method = self._custom.list_cluster_custom_object
-        if namespace is not None:
-            method = self._custom.list_namespaced_custom_object
-            arguments = (group, version, namespace, plural)
-        with self._errors(f"{plural}.{group}"):
-            return list(self._pages(method, arguments, selector))
-
-    def _pages(
-        self, method: Callable[..., Any], arguments: tuple[str, ...], selector: str | None
-    ) -> Iterator[Document]:
-        """All items of a list, page by page: ten thousand pools are no single answer."""
-        options: dict[str, Any] = {"limit": _PAGE, "_request_timeout": _TIMEOUT}
-        if selector:
-            options["label_selector"] = selector
-        if getattr(method, "__self__", None) is self._core:
-            # As JSON: building the typed models of a thousand pods takes seconds.
-            options["_preload_content"] = False
+        """All of them, page by page: ten thousand pools are no single answer."""
+        what = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
+        query["limit"] = str(_PAGE)
+        items: list[Document] = []
         while True:
-            answer = method(*arguments, **options)
-            page = answer if isinstance(answer, dict) else _json(answer)
-            yield from page.get("items") or []
+            page = self._ask("GET", resource.path(namespace), what, query)
+            items += page.get("items") or []
             token = (page.get("metadata") or {}).get("continue")
             if not token:
-                return
-            options["_continue"] = token
+                return items
+            query["continue"] = token
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """The client's errors as ours."""
-        from kubernetes.client.exceptions import ApiException
+    def _patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch: Document,
+        dry_run: bool,
+        subresource: str | None = None,
+    ) -> Document:
+        path = resource.path(namespace, name, subresource)
+        query = {"fieldManager": FIELD_MANAGER, "dryRun": "All" if dry_run else None}
+        return self._ask("PATCH", path, _called(resource, namespace, name), query, patch)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        query: Mapping[str, str | None] | None = None,
+        body: Document | None = None,
+    ) -> Document:
+        """One request and its JSON answer; every failure as a CliError about ``what``."""
+        from urllib.parse import quote, urlencode
+
         from urllib3.exceptions import HTTPError
+        from urllib3.util import Timeout
 
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        url = f"{self.server}{quote(path)}" + (f"?{urlencode(given)}" if given else "")
+        headers = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
+        # Asked anew for each request: a token that came from a login helper may have run out.
+        for setting in self._configuration.auth_settings().values():
+            if setting["in"] == "header" and setting["value"]:
+                headers[setting["key"]] = setting["value"]
+        data = None
+        if body is not None:
+            headers["Content-Type"] = MERGE_PATCH
+            data = json.dumps(body).encode()
         try:
-            yield
-        except ApiException as error:
-            answer = from_answer(what, error.status or 0, error.reason, error.body, self.server)
-            raise answer from error
+            response = self._pool.request(
+                method, url, body=data, headers=headers, timeout=Timeout(*_TIMEOUT), retries=False
+            )
         except (HTTPError, OSError) as error:
             raise unreachable(self.server, str(error)) from error
+        if not 200 <= response.status < 300:
+            raise from_answer(what, response.status, response.reason, response.data, self.server)
+        try:
+            answer: Document = json.loads(response.data)
+        except ValueError as error:
+            # A captive portal or a proxy's own page, most likely.
+            raise unreachable(
+                self.server, f"what answers there is no API server: {error}"
+            ) from error
+        return answer
+
+
+def _called(resource: Resource, namespace: str | None, name: str) -> str:
+    kind = resource.kind if resource.group else resource.kind.lower()
+    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
 def _allowed(denied: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
@@ -377,22 +355,6 @@ def _allowed(denied: list[str], what: str, read: Callable[[], T], otherwise: T) 
     except ForbiddenError:
         denied.append(what)
         return otherwise
-
-
-def _write(dry_run: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "field_manager": FIELD_MANAGER,
-        "_content_type": MERGE_PATCH,
-        "_request_timeout": _TIMEOUT,
-    }
-    if dry_run:
-        options["dry_run"] = "All"
-    return options
-
-
-def _json(response: Any) -> Document:
-    document: Document = json.loads(response.data)
-    return document
 
 
 def from_answer(
@@ -469,19 +431,18 @@ def unreachable(server: str, why: str) -> UnreachableError:
 
 
 def _connect(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
-    """An API client and the namespace it speaks for by default."""
+    """The client's configuration and the namespace that it speaks for by default."""
     import kubernetes
     import yaml
+    from kubernetes.client.configuration import Configuration
     from kubernetes.config.config_exception import ConfigException
 
     config: Any = kubernetes.config
-    configuration = kubernetes.client.Configuration()
-    # An answer that does not come is told at once, not after three tries with warnings.
-    configuration.retries = False
+    configuration = Configuration()
     try:
         if kubeconfig is None and context is None and _in_cluster():
             config.load_incluster_config(client_configuration=configuration)
-            return kubernetes.client.ApiClient(configuration), _own_namespace()
+            return configuration, _own_namespace()
         contexts, active = config.list_kube_config_contexts(config_file=kubeconfig)
         if context is not None:
             active = _chosen(contexts, context)
@@ -508,7 +469,7 @@ def _connect(kubeconfig: str | None, context: str | None) -> tuple[Any, str]:
             "it holds",
         ) from error
     namespace = ((active or {}).get("context") or {}).get("namespace") or "default"
-    return kubernetes.client.ApiClient(configuration), str(namespace)
+    return configuration, str(namespace)
 
 
 def _chosen(contexts: list[Document], name: str) -> Document:

@@ -13,8 +13,7 @@ from typing import Any
 
 from engineroom.api import ANNOTATION_DRAIN, GROUP, LABEL_POOL
 
-PLURAL = "workerpools"
-RESOURCE = f"{PLURAL}.{GROUP}"
+RESOURCE = f"workerpools.{GROUP}"
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 #: A pod with this cost said that its workers are drained; it is the next to go.
