@@ -78,7 +78,7 @@ def test_the_start_costs_little_more_than_that_of_the_smallest_typer_program(
 ) -> None:
     """CPU time against CPU time in the same moments: this machine may be slow, or busy.
 
-    On a quiet one the whole start is within 150 ms, of which typer itself is more than half.
+    typer from 0.29 on imports pydantic to read even a flag: more than half of the whole start.
     """
 
     def cpu(command: list[str]) -> float:
