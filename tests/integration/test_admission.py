@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from engineroom.api.validation import parse
-from engineroom.kube.errors import ApiError, EngineroomError
+from engineroom.core.errors import EngineroomError
+from engineroom.kube.errors import ApiError
 from engineroom.kube.resources import NAMESPACES, SECRETS, VALIDATING_WEBHOOKS, WORKERPOOLS
 from engineroom_webhooks import certificates
 from tests.integration.webhooks import SECRET, Admission, secret_env

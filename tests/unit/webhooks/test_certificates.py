@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import ConflictError
@@ -296,7 +297,7 @@ async def test_three_replicas_over_six_years_are_trusted_at_every_moment() -> No
 
 
 def tls_end(certificate: bytes) -> datetime:
-    return certificates.x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 async def test_nothing_is_written_at_the_fixed_point() -> None:

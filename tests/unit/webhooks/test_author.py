@@ -1,0 +1,149 @@
+"""Answers about authors are kept for seconds and asked for once at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from engineroom.api.pod_security import Level
+from engineroom.core.clock import FakeClock
+from engineroom.kube.errors import NotFound, Unreachable
+from engineroom_webhooks.author import Author, ClusterAuthority
+
+if TYPE_CHECKING:
+    from engineroom.kube.client import Client
+
+ANN = Author("ann", groups=("dev",), extra='{"a": ["b"]}')
+
+
+class Api:
+    """The two verbs that are used, answered from memory."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.allowed = True
+        self.labels: dict[str, str] | None = {}
+        self.broken = False
+
+    async def create(self, ref: object, obj: dict[str, Any], **_: object) -> dict[str, Any]:
+        self.asked.append(obj["spec"])
+        await asyncio.sleep(0)
+        if self.broken:
+            raise Unreachable("gone")
+        return {"status": {"allowed": self.allowed}}
+
+    async def get(self, ref: object, _: None, name: str, **__: object) -> dict[str, Any]:
+        self.asked.append({"namespace": name})
+        if self.labels is None:
+            raise NotFound(name)
+        return {"metadata": {"labels": self.labels}}
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def authority(api: Api, clock: FakeClock) -> ClusterAuthority:
+    return ClusterAuthority(cast("Client", api), clock)
+
+
+async def test_the_review_says_who_and_what(authority: ClusterAuthority, api: Api) -> None:
+    assert await authority.may_create_pods(ANN, "shop")
+
+    assert api.asked == [
+        {
+            "user": "ann",
+            "uid": "",
+            "groups": ["dev"],
+            "extra": {"a": ["b"]},
+            "resourceAttributes": {
+                "namespace": "shop",
+                "verb": "create",
+                "version": "v1",
+                "resource": "pods",
+            },
+        }
+    ]
+
+
+async def test_one_question_at_a_time(authority: ClusterAuthority, api: Api) -> None:
+    answers = await asyncio.gather(*(authority.may_create_pods(ANN, "shop") for _ in range(20)))
+
+    assert all(answers)
+    assert len(api.asked) == 1
+
+
+async def test_yes_is_kept_longer_than_no(
+    authority: ClusterAuthority, api: Api, clock: FakeClock
+) -> None:
+    await authority.may_create_pods(ANN, "shop")
+    clock.advance(29)
+    await authority.may_create_pods(ANN, "shop")
+    assert len(api.asked) == 1
+
+    api.allowed = False
+    clock.advance(2)
+    assert not await authority.may_create_pods(ANN, "shop")
+    clock.advance(6)
+    assert not await authority.may_create_pods(ANN, "shop")
+    assert len(api.asked) == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Author("ann", groups=("dev",)),
+        Author("ann", groups=("ops",), extra='{"a": ["b"]}'),
+        Author("ben", groups=("dev",), extra='{"a": ["b"]}'),
+    ],
+)
+async def test_answers_are_not_shared_between_authors(
+    authority: ClusterAuthority, api: Api, other: Author
+) -> None:
+    await authority.may_create_pods(ANN, "shop")
+    api.allowed = False
+
+    assert not await authority.may_create_pods(other, "shop")
+    assert not await authority.may_create_pods(ANN, "elsewhere")
+
+
+async def test_failure_is_not_kept(authority: ClusterAuthority, api: Api) -> None:
+    api.broken = True
+    with pytest.raises(Unreachable):
+        await authority.may_create_pods(ANN, "shop")
+
+    api.broken = False
+    assert await authority.may_create_pods(ANN, "shop")
+
+
+@pytest.mark.parametrize(
+    ("labels", "level"),
+    [
+        ({}, Level.RESTRICTED),
+        ({"pod-security.kubernetes.io/enforce": "privileged"}, Level.PRIVILEGED),
+        ({"pod-security.kubernetes.io/enforce": "baseline"}, Level.BASELINE),
+        ({"pod-security.kubernetes.io/enforce": "whatever"}, Level.RESTRICTED),
+        ({"pod-security.kubernetes.io/warn": "privileged"}, Level.RESTRICTED),
+        (None, Level.RESTRICTED),
+    ],
+)
+async def test_level_of_a_namespace(
+    authority: ClusterAuthority, api: Api, labels: dict[str, str] | None, level: Level
+) -> None:
+    api.labels = labels
+
+    assert await authority.level("shop") is level
+
+
+async def test_rubbish_is_an_author_without_a_name() -> None:
+    assert Author.of(None) == Author("")
+    assert Author.of({"username": 5, "groups": "x", "extra": []}) == Author("5")
