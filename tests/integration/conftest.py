@@ -34,11 +34,12 @@ ROOT = Path(__file__).parents[2]
 def control_plane() -> Iterator[Cluster]:
     """An API server with etcd, private to this run of pytest."""
     from tests.cluster.api import Shape
-    from tests.cluster.local import Local
+    from tests.cluster.local import Local, remove_abandoned
     from tests.cluster.process import Identity
 
     owner = Identity.of(os.getpid())
     assert owner is not None
+    remove_abandoned()
     # Named by process: several runs may go on beside each other.
     cluster = Local(f"integration-{os.getpid()}", owner=astuple(owner))
     cluster.up(Shape.CONTROL_PLANE)

@@ -88,7 +88,13 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Instead of a watch: one that says in its stream that its version is too old, and ends."""
+    """Instead of a watch: one that says in its stream that its version is too old, and ends.
+
+    With another ``code`` it is an error of the server in the middle of a watch.
+    """
+
+    code: int = 410
+    reason: str = "Expired"
 
 
 Verdict = Answer | Drop | Delay | Expired | None
@@ -199,8 +205,9 @@ class FaultProxy:
     async def __aexit__(self, *_: object) -> None:
         self.clear()
         await self.cut_watches()
-        await self._session.close()
         await self._runner.cleanup()
+        await self._session.close()
+        await asyncio.sleep(0.05)  # TLS connections say goodbye before their sockets close
 
     async def _handle(self, incoming: web.Request) -> web.StreamResponse:
         await self._frozen.wait()
@@ -302,8 +309,8 @@ class FaultProxy:
                 headers["Retry-After"] = str(verdict.retry_after)
             return web.json_response(status, status=verdict.status, headers=headers)
         if isinstance(verdict, Expired):
-            status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
-            event = {"type": "ERROR", "object": status}
+            status = {"kind": "Status", "code": verdict.code, "reason": verdict.reason}
+            event = {"type": "ERROR", "object": {**status, "message": "injected"}}
             return web.Response(text=json.dumps(event) + "\n", content_type="application/json")
         if incoming.transport is not None:
             incoming.transport.abort()
