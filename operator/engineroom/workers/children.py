@@ -13,7 +13,14 @@ from engineroom.core.errors import ConflictError
 from engineroom.kube.errors import AlreadyExists, NotFound
 from engineroom.kube.resources import DEPLOYMENTS, PDBS, PODS, SECRETS, SERVICE_ACCOUNTS
 from engineroom.workers import objects
-from engineroom.workers.views import DELETION_COST, RETIRED_COST, DeploymentView, deployment_view
+from engineroom.workers.views import (
+    DELETION_COST,
+    DO_NOT_DISRUPT,
+    RETIRED_COST,
+    SAFE_TO_EVICT,
+    DeploymentView,
+    deployment_view,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,6 +169,22 @@ class Children:
             )
         except (NotFound, ConflictError):
             log.debug("pod went before it was marked", pool=pool.key, pod=pod.name)
+
+    async def protect(self, pool: Pool, pod: PodView, *, busy: bool) -> None:
+        """Tell node autoscalers whether the pod may be moved right now."""
+        annotations = {
+            SAFE_TO_EVICT: "false" if busy else "true",
+            DO_NOT_DISRUPT: "true" if busy else None,
+        }
+        try:
+            await self._client.merge_patch(
+                PODS,
+                pool.namespace,
+                pod.name,
+                {"metadata": {"uid": pod.uid, "annotations": annotations}},
+            )
+        except (NotFound, ConflictError):
+            log.debug("pod went before it was annotated", pool=pool.key, pod=pod.name)
 
     def _worker_secret(self, pool: Pool, plan: Plan) -> tuple[str, str] | None:
         """Secret and key that give workers the URL; None while there is no Redis at all."""

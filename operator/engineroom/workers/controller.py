@@ -21,7 +21,14 @@ from engineroom.queue import commands
 from engineroom.workers import recovering
 from engineroom.workers.children import Children
 from engineroom.workers.decide import Decision, Observation, decide
-from engineroom.workers.leave import Leave, busy_pods, plan_leave, retired_pods, unaccounted
+from engineroom.workers.leave import (
+    Leave,
+    busy_pods,
+    plan_leave,
+    retired_pods,
+    to_protect,
+    unaccounted,
+)
 from engineroom.workers.links import Address, Link, Links, Secrets, reason_of
 from engineroom.workers.plan import Plan, plan_of
 from engineroom.workers.pool import NEVER, Pool
@@ -185,6 +192,8 @@ class WorkerPoolController:
             deployment = await self._children.ensure(pool, plan, spec, deployment, decision)
             if deployment is not None and facts is not None and pool.link is not None:
                 leave = await self._shrink(pool, pool.link, deployment, decision, pods, facts)
+                for pod, busy in to_protect(pods, crews, facts.at):
+                    await self._children.protect(pool, pod, busy=busy)
                 await self._steer(pool, pool.link, plan, pods, facts)
         except (Invalid, Forbidden) as error:
             if isinstance(error, Forbidden) and error.namespace_terminating:

@@ -121,6 +121,25 @@ def plan_leave(
     )
 
 
+#: A job that runs for so long makes its pod one not to be moved (seconds): a pod of short jobs
+#: would be written to all the time, and moving it costs no more than such a job's length.
+LONG_JOB = 10.0
+
+
+def to_protect(
+    pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]], at: float
+) -> list[tuple[PodView, bool]]:
+    """Pods whose protection against being moved is not as their work asks, with what it asks."""
+    changes = []
+    for pod in pods:
+        crew = workers.get(pod.name, ())
+        long = any(w.busy and at - (w.job_started or at) >= LONG_JOB for w in crew)
+        idle = not any(w.busy for w in crew)
+        if pod.present and (long if not pod.protected else idle):
+            changes.append((pod, long))
+    return changes
+
+
 def busy_pods(pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]]) -> int:
     """Pods that hold a job and are not on their way out."""
     return sum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.leave import busy_pods, plan_leave, retired_pods, unaccounted
+from engineroom.workers.leave import busy_pods, plan_leave, retired_pods, to_protect, unaccounted
 from tests.unit.workers.builders import NOW, pod, worker
 
 
@@ -149,3 +149,15 @@ def test_workers_of_a_deleted_pod_take_no_more_jobs_even_if_the_signal_was_lost(
     assert leave.drain == (("a.0.0a1b2c3d", "uid-a"),)
     assert not leave.mark
     assert leave.shrink_by == 0
+
+
+def test_only_long_jobs_protect_their_pod_and_only_idleness_ends_it():
+    pods = [pod("short"), pod("long"), pod("kept", protected=True), pod("idle", protected=True)]
+    workers = crews(
+        busy("short", job_started=NOW - 2),
+        busy("long", job_started=NOW - 30),
+        busy("kept", job_started=NOW - 1),
+        worker("idle"),
+    )
+    changes = {p.name: protect for p, protect in to_protect(pods, workers, NOW)}
+    assert changes == {"long": True, "idle": False}
