@@ -102,7 +102,7 @@ def _metadata(metadata: dict[str, Any]) -> Iterator[Problem]:
 
 def _pod(spec: dict[str, Any], max_job_duration: float | None) -> Iterator[Problem]:
     policy = spec.get("restartPolicy")
-    if policy in {"OnFailure", "Never"}:
+    if policy in ("OnFailure", "Never"):
         yield Problem(
             f"{SPEC}.restartPolicy",
             f"{shown(policy)} would leave the pool without a worker that ended",

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -310,6 +310,8 @@ def test_any_json_gets_an_answer(document: Any) -> None:
 
 @settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.sampled_from(PLACES), documents)
+@example("spec.template.spec.restartPolicy", [])
+@example("spec.template.spec.restartPolicy", {})
 def test_any_json_at_any_place_gets_an_answer(place: str, value: Any) -> None:
     spec = put(pool(RICH), place, value)
 
