@@ -5,6 +5,6 @@ else, and stays importable on Python 3.9.  ``python -m engineroom_worker`` is it
 it is configured by the environment (see ``config``).
 """
 
-from engineroom_worker.version import VERSION as __version__
+from engineroom_worker.version import VERSION
 
-__all__ = ["__version__"]
+__all__ = ["VERSION"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import uuid
-from typing import Any, Callable, List, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engineroom_worker.config import (
     EX_CONFIG,
@@ -18,8 +18,11 @@ from engineroom_worker.config import (
     from_environment,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: Where the kubelet looks for what a container has to say about its end.
-TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LOG = Path("/dev/termination-log")
 
 #: The oldest RQ whose executions and intermediate queue work as the runtime needs them.
 OLDEST_RQ = (2, 4)
@@ -72,7 +75,7 @@ def run_worker(
     slot: int,
     board: Any,
     forget: Callable[[], None],
-    worker_class: Optional[Any] = None,
+    worker_class: Any | None = None,
 ) -> int:
     """One worker from birth to end; waits for Redis for as long as it takes."""
     from redis.exceptions import RedisError
@@ -119,7 +122,7 @@ def _check_rq() -> None:
             f"RQ is not installed in this image; add rq>=2.4 to what {sys.executable} sees, or "
             "name the interpreter that has it as the container's command"
         ) from None
-    numbers: List[int] = [int(part) for part in rq.__version__.split(".")[:2] if part.isdigit()]
+    numbers: list[int] = [int(part) for part in rq.__version__.split(".")[:2] if part.isdigit()]
     if tuple(numbers) < OLDEST_RQ:
         raise ConfigError(f"RQ {rq.__version__} in this image is too old; install rq>=2.4")
 
@@ -141,9 +144,8 @@ def _refuse(message: str) -> int:
     sys.stderr.write(f"engineroom_worker: {line}\n")
     # Where it is not writable, stderr has to do; where the kubelet has not made it, it is not made.
     with contextlib.suppress(OSError):
-        if os.path.exists(TERMINATION_LOG):
-            with open(TERMINATION_LOG, "w") as stream:
-                stream.write(line)
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(line)
     return EX_CONFIG
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: ``sysexits.h``: something is wrong with the configuration; trying again cannot help.
 EX_CONFIG = 78
@@ -29,9 +32,9 @@ class Settings:
     redis_url: str
     pool: str
     pod_name: str
-    queues: Tuple[str, ...]
+    queues: tuple[str, ...]
     pod_uid: str = ""
-    redis_ca_file: Optional[str] = None
+    redis_ca_file: str | None = None
     redis_insecure: bool = False
     strategy: str = "Priority"
     workers: int = 1
@@ -39,11 +42,11 @@ class Settings:
     on_deadline: str = "Fail"
     dead_letter_ttl: int = 30 * 86400
     metrics_port: int = DEFAULT_METRICS_PORT
-    serializer: Optional[str] = None
+    serializer: str | None = None
     log_level: str = "INFO"
 
 
-def from_environment(environment: Optional[Mapping[str, str]] = None) -> Settings:
+def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Read ``ENGINEROOM_*``; raises ConfigError for the first thing that is wrong."""
     env = os.environ if environment is None else environment
     if env.get("RQ_KEY_PREFIX", "rq") != "rq":
@@ -106,7 +109,7 @@ def _redis_url(env: Mapping[str, str]) -> str:
     return url
 
 
-def _one_of(env: Mapping[str, str], name: str, default: str, allowed: Tuple[str, ...]) -> str:
+def _one_of(env: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:
     value = env.get(name) or default
     if value not in allowed:
         raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
@@ -124,7 +127,7 @@ def _number(env: Mapping[str, str], name: str, default: int, least: int, most: i
     return value
 
 
-def _queues(text: str) -> Tuple[str, ...]:
+def _queues(text: str) -> tuple[str, ...]:
     try:
         entries = json.loads(text)
         names = [

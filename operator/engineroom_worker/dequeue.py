@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import select
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from engineroom_worker.drain import Controls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 #: KEYS: worker hash, RQ's suspension key, the pool's, the worker's drain key, then for each queue:
 #: list, intermediate list.
@@ -87,7 +90,7 @@ class Taken:
 
     queue_key: str
     job_id: str
-    data: Optional[Dict[bytes, bytes]]
+    data: dict[bytes, bytes] | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Look:
 
     existed: bool
     controls: Controls
-    taken: Optional[Taken]
+    taken: Taken | None
 
 
 class Desk:
@@ -127,10 +130,10 @@ class Desk:
         self._take = connection.register_script(TAKE)
         self._put_back = connection.register_script(PUT_BACK)
         self._blocking = blocking
-        self._blmove: Optional[_Channel] = None
-        self._tracking: Optional[_Tracking] = None
+        self._blmove: _Channel | None = None
+        self._tracking: _Tracking | None = None
         #: Taken by this process and not yet started or put back: (queue key, job id).
-        self.in_hand: Optional[Tuple[str, str]] = None
+        self.in_hand: tuple[str, str] | None = None
 
     def look(self, queue_keys: Sequence[str], fields: Mapping[str, Any], take: bool) -> Look:
         """Heartbeat, read what is asked, and take the next job if ``take`` and nothing forbids."""
@@ -138,7 +141,7 @@ class Desk:
         for key in queue_keys:
             keys += [key, f"{key}:intermediate"]
         hand = self.in_hand or ("", "")
-        args: List[Any] = [self._job_prefix, self._expiry, "1" if take else "", *hand]
+        args: list[Any] = [self._job_prefix, self._expiry, "1" if take else "", *hand]
         args += [len(queue_keys), *queue_keys]
         for name, value in fields.items():
             args += [name, value]
@@ -149,12 +152,12 @@ class Desk:
         taken = None
         if job_id is not None:
             queue_key = queue_keys[int(index) - 1]
-            taken = Taken(queue_key, _text(job_id), dict(zip(data[::2], data[1::2])))
+            taken = Taken(queue_key, _text(job_id), dict(zip(data[::2], data[1::2])))  # noqa: B905
             self.in_hand = (queue_key, taken.job_id)
         controls = Controls.read(rq_suspended, pool_suspended, drain)
         return Look(bool(existed), controls, taken)
 
-    def wait(self, queue_keys: Sequence[str], timeout: float) -> Optional[Taken]:
+    def wait(self, queue_keys: Sequence[str], timeout: float) -> Taken | None:
         """Until a job may be there, something wakes the worker, or ``timeout`` seconds are over.
 
         A single queue's job is taken here; for several None is returned and the caller looks.
@@ -188,7 +191,7 @@ class Desk:
             self._tracking.close()
         self._blmove = self._tracking = None
 
-    def _wait_for_one(self, queue_key: str, timeout: float) -> Optional[Taken]:
+    def _wait_for_one(self, queue_key: str, timeout: float) -> Taken | None:
         if self._blmove is None:
             self._blmove = _Channel(self._connection)
         channel = self._blmove
@@ -269,11 +272,11 @@ class _Channel:
         """Whether a reply can be read without waiting."""
         return bool(self._connection.can_read(timeout=0))
 
-    def wait(self, timeout: float, wakeup: Optional[int]) -> bool:
+    def wait(self, timeout: float, wakeup: int | None) -> bool:
         """Whether a reply came before the wake-up and the time-out."""
         if self.ready():
             return True
-        waited_for: List[Any] = [self._socket] if wakeup is None else [self._socket, wakeup]
+        waited_for: list[Any] = [self._socket] if wakeup is None else [self._socket, wakeup]
         readable, _, _ = select.select(waited_for, [], [], timeout)
         return self._socket in readable
 
@@ -289,8 +292,8 @@ class _Tracking:
     def __init__(self, connection: Any, queue_keys: Sequence[str]) -> None:
         self._connection = connection
         self._keys = {key.encode() for key in queue_keys}
-        self._teller: Optional[_Channel] = None
-        self._listener: Optional[_Channel] = None
+        self._teller: _Channel | None = None
+        self._listener: _Channel | None = None
         self.on = False
         self.unavailable = False
 
@@ -298,13 +301,15 @@ class _Tracking:
         """Connect, and ask to be told."""
         try:
             if self._listener is None or self._teller is None:
-                self._listener, self._teller = _Channel(self._connection), _Channel(self._connection)
+                self._listener = _Channel(self._connection)
+                self._teller = _Channel(self._connection)
                 listener_id = self._listener.client_id()
                 self._listener.send("SUBSCRIBE", INVALIDATIONS)
                 self._listener.read()
                 self._teller.client_id()
                 self._listener_id = listener_id
-            command: List[Any] = ["CLIENT", "TRACKING", "ON", "REDIRECT", self._listener_id, "BCAST"]
+            command: list[Any] = ["CLIENT", "TRACKING", "ON", "BCAST"]
+            command += ["REDIRECT", self._listener_id]
             for prefix in _prefixes(self._keys):
                 command += ["PREFIX", prefix]
             self._teller.send(*command)
@@ -333,7 +338,8 @@ class _Tracking:
 
     def wait(self, timeout: float, wakeup: int) -> None:
         """Until one of the queues changed, something woke the worker, or the time is over."""
-        assert self._listener is not None
+        if self._listener is None:
+            return
         try:
             while self._listener.wait(timeout, wakeup):
                 if self._names_a_queue(self._listener.read()):
@@ -362,9 +368,9 @@ class _Tracking:
         return not isinstance(changed, list) or not self._keys.isdisjoint(changed)
 
 
-def _prefixes(keys: Iterable[bytes]) -> List[bytes]:
+def _prefixes(keys: Iterable[bytes]) -> list[bytes]:
     """The keys without those that begin with another: Redis refuses overlapping prefixes."""
-    chosen: List[bytes] = []
+    chosen: list[bytes] = []
     for key in sorted(keys):
         if not chosen or not key.startswith(chosen[-1]):
             chosen.append(key)

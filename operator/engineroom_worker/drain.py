@@ -7,7 +7,7 @@ RQ's pubsub channel only makes the worker look sooner.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 #: Command on RQ's own pubsub channel that makes a worker look at its keys now.
 WAKE_COMMAND = "engineroom-wake"
@@ -87,5 +87,5 @@ class Controls:
         )
 
 
-def _text(value: Any) -> Optional[str]:
+def _text(value: Any) -> str | None:
     return value.decode() if isinstance(value, bytes) else value

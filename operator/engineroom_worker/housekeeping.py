@@ -13,7 +13,7 @@ import functools
 import inspect
 import logging
 import time
-from typing import Any, Dict
+from typing import Any
 
 import rq
 from redis.exceptions import RedisError
@@ -109,7 +109,7 @@ class Housekeeper:
                 self._scheduler.enqueue_scheduled_jobs()
         except RedisError as error:
             log.debug("Worker %s: no promotion: %s", self._worker.name, error)
-        except Exception:  # noqa: BLE001 - somebody else's scheduled job must not end this worker
+        except Exception:
             log.exception("Worker %s: could not enqueue scheduled jobs", self._worker.name)
 
     def outage(self) -> None:
@@ -146,7 +146,7 @@ class Housekeeper:
             clean_registries(queue, self._worker._exc_handlers)
             worker_registration.clean_worker_registry(queue)
         finally:
-            queue.release_maintenance_lock()
+            queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
 
     def _holds_locks(self) -> bool:
         return self._scheduler is not None and bool(self._scheduler.acquired_locks)
@@ -166,7 +166,7 @@ class Housekeeper:
 
     def _make_scheduler(self) -> RQScheduler:
         worker = self._worker
-        named: Dict[str, Any] = {}
+        named: dict[str, Any] = {}
         if "name" in inspect.signature(RQScheduler.__init__).parameters:
             # The lock then carries the worker's name, and who finds the worker dead can free it.
             named["name"] = worker.name
@@ -256,9 +256,9 @@ class Housekeeper:
 
                 run = functools.partial(execute_failure_callback, job)
             else:
-                run = job.execute_failure_callback
+                run = getattr(job, "execute_failure_callback")  # noqa: B009 - RQ 2 only
             run(worker.death_penalty_class, AbandonedJobError, error, None)
-        except Exception:  # noqa: BLE001 - a callback that fails changes nothing of the outcome
+        except Exception:
             log.exception("Worker %s: failure callback of %s raised", worker.name, job.id)
         queue.enqueue_dependents(job)
         if hasattr(job, "send_webhooks"):

@@ -14,9 +14,13 @@ import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, List, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engineroom_worker.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FIELDS = (
     "alive",  # 1 while the worker process lives
@@ -74,10 +78,10 @@ class Board:
 
 def render(board: Board, pool: str, now: float) -> str:
     """The board as Prometheus text; ``now`` is in unix seconds."""
-    lines: List[str] = []
+    lines: list[str] = []
 
     def family(
-        name: str, kind: str, text: str, samples: List[Tuple[str, float]], unit: Callable[..., str]
+        name: str, kind: str, text: str, samples: list[tuple[str, float]], unit: Callable[..., str]
     ) -> None:
         lines.append(f"# HELP {name} {text}")
         lines.append(f"# TYPE {name} {kind}")
@@ -86,7 +90,7 @@ def render(board: Board, pool: str, now: float) -> str:
     slots = range(board.slots)
     base = f'pool="{_escape(pool)}"'
 
-    def each(field: str) -> List[Tuple[str, float]]:
+    def each(field: str) -> list[tuple[str, float]]:
         return [(f'{base},slot="{slot}"', board.get(slot, field)) for slot in slots]
 
     states = dict.fromkeys(STATES, 0)
@@ -236,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, "text/plain", "not found\n")
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
         """Scrapes are no news."""
 
     def _answer(self, status: int, content_type: str, text: str) -> None:
@@ -253,8 +257,8 @@ def resident_bytes(*pids: int) -> int:
     total = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/statm", "rb") as stream:
-                total += int(stream.read().split()[1]) * mmap.PAGESIZE
+            statm = Path(f"/proc/{pid}/statm").read_bytes()
+            total += int(statm.split()[1]) * mmap.PAGESIZE
         except (OSError, IndexError, ValueError):
             continue
     return total

@@ -8,9 +8,12 @@ import os
 import select
 import signal
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import TYPE_CHECKING, Any
 
-from engineroom_worker.metrics import Board
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engineroom_worker.metrics import Board
 
 log = logging.getLogger("engineroom.supervisor")
 
@@ -26,10 +29,10 @@ class Supervisor:
         self._board = board
         self._run_worker = run_worker
         self._slots = slots
-        self._pids: Dict[int, int] = {}
-        self._born: Dict[int, float] = {}
-        self._delays: Dict[int, float] = {}
-        self._due: Dict[int, float] = {slot: 0.0 for slot in range(slots)}
+        self._pids: dict[int, int] = {}
+        self._born: dict[int, float] = {}
+        self._delays: dict[int, float] = {}
+        self._due: dict[int, float] = dict.fromkeys(range(slots), 0.0)
         self._stopping = False
         self._read, self._write = os.pipe()
         for descriptor in (self._read, self._write):
@@ -85,7 +88,7 @@ class Supervisor:
             code = self._run_worker(slot)
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else 1
-        except BaseException:  # noqa: BLE001 - the child must not return into the supervisor's stack
+        except BaseException:
             log.exception("worker in slot %d failed", slot)
         finally:
             os._exit(code)
@@ -108,7 +111,7 @@ class Supervisor:
         if self._stopping:
             return
         lived = time.monotonic() - self._born[slot]
-        code: Optional[int] = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        code: int | None = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         steady = code == 0 or lived > STEADY_SECONDS
         delay = 0.0 if steady else min(MAX_DELAY, max(1.0, 2 * self._delays.get(slot, 0.0)))
         self._delays[slot] = delay

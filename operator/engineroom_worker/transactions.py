@@ -13,14 +13,17 @@ the entry ``<job id>:<execution id>``; whoever removes it decides what becomes o
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any
 
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-Command = Tuple[Any, ...]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Command = tuple[Any, ...]
 
 #: ARGV: "start" | "end" | "abandoned", registry member, job id (start), execution id (end) or time
 #: by which it expired (abandoned), then the commands, each as its number of words followed by the
@@ -81,14 +84,14 @@ class Patience:
         self,
         log: Callable[..., None],
         name: str,
-        limit: Optional[float] = None,
+        limit: float | None = None,
         sleep: Callable[[float], Any] = time.sleep,
     ) -> None:
         self._log = log
         self._name = name
         self._limit = limit
         self._sleep = sleep
-        self._since: Optional[float] = None
+        self._since: float | None = None
         self._delay = 0.05
 
     @property
@@ -124,7 +127,7 @@ class Guard:
         keys: Sequence[str],
         member: Callable[[], str],
         token: Callable[[], str],
-        extra: Callable[[], List[Command]],
+        extra: Callable[[], list[Command]],
         patience: Patience,
     ) -> None:
         self.mode = mode
@@ -138,11 +141,11 @@ class Guard:
         #: Set when the transaction had been in before, its reply lost.
         self.repeated = False
         #: The pipeline that RQ is filling.
-        self.pipeline: Optional[GuardedPipeline] = None
+        self.pipeline: GuardedPipeline | None = None
 
     def command(self, commands: Sequence[Command]) -> Command:
         """The one EVAL that carries ``commands``."""
-        words: List[Any] = ["EVAL", GUARDED, len(self.keys), *self.keys]
+        words: list[Any] = ["EVAL", GUARDED, len(self.keys), *self.keys]
         words += [self.mode, self.member(), self.token()]
         for command in [*commands, *self.extra()]:
             words.append(len(command))
@@ -155,7 +158,7 @@ class GuardedPipeline(Pipeline):  # type: ignore[type-arg, unused-ignore]
 
     guard: Guard
 
-    def execute(self, raise_on_error: bool = True) -> List[Any]:
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Apply what was queued if the job is still held.
 
         Raises NotHeldError otherwise.  Waits through outages, except on a pipeline that watches
@@ -215,7 +218,7 @@ class GuardedConnection:
         return pipeline
 
 
-def recorded(connection: Any, fill: Callable[[Any], None]) -> List[Command]:
+def recorded(connection: Any, fill: Callable[[Any], None]) -> list[Command]:
     """The commands that ``fill`` puts on a pipeline, which is never executed."""
     pipeline = connection.pipeline()
     fill(pipeline)

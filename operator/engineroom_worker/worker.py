@@ -16,9 +16,8 @@ import signal
 import threading
 import time
 from datetime import timedelta
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any
 
-import rq
 from redis.exceptions import RedisError
 from rq import worker_registration
 from rq.command import handle_command, parse_payload
@@ -32,7 +31,6 @@ from rq.utils import now, utcformat
 from rq.worker import Worker
 
 from engineroom_worker import drain
-from engineroom_worker.config import Settings
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
 from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, resident_bytes
@@ -47,6 +45,11 @@ from engineroom_worker.transactions import (
     recorded,
 )
 from engineroom_worker.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from engineroom_worker.config import Settings
 
 #: Heartbeats come at least so often, idle or busy.
 HEARTBEAT_SECONDS = 4
@@ -65,8 +68,17 @@ _PR_SET_PDEATHSIG = 1
 log = logging.getLogger("rq.worker")
 
 
-class PoolWorkerMixin:
+#: ``rq.Worker`` stands behind the mixin; its types differ between RQ 2 and RQ 3.
+_Behind: Any = object
+
+
+class PoolWorkerMixin(_Behind):  # type: ignore[misc]
     """What a worker of a pool does differently from ``rq.Worker``, which stands behind it."""
+
+    # RQ's own, whose types differ between its versions.
+    connection: Any
+    _executions: Any
+    _stopped_job_id: Any
 
     retired_seconds = RETIRED_SECONDS
     heartbeat_seconds = HEARTBEAT_SECONDS
@@ -79,7 +91,7 @@ class PoolWorkerMixin:
         settings: Settings,
         connection: Any,
         name: str,
-        board: Optional[Board] = None,
+        board: Board | None = None,
         slot: int = 0,
         forget: Callable[[], None] = lambda: None,
     ) -> None:
@@ -92,25 +104,25 @@ class PoolWorkerMixin:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._nudged = threading.Event()
-        self._stopping_since: Optional[float] = None
-        self._horse_exit: Optional[Tuple[Any, Any, Any]] = None
+        self._stopping_since: float | None = None
+        self._horse_exit: tuple[Any, Any, Any] | None = None
         self._let_go = False
         self._outcome = ""
         self._controls = drain.Controls()
-        self._retired_since: Optional[float] = None
+        self._retired_since: float | None = None
         self._drain_shown = ""
         self._running: Any = None
         self._born = False
         self._quiet_until = time.monotonic() + self.maintenance_grace
         self._failures = 0
-        super().__init__(  # type: ignore[call-arg]
+        super().__init__(
             list(settings.queues),
             name=name,
             connection=connection,
             job_monitoring_interval=5,
             serializer=settings.serializer,
         )
-        self._dequeue_strategy = {  # type: ignore[assignment]
+        self._dequeue_strategy = {
             "Priority": "default",
             "RoundRobin": "round_robin",
             "Random": "random",
@@ -140,7 +152,7 @@ class PoolWorkerMixin:
     def register_birth(self) -> None:
         """Announce the worker to RQ and to the pool."""
         try:
-            super().register_birth()  # type: ignore[misc]
+            super().register_birth()
         except ValueError:
             # The name is random: it is taken only by an attempt of ours whose reply was lost.
             if not self._born:
@@ -153,7 +165,7 @@ class PoolWorkerMixin:
         """Take back what ``register_birth`` announced; gives up at once when Redis is away."""
         self._housekeeper.leave()
         try:
-            super().register_death()  # type: ignore[misc]
+            super().register_death()
             self.connection.srem(drain.workers_key(self.settings.pool), self.name)
         except RedisError as error:
             log.warning("Worker %s: left without saying so to Redis: %s", self.name, error)
@@ -161,7 +173,7 @@ class PoolWorkerMixin:
     def _announce(self) -> None:
         """Write the whole record, as at birth; needed again when Redis has lost it."""
         born = self.birth_date or now()
-        fields: Dict[str, Any] = {
+        fields: dict[str, Any] = {
             "birth": utcformat(born),
             "last_heartbeat": utcformat(now()),
             "queues": ",".join(self.queue_names()),
@@ -189,8 +201,11 @@ class PoolWorkerMixin:
 
     # -- the loop ------------------------------------------------------------------------------
 
-    def work(  # type: ignore[no-untyped-def]
-        self, burst: bool = False, logging_level: Optional[str] = None, max_jobs: Optional[int] = None,
+    def work(
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        max_jobs: int | None = None,
         **_ignored: Any,
     ) -> bool:
         """Work until told to end; with ``burst`` until there is nothing to do.
@@ -207,15 +222,17 @@ class PoolWorkerMixin:
                     worked = self._turn(burst)
                     self._failures = 0
                 except RedisError as error:
-                    if not is_outage(error):
-                        self._stumble()
+                    if is_outage(error):
+                        self._outage(error)
                         continue
-                    self._outage(error)
+                    log.exception("Worker %s: Redis refuses", self.name)
+                    self._stumble()
                     continue
                 except NotHeldError as error:
                     log.warning("Worker %s: %s is no longer mine, let go", self.name, error)
                     continue
-                except Exception:  # noqa: BLE001 - one bad job must not take the worker down
+                except Exception:  # one bad job must not take the worker down
+                    log.exception("Worker %s: a turn of the loop failed", self.name)
                     self._stumble()
                     continue
                 if worked is None:
@@ -232,7 +249,7 @@ class PoolWorkerMixin:
             self.teardown()
         return bool(done)
 
-    def _turn(self, burst: bool) -> Optional[int]:
+    def _turn(self, burst: bool) -> int | None:
         """One look at Redis and what follows: jobs done (0 or 1), or None to end."""
         self._board.set(self._slot, "looped", time.monotonic())
         self._reap_strangers()
@@ -285,16 +302,18 @@ class PoolWorkerMixin:
             self._horse_pid = 0
         return 1
 
-    def _job_of(self, taken: Taken, queue: Queue) -> Optional[Job]:
+    def _job_of(self, taken: Taken, queue: Queue) -> Job | None:
         """The job as RQ makes it of its hash; a hash that makes no job is failed, not dropped."""
         if not taken.data:
             self.connection.lrem(queue.intermediate_queue_key, 1, taken.job_id)
             self._desk.in_hand = None
             return None
-        job = self.job_class(taken.job_id, connection=self.connection, serializer=self.serializer)
+        job: Job = self.job_class(
+            taken.job_id, connection=self.connection, serializer=self.serializer
+        )
         try:
             job.restore(taken.data)
-        except Exception as error:  # noqa: BLE001 - whatever a foreign serializer raises
+        except Exception as error:
             log.exception("Worker %s: job %s cannot be read", self.name, taken.job_id)
             with self.connection.pipeline() as pipeline:
                 pipeline.lrem(queue.intermediate_queue_key, 1, taken.job_id)
@@ -311,9 +330,9 @@ class PoolWorkerMixin:
             job.failure_ttl = self.settings.dead_letter_ttl
         return job
 
-    def _vital_signs(self) -> Dict[str, Any]:
+    def _vital_signs(self) -> dict[str, Any]:
         self.last_heartbeat = now()
-        fields = {
+        fields: dict[str, Any] = {
             "last_heartbeat": utcformat(self.last_heartbeat),
             "er_memory": resident_bytes(os.getpid(), *([self._horse_pid] * bool(self._horse_pid))),
         }
@@ -350,8 +369,7 @@ class PoolWorkerMixin:
         self._patience.wait(error)
 
     def _stumble(self) -> None:
-        """Something unforeseen: log it, and go on unless it is all that happens."""
-        log.exception("Worker %s: a turn of the loop failed", self.name)
+        """Something unforeseen: go on, unless it is all that happens."""
         self._failures += 1
         if self._failures >= 10:
             raise SystemExit(1)
@@ -405,19 +423,19 @@ class PoolWorkerMixin:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
 
-    def handle_payload(self, message: Dict[str, Any]) -> None:
+    def handle_payload(self, message: dict[str, Any]) -> None:
         """A command from RQ's pubsub channel of this worker."""
         try:
             payload = parse_payload(message)
             if payload.get("command") == drain.WAKE_COMMAND:
                 self._nudge()
             else:
-                handle_command(self, payload)  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001 - a bad message must not end the thread that reads them
+                handle_command(self, payload)
+        except Exception:
             log.exception("Worker %s: could not handle a command", self.name)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        """Keep listening whatever Redis does; commands are levels, so a lost one costs time only."""
+        """Keep listening whatever Redis does; what is lost meanwhile costs time only."""
         log.debug("Worker %s: listening for commands again: %s", self.name, exc)
         time.sleep(1.0)
 
@@ -442,7 +460,7 @@ class PoolWorkerMixin:
         """The state is written with the next heartbeat, except inside a transaction."""
         self._state = state
         if pipeline is not None:
-            super().set_state(state, pipeline=pipeline)  # type: ignore[misc]
+            super().set_state(state, pipeline=pipeline)
 
     def set_current_job_working_time(self, seconds: float, pipeline: Any = None) -> None:
         """RQ 2's running time of the job, written with the heartbeat."""
@@ -450,7 +468,7 @@ class PoolWorkerMixin:
         if pipeline is not None:
             pipeline.hset(self.key, "current_job_working_time", seconds)
 
-    def heartbeat(self, timeout: Optional[int] = None, pipeline: Any = None) -> None:
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Heartbeats are sent by the loop and while a job runs; RQ's own calls join a pipeline."""
         if pipeline is not None:
             self.last_heartbeat = now()
@@ -480,7 +498,7 @@ class PoolWorkerMixin:
         )
         try:
             with self._guarded(guard, job):
-                prepared = super().prepare_execution(job)  # type: ignore[misc]
+                prepared = super().prepare_execution(job)
         except NotHeldError:
             self._drop_executions()
             self._desk.in_hand = None
@@ -490,7 +508,7 @@ class PoolWorkerMixin:
         self._board.set(self._slot, "state", STATES.index("busy"))
         return prepared
 
-    def _start_extras(self, job: Job, queue: Queue) -> List[Command]:
+    def _start_extras(self, job: Job, queue: Queue) -> list[Command]:
         execution = self._execution_of()
         stamp = utcformat(self._started_at)
         fields = {
@@ -537,7 +555,7 @@ class PoolWorkerMixin:
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork the process that runs the job."""
         self._parent_pid = os.getpid()
-        super().fork_work_horse(job, queue)  # type: ignore[misc]
+        super().fork_work_horse(job, queue)
         # The horse does so too; until it has, killing its group would kill this worker.
         with contextlib.suppress(OSError):
             os.setpgid(self._horse_pid, self._horse_pid)
@@ -557,19 +575,17 @@ class PoolWorkerMixin:
         # The main thread is this one; RQ's retries of Redis wait here without the worker's pipe.
         limit = max(600.0, float(self.settings.max_job_duration))
         self._patience = Patience(log.warning, self.name, limit)
-        super().setup_work_horse_signals()  # type: ignore[misc]
+        super().setup_work_horse_signals()
 
     def monitor_work_horse(self, job: Job, queue: Queue, *execution: Any) -> None:
         """Wait for the work horse, then let RQ see to an end that was not a normal one."""
         self._job_in_hand = job
         while True:
             try:
+                if not self._let_go:
+                    super().monitor_work_horse(job, queue, *execution)
                 if self._let_go:
                     self._part_with(job, queue)
-                else:
-                    super().monitor_work_horse(job, queue, *execution)  # type: ignore[misc]
-                    if self._let_go:
-                        continue
                 return
             except NotHeldError as error:
                 log.warning("Worker %s: %s was settled by another", self.name, error)
@@ -579,7 +595,7 @@ class PoolWorkerMixin:
                     raise
                 self._outage(error)
 
-    def wait_for_horse(self) -> Tuple[Any, Any, Any]:
+    def wait_for_horse(self) -> tuple[Any, Any, Any]:
         """Watch over the work horse until it ends, keeping up heartbeats; RQ calls this."""
         # RQ set an alarm for its own heartbeats; this loop needs none.
         signal.alarm(0)
@@ -588,7 +604,7 @@ class PoolWorkerMixin:
         # After a parting RQ must not book the exit as an accident.
         return (self._horse_exit[0], os.EX_OK, None) if self._let_go else self._horse_exit
 
-    def _watch_horse(self) -> Tuple[Any, Any, Any]:
+    def _watch_horse(self) -> tuple[Any, Any, Any]:
         job = self._job_in_hand
         started = time.monotonic()
         beat = started + self.heartbeat_seconds
@@ -628,7 +644,7 @@ class PoolWorkerMixin:
             wake = min(beat, deadline or beat, self._housekeeper.due())
             self._pause(wake - time.monotonic())
 
-    def _deadline(self, started: float) -> Optional[float]:
+    def _deadline(self, started: float) -> float | None:
         """When to let go of the job: None as long as nobody told the worker to end.
 
         The job gets its ``maxJobDuration`` from its start, but never longer than until shortly
@@ -641,7 +657,7 @@ class PoolWorkerMixin:
         return min(started + longest, self._stopping_since + longest - margin)
 
     def _beat(self, job: Job, running: float) -> None:
-        """Heartbeat of worker, execution and job, and a look at what is asked, in one round trip."""
+        """Heartbeat of worker, execution and job, and what is asked, in one round trip."""
         execution = self._running
         fields = self._vital_signs()
         if RQ_MAJOR < 3:
@@ -711,15 +727,15 @@ class PoolWorkerMixin:
 
     def handle_job_success(self, job: Job, queue: Queue, *args: Any, **kwargs: Any) -> None:
         """RQ's end of a job that went well, once, and however long Redis is away."""
-        self._settle("finished", job, queue, super().handle_job_success, args, kwargs)  # type: ignore[misc]
+        self._settle("finished", job, queue, super().handle_job_success, args, kwargs)
 
     def handle_job_failure(self, job: Job, queue: Queue, *args: Any, **kwargs: Any) -> None:
         """RQ's end of a job that failed, once, and however long Redis is away."""
-        self._settle("failed", job, queue, super().handle_job_failure, args, kwargs)  # type: ignore[misc]
+        self._settle("failed", job, queue, super().handle_job_failure, args, kwargs)
 
     def handle_job_retry(self, job: Job, queue: Queue, *args: Any, **kwargs: Any) -> None:
         """RQ's end of a job that returned a Retry, once, and however long Redis is away."""
-        self._settle("failed", job, queue, super().handle_job_retry, args, kwargs)  # type: ignore[misc]
+        self._settle("failed", job, queue, super().handle_job_retry, args, kwargs)
 
     def _settle(
         self,
@@ -727,8 +743,8 @@ class PoolWorkerMixin:
         job: Job,
         queue: Queue,
         book: Callable[..., None],
-        args: Tuple[Any, ...],
-        kwargs: Dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         execution = kwargs.get("execution") or self._running
         if execution is None or self._outcome:
@@ -773,7 +789,7 @@ class PoolWorkerMixin:
             patience=self._patience,
         )
 
-    def _end_extras(self, job: Job, queue: Queue, execution: Any, outcome: str) -> List[Command]:
+    def _end_extras(self, job: Job, queue: Queue, execution: Any, outcome: str) -> list[Command]:
         ended, started = job.ended_at or now(), job.started_at or self._started_at
         busy = max(0, round((ended - started).total_seconds() * 1000))
         waited = max(0, round(self._waited.total_seconds() * 1000))
@@ -798,7 +814,7 @@ class PoolWorkerMixin:
         execution = self._running
         longest = self.settings.max_job_duration
         if self.settings.on_deadline == "Requeue":
-            log.warning("Worker %s: job %s requeued: leaving after %d s", self.name, job.id, longest)
+            log.warning("Worker %s: job %s requeued, not done in %d s", self.name, job.id, longest)
             guard = self._end_guard(job, queue, execution, "requeued")
             with self._guarded(guard, job), self.connection.pipeline() as pipeline:
                 job.started_at = None
@@ -842,13 +858,13 @@ class PoolWorkerMixin:
         else:
             self.execution = remembered
 
-    def _held_execution(self) -> Optional[Tuple[str, str, str]]:
+    def _held_execution(self) -> tuple[str, str, str] | None:
         execution = self._running
         if execution is None:
             return None
         return execution.job_id, execution.id, self._desk_queue.name
 
-    def _holding(self, held: Tuple[str, str, str]) -> Dict[str, Any]:
+    def _holding(self, held: tuple[str, str, str]) -> dict[str, Any]:
         job_id, execution_id, queue = held
         return {
             "state": "busy",
@@ -859,7 +875,7 @@ class PoolWorkerMixin:
         }
 
     @staticmethod
-    def _holding_nothing() -> Dict[str, Any]:
+    def _holding_nothing() -> dict[str, Any]:
         return {"er_job": "", "er_execution": "", "er_queue": "", "er_job_started": ""}
 
     @contextlib.contextmanager
@@ -898,7 +914,7 @@ def _say(controls: drain.Controls) -> str:
     return "suspended" if controls.suspended else "taking jobs"
 
 
-def _flat(fields: Mapping[str, Any]) -> List[Any]:
+def _flat(fields: Mapping[str, Any]) -> list[Any]:
     return [word for pair in fields.items() for word in pair]
 
 

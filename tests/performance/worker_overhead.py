@@ -72,10 +72,8 @@ def main() -> None:
             if turn < WARM_UP:
                 continue
             pairs.append(run)
-            print(
-                f"{turn}: stock {run['stock']['seconds']:.2f} s, ours {run['ours']['seconds']:.2f} s",
-                flush=True,
-            )
+            stock, ours = (run[kind]["seconds"] for kind in ("stock", "ours"))
+            print(f"{turn}: stock {stock:.2f} s, ours {ours:.2f} s", flush=True)
     ratio = statistics.median(run["ours"]["seconds"] / run["stock"]["seconds"] for run in pairs)
     cpu = statistics.median(run["ours"]["cpu"] / run["stock"]["cpu"] for run in pairs)
     report(

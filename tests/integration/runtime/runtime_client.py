@@ -1,6 +1,7 @@
 """Enqueues with the RQ of the interpreter that runs it: JSON lines in, JSON lines out."""
 
 import datetime
+import inspect
 import json
 import sys
 
@@ -9,6 +10,7 @@ import rq
 import runtime_jobs
 from rq.command import send_stop_job_command
 from rq.job import Job
+from rq.scheduler import RQScheduler
 
 
 def main(url):
@@ -58,12 +60,16 @@ def main(url):
     def cancel(job):
         Job.fetch(job, connection=connection).cancel()
 
-    commands = {f.__name__: f for f in (enqueue, describe, cleanup, stop, cancel)}
+    def names_schedulers():
+        return "name" in inspect.signature(RQScheduler.__init__).parameters
+
+    known = (enqueue, describe, cleanup, stop, cancel, names_schedulers)
+    commands = {f.__name__: f for f in known}
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = {"ok": commands[request.pop("do")](**request)}
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to the test, which fails of it
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

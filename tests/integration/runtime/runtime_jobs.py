@@ -4,6 +4,7 @@ Each says in Redis that it ran, in a list that nobody else touches.
 """
 
 import os
+import pathlib
 import time
 
 from rq import get_current_job
@@ -37,7 +38,7 @@ def nap(seconds):
 
 def nap_quietly(seconds, begun):
     """Touches Redis only before its nap, through a file for the test to see."""
-    with open(begun, "a") as stream:
+    with pathlib.Path(begun).open("a") as stream:
         stream.write("begun\n")
     time.sleep(seconds)
     return seconds

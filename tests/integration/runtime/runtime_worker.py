@@ -6,6 +6,7 @@ sends signals and lets it go on.
 
 import json
 import os
+import pathlib
 import signal
 import sys
 
@@ -25,11 +26,11 @@ def main(options):
         worker.EXECUTION_TTL = options["EXECUTION_TTL"]
 
     def point(name):
-        marker = os.path.join(directory, f"stopped-{name}")
-        if name == chosen and not os.path.exists(marker):
-            with open(marker + ".new", "w") as stream:
-                stream.write(str(os.getpid()))
-            os.rename(marker + ".new", marker)
+        marker = pathlib.Path(directory, f"stopped-{name}")
+        if name == chosen and not marker.exists():
+            new = marker.with_suffix(".new")
+            new.write_text(str(os.getpid()))
+            new.rename(marker)
             os.kill(os.getpid(), signal.SIGSTOP)
 
     read = dequeue._Channel.read
