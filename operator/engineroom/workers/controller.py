@@ -323,7 +323,11 @@ class WorkerPoolController:
     ) -> Leave:
         """One step of everybody who leaves; the next look takes the next one."""
         leave = plan_leave(
-            pods, _crews(facts), replicas=deployment.replicas, target=decision.replicas
+            pods,
+            _crews(facts),
+            replicas=deployment.replicas,
+            target=decision.replicas,
+            rolling=deployment.rolling,
         )
         await self._ask(pool, link, leave, {worker.name for worker in facts.workers})
         for pod in leave.mark:

@@ -59,11 +59,14 @@ def plan_leave(
     *,
     replicas: int,
     target: int,
+    rolling: bool = False,
 ) -> Leave:
     """Next steps so that the pool gets from ``replicas`` pods to ``target``.
 
     ``workers`` are the registered workers by pod name. With ``target`` at or above ``replicas``
-    whoever drains is called back; only the retired still go.
+    whoever drains is called back; only the retired still go. While the Deployment is ``rolling``
+    from one template to the next there are two ReplicaSets, and which of them a smaller size
+    takes pods from is Kubernetes' choice: nobody is sent away then, unless everybody goes.
     """
     present = [pod for pod in pods if pod.present]
     # Marked pods that the ReplicaSet is already told to delete, and has not yet.
@@ -72,6 +75,9 @@ def plan_leave(
     excess = max(replicas - target, unaccounted(retired, pods, replicas), 0)
     asked = [pod for pod in present if pod.drain_asked]
     ranked = sorted(present, key=lambda pod: _rank(pod, workers.get(pod.name, ())))
+    if rolling and target:
+        # Of more pods than replicas the surplus is new ones coming up, and nobody's to leave.
+        excess = under_way = 0
     victims = {pod.name: pod for pod in [*ranked[: excess + under_way], *asked]}
 
     drain: list[tuple[str, str]] = []
@@ -91,7 +97,7 @@ def plan_leave(
         for worker in crew:
             if worker.drain == "retired":
                 continue
-            if worker.drain == "drained" and not worker.busy:
+            if worker.drain == "drained" and not worker.busy and not (rolling and target):
                 retire.append((worker.name, pod.uid))
             else:
                 drain.append((worker.name, pod.uid))
@@ -116,7 +122,7 @@ def plan_leave(
         cancel=tuple(cancel),
         retire=tuple(retire),
         mark=tuple(mark),
-        shrink_by=max(0, marked - under_way),
+        shrink_by=0 if rolling and target else max(0, marked - under_way),
         leaving=len(victims) + sum(1 for pod in pods if pod.deleting),
     )
 

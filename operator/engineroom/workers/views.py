@@ -40,6 +40,11 @@ class DeploymentView:
     #: (reason, message) when the ReplicaSet could not create pods (quota, admission).
     replica_failure: tuple[str, str] | None = None
 
+    @property
+    def rolling(self) -> bool:
+        """Whether pods of an older template are still there, or a change is not yet seen."""
+        return self.observed_generation < self.generation or self.updated < self.status_replicas
+
     def same_sight(self, other: DeploymentView) -> bool:
         """Whether a reconcile would see the same in both; versions and hashes apart."""
         return (
@@ -49,6 +54,7 @@ class DeploymentView:
             and self.status_replicas == other.status_replicas
             and self.ready == other.ready
             and self.updated == other.updated
+            and self.rolling == other.rolling
             and self.replica_failure == other.replica_failure
         )
 

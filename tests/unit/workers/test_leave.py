@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.leave import busy_pods, plan_leave, retired_pods, to_protect, unaccounted
+from engineroom.workers.leave import (
+    Leave,
+    busy_pods,
+    plan_leave,
+    retired_pods,
+    to_protect,
+    unaccounted,
+)
 from tests.unit.workers.builders import NOW, pod, worker
 
 
@@ -161,3 +168,24 @@ def test_only_long_jobs_protect_their_pod_and_only_idleness_ends_it():
     )
     changes = {p.name: protect for p, protect in to_protect(pods, workers, NOW)}
     assert changes == {"long": True, "idle": False}
+
+
+def test_nobody_is_sent_away_while_a_new_template_rolls_out():
+    # Three for two: the third is the new template's first, not one too many.
+    pods = [pod("old-1"), pod("old-2"), pod("new-1")]
+    workers = crews(*(worker(each.name) for each in pods))
+    assert plan_leave(pods, workers, replicas=2, target=2, rolling=True) == Leave()
+    assert plan_leave(pods, workers, replicas=2, target=1, rolling=True) == Leave()
+    # A mark from before the roll-out: which pods a smaller size took would be anybody's guess.
+    pods[0] = pod("old-1", deletion_cost=-1000)
+    assert plan_leave(pods, workers, replicas=3, target=2, rolling=True).shrink_by == 0
+
+
+def test_a_pool_that_goes_to_zero_does_not_wait_for_a_rollout():
+    pods = [pod("old-1"), pod("new-1")]
+    leave = plan_leave(
+        pods, crews(worker("old-1"), worker("new-1")), replicas=1, target=0, rolling=True
+    )
+    assert len(leave.drain) == 2
+    marked = [pod(name, deletion_cost=-1000) for name in ("old-1", "new-1")]
+    assert plan_leave(marked, {}, replicas=1, target=0, rolling=True).shrink_by == 1
