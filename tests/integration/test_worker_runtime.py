@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio
 
-from engineroom.queue import commands, keys
+from engineroom.queue import commands, keys, recovery
 from tests.integration import rq_versions
+from tests.integration.runtime.cutter import Cutter
 from tests.integration.runtime.lab import HERE, POOL, Lab, eventually
 from tests.performance.harness import free_port, root
 
@@ -278,6 +279,20 @@ def test_a_job_past_the_deadline_is_let_go(lab: Lab, policy: str) -> None:
         assert lab.redis.zscore(keys.failed("default"), job)
 
 
+@pytest.mark.parametrize("policy", ["Fail", "Requeue"])
+def test_a_drain_ends_a_job_past_the_deadline_and_the_worker_lives_on(
+    lab: Lab, policy: str
+) -> None:
+    worker = lab.worker(MAX_JOB_DURATION=3, ON_DEADLINE=policy)
+    job = lab.enqueue("nap", 30)
+    eventually(lambda: lab.ran("begun"), "the job to begin")
+    command(lab, commands.request_drain, [(worker.name, "d1")])
+    lab.becomes(job, {"Fail": "failed", "Requeue": "queued"}[policy], 8)
+    worker.field("er_drain", "drained", 3)
+    assert worker.record()["er_job"] == ""
+    assert lab.traces() == {}
+
+
 def test_a_job_may_use_the_time_it_has_after_sigterm(lab: Lab) -> None:
     worker = lab.worker(MAX_JOB_DURATION=5)
     job = lab.enqueue("nap", 3)
@@ -370,6 +385,63 @@ def test_redis_gone_while_a_job_runs_and_when_it_ends(
     lab.becomes(lab.enqueue("ran"), "finished", 8)
     assert worker.name == name
     assert lab.traces() == {}
+
+
+def cut_at(lab: Lab, *needles: bytes) -> Cutter:
+    """A proxy that loses the reply to the first request with all the needles in it."""
+    return Cutter(
+        lab.server.port, lambda request: all(needle in request for needle in needles)
+    )
+
+
+@pytest.mark.parametrize("job", ["add", "boom_until"])
+@pytest.mark.parametrize(
+    "needles",
+    [
+        (b"EVALSHA", b"rq:suspended"),
+        (b"start", b"PERSIST"),
+        (b"engineroom:stats:", b"HINCRBY"),
+    ],
+    ids=["take", "start", "end"],
+)
+def test_a_reply_that_is_lost_changes_nothing(
+    lab: Lab, needles: tuple[bytes, ...], job: str
+) -> None:
+    """The transaction was applied and nobody was told: sent again, it is not applied again."""
+    fails = job == "boom_until"
+    options: dict[str, Any] = {"retry": {"max": 3}} if fails else {}
+    made = lab.enqueue(job, *([1] if fails else [1, 2]), **options)
+    with cut_at(lab, *needles) as cutter:
+        lab.worker(REDIS_URL=cutter.url)
+        lab.becomes(made, "finished")
+        assert cutter.cut == 1
+        described = lab.describe(made)
+        assert lab.ran() == [made] * (1 + fails)
+        assert described["results"] == 1
+        assert described["retries_left"] == (2 if fails else None)
+        stats = lab.redis.hgetall(keys.stats("default"))
+        assert int(stats[b"finished"]) == 1
+        assert int(stats.get(b"failed", 0)) == fails
+        lab.becomes(lab.enqueue("ran"), "finished")
+        eventually(lambda: lab.traces() == {}, "no traces")
+        lab.reset()
+
+
+def test_a_job_whose_blmove_was_not_answered_is_put_back_from_the_intermediate_list(
+    lab: Lab,
+) -> None:
+    with cut_at(lab, b"BLMOVE") as cutter:
+        worker = lab.worker(REDIS_URL=cutter.url)
+        worker.field("state", "idle")
+        time.sleep(0.2)
+        job = lab.enqueue("ran")
+        eventually(lambda: cutter.cut, "the cut")
+        for later in (0, 16):
+            command(lab, recovery.return_strays, ["default"], time.time() + later)
+        lab.becomes(job, "finished")
+        assert lab.ran() == [job]
+        eventually(lambda: lab.traces() == {}, "no traces")
+        lab.reset()
 
 
 def test_redis_back_empty_is_joined_anew(lab: Lab) -> None:
