@@ -12,7 +12,7 @@ import pytest
 from engineroom.kube.client import Client
 from engineroom.kube.informer import Informer
 from engineroom.kube.resources import CONFIG_MAPS, NAMESPACES, Resource
-from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request
+from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -177,7 +177,7 @@ async def test_it_starts_when_the_api_server_does(
     proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
     await client.create(CONFIG_MAPS, obj(namespace, "c"))
-    answers = [Drop(), Answer(500), Answer(503), Answer(403), Answer(429, retry_after=0), Drop()]
+    answers: list[Verdict] = [Drop(), Answer(500), Answer(503), Answer(403), Drop()]
     proxy.before(lambda _: answers.pop(0) if answers else None)
     async with Client(proxy.config) as through, Seen(through, namespace).running() as informer:
         assert cached(informer, namespace) == {"c": "1"}
@@ -188,7 +188,7 @@ async def test_a_list_that_breaks_between_chunks_is_begun_again(
 ) -> None:
     for number in range(8):
         await client.create(CONFIG_MAPS, obj(namespace, f"c{number}"))
-    failures = [Answer(410, "Expired"), Drop()]
+    failures: list[Verdict] = [Answer(410, "Expired"), Drop()]
     proxy.before(lambda r: failures.pop() if "continue" in r.query and failures else None)
     async with Client(proxy.config) as through, Seen(through, namespace).running() as informer:
         assert len(informer) == 8

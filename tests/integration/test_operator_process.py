@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from engineroom.kube.resources import EVENTS, LEASES, WORKERPOOLS
-from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request
+from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -331,7 +331,12 @@ async def test_an_api_server_that_is_away_for_a_while(
 async def test_writes_that_fail_or_whose_answers_are_lost_are_made_good(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
-    before = [Answer(500), Answer(409, "Conflict"), Answer(429, retry_after=1), Drop()]
+    before: list[Verdict] = [
+        Answer(500),
+        Answer(409, "Conflict"),
+        Answer(429, retry_after=1),
+        Drop(),
+    ]
     proxy.before(
         lambda r: before.pop() if r.write and not r.lease and before else None,
     )

@@ -47,7 +47,8 @@ def make() -> tuple[RecordStore, list[tuple[str, int | None, int | None]], FakeC
     clock = FakeClock()
 
     def note(key: str, new: Record | None, old: Record | None) -> None:
-        told.append((key, new and int(new.resource_version), old and int(old.resource_version)))
+        versions = [None if r is None else int(r.resource_version) for r in (new, old)]
+        told.append((key, versions[0], versions[1]))
 
     return RecordStore(WORKERPOOLS, note, clock), told, clock
 
