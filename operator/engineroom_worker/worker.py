@@ -645,14 +645,15 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             self._pause(wake - time.monotonic())
 
     def _deadline(self, started: float) -> float | None:
-        """When to let go of the job: None as long as nobody told the worker to end.
+        """When to let go of the job: None as long as nobody wants the worker to leave.
 
         The job gets its ``maxJobDuration`` from its start, but never longer than until shortly
-        before the kubelet kills the container.
+        before the kubelet kills the container. A worker that drains is in no such hurry; yet its
+        pod could not leave before the job, so the same duration holds.
         """
-        if self._stopping_since is None:
-            return None
         longest = float(self.settings.max_job_duration)
+        if self._stopping_since is None:
+            return started + longest if self._controls.leaving else None
         margin = min(DEADLINE_MARGIN, longest / 10)
         return min(started + longest, self._stopping_since + longest - margin)
 
