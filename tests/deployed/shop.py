@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import redis
+
+
+PAGES = ("enqueued", "started", "finished")
 
 
 @dataclass(frozen=True)
@@ -40,30 +44,30 @@ class Account:
 def account(client: redis.Redis, book: str) -> Account:
     """Read a book. Orders that still wait or run count as lost: read it when all should be done."""
     with client.pipeline(transaction=True) as pipe:
-        for page in ("enqueued", "started", "finished", "began", "ended"):
+        for page in PAGES:
             pipe.hgetall(f"shop:{book}:{page}")
-        enqueued, started, finished, began, ended = [
-            {key.decode(): value.decode() for key, value in page.items()} for page in pipe.execute()
+        enqueued, started, finished = [
+            {key.decode(): float(value) for key, value in page.items()} for page in pipe.execute()
         ]
-    waits = [float(began[order]) - float(enqueued[order]) for order in began if order in enqueued]
-    first = float(min(enqueued.values(), default="0"))
+    times = Counter(_order(line) for line in finished)
+    waits = [
+        at - enqueued[_order(line)] for line, at in started.items() if _order(line) in enqueued
+    ]
     return Account(
         enqueued=len(enqueued),
-        started=len(started),
-        finished=len(finished),
-        lost=tuple(sorted(set(enqueued) - set(finished))),
-        doubled=tuple(sorted(order for order, times in finished.items() if int(times) > 1)),
-        killed=tuple(
-            sorted(
-                order
-                for order, times in started.items()
-                if int(times) > int(finished.get(order, "0"))
-            )
-        ),
+        started=len({_order(line) for line in started}),
+        finished=len(times),
+        lost=tuple(sorted(enqueued.keys() - times.keys())),
+        doubled=tuple(sorted(order for order, count in times.items() if count > 1)),
+        killed=tuple(sorted(_order(line) for line in started.keys() - finished.keys())),
         first_wait=min(waits, default=None),
         longest_wait=max(waits, default=None),
-        seconds=max(float(value) for value in ended.values()) - first if ended else None,
+        seconds=max(finished.values()) - min(enqueued.values()) if finished and enqueued else None,
     )
+
+
+def _order(line: str) -> str:
+    return line.partition("/")[0]
 
 
 def enqueue(
@@ -122,6 +126,4 @@ def finished(client: redis.Redis, book: str) -> int:
 
 def forget(client: redis.Redis, book: str) -> None:
     """Throw a book away."""
-    client.delete(
-        *(f"shop:{book}:{page}" for page in ("enqueued", "started", "finished", "began", "ended"))
-    )
+    client.delete(*(f"shop:{book}:{page}" for page in PAGES))

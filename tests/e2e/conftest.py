@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tests.deployed.forward import Forward
 
 _failed = pytest.StashKey[bool]()
-_number = itertools.count(1)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,7 +58,8 @@ def pool(
 ) -> Iterator[Pool]:
     """A pool that is not yet there; gone after the test, its story told if that failed."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
-    pool = Pool(installation, redis, f"{words[:24].strip('-')}-{next(_number)}")
+    # Never the name of an earlier run's: a cluster may be used again, with what is in its Redis.
+    pool = Pool(installation, redis, f"{words[:24].strip('-')}-{secrets.token_hex(2)}")
     yield pool
     if pool.kube.find("workerpools", NAMESPACE, pool.name) is None:
         return

@@ -95,9 +95,13 @@ def test_the_pool_grows_in_one_step_and_says_why(pool: Pool) -> None:
     limited = pool.wait_condition("ScalingLimited", "True", reasons.AT_MAX_REPLICAS, 10)
     assert limited["message"]
     # From none straight to three: no size between was ever asked for.
-    deployment = pool.kube.get("deployments", NAMESPACE, pool.name)
-    assert deployment["spec"]["replicas"] == 3
-    assert deployment["metadata"]["generation"] == 2
+    sizes = [
+        event["message"]
+        for event in pool.kube.all("events", NAMESPACE)
+        if event["reason"] == reasons.SCALED_UP and event["involvedObject"]["name"] == pool.name
+    ]
+    assert len(sizes) == 1
+    assert sizes[0].startswith("from 0 to 3 pods")
     pool.wait_finished(20, 90)
     assert pool.account().clean
 
