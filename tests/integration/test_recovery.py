@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -181,6 +182,18 @@ def test_a_worker_that_comes_back_does_not_book_over_its_successor(lab: Lab, poi
     assert again["worker"] == described["worker"] == heir.name
     assert int(lab.redis.hget(keys.stats("default"), "finished") or 0) == 2
     eventually(lambda: lab.traces() == {}, "no traces")
+
+
+def test_a_job_dies_with_its_worker(lab: Lab) -> None:
+    """Else it would go on while the operator gives it to another."""
+    worker = lab.worker()
+    lab.enqueue("nap", 30)
+    eventually(lambda: lab.ran("begun"), "the job to begin")
+    task = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+    horses = [int(pid) for pid in task.read_text().split()]
+    assert len(horses) == 1
+    worker.kill()
+    eventually(lambda: not Path(f"/proc/{horses[0]}").exists(), "the work horse to die", 3)
 
 
 def test_a_living_worker_is_left_alone(lab: Lab) -> None:

@@ -361,27 +361,37 @@ def test_without_tracking_several_queues_are_polled(lab: Lab) -> None:
 # -- Redis gone ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("queues", [("default",), ("high", "default")])
+@pytest.mark.parametrize(
+    ("func", "queues"),
+    [
+        ("nap_quietly", ("default",)),
+        ("nap_quietly", ("high", "default")),
+        ("boom_quietly", ("default",)),
+    ],
+)
 def test_redis_gone_while_a_job_runs_and_when_it_ends(
-    lab: Lab, queues: tuple[str, ...]
+    lab: Lab, func: str, queues: tuple[str, ...]
 ) -> None:
     worker = lab.worker(queues=queues)
     worker.field("state", "idle")
     begun = lab.directory / "begun"
-    job = lab.enqueue("nap_quietly", 2, str(begun), retry={"max": 2})
+    fails = func == "boom_quietly"
+    options: dict[str, Any] = {} if fails else {"retry": {"max": 2}}
+    job = lab.enqueue(func, 2, str(begun), **options)
     eventually(begun.exists, "the job to begin")
     name = worker.name
     lab.server.stop()
     time.sleep(4)
     assert worker.process.poll() is None
     lab.server.start()
-    lab.becomes(job, "finished", 6)
+    outcome = "failed" if fails else "finished"
+    lab.becomes(job, outcome, 6)
     described = lab.describe(job)
-    assert described["result"] == 2
+    assert described["result"] == (None if fails else 2)
     assert described["results"] == 1
-    assert described["retries_left"] == 2
+    assert described["retries_left"] == (None if fails else 2)
     assert begun.read_text() == "begun\n"
-    assert int(lab.redis.hget(keys.stats("default"), "finished") or 0) == 1
+    assert int(lab.redis.hget(keys.stats("default"), outcome) or 0) == 1
     lab.becomes(lab.enqueue("ran"), "finished", 8)
     assert worker.name == name
     assert lab.traces() == {}
@@ -424,6 +434,17 @@ def test_a_reply_that_is_lost_changes_nothing(
         assert int(stats.get(b"failed", 0)) == fails
         lab.becomes(lab.enqueue("ran"), "finished")
         eventually(lambda: lab.traces() == {}, "no traces")
+        lab.reset()
+
+
+def test_dependents_run_though_the_reply_to_the_end_was_lost(lab: Lab) -> None:
+    first = lab.enqueue("ran")
+    second = lab.enqueue("ran", depends_on=first)
+    with cut_at(lab, b"engineroom:stats:", b"HINCRBY") as cutter:
+        lab.worker(REDIS_URL=cutter.url)
+        lab.becomes(second, "finished")
+        assert cutter.cut == 1
+        assert lab.ran() == [first, second]
         lab.reset()
 
 

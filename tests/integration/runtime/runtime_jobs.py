@@ -44,6 +44,11 @@ def nap_quietly(seconds, begun):
     return seconds
 
 
+def boom_quietly(seconds, begun):
+    nap_quietly(seconds, begun)
+    raise RuntimeError("boom")
+
+
 def boom():
     _ran()
     raise RuntimeError("boom")
