@@ -62,16 +62,22 @@ class OperatorProcess:
             "ENGINEROOM_PROBE_PORT": "",
             "ENGINEROOM_LOG_FORMAT": "json",
         }
-        # Goes with this object; a context manager would end it before the process ends.
-        self._log = tempfile.NamedTemporaryFile(prefix="operator-", suffix=".log")  # noqa: SIM115
+        handle, name = tempfile.mkstemp(prefix="operator-", suffix=".log")
+        os.close(handle)
+        self._log = Path(name)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start it; returns at once."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "engineroom.main",
-            env=self._environment, stdout=self._log, stderr=self._log,
-        )  # fmt: skip
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "engineroom.main",
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def kill(self) -> None:
         """SIGKILL, now."""
@@ -98,11 +104,12 @@ class OperatorProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """What it logged so far."""
-        lines = Path(self._log.name).read_text().splitlines()
+        lines = self._log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def __del__(self) -> None:
         self.kill()
+        self._log.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,9 @@ class Stage:
         return "", "", ""
 
     async def size(self, name: str = "mail") -> int:
-        """What the Deployment asks for; -1 without one."""
+        """What the Deployment asks for; 0 without one, for a pool gets it with its first pod."""
         items, _ = await self.client.list(DEPLOYMENTS, self.namespace)
-        return next((d["spec"]["replicas"] for d in items if d["metadata"]["name"] == name), -1)
+        return next((d["spec"]["replicas"] for d in items if d["metadata"]["name"] == name), 0)
 
     async def pods(self) -> list[dict[str, Any]]:
         """All pods."""

@@ -235,8 +235,9 @@ def caches_filled(operator: OperatorProcess) -> int:
 
 
 async def test_a_foreign_edit_is_put_right(stage, operator):
-    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
-    await eventually("the pool is ready", lambda: ready_at(stage, 0))
+    held = pool(stage.namespace, autoscaling={"minReplicas": 1})
+    await stage.client.create(WORKERPOOLS, held)
+    await eventually("the pool is ready", lambda: ready_at(stage, 1))
     image = {"containers": [{"name": "app", "image": "evil"}]}
     await stage.client.apply(
         DEPLOYMENTS,
@@ -256,7 +257,7 @@ async def test_a_foreign_edit_is_put_right(stage, operator):
 
     await eventually("the image is back", back)
     await stage.client.delete(DEPLOYMENTS, stage.namespace, "mail")
-    await eventually("the Deployment is back", lambda: ready_at(stage, 0))
+    await eventually("the Deployment is back", lambda: ready_at(stage, 1))
 
 
 async def test_one_wrong_spec_hurts_no_other(stage, operator):

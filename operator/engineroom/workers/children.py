@@ -99,10 +99,11 @@ class Children:
     ) -> DeploymentView | None:
         """All objects as the spec says; writes nothing when they are.
 
-        Returns None while there is no Deployment because no Redis is known for it.
+        A pool that never had work has no objects at all: ten thousand of them cost the cluster
+        their own entry and nothing else. Returns None then, and while no Redis is known.
         """
         secret = self._worker_secret(pool, plan)
-        if secret is None:
+        if secret is None or (before is None and decision.replicas == 0):
             return before
         if before is not None and not pool.own_generation:
             # A restarted operator trusts what it finds; from here on an edit by others shows.

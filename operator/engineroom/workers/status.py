@@ -163,9 +163,11 @@ def _reconciling(seen: Seen) -> Verdict:
     deployment = seen.deployment
     if seen.apply_trouble is not None:
         return "False", *seen.apply_trouble
-    if deployment is None:
+    if deployment is None and seen.decision.replicas:
         return "True", reasons.SCALING, "the Deployment is being made"
-    if not (deployment.replicas or deployment.status_replicas or seen.leaving):
+    if deployment is None or not (
+        deployment.replicas or deployment.status_replicas or seen.leaving
+    ):
         return "False", reasons.RECONCILED, "the pool is as its spec says"
     if deployment.observed_generation < deployment.generation:
         return "True", reasons.SCALING, "the Deployment is being rolled out"
@@ -180,7 +182,7 @@ def _ready(seen: Seen) -> Verdict:
     for trouble in (seen.apply_trouble, seen.redis_trouble, pod_trouble(seen)):
         if trouble is not None:
             return "False", *trouble
-    if seen.deployment is None:
+    if seen.deployment is None and seen.decision.replicas:
         return "False", reasons.SCALING, "the Deployment is being made"
     return "True", reasons.RECONCILED, "the pool works"
 
