@@ -13,7 +13,6 @@ import asyncio
 import inspect
 import random
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import EngineroomError
@@ -23,6 +22,7 @@ from engineroom.kube.resources import LEASES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from engineroom.core.clock import Clock
     from engineroom.kube.client import Client
@@ -317,13 +317,6 @@ class Elector:
                 await self._stop.wait()
         except TimeoutError:
             return
-
-
-def lease_age(record: LeaseRecord, now: datetime) -> timedelta | None:
-    """How long ago the holder says it renewed, if ever. For people, not for decisions."""
-    if not record.renewed:
-        return None
-    return now - datetime.fromisoformat(record.renewed)
 
 
 async def _call(callback: Callable[[], Awaitable[None] | None]) -> None:
