@@ -18,7 +18,7 @@ from rq import Queue
 
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
-from tests.deployed.kube import wait_for
+from tests.deployed.kube import condition, wait_for
 from tests.performance.outcome import Goal, outcome, percentile
 from tests.performance.rig import api_server, operator, pool, redis_server
 
@@ -149,14 +149,15 @@ def at_rest(kube: Kube, client: redis.Redis, names: list[str]) -> None:
         Queue(name, connection=client).empty()  # type: ignore[no-untyped-call]
 
     def look() -> bool:
-        deployments = {
-            each["metadata"]["name"]: each for each in kube.all("deployments", NAMESPACE)
-        }
+        # A pool that never had work has no Deployment yet.
         return all(
-            name in deployments
-            and deployments[name]["spec"]["replicas"] == 0
-            and not deployments[name].get("status", {}).get("replicas")
-            for name in names
+            each["spec"]["replicas"] == 0 and not each.get("status", {}).get("replicas")
+            for each in kube.all("deployments", NAMESPACE)
+            if each["metadata"]["name"] in names
+        ) and all(
+            condition(each, "Ready")["status"] == "True"
+            for each in kube.all("workerpools")
+            if each["metadata"]["name"] in names
         )
 
     wait_for(look, 120, "all pools at zero", every=0.3)

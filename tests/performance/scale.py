@@ -94,13 +94,13 @@ def create(kube: Kube, pools: int) -> dict[str, Figure]:
         asyncio.run(_create(kube, pools))
         created = time.monotonic() - began
 
-        def all_there() -> bool:
-            there = count(kube, "deployments")
-            detail(f"{there} Deployments")
-            return there >= pools
+        def all_converged() -> bool:
+            left = len(unready(kube))
+            detail(f"{pools - left} as their specs say")
+            return not left
 
-        wait_for(all_there, pools / 10 + 120, "all Deployments", every=0.5)
-        wait_for(lambda: not unready(kube), 180, lambda: f"all Ready: {unready(kube)[:3]}", every=2)
+        # Listing ten thousand pools costs the API server half a second: not too often.
+        wait_for(all_converged, pools / 10 + 120, lambda: f"Ready: {unready(kube)[:3]}", every=2)
         converged = time.monotonic() - began
     return {
         "creation_seconds": round(created, 1),
@@ -133,12 +133,6 @@ async def _create(kube: Kube, pools: int) -> None:
 
     async with Client(load_config(Settings(kubeconfig=kube.kubeconfig))) as client:
         await asyncio.gather(*(some(client) for _ in range(16)))
-
-
-def count(kube: Kube, plural: str) -> int:
-    """How many objects of a kind there are, for the price of one."""
-    listed = json.loads(kube.raw(kube.path(plural, None) + "?limit=1"))
-    return len(listed["items"]) + int(listed["metadata"].get("remainingItemCount", 0))
 
 
 def unready(kube: Kube) -> list[str]:
@@ -283,11 +277,9 @@ def react_under_traffic(
 def react(kube: Kube, client: redis.Redis, number: int) -> float:
     """Seconds from before the enqueue until a watch hears of the Deployment's new size."""
     namespace, name = place(number)
-    listed = kube.get("deployments", namespace, name)
-    path = kube.path("deployments", namespace)
-    query = f"?fieldSelector=metadata.name%3D{name}"
-    version = json.loads(kube.raw(path + query))["metadata"]["resourceVersion"]
-    assert listed["spec"]["replicas"] == 0
+    listed = deployments(kube, number)
+    version = listed["metadata"]["resourceVersion"]
+    assert all(each["spec"]["replicas"] == 0 for each in listed["items"])
     heard = threading.Event()
     at = [0.0]
     listening = threading.Event()
@@ -315,9 +307,16 @@ def react(kube: Kube, client: redis.Redis, number: int) -> float:
 
 
 def size(kube: Kube, number: int) -> int:
-    """The Deployment's size."""
+    """The Deployment's size; a pool that never had work has none yet."""
+    return sum(int(each["spec"]["replicas"]) for each in deployments(kube, number)["items"])
+
+
+def deployments(kube: Kube, number: int) -> dict[str, Any]:
+    """The list of the pool's Deployments: one or none."""
     namespace, name = place(number)
-    return int(kube.get("deployments", namespace, name)["spec"]["replicas"])
+    path = kube.path("deployments", namespace) + f"?fieldSelector=metadata.name%3D{name}"
+    listed: dict[str, Any] = json.loads(kube.raw(path))
+    return listed
 
 
 def enqueue(client: redis.Redis, number: int, jobs: int) -> None:

@@ -425,7 +425,15 @@ class WorkerPoolController:
         return RESYNC
 
 
-_FIGURES = ("queues", "jobsPerMinute", "busyWorkers", "decision", "readyReplicas", "replicas")
+_FIGURES = (
+    "queues",
+    "waitingJobs",
+    "jobsPerMinute",
+    "busyWorkers",
+    "decision",
+    "readyReplicas",
+    "replicas",
+)
 
 
 def _verdicts(status: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> St
         "busyWorkers": seen.busy_workers,
         "drainingReplicas": seen.leaving,
         "queues": _queues(old, seen.facts),
+        "waitingJobs": _waiting(old, seen.facts),
         "jobsPerMinute": seen.jobs_per_minute,
         "decision": decision.sentence,
         "conditions": _conditions(plan, old, seen),
@@ -100,6 +101,10 @@ def _queues(old: Mapping[str, Any], facts: PoolFacts | None) -> list[Status]:
             row["oldestJobAge"] = f"{max(0, int(facts.at - queue.oldest_enqueued))}s"
         rows.append(row)
     return rows
+
+
+def _waiting(old: Mapping[str, Any], facts: PoolFacts | None) -> int:
+    return int(old.get("waitingJobs") or 0) if facts is None else facts.backlog
 
 
 def _conditions(plan: Plan, old: Mapping[str, Any], seen: Seen) -> list[Status]:
