@@ -122,7 +122,9 @@ def plan_leave(
         cancel=tuple(cancel),
         retire=tuple(retire),
         mark=tuple(mark),
-        shrink_by=0 if rolling and target else max(0, marked - under_way),
+        shrink_by=0
+        if rolling and target
+        else max(0, min(marked, _first_to_go(present)) - under_way),
         leaving=len(victims) + sum(1 for pod in pods if pod.deleting),
     )
 
@@ -153,6 +155,20 @@ def busy_pods(pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFact
         for pod in pods
         if pod.present and any(w.busy and not w.drain for w in workers.get(pod.name, ()))
     )
+
+
+def _first_to_go(present: Sequence[PodView]) -> int:
+    """How many marked pods a ReplicaSet would delete before the first that is not marked.
+
+    It takes pods without a node first, then those that do not run, then those that are not ready,
+    and only among equals the cheapest (ActivePodsWithRanks in kubernetes/pkg/controller). A pod
+    that has just come up as a replacement would go before the one it replaces.
+    """
+    order = sorted(
+        present,
+        key=lambda pod: (pod.scheduled, pod.phase == "Running", pod.ready, pod.deletion_cost),
+    )
+    return next((at for at, pod in enumerate(order) if not _marked(pod)), len(order))
 
 
 def _marked(pod: PodView) -> bool:

@@ -77,6 +77,8 @@ class PodView:
     #: (reason, message) of a container that waits or was terminated, with what it wrote last.
     trouble: tuple[str, str] | None = None
     protected: bool = False
+    #: Whether it has a node.
+    scheduled: bool = True
 
     @property
     def present(self) -> bool:
@@ -137,6 +139,7 @@ def pod_view(obj: Mapping[str, Any]) -> PodView:
         restarts=sum(c.get("restartCount", 0) for c in statuses),
         trouble=_trouble(statuses),
         protected=annotations.get(SAFE_TO_EVICT) == "false",
+        scheduled=bool((obj.get("spec") or {}).get("nodeName")),
     )
 
 

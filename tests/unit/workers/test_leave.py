@@ -189,3 +189,23 @@ def test_a_pool_that_goes_to_zero_does_not_wait_for_a_rollout():
     assert len(leave.drain) == 2
     marked = [pod(name, deletion_cost=-1000) for name in ("old-1", "new-1")]
     assert plan_leave(marked, {}, replicas=1, target=0, rolling=True).shrink_by == 1
+
+
+def test_the_deployment_shrinks_only_when_kubernetes_would_take_the_marked():
+    marked, ready = pod("marked", deletion_cost=-1000), pod("ready")
+    replacement = pod("new", phase="Pending", ready=False)
+    workers = crews(worker("marked", drain="retired"), worker("ready"))
+    # The replacement is not ready: it would go instead, and a new one come, for ever.
+    assert plan_leave([marked, ready, replacement], workers, replicas=3, target=2).shrink_by == 0
+    up = pod("new")
+    assert plan_leave([marked, ready, up], workers, replicas=3, target=2).shrink_by == 1
+
+
+def test_marked_pods_that_never_ran_go_before_those_that_do():
+    pods = [
+        pod("marked", deletion_cost=-1000),
+        pod("unscheduled", deletion_cost=-1000, phase="Pending", ready=False, scheduled=False),
+        pod("starting", phase="Pending", ready=False),
+    ]
+    workers = crews(worker("marked", drain="retired"))
+    assert plan_leave(pods, workers, replicas=3, target=1).shrink_by == 1
