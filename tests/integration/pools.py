@@ -141,9 +141,8 @@ class Stage:
 
     def ledger(self) -> Ledger:
         """Count by the jobs' own books."""
-        finished = {
-            key.decode(): int(value) for key, value in self.redis.hgetall("booked:finished").items()
-        }
+        booked: dict[bytes, bytes] = self.redis.hgetall("booked:finished")  # type: ignore[assignment]
+        finished = {key.decode(): int(value) for key, value in booked.items()}
         counts = [finished.get(job, 0) for job in self.enqueued]
         return Ledger(
             enqueued=len(counts),
