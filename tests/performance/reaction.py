@@ -100,19 +100,20 @@ def main() -> int:
         kube.create("workerpools", NAMESPACE, pool("hundred", autoscaling=many))
         at_rest(kube, client, [*names, "hundred"])
         sizes = Sizes(kube)
+        # A pool has no Deployment before its first job: that one is made, all later ones patched.
+        made = [sample(client, sizes, name)[0] for name in [*names, "hundred"]]
+        at_rest(kube, client, [*names, "hundred"])
         samples: list[float] = []
         enqueueing: list[float] = []
         chance = random.Random(1)
         with step(f"{options.samples} samples", slow=True) as detail:
             while len(samples) < options.samples:
                 for name in names[: options.samples - len(samples)]:
-                    time.sleep(chance.uniform(0.02, 0.15))
-                    sizes.forget(name)
-                    began = time.perf_counter()
-                    Queue(name, connection=client).enqueue("time.sleep", 0.1)
-                    enqueueing.append(time.perf_counter() - began)
-                    at, _ = sizes.wait_above_zero(name, 10)
-                    samples.append(at - began)
+                    # What follows a scaling, pods made and status written, is over by then.
+                    time.sleep(chance.uniform(0.2, 0.5))
+                    taken, enqueued = sample(client, sizes, name)
+                    samples.append(taken)
+                    enqueueing.append(enqueued)
                 detail(f"{len(samples)}")
                 at_rest(kube, client, names)
         sizes.forget("hundred")
@@ -128,6 +129,7 @@ def main() -> int:
         "p99_ms": round(percentile(samples, 0.99) * 1000, 2),
         "max_ms": round(max(samples) * 1000, 2),
         "rq_enqueue_p50_ms": round(percentile(enqueueing, 0.5) * 1000, 2),
+        "first_ever_p50_ms": round(percentile(made, 0.5) * 1000, 2),
         "keda_1s_polling_p50_ms": KEDA_MEDIAN_MS,
         "zero_to_hundred_sizes": len(steps),
         "zero_to_hundred_first_size": steps[0],
@@ -141,6 +143,16 @@ def main() -> int:
         Goal("zero_to_hundred_first_size", 100, at_least=True),
     ]
     return outcome("reaction", figures, goals)
+
+
+def sample(client: redis.Redis, sizes: Sizes, name: str) -> tuple[float, float]:
+    """Enqueue one job: seconds until the new size was heard of, and those within `enqueue`."""
+    sizes.forget(name)
+    began = time.perf_counter()
+    Queue(name, connection=client).enqueue("time.sleep", 0.1)
+    enqueued = time.perf_counter() - began
+    at, _ = sizes.wait_above_zero(name, 10)
+    return at - began, enqueued
 
 
 def at_rest(kube: Kube, client: redis.Redis, names: list[str]) -> None:
