@@ -75,7 +75,7 @@ def _blind(plan: Plan, observation: Observation) -> Decision:
 
 def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Memory) -> Decision:
     at = observation.at
-    current = plan.min_replicas if observation.current is None else observation.current
+    current = observation.current or 0
     workers, sentence = _workers_wanted(plan, facts, memory)
     wanted = math.ceil(workers / plan.workers_per_pod)
     if wanted < observation.busy_pods:
