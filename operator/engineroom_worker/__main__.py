@@ -111,6 +111,12 @@ def connect(settings: Settings) -> Any:
     if int(redis.__version__.split(".")[0]) >= 5:
         options["protocol"] = 2
     options["retry"] = Retry(NoBackoff(), 0)
+    with contextlib.suppress(ImportError):
+        # redis-py 8 looks up its own version for each connection, which takes longer than a job's
+        # whole bookkeeping, and every work horse makes one; told once, it need not.
+        from redis.driver_info import DriverInfo
+
+        options["driver_info"] = DriverInfo()
     return redis.Redis.from_url(settings.redis_url, **options)
 
 

@@ -113,6 +113,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         self._drain_shown = ""
         self._running: Any = None
         self._born = False
+        self._next_weighing = 0.0
         self._quiet_until = time.monotonic() + self.maintenance_grace
         self._failures = 0
         super().__init__(
@@ -332,11 +333,14 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
 
     def _vital_signs(self) -> dict[str, Any]:
         self.last_heartbeat = now()
-        fields: dict[str, Any] = {
-            "last_heartbeat": utcformat(self.last_heartbeat),
-            "er_memory": resident_bytes(os.getpid(), *([self._horse_pid] * bool(self._horse_pid))),
-        }
-        self._board.set(self._slot, "memory", fields["er_memory"])
+        fields: dict[str, Any] = {"last_heartbeat": utcformat(self.last_heartbeat)}
+        at = time.monotonic()
+        if at >= self._next_weighing:
+            # Not with every job: reading it costs as much as a round trip to Redis.
+            self._next_weighing = at + self.heartbeat_seconds / 2
+            horse = [self._horse_pid] if self._horse_pid else []
+            fields["er_memory"] = resident_bytes(os.getpid(), *horse)
+            self._board.set(self._slot, "memory", fields["er_memory"])
         if self._shutdown_requested_date is not None:
             fields["shutdown_requested_date"] = utcformat(self._shutdown_requested_date)
         return fields
