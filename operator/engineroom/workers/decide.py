@@ -191,4 +191,4 @@ def _number(value: float) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:g} s" if value < 120 or value % 60 else f"{value / 60:g} min"
+    return f"{value:.3g} s" if value < 120 or value % 60 else f"{value / 60:g} min"
