@@ -92,6 +92,8 @@ class Operator:
             "KUBECONFIG": str(kubeconfig),
             "ENGINEROOM_REDIS_URL": redis_url,
             "ENGINEROOM_LEASE_NAMESPACE": "default",
+            # As in a cluster, where a container that is started anew keeps its pod's name.
+            "ENGINEROOM_POD_NAME": "engineroom-operator-0",
             "ENGINEROOM_HOST": "127.0.0.1",
             "ENGINEROOM_METRICS_PORT": str(self.metrics_port),
             "ENGINEROOM_PROBE_PORT": str(self._probe_port),

@@ -45,6 +45,11 @@ def place(number: int) -> tuple[str, str]:
     return f"scale-{number % NAMESPACES:02d}", f"pool-{number:05d}"
 
 
+def active(pools: int) -> list[int]:
+    """The pools whose queues have traffic, spread over all of them."""
+    return list(range(0, pools, max(1, pools // ACTIVE_QUEUES)))[:ACTIVE_QUEUES]
+
+
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -112,6 +117,7 @@ async def _create(kube: Kube, pools: int, detail: Callable[[str], None]) -> tupl
     from engineroom.settings import Settings
 
     chance = random.Random(5)
+    busy = set(active(pools))
     with_pod = {number for number in range(pools) if chance.random() < WITH_POD_SHARE}
     numbers = iter(range(pools))
     converged: set[str] = set()
@@ -120,11 +126,10 @@ async def _create(kube: Kube, pools: int, detail: Callable[[str], None]) -> tupl
     async def some(client: Client) -> None:
         for number in numbers:
             namespace, name = place(number)
-            autoscaling: dict[str, Any] = {
-                "minReplicas": int(number in with_pod),
-                "idleTimeout": "1s",
-                "scaleDown": {"stabilizationWindow": "0s"},
-            }
+            autoscaling: dict[str, Any] = {"minReplicas": int(number in with_pod)}
+            if number not in busy:
+                # Samples go back to zero at once; pools with traffic behave as by default.
+                autoscaling |= {"idleTimeout": "1s", "scaleDown": {"stabilizationWindow": "0s"}}
             body = pool(name, autoscaling=autoscaling)
             body["metadata"]["namespace"] = namespace
             await client.create(WORKERPOOLS, body)
@@ -234,7 +239,7 @@ def restart_and_react(
     """Restart it while jobs come in, to pools all over: how long until each has reacted."""
     process.kill()
     chance = random.Random(11)
-    chosen = chance.sample(range(pools), min(20, pools))
+    chosen = chance.sample(sorted(set(range(pools)) - set(active(pools))), min(20, pools // 2))
     sizes = {number: size(kube, number) for number in chosen}
     for number in chosen:
         enqueue(client, number, 200)
@@ -261,8 +266,8 @@ def react_under_traffic(
 ) -> dict[str, Figure]:
     """Reaction of empty pools while a hundred others have jobs coming and going."""
     chance = random.Random(13)
-    numbers = chance.sample(range(pools), min(pools, 400 + ACTIVE_QUEUES))
-    active, others = numbers[:ACTIVE_QUEUES], numbers[ACTIVE_QUEUES:]
+    busy = active(pools)
+    others = chance.sample(sorted(set(range(pools)) - set(busy)), min(pools - len(busy), 400))
     quiet = [number for number in others if size(kube, number) == 0][:samples]
     over = threading.Event()
     moved = [0]
@@ -270,7 +275,7 @@ def react_under_traffic(
     def traffic() -> None:
         rounds = 0
         while not over.is_set():
-            for number in active:
+            for number in busy:
                 if over.wait(1 / ACTIVE_QUEUES):
                     return
                 key = f"rq:queue:{place(number)[1]}"
@@ -285,7 +290,7 @@ def react_under_traffic(
     thread.start()
     taken: list[float] = []
     try:
-        time.sleep(8)  # the active pools reach their size
+        time.sleep(20)  # the busy pools reach their size, their simulated pods are there
         with step(f"{len(quiet)} samples under traffic", slow=True):
             for number in quiet:
                 taken.append(react(kube, client, number))

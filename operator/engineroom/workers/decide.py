@@ -87,7 +87,9 @@ def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Mem
     if peak is not None and peak.min_replicas > floor:
         floor, floor_name = peak.min_replicas, f"schedule {peak.name}"
 
-    held = memory.stabilized(wanted, current, plan.stabilization, at)
+    # Without a past the present size counts as wanted, unless the floor alone explains it.
+    past = current if current > floor else wanted
+    held = memory.stabilized(wanted, past, plan.stabilization, at)
     again = memory.next_change(plan.stabilization, at)
     size = max(wanted, min(current, held))
     if size > wanted:

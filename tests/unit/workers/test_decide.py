@@ -132,6 +132,12 @@ def test_a_restarted_operator_does_not_shrink_at_first_sight():
     assert "8 kept" in decision.sentence
 
 
+def test_a_restarted_operator_says_of_a_pool_at_its_floor_what_it_said_before():
+    spec = {"minReplicas": 2}
+    before = size(spec, {}, current=2, kept=settled())
+    assert size(spec, {}, current=2, kept=Memory()) == before
+
+
 def test_a_minute_lets_only_so_many_go():
     spec = {"scaleDown": {"stabilizationWindow": "0s", "maxPodsPerMinute": 3}}
     kept = settled()
