@@ -41,8 +41,9 @@ _SLOT = _CELL.size * len(_FIELDS)
 STATES = ("idle", "busy", "suspended")
 DRAIN_STATES = ("", "draining", "drained", "retired")
 
-#: A worker that has not turned its loop for so long hangs, Redis or not.
-STUCK_SECONDS = 60.0
+#: A worker that has not turned its loop for so long hangs, Redis or not. Longer than the callbacks
+#: of abandoned jobs, which RQ runs in the worker and stops after a minute each.
+STUCK_SECONDS = 300.0
 
 
 class Board:

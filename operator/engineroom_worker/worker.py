@@ -415,6 +415,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
 
     def _pause(self, seconds: float) -> bool:
         """Wait for at most ``seconds``; True when a signal or a nudge came."""
+        self._board.set(self._slot, "looped", time.monotonic())
         readable, _, _ = select.select([self._wake_read], [], [], max(0.0, seconds))
         if readable:
             with contextlib.suppress(BlockingIOError):
