@@ -142,12 +142,12 @@ def render(board: Board, pool: str, now: float) -> str:
         for slot in slots
         if board.get(slot, "started")
     ]
-    family(
-        "engineroom_worker_job_age_seconds", "gauge", "Age of the job in hand.", ages, _plain
-    )
+    family("engineroom_worker_job_age_seconds", "gauge", "Age of the job in hand.", ages, _plain)
     drains = [
-        (f'{base},slot="{slot}",state="{state or "none"}"',
-         float(int(board.get(slot, "drain")) == index))
+        (
+            f'{base},slot="{slot}",state="{state or "none"}"',
+            float(int(board.get(slot, "drain")) == index),
+        )
         for slot in slots
         for index, state in enumerate(DRAIN_STATES)
     ]

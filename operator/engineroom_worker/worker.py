@@ -529,8 +529,16 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             ("HSET", self.key, *_flat(fields)),
             ("EXPIRE", self.key, RECORD_TTL),
             (
-                "HSET", job.key, "status", JobStatus.STARTED.value, "started_at", stamp,
-                "last_heartbeat", stamp, "worker_name", self.name,
+                "HSET",
+                job.key,
+                "status",
+                JobStatus.STARTED.value,
+                "started_at",
+                stamp,
+                "last_heartbeat",
+                stamp,
+                "worker_name",
+                self.name,
             ),
             ("PERSIST", job.key),
         ]
@@ -941,4 +949,3 @@ def _die_with_parent(parent: int) -> None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-

@@ -55,16 +55,14 @@ def dead(lab: Lab, name: str, queues: tuple[str, ...] = ("default",)) -> DeadWor
 
 
 def recover(lab: Lab, worker: DeadWorker, policy: Policy = Policy()) -> Outcome:  # noqa: B008
-    outcome = with_redis(
-        lab, lambda client: recovery.recover(client, worker, policy, time.time())
-    )
+    outcome = with_redis(lab, lambda client: recovery.recover(client, worker, policy, time.time()))
     assert isinstance(outcome, Outcome)
     return outcome
 
 
-def killed_at(lab: Lab, point: str, func: str = "ran", *args: Any, **options: Any) -> tuple[
-    WorkerProcess, str, str
-]:
+def killed_at(
+    lab: Lab, point: str, func: str = "ran", *args: Any, **options: Any
+) -> tuple[WorkerProcess, str, str]:
     """A worker that was killed at a point, its name and the job that it had in hand."""
     queues = options.pop("queues", ("default",))
     worker = lab.worker(options.pop("pod", "pod-1"), queues, stop_at=point)
@@ -126,9 +124,7 @@ def test_killed_between_blmove_and_saying_so(lab: Lab) -> None:
     at = time.time()
 
     def stray(now: float) -> Any:
-        return with_redis(
-            lab, lambda client: recovery.return_strays(client, ["default"], now)
-        )
+        return with_redis(lab, lambda client: recovery.return_strays(client, ["default"], now))
 
     assert stray(at) == {}
     assert stray(at + 14) == {}
@@ -211,7 +207,10 @@ def test_retry_is_followed_to_its_end(lab: Lab) -> None:
     _, name, job = killed_at(lab, "prepared", retry={"max": 1})
     first = recover(lab, dead(lab, name))
     assert (first.action, first.job, first.queue, first.crashes) == (
-        Action.REQUEUED, job, "default", 1,
+        Action.REQUEUED,
+        job,
+        "default",
+        1,
     )
     assert lab.describe(job)["retries_left"] == 0
     worker = lab.worker("pod-2", stop_at="prepared")
@@ -445,9 +444,7 @@ def test_many_jobs_under_workers_that_keep_being_killed(lab: Lab) -> None:
             assert recover(lab, dead(lab, name, queues), ALWAYS).action is not Action.ALIVE
         else:
             victim.end()
-        with_redis(
-            lab, lambda client: recovery.return_strays(client, queues, time.time(), 0.5)
-        )
+        with_redis(lab, lambda client: recovery.return_strays(client, queues, time.time(), 0.5))
     for pod in pods:
         pod.end()
     assert all(lab.describe(job)["results"] == 1 for job in jobs)

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 def shared_lab(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
-    made = Lab(
-        rq_versions.interpreter(request.param), tmp_path_factory.mktemp("lab"), durable=True
-    )
+    made = Lab(rq_versions.interpreter(request.param), tmp_path_factory.mktemp("lab"), durable=True)
     made.ask("cleanup", queue="default")
     yield made
     made.close()
@@ -399,9 +397,7 @@ def test_redis_gone_while_a_job_runs_and_when_it_ends(
 
 def cut_at(lab: Lab, *needles: bytes) -> Cutter:
     """A proxy that loses the reply to the first request with all the needles in it."""
-    return Cutter(
-        lab.server.port, lambda request: all(needle in request for needle in needles)
-    )
+    return Cutter(lab.server.port, lambda request: all(needle in request for needle in needles))
 
 
 @pytest.mark.parametrize("job", ["add", "boom_until"])
@@ -725,7 +721,8 @@ def test_supervised_workers_metrics_and_restart(lab: Lab) -> None:
         long = lab.enqueue("nap", 20)
         eventually(lambda: lab.ran("begun")[-1:] == [long], "the long job to begin")
         holder = next(
-            name for name in (n.decode() for n in names)
+            name
+            for name in (n.decode() for n in names)
             if lab.redis.hget(keys.worker(name), "er_job") == long.encode()
         )
         pid = int(lab.redis.hget(keys.worker(holder), "pid") or 0)
