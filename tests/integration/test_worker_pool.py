@@ -305,3 +305,15 @@ async def test_drained_pods_are_marked_before_the_deployment_shrinks(
     ]
     assert order.count("mark") == 3
     assert order[-1] == "resize"
+
+
+async def test_the_api_server_restarted_under_load_loses_nothing(
+    stage, kubelet, operator, control_plane: Cluster
+):
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    stage.enqueue(12, 1.0)
+    await eventually("pods work", lambda: len(kubelet.pods()) == 3, 40)
+    await asyncio.to_thread(control_plane.restart, "apiserver")
+    await eventually("all jobs are done", lambda: stage.ledger().lost == 0, 60)
+    await eventually("the pool is at zero", lambda: at_rest(stage), 60)
+    assert stage.ledger().doubled == 0
