@@ -80,22 +80,26 @@ def assert_no_trace_of(lab: Lab, name: str) -> None:
     assert not lab.redis.sismember("rq:workers", keys.worker(name))
 
 
-@pytest.mark.parametrize("queues", [("default",), ("high", "default")])
+ONE, TWO = ("default",), ("high", "default")
+
+
 @pytest.mark.parametrize(
-    ("point", "action", "runs"),
+    ("point", "queues", "action", "runs"),
     [
-        ("taken", Action.RETURNED, 1),
-        ("prepared", Action.REQUEUED, 1),
-        ("forked", Action.REQUEUED, 1),
-        ("horse-begins", Action.REQUEUED, 1),
+        ("taken", ONE, Action.RETURNED, 1),
+        ("taken", TWO, Action.RETURNED, 1),
+        ("prepared", ONE, Action.REQUEUED, 1),
+        ("prepared", TWO, Action.REQUEUED, 1),
+        ("forked", ONE, Action.REQUEUED, 1),
+        ("horse-begins", ONE, Action.REQUEUED, 1),
         # The function had run and nothing said so yet: the job is run again, as it must.
-        ("horse-ended", Action.REQUEUED, 2),
-        ("horse-booked", Action.NOTHING, 1),
-        ("done", Action.NOTHING, 1),
+        ("horse-ended", ONE, Action.REQUEUED, 2),
+        ("horse-booked", ONE, Action.NOTHING, 1),
+        ("done", TWO, Action.NOTHING, 1),
     ],
 )
 def test_killed_at_each_step(
-    lab: Lab, point: str, action: Action, runs: int, queues: tuple[str, ...]
+    lab: Lab, point: str, queues: tuple[str, ...], action: Action, runs: int
 ) -> None:
     _, name, job = killed_at(lab, point, queues=queues)
     if point == "forked":
