@@ -29,7 +29,7 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 
 FROM builder AS copier
 COPY deploy/worker-runtime /src
-RUN for program in copy-runtime start; do \
+RUN for program in copy-runtime heard start; do \
     gcc -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Wextra -Werror -Os -static -s -o /$program /src/$program.c || exit 1; \
     done
 
@@ -38,7 +38,7 @@ LABEL org.opencontainers.image.title="engineroom-worker-runtime" \
     org.opencontainers.image.description="Puts Engineroom's worker runtime into a user's pod" \
     org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=copier /copy-runtime /copy-runtime
-COPY --from=copier /start /runtime/start
+COPY --from=copier /heard /start /runtime/
 COPY operator/engineroom_worker /runtime/engineroom_worker
 USER 65532:65532
 ENTRYPOINT ["/copy-runtime"]

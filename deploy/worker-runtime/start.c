@@ -3,7 +3,8 @@
  * The first process of a container is not given a signal that it has no handler for: Linux drops it. Python needs a
  * part of a second, and on a busy node some, until it has handlers, and a pod may be told to go in just that time. It
  * would then not know, take jobs to the end of its grace period, and be killed with one in hand. A signal that is held
- * back is kept, and reaches the worker when that is ready for it: engineroom_worker lets it through.
+ * back is kept, and reaches the worker when that is ready for it: engineroom_worker lets it through. What comes before
+ * even this program runs is waited with by `heard`.
  */
 #include <errno.h>
 #include <signal.h>

@@ -228,6 +228,9 @@ def _equip(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -
     # `start` keeps a SIGTERM that comes before Python can hear it; see deploy/worker-runtime.
     container["command"] = [f"{RUNTIME_PATH}/start", *interpreter, "-m", "engineroom_worker"]
     container.pop("args", None)
+    # And `heard` has the kubelet wait with the signal until somebody can hear or keep it.
+    lifecycle = container.setdefault("lifecycle", {})
+    lifecycle.setdefault("preStop", {"exec": {"command": [f"{RUNTIME_PATH}/heard"]}})
     spec = pool.spec
     env: list[Object] = list(container.get("env") or ())
     users_path = next((e.get("value") for e in env if e["name"] == "PYTHONPATH"), None)

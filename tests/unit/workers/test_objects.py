@@ -134,3 +134,12 @@ def test_only_what_is_in_the_objects_makes_them_anew(change, differs):
     spec = {"queues": [{"name": "mail"}], "template": {"spec": {}}}
     before = inputs_hash(spec, RUNTIME, SECRET)
     assert (inputs_hash({**spec, **change}, RUNTIME, SECRET) != before) is differs
+
+
+def test_the_kubelet_waits_until_a_signal_would_be_heard_unless_the_user_has_a_hook():
+    _, pod = build()
+    hook = {"preStop": {"exec": {"command": ["/engineroom/heard"]}}}
+    assert pod["containers"][0]["lifecycle"] == hook
+    own = {"preStop": {"sleep": {"seconds": 1}}}
+    _, pod = build(container={"lifecycle": own})
+    assert pod["containers"][0]["lifecycle"] == own
