@@ -113,12 +113,14 @@ generate: $(READY) helm ## Write the files that have another source: CRDs, schem
 	$(BIN)/python -m engineroom.api.generate
 	$(BIN)/python -m engineroom.cli.docs
 	$(BIN)/python deploy/kustomize/render.py
+	$(BIN)/python charts/values_table.py
 
 .PHONY: verify
 verify: $(READY) helm ## Check that the generated files are what `make generate` would write
 	$(BIN)/python -m engineroom.api.generate --check
 	$(BIN)/python -m engineroom.cli.docs --check
 	$(BIN)/python deploy/kustomize/render.py --check
+	$(BIN)/python charts/values_table.py --check
 
 .PHONY: docs
 docs: $(READY) ## Check that every link in the documentation leads somewhere
