@@ -43,6 +43,8 @@ class QueueFacts:
     running: int = 0
     due: int = 0
     scheduled: int = 0
+    #: Failed by recovery; their callbacks and dependents wait for a living worker.
+    unsettled: int = 0
     failed: int = 0
     next_due: float | None = None
     oldest_enqueued: float | None = None
@@ -53,8 +55,8 @@ class QueueFacts:
 
     @property
     def backlog(self) -> int:
-        """Jobs that wait for a worker: in the list, taken but not started, and due."""
-        return self.waiting + self.intermediate + self.due
+        """What waits for a worker: listed, taken but not started, due, or to be settled."""
+        return self.waiting + self.intermediate + self.due + self.unsettled
 
     @property
     def demand(self) -> int:
@@ -158,7 +160,7 @@ class Observer:
         quiet: set[str] = set()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
-                for chunk in _chunks(names, EXISTS_CHUNK // 4):
+                for chunk in _chunks(names, EXISTS_CHUNK // 5):
                     if not await self._redis.exists(*(key for q in chunk for key in _live_keys(q))):
                         quiet.update(chunk)
                         continue
@@ -210,13 +212,14 @@ class Observer:
             pipeline.zcard(keys.failed(name))
             pipeline.lindex(keys.queue(name), 0)
             pipeline.hmget(keys.stats(name), _STATS)
+            pipeline.llen(keys.settle(name))
         for ask in asks:
             pipeline.smembers(keys.pool_workers(ask.pool))
             pipeline.exists(keys.pool_suspended(ask.pool))
         replies = await pipeline.execute()
 
-        rows = {name: replies[i * 9 : i * 9 + 9] for i, name in enumerate(names)}
-        tail = replies[len(names) * 9 :]
+        rows = {name: replies[i * _ROW : (i + 1) * _ROW] for i, name in enumerate(names)}
+        tail = replies[len(names) * _ROW :]
         workers = [sorted(_text(name) for name in tail[i * 2]) for i in range(len(asks))]
         suspended = [bool(tail[i * 2 + 1]) for i in range(len(asks))]
         heads = {name: _text(row[7]) for name, row in rows.items() if row[7] is not None}
@@ -248,6 +251,8 @@ class Observer:
         ]
 
 
+#: Replies a queue.
+_ROW = 10
 _STATS = ["finished", "failed", "busy_ms", "wait_ms"]
 _WORKER = [
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
@@ -255,12 +260,18 @@ _WORKER = [
 ]  # fmt: skip
 
 
-def _live_keys(queue: str) -> tuple[str, str, str, str]:
-    return (keys.queue(queue), keys.intermediate(queue), keys.started(queue), keys.scheduled(queue))
+def _live_keys(queue: str) -> tuple[str, ...]:
+    return (
+        keys.queue(queue),
+        keys.intermediate(queue),
+        keys.started(queue),
+        keys.scheduled(queue),
+        keys.settle(queue),
+    )
 
 
 def _queue(name: str, row: Sequence[Any], oldest: float | None, at: float) -> QueueFacts:
-    waiting, intermediate, running, due, scheduled, head, failed, _, stats = row
+    waiting, intermediate, running, due, scheduled, head, failed, _, stats, unsettled = row
     finished, failures, busy, wait = (int(value or 0) for value in stats)
     next_due = float(head[0][1]) if head else None
     return QueueFacts(
@@ -270,6 +281,7 @@ def _queue(name: str, row: Sequence[Any], oldest: float | None, at: float) -> Qu
         running=running,
         due=due,
         scheduled=scheduled,
+        unsettled=unsettled,
         failed=failed,
         next_due=next_due if next_due is not None and next_due > at else None,
         oldest_enqueued=oldest,

@@ -19,20 +19,6 @@ if TYPE_CHECKING:
 
 NAME = "debian:trixie-slim"
 SUITE = "trixie"
-_DEFAULT_MIRROR = "http://deb.debian.org/debian"
-_SOURCES = """\
-Types: deb
-URIs: http://deb.debian.org/debian
-Suites: trixie trixie-updates
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-
-Types: deb
-URIs: http://deb.debian.org/debian-security
-Suites: trixie-security
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-"""
 # As in Debian's slim images: nobody reads manuals in a container.
 _LEFT_OUT = (
     "usr/share/doc",
@@ -52,7 +38,7 @@ DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives
 """
 _APT_INDEXES = 'Acquire::GzipIndexes "true";\n'
 RECIPE = hashlib.sha256(
-    f"{SUITE}\n{_SOURCES}\n{_DPKG}\n{_APT}\n{_APT_INDEXES}\nca-certificates".encode()
+    f"{SUITE}\n{_DPKG}\n{_APT}\n{_APT_INDEXES}\nca-certificates".encode()
 ).hexdigest()[:12]
 
 
@@ -62,11 +48,12 @@ def bootstrap(folder: Path) -> Path:
         raise ClusterError("the base image is made by debootstrap, which needs root")
     root = folder / "root"
     with step(f"bootstrap {NAME}", slow=True):
-        mirror = host.debian_mirror() or _DEFAULT_MIRROR
+        mirror = host.debian_mirror()
         command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE]
         environment = os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
         result = subprocess.run(
-            [*command, str(root), mirror],
+            # Without a mirror of the machine's own debootstrap knows one.
+            [*command, str(root), *([mirror] if mirror else [])],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -77,17 +64,20 @@ def bootstrap(folder: Path) -> Path:
         if result.returncode != 0:
             end = "\n".join(result.stdout.splitlines()[-10:])
             raise ClusterError(f"debootstrap failed:\n{end}")
-        _make_general(root)
+        _make_general(root, sources=mirror is None)
     return root
 
 
-def _make_general(root: Path) -> None:
-    """Nothing of this machine stays in it."""
-    for name in ("etc/resolv.conf", "etc/hostname", "etc/apt/sources.list", "etc/machine-id"):
+def _make_general(root: Path, *, sources: bool) -> None:
+    """Nothing of this machine stays in it; `sources`: those that debootstrap wrote may."""
+    for name in ("etc/resolv.conf", "etc/hostname", "etc/machine-id"):
         (root / name).unlink(missing_ok=True)
-    sources = root / "etc/apt/sources.list.d/debian.sources"
-    sources.parent.mkdir(exist_ok=True)
-    sources.write_text(_SOURCES)
+    # Where builds mount the machine's own.
+    place = root / "etc/apt/sources.list.d/debian.sources"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    if not sources:
+        (root / "etc/apt/sources.list").unlink(missing_ok=True)
     (root / "etc/apt/apt.conf.d/docker-clean").write_text(_APT)
     # Where builds mount the machine's own settings; official images have this file too.
     (root / "etc/apt/apt.conf.d/docker-gzip-indexes").write_text(_APT_INDEXES)

@@ -1,0 +1,119 @@
+"""Looks at queues and workers on a real Redis, and the pushes that announce changes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+import redis.asyncio
+from redis import Redis
+from rq import Queue
+
+from engineroom.core.clock import SystemClock
+from engineroom.core.errors import MeasurementError
+from engineroom.queue import keys
+from engineroom.queue.observe import Observer
+from engineroom.queue.push import QueuePush
+from tests.integration.pools import eventually
+from tests.performance.harness import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    made = RedisServer()
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest_asyncio.fixture
+async def client(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
+    async with redis.asyncio.Redis.from_url(server.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def queue(server: RedisServer) -> Iterator[Queue]:
+    with Redis.from_url(server.url) as connection:
+        yield Queue("mail", connection=connection)
+
+
+async def test_a_look_tells_what_waits_and_since_when(client, queue):
+    queue.enqueue("time.sleep", 1)
+    queue.enqueue("time.sleep", 1)
+    queue.enqueue_in(timedelta(seconds=50), "time.sleep", 1)
+    queue.connection.zadd(keys.started("mail"), {"a:1": time.time() + 60, "b:1": time.time() - 60})
+    queue.connection.rpush(keys.settle("mail"), "dead")
+    facts = await Observer(client, SystemClock()).look("shop/mail", ["mail", "empty"])
+    mail, empty = facts.queues
+    assert (mail.waiting, mail.running, mail.scheduled, mail.due) == (2, 1, 1, 0)
+    assert mail.backlog == 3
+    assert mail.oldest_enqueued == pytest.approx(time.time(), abs=5)
+    assert mail.next_due == pytest.approx(time.time() + 50, abs=5)
+    assert (empty.demand, empty.scheduled) == (0, 0)
+    assert not facts.quiet
+
+
+async def test_looking_changes_nothing(client, queue):
+    """RQ's own counting would have cleaned up the abandoned entry."""
+    queue.connection.zadd(keys.started("mail"), {"b:1": 1})
+    before = queue.connection.dbsize()
+    await Observer(client, SystemClock()).look("shop/mail", ["mail"])
+    assert queue.connection.zcard(keys.started("mail")) == 1
+    assert queue.connection.dbsize() == before
+
+
+async def test_many_looks_at_once_share_round_trips(client, queue):
+    queue.enqueue("time.sleep", 1)
+    observer = Observer(client, SystemClock())
+    before = queue.connection.info("stats")["total_commands_processed"]
+    looks = await asyncio.gather(*(observer.look(f"shop/{i}", ["mail"]) for i in range(50)))
+    used = queue.connection.info("stats")["total_commands_processed"] - before
+    assert [look.queues[0].waiting for look in looks] == [1] * 50
+    assert used < 50 * 4
+
+
+async def test_quiet_queues_are_told_from_the_others(client, queue):
+    queue.enqueue("time.sleep", 1)
+    names = [f"q{i}" for i in range(300)]
+    quiet = await Observer(client, SystemClock()).quiet([*names, "mail"])
+    assert quiet == set(names)
+
+
+async def test_a_failed_look_is_an_error_and_never_a_zero(server, client):
+    observer = Observer(client, SystemClock())
+    await observer.look("shop/mail", ["mail"])
+    server.stop()
+    with pytest.raises(MeasurementError):
+        await observer.look("shop/mail", ["mail"])
+
+
+async def test_pushes_name_the_queue_and_come_back_after_a_restart(server, client, queue):
+    heard: list[str] = []
+    ups: list[float] = []
+    downs: list[str] = []
+    push = QueuePush(
+        client, on_queue=heard.append, on_up=lambda: ups.append(time.time()), on_down=downs.append
+    )
+    task = asyncio.create_task(push.run())
+    try:
+        await eventually("it listens", lambda: ups)
+        queue.enqueue("time.sleep", 1)
+        await eventually("it heard", lambda: "mail" in heard)
+        server.stop()
+        await eventually("it noticed", lambda: downs)
+        server.start()
+        await eventually("it listens again", lambda: len(ups) >= 2)
+        heard.clear()
+        queue.enqueue("time.sleep", 1)
+        await eventually("it heard again", lambda: "mail" in heard)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
