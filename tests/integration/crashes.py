@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tests.performance.harness import RedisServer
 
 REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
+#: Where a size is written.
+SIZED = ("/deployments/mail", "/deployments/mail/scale")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ async def _play(
         if not counts(request):
             return None
         seen.append(kind_of(request))
-        if b'"replicas":' in request.body and request.path.endswith("/deployments/mail"):
+        if b'"replicas":' in request.body and request.path.endswith(SIZED):
             sizes.append(int(request.body.split(b'"replicas":')[1].split(b"}")[0].split(b",")[0]))
         if crash is not None and not crash.after and len(seen) == crash.number + 1:
             operator.kill()

@@ -1,8 +1,9 @@
 """Reaction: from a job enqueued on an empty pool to the Deployment's size changed.
 
 A real API server with its controller manager, a real Redis, and the operator's process. The clock
-starts before RQ's `enqueue` is called and stops when a watch of this process hears of the new size,
-so RQ's own work and the watch's way are in the figures.
+starts with the job's own `enqueued_at`, which RQ takes before it sends anything to Redis, and stops
+when a watch of this process hears of the new size: the way to Redis and the watch's way are in the
+figures. `from_call` starts earlier, before RQ's `enqueue` is called and makes the job.
 """
 
 from __future__ import annotations
@@ -104,16 +105,16 @@ def main() -> int:
         made = [sample(client, sizes, name)[0] for name in [*names, "hundred"]]
         at_rest(kube, client, [*names, "hundred"])
         samples: list[float] = []
-        enqueueing: list[float] = []
+        from_call: list[float] = []
         chance = random.Random(1)
         with step(f"{options.samples} samples", slow=True) as detail:
             while len(samples) < options.samples:
                 for name in names[: options.samples - len(samples)]:
                     # What follows a scaling, pods made and status written, is over by then.
                     time.sleep(chance.uniform(0.2, 0.5))
-                    taken, enqueued = sample(client, sizes, name)
+                    taken, with_rq = sample(client, sizes, name)
                     samples.append(taken)
-                    enqueueing.append(enqueued)
+                    from_call.append(with_rq)
                 detail(f"{len(samples)}")
                 at_rest(kube, client, names)
         sizes.forget("hundred")
@@ -128,7 +129,8 @@ def main() -> int:
         "p50_ms": round(percentile(samples, 0.5) * 1000, 2),
         "p99_ms": round(percentile(samples, 0.99) * 1000, 2),
         "max_ms": round(max(samples) * 1000, 2),
-        "rq_enqueue_p50_ms": round(percentile(enqueueing, 0.5) * 1000, 2),
+        "from_call_p50_ms": round(percentile(from_call, 0.5) * 1000, 2),
+        "from_call_p99_ms": round(percentile(from_call, 0.99) * 1000, 2),
         "first_ever_p50_ms": round(percentile(made, 0.5) * 1000, 2),
         "keda_1s_polling_p50_ms": KEDA_MEDIAN_MS,
         "zero_to_hundred_sizes": len(steps),
@@ -146,13 +148,15 @@ def main() -> int:
 
 
 def sample(client: redis.Redis, sizes: Sizes, name: str) -> tuple[float, float]:
-    """Enqueue one job: seconds until the new size was heard of, and those within `enqueue`."""
+    """Enqueue one job: seconds until the new size was heard of, since the job's time and the call."""
     sizes.forget(name)
-    began = time.perf_counter()
-    Queue(name, connection=client).enqueue("time.sleep", 0.1)
-    enqueued = time.perf_counter() - began
-    at, _ = sizes.wait_above_zero(name, 10)
-    return at - began, enqueued
+    called = time.perf_counter()
+    job = Queue(name, connection=client).enqueue("time.sleep", 0.1)
+    assert job.enqueued_at is not None
+    heard, _ = sizes.wait_above_zero(name, 10)
+    ago = time.time() - job.enqueued_at.timestamp()
+    enqueued = time.perf_counter() - ago
+    return heard - enqueued, heard - called
 
 
 def at_rest(kube: Kube, client: redis.Redis, names: list[str]) -> None:

@@ -201,63 +201,63 @@ class Observer:
     async def _read(self, asks: Sequence[_Ask]) -> list[PoolFacts]:
         at = self._clock.now().timestamp()
         names = list(dict.fromkeys(name for ask in asks for name in ask.queues))
+        # A script each, so that what one answer leads to is read without another round trip:
+        # between a job and its first worker every one of them counts.
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
-            pipeline.llen(keys.queue(name))
-            pipeline.llen(keys.intermediate(name))
-            pipeline.zcount(keys.started(name), at, "+inf")
-            pipeline.zcount(keys.scheduled(name), "-inf", at)
-            pipeline.zcard(keys.scheduled(name))
-            pipeline.zrange(keys.scheduled(name), 0, 0, withscores=True)
-            pipeline.zcard(keys.failed(name))
-            pipeline.lindex(keys.queue(name), 0)
-            pipeline.hmget(keys.stats(name), _STATS)
-            pipeline.llen(keys.settle(name))
+            pipeline.eval(_LOOK_AT_QUEUE, len(_QUEUE_KEYS), *_queue_keys(name), *_STATS, repr(at))
         for ask in asks:
-            pipeline.smembers(keys.pool_workers(ask.pool))
-            pipeline.exists(keys.pool_suspended(ask.pool))
+            its_keys = (keys.pool_workers(ask.pool), keys.pool_suspended(ask.pool))
+            pipeline.eval(_LOOK_AT_POOL, len(its_keys), *its_keys, *_WORKER)
         replies = await pipeline.execute()
 
-        rows = {name: replies[i * _ROW : (i + 1) * _ROW] for i, name in enumerate(names)}
-        tail = replies[len(names) * _ROW :]
-        workers = [sorted(_text(name) for name in tail[i * 2]) for i in range(len(asks))]
-        suspended = [bool(tail[i * 2 + 1]) for i in range(len(asks))]
-        heads = {name: _text(row[7]) for name, row in rows.items() if row[7] is not None}
-
-        oldest: dict[str, float | None] = {}
-        described: dict[str, WorkerFacts | None] = {}
-        if heads or any(workers):
-            pipeline = self._redis.pipeline(transaction=False)
-            for head in heads.values():
-                pipeline.hget(keys.job(head), "enqueued_at")
-            everyone = [name for group in workers for name in group]
-            for name in everyone:
-                pipeline.hmget(keys.worker(name), _WORKER)
-            replies = await pipeline.execute()
-            for name, value in zip(heads, replies, strict=False):
-                oldest[name] = _time(value)
-            for name, row in zip(everyone, replies[len(heads) :], strict=True):
-                described[name] = _worker(name, row)
-
-        facts = {name: _queue(name, row, oldest.get(name), at) for name, row in rows.items()}
+        facts = {name: _queue(name, row, at) for name, row in zip(names, replies, strict=False)}
         return [
             PoolFacts(
                 at=at,
                 queues=tuple(facts[name] for name in ask.queues),
-                workers=tuple(w for n in group if (w := described.get(n)) is not None),
-                suspended=is_suspended,
+                workers=tuple(sorted(map(_worker, workers), key=lambda worker: worker.name)),
+                suspended=bool(suspended),
             )
-            for ask, group, is_suspended in zip(asks, workers, suspended, strict=True)
+            for ask, (suspended, workers) in zip(asks, replies[len(names) :], strict=True)
         ]
 
 
-#: Replies a queue.
-_ROW = 10
-_STATS = ["finished", "failed", "busy_ms", "wait_ms"]
-_WORKER = [
+_STATS = ("finished", "failed", "busy_ms", "wait_ms")
+_WORKER = (
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
-]  # fmt: skip
+)  # fmt: skip
+_QUEUE_KEYS = (
+    keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.failed, keys.settle,
+    keys.stats,
+)  # fmt: skip
+
+_LOOK_AT_QUEUE = """
+local queue, intermediate, started, scheduled, failed, settle, stats = unpack(KEYS)
+local at = table.remove(ARGV)
+local head, enqueued = redis.call('LINDEX', queue, 0), false
+if head then enqueued = redis.call('HGET', 'rq:job:' .. head, 'enqueued_at') end
+return {
+  redis.call('LLEN', queue), redis.call('LLEN', intermediate),
+  redis.call('ZCOUNT', started, at, '+inf'), redis.call('ZCOUNT', scheduled, '-inf', at),
+  redis.call('ZCARD', scheduled), redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES'),
+  redis.call('ZCARD', failed), redis.call('LLEN', settle), enqueued,
+  redis.call('HMGET', stats, unpack(ARGV))
+}
+"""
+
+_LOOK_AT_POOL = """
+local workers = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  workers[#workers + 1] = {name, redis.call('HMGET', 'rq:worker:' .. name, unpack(ARGV))}
+end
+return {redis.call('EXISTS', KEYS[2]), workers}
+"""
+
+
+def _queue_keys(queue: str) -> list[str]:
+    return [key(queue) for key in _QUEUE_KEYS]
 
 
 def _live_keys(queue: str) -> tuple[str, ...]:
@@ -270,10 +270,10 @@ def _live_keys(queue: str) -> tuple[str, ...]:
     )
 
 
-def _queue(name: str, row: Sequence[Any], oldest: float | None, at: float) -> QueueFacts:
-    waiting, intermediate, running, due, scheduled, head, failed, _, stats, unsettled = row
+def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
+    waiting, intermediate, running, due, scheduled, head, failed, unsettled, oldest, stats = row
     finished, failures, busy, wait = (int(value or 0) for value in stats)
-    next_due = float(head[0][1]) if head else None
+    next_due = float(head[1]) if head else None
     return QueueFacts(
         name=name,
         waiting=waiting,
@@ -284,7 +284,7 @@ def _queue(name: str, row: Sequence[Any], oldest: float | None, at: float) -> Qu
         unsettled=unsettled,
         failed=failed,
         next_due=next_due if next_due is not None and next_due > at else None,
-        oldest_enqueued=oldest,
+        oldest_enqueued=_time(oldest),
         finished_total=finished,
         failed_total=failures,
         busy_ms_total=busy,
@@ -292,7 +292,8 @@ def _queue(name: str, row: Sequence[Any], oldest: float | None, at: float) -> Qu
     )
 
 
-def _worker(name: str, row: Sequence[Any]) -> WorkerFacts | None:
+def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
+    name, row = _text(reply[0]), reply[1]
     if all(value is None for value in row):
         # Only the name is left: the hash expired. Kept, so that whoever asks can prune it.
         return WorkerFacts(name=name, pod=name.rsplit(".", 2)[0], state="expired")

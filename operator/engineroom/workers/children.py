@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -78,16 +79,38 @@ class Children:
 
         Raises NotFound, and ConflictError when it changed meanwhile.
         """
-        metadata: dict[str, Any] = {"annotations": {ANNOTATION_EQUIPPED: pool.inputs}}
-        if replicas < before.replicas:
-            metadata = {"resourceVersion": before.resource_version}
-        patch = {"metadata": metadata, "spec": {"replicas": replicas}}
         try:
-            answer = await self._client.merge_patch(DEPLOYMENTS, pool.namespace, pool.name, patch)
+            if replicas > before.replicas and self.equipped(pool, before):
+                after = await self._scale_up(pool, before, replicas)
+            else:
+                metadata: dict[str, Any] = {"annotations": {ANNOTATION_EQUIPPED: pool.inputs}}
+                if replicas < before.replicas:
+                    metadata = {"resourceVersion": before.resource_version}
+                patch = {"metadata": metadata, "spec": {"replicas": replicas}}
+                after = deployment_view(
+                    await self._client.merge_patch(DEPLOYMENTS, pool.namespace, pool.name, patch)
+                )
         except (NotFound, ConflictError):
             pool.written = None
             raise
-        return self._wrote(pool, answer, before, decision)
+        return self._wrote(pool, after, before, decision)
+
+    async def _scale_up(self, pool: Pool, before: DeploymentView, replicas: int) -> DeploymentView:
+        """Through the scale subresource: the API server has less to merge while somebody waits.
+
+        Its answer has no generation, so the next is assumed. Where that is wrong, because somebody
+        else wrote in between, the Deployment looks edited and is applied once more.
+        """
+        patch = {"spec": {"replicas": replicas}}
+        answer = await self._client.merge_patch(
+            DEPLOYMENTS, pool.namespace, pool.name, patch, subresource="scale"
+        )
+        return dataclasses.replace(
+            before,
+            resource_version=answer["metadata"]["resourceVersion"],
+            generation=before.generation + 1,
+            replicas=answer["spec"]["replicas"],
+        )
 
     async def ensure(
         self,
@@ -129,7 +152,7 @@ class Children:
                 inputs=pool.inputs,
             ),
         )
-        return self._wrote(pool, answer, before, decision)
+        return self._wrote(pool, deployment_view(answer), before, decision)
 
     def prepare(self, pool: Pool, plan: Plan, spec: dict[str, Any]) -> None:
         """Know what the objects are made from; cheap when nothing changed."""
@@ -204,11 +227,10 @@ class Children:
     def _wrote(
         self,
         pool: Pool,
-        answer: Mapping[str, Any],
+        after: DeploymentView,
         before: DeploymentView | None,
         decision: Decision,
     ) -> DeploymentView:
-        after = deployment_view(answer)
         pool.written = after
         pool.own_generation = after.generation
         was = before.replicas if before is not None else 0

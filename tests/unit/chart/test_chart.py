@@ -155,14 +155,14 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
     objects = render()
     role = named(objects, "ClusterRole", "engineroom-operator")
     found = {resource: set(rule["verbs"]) for rule in rules(role) for resource in rule["resources"]}
-    written = {"get", "list", "watch", "create", "patch"}
     assert found == {
         "workerpools": {"get", "list", "watch"},
         "workerpools/status": {"patch"},
         "workerpools/finalizers": {"update"},
-        "deployments": written,
-        "poddisruptionbudgets": written,
-        "serviceaccounts": {"create", "patch"},
+        "deployments": {"get", "list", "watch", "create", "patch"},
+        "deployments/scale": {"patch"},
+        "poddisruptionbudgets": {"create"},
+        "serviceaccounts": {"create"},
         "pods": {"get", "list", "watch", "patch"},
         "events": {"create", "patch"},
         "secrets": {"create"},
