@@ -148,7 +148,7 @@ def main() -> int:
 
 
 def sample(client: redis.Redis, sizes: Sizes, name: str) -> tuple[float, float]:
-    """Enqueue one job: seconds until the new size was heard of, since the job's time and the call."""
+    """Enqueue one job: seconds to the new size, since the job's own time and since the call."""
     sizes.forget(name)
     called = time.perf_counter()
     job = Queue(name, connection=client).enqueue("time.sleep", 0.1)
