@@ -23,6 +23,10 @@ _GROUPS = {
     "replicasets": "apis/apps/v1",
     "jobs": "apis/batch/v1",
     "leases": "apis/coordination.k8s.io/v1",
+    **dict.fromkeys(
+        ("roles", "rolebindings", "clusterroles", "clusterrolebindings"),
+        "apis/rbac.authorization.k8s.io/v1",
+    ),
     "poddisruptionbudgets": "apis/policy/v1",
     "workerpools": "apis/engineroom.dev/v1alpha1",
     "customresourcedefinitions": "apis/apiextensions.k8s.io/v1",
@@ -128,6 +132,12 @@ class Kube:
                     yield event["type"], event["object"]
         except urllib3.exceptions.HTTPError:  # cut off: an end like any other
             return
+
+    def token(self, namespace: str, account: str) -> str:
+        """A token of a service account, as a pod gets it; for an hour."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        path = self.path("serviceaccounts", namespace, account) + "/token"
+        return str(self._request("POST", path, body)["status"]["token"])
 
     @staticmethod
     def path(plural: str, namespace: str | None, name: str = "") -> str:

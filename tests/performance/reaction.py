@@ -90,7 +90,7 @@ def main() -> int:
     with (
         redis_server() as (client, url),
         api_server(Shape.CONTROL_PLANE) as kube,
-        operator(kube.kubeconfig, url) as process,
+        operator(kube, url) as process,
     ):
         process.start()
         names = [f"reaction-{number:02d}" for number in range(POOLS)]

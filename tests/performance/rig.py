@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from tests.cluster.api import Shape
 
 
+#: Where the chart puts the operator, its account's name, and that of whoever makes the pools.
+INSTALLED, OPERATOR, GITOPS = "engineroom", "engineroom-operator", "gitops"
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody has now."""
     with socket.socket() as probe:
@@ -81,6 +85,49 @@ def api_server(shape: Shape) -> Iterator[Kube]:
         yield kube
 
 
+def as_account(kube: Kube, namespace: str, account: str, folder: Path) -> Path:
+    """A kubeconfig of a service account, which is who controllers are in a cluster."""
+    config = yaml.safe_load(kube.kubeconfig.read_text())
+    (user,) = config["users"]
+    user["user"] = {"token": kube.token(namespace, account)}
+    path = folder / f"{account}.kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def install_rights(kube: Kube) -> None:
+    """The operator's account with the rights that the chart gives it, and no other."""
+    kube.apply("namespaces", None, _named("v1", "Namespace", INSTALLED))
+    manifests = (ROOT / "deploy/kustomize/base/engineroom.yaml").read_text()
+    for thing in yaml.safe_load_all(manifests):
+        if not thing["metadata"]["name"].startswith(OPERATOR):
+            continue
+        plural = f"{thing['kind'].lower()}s"
+        if plural in ("serviceaccounts", "clusterroles", "clusterrolebindings"):
+            kube.apply(plural, thing["metadata"].get("namespace"), thing)
+        elif plural in ("roles", "rolebindings"):
+            kube.apply(plural, INSTALLED, thing)
+
+
+def install_gitops(kube: Kube) -> None:
+    """An account that may do all, as the one has that applies a Git repository."""
+    subject = {"kind": "ServiceAccount", "name": GITOPS, "namespace": INSTALLED}
+    kube.apply("serviceaccounts", INSTALLED, _named("v1", "ServiceAccount", GITOPS))
+    binding = _named("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", GITOPS) | {
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "cluster-admin",
+        },
+        "subjects": [subject],
+    }
+    kube.apply("clusterrolebindings", None, binding)
+
+
+def _named(version: str, kind: str, name: str) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}}
+
+
 class Operator:
     """The operator as a process of this machine, run as the image runs it."""
 
@@ -91,7 +138,7 @@ class Operator:
         self._environment = os.environ | {
             "KUBECONFIG": str(kubeconfig),
             "ENGINEROOM_REDIS_URL": redis_url,
-            "ENGINEROOM_LEASE_NAMESPACE": "default",
+            "ENGINEROOM_LEASE_NAMESPACE": INSTALLED,
             # As in a cluster, where a container that is started anew keeps its pod's name.
             "ENGINEROOM_POD_NAME": "engineroom-operator-0",
             "ENGINEROOM_HOST": "127.0.0.1",
@@ -164,10 +211,13 @@ class Operator:
 
 
 @contextmanager
-def operator(kubeconfig: Path, redis_url: str) -> Iterator[Operator]:
+def operator(kube: Kube, redis_url: str) -> Iterator[Operator]:
     """The operator, not yet started; ended with the block. Its log's end is shown on an error."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = Operator(kubeconfig, redis_url, Path(folder) / "operator.log")
+    install_rights(kube)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kubeconfig = as_account(kube, INSTALLED, OPERATOR, folder)
+        process = Operator(kubeconfig, redis_url, folder / "operator.log")
         try:
             yield process
         except BaseException:

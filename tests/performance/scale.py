@@ -11,8 +11,10 @@ import asyncio
 import json
 import random
 import re
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rq import Queue
@@ -21,7 +23,17 @@ from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.deployed.kube import condition, wait_for
 from tests.performance.outcome import Figure, Goal, outcome, percentile
-from tests.performance.rig import Operator, api_server, operator, pool, redis_server
+from tests.performance.rig import (
+    GITOPS,
+    INSTALLED,
+    Operator,
+    api_server,
+    as_account,
+    install_gitops,
+    operator,
+    pool,
+    redis_server,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +44,6 @@ if TYPE_CHECKING:
 
 NAMESPACES = 100
 ACTIVE_QUEUES = 100
-#: So many pools keep one simulated pod each.
-WITH_POD_SHARE = 0.1
 #: What only the operator writes in this cluster, but for what the controller manager does by PUT.
 OURS = ("workerpools", "deployments", "serviceaccounts", "poddisruptionbudgets", "secrets")
 _REQUESTS = re.compile(r"^apiserver_request_total\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
@@ -61,7 +71,7 @@ def main() -> int:
     with (
         redis_server() as (client, url),
         api_server(Shape.SCALE) as kube,
-        operator(kube.kubeconfig, url) as process,
+        operator(kube, url) as process,
     ):
         process.start()
         figures |= create(kube, options.pools)
@@ -96,8 +106,13 @@ def create(kube: Kube, pools: int) -> dict[str, Figure]:
             None,
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
         )
-    with step(f"create {pools} pools", slow=True) as detail:
-        created, converged = asyncio.run(_create(kube, pools, detail))
+    install_gitops(kube)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        step(f"create {pools} pools", slow=True) as detail,
+    ):
+        account = as_account(kube, INSTALLED, GITOPS, Path(folder))
+        created, converged = asyncio.run(_create(account, pools, detail))
     return {
         "creation_seconds": round(created, 1),
         "converged_seconds": round(converged, 1),
@@ -105,7 +120,9 @@ def create(kube: Kube, pools: int) -> dict[str, Figure]:
     }
 
 
-async def _create(kube: Kube, pools: int, detail: Callable[[str], None]) -> tuple[float, float]:
+async def _create(
+    kubeconfig: Path, pools: int, detail: Callable[[str], None]
+) -> tuple[float, float]:
     """Create them, 16 at a time; seconds until all are created, and as their specs say.
 
     A watch tells which are: listing ten thousand pools again and again would be most of the load.
@@ -116,9 +133,7 @@ async def _create(kube: Kube, pools: int, detail: Callable[[str], None]) -> tupl
     from engineroom.main import load_config
     from engineroom.settings import Settings
 
-    chance = random.Random(5)
     busy = set(active(pools))
-    with_pod = {number for number in range(pools) if chance.random() < WITH_POD_SHARE}
     numbers = iter(range(pools))
     converged: set[str] = set()
     done = asyncio.Event()
@@ -126,10 +141,11 @@ async def _create(kube: Kube, pools: int, detail: Callable[[str], None]) -> tupl
     async def some(client: Client) -> None:
         for number in numbers:
             namespace, name = place(number)
-            autoscaling: dict[str, Any] = {"minReplicas": int(number in with_pod)}
+            # Pools with traffic have a pod from the first, and behave as by default; samples of
+            # the others go back to zero at once.
+            autoscaling: dict[str, Any] = {"minReplicas": 1}
             if number not in busy:
-                # Samples go back to zero at once; pools with traffic behave as by default.
-                autoscaling |= {"idleTimeout": "1s", "scaleDown": {"stabilizationWindow": "0s"}}
+                autoscaling = {"idleTimeout": "1s", "scaleDown": {"stabilizationWindow": "0s"}}
             body = pool(name, autoscaling=autoscaling)
             body["metadata"]["namespace"] = namespace
             await client.create(WORKERPOOLS, body)
@@ -156,7 +172,7 @@ async def _create(kube: Kube, pools: int, detail: Callable[[str], None]) -> tupl
                 if thing.get("status"):
                     see(thing)
 
-    async with Client(load_config(Settings(kubeconfig=kube.kubeconfig))) as client:
+    async with Client(load_config(Settings(kubeconfig=kubeconfig))) as client:
         _, version = await client.list(WORKERPOOLS)
         listener = asyncio.create_task(listen(client, version))
         began = time.monotonic()

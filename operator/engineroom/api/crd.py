@@ -262,6 +262,8 @@ def open_api_schema() -> dict[str, Any]:
         described = WorkerPool.model_fields[name].description
         if described:
             root["properties"][name]["description"] = described
+    # Written by one, always as a whole: whose each field is need not be kept with every object.
+    root["properties"]["status"]["x-kubernetes-map-type"] = "atomic"
     _add_rules(root, "")
     return root
 
