@@ -23,7 +23,7 @@ _SERVICE_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.d
 # More than anything here asks for: a test should wait for Kubernetes, never for a client's own
 # limit.
 # Collect garbage a third as often as Go does by itself: two cores are dearer than memory here.
-_MEMORY_FOR_TIME = {"GOGC": "300"}
+_MEMORY_FOR_TIME = {"GOGC": "800"}
 _CLIENT_RATE = 2000
 _CLIENT_BURST = 4000
 _READY_SECONDS = 90.0

@@ -30,6 +30,7 @@ from engineroom.workers.leave import (
     unaccounted,
 )
 from engineroom.workers.links import Address, Link, Links, Secrets, reason_of
+from engineroom.workers.pace import Pace
 from engineroom.workers.plan import Plan, plan_of
 from engineroom.workers.pool import NEVER, Pool
 from engineroom.workers.status import Seen, invalid_status, pool_status
@@ -50,8 +51,10 @@ log = structlog.get_logger(__name__)
 LOOK_ACTIVE, LOOK_LEAVING, LOOK_BLIND = 1.0, 0.2, 2.0
 #: A pool that was looked at a moment ago is not looked at again for each push (seconds).
 LEAST_BETWEEN_LOOKS = 0.1
-#: Figures in status (depths, ages) are written this often at most; all else at once (seconds).
-STATUS_FIGURES_EVERY = 2.0
+#: Figures in status (depths, ages) wait: a pool's are written every 2 s at most, and those of all
+#: pools 10 times a second at most, so that a thousand busy pools do not fill the API server with
+#: them. All else is written at once (seconds).
+STATUS_FIGURES_EVERY, STATUS_FIGURES_GAP = 2.0, 0.1
 #: A drain request lives this long in Redis, and is renewed when half of it is gone (seconds).
 DRAIN_TTL = 60.0
 #: Changes of pods within so long are looked at together (seconds).
@@ -71,6 +74,7 @@ class WorkerPoolController:
         self._runtime = runtime
         self._redis_url = redis_url
         self._pools: dict[str, Pool] = {}
+        self._pace = Pace(STATUS_FIGURES_GAP)
         self._context: Context
         self._children: Children
         self._pods: Informer[PodView]
@@ -394,9 +398,12 @@ class WorkerPoolController:
         if status == old:
             return None
         now = self._context.clock.monotonic()
-        wait = pool.told + STATUS_FIGURES_EVERY - now
-        if wait > 0 and _verdicts(status) == _verdicts(old):
-            return wait
+        if _verdicts(status) == _verdicts(old):
+            if pool.due is None:
+                pool.due = self._pace.slot(now, pool.told + STATUS_FIGURES_EVERY)
+            if pool.due > now:
+                return pool.due - now
+        pool.due = None
         metadata = {"namespace": pool.namespace, "name": pool.name, "uid": pool.uid}
         answer = await self._context.client.apply_status(
             WORKERPOOLS, {"metadata": metadata, "status": status}

@@ -41,6 +41,8 @@ class Pool:
     asked: dict[str, float] = field(default_factory=dict)
     looked: float = NEVER
     told: float = NEVER
+    #: When figures that were held back are written (monotonic seconds); None when none are.
+    due: float | None = None
     #: Nothing to do and no time at which that changes by itself.
     idle: bool = False
     scaled: bool = False
