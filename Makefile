@@ -87,7 +87,7 @@ chart-test: $(READY) system ## Install, upgrade, test and remove the Helm chart 
 	$(PYTEST) tests/e2e/test_chart.py $(ARGS)
 
 .PHONY: bench
-bench: $(READY) system ## Run one benchmark: make bench NAME=reaction (ARGS="--help" for its options)
+bench: $(READY) $(READY_RQ2) system ## Run one benchmark: make bench NAME=reaction (ARGS="--help" for its options)
 	@$(BIN)/python -m tests.performance $(NAME) $(ARGS)
 
 .PHONY: lint

@@ -22,6 +22,7 @@ from tests.demo.watch import FAILURES, Look, Watcher
 from tests.deployed import images, shop
 from tests.deployed.installation import Installation, installed
 from tests.deployed.kube import condition, wait_for
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from tests.deployed.forward import Forward
@@ -31,7 +32,7 @@ NAMESPACE = "shop"
 POOL = "orders"
 BOOK = "today"
 ORDERS = 500
-MANIFESTS = images.ROOT / "examples/shop"
+MANIFESTS = ROOT / "examples/shop"
 #: The whole show, from the first order to the last pod; past it something is broken.
 PATIENCE = 300.0
 

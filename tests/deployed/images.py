@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.cluster import images as building
 from tests.cluster.progress import step
+from tests.support import ROOT
 
 if TYPE_CHECKING:
-    from tests.cluster.api import Cluster
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+    from tests.cluster.api import Cluster
 
 
 @dataclass(frozen=True)

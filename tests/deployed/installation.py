@@ -15,6 +15,7 @@ from tests.cluster.progress import step
 from tests.deployed import images
 from tests.deployed.forward import Forward
 from tests.deployed.kube import Kube
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "engineroom-system"
 RELEASE = "engineroom"
-CHART = images.ROOT / "charts/engineroom"
+CHART = ROOT / "charts/engineroom"
 REDIS_SERVICE = "engineroom-redis"
 
 

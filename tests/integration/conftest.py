@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 from dataclasses import astuple
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,14 +19,13 @@ from engineroom.kube.client import Client
 from engineroom.kube.errors import NotFound
 from engineroom.kube.resources import CRDS, NAMESPACES, WORKERPOOLS
 from tests.integration.faultproxy import FaultProxy
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from engineroom.kube.config import ApiConfig
     from tests.cluster.api import Cluster
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 
 if TYPE_CHECKING:
     from engineroom.kube.config import ApiConfig
-    from tests.performance.harness import RedisServer
+    from tests.support import RedisServer
 
 REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 #: Where a size is written.

@@ -17,14 +17,14 @@ from redis import Redis
 from rq import Queue
 
 from engineroom.kube.resources import DEPLOYMENTS, PODS, WORKERPOOLS
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engineroom.kube.client import Client
-    from tests.performance.harness import RedisServer
+    from tests.support import RedisServer
 
-ROOT = Path(__file__).parents[2]
 
 #: Quick in both directions; what a pool does is the same as with longer times.
 QUICK = {

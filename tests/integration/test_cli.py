@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import astuple
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,14 +19,15 @@ import yaml
 from tests.cluster.api import Shape
 from tests.cluster.local import Local
 from tests.cluster.process import Identity
+from tests.support import ROOT
 from tests.unit.cli import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from tests.cluster.api import Cluster
 
-ROOT = Path(__file__).parents[2]
 AUTO = {"minReplicas": 0, "maxReplicas": 10}
 CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.main import main; main()"
 MAIN = [sys.executable, "-c", CODE]

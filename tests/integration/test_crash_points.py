@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.crashes import Crash, Life, live
-from tests.performance.harness import RedisServer
+from tests.support import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

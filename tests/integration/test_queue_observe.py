@@ -19,7 +19,7 @@ from engineroom.queue import keys
 from engineroom.queue.observe import Observer
 from engineroom.queue.push import QueuePush
 from tests.integration.pools import eventually
-from tests.performance.harness import RedisServer
+from tests.support import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

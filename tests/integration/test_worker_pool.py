@@ -12,7 +12,7 @@ import pytest_asyncio
 from engineroom.kube.resources import DEPLOYMENTS, SECRETS, WORKERPOOLS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
-from tests.performance.harness import RedisServer
+from tests.support import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

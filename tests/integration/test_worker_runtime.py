@@ -18,7 +18,7 @@ from engineroom.queue import commands, keys, recovery
 from tests.integration import rq_versions
 from tests.integration.runtime.cutter import Cutter
 from tests.integration.runtime.lab import HERE, POOL, Lab, eventually
-from tests.performance.harness import free_port, root
+from tests.support import ROOT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -673,7 +673,7 @@ def run_entry(
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{root() / 'operator'}:{HERE}",
+        "PYTHONPATH": f"{ROOT / 'operator'}:{HERE}",
         "ENGINEROOM_REDIS_URL": lab.server.url,
         "ENGINEROOM_POOL": POOL,
         "ENGINEROOM_POD_NAME": "pod-9",
@@ -760,7 +760,7 @@ def test_bad_configuration_and_missing_rq_are_one_line_and_78(lab: Lab, tmp_path
     blocker = tmp_path / "without"
     blocker.mkdir()
     (blocker / "rq.py").write_text("raise ImportError('no rq')\n")
-    process, _ = run_entry(lab, {"PYTHONPATH": f"{blocker}:{root() / 'operator'}"})
+    process, _ = run_entry(lab, {"PYTHONPATH": f"{blocker}:{ROOT / 'operator'}"})
     _, error = process.communicate(timeout=20)
     assert process.returncode == 78
     assert "RQ is not installed in this image; add rq>=2.4" in error
@@ -769,7 +769,7 @@ def test_bad_configuration_and_missing_rq_are_one_line_and_78(lab: Lab, tmp_path
 def test_importable_by_the_oldest_python_it_promises() -> None:
     import ast
 
-    for path in sorted((root() / "operator" / "engineroom_worker").glob("*.py")):
+    for path in sorted((ROOT / "operator" / "engineroom_worker").glob("*.py")):
         tree = ast.parse(path.read_text(), feature_version=(3, 9))
         imported = {
             name.split(".")[0]

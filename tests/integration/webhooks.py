@@ -8,19 +8,19 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from engineroom.kube.errors import AlreadyExists, NotFound
 from engineroom.kube.resources import SECRETS, VALIDATING_WEBHOOKS
-from tests.performance.harness import free_port
+from tests.support import ROOT, free_port
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engineroom.kube.client import Client
 
-ROOT = Path(__file__).parents[2]
 SECRET = "engineroom-webhooks-tls"
 
 

@@ -31,8 +31,8 @@ from tests.cluster.api import Shape
 from tests.cluster.local import Local
 from tests.cluster.process import Identity
 from tests.integration.webhooks import SECRET, Admission, secret_env
-from tests.performance.harness import root
 from tests.performance.outcome import Goal, outcome, percentile
+from tests.support import ROOT
 from tests.unit.api.specs import pool
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def _measure(kubeconfig: Path, rate: int, seconds: float) -> int:
     config = kube_config.from_kubeconfig(kubeconfig)
     with tempfile.TemporaryDirectory() as folder:
         async with Client(config) as client:
-            for path in sorted((root() / "crds").glob("*.yaml")):
+            for path in sorted((ROOT / "crds").glob("*.yaml")):
                 await client.apply(CRDS, yaml.safe_load(path.read_text()))
             await client.create(NAMESPACES, {"metadata": {"name": "shop"}})
             admission = Admission(client, kubeconfig, "shop", Path(folder))

@@ -19,13 +19,13 @@ from engineroom.kube.resources import CRDS
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.integration.crashes import Crash, Record, live
-from tests.performance.harness import redis_server, root
 from tests.performance.outcome import Goal, outcome
 from tests.performance.rig import private
+from tests.support import ROOT, redis_server
 
 if TYPE_CHECKING:
     from engineroom.kube.config import ApiConfig
-    from tests.performance.harness import RedisServer
+    from tests.support import RedisServer
 
 GOALS = [
     Goal("different_ends", 0),
@@ -47,7 +47,7 @@ def main() -> int:
 
 async def _main(config: ApiConfig, redis: RedisServer, side_by_side: int) -> int:
     async with Client(config) as client:
-        for path in sorted((root() / "crds").glob("*.yaml")):
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
             await client.apply(CRDS, yaml.safe_load(path.read_text()))
     await asyncio.sleep(2)  # the API server begins to serve a new kind within this time
     began = time.monotonic()

@@ -23,13 +23,13 @@ from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
-from tests.performance.harness import redis_server, root
 from tests.performance.outcome import Figure, Goal, outcome
 from tests.performance.rig import private
+from tests.support import ROOT, redis_server
 
 if TYPE_CHECKING:
     from tests.cluster.api import Cluster
-    from tests.performance.harness import RedisServer
+    from tests.support import RedisServer
 
 GOALS = [
     Goal("lost", 0),
@@ -59,7 +59,7 @@ async def _run(
     config = kube_config.from_kubeconfig(cluster.kubeconfig)
     operator = OperatorProcess(cluster.kubeconfig, redis.url, namespace)
     async with Client(config) as client:
-        for path in sorted((root() / "crds").glob("*.yaml")):
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
             await client.apply(CRDS, yaml.safe_load(path.read_text()))
         await client.create(NAMESPACES, {"metadata": {"name": namespace}})
         await operator.start()

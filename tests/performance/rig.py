@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,9 +16,10 @@ from urllib.request import urlopen
 import redis
 import yaml
 
+from tests import support
 from tests.cluster.pytest_plugin import private_cluster
-from tests.deployed.images import ROOT
 from tests.deployed.kube import Kube, wait_for
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,41 +31,15 @@ if TYPE_CHECKING:
 INSTALLED, OPERATOR, GITOPS = "engineroom", "engineroom-operator", "gitops"
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def redis_server() -> Iterator[tuple[redis.Redis, str]]:
     """A real Redis in memory: a client of it, and its URL."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise RuntimeError("redis-server is missing; run make doctor")
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            program,
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            folder,
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=port)
+    with support.redis_server() as server:
+        client = redis.Redis(port=server.port)
         try:
-            wait_for(lambda: bool(client.ping()), 10, "Redis answers", every=0.05)
-            yield client, f"redis://127.0.0.1:{port}/0"
+            yield client, server.url
         finally:
             client.close()
-            process.terminate()
-            process.wait(10)
 
 
 #: A cluster that goes with this process, whatever becomes of it.
@@ -133,8 +106,8 @@ class Operator:
 
     def __init__(self, kubeconfig: Path, redis_url: str, log: Path) -> None:
         self._log = log
-        self._probe_port = free_port()
-        self.metrics_port = free_port()
+        self._probe_port = support.free_port()
+        self.metrics_port = support.free_port()
         self._environment = os.environ | {
             "KUBECONFIG": str(kubeconfig),
             "ENGINEROOM_REDIS_URL": redis_url,

@@ -1,9 +1,9 @@
-"""What the runtime costs over stock RQ: ``python -m tests.performance.worker_overhead``.
+"""What the runtime costs over stock RQ, with RQ 3 and RQ 2, on one queue and on several.
 
 1,000 no-op jobs by ``engineroom_worker`` and by RQ's own Worker, in turns on one Redis, each in a
 process of its own that times itself from the first look at the queue to the last job's booked end.
 The ratio is the median of the ratios of neighbouring runs, so that whatever else the machine does
-falls on both. ``--python`` names another interpreter, with another RQ.
+falls on both.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.performance.harness import RedisServer, redis_server, report, root
+from tests.performance.outcome import Figure, Goal, outcome
+from tests.support import ROOT, redis_server
+
+if TYPE_CHECKING:
+    from tests.support import RedisServer
 
 GOAL = 1.05
 #: Jobs, turns, and turns that are thrown away at the beginning.
-JOBS, PAIRS, WARM_UP = 1000, 7, 1
+JOBS, PAIRS, WARM_UP = 1000, 5, 1
 
 _JOBS = "def noop():\n    return None\n"
 
@@ -53,70 +59,82 @@ print(json.dumps({
     "seconds": took,
     "cpu": sum(spent[:4]) - sum(cpu[:4]),
     "finished": finished,
-    "rq": rq.__version__,
 }))
 """
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Variant:
+    """An interpreter, which has its RQ, and the queues that a worker listens to."""
+
+    rq: str
+    python: str
+    queues: str
+
+    def __str__(self) -> str:
+        return f"{self.rq}_{self.queues}"
+
+
+def main() -> int:
     """Run the benchmark and print its line."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--python", default=sys.executable, help="interpreter that has RQ")
     arguments.add_argument("--jobs", type=int, default=JOBS)
     arguments.add_argument("--pairs", type=int, default=PAIRS)
-    arguments.add_argument("--queues", choices=["one", "multiple"], default="one")
     chosen = arguments.parse_args()
+    rq2 = os.environ.get("ENGINEROOM_RQ2_PYTHON", str(ROOT / ".venv-rq2/bin/python"))
+    variants = [
+        Variant("rq3", sys.executable, "one"),
+        Variant("rq3", sys.executable, "multiple"),
+        Variant("rq2", rq2, "one"),
+    ]
+    figures: dict[str, Figure] = {"jobs": chosen.jobs, "pairs": chosen.pairs}
     with redis_server() as server, tempfile.TemporaryDirectory() as directory:
         Path(directory, "overhead_jobs.py").write_text(_JOBS)
-        pairs = []
-        for turn in range(WARM_UP + chosen.pairs):
-            order = ("ours", "stock") if turn % 2 else ("stock", "ours")
-            run = {kind: _once(chosen, server, directory, kind) for kind in order}
-            if turn < WARM_UP:
-                continue
+        for variant in variants:
+            figures |= _compare(chosen, server, directory, variant)
+    return outcome("worker_overhead", figures, [Goal(f"{each}_ratio", GOAL) for each in variants])
+
+
+def _compare(
+    chosen: argparse.Namespace, server: RedisServer, directory: str, variant: Variant
+) -> dict[str, Figure]:
+    pairs = []
+    for turn in range(WARM_UP + chosen.pairs):
+        order = ("ours", "stock") if turn % 2 else ("stock", "ours")
+        run = {kind: _once(chosen.jobs, variant, server, directory, kind) for kind in order}
+        stock, ours = (run[kind]["seconds"] for kind in ("stock", "ours"))
+        print(f"{variant} {turn}: stock {stock:.2f} s, ours {ours:.2f} s", flush=True)
+        if turn >= WARM_UP:
             pairs.append(run)
-            stock, ours = (run[kind]["seconds"] for kind in ("stock", "ours"))
-            print(f"{turn}: stock {stock:.2f} s, ours {ours:.2f} s", flush=True)
-    ratio = statistics.median(run["ours"]["seconds"] / run["stock"]["seconds"] for run in pairs)
-    cpu = statistics.median(run["ours"]["cpu"] / run["stock"]["cpu"] for run in pairs)
-    report(
-        "worker_overhead",
-        {
-            "ratio": round(ratio, 3),
-            "cpu_ratio": round(cpu, 3),
-            "ours_seconds": round(statistics.median(run["ours"]["seconds"] for run in pairs), 3),
-            "stock_seconds": round(statistics.median(run["stock"]["seconds"] for run in pairs), 3),
-            "jobs": chosen.jobs,
-            "pairs": chosen.pairs,
-            "queues": chosen.queues,
-            "rq": pairs[0]["ours"]["rq"],
-        },
-        {"ratio": GOAL},
-        met=ratio <= GOAL,
-    )
+
+    def ratio(figure: str) -> float:
+        ratios = [run["ours"][figure] / run["stock"][figure] for run in pairs]
+        return round(statistics.median(ratios), 3)
+
+    return {
+        f"{variant}_ratio": ratio("seconds"),
+        f"{variant}_cpu_ratio": ratio("cpu"),
+        f"{variant}_ours_seconds": round(statistics.median(r["ours"]["seconds"] for r in pairs), 2),
+    }
 
 
 def _once(
-    chosen: argparse.Namespace, server: RedisServer, directory: str, kind: str
+    jobs: int, variant: Variant, server: RedisServer, directory: str, kind: str
 ) -> dict[str, float]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root() / "operator"), directory]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), directory]),
         "PYTHONWARNINGS": "ignore",
     }
     done = subprocess.run(
-        [chosen.python, "-c", _RUN, kind, server.url, str(chosen.jobs), chosen.queues],
+        [variant.python, "-c", _RUN, kind, server.url, str(jobs), variant.queues],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    if figures["finished"] != chosen.jobs:
-        message = f"{kind}: {figures['finished']} of {chosen.jobs} jobs finished"
+    if figures["finished"] != jobs:
+        message = f"{kind}: {figures['finished']} of {jobs} jobs finished"
         raise RuntimeError(message)
     return figures
-
-
-if __name__ == "__main__":
-    main()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PAGES = sorted(
     path
     for place in ("*.md", "docs/**/*.md", "examples/**/*.md", "requirements/*.md", "tests/**/*.md")

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from engineroom.core import reasons
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Written so that this file does not break its own rule.
 UNFINISHED = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")))
 MACHINE_PATH = re.compile(r"(?<![\w.-])/(?:root|work|home/\w+|tmp/v)/")

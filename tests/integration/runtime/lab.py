@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from engineroom.queue import keys
-from tests.performance.harness import RedisServer, root
+from tests.support import ROOT, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,7 @@ class Lab:
         )
         environment = {
             **_plain_environment(),
-            "PYTHONPATH": f"{root() / 'operator'}:{HERE}",
+            "PYTHONPATH": f"{ROOT / 'operator'}:{HERE}",
             "ENGINEROOM_REDIS_URL": self.server.url,
             "ENGINEROOM_POOL": POOL,
             "ENGINEROOM_POD_NAME": pod,

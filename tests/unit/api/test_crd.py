@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from engineroom.api import crd, generate
 from engineroom.api.validation import parse
+from tests.support import ROOT
 from tests.unit.api.specs import pool
 
-ROOT = Path(__file__).parents[3]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SCHEMA = crd.open_api_schema()
 
 

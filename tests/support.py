@@ -1,21 +1,23 @@
-"""What benchmarks share: a Redis of their own, and the one line that they end with."""
+"""What all kinds of tests share: a Redis of their own, a free port, the checkout's root."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+
+#: The checkout's root.
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def free_port() -> int:
@@ -93,14 +95,3 @@ def redis_server(*, durable: bool = False) -> Iterator[RedisServer]:
         yield server
     finally:
         server.close()
-
-
-def report(name: str, figures: Mapping[str, Any], goals: Mapping[str, Any], *, met: bool) -> None:
-    """Print the last line of a benchmark: one JSON object."""
-    line = {"name": name, "figures": dict(figures), "goals": dict(goals), "met": met}
-    print(json.dumps(line), flush=True)
-
-
-def root() -> Path:
-    """The checkout's root."""
-    return Path(__file__).resolve().parents[2]
