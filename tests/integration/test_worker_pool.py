@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from engineroom.kube.resources import DEPLOYMENTS, SECRETS, WORKERPOOLS
+from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, SECRETS, WORKERPOOLS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer
@@ -272,6 +272,23 @@ async def test_one_wrong_spec_hurts_no_other(stage, operator):
     await eventually("the wrong one is stalled", stalled)
     await eventually("the other one is ready", lambda: ready_at(stage, 0))
     assert "spec.template.spec.containers" in (await stage.condition("Stalled", "wrong"))[2]
+
+
+async def test_what_a_pod_may_follows_the_label_of_its_namespace(stage, kubelet, operator):
+    """Admission says the same; who came past it gets no more than the namespace allows."""
+    body = pool(stage.namespace)
+    body["spec"]["template"]["spec"]["hostNetwork"] = True
+    await stage.client.create(WORKERPOOLS, body)
+
+    async def stalled() -> bool:
+        status, _, message = await stage.condition("Stalled")
+        return status == "True" and "hostNetwork" in message
+
+    await eventually("restricted does not allow it", stalled)
+    label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}
+    await stage.client.merge_patch(NAMESPACES, None, stage.namespace, label)
+    stage.enqueue(1, 0.1)
+    await eventually("the job is done", lambda: done(stage, 1))
 
 
 async def test_a_deleted_pool_takes_everything_with_it(stage, kubelet, operator):

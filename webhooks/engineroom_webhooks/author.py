@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from engineroom.api.pod_security import LABEL, Level
+from engineroom.api.pod_security import Level
 from engineroom.kube.errors import NotFound
 from engineroom.kube.resources import NAMESPACES, SUBJECT_ACCESS_REVIEWS
 from engineroom_webhooks import metrics
@@ -99,9 +99,7 @@ class ClusterAuthority:
                 found = await self._client.get(NAMESPACES, None, namespace, timeout=_TIMEOUT)
             except NotFound:
                 return Level.RESTRICTED, _KEEP_LEVEL
-            word = (found["metadata"].get("labels") or {}).get(LABEL, "restricted")
-            known = {level.word: level for level in Level}
-            return known.get(word, Level.RESTRICTED), _KEEP_LEVEL
+            return Level.of(found["metadata"].get("labels")), _KEEP_LEVEL
 
         return await self._levels.get(namespace, ask)
 

@@ -413,7 +413,6 @@ def _ours(value: Any) -> bool:
 
 def _levels(documents: Iterable[Document]) -> dict[str, Level]:
     """Pod Security levels by namespace, from the Namespaces among the documents."""
-    known = {level.word: level for level in Level}
     found = {}
     for document in documents:
         value = document.value
@@ -423,9 +422,8 @@ def _levels(documents: Iterable[Document]) -> dict[str, Level]:
         if not isinstance(metadata, dict):
             continue
         labels = metadata.get("labels")
-        word = labels.get(pod_security.LABEL) if isinstance(labels, dict) else None
-        if isinstance(word, str) and word in known:
-            found[str(metadata.get("name"))] = known[word]
+        if isinstance(labels, dict) and pod_security.LABEL in labels:
+            found[str(metadata.get("name"))] = Level.of(labels)
     return found
 
 

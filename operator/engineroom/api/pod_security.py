@@ -31,6 +31,12 @@ class Level(IntEnum):
         """The level as it stands in a namespace's label."""
         return self.name.lower()
 
+    @classmethod
+    def of(cls, labels: Any) -> Level:
+        """What a namespace with these labels enforces; restricted where they do not say."""
+        word = labels.get(LABEL) if isinstance(labels, dict) else None
+        return next((level for level in cls if level.word == word), cls.RESTRICTED)
+
 
 @dataclass(frozen=True, slots=True)
 class Escalation:

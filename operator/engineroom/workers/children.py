@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from engineroom.api import ANNOTATION_EQUIPPED, validation
+from engineroom.api import ANNOTATION_EQUIPPED
 from engineroom.core import reasons
 from engineroom.core.errors import ConflictError
 from engineroom.kube.errors import AlreadyExists, NotFound
@@ -137,7 +137,7 @@ class Children:
             and before.generation == pool.own_generation
         ):
             return before
-        model = validation.parse(pool.document(spec))
+        model = pool.parse(spec)
         replicas = decision.replicas if before is None else before.replicas
         if replicas:
             await self.equip(pool, plan, spec)
@@ -170,7 +170,7 @@ class Children:
         Ten thousand idle pools are so a third of the objects. That it was done stands in an
         annotation of the Deployment, written with the size: a restarted operator sees it there.
         """
-        model = validation.parse(pool.document(spec))
+        model = pool.parse(spec)
         wanted = [
             (SERVICE_ACCOUNTS, objects.service_account(model, pool.uid)),
             (PDBS, objects.disruption_budget(model, pool.uid)),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from engineroom.api import LABEL_POOL, validation
+from engineroom.api.pod_security import Level
 from engineroom.core import reasons
 from engineroom.core.errors import (
     ConflictError,
@@ -16,7 +17,7 @@ from engineroom.core.errors import (
     SecretError,
 )
 from engineroom.kube.errors import Forbidden, Invalid, NotFound
-from engineroom.kube.resources import DEPLOYMENTS, PODS, WORKERPOOLS
+from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, PODS, WORKERPOOLS
 from engineroom.queue import commands
 from engineroom.workers import recovering
 from engineroom.workers.children import Children
@@ -39,6 +40,7 @@ from engineroom.workers.views import deployment_view, pod_view
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.controller import Context, Record
     from engineroom.kube.informer import Informer
     from engineroom.queue.observe import PoolFacts, WorkerFacts
@@ -160,11 +162,12 @@ class WorkerPoolController:
         obj = record.load()
         spec, old = obj.get("spec") or {}, obj.get("status") or {}
         try:
-            plan = pool.plan = pool.plan or plan_of(validation.parse(pool.document(spec)))
+            plan = pool.plan = pool.plan or plan_of(await self._parse(pool, spec))
         except InvalidSpecError as error:
             now = self._context.clock.now()
             await self._tell(pool, old, invalid_status(old, error, pool.generation, now))
-            return None
+            # Nothing but a new spec heals it; a namespace's label may change unheard.
+            return RESYNC if validation.escalations(pool.document(spec)) else None
         pool.looked = self._context.clock.monotonic()
         try:
             return await self._reconcile(pool, plan, spec, old)
@@ -226,6 +229,13 @@ class WorkerPoolController:
         again = min((wait for wait in waits if wait is not None), default=None)
         pool.idle = again is None
         return again
+
+    async def _parse(self, pool: Pool, spec: dict[str, Any]) -> WorkerPool:
+        """The spec's model; what is beyond restricted is measured by the namespace's label."""
+        if validation.escalations(pool.document(spec)):
+            namespace = await self._context.client.get(NAMESPACES, None, pool.namespace)
+            pool.level = Level.of(namespace["metadata"].get("labels"))
+        return pool.parse(spec)
 
     def _remember(self, record: Record) -> Pool:
         """The pool's memory; a new spec makes the plan anew, a new object everything."""

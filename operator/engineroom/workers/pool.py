@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engineroom.api import validation
+from engineroom.api.pod_security import Level
 from engineroom.kube.resources import WORKERPOOLS, ObjectRef
 from engineroom.workers.demand import Memory
 
 if TYPE_CHECKING:
+    from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.workers.links import Address, Link
     from engineroom.workers.plan import Plan
     from engineroom.workers.views import DeploymentView
@@ -25,6 +28,8 @@ class Pool:
     name: str
     uid: str
     generation: int = 0
+    #: What the namespace's Pod Security allows; asked for only where a template needs to know.
+    level: Level = Level.RESTRICTED
     plan: Plan | None = None
     #: Fingerprint of what the objects are made from; "" until it was computed.
     inputs: str = ""
@@ -60,6 +65,10 @@ class Pool:
         return ObjectRef(
             WORKERPOOLS.api_version, WORKERPOOLS.kind, self.namespace, self.name, self.uid
         )
+
+    def parse(self, spec: dict[str, Any]) -> WorkerPool:
+        """The model of the spec; raises InvalidSpecError with every problem."""
+        return validation.parse(self.document(spec), validation.Context(self.level))
 
     def document(self, spec: dict[str, Any]) -> dict[str, Any]:
         """The pool as validation wants to see it."""

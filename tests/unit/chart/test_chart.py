@@ -164,6 +164,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
         "poddisruptionbudgets": {"create"},
         "serviceaccounts": {"create"},
         "pods": {"get", "list", "watch", "patch"},
+        "namespaces": {"get"},
         "events": {"create", "patch"},
         "secrets": {"create"},
     }
