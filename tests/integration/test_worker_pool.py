@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from engineroom.kube.client import Client
     from tests.cluster.api import Cluster
-    from tests.integration.faultproxy import FaultProxy
+    from tests.integration.faultproxy import FaultProxy, Request
 
 
 @pytest.fixture
@@ -289,6 +289,69 @@ async def test_what_a_pod_may_follows_the_label_of_its_namespace(stage, kubelet,
     await stage.client.merge_patch(NAMESPACES, None, stage.namespace, label)
     stage.enqueue(1, 0.1)
     await eventually("the job is done", lambda: done(stage, 1))
+
+
+async def test_a_push_is_heard_long_before_the_next_resync(stage, operator):
+    """No pod ever comes up here; all that counts is when the size is asked for."""
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace))
+    for _ in range(4):
+        await eventually("the pool is ready at zero", lambda: ready_at(stage, 0))
+        stage.enqueue(1)
+        # Idle pools are looked at every 10 s without a push: four times in a row is no luck.
+        await eventually("it grows at once", lambda: above_zero(stage), 2)
+        stage.queue.empty()
+
+
+async def above_zero(stage: Stage) -> bool:
+    return await stage.size() > 0
+
+
+async def two_by_hand(stage: Stage, kubelet: HollowKubelet) -> None:
+    manual = pool(stage.namespace, replicas=2)
+    del manual["spec"]["autoscaling"]
+    await stage.client.create(WORKERPOOLS, manual)
+    await eventually("two pods", lambda: len(kubelet.pods()) == 2)
+
+
+async def test_who_drains_is_called_back_when_it_is_wanted_again(stage, kubelet, operator):
+    await two_by_hand(stage, kubelet)
+    before = kubelet.pods()
+    stage.enqueue(2, 10)
+    await eventually("both work", lambda: stage.redis.hlen("booked:started") == 2)
+    await patch(stage, {"replicas": 1})
+    await eventually("one is asked", lambda: list(stage.redis.scan_iter("engineroom:drain:*")))
+    await patch(stage, {"replicas": 2})
+    # Long before the request would run out by itself.
+    await eventually(
+        "nobody is asked any more",
+        lambda: not list(stage.redis.scan_iter("engineroom:drain:*")),
+        5,
+    )
+    await eventually("both jobs are done", lambda: done(stage, 2))
+    assert kubelet.pods() == before
+
+
+async def test_a_size_is_not_lowered_by_what_was_seen_before_a_change(
+    stage, kubelet, proxy: FaultProxy, redis, tmp_path: Path
+):
+    """Who was chosen to go was chosen for the Deployment as it was seen."""
+    operator = OperatorProcess(proxy.kubeconfig(tmp_path), redis.url, stage.namespace)
+    await operator.start()
+    await two_by_hand(stage, kubelet)
+    smaller: list[Request] = []
+
+    async def somebody_is_faster(request: Request) -> None:
+        if request.path.endswith("/deployments/mail") and b'"replicas":1' in request.body:
+            smaller.append(request)
+            if len(smaller) == 1:
+                edit = {"metadata": {"annotations": {"example.com/edited": "yes"}}}
+                await stage.client.merge_patch(DEPLOYMENTS, stage.namespace, "mail", edit)
+
+    proxy.before(somebody_is_faster)
+    await patch(stage, {"replicas": 1})
+    await eventually("one pod", lambda: len(kubelet.pods()) == 1)
+    assert [request.status for request in smaller] == [409, 200]
+    await operator.stop()
 
 
 async def test_a_deleted_pool_takes_everything_with_it(stage, kubelet, operator):
