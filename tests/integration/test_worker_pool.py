@@ -291,6 +291,22 @@ async def test_what_a_pod_may_follows_the_label_of_its_namespace(stage, kubelet,
     await eventually("the job is done", lambda: done(stage, 1))
 
 
+async def test_no_more_failed_jobs_are_kept_than_the_spec_says(stage, kubelet, operator):
+    failed = [
+        stage.queue.enqueue("tests.integration.jobs.missing", job_id=f"{stage.namespace}-{number}")
+        for number in range(6)
+    ]
+    stage.enqueue(1, 0.1)
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace, deadLetter={"maxJobs": 2}))
+    registry = stage.queue.failed_job_registry
+    left = lambda: stage.redis.zrange(registry.key, 0, -1)  # noqa: E731
+    await eventually("all have run", lambda: done(stage, 1))
+    await eventually("two are left", lambda: len(left()) == 2)
+    ids = {job_id.decode() for job_id in left()}
+    # Nothing of the others is left either.
+    assert {job.id for job in failed if stage.redis.exists(job.key)} == ids
+
+
 async def test_a_push_is_heard_long_before_the_next_resync(stage, operator):
     """No pod ever comes up here; all that counts is when the size is asked for."""
     await stage.client.create(WORKERPOOLS, pool(stage.namespace))

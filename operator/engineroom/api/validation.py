@@ -459,6 +459,9 @@ def _warnings(spec: dict[str, Any]) -> Iterator[str]:
                 f"spec.autoscaling.schedules[{index}].minReplicas: {size} is not more than "
                 f"minReplicas ({least}), so the schedule changes nothing"
             )
+    sizing = _map(spec.get("rightSizing"))
+    if sizing.get("mode") == "InPlace" or sizing.keys() & {"minAllowed", "maxAllowed"}:
+        yield "spec.rightSizing: not acted on yet; the resources of the template stay as they are"
     yield from pod_template.warnings(_map(spec.get("template")))
 
 

@@ -202,7 +202,7 @@ _POD_FIXES = {
     "RunContainerError": "the container cannot start: check its command and its image's user",
     "CreateContainerConfigError": "a Secret, ConfigMap or security setting of spec.template is "
     "missing or wrong",
-    "OOMKilled": "raise the memory limit in spec.template, or let spec.rightSizing do it",
+    "OOMKilled": "raise the memory limit in spec.template",
     "Unschedulable": "no node has room for it: lower the requests in spec.template, add nodes, or "
     "lower maxReplicas",
 }

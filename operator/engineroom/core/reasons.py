@@ -54,6 +54,7 @@ PODS_NOT_READY: Final = "PodsNotReady"
 JOB_REQUEUED: Final = "JobRequeued"
 JOB_FAILED: Final = "JobFailed"
 JOB_POISONED: Final = "JobPoisoned"
+DEAD_LETTERS_DROPPED: Final = "DeadLettersDropped"
 WORKER_LOST: Final = "WorkerLost"
 WORKER_OUT_OF_MEMORY: Final = "WorkerOutOfMemory"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
@@ -95,6 +96,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     JOB_REQUEUED: "A job whose worker was lost was put back into its queue.",
     JOB_FAILED: "A job whose worker was lost was marked as failed.",
     JOB_POISONED: "A job took its worker down too often and was set aside.",
+    DEAD_LETTERS_DROPPED: "The oldest failed jobs beyond deadLetter.maxJobs were dropped.",
     WORKER_LOST: "A worker died with a job in hand.",
     WORKER_OUT_OF_MEMORY: "A worker was killed for memory; raise its limit.",
     DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",

@@ -18,7 +18,7 @@ from engineroom.core.errors import (
 )
 from engineroom.kube.errors import Forbidden, Invalid, NotFound
 from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, PODS, WORKERPOOLS
-from engineroom.queue import commands
+from engineroom.queue import commands, deadletters
 from engineroom.workers import recovering
 from engineroom.workers.children import Children
 from engineroom.workers.decide import Decision, Observation, decide
@@ -386,6 +386,7 @@ class WorkerPoolController:
             names = [worker.name for worker in facts.workers]
             act = commands.suspend if plan.suspend else commands.resume
             await act(link.redis, pool.key, names)
+        await self._trim(pool, link, plan, facts)
         await recovering.recover_dead(
             link.redis,
             self._context.client,
@@ -395,6 +396,25 @@ class WorkerPoolController:
             facts,
             pods,
         )
+
+    async def _trim(self, pool: Pool, link: Link, plan: Plan, facts: PoolFacts) -> None:
+        """Failed jobs beyond what the spec keeps go, a step of each queue's at a look."""
+        pool.trimming = False
+        if plan.dead_letter_jobs is None:
+            return
+        for queue in facts.queues:
+            if queue.failed <= plan.dead_letter_jobs:
+                continue
+            gone = await deadletters.trim(link.redis, queue.name, plan.dead_letter_jobs)
+            pool.trimming = pool.trimming or gone == deadletters.STEP
+            if gone:
+                self._context.recorder.record(
+                    pool.reference,
+                    "Normal",
+                    reasons.DEAD_LETTERS_DROPPED,
+                    f"the oldest failed jobs of queue {queue.name} were dropped: it keeps "
+                    f"{plan.dead_letter_jobs} by spec.deadLetter.maxJobs",
+                )
 
     # -- say so ----------------------------------------------------------------------------------
 
@@ -499,7 +519,7 @@ def _again(
     if facts is None:
         return LOOK_BLIND
     waits: list[float] = []
-    if leave.drain or leave.retire or leave.mark or leave.shrink_by:
+    if pool.trimming or leave.drain or leave.retire or leave.mark or leave.shrink_by:
         waits.append(LOOK_LEAVING)
     elif pods or facts.workers or facts.backlog or facts.running:
         waits.append(LOOK_ACTIVE)

@@ -51,6 +51,8 @@ class Plan:
     poison_threshold: int
     poison_window: float
     dead_letter_ttl: float
+    #: Failed jobs that a queue keeps at most; None: as many as there are.
+    dead_letter_jobs: int | None
     fallback_replicas: int | None
     #: (Secret, key) of the Redis URL; None: the chart's own Redis.
     redis_secret: tuple[str, str] | None
@@ -93,6 +95,7 @@ def plan_of(pool: WorkerPool) -> Plan:
         poison_threshold=spec.recovery.poison_threshold,
         poison_window=spec.recovery.poison_window.seconds,
         dead_letter_ttl=spec.dead_letter.ttl.seconds,
+        dead_letter_jobs=spec.dead_letter.max_jobs,
         fallback_replicas=outage.replicas if outage.mode is MetricOutageMode.FALLBACK else None,
         redis_secret=(redis.url_secret_ref.name, redis.url_secret_ref.key) if redis else None,
         redis_ca_secret=(ca.name, ca.key) if ca else None,

@@ -48,6 +48,8 @@ class Pool:
     told: float = NEVER
     #: When figures that were held back are written (monotonic seconds); None when none are.
     due: float | None = None
+    #: More failed jobs are to be dropped than one step takes.
+    trimming: bool = False
     #: Nothing to do and no time at which that changes by itself.
     idle: bool = False
     scaled: bool = False

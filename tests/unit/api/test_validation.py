@@ -386,6 +386,10 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
             ["spec.queues[0].priority: has no effect unless dequeueStrategy is Priority"],
         ),
         (
+            {"spec.rightSizing": {"mode": "InPlace"}},
+            ["spec.rightSizing: not acted on yet; the resources of the template stay as they are"],
+        ),
+        (
             {f"{CONTAINER}.livenessProbe": {"exec": {"command": ["true"]}}},
             [
                 (

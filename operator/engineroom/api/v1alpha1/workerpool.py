@@ -205,12 +205,15 @@ class DeadLetter(Model):
 
     ttl: Duration = Field(default=Duration("30d"), description="Failed jobs are kept this long.")
     max_jobs: int | None = Field(
-        default=None, ge=1, le=10000000, description="At most so many are kept; the oldest go."
+        default=None,
+        ge=1,
+        le=10000000,
+        description="At most so many are kept for each queue; the oldest go.",
     )
 
 
 class RightSizing(Model):
-    """Recommended requests and limits from what the workers really use."""
+    """Recommended requests and limits from what the workers really use: not acted on yet."""
 
     mode: RightSizingMode = Field(
         default=RightSizingMode.RECOMMEND, description="Off, Recommend or InPlace."
@@ -276,7 +279,8 @@ class WorkerPoolSpec(Model):
     recovery: Recovery = Field(default=Recovery(), description="Jobs whose worker died.")
     dead_letter: DeadLetter = Field(default=DeadLetter(), description="How failed jobs are kept.")
     right_sizing: RightSizing = Field(
-        default=RightSizing(), description="Recommended resources of the workers."
+        default=RightSizing(),
+        description="Recommended resources of the workers; checked, and not acted on yet.",
     )
     metric_outage: MetricOutage = Field(
         default=MetricOutage(), description="The size while Redis cannot be measured."

@@ -1,0 +1,46 @@
+"""How many failed jobs a queue keeps. Those that wait, run or are scheduled are never touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from engineroom.queue import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from redis.asyncio import Redis
+
+#: Jobs that go in one step; Redis serves nobody else meanwhile, for less than 2 ms.
+STEP = 100
+
+
+async def trim(redis: Redis, queue: str, keep: int) -> int:
+    """Drop the oldest failed jobs beyond ``keep``, STEP at most; returns how many went.
+
+    The oldest are those that would expire first. Jobs that are kept for ever (``failure_ttl=-1``)
+    neither count nor go, nor does one that has been requeued in the meantime.
+    """
+    pending = cast(
+        "Awaitable[int]",
+        redis.eval(
+            _TRIM, 1, keys.failed(queue), str(keep), str(STEP), keys.job(""), keys.crashes("")
+        ),
+    )
+    return int(await pending)
+
+
+_TRIM = """
+local keep, step, job, crashes = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local beyond = math.min(redis.call('ZCOUNT', KEYS[1], 0, '+inf') - keep, step)
+if beyond <= 0 then return 0 end
+local oldest = redis.call('ZRANGEBYSCORE', KEYS[1], 0, '+inf', 'LIMIT', 0, beyond)
+for _, id in ipairs(oldest) do
+  redis.call('ZREM', KEYS[1], id)
+  if redis.call('HGET', job .. id, 'status') == 'failed' then
+    redis.call('DEL', job .. id, job .. id .. ':dependents', job .. id .. ':dependencies',
+               'rq:results:' .. id, 'rq:executions:' .. id, crashes .. id)
+  end
+end
+return #oldest
+"""
