@@ -18,7 +18,7 @@ from engineroom.api import GROUP, pod_security, validation
 from engineroom.api.pod_security import Level
 from engineroom.api.schema import child, shown
 from engineroom.api.validation import Context
-from engineroom.core.errors import EngineroomError, Problem
+from engineroom.core.errors import Category, EngineroomError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +43,8 @@ class UnreadableError(EngineroomError):
     """The text is no manifest; ``line`` counts from 1, ``problem`` says what and what to do."""
 
     code = "unreadable_manifest"
+    category = Category.VALIDATION
+    http_status = 422
 
     def __init__(self, line: int, problem: str, fix: str) -> None:
         self.line = line
