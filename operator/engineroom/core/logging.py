@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from collections import OrderedDict
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from engineroom.core.clock import SystemClock
 from engineroom.core.redaction import REDACTED, is_secret_key, redact, redact_text
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
+
+    from engineroom.core.clock import Clock
 
 __all__ = [
     "REDACTED",
@@ -40,12 +45,57 @@ def _redact_event(
     return event
 
 
+class _Repetition(logging.Filter):
+    """Lets ``burst`` lines of the same logger, level and message through in ``seconds``.
+
+    The first line after a silence says in ``repeated`` how many were left out.
+    """
+
+    #: Different messages remembered; a constant message a place in the code makes few.
+    MOST = 1_000
+
+    def __init__(self, burst: int, seconds: float, clock: Clock) -> None:
+        super().__init__()
+        self._burst = burst
+        self._seconds = seconds
+        self._clock = clock
+        self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
+        self._seen_lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        message = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
+        key = (record.name, record.levelno, str(message))
+        now = self._clock.monotonic()
+        with self._seen_lock:
+            began, count = self._seen.pop(key, (now, 0))
+            left_out = 0
+            if now - began >= self._seconds:
+                left_out = max(0, count - self._burst)
+                began, count = now, 0
+            self._seen[key] = (began, count + 1)
+            if len(self._seen) > self.MOST:
+                self._seen.popitem(last=False)
+        if left_out:
+            if isinstance(record.msg, dict):
+                record.msg = {**record.msg, "repeated": left_out}
+            else:
+                record.repeated = left_out
+        return count < self._burst
+
+
 def configure(
     level: str = "INFO",
     style: LogFormat = "auto",
     stream: IO[str] | None = None,
+    *,
+    repeat: tuple[int, float] | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Set up logging for the process; may be called again.
+
+    ``repeat`` is (lines, seconds): of the same message that many are written in that time, and the
+    next one says in ``repeated`` how many were not. None writes all.
 
     ``style`` "auto" is readable text on a terminal and JSON anywhere else. ``stream`` defaults to
     standard error.
@@ -86,6 +136,8 @@ def configure(
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
+    if repeat is not None:
+        handler.addFilter(_Repetition(*repeat, clock or SystemClock()))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
