@@ -240,6 +240,14 @@ async def test_the_log_tells_who_what_when_page_by_page(client: redis.asyncio.Re
     assert kinds[:3] == [("begin", ""), ("doing", "a"), ("done", "a")]
 
 
+async def test_many_are_recovered_at_once(client: redis.asyncio.Redis) -> None:
+    log = RedisSagaLog(client)
+    for number in range(300):
+        await log.begin(f"o-{number}", "order", None, "", 0)
+    assert await Coordinator(log, sagas(client)).recover(most=300) == 300
+    assert await effects(client, "o-299") == NAMES
+
+
 def test_what_ended_is_forgotten_after_its_retention(server: RedisServer) -> None:
     async def main() -> None:
         async with redis.asyncio.Redis.from_url(server.url) as client:

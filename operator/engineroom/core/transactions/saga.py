@@ -189,6 +189,10 @@ class _Course:
 UNDO_POLICY = Policy(attempts=8, base=0.1, longest=10.0, total=120.0)
 
 
+#: Sagas recovered at once: each holds a connection to Redis, of which a client has 100.
+SIDE_BY_SIDE = 32
+
+
 class Coordinator:
     """Runs sagas and takes over those of coordinators that died.
 
@@ -242,8 +246,14 @@ class Coordinator:
         others.
         """
         claimed = await self._log.claim(sorted(self._sagas), self._lease, most)
+        places = asyncio.Semaphore(SIDE_BY_SIDE)
+
+        async def one(id_: str, epoch: int) -> None:
+            async with places:
+                await self._take_over(id_, epoch)
+
         results = await asyncio.gather(
-            *(self._take_over(id_, epoch) for id_, epoch in claimed), return_exceptions=True
+            *(one(id_, epoch) for id_, epoch in claimed), return_exceptions=True
         )
         for (id_, _), result in zip(claimed, results, strict=True):
             if isinstance(result, BaseException) and not isinstance(result, EngineroomError):
