@@ -82,9 +82,7 @@ class Inflater:
         if self._made > self._most:
             raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
         if self._made > self._FREE and self._made > self._ratio * self._sent:
-            raise TooLargeError(
-                f"the body inflates to over {self._ratio} times its size; send less"
-            )
+            raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
         if self._inflate.unused_data:
             raise EncodingError("something follows the gzip body; send one member")
         return made
