@@ -111,6 +111,7 @@ helm: $(READY) system ## Have helm, which the local cluster builds
 .PHONY: generate
 generate: $(READY) helm ## Write the files that have another source: CRDs, schemas, references
 	$(BIN)/python -m engineroom.api.generate
+	$(BIN)/python -m engineroom.core.reference
 	$(BIN)/python -m engineroom.cli.docs
 	$(BIN)/python deploy/kustomize/render.py
 	$(BIN)/python charts/values_table.py
@@ -118,6 +119,7 @@ generate: $(READY) helm ## Write the files that have another source: CRDs, schem
 .PHONY: verify
 verify: $(READY) helm ## Check that the generated files are what `make generate` would write
 	$(BIN)/python -m engineroom.api.generate --check
+	$(BIN)/python -m engineroom.core.reference --check
 	$(BIN)/python -m engineroom.cli.docs --check
 	$(BIN)/python deploy/kustomize/render.py --check
 	$(BIN)/python charts/values_table.py --check

@@ -10,7 +10,7 @@ from engineroom.api import validation as rules
 from engineroom.api.pod_security import Level
 from engineroom.api.v1alpha1.workerpool import KIND
 from engineroom.api.validation import Context
-from engineroom.core.errors import EngineroomError, Problem
+from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
 from engineroom_webhooks.author import Author
 
@@ -31,6 +31,8 @@ class UnreadableReviewError(EngineroomError):
     """The request is no AdmissionReview that can be answered."""
 
     code = "unreadable_review"
+    category = Category.VALIDATION
+    http_status = 400
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.schema import child, shown
 from engineroom.core.errors import Problem
+from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

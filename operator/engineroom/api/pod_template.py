@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from engineroom.api import names
 from engineroom.api.pod_schema import pod_template
 from engineroom.api.quantity import QuantityError, parse_quantity
-from engineroom.api.schema import check, child, shown
+from engineroom.api.schema import check
 from engineroom.core.errors import Problem
+from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,20 +8,19 @@ messages of one kind: the field's path, what is wrong, what to write instead.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.core.errors import Problem
+from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 #: No more problems than this are told at once: a document of rubbish must not make a book.
 MAX_PROBLEMS = 40
-_SHOWN = 60
 
 _TYPE_NAMES = {
     "object": "a map",
@@ -84,23 +83,6 @@ class Node:
         if not self._compiled:
             self._compiled.append(re.compile(self.pattern))
         return self._compiled[0].fullmatch(value) is not None
-
-
-def child(path: str, key: str) -> str:
-    """Path of the field ``key`` under ``path``; keys that are no plain word stand in brackets."""
-    if key.isidentifier() and key.isascii():
-        return f"{path}.{key}" if path else key
-    return f"{path}[{shown(key)}]"
-
-
-def shown(value: object) -> str:
-    """A value as it stands in a message: JSON on one line, cut when long."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = type(value).__name__
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

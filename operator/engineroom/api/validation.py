@@ -23,25 +23,17 @@ from engineroom.api import API_VERSION, GROUP, names, pod_security, pod_template
 from engineroom.api.crd import MAX_NAME, spec_node
 from engineroom.api.pod_security import Level
 from engineroom.api.quantity import QuantityError, parse_quantity
-from engineroom.api.schema import (
-    MAX_PROBLEMS,
-    check,
-    child,
-    describe_pattern,
-    kind_of,
-    nearest,
-    shown,
-)
+from engineroom.api.schema import MAX_PROBLEMS, check, describe_pattern, kind_of, nearest
 from engineroom.api.v1alpha1.types import DURATION_PATTERN, Duration
 from engineroom.api.v1alpha1.workerpool import KIND, WorkerPool
 from engineroom.core.errors import InvalidSpecError, Problem
+from engineroom.core.validation.documents import MAX_DEPTH
+from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-#: Deeper documents are refused before anything walks them; no real one comes near.
-MAX_DEPTH = 40
-#: The same for the number of values.
+#: Larger documents are refused before anything walks them; no real one comes near.
 MAX_VALUES = 20_000
 _LONGEST = 365 * 86400
 _RESOURCES = ("cpu", "memory")

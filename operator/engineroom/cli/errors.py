@@ -10,7 +10,7 @@ from enum import IntEnum
 from pathlib import PurePath
 from typing import ClassVar
 
-from engineroom.core.errors import EngineroomError
+from engineroom.core.errors import Category, EngineroomError
 
 PROGRAM = "engineroom"
 PLUGIN = "kubectl-engineroom"
@@ -50,6 +50,8 @@ class CliError(EngineroomError):
     """A command cannot go on; it is shown as three sentences, never as a stack trace."""
 
     code = "cli"
+    category = Category.PERMANENT
+    http_status = 500
     exit_code: ClassVar[ExitCode] = ExitCode.PROBLEM
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
@@ -63,18 +65,24 @@ class RefusedError(CliError):
     """The API server or an admission webhook said no to the change itself."""
 
     code = "cli_refused"
+    category = Category.VALIDATION
+    http_status = 422
 
 
 class TimedOutError(CliError):
     """What was waited for did not come to be in the time allowed."""
 
     code = "cli_timed_out"
+    category = Category.TRANSIENT
+    http_status = 504
 
 
 class UsageError(CliError):
     """The command does not fit; another one does."""
 
     code = "cli_usage"
+    category = Category.VALIDATION
+    http_status = 400
     exit_code = ExitCode.USAGE
 
 
@@ -82,6 +90,8 @@ class UnreachableError(CliError):
     """No answer from an API server, or no way to know which one to ask."""
 
     code = "cli_unreachable"
+    category = Category.DEPENDENCY
+    http_status = 503
     retryable = True
     exit_code = ExitCode.UNREACHABLE
 
@@ -90,6 +100,8 @@ class NotFoundError(CliError):
     """The object, or its kind, is not there."""
 
     code = "cli_not_found"
+    category = Category.NOT_FOUND
+    http_status = 404
     exit_code = ExitCode.NOT_FOUND
 
 
@@ -97,6 +109,8 @@ class ForbiddenError(CliError):
     """Not authenticated, or not authorized."""
 
     code = "cli_forbidden"
+    category = Category.PERMISSION
+    http_status = 403
     exit_code = ExitCode.FORBIDDEN
 
 

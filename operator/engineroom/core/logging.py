@@ -6,103 +6,32 @@ Everything that logs through the standard library (Kopf, aiohttp, redis) leaves 
 from __future__ import annotations
 
 import logging
-import re
 import sys
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from engineroom.core.clock import SystemClock
+from engineroom.core.redaction import REDACTED, is_secret_key, redact, redact_text
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-REDACTED = "[redacted]"
+    from engineroom.core.clock import Clock
+
+__all__ = [
+    "REDACTED",
+    "LogFormat",
+    "configure",
+    "get_logger",
+    "is_secret_key",
+    "redact",
+    "redact_text",
+]
 
 LogFormat = Literal["auto", "json", "console"]
-
-#: Keys whose values are never written; compared in lower case, ``-`` as ``_``.
-_SECRET_KEYS = frozenset(
-    {
-        "api_key",
-        "apikey",
-        "auth",
-        "authorization",
-        "client_key",
-        "client_key_data",
-        "cookie",
-        "credentials",
-        "dsn",
-        "passphrase",
-        "passwd",
-        "password",
-        "private_key",
-        "secret_data",
-        "secret_value",
-        "session_key",
-        "set_cookie",
-        "signature",
-        "string_data",
-        "token",
-    }
-)
-_SECRET_SUFFIXES = ("_password", "_passwd", "_token", "_secret_value", "_api_key", "_private_key")
-
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # scheme://user:password@host, also with an empty user, and with an "@" inside the password
-    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE), rf"\1{REDACTED}@"),
-    (re.compile(r"\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED),
-    (
-        re.compile(
-            r"((?:password|passwd|secret|token|api[_-]?key)['\"]?\s*[=:]\s*['\"]?)[^\s'\",&;)}\]]+",
-            re.IGNORECASE,
-        ),
-        rf"\1{REDACTED}",
-    ),
-    (
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
-            re.DOTALL,
-        ),
-        REDACTED,
-    ),
-)
-
-#: Deeper than this a value is written as its type; logs are not dumps.
-_MAX_DEPTH = 6
-
-
-def redact_text(text: str) -> str:
-    """``text`` without credentials: user info of URLs, bearer tokens, JWTs, ``password=...``."""
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def is_secret_key(key: str) -> bool:
-    """Whether the value under ``key`` must not be written, whatever it is."""
-    name = key.lower().replace("-", "_")
-    return name in _SECRET_KEYS or name.endswith(_SECRET_SUFFIXES)
-
-
-def redact(value: object, depth: int = 0) -> object:
-    """A copy of ``value`` that is safe to write: secrets replaced, bytes by their length."""
-    if isinstance(value, str):
-        return redact_text(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, bytes | bytearray):
-        return f"<{len(value)} bytes>"
-    if depth >= _MAX_DEPTH:
-        return f"<{type(value).__name__}>"
-    if isinstance(value, Mapping):
-        return {
-            str(key): REDACTED if is_secret_key(str(key)) and item else redact(item, depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple | set | frozenset):
-        return [redact(item, depth + 1) for item in value]
-    return redact_text(str(value))
 
 
 def _redact_event(
@@ -116,12 +45,57 @@ def _redact_event(
     return event
 
 
+class _Repetition(logging.Filter):
+    """Lets ``burst`` lines of the same logger, level and message through in ``seconds``.
+
+    The first line after a silence says in ``repeated`` how many were left out.
+    """
+
+    #: Different messages remembered; a constant message a place in the code makes few.
+    MOST = 1_000
+
+    def __init__(self, burst: int, seconds: float, clock: Clock) -> None:
+        super().__init__()
+        self._burst = burst
+        self._seconds = seconds
+        self._clock = clock
+        self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
+        self._seen_lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        message = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
+        key = (record.name, record.levelno, str(message))
+        now = self._clock.monotonic()
+        with self._seen_lock:
+            began, count = self._seen.pop(key, (now, 0))
+            left_out = 0
+            if now - began >= self._seconds:
+                left_out = max(0, count - self._burst)
+                began, count = now, 0
+            self._seen[key] = (began, count + 1)
+            if len(self._seen) > self.MOST:
+                self._seen.popitem(last=False)
+        if left_out:
+            if isinstance(record.msg, dict):
+                record.msg = {**record.msg, "repeated": left_out}
+            else:
+                record.repeated = left_out
+        return count < self._burst
+
+
 def configure(
     level: str = "INFO",
     style: LogFormat = "auto",
     stream: IO[str] | None = None,
+    *,
+    repeat: tuple[int, float] | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Set up logging for the process; may be called again.
+
+    ``repeat`` is (lines, seconds): of the same message that many are written in that time, and the
+    next one says in ``repeated`` how many were not. None writes all.
 
     ``style`` "auto" is readable text on a terminal and JSON anywhere else. ``stream`` defaults to
     standard error.
@@ -162,6 +136,8 @@ def configure(
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
+    if repeat is not None:
+        handler.addFilter(_Repetition(*repeat, clock or SystemClock()))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.core.errors import ConflictError, DependencyError, EngineroomError
+from engineroom.core.errors import Category, ConflictError, DependencyError, EngineroomError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,8 @@ class ApiError(EngineroomError):
     """
 
     code = "kubernetes_api"
+    category = Category.DEPENDENCY
+    http_status = 502
 
     def __init__(
         self,
@@ -53,12 +55,16 @@ class BadRequest(ApiError):
     """400: the request cannot be read; a fault of ours or of a field's type."""
 
     code = "kubernetes_bad_request"
+    category = Category.BUG
+    http_status = 500
 
 
 class Unauthorized(ApiError):
     """401: the credentials are not accepted; heals when the token file is renewed."""
 
     code = "kubernetes_unauthorized"
+    category = Category.DEPENDENCY
+    http_status = 503
     retryable = True
 
 
@@ -66,6 +72,8 @@ class Forbidden(ApiError):
     """403: RBAC, a quota, Pod Security or a namespace that is going away refuses the request."""
 
     code = "kubernetes_forbidden"
+    category = Category.PERMISSION
+    http_status = 403
 
     @property
     def quota(self) -> bool:
@@ -82,12 +90,16 @@ class NotFound(ApiError):
     """404: the object, its namespace, or the whole kind does not exist."""
 
     code = "kubernetes_not_found"
+    category = Category.NOT_FOUND
+    http_status = 404
 
 
 class Conflict(ApiError, ConflictError):
     """409: a precondition does not hold any more, or another manager owns a field."""
 
     code = "kubernetes_conflict"
+    category = Category.CONFLICT
+    http_status = 409
     retryable = True
 
 
@@ -101,6 +113,8 @@ class Gone(ApiError):
     """410: the resourceVersion or continue token is too old; list again."""
 
     code = "kubernetes_gone"
+    category = Category.CONFLICT
+    http_status = 410
     retryable = True
 
 
@@ -108,12 +122,16 @@ class Invalid(ApiError):
     """422: validation or an admission webhook refuses the object; ``causes`` name the fields."""
 
     code = "kubernetes_invalid"
+    category = Category.VALIDATION
+    http_status = 422
 
 
 class Throttled(ApiError, DependencyError):
     """429: too many requests, for longer than the client itself waits; see ``retry_after``."""
 
     code = "kubernetes_throttled"
+    category = Category.DEPENDENCY
+    http_status = 503
     retryable = True
 
 
@@ -121,6 +139,8 @@ class ServerFailure(ApiError, DependencyError):
     """5xx: the API server or etcd failed; whether a write took place is not known."""
 
     code = "kubernetes_server"
+    category = Category.DEPENDENCY
+    http_status = 503
     retryable = True
 
 
@@ -138,6 +158,8 @@ class ConfigError(EngineroomError):
     """The kubeconfig or the service account's files cannot be used; the message says what to do."""
 
     code = "kubernetes_config"
+    category = Category.PERMANENT
+    http_status = 500
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

@@ -1,0 +1,324 @@
+"""The log of sagas in Redis: a stream each, written by scripts that check the epoch.
+
+Redis must keep what it acknowledges (``appendonly yes``; ``appendfsync always`` to survive the
+machine's crash too) and must not evict (``maxmemory-policy noeviction``): a log in a cache is none.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engineroom.core.errors import InvalidInputError, Problem, TooLargeError
+from engineroom.core.redaction import redact
+from engineroom.core.transactions.saga import ENDS, MAX_BYTES, Kind, Line
+from engineroom.core.wrapping import wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+MAX_ID = 200
+#: Ended sagas are kept for so long (seconds).
+RETENTION = 30 * 24 * 3600
+MAX_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A saga as the log has it. Times are Unix seconds; ``ended`` is None while it is under way."""
+
+    id: str
+    name: str
+    by: str
+    input: Any
+    epoch: int
+    started: float
+    lines: tuple[Line, ...]
+
+    @property
+    def ended(self) -> float | None:
+        """When it came to its end or got stuck."""
+        return self.lines[-1].at if self.lines and self.lines[-1].kind in ENDS else None
+
+    @property
+    def status(self) -> str:
+        """running, committed, rolled_back or stuck."""
+        return self.lines[-1].kind.value if self.ended is not None else "running"
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from begin to end."""
+        return None if self.ended is None else self.ended - self.started
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some records, the newest first; ``cursor`` leads to the next page, None after the last."""
+
+    records: tuple[Record, ...]
+    cursor: str | None
+
+
+class SagaLog(Protocol):
+    """Where sagas are written. Every method raises DependencyError when it cannot tell."""
+
+    async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
+        """Write BEGIN and take the lease; the epoch, or None when the id is there already."""
+        ...
+
+    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
+        """Write all lines or none and renew the lease; False under an old epoch."""
+        ...
+
+    async def renew(self, id_: str, epoch: int, lease: float) -> bool:
+        """Renew the lease; False under an old epoch."""
+        ...
+
+    async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
+        """Take over sagas of ``names`` whose lease ran out: ids and new epochs."""
+        ...
+
+    async def resume(self, id_: str, lease: float) -> int | None:
+        """Open a stuck saga again: its new epoch, or None if it is not stuck."""
+        ...
+
+    async def read(self, id_: str) -> Record | None:
+        """All that is known of one."""
+        ...
+
+    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
+        """Records from the newest to the oldest."""
+        ...
+
+
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+"""
+
+# KEYS: saga, stream, open, index. ARGV: id, name, input, by, lease.
+_BEGIN = (
+    _NOW
+    + """
+if redis.call('EXISTS', KEYS[1]) == 1 then return false end
+local member = string.format('%016d', math.floor(now * 1000000)) .. ':' .. ARGV[1]
+redis.call('HSET', KEYS[1], 'name', ARGV[2], 'input', ARGV[3], 'by', ARGV[4], 'epoch', 1,
+  'started', string.format('%.6f', now), 'member', member)
+redis.call('XADD', KEYS[2], '*', 'kind', 'begin', 'at', string.format('%.6f', now), 'epoch', 1)
+redis.call('ZADD', KEYS[3], now + ARGV[5], ARGV[1])
+redis.call('ZADD', KEYS[4], 0, member)
+return 1
+"""
+)
+
+# KEYS: saga, stream, open, index. ARGV: id, epoch, lease, retention, end or '', then
+# kind, step, detail for each line.
+_APPEND = (
+    _NOW
+    + """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
+if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then return 0 end
+for i = 6, #ARGV, 3 do
+  redis.call('XADD', KEYS[2], '*', 'kind', ARGV[i], 'step', ARGV[i + 1], 'detail', ARGV[i + 2],
+    'at', string.format('%.6f', now), 'epoch', ARGV[2])
+end
+if ARGV[5] == '' then
+  redis.call('ZADD', KEYS[3], now + ARGV[3], ARGV[1])
+  return 1
+end
+redis.call('ZREM', KEYS[3], ARGV[1])
+if ARGV[5] ~= 'stuck' then
+  redis.call('EXPIRE', KEYS[1], ARGV[4])
+  redis.call('EXPIRE', KEYS[2], ARGV[4])
+end
+local oldest = string.format('%016d', math.max(0, math.floor((now - ARGV[4]) * 1000000)))
+for _, member in ipairs(redis.call('ZRANGEBYLEX', KEYS[4], '-', '(' .. oldest, 'LIMIT', 0, 10)) do
+  local id = string.sub(member, 18)
+  if not redis.call('ZSCORE', KEYS[3], id) then redis.call('ZREM', KEYS[4], member) end
+end
+return 1
+"""
+)
+
+# KEYS: saga, open. ARGV: id, epoch, lease.
+_RENEW = (
+    _NOW
+    + """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
+return 1
+"""
+)
+
+# KEYS: open. ARGV: prefix of sagas, lease, most, names...
+_CLAIM = (
+    _NOW
+    + """
+local names, found = {}, {}
+for i = 4, #ARGV do names[ARGV[i]] = true end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 10000)) do
+  if #found / 2 >= tonumber(ARGV[3]) then break end
+  local saga = ARGV[1] .. id
+  if names[redis.call('HGET', saga, 'name')] then
+    found[#found + 1] = id
+    found[#found + 1] = redis.call('HINCRBY', saga, 'epoch', 1)
+    redis.call('ZADD', KEYS[1], now + ARGV[2], id)
+  end
+end
+return found
+"""
+)
+
+# KEYS: saga, stream, open. ARGV: id, lease.
+_RESUME = (
+    _NOW
+    + """
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if not last then return false end
+local stuck = false
+for i = 1, #last[2], 2 do
+  if last[2][i] == 'kind' and last[2][i + 1] == 'stuck' then stuck = true end
+end
+if not stuck then return false end
+local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+redis.call('XADD', KEYS[2], '*', 'kind', 'resumed', 'at', string.format('%.6f', now),
+  'epoch', epoch)
+redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])
+return epoch
+"""
+)
+
+
+class RedisSagaLog:
+    """Sagas under ``prefix``, which names one slot of a cluster. Needs Redis 6.2 or newer."""
+
+    def __init__(
+        self, redis: Redis, *, prefix: str = "{engineroom:sagas}", retention: int = RETENTION
+    ) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._retention = retention
+        self._open = f"{prefix}:open"
+        self._index = f"{prefix}:index"
+        self._begin = redis.register_script(_BEGIN)
+        self._append = redis.register_script(_APPEND)
+        self._renew = redis.register_script(_RENEW)
+        self._claim = redis.register_script(_CLAIM)
+        self._resume = redis.register_script(_RESUME)
+
+    def _saga(self, id_: str) -> str:
+        return f"{self._prefix}:saga:{id_}"
+
+    def _stream(self, id_: str) -> str:
+        return f"{self._prefix}:log:{id_}"
+
+    async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
+        """See ``SagaLog``. Raises InvalidInputError for a bad id and TooLargeError."""
+        if not 0 < len(id_) <= MAX_ID:
+            problem = Problem("id", f"has {len(id_)} characters", f"write 1 to {MAX_ID}")
+            raise InvalidInputError([problem])
+        keys = [self._saga(id_), self._stream(id_), self._open, self._index]
+        with wrapped("saga.begin"):
+            made = await self._begin(keys=keys, args=[id_, name, _json(input_), by[:200], lease])
+        return None if made is None else int(made)
+
+    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
+        """See ``SagaLog``."""
+        end = lines[-1].kind.value if lines[-1].kind in ENDS else ""
+        keys = [self._saga(id_), self._stream(id_), self._open, self._index]
+        arguments: list[Any] = [id_, epoch, lease, self._retention, end]
+        for line in lines:
+            detail = line.detail if line.kind is Kind.DONE else redact(line.detail)
+            arguments += [line.kind.value, line.step, _json(detail)]
+        with wrapped("saga.append"):
+            return bool(await self._append(keys=keys, args=arguments))
+
+    async def renew(self, id_: str, epoch: int, lease: float) -> bool:
+        """See ``SagaLog``."""
+        with wrapped("saga.renew"):
+            keys = [self._saga(id_), self._open]
+            return bool(await self._renew(keys=keys, args=[id_, epoch, lease]))
+
+    async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
+        """See ``SagaLog``."""
+        with wrapped("saga.claim"):
+            found = await self._claim(
+                keys=[self._open], args=[f"{self._prefix}:saga:", lease, most, *names]
+            )
+        return [
+            (_text(id_), int(epoch)) for id_, epoch in zip(found[::2], found[1::2], strict=True)
+        ]
+
+    async def resume(self, id_: str, lease: float) -> int | None:
+        """See ``SagaLog``."""
+        with wrapped("saga.resume"):
+            keys = [self._saga(id_), self._stream(id_), self._open]
+            epoch = await self._resume(keys=keys, args=[id_, lease])
+        return None if epoch is None else int(epoch)
+
+    async def read(self, id_: str) -> Record | None:
+        """See ``SagaLog``."""
+        records = await self._read([id_])
+        return records[0] if records else None
+
+    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
+        """See ``SagaLog``; at most ``MAX_PAGE`` at once."""
+        most = max(1, min(count, MAX_PAGE))
+        start = "+" if cursor is None else f"({cursor}"
+        with wrapped("saga.page"):
+            found = await self._redis.zrevrangebylex(self._index, start, "-", 0, most + 1)
+        members = [_text(member) for member in found]
+        records = await self._read([member[17:] for member in members[:most]])
+        return Page(tuple(records), members[most - 1] if len(members) > most else None)
+
+    async def _read(self, ids: Sequence[str]) -> list[Record]:
+        with wrapped("saga.read"):
+            pipeline = self._redis.pipeline(transaction=True)
+            for id_ in ids:
+                pipeline.hgetall(self._saga(id_))
+                pipeline.xrange(self._stream(id_))
+            answers = await pipeline.execute() if ids else []
+        return [
+            _record(id_, fields, entries)
+            for id_, fields, entries in zip(ids, answers[::2], answers[1::2], strict=True)
+            if fields
+        ]
+
+
+def _record(id_: str, raw: dict[Any, Any], entries: Sequence[Any]) -> Record:
+    fields = {_text(key): _text(value) for key, value in raw.items()}
+    return Record(
+        id=id_,
+        name=fields["name"],
+        by=fields["by"],
+        input=json.loads(fields["input"]),
+        epoch=int(fields["epoch"]),
+        started=float(fields["started"]),
+        lines=tuple(_line(entry) for _, entry in entries),
+    )
+
+
+def _line(raw: dict[Any, Any]) -> Line:
+    fields = {_text(key): _text(value) for key, value in raw.items()}
+    return Line(
+        Kind(fields["kind"]),
+        fields.get("step", ""),
+        json.loads(fields.get("detail") or "null"),
+        float(fields["at"]),
+        int(fields["epoch"]),
+    )
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    if len(text) > MAX_BYTES:
+        raise TooLargeError(f"the value has {len(text)} bytes; keep it under {MAX_BYTES}")
+    return text
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""Input that others wrote: documents, requests, files. Everything here is bounded."""

@@ -1,0 +1,360 @@
+"""YAML and JSON that others wrote, read within limits.
+
+Reading is bounded (size, depth, aliases, number of values), knows no tags but YAML's own, and
+refuses keys that stand twice. Scalars mean what they mean to kubectl: ``yes`` and ``off`` are
+booleans, ``1:30`` is text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from engineroom.core.errors import Category, EngineroomError, Problem
+from engineroom.core.validation.paths import child, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 40
+MAX_ALIASES = 64
+MAX_VALUES = 50_000
+MAX_DOCUMENTS = 1_000
+
+_PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_RESOLVER: Any = yaml.resolver.Resolver()
+_TAG = "tag:yaml.org,2002:"
+_TAGS = frozenset(
+    _TAG + kind
+    for kind in ("null", "bool", "int", "float", "str", "map", "seq", "timestamp", "merge")
+)
+_TRUE = frozenset({"yes", "true", "on"})
+
+
+class UnreadableError(EngineroomError):
+    """A text cannot be read as YAML or JSON; ``line`` counts from 1, ``problem`` says what."""
+
+    code = "unreadable_document"
+    category = Category.VALIDATION
+    http_status = 422
+
+    def __init__(self, line: int, problem: str, fix: str) -> None:
+        self.line = line
+        self.problem = Problem("(document)", problem, fix)
+        super().__init__(f"line {line}: {problem}; {fix}")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document and where its fields stand; paths are those of ``core.errors.Problem``."""
+
+    value: Any
+    line: int
+    lines: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def line_of(self, path: str) -> int:
+        """The line of a field, or of the nearest one around it that is there."""
+        while path and path not in self.lines:
+            path = _around(path)
+        return self.lines.get(path, self.line)
+
+
+def _around(path: str) -> str:
+    """The path of what a field is in; "" for the document."""
+    if path.endswith('"]'):
+        return path[: max(path.rfind('["'), 0)]
+    return path[: max(path.rfind("["), path.rfind("."), 0)]
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A map or list that is being read."""
+
+    value: Any
+    path: str
+    anchor: str | None
+    count: int = 1
+    key: str | None = None
+    #: The next scalar of a map is a key.
+    wants_key: bool = False
+    merged: set[str] = field(default_factory=set)
+
+
+def read(text: str) -> Iterator[Document]:
+    """The documents of a file, empty ones left out; raises UnreadableError where reading ends."""
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise UnreadableError(1, f"is larger than {MAX_BYTES} bytes", "split it")
+    if text.lstrip()[:1] in {"{", "["}:
+        # JSON may be indented by tabs, YAML may not.
+        text = re.sub(r"^\t+", lambda tabs: " " * len(tabs[0]), text, flags=re.MULTILINE)
+    count = 0
+    try:
+        events: Any = yaml.parse(text, Loader=_PARSER)
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                count += 1
+                if count > MAX_DOCUMENTS:
+                    line = _line(event)
+                    raise UnreadableError(line, f"has over {MAX_DOCUMENTS} documents", "split it")
+                document = _Builder().build(events)
+                if document.value is not None:
+                    yield document
+    except yaml.MarkedYAMLError as error:
+        mark: Any = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        raise UnreadableError(
+            line, f"is not YAML: {error.problem or error.context}", "correct it"
+        ) from error
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise UnreadableError(1, f"is not YAML: {reason}", "correct it") from error
+
+
+class _Builder:
+    """Builds one document from events, without recursion."""
+
+    def __init__(self) -> None:
+        self._stack: list[_Frame] = []
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._aliases = 0
+        self._total = 0
+        self._lines: dict[str, int] = {}
+        self._root: Any = None
+
+    def build(self, events: Iterable[Any]) -> Document:
+        first = 0
+        for event in events:
+            line = _line(event)
+            if isinstance(event, yaml.DocumentEndEvent):
+                break
+            first = first or line
+            if isinstance(event, yaml.AliasEvent):
+                self._alias(str(event.anchor), line)
+            elif isinstance(event, yaml.ScalarEvent):
+                self._scalar(event, line)
+            elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+                self._open(event, line)
+            elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+                self._close(line)
+        return Document(self._root, first, self._lines)
+
+    def _open(self, event: Any, line: int) -> None:
+        _known_tag(event.tag, line)
+        is_map = isinstance(event, yaml.MappingStartEvent)
+        if len(self._stack) >= MAX_DEPTH:
+            raise UnreadableError(line, f"is nested deeper than {MAX_DEPTH} levels", "flatten it")
+        if self._stack and self._stack[-1].wants_key:
+            raise UnreadableError(line, "has a map or a list as a key", "write a string as key")
+        value: Any = {} if is_map else []
+        path = self._path()
+        self._lines.setdefault(path, line)
+        self._count(1, line)
+        self._stack.append(_Frame(value, path, event.anchor, wants_key=is_map))
+
+    def _close(self, line: int) -> None:
+        frame = self._stack.pop()
+        if frame.anchor is not None:
+            self._anchors[frame.anchor] = (frame.value, frame.count)
+        self._put(frame.value, frame.count, line)
+
+    def _alias(self, anchor: str, line: int) -> None:
+        self._aliases += 1
+        if self._aliases > MAX_ALIASES:
+            raise UnreadableError(line, f"has more than {MAX_ALIASES} aliases", "write it out")
+        if anchor not in self._anchors:
+            raise UnreadableError(
+                line, f"the alias *{anchor} has no anchor before it", "write it out"
+            )
+        value, count = self._anchors[anchor]
+        self._count(count, line)
+        if self._stack and self._stack[-1].wants_key:
+            self._key(value if isinstance(value, str) else str(value), line)
+            return
+        self._lines.setdefault(self._path(), line)
+        self._put(value, count, line)
+
+    def _scalar(self, event: Any, line: int) -> None:
+        _known_tag(event.tag, line)
+        value = _value(event)
+        self._count(1, line)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = (value, 1)
+        if self._stack and self._stack[-1].wants_key:
+            self._key(_key_text(value), line)
+            return
+        self._lines.setdefault(self._path(), line)
+        self._put(value, 1, line)
+
+    def _key(self, key: str, line: int) -> None:
+        frame = self._stack[-1]
+        if key in frame.value and key not in frame.merged:
+            raise UnreadableError(line, f"the key {shown(key)} stands twice", "keep one of the two")
+        frame.merged.discard(key)
+        frame.key, frame.wants_key = key, False
+        self._lines[child(frame.path, key)] = line
+
+    def _path(self) -> str:
+        if not self._stack:
+            return ""
+        frame = self._stack[-1]
+        if isinstance(frame.value, list):
+            return f"{frame.path}[{len(frame.value)}]"
+        return child(frame.path, frame.key or "")
+
+    def _put(self, value: Any, count: int, line: int) -> None:
+        if not self._stack:
+            self._root = value
+            return
+        frame = self._stack[-1]
+        frame.count += count
+        if isinstance(frame.value, list):
+            frame.value.append(value)
+            return
+        key, frame.key, frame.wants_key = frame.key or "", None, True
+        if key == "<<":
+            self._merge(frame, value, line)
+        else:
+            frame.value[key] = value
+
+    def _merge(self, frame: _Frame, value: Any, line: int) -> None:
+        for source in value if isinstance(value, list) else [value]:
+            if not isinstance(source, dict):
+                raise UnreadableError(line, "<< takes in what is no map", "write it out")
+            for key, inner in source.items():
+                if key not in frame.value:
+                    frame.value[key] = inner
+                    frame.merged.add(key)
+                    self._lines.setdefault(child(frame.path, key), line)
+
+    def _count(self, number: int, line: int) -> None:
+        self._total += number
+        if self._total > MAX_VALUES:
+            raise UnreadableError(line, f"has more than {MAX_VALUES} values", "make it smaller")
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _known_tag(tag: str | None, line: int) -> None:
+    if tag is None or tag == "!" or tag in _TAGS:
+        return
+    raise UnreadableError(line, f"the tag {shown(tag)} is not allowed", "write a plain value")
+
+
+def _value(event: Any) -> Any:
+    """The scalar as kubectl reads it."""
+    tag = event.tag
+    if tag is None or tag == "!":
+        tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)
+    kind, text = tag.removeprefix(_TAG), event.value
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() in _TRUE
+    try:
+        if kind == "int":
+            return _integer(text)
+        if kind == "float":
+            return _number(text)
+    except ValueError:
+        return text
+    return text
+
+
+def _integer(text: str) -> int:
+    plain = text.replace("_", "")
+    sign = -1 if plain.startswith("-") else 1
+    digits = plain.lstrip("+-")
+    if len(digits) > 1 and digits[0] == "0" and digits.isdigit():
+        return sign * int(digits, 8)
+    return sign * int(digits, 0)
+
+
+def _number(text: str) -> float:
+    plain = text.replace("_", "").lower()
+    if plain.endswith((".inf", ".nan")):
+        return float(plain.replace(".", "", 1))
+    return float(plain)
+
+
+def _key_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value)
+
+
+def read_json(data: bytes | str) -> Any:
+    """One JSON value (RFC 8259) within the same limits; ``NaN`` and its like are refused.
+
+    Raises UnreadableError. Keys that stand twice are refused: parsers differ in which one counts.
+    """
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if len(raw) > MAX_BYTES:
+        raise UnreadableError(1, f"is larger than {MAX_BYTES} bytes", "split it")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableError(1, f"is not UTF-8 at byte {error.start}", "encode it") from error
+    _bounded(text)
+    try:
+        return json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
+        )
+    except json.JSONDecodeError as error:
+        raise UnreadableError(error.lineno, f"is not JSON: {error.msg}", "correct it") from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UnreadableError(1, "has a number that is too long", "write it as text") from error
+
+
+# Possessive, and the closing quote may be missing: no text makes it go back and so quadratic.
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
+
+
+def _bounded(text: str) -> None:
+    """Depth and number of values, before anything is built."""
+    depth, values = 0, 1
+    for match in _TOKEN.finditer(text):
+        mark = match[0]
+        if mark in "[{":
+            depth += 1
+            values += 1
+        elif mark in "]}":
+            depth -= 1
+        elif mark == ",":
+            values += 1
+        if depth > MAX_DEPTH:
+            line = text.count("\n", 0, match.start()) + 1
+            raise UnreadableError(line, f"is nested deeper than {MAX_DEPTH} levels", "flatten it")
+        if values > MAX_VALUES:
+            line = text.count("\n", 0, match.start()) + 1
+            raise UnreadableError(line, f"has more than {MAX_VALUES} values", "make it smaller")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise UnreadableError(
+                    1, f"the key {shown(key)} stands twice", "keep one of the two"
+                )
+            seen.add(key)
+    return made
+
+
+def _no_constant(text: str) -> Any:
+    raise UnreadableError(1, f"{text} is no JSON number", "write a number or null")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in {float("inf"), float("-inf")}:
+        raise UnreadableError(1, f"the number {shown(text)} is too large", "write a smaller one")
+    return number
