@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.errors import CsrfError, SessionError
 from engineroom.auth.store import asking, text, texts
@@ -234,7 +234,7 @@ class Sessions:
         key, owned = self._key(identity), self._owned(session.subject)
         with asking():
             pipeline = self._redis.pipeline(transaction=True)
-            pipeline.hset(key, mapping={**_fields(session)})
+            pipeline.hset(key, mapping=dict[Any, Any](_fields(session)))
             pipeline.expire(key, self._life(session, session.seen))
             pipeline.hset(owned, session.handle, key)
             pipeline.expire(owned, int(self._limits.absolute) + 60)
