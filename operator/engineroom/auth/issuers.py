@@ -11,8 +11,6 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from engineroom.auth.errors import KeyStoreError, OutboundError, TokenError
 from engineroom.auth.keys import MAX_KEYS, Algorithm, VerifyingKey, algorithm_of
 from engineroom.auth.tokens import MAX_KID, check_claims, read_header, verified_payload
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from engineroom.auth.outbound import Outbound
     from engineroom.auth.tokens import Claims
     from engineroom.core.clock import Clock
-
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +159,9 @@ class ExternalIssuer:
                 self._known.keys = read_jwks(response.body, self._algorithms)
                 self._known.loaded = now
         except (OutboundError, KeyStoreError) as error:
-            _log.warning("issuer's keys cannot be had", issuer=self._issuer, error=error.code)
+            import structlog  # takes its time; whoever logs has it already
+
+            log = structlog.get_logger(__name__)
+            log.warning("issuer's keys cannot be had", issuer=self._issuer, error=error.code)
         finally:
             self._known.tried = now

@@ -264,7 +264,6 @@ return 1
 
 # In one step, so that a session that is ended at this moment is not brought back under a new id.
 _MOVE = """
-if redis.call('HGET', KEYS[3], ARGV[1]) ~= KEYS[1] then return 0 end
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[2], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[2], ARGV[2])
