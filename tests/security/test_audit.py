@@ -115,6 +115,16 @@ def test_any_removal_and_any_new_order_is_found(
     asyncio.run(run())
 
 
+async def test_what_was_removed_is_named(redis: Redis) -> None:
+    audit = await filled(redis, 9)
+    await redis.xdel(STREAM, "1-0", "4-0", "6-0", "7-0")
+    assert (await audit.verify()).problems == (
+        "record 1: removed",
+        "record 4: removed",
+        "records 6 to 7: removed",
+    )
+
+
 async def test_a_tail_cut_off_is_found_by_the_head(redis: Redis) -> None:
     audit = await filled(redis, 5)
     await redis.xdel(STREAM, "4-0", "5-0")

@@ -47,7 +47,8 @@ async def test_the_example_in_the_documentation_works(
 def test_every_module_comes_without_kopf_kubernetes_and_a_web_framework() -> None:
     code = (
         f"import sys, importlib\nfor m in {_MODULES!r}: importlib.import_module(m)\n"
-        "bad = {'kopf', 'kubernetes', 'aiohttp', 'starlette', 'jwt', 'argon2', 'h11', 'redis', 'structlog'}\n"
+        "bad = {'kopf', 'kubernetes', 'aiohttp', 'starlette'}\n"
+        "bad |= {'jwt', 'argon2', 'h11', 'redis', 'structlog'}  # slow: when first used\n"
         "print(sorted(bad & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

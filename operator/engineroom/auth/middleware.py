@@ -254,7 +254,7 @@ class AuthMiddleware:
 
         try:
             # Somebody before us may have left one: who asks is decided here and nowhere else.
-            scope = {**scope, PRINCIPAL: None, SESSION: ""}
+            scope = dict(scope)
             asked = _asked_of_scope(scope)
             scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
             await self._app(scope, receive, sending)
