@@ -67,8 +67,8 @@ demo-down: $(READY) ## Remove the demo's cluster
 # ---- to trust it ----------------------------------------------------------------------------
 
 .PHONY: test
-test: $(READY) $(READY_RQ2) system ## Unit, integration and e2e tests: what CI runs
-	$(PYTEST) tests/unit tests/integration tests/e2e $(ARGS)
+test: $(READY) $(READY_RQ2) system ## Unit, integration, security and e2e tests: what CI runs
+	$(PYTEST) tests/unit tests/integration tests/security tests/e2e $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(READY) ## Tests that take seconds and need nothing
@@ -77,6 +77,10 @@ test-unit: $(READY) ## Tests that take seconds and need nothing
 .PHONY: test-integration
 test-integration: $(READY) $(READY_RQ2) system ## Tests against a real API server and a real Redis
 	$(PYTEST) tests/integration $(ARGS)
+
+.PHONY: test-security
+test-security: $(READY) ## Attacks on what guards the doors; needs a redis-server
+	$(PYTEST) tests/security $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: $(READY) system ## Tests with real pods

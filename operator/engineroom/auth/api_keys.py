@@ -1,0 +1,318 @@
+"""API keys: for programs, shown once, kept as a keyed hash.
+
+Form: ``erk_<id>_<secret><check>``, the id 16, the secret 43 (256 bits) and the check 6 characters
+of 0-9A-Za-z; the check is the CRC-32 of all before it in base 62, so that a scanner of
+leaked secrets needs no look-up to tell a key from a text that looks like one. As a pattern:
+``erk_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engineroom.auth.errors import ApiKeyError
+from engineroom.auth.permissions import Grant, scope_of
+from engineroom.auth.store import asking, text, texts
+from engineroom.auth.tokens import grants_of, scopes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import timedelta
+
+    from redis.asyncio import Redis
+
+    from engineroom.core.clock import Clock
+
+PREFIX = "erk"
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ID, _SECRET, _CHECK = 16, 43, 6
+#: What scanners of leaked secrets may look for; the check removes what only looks like one.
+PATTERN = re.compile(rf"{PREFIX}_[0-9A-Za-z]{{{_ID}}}_[0-9A-Za-z]{{{_SECRET + _CHECK}}}")
+#: Seconds between two writes of when a key was last used.
+USED_EVERY = 60.0
+#: Seconds for which the record of a key that is over stays, for whoever asks what it was.
+REMEMBERED = 30 * 86_400
+#: Keys that one owner may have.
+MAX_KEYS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is kept of a key. Times are Unix seconds; None: never."""
+
+    id: str
+    owner: str
+    name: str
+    created: float
+    grants: tuple[Grant, ...] = ()
+    scopes: frozenset[str] | None = None
+    expires: float | None = None
+    last_used: float | None = None
+    revoked: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """A key just made: ``secret`` is the whole key, and this is the only time that it is seen."""
+
+    key: ApiKey
+    secret: str = field(repr=False)
+
+
+def looks_like_key(candidate: str) -> bool:
+    """Whether it has the form and the check of a key; needs no look-up."""
+    return bool(PATTERN.fullmatch(candidate)) and hmac.compare_digest(
+        _check(candidate[:-_CHECK]), candidate[-_CHECK:]
+    )
+
+
+class ApiKeys:
+    """Makes, recognises, rotates and revokes keys, in Redis.
+
+    ``peppers`` are server secrets of at least 32 bytes: the first one hashes new keys, all of them
+    recognise, so that a pepper can be changed as keys are rotated.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        clock: Clock,
+        peppers: Sequence[bytes],
+        *,
+        name: str = "engineroom:auth:apikey",
+    ) -> None:
+        if not peppers or any(len(pepper) < 32 for pepper in peppers):
+            msg = "peppers: needs one of at least 32 bytes; make it with openssl rand -base64 48"
+            raise ValueError(msg)
+        self._redis = redis
+        self._clock = clock
+        self._peppers = tuple(peppers)
+        self._name = name
+
+    async def create(
+        self,
+        owner: str,
+        name: str,
+        grants: Iterable[Grant],
+        *,
+        scopes: Iterable[str] | None = None,
+        lifetime: timedelta | None = None,
+    ) -> NewApiKey:
+        """A new key of ``owner``. The caller has checked that he has what ``grants`` give.
+
+        Raises ValueError for a name, a scope or a number of keys out of bounds; AuthStoreError.
+        """
+        if not 0 < len(owner) <= 255 or not 0 < len(name) <= 100:
+            msg = "API key: owner needs 1 to 255 characters and name 1 to 100"
+            raise ValueError(msg)
+        wanted = None if scopes is None else frozenset(scopes)
+        for scope in wanted or ():
+            scope_of(scope)
+        now = self._clock.now().timestamp()
+        key = ApiKey(
+            id=_random(_ID),
+            owner=owner,
+            name=name,
+            created=now,
+            grants=tuple(grants),
+            scopes=wanted,
+            expires=None if lifetime is None else now + lifetime.total_seconds(),
+        )
+        body = f"{PREFIX}_{key.id}_{_random(_SECRET)}"
+        secret = body + _check(body)
+        fields = {
+            "hash": self._hash(self._peppers[0], secret),
+            "owner": owner,
+            "name": name,
+            "created": repr(now),
+            "grants": json.dumps([[g.role, sorted(g.namespaces)] for g in key.grants]),
+            "scopes": json.dumps(None if wanted is None else sorted(wanted)),
+            "expires": "" if key.expires is None else repr(key.expires),
+        }
+        with asking():
+            made = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+                _CREATE,
+                2,
+                self._record(key.id),
+                self._owned(owner),
+                key.id,
+                str(MAX_KEYS),
+                repr(now),
+                "" if lifetime is None else str(int(lifetime.total_seconds()) + REMEMBERED),
+                *(part for pair in fields.items() for part in pair),
+            )
+        if not made:
+            msg = f"API key: {owner} has {MAX_KEYS} keys already; revoke one first"
+            raise ValueError(msg)
+        return NewApiKey(key, secret)
+
+    async def verify(self, candidate: str) -> ApiKey:
+        """The key that this is. Raises ApiKeyError, and AuthStoreError."""
+        if not looks_like_key(candidate):
+            raise ApiKeyError("malformed")
+        identity = candidate.split("_")[1]
+        with asking():
+            fields = texts(await self._redis.hgetall(self._record(identity)))
+        # Every pepper is tried, and an unknown id is compared like a known one: how long it
+        # takes tells neither which pepper nor whether there is such a key.
+        stored = fields.get("hash", "0" * 64)
+        matches = [
+            hmac.compare_digest(self._hash(pepper, candidate), stored) for pepper in self._peppers
+        ]
+        if not fields:
+            raise ApiKeyError("unknown")
+        if not any(matches):
+            raise ApiKeyError("secret")
+        key = _key(identity, fields)
+        now = self._clock.now().timestamp()
+        if key.revoked is not None:
+            raise ApiKeyError("revoked")
+        if key.expires is not None and now >= key.expires:
+            raise ApiKeyError("expired")
+        if key.last_used is None or now - key.last_used >= USED_EVERY:
+            with asking():
+                await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+                    _USED, 1, self._record(identity), repr(now), repr(USED_EVERY)
+                )
+        return key
+
+    async def get(self, identity: str) -> ApiKey | None:
+        """What is kept of a key, by its id. Raises AuthStoreError."""
+        with asking():
+            fields = texts(await self._redis.hgetall(self._record(identity)))
+        return _key(identity, fields) if fields else None
+
+    async def of(self, owner: str) -> list[ApiKey]:
+        """All keys of somebody, the youngest first, those that are over included for a while."""
+        with asking():
+            ids = [text(member) for member in await self._redis.smembers(self._owned(owner))]
+            pipeline = self._redis.pipeline(transaction=False)
+            for identity in ids:
+                pipeline.hgetall(self._record(identity))
+            rows = await pipeline.execute() if ids else []
+        found = [_key(identity, texts(row)) for identity, row in zip(ids, rows, strict=True) if row]
+        return sorted(found, key=lambda key: (-key.created, key.id))
+
+    async def rotate(self, identity: str, overlap: timedelta) -> NewApiKey:
+        """A new key with the rights of an old one, which goes on for ``overlap`` at most.
+
+        The new one lives as long from now as the old one did from its start.
+        Raises ApiKeyError when the old one is over; ValueError and AuthStoreError as create.
+        """
+        old = await self.get(identity)
+        now = self._clock.now().timestamp()
+        if old is None or old.revoked is not None or (old.expires or now + 1) <= now:
+            raise ApiKeyError("over")
+        from datetime import timedelta as seconds
+
+        lifetime = None if old.expires is None else seconds(seconds=old.expires - old.created)
+        new = await self.create(
+            old.owner, old.name, old.grants, scopes=old.scopes, lifetime=lifetime
+        )
+        last = now + overlap.total_seconds()
+        await self._end(old, "expires", min(old.expires or last, last))
+        return new
+
+    async def revoke(self, identity: str) -> bool:
+        """End a key at once, everywhere; False if there is none. Raises AuthStoreError."""
+        key = await self.get(identity)
+        if key is None:
+            return False
+        return await self._end(key, "revoked", self._clock.now().timestamp())
+
+    async def _end(self, key: ApiKey, how: str, at: float) -> bool:
+        life = int(max(0.0, at - self._clock.now().timestamp())) + REMEMBERED
+        with asking():
+            ended = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+                _END,
+                2,
+                self._record(key.id),
+                self._owned(key.owner),
+                how,
+                repr(at),
+                str(life),
+            )
+        return bool(ended)
+
+    def _hash(self, pepper: bytes, candidate: str) -> str:
+        return hmac.new(pepper, candidate.encode(), hashlib.sha256).hexdigest()
+
+    def _record(self, identity: str) -> str:
+        return f"{self._name}:{identity}"
+
+    def _owned(self, owner: str) -> str:
+        return f"{self._name}s:{hashlib.sha256(owner.encode()).hexdigest()}"
+
+
+# Ids whose record is over are dropped from the owner's set when the next one is made.
+_CREATE = """
+local prefix = string.sub(KEYS[1], 1, #KEYS[1] - #ARGV[1])
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  if redis.call('EXISTS', prefix .. id) == 0 then redis.call('SREM', KEYS[2], id) end
+end
+local active = 0
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  local key = redis.call('HMGET', prefix .. id, 'revoked', 'expires')
+  local over = key[1] or (key[2] ~= '' and tonumber(key[2]) <= tonumber(ARGV[3]))
+  if not over then active = active + 1 end
+end
+if active >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+if ARGV[4] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
+redis.call('SADD', KEYS[2], ARGV[1])
+return 1
+"""
+
+# Only where the key is still there: a late write must not bring half of a record back.
+_USED = """
+local last = redis.call('HMGET', KEYS[1], 'hash', 'last_used')
+if not last[1] then return 0 end
+if last[2] and tonumber(ARGV[1]) - tonumber(last[2]) < tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'last_used', ARGV[1])
+return 1
+"""
+
+_END = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
+
+def _key(identity: str, fields: dict[str, str]) -> ApiKey:
+    scopes: Any = json.loads(fields["scopes"])
+    return ApiKey(
+        id=identity,
+        owner=fields["owner"],
+        name=fields["name"],
+        created=float(fields["created"]),
+        grants=grants_of(json.loads(fields["grants"])),
+        scopes=scopes_of(scopes),
+        expires=_moment(fields.get("expires")),
+        last_used=_moment(fields.get("last_used")),
+        revoked=_moment(fields.get("revoked")),
+    )
+
+
+def _moment(value: str | None) -> float | None:
+    return float(value) if value else None
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _check(body: str) -> str:
+    number, digits = zlib.crc32(body.encode()), ""
+    for _ in range(_CHECK):
+        number, digit = divmod(number, 62)
+        digits = _ALPHABET[digit] + digits
+    return digits

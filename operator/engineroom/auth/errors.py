@@ -1,0 +1,121 @@
+"""What can be wrong with who somebody says to be, and with what he asks for."""
+
+from __future__ import annotations
+
+from engineroom.core.errors import Category, DependencyError, EngineroomError
+
+
+class AuthenticationError(EngineroomError):
+    """Nobody is signed in, or what was shown proves nothing; sign in again."""
+
+    code = "unauthenticated"
+    category = Category.AUTHENTICATION
+    http_status = 401
+
+
+class TokenError(AuthenticationError):
+    """A token was refused. ``reason`` is a stable word for logs; a client is told the message."""
+
+    code = "token_invalid"
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class RefreshReusedError(AuthenticationError):
+    """A refresh token came a second time: its whole family has ended. ``subject`` whose it was."""
+
+    code = "refresh_reused"
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__("refresh token: was used before, so its family has ended; sign in again")
+
+
+class ApiKeyError(AuthenticationError):
+    """An API key is unknown, expired or revoked: which of them is for the log only."""
+
+    code = "api_key_invalid"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__("API key: not valid; use another one or make a new one")
+
+
+class SessionError(AuthenticationError):
+    """A session is unknown or over."""
+
+    code = "session_invalid"
+
+
+class CredentialsError(AuthenticationError):
+    """Name or password is wrong; which of them is never said."""
+
+    code = "credentials_invalid"
+
+
+class PermissionDeniedError(EngineroomError):
+    """The principal may not do this; the message says what is missing."""
+
+    code = "permission_denied"
+    category = Category.PERMISSION
+    http_status = 403
+
+
+class CsrfError(EngineroomError):
+    """A request that changes something came with a cookie and without its session's token."""
+
+    code = "csrf_token_invalid"
+    category = Category.PERMISSION
+    http_status = 403
+
+
+class LockedOutError(EngineroomError):
+    """Too many failed attempts; ``retry_after`` is seconds until the next may be made."""
+
+    code = "locked_out"
+    category = Category.LIMIT
+    http_status = 429
+    retryable = True
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"sign-in: too many failed attempts; wait {max(1, round(retry_after))} s")
+
+
+class AuthStoreError(DependencyError):
+    """Redis did not answer: who may do what cannot be told, so nobody may until it does."""
+
+    code = "auth_store_unavailable"
+
+
+class KeyStoreError(DependencyError):
+    """Signing keys cannot be had, or what is stored is no key."""
+
+    code = "signing_keys_unavailable"
+
+
+class OutboundRefusedError(EngineroomError):
+    """An outbound URL leads where it must not; ``reason`` is a stable word for logs."""
+
+    code = "outbound_refused"
+    category = Category.VALIDATION
+    http_status = 422
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class OutboundError(DependencyError):
+    """An allowed outbound URL did not answer in time, in size or in form."""
+
+    code = "outbound_failed"
+
+
+class AuditRecordError(EngineroomError):
+    """A record cannot be written as asked for: a field is missing, too long or no plain value."""
+
+    code = "audit_record_invalid"
+    category = Category.BUG

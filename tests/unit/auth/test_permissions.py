@@ -1,0 +1,139 @@
+"""Deny by default, per namespace, with a reason; and the matrix that walks it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engineroom.auth.errors import PermissionDeniedError
+from engineroom.auth.permissions import (
+    ADMIN,
+    EVERYWHERE,
+    OPERATOR,
+    VIEWER,
+    Access,
+    Grant,
+    Permission,
+    Policy,
+    Principal,
+    Role,
+    Rule,
+    matrix,
+    scope_of,
+    unruled,
+)
+
+POLICY = Policy()
+READ = Permission.NAMESPACE_JOBS_READ
+
+
+def test_permissions_are_sorted_and_have_the_form() -> None:
+    assert [p.value for p in Permission] == sorted(p.value for p in Permission)
+    for permission in Permission:
+        assert scope_of(permission) in {"namespace", "cluster", "self"}
+        assert permission.name == permission.value.replace(":", "_").replace("-", "_").upper()
+
+
+def test_a_role_is_worth_something_only_where_it_was_given() -> None:
+    principal = Principal("ada", (Grant("viewer", frozenset({"shop"})),))
+    assert POLICY.decide(principal, READ, "shop").allowed
+    refused = POLICY.decide(principal, READ, "bank")
+    assert not refused.allowed
+    assert refused.reason == "role viewer gives namespace:jobs:read, but not in bank"
+
+
+def test_nothing_is_allowed_to_nobody_nor_without_grants_nor_by_an_unknown_role() -> None:
+    for permission in Permission:
+        assert not POLICY.decide(None, permission, "shop").allowed
+        assert not POLICY.decide(Principal("ada"), permission, "shop").allowed
+        unknown = Principal("ada", (Grant.everywhere("emperor"),))
+        assert not POLICY.decide(unknown, permission, "shop").allowed
+
+
+def test_a_namespace_must_be_named() -> None:
+    assert not POLICY.decide(Principal("root", (Grant.everywhere("admin"),)), READ).allowed
+    assert not POLICY.decide(Principal("root", (Grant.everywhere("admin"),)), READ, "").allowed
+
+
+def test_an_admin_of_one_namespace_is_not_one_of_the_installation() -> None:
+    principal = Principal("ada", (Grant("admin", frozenset({"shop"})),))
+    assert not POLICY.decide(principal, Permission.CLUSTER_USERS_MANAGE).allowed
+    assert not POLICY.decide(principal, Permission.CLUSTER_USERS_MANAGE, "shop").allowed
+
+
+def test_scopes_narrow_and_never_widen() -> None:
+    grants = (Grant("viewer", frozenset({"shop"})),)
+    key = Principal("ada", grants, "key", scopes=frozenset({Permission.NAMESPACE_JOBS_DELETE}))
+    assert not POLICY.decide(key, READ, "shop").allowed
+    assert not POLICY.decide(key, Permission.NAMESPACE_JOBS_DELETE, "shop").allowed
+
+
+def test_what_is_refused_says_why() -> None:
+    with pytest.raises(PermissionDeniedError, match="no role of ada gives namespace:jobs:read"):
+        POLICY.demand(Principal("ada"), READ, "shop")
+
+
+def test_a_word_that_is_no_permission_is_a_mistake_of_the_caller() -> None:
+    for word in ("jobs:read", "namespace:*:read", "namespace:jobs:read:x", "", "NAMESPACE:a:b"):
+        with pytest.raises(ValueError, match="scope:resource:action"):
+            POLICY.decide(Principal("ada"), word, "shop")
+        with pytest.raises(ValueError, match="scope:resource:action"):
+            Role("custom", frozenset({word}))
+
+
+def test_roles_contain_each_other_and_custom_ones_join() -> None:
+    assert VIEWER.permissions < OPERATOR.permissions < ADMIN.permissions
+    assert Permission.NAMESPACE_MANIFESTS_APPLY not in OPERATOR.permissions
+    policy = Policy.of(Role("retrier", frozenset({Permission.NAMESPACE_JOBS_RETRY})))
+    ada = Principal("ada", (Grant("retrier", frozenset({"shop"})),))
+    assert policy.may(ada, "shop") == [Permission.NAMESPACE_JOBS_RETRY]
+    with pytest.raises(ValueError, match="exists already"):
+        Policy.of(Role("admin", frozenset()))
+
+
+_NAMES = st.sampled_from(["shop", "bank", "mill"])
+_GRANTS = st.lists(
+    st.builds(
+        Grant,
+        st.sampled_from(["viewer", "operator", "admin", "nobody"]),
+        st.frozensets(st.sampled_from(["shop", "bank", EVERYWHERE])),
+    ),
+    max_size=4,
+).map(tuple)
+
+
+@given(_GRANTS, st.sampled_from(list(Permission)), _NAMES)
+def test_a_yes_is_always_owed_to_one_grant(
+    grants: tuple[Grant, ...], permission: Permission, namespace: str
+) -> None:
+    allowed = POLICY.decide(Principal("ada", grants), permission, namespace).allowed
+    scope = permission.split(":")[0]
+    owed = any(
+        grant.role in POLICY.roles
+        and permission in POLICY.roles[grant.role].permissions
+        and (
+            scope == "self"
+            or EVERYWHERE in grant.namespaces
+            or (scope == "namespace" and namespace in grant.namespaces)
+        )
+        for grant in grants
+    )
+    assert allowed == owed
+
+
+def test_the_matrix_agrees_with_the_decision_in_every_cell() -> None:
+    rules = [Rule("GET", f"/{p}", p) for p in Permission]
+    rules += [Rule("GET", "/health", Access.PUBLIC), Rule("GET", "/me", Access.SIGNED_IN)]
+    cases = list(matrix(rules, POLICY, namespace="shop"))
+    assert len(cases) == len(rules) * (1 + 2 * 3)
+    for case in cases:
+        if case.rule.needs in (Access.PUBLIC, Access.SIGNED_IN) or case.principal is None:
+            continue
+        decision = POLICY.decide(case.principal, case.rule.needs, "shop")
+        assert case.expected == (200 if decision.allowed else 403), case
+
+
+def test_a_route_without_a_rule_is_found() -> None:
+    rules = [Rule("GET", "/jobs", READ)]
+    assert unruled([("get", "/jobs"), ("DELETE", "/jobs")], rules) == [("DELETE", "/jobs")]
