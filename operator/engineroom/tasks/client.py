@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, queues, results
+from engineroom.tasks import enqueue, failures, queues, results
 from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
 from engineroom.tasks.task import (
     DEFAULT_MAX_BYTES,
@@ -18,14 +19,22 @@ from engineroom.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
     from engineroom.tasks.enqueue import Enqueued
+    from engineroom.tasks.failures import Attempt, Page
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
+
+
+EVERY = Where()
+
+
+def _silent(_: Requeueing) -> None:
+    """Nobody wants to hear."""
 
 
 class _Shared:
@@ -122,7 +131,10 @@ class Tasks(_Shared):
         return run(self.redis, queues.resume(name))
 
     def empty_queue(self, name: str, *, confirm: str) -> int:
-        """Delete the jobs that wait now; ``confirm`` is the name again. Raises NotConfirmedError."""
+        """Delete the jobs that wait now; ``confirm`` is the name again.
+
+        Raises NotConfirmedError.
+        """
         return run(self.redis, queues.empty(name, confirm))
 
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
@@ -136,6 +148,44 @@ class Tasks(_Shared):
     def result(self, job_id: str) -> JobResult:
         """Status and result; the value is read with the serializer, so only from your own jobs."""
         return run(self.redis, results.result_of(job_id, self.rules.serializer))
+
+    def failures(
+        self,
+        queue: str,
+        where: Where = EVERY,
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Failed jobs of a queue, newest first, a page at a time.
+
+        Give the page's ``cursor`` to get the next one; None says that there is none. With a filter
+        a page may be short before the last.
+        """
+        steps = failures.page(queue, where, cursor, limit)
+        return run(self.redis, steps)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """Why the job failed each time, oldest first, as far as it is known."""
+        return run(self.redis, failures.attempts(job_id))
+
+    def requeue(self, job_id: str) -> str:
+        """Put one failed job back; returns its queue. Raises NotFailedError."""
+        return run(self.redis, failures.requeue_one(job_id, self.clock.now()))
+
+    def start_requeueing(self, queue: str, where: Where = EVERY) -> Requeueing:
+        """Note down which failed jobs are to be put back; ``carry_on_requeueing`` does it."""
+        return run(self.redis, failures.start(queue, where, self.clock.now()))
+
+    def carry_on_requeueing(
+        self, operation: str, told: Callable[[Requeueing], object] = _silent
+    ) -> Requeueing:
+        """Put jobs back in steps of 100 until done; ``told`` hears of each step.
+
+        May be called again after a kill, and by several at once. Raises NothingMatchesError when
+        no failed job matched.
+        """
+        return run(self.redis, failures.carry_on(operation, self.clock.now, told))
 
 
 class AsyncTasks(_Shared):
@@ -202,3 +252,33 @@ class AsyncTasks(_Shared):
     async def result(self, job_id: str) -> JobResult:
         """See Tasks.result."""
         return await run_async(self.redis, results.result_of(job_id, self.rules.serializer))
+
+    async def failures(
+        self,
+        queue: str,
+        where: Where = EVERY,
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """See Tasks.failures."""
+        steps = failures.page(queue, where, cursor, limit)
+        return await run_async(self.redis, steps)
+
+    async def attempts(self, job_id: str) -> list[Attempt]:
+        """See Tasks.attempts."""
+        return await run_async(self.redis, failures.attempts(job_id))
+
+    async def requeue(self, job_id: str) -> str:
+        """See Tasks.requeue."""
+        return await run_async(self.redis, failures.requeue_one(job_id, self.clock.now()))
+
+    async def start_requeueing(self, queue: str, where: Where = EVERY) -> Requeueing:
+        """See Tasks.start_requeueing."""
+        return await run_async(self.redis, failures.start(queue, where, self.clock.now()))
+
+    async def carry_on_requeueing(
+        self, operation: str, told: Callable[[Requeueing], object] = _silent
+    ) -> Requeueing:
+        """See Tasks.carry_on_requeueing."""
+        return await run_async(self.redis, failures.carry_on(operation, self.clock.now, told))

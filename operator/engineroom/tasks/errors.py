@@ -65,3 +65,19 @@ class TasksUnavailableError(DependencyError):
     def __init__(self, message: str, done: int = 0) -> None:
         self.done = done
         super().__init__(message)
+
+
+class NotFailedError(TaskError):
+    """The job is not among the failed ones, so it cannot be put back."""
+
+    code = "job_not_failed"
+    category = Category.CONFLICT
+    http_status = 409
+
+
+class NothingMatchesError(TaskError):
+    """A filter matched no failed job."""
+
+    code = "task_nothing_matches"
+    category = Category.NOT_FOUND
+    http_status = 404

@@ -101,8 +101,7 @@ class Retry:
         RQ counts from the end of its list and uses the first where it is short: one entry for each
         try leaves it nothing to choose.
         """
-        given = [self.intervals[min(at, len(self.intervals) - 1)] for at in range(self.maximum)]
-        return given
+        return [self.intervals[min(at, len(self.intervals) - 1)] for at in range(self.maximum)]
 
 
 @dataclass(frozen=True, slots=True)

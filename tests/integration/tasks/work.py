@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engineroom.tasks import reporter
+from engineroom.tasks import FailureCategory, Rule, reporter, retrying
 
 
 def add(left: int, right: int = 0) -> int:
@@ -29,3 +29,17 @@ class Mailer:
 
     def __call__(self) -> str:
         return self.host
+
+
+@retrying(
+    Rule((ConnectionError,), maximum=2, first=0), Rule((MemoryError,), FailureCategory.POISON)
+)
+def fragile(kind: str) -> None:
+    raise {"away": ConnectionError, "bug": TypeError, "poison": MemoryError, "odd": RuntimeError}[
+        kind
+    ]("password=hunter2 went wrong")
+
+
+@retrying(Rule((ConnectionError,), maximum=3, first=60, jitter=0))
+async def patient() -> None:
+    raise ConnectionError
