@@ -8,6 +8,7 @@ from engineroom.tasks.errors import (
     NotConfirmedError,
     NotFailedError,
     NothingMatchesError,
+    ScheduleNotFoundError,
     TaskError,
     TasksUnavailableError,
     TaskTooLargeError,
@@ -17,21 +18,27 @@ from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
+from engineroom.tasks.schedules import Schedule, Scheduler
 from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
+from engineroom.tasks.triggers import Cron, Every, Missed, Once
 
 __all__ = [
     "AsyncTasks",
     "Attempt",
+    "Cron",
     "Enqueued",
+    "Every",
     "Failure",
     "FailureCategory",
     "InvalidTaskError",
     "JSONSerializer",
     "JobExistsError",
     "JobResult",
+    "Missed",
     "NotConfirmedError",
     "NotFailedError",
     "NothingMatchesError",
+    "Once",
     "Page",
     "PickleSerializer",
     "Progress",
@@ -40,6 +47,9 @@ __all__ = [
     "Requeueing",
     "Retry",
     "Rule",
+    "Schedule",
+    "ScheduleNotFoundError",
+    "Scheduler",
     "Task",
     "TaskError",
     "TaskTooLargeError",

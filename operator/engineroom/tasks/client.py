@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, failures, queues, results
+from engineroom.tasks import enqueue, failures, queues, results, schedules
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engineroom.tasks.failures import Attempt, Page
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
+    from engineroom.tasks.schedules import Known, Schedule
 
 
 EVERY = Where()
@@ -180,12 +181,27 @@ class Tasks(_Shared):
     def carry_on_requeueing(
         self, operation: str, told: Callable[[Requeueing], object] = _silent
     ) -> Requeueing:
-        """Put jobs back in steps of 100 until done; ``told`` hears of each step.
+        """Put jobs back in steps of 50 until done; ``told`` hears of each step.
 
         May be called again after a kill, and by several at once. Raises NothingMatchesError when
         no failed job matched.
         """
         return run(self.redis, failures.carry_on(operation, self.clock.now, told))
+
+    def put_schedule(self, schedule: Schedule) -> bool:
+        """Store a schedule, new or instead of the one of that name; True if it is new.
+
+        The same again changes nothing. Raises InvalidTaskError.
+        """
+        return run(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
+
+    def remove_schedule(self, name: str) -> None:
+        """Forget a schedule. Raises ScheduleNotFoundError."""
+        run(self.redis, schedules.remove(name))
+
+    def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
+        """Schedules by their next tick, those beyond the one named ``after``."""
+        return run(self.redis, schedules.listed(after, limit))
 
 
 class AsyncTasks(_Shared):
@@ -282,3 +298,15 @@ class AsyncTasks(_Shared):
     ) -> Requeueing:
         """See Tasks.carry_on_requeueing."""
         return await run_async(self.redis, failures.carry_on(operation, self.clock.now, told))
+
+    async def put_schedule(self, schedule: Schedule) -> bool:
+        """See Tasks.put_schedule."""
+        return await run_async(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
+
+    async def remove_schedule(self, name: str) -> None:
+        """See Tasks.remove_schedule."""
+        await run_async(self.redis, schedules.remove(name))
+
+    async def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
+        """See Tasks.schedules."""
+        return await run_async(self.redis, schedules.listed(after, limit))

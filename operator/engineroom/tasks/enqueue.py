@@ -19,6 +19,9 @@ CHUNK = 250
 #: Tasks in one enqueue_many.
 MAX_BATCH = 100_000
 
+#: A relay that was killed has to be back within this, or it may write a job again (seconds).
+RELAY_WINDOW = 30 * 86400
+
 _QUEUES = "rq:queues"
 
 
@@ -81,6 +84,21 @@ def invocation(job: Encoded) -> Invoke:
     return Invoke(_ENQUEUE, _keys(job), _arguments(job))
 
 
+def relay(jobs: Sequence[Encoded]) -> Steps[list[Enqueued]]:
+    """Write jobs that may have been written before: each id once within RELAY_WINDOW."""
+    commands = [
+        _ENQUEUE.words([*_keys(job), relayed_key(job.job_id)], _arguments(job, RELAY_WINDOW))
+        for job in jobs
+    ]
+    replies = yield Batch(commands)
+    return [_enqueued(job, reply, refuse=False) for job, reply in zip(jobs, replies, strict=True)]
+
+
+def relayed_key(job_id: str) -> str:
+    """Exists once the job has been written by a relay."""
+    return f"engineroom:relayed:{job_id}"
+
+
 def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | None]]:
     """Commands for the jobs in order, and for each job the number of the reply that tells of it."""
     commands: list[Sequence[Any]] = []
@@ -117,12 +135,11 @@ def _keys(job: Encoded) -> list[str]:
     named = [
         keys.job(job.job_id), keys.queue(job.queue), keys.scheduled(job.queue), _QUEUES,
     ]  # fmt: skip
-    if job.unique is not None:
-        named.append(unique_key(job.unique.key))
+    named.append(unique_key(job.unique.key) if job.unique is not None else "")
     return named
 
 
-def _arguments(job: Encoded) -> list[Any]:
+def _arguments(job: Encoded, relay_window: int | None = None) -> list[Any]:
     unique = job.unique
     return [
         job.job_id,
@@ -132,6 +149,7 @@ def _arguments(job: Encoded) -> list[Any]:
         "1" if job.named else "",
         unique.until if unique is not None else "",
         max(1, round(unique.window * 1000)) if unique is not None else "",
+        relay_window or "",
         *job.fields,
     ]
 
@@ -145,14 +163,16 @@ def _enqueued(job: Encoded, reply: Any, *, refuse: bool = True) -> Enqueued:
     return Enqueued(text(first), text(queue), created=verdict == 1)
 
 
-#: KEYS: job, waiting list, scheduled set, set of queues[, unique key]. ARGV: id, due or '', push
-#: command, ttl, named, until, window in ms, then the hash. Returns {verdict, id, queue}: 1 written,
-#: 0 an earlier job stands for the work, 2 the named job exists.
+#: KEYS: job, waiting list, scheduled set, set of queues, unique key or ''[, relay's mark].
+#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, the hash.
+#: Returns {verdict, id, queue}: 1 written, 0 an earlier job stands for the work, 2 the named job
+#: exists.
 _ENQUEUE = Script("""
-local job, list, scheduled, queues, unique = unpack(KEYS)
+local job, list, scheduled, queues, unique, mark = unpack(KEYS)
 local id, due, push, ttl, named = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local queue = string.sub(list, 10)
-if unique then
+if mark and not redis.call('SET', mark, '1', 'NX', 'EX', ARGV[8]) then return {0, id, queue} end
+if unique ~= '' then
   local first = redis.call('GET', unique)
   if first then
     local state = redis.call('HMGET', 'rq:job:' .. first, 'status', 'origin')
@@ -163,11 +183,11 @@ if unique then
   end
 end
 if named ~= '' and redis.call('EXISTS', job) == 1 then return {2, id, queue} end
-redis.call('HSET', job, unpack(ARGV, 8))
+redis.call('HSET', job, unpack(ARGV, 9))
 -- A time to live is for waiting: of what is put off, RQ sets it when its time has come.
 if ttl ~= '' and due == '' then redis.call('EXPIRE', job, ttl) end
 redis.call('SADD', queues, list)
 if due == '' then redis.call(push, list, id) else redis.call('ZADD', scheduled, due, id) end
-if unique then redis.call('SET', unique, id, 'PX', ARGV[7]) end
+if unique ~= '' then redis.call('SET', unique, id, 'PX', ARGV[7]) end
 return {1, id, queue}
 """)

@@ -81,3 +81,11 @@ class NothingMatchesError(TaskError):
     code = "task_nothing_matches"
     category = Category.NOT_FOUND
     http_status = 404
+
+
+class ScheduleNotFoundError(TaskError):
+    """There is no schedule of that name."""
+
+    code = "schedule_not_found"
+    category = Category.NOT_FOUND
+    http_status = 404
