@@ -247,32 +247,37 @@ def test_interrupted_anywhere_each_is_put_back_once(
 
 def test_two_at_one_operation_share_it(redis: Redis, tasks: Tasks) -> None:
     ids = fail(tasks, 2 * STEP)
-    started = tasks.start_requeueing("default")
+    for job in ids[::2]:
+        redis.hset(f"rq:job:{job}", "description", "wanted")
+    started = tasks.start_requeueing("default", Where(text="wanted"))
 
     def other(_: Requeueing) -> None:
         tasks.carry_on_requeueing(started.operation)
 
-    assert tasks.carry_on_requeueing(started.operation, other).requeued == len(ids)
-    assert redis.llen("rq:queue:default") == len(ids)
+    done = tasks.carry_on_requeueing(started.operation, other)
+    assert (done.requeued, done.scanned) == (STEP, 2 * STEP)
+    assert redis.llen("rq:queue:default") == STEP
 
 
 def test_what_fails_again_meanwhile_stays(redis: Redis, tasks: Tasks) -> None:
-    fail(tasks, STEP + 5)
+    ids = fail(tasks, STEP + 5)
+    [(_, newest)] = redis.zrange("rq:failed:default", -1, -1, withscores=True)
     again = 0
 
     def refail(_: Requeueing) -> None:
-        # Everything that was put back fails at once, with a shorter life than all others.
+        # What was put back fails at once, to stand where the walk has yet to come.
         nonlocal again
         for job in redis.lpop("rq:queue:default", 1000) or ():
             ended = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             redis.hset(b"rq:job:" + job, mapping={"status": "failed", "ended_at": ended})
-            redis.zadd("rq:failed:default", {job: time.time() + 1001})
+            redis.zadd("rq:failed:default", {job: newest})
             again += 1
+        assert again <= len(ids)
 
     started = tasks.start_requeueing("default")
     done = tasks.carry_on_requeueing(started.operation, refail)
-    assert done.requeued == STEP + 5
-    assert again <= STEP + 5
+    assert done.requeued == len(ids)
+    assert done.scanned > len(ids)
 
 
 def test_a_filter_that_matches_nothing_says_so(tasks: Tasks) -> None:
