@@ -21,17 +21,18 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from engineroom_worker.drain import Controls
+from engineroom_worker.drain import Controls, paused_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 #: KEYS: worker hash, RQ's suspension key, the pool's, the worker's drain key, then for each queue:
-#: list, intermediate list.
+#: list, intermediate list, key that pauses it.
 #: ARGV: job key prefix, expiry of the hash, take ("1" or ""), queue key and job id that this worker
 #: remembers having taken (or ""), number of queues, the queues' names, then fields and values of
 #: the heartbeat.
-#: Returns {hash existed, rq suspended, pool suspended, drain, index of queue, job id, job hash}.
+#: Returns {hash existed, rq suspended, pool suspended, drain, number of paused queues, index of
+#: queue, job id, job hash}.
 TAKE = """
 local worker, queues = KEYS[1], tonumber(ARGV[6])
 local existed = redis.call('EXISTS', worker)
@@ -54,18 +55,20 @@ local state = (asked[1] or asked[2]) and 'suspended' or 'idle'
 redis.call('HSET', worker, 'state', state, 'er_drain', drain, 'er_drain_id', drain_id,
            'er_taken', '', unpack(ARGV, 7 + queues))
 redis.call('EXPIRE', worker, ARGV[2])
-local reply = {existed, asked[1], asked[2], asked[3]}
+local reply = {existed, asked[1], asked[2], asked[3], 0}
 if ARGV[3] == '' or asked[1] or asked[2] or asked[3] then return reply end
 for index = 1, queues do
-  local queue, intermediate = KEYS[3 + 2 * index], KEYS[4 + 2 * index]
-  for _ = 1, 1000 do
+  local queue, intermediate = KEYS[2 + 3 * index], KEYS[3 + 3 * index]
+  local tries = 1000
+  if redis.call('EXISTS', KEYS[4 + 3 * index]) == 1 then reply[5], tries = reply[5] + 1, 0 end
+  for _ = 1, tries do
     local job = redis.call('LPOP', queue)
     if not job then break end
     local hash = redis.call('HGETALL', ARGV[1] .. job)
     if #hash > 0 then
       redis.call('RPUSH', intermediate, job)
       redis.call('HSET', worker, 'er_taken', job, 'er_taken_from', queue)
-      reply[5], reply[6], reply[7] = index, job, hash
+      reply[6], reply[7], reply[8] = index, job, hash
       return reply
     end
   end
@@ -80,6 +83,9 @@ if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 0 then return 0 end
 redis.call('LPUSH', KEYS[1], ARGV[1])
 return 1
 """
+
+#: What RQ puts before a queue's name.
+QUEUE_PREFIX = "rq:queue:"
 
 INVALIDATIONS = b"__redis__:invalidate"
 
@@ -100,6 +106,8 @@ class Look:
     existed: bool
     controls: Controls
     taken: Taken | None
+    #: Every queue that was looked at is paused.
+    paused: bool = False
 
 
 class Desk:
@@ -139,15 +147,15 @@ class Desk:
         """Heartbeat, read what is asked, and take the next job if ``take`` and nothing forbids."""
         keys = [self._worker_key, *self._control_keys]
         for key in queue_keys:
-            keys += [key, f"{key}:intermediate"]
+            keys += [key, f"{key}:intermediate", self._paused_key(key)]
         hand = self.in_hand or ("", "")
         args: list[Any] = [self._job_prefix, self._expiry, "1" if take else "", *hand]
         args += [len(queue_keys), *queue_keys]
         for name, value in fields.items():
             args += [name, value]
         reply = list(self._take(keys=keys, args=args))
-        reply += [None] * (7 - len(reply))
-        existed, rq_suspended, pool_suspended, drain, index, job_id, data = reply
+        reply += [None] * (8 - len(reply))
+        existed, rq_suspended, pool_suspended, drain, paused, index, job_id, data = reply
         self.in_hand = None
         taken = None
         if job_id is not None:
@@ -155,7 +163,7 @@ class Desk:
             taken = Taken(queue_key, _text(job_id), dict(zip(data[::2], data[1::2])))  # noqa: B905
             self.in_hand = (queue_key, taken.job_id)
         controls = Controls.read(rq_suspended, pool_suspended, drain)
-        return Look(bool(existed), controls, taken)
+        return Look(bool(existed), controls, taken, int(paused) == len(queue_keys))
 
     def wait(self, queue_keys: Sequence[str], timeout: float) -> Taken | None:
         """Until a job may be there, something wakes the worker, or ``timeout`` seconds are over.
@@ -226,8 +234,18 @@ class Desk:
                 self._worker_key, mapping={"er_taken": job_id, "er_taken_from": queue_key}
             )
             pipeline.hgetall(self._job_prefix + job_id)
-            data = pipeline.execute()[1]
-        return Taken(queue_key, job_id, dict(data) or None)
+            pipeline.exists(self._paused_key(queue_key))
+            _, data, paused = pipeline.execute()
+        taken = Taken(queue_key, job_id, dict(data) or None)
+        if paused:
+            # Paused while the worker waited: Redis hands out all the same.
+            self.put_back(taken)
+            return None
+        return taken
+
+    @staticmethod
+    def _paused_key(queue_key: str) -> str:
+        return paused_key(queue_key[len(QUEUE_PREFIX) :])
 
     def _wait_for_any(self, queue_keys: Sequence[str], timeout: float) -> None:
         if self._tracking is None:

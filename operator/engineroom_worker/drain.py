@@ -22,6 +22,11 @@ def suspended_key(pool: str) -> str:
     return "engineroom:suspended:{" + pool + "}"
 
 
+def paused_key(queue: str) -> str:
+    """Key whose presence keeps workers of every pool from taking jobs of the queue."""
+    return f"engineroom:paused:{queue}"
+
+
 def workers_key(pool: str) -> str:
     """Set of the names of the pool's workers."""
     return "engineroom:workers:{" + pool + "}"

@@ -268,7 +268,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         if taken is None:
             if burst:
                 return None
-            if look.controls.suspended or self._resting():
+            if look.controls.suspended or look.paused or self._resting():
                 self._desk.stop_watching()
                 self._pause(1.0)
                 return 0

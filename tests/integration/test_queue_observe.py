@@ -117,3 +117,14 @@ async def test_pushes_name_the_queue_and_come_back_after_a_restart(server, clien
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_waits_in_a_paused_queue_asks_for_nobody(client, queue):
+    queue.enqueue(print)
+    await client.set(keys.paused("mail"), "")
+    observer = Observer(client, SystemClock())
+    [seen] = (await observer.look("shop/mail", ["mail"])).queues
+    assert (seen.paused, seen.waiting, seen.backlog, seen.demand) == (True, 1, 0, 0)
+    await client.delete(keys.paused("mail"))
+    [seen] = (await observer.look("shop/mail", ["mail"])).queues
+    assert (seen.paused, seen.backlog) == (False, 1)

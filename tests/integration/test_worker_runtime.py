@@ -15,6 +15,7 @@ import pytest
 import redis.asyncio
 
 from engineroom.queue import commands, keys, recovery
+from engineroom.tasks import Tasks
 from tests.integration import rq_versions
 from tests.integration.runtime.cutter import Cutter
 from tests.integration.runtime.lab import HERE, POOL, Lab, eventually
@@ -197,6 +198,27 @@ def test_suspension_of_the_pool_and_by_rq(lab: Lab) -> None:
     assert lab.status(other) == "queued"
     lab.redis.delete("rq:suspended")
     lab.becomes(other, "finished", 3)
+
+
+@pytest.mark.parametrize("queues", [("default",), ("high", "default")])
+def test_a_paused_queue_rests_and_the_others_go_on(lab: Lab, queues: tuple[str, ...]) -> None:
+    # One worker waits in BLMOVE, the other for pushes: both are waiting when the pause comes.
+    worker = lab.worker(queues=queues)
+    worker.field("state", "idle")
+    lab.becomes(lab.enqueue("ran"), "finished")
+    time.sleep(0.3)
+    lab.redis.set(keys.paused("default"), "why")
+    first, second = lab.enqueue("ran"), lab.enqueue("ran")
+    if "high" in queues:
+        lab.becomes(lab.enqueue("ran", queue="high"), "finished", 3)
+    time.sleep(1.2)
+    assert [lab.status(job) for job in (first, second)] == ["queued", "queued"]
+    waiting = lab.redis.lrange(keys.queue("default"), 0, -1)
+    assert waiting == [first.encode(), second.encode()]
+    assert lab.redis.llen(keys.intermediate("default")) == 0
+    assert Tasks(lab.redis).resume_queue("default")
+    lab.becomes(second, "finished", 1.5)
+    assert lab.ran()[-2:] == [first, second]
 
 
 # -- leaving ---------------------------------------------------------------------------------------

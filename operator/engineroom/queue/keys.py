@@ -64,6 +64,11 @@ def pool_suspended(pool: str) -> str:
     return f"engineroom:suspended:{{{pool}}}"
 
 
+def paused(queue_name: str) -> str:
+    """Exists while no worker of ours takes a job from the queue; holds the reason given."""
+    return f"engineroom:paused:{queue_name}"
+
+
 def drain(worker_name: str) -> str:
     """What the operator wants of one worker: ``drain:<id>`` or ``retire:<id>``."""
     return f"engineroom:drain:{worker_name}"

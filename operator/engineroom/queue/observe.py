@@ -52,10 +52,17 @@ class QueueFacts:
     failed_total: int = 0
     busy_ms_total: int = 0
     wait_ms_total: int = 0
+    #: No worker takes a job from it until it is resumed.
+    paused: bool = False
 
     @property
     def backlog(self) -> int:
-        """What waits for a worker: listed, taken but not started, due, or to be settled."""
+        """What waits for a worker: listed, taken but not started, due, or to be settled.
+
+        Of a paused queue only what is to be settled: no worker could do anything about the rest.
+        """
+        if self.paused:
+            return self.unsettled
         return self.waiting + self.intermediate + self.due + self.unsettled
 
     @property
@@ -230,11 +237,11 @@ _WORKER = (
 )  # fmt: skip
 _QUEUE_KEYS = (
     keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.failed, keys.settle,
-    keys.stats,
+    keys.stats, keys.paused,
 )  # fmt: skip
 
 _LOOK_AT_QUEUE = """
-local queue, intermediate, started, scheduled, failed, settle, stats = unpack(KEYS)
+local queue, intermediate, started, scheduled, failed, settle, stats, paused = unpack(KEYS)
 local at = table.remove(ARGV)
 local head, enqueued = redis.call('LINDEX', queue, 0), false
 if head then enqueued = redis.call('HGET', 'rq:job:' .. head, 'enqueued_at') end
@@ -243,7 +250,7 @@ return {
   redis.call('ZCOUNT', started, at, '+inf'), redis.call('ZCOUNT', scheduled, '-inf', at),
   redis.call('ZCARD', scheduled), redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES'),
   redis.call('ZCARD', failed), redis.call('LLEN', settle), enqueued,
-  redis.call('HMGET', stats, unpack(ARGV))
+  redis.call('HMGET', stats, unpack(ARGV)), redis.call('EXISTS', paused)
 }
 """
 
@@ -271,6 +278,7 @@ def _live_keys(queue: str) -> tuple[str, ...]:
 
 
 def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
+    (*row, paused) = row
     waiting, intermediate, running, due, scheduled, head, failed, unsettled, oldest, stats = row
     finished, failures, busy, wait = (int(value or 0) for value in stats)
     next_due = float(head[1]) if head else None
@@ -289,6 +297,7 @@ def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
         failed_total=failures,
         busy_ms_total=busy,
         wait_ms_total=wait,
+        paused=bool(paused),
     )
 
 

@@ -295,6 +295,7 @@ if job ~= '' then
       else
         local ttl = tonumber(hash[5] or '') or dead_letter_ttl
         redis.call('HSET', job_key, 'status', 'failed', 'ended_at', iso)
+        if outcome == 'poisoned' then redis.call('HSET', job_key, 'er_category', 'poison') end
         redis.call('ZADD', 'rq:failed:' .. queue, ttl < 0 and ttl or math.floor(now) + ttl, job)
         local results = 'rq:results:' .. job
         local text = outcome == 'poisoned' and poison or died

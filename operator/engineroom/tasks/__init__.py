@@ -1,0 +1,63 @@
+"""Putting work on queues, and seeing and steering it; RQ underneath, compatible both ways."""
+
+from engineroom.tasks.client import AsyncTasks, Tasks
+from engineroom.tasks.enqueue import Enqueued
+from engineroom.tasks.errors import (
+    InvalidTaskError,
+    JobExistsError,
+    NotConfirmedError,
+    NotFailedError,
+    NothingMatchesError,
+    ScheduleNotFoundError,
+    TaskError,
+    TasksUnavailableError,
+    TaskTooLargeError,
+    UnknownQueueError,
+)
+from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.queues import QueueCounts
+from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
+from engineroom.tasks.retrying import FailureCategory, Rule, retrying
+from engineroom.tasks.schedules import Schedule, Scheduler
+from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
+from engineroom.tasks.triggers import Cron, Every, Missed, Once
+
+__all__ = [
+    "AsyncTasks",
+    "Attempt",
+    "Cron",
+    "Enqueued",
+    "Every",
+    "Failure",
+    "FailureCategory",
+    "InvalidTaskError",
+    "JSONSerializer",
+    "JobExistsError",
+    "JobResult",
+    "Missed",
+    "NotConfirmedError",
+    "NotFailedError",
+    "NothingMatchesError",
+    "Once",
+    "Page",
+    "PickleSerializer",
+    "Progress",
+    "QueueCounts",
+    "Reporter",
+    "Requeueing",
+    "Retry",
+    "Rule",
+    "Schedule",
+    "ScheduleNotFoundError",
+    "Scheduler",
+    "Task",
+    "TaskError",
+    "TaskTooLargeError",
+    "Tasks",
+    "TasksUnavailableError",
+    "Unique",
+    "UnknownQueueError",
+    "Where",
+    "reporter",
+    "retrying",
+]

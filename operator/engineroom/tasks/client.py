@@ -1,0 +1,312 @@
+"""``Tasks`` and ``AsyncTasks``: the same operations for the two kinds of Redis client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engineroom.core.clock import Clock, SystemClock
+from engineroom.tasks import enqueue, failures, queues, results, schedules
+from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.failures import Requeueing, Where
+from engineroom.tasks.steps import run, run_async
+from engineroom.tasks.task import (
+    DEFAULT_MAX_BYTES,
+    Function,
+    PickleSerializer,
+    Rules,
+    Serializer,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+    from engineroom.tasks.enqueue import Enqueued
+    from engineroom.tasks.failures import Attempt, Page
+    from engineroom.tasks.queues import QueueCounts
+    from engineroom.tasks.results import JobResult, Progress
+    from engineroom.tasks.schedules import Known, Schedule
+
+
+EVERY = Where()
+
+
+def _silent(_: Requeueing) -> None:
+    """Nobody wants to hear."""
+
+
+class _Shared:
+    """What both halves are told; nothing here talks to Redis."""
+
+    def __init__(
+        self,
+        redis: Any,
+        *,
+        queues: Collection[str] | None,
+        max_bytes: int,
+        serializer: Serializer,
+        clock: Clock | None,
+    ) -> None:
+        if redis.connection_pool.connection_kwargs.get("decode_responses"):
+            raise InvalidTaskError(
+                "redis",
+                "decodes responses",
+                "jobs are bytes: leave decode_responses out, as for RQ",
+            )
+        self.redis = redis
+        self.clock = clock or SystemClock()
+        self.rules = Rules(None if queues is None else frozenset(queues), max_bytes, serializer)
+
+
+def _task(task: Task | Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+    if not isinstance(task, Task):
+        return Task(task, args, kwargs)
+    if args or kwargs:
+        raise InvalidTaskError("args", "stand beside a Task", "put them into the Task")
+    return task
+
+
+class Tasks(_Shared):
+    """Puts work on queues and manages them, through a ``redis.Redis``.
+
+    ``queues``: the only names that may be enqueued to; None allows any. ``max_bytes``: the largest
+    a job's function, arguments and meta may be, serialised. ``serializer``: the workers' own.
+    Every method raises TasksUnavailableError when Redis does not answer or refuses.
+    """
+
+    redis: Redis
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        queues: Collection[str] | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        serializer: Serializer = PickleSerializer,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(
+            redis, queues=queues, max_bytes=max_bytes, serializer=serializer, clock=clock
+        )
+
+    def enqueue(self, task: Task | Function, /, *args: Any, **kwargs: Any) -> Enqueued:
+        """Enqueue one job, in one round trip and whole or not at all.
+
+        ``task`` is a Task, or a function followed by its arguments. Raises InvalidTaskError and
+        its kinds, JobExistsError.
+        """
+        steps = enqueue.enqueue_one(_task(task, args, kwargs), self.rules, self.clock.now())
+        return run(self.redis, steps)
+
+    def enqueue_many(self, tasks: Iterable[Task]) -> list[Enqueued]:
+        """Enqueue jobs in order, in transactions of 250; one answer for each.
+
+        All are checked before the first is written. When Redis fails in between, the error's
+        ``done`` says how many of the first are known to be in. Of a ``job_id`` that exists the
+        answer says ``created=False``. Raises InvalidTaskError and its kinds.
+        """
+        return run(self.redis, enqueue.enqueue_many(tasks, self.rules, self.clock.now()))
+
+    def queue_names(self) -> list[str]:
+        """All queues that RQ knows, sorted."""
+        return run(self.redis, queues.names())
+
+    def counts(self, names: Sequence[str] | None = None) -> list[QueueCounts]:
+        """How many jobs are where, without side effects; of all queues unless named."""
+        chosen = self.queue_names() if names is None else names
+        return run(self.redis, queues.count(chosen, self.clock.now()))
+
+    def create_queue(self, name: str) -> bool:
+        """Make the queue known to RQ; False if it was."""
+        return run(self.redis, queues.create(name, self.rules))
+
+    def pause_queue(self, name: str, reason: str = "") -> bool:
+        """Have our workers take no job from the queue; stock ``rq worker`` does not heed it."""
+        return run(self.redis, queues.pause(name, reason))
+
+    def resume_queue(self, name: str) -> bool:
+        """Let workers take jobs again; False if it was not paused."""
+        return run(self.redis, queues.resume(name))
+
+    def empty_queue(self, name: str, *, confirm: str) -> int:
+        """Delete the jobs that wait now; ``confirm`` is the name again.
+
+        Raises NotConfirmedError.
+        """
+        return run(self.redis, queues.empty(name, confirm))
+
+    def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
+        """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
+        return run(self.redis, queues.move(source, target, self.rules, limit))
+
+    def progress(self, job_id: str) -> Progress | None:
+        """What the job reported last."""
+        return run(self.redis, results.progress_of(job_id))
+
+    def result(self, job_id: str) -> JobResult:
+        """Status and result; the value is read with the serializer, so only from your own jobs."""
+        return run(self.redis, results.result_of(job_id, self.rules.serializer))
+
+    def failures(
+        self,
+        queue: str,
+        where: Where = EVERY,
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Failed jobs of a queue, newest first, a page at a time.
+
+        Give the page's ``cursor`` to get the next one; None says that there is none. With a filter
+        a page may be short before the last.
+        """
+        steps = failures.page(queue, where, cursor, limit)
+        return run(self.redis, steps)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """Why the job failed each time, oldest first, as far as it is known."""
+        return run(self.redis, failures.attempts(job_id))
+
+    def requeue(self, job_id: str) -> str:
+        """Put one failed job back; returns its queue. Raises NotFailedError."""
+        return run(self.redis, failures.requeue_one(job_id, self.clock.now()))
+
+    def start_requeueing(self, queue: str, where: Where = EVERY) -> Requeueing:
+        """Note down which failed jobs are to be put back; ``carry_on_requeueing`` does it."""
+        return run(self.redis, failures.start(queue, where, self.clock.now()))
+
+    def carry_on_requeueing(
+        self, operation: str, told: Callable[[Requeueing], object] = _silent
+    ) -> Requeueing:
+        """Put jobs back in steps of 50 until done; ``told`` hears of each step.
+
+        May be called again after a kill, and by several at once. Raises NothingMatchesError when
+        no failed job matched.
+        """
+        return run(self.redis, failures.carry_on(operation, self.clock.now, told))
+
+    def put_schedule(self, schedule: Schedule) -> bool:
+        """Store a schedule, new or instead of the one of that name; True if it is new.
+
+        The same again changes nothing. Raises InvalidTaskError.
+        """
+        return run(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
+
+    def remove_schedule(self, name: str) -> None:
+        """Forget a schedule. Raises ScheduleNotFoundError."""
+        run(self.redis, schedules.remove(name))
+
+    def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
+        """Schedules by their next tick, those beyond the one named ``after``."""
+        return run(self.redis, schedules.listed(after, limit))
+
+
+class AsyncTasks(_Shared):
+    """``Tasks`` for a ``redis.asyncio.Redis``; the methods do the same and are awaited."""
+
+    redis: AsyncRedis
+
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        *,
+        queues: Collection[str] | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        serializer: Serializer = PickleSerializer,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(
+            redis, queues=queues, max_bytes=max_bytes, serializer=serializer, clock=clock
+        )
+
+    async def enqueue(self, task: Task | Function, /, *args: Any, **kwargs: Any) -> Enqueued:
+        """See Tasks.enqueue."""
+        steps = enqueue.enqueue_one(_task(task, args, kwargs), self.rules, self.clock.now())
+        return await run_async(self.redis, steps)
+
+    async def enqueue_many(self, tasks: Iterable[Task]) -> list[Enqueued]:
+        """See Tasks.enqueue_many."""
+        steps = enqueue.enqueue_many(tasks, self.rules, self.clock.now())
+        return await run_async(self.redis, steps)
+
+    async def queue_names(self) -> list[str]:
+        """See Tasks.queue_names."""
+        return await run_async(self.redis, queues.names())
+
+    async def counts(self, names: Sequence[str] | None = None) -> list[QueueCounts]:
+        """See Tasks.counts."""
+        chosen = await self.queue_names() if names is None else names
+        return await run_async(self.redis, queues.count(chosen, self.clock.now()))
+
+    async def create_queue(self, name: str) -> bool:
+        """See Tasks.create_queue."""
+        return await run_async(self.redis, queues.create(name, self.rules))
+
+    async def pause_queue(self, name: str, reason: str = "") -> bool:
+        """See Tasks.pause_queue."""
+        return await run_async(self.redis, queues.pause(name, reason))
+
+    async def resume_queue(self, name: str) -> bool:
+        """See Tasks.resume_queue."""
+        return await run_async(self.redis, queues.resume(name))
+
+    async def empty_queue(self, name: str, *, confirm: str) -> int:
+        """See Tasks.empty_queue."""
+        return await run_async(self.redis, queues.empty(name, confirm))
+
+    async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
+        """See Tasks.move_jobs."""
+        return await run_async(self.redis, queues.move(source, target, self.rules, limit))
+
+    async def progress(self, job_id: str) -> Progress | None:
+        """See Tasks.progress."""
+        return await run_async(self.redis, results.progress_of(job_id))
+
+    async def result(self, job_id: str) -> JobResult:
+        """See Tasks.result."""
+        return await run_async(self.redis, results.result_of(job_id, self.rules.serializer))
+
+    async def failures(
+        self,
+        queue: str,
+        where: Where = EVERY,
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """See Tasks.failures."""
+        steps = failures.page(queue, where, cursor, limit)
+        return await run_async(self.redis, steps)
+
+    async def attempts(self, job_id: str) -> list[Attempt]:
+        """See Tasks.attempts."""
+        return await run_async(self.redis, failures.attempts(job_id))
+
+    async def requeue(self, job_id: str) -> str:
+        """See Tasks.requeue."""
+        return await run_async(self.redis, failures.requeue_one(job_id, self.clock.now()))
+
+    async def start_requeueing(self, queue: str, where: Where = EVERY) -> Requeueing:
+        """See Tasks.start_requeueing."""
+        return await run_async(self.redis, failures.start(queue, where, self.clock.now()))
+
+    async def carry_on_requeueing(
+        self, operation: str, told: Callable[[Requeueing], object] = _silent
+    ) -> Requeueing:
+        """See Tasks.carry_on_requeueing."""
+        return await run_async(self.redis, failures.carry_on(operation, self.clock.now, told))
+
+    async def put_schedule(self, schedule: Schedule) -> bool:
+        """See Tasks.put_schedule."""
+        return await run_async(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
+
+    async def remove_schedule(self, name: str) -> None:
+        """See Tasks.remove_schedule."""
+        await run_async(self.redis, schedules.remove(name))
+
+    async def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
+        """See Tasks.schedules."""
+        return await run_async(self.redis, schedules.listed(after, limit))

@@ -1,0 +1,498 @@
+"""Failed jobs: page by page, filtered, and put back in bounded steps that survive a kill.
+
+Nothing here unpickles: the name of the function is read off the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import re
+import zlib
+from base64 import b64decode
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from engineroom.queue import keys
+from engineroom.tasks.errors import InvalidTaskError, NotFailedError, NothingMatchesError
+from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
+from engineroom.tasks.task import Rules, check_queue, timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: Jobs that are read or put back in one step; Redis serves nobody else meanwhile, below 5 ms.
+STEP = 50
+MAX_PAGE = 500
+#: With a filter one page looks at no more than so many jobs, however few match.
+MAX_SCANNED = 1000
+#: What is known of an operation is kept so long (seconds).
+OPERATION_TTL = 7 * 86400
+#: So much of a job's arguments is looked at for its function (bytes), and of its traceback.
+_HEAD, _TRACEBACK = 2048, 32768
+
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
+_ANY = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed job as it is listed. ``category`` is empty where nobody classified the failure."""
+
+    job_id: str
+    queue: str
+    function: str
+    description: str
+    exception: str
+    message: str
+    category: str
+    failed_at: datetime | None
+    worker: str
+    #: How often it took its worker down.
+    crashes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job that did not succeed."""
+
+    at: datetime
+    exception: str
+    message: str
+    category: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Which failed jobs: all that is given has to hold. Names are shell patterns (``mail.*``).
+
+    ``text`` is sought in the exception's message and in the job's description.
+    """
+
+    function: str | None = None
+    exception: str | None = None
+    category: str | None = None
+    text: str | None = None
+    before: datetime | None = None
+    after: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("function", "exception", "category", "text"):
+            value = getattr(self, name)
+            if value is not None and not 0 < len(value) <= 200:
+                raise InvalidTaskError(name, f"{len(value)} characters", "use 1 to 200")
+        for name in ("before", "after"):
+            value = getattr(self, name)
+            if value is not None and value.tzinfo is None:
+                raise InvalidTaskError(name, "has no time zone", "use datetime.now(UTC) and such")
+
+    def matches(self, failure: Failure) -> bool:
+        """Whether the job is one of them; without a known time it has no age to go by."""
+        at = failure.failed_at
+        return (
+            (self.function is None or fnmatchcase(failure.function, self.function))
+            and (self.exception is None or fnmatchcase(failure.exception, self.exception))
+            and (self.category is None or failure.category == self.category)
+            and (
+                self.text is None
+                or self.text in failure.message
+                or self.text in failure.description
+            )
+            and (self.before is None or (at is not None and at < self.before))
+            and (self.after is None or (at is not None and at > self.after))
+        )
+
+    def dumps(self) -> str:
+        """As JSON."""
+        moments = {"before": self.before, "after": self.after}
+        said = {name: at and at.isoformat() for name, at in moments.items()}
+        return json.dumps({**asdict(self), **said})
+
+    @classmethod
+    def loads(cls, said: str) -> Where:
+        """What ``dumps`` wrote."""
+        fields = json.loads(said)
+        for name in ("before", "after"):
+            fields[name] = fields[name] and datetime.fromisoformat(fields[name])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Failed jobs in order, and where the next page begins; None after the last.
+
+    With a filter a page may be short, or empty, and not the last.
+    """
+
+    failures: tuple[Failure, ...]
+    cursor: str | None
+    scanned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requeueing:
+    """An operation that puts failed jobs back, and how far it is."""
+
+    operation: str
+    queue: str
+    total: int
+    scanned: int = 0
+    requeued: int = 0
+    #: Matched and left: a job with a rate limit of RQ, which RQ itself has to admit again.
+    skipped: int = 0
+    done: bool = False
+
+
+def page(
+    queue: str, where: Where, cursor: str | None, limit: int, *, oldest_first: bool = False
+) -> Steps[Page]:
+    """Up to ``limit`` failed jobs after ``cursor``; newest first by when they would expire.
+
+    The cursor is a place, not a number: jobs that come and go do not shift what follows.
+    """
+    check_queue(queue, _ANY)
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidTaskError("limit", f"{limit}", f"use 1 to {MAX_PAGE}")
+    found: list[Failure] = []
+    scanned = 0
+    plain = where == Where()
+    while True:
+        # Without a filter no more is read than is shown.
+        count = min(STEP, limit - len(found)) if plain else STEP
+        rows = yield _read(queue, cursor, count, oldest_first=oldest_first)
+        for row in rows:
+            scanned += 1
+            cursor = _place(row)
+            failure = _failure(queue, row)
+            if where.matches(failure):
+                found.append(failure)
+                if len(found) == limit:
+                    return Page(tuple(found), cursor, scanned)
+        if len(rows) < count:
+            return Page(tuple(found), None, scanned)
+        if scanned >= MAX_SCANNED:
+            return Page(tuple(found), cursor, scanned)
+
+
+def attempts(job_id: str) -> Steps[list[Attempt]]:
+    """Why the job failed each time, oldest first, as far as it is known; at most 30.
+
+    Tries in between are known of jobs that use ``retrying``; RQ keeps the last run only.
+    """
+    told, entries = yield Batch(
+        [
+            ["HGET", keys.job(job_id), "er_failures"],
+            ["XRANGE", f"rq:results:{job_id}", "-", "+", "COUNT", 10],
+        ]
+    )
+    history = [
+        Attempt(
+            datetime.fromisoformat(each["at"]),
+            each["exception"],
+            each["message"],
+            each["category"],
+        )
+        for each in json.loads(told or "[]")
+    ]
+    for entry_id, fields in entries:
+        if fields.get(b"exc_string") is None:
+            continue
+        at = datetime.fromtimestamp(int(text(entry_id).partition("-")[0]) / 1000, UTC)
+        traceback = _unpacked(fields[b"exc_string"])
+        exception, message = exception_of(traceback)
+        latest = history[-1] if history else None
+        # RQ's entry and ours of the same run are made within a moment.
+        if (
+            latest is not None
+            and latest.exception == exception
+            and abs((at - latest.at).total_seconds()) < 5
+        ):
+            history[-1] = replace(latest, traceback=traceback)
+        else:
+            history.append(Attempt(at, exception, message, traceback=traceback))
+    return sorted(history, key=lambda each: each.at)
+
+
+def requeue_one(job_id: str, now: datetime) -> Steps[str]:
+    """Put one failed job back at the end of its queue, whose name is returned.
+
+    Raises NotFailedError.
+    """
+    [origin] = yield Batch([["HGET", keys.job(job_id), "origin"]])
+    queue = text(origin)
+    reply = [0, 0]
+    if queue:
+        reply = yield Invoke(
+            _REQUEUE,
+            [keys.failed(queue), keys.queue(queue), "", "rq:queues"],
+            ["", "", 0, 0, timestamp(now), "", job_id],
+        )
+    if reply[1]:
+        raise NotFailedError(f"job_id: {job_id} has a rate limit of RQ; use rq's own job.requeue()")
+    if not reply[0]:
+        raise NotFailedError(f"job_id: {job_id} is no failed job; look with failures()")
+    return queue
+
+
+def start(queue: str, where: Where, now: datetime) -> Steps[Requeueing]:
+    """Note down that the failed jobs ``where`` are to be put back; nothing is moved yet."""
+    check_queue(queue, _ANY)
+    operation = str(uuid4())
+    total, newest = yield Batch(
+        [
+            ["ZCARD", keys.failed(queue)],
+            ["EVAL", _NEWEST, 1, keys.failed(queue)],
+        ]
+    )
+    fields = {
+        "queue": queue, "where": where.dumps(), "cursor": "", "scanned": 0, "requeued": 0,
+        "skipped": 0, "total": total, "state": "running", "started": timestamp(now),
+        "bound": text(newest),
+    }  # fmt: skip
+    flat = [word for pair in fields.items() for word in pair]
+    key = operation_key(operation)
+    yield Batch([["HSET", key, *flat], ["EXPIRE", key, OPERATION_TTL]], atomic=True)
+    return Requeueing(operation, queue, total)
+
+
+def carry_on(
+    operation: str, now: Callable[[], datetime], told: Callable[[Requeueing], object]
+) -> Steps[Requeueing]:
+    """Put back step by step until done; ``told`` hears of each step.
+
+    Each step moves its jobs and notes its place in one script, so whoever was killed in between
+    left nothing undone and nothing uncounted: carry on. Of two at work on one operation, each
+    step is taken by one. A job that fails again after the start stays where it is. Raises
+    InvalidTaskError for an operation that does not exist, NothingMatchesError at the end.
+    """
+    key = operation_key(operation)
+    while True:
+        [row] = yield Batch([["HMGET", key, *_OPERATION]])
+        said = dict(zip(_OPERATION, map(text, row), strict=True))
+        if not said["queue"]:
+            raise InvalidTaskError("operation", f"{operation[:50]!r} is not known", "start anew")
+        known = Requeueing(
+            operation, said["queue"], int(said["total"]), int(said["scanned"]),
+            int(said["requeued"]), int(said["skipped"]), said["state"] == "done",
+        )  # fmt: skip
+        told(known)
+        if known.done:
+            if not known.requeued and not known.skipped:
+                raise NothingMatchesError(
+                    f"where: matches none of the {known.scanned} failed jobs of {known.queue!r}; "
+                    "look with failures()"
+                )
+            return known
+        where, cursor = Where.loads(said["where"]), said["cursor"]
+        rows = yield _read(known.queue, cursor, STEP, oldest_first=True, bound=said["bound"])
+        chosen = [text(row[0]) for row in rows if where.matches(_failure(known.queue, row))]
+        yield Invoke(
+            _REQUEUE,
+            [keys.failed(known.queue), keys.queue(known.queue), key, "rq:queues"],
+            [
+                cursor, _place(rows[-1]) if rows else cursor, len(rows),
+                "1" if len(rows) < STEP else "0", timestamp(now()), said["started"], *chosen,
+            ],
+        )  # fmt: skip
+
+
+def operation_key(operation: str) -> str:
+    """Holds how far an operation is."""
+    return f"engineroom:requeue:{operation}"
+
+
+def function_of(data: bytes) -> str:
+    """The function's name in the head of a job's data, pickled or JSON; empty if not found."""
+    try:
+        head = zlib.decompressobj().decompress(data, 4 * _HEAD)
+    except zlib.error:
+        head = data
+    try:
+        if head[:1] == b"\x80":
+            for operation, argument, _ in pickletools.genops(head):
+                if isinstance(argument, str) and "UNICODE" in operation.name:
+                    return argument
+            return ""
+        name = json.JSONDecoder().raw_decode(head.decode("utf-8", "ignore").lstrip("[ \n"))[0]
+    except ValueError:
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+def exception_of(traceback: str) -> tuple[str, str]:
+    """Class and first line of the message of what a traceback ends with."""
+    last = ("", "")
+    for line in traceback.splitlines()[::-1]:
+        if line.startswith(("  ", "Traceback")):
+            break
+        found = _EXCEPTION.match(line)
+        if found:
+            last = (found[1], found[2] or "")
+    return last
+
+
+def _read(
+    queue: str, cursor: str | None, count: int, *, oldest_first: bool, bound: str = ""
+) -> Invoke:
+    score, _, job_id = (cursor or "").partition(":")
+    if cursor and (not job_id or not re.fullmatch(r"-?[0-9.]+(e\+?[0-9]+)?", score)):
+        raise InvalidTaskError("cursor", f"{cursor[:50]!r}", "use the cursor of the page before")
+    order = "asc" if oldest_first else "desc"
+    return Invoke(
+        _WALK, [keys.failed(queue)], [score, job_id, count, order, _HEAD, _TRACEBACK, bound]
+    )
+
+
+def _place(row: Sequence[Any]) -> str:
+    return f"{text(row[1])}:{text(row[0])}"
+
+
+def _failure(queue: str, row: Sequence[Any]) -> Failure:
+    job_id, _, hash_, data, traceback, worker, crashes = row
+    description, ended, category, old = hash_
+    exception, message = exception_of(_unpacked(traceback or old or b""))
+    return Failure(
+        job_id=text(job_id),
+        queue=queue,
+        function=function_of(data or b""),
+        description=text(description)[:500],
+        exception=exception,
+        message=message[:500],
+        category=text(category),
+        failed_at=datetime.fromisoformat(text(ended)) if ended else None,
+        worker=text(worker),
+        crashes=int(crashes or 0),
+    )
+
+
+def _unpacked(packed: bytes) -> str:
+    if not packed:
+        return ""
+    with suppress(ValueError):  # RQ's older field is not in base 64
+        packed = b64decode(packed, validate=True)
+    try:
+        return zlib.decompressobj().decompress(packed, 1 << 20).decode("utf-8", "replace")
+    except zlib.error:
+        return ""
+
+
+_OPERATION = (
+    "queue", "where", "cursor", "scanned", "requeued", "skipped", "total", "state", "started",
+    "bound",
+)  # fmt: skip
+
+_NEWEST = """
+return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or ''
+"""
+
+#: KEYS: failed set. ARGV: score and id of the place, count, order, bytes of data and of traceback,
+#: highest score. A place that is no longer taken is found by bisection among its equals; Lua's own
+#: comparison of strings goes by locale and Redis' by bytes.
+_WALK = Script("""
+local key, score, id, count, asc = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == 'asc'
+local size = redis.call('ZCARD', key)
+local function before(a, b)
+  for at = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, at), string.byte(b, at)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+local first = asc and 0 or size - 1
+if score ~= '' then
+  if redis.call('ZSCORE', key, id) == score then
+    first = redis.call('ZRANK', key, id) + (asc and 1 or -1)
+  else
+    local low = redis.call('ZCOUNT', key, '-inf', '(' .. score)
+    local high = redis.call('ZCOUNT', key, '-inf', score)
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if before(redis.call('ZRANGE', key, middle, middle)[1], id) then
+        low = middle + 1
+      else
+        high = middle
+      end
+    end
+    -- The place itself, where its score has changed, is no equal: low is the first beyond it.
+    first = asc and low or low - 1
+  end
+end
+local members = {}
+if asc then
+  members = redis.call('ZRANGE', key, first, first + count - 1, 'WITHSCORES')
+elseif first >= 0 then
+  members = redis.call('ZREVRANGE', key, size - 1 - first, size - 2 - first + count, 'WITHSCORES')
+end
+local rows = {}
+for at = 1, #members, 2 do
+  local job = members[at]
+  if ARGV[7] ~= '' and tonumber(members[at + 1]) > tonumber(ARGV[7]) then break end
+  local hash = 'rq:job:' .. job
+  local last = redis.call('XREVRANGE', 'rq:results:' .. job, '+', '-', 'COUNT', 1)[1]
+  local traceback, worker = '', ''
+  if last then
+    for field = 1, #last[2], 2 do
+      if last[2][field] == 'exc_string' then
+        traceback = string.sub(last[2][field + 1], 1, ARGV[6])
+      elseif last[2][field] == 'worker_name' then
+        worker = last[2][field + 1]
+      end
+    end
+  end
+  rows[#rows + 1] = {
+    job, members[at + 1],
+    redis.call('HMGET', hash, 'description', 'ended_at', 'er_category', 'exc_info'),
+    string.sub(redis.call('HGET', hash, 'data') or '', 1, ARGV[5]), traceback, worker,
+    redis.call('GET', 'engineroom:crashes:' .. job)
+  }
+end
+return rows
+""")
+
+#: KEYS: failed set, waiting list, operation or '', set of queues. ARGV: the place expected and the
+#: new one, how many were looked at, whether that was the last, the time, when the operation began,
+#: then the ids. Returns {requeued, skipped}.
+_REQUEUE = Script("""
+local failed, list, operation = KEYS[1], KEYS[2], KEYS[3]
+local now, started = ARGV[5], ARGV[6]
+if operation ~= '' then
+  local state = redis.call('HMGET', operation, 'cursor', 'state')
+  if state[1] ~= ARGV[1] or state[2] ~= 'running' then return {0, 0} end
+end
+local requeued, skipped = 0, 0
+for at = 7, #ARGV do
+  local id = ARGV[at]
+  local job = 'rq:job:' .. id
+  local hash = redis.call('HMGET', job, 'status', 'ended_at', 'ttl', 'rate_limit_key')
+  -- RQ's times are of one format: their order is that of their text, digit by digit.
+  local since = started == '' or not hash[2] or hash[2] == '' or hash[2] <= started
+  if hash[1] == 'failed' and since then
+    if hash[4] and hash[4] ~= '' then
+      skipped = skipped + 1
+    elseif redis.call('ZREM', failed, id) == 1 then
+      redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now, 'started_at', '',
+                 'ended_at', '', 'worker_name', '')
+      redis.call('HDEL', job, 'exc_info', 'er_category', 'er_tried')
+      local ttl = tonumber(hash[3] or '')
+      if ttl and ttl > 0 then redis.call('EXPIRE', job, ttl) else redis.call('PERSIST', job) end
+      redis.call('DEL', 'engineroom:crashes:' .. id)
+      redis.call('RPUSH', list, id)
+      requeued = requeued + 1
+    end
+  end
+end
+if requeued > 0 then redis.call('SADD', KEYS[4], list) end
+if operation ~= '' then
+  redis.call('HINCRBY', operation, 'scanned', ARGV[3])
+  redis.call('HINCRBY', operation, 'requeued', requeued)
+  redis.call('HINCRBY', operation, 'skipped', skipped)
+  redis.call('HSET', operation, 'cursor', ARGV[2])
+  if ARGV[4] == '1' then redis.call('HSET', operation, 'state', 'done') end
+end
+return {requeued, skipped}
+""")

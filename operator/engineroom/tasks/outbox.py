@@ -1,0 +1,136 @@
+"""A job that exists if and only if a transaction of PostgreSQL commits.
+
+``add`` writes the job into a table, in the application's own transaction; ``Relay`` carries it to
+Redis and deletes the row afterwards, in a transaction of its own. Killed between the two it finds
+the row again, and in Redis the mark that the job was written: nothing is lost, nothing doubled, as
+long as Redis keeps its data and the relay is back within RELAY_WINDOW.
+
+Nothing here imports a driver: connections are psycopg's, or SQLAlchemy's with any driver of
+PostgreSQL that writes parameters as ``%s``.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from engineroom.core.clock import Clock, SystemClock
+from engineroom.core.logging import get_logger
+from engineroom.tasks.enqueue import Enqueued, relay
+from engineroom.tasks.errors import TasksUnavailableError
+from engineroom.tasks.steps import run
+from engineroom.tasks.task import Encoded, Rules, Task, Unique, encode, timestamp
+
+if TYPE_CHECKING:
+    import threading
+
+    from redis import Redis
+
+log = get_logger(__name__)
+
+#: Rows that the relay carries in one transaction.
+CHUNK = 100
+#: The relay looks so often when there is nothing (seconds).
+PACE = 1.0
+
+#: To be run once, by the application's own migrations. The order of ``id`` is that of the inserts,
+#: not of the commits; rows are carried in it, and jobs may overtake each other.
+TABLE = """
+CREATE TABLE IF NOT EXISTS engineroom_outbox (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  job text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+_INSERT = "INSERT INTO engineroom_outbox (job) VALUES (%s)"
+_SELECT = "SELECT id, job FROM engineroom_outbox ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED"
+_DELETE = "DELETE FROM engineroom_outbox WHERE id = ANY(%s)"
+
+
+def add(connection: Any, task: Task, rules: Rules | None = None, clock: Clock | None = None) -> str:
+    """Put the task into the outbox, in the connection's transaction; the job's id.
+
+    ``connection`` is a psycopg connection or cursor, or a SQLAlchemy Connection or Session. The
+    task is checked now: raises InvalidTaskError before anything is written.
+    """
+    job = encode(task, rules or Rules(), (clock or SystemClock()).now())
+    _execute(connection, _INSERT, (_dumps(job),))
+    return job.job_id
+
+
+async def add_async(
+    connection: Any, task: Task, rules: Rules | None = None, clock: Clock | None = None
+) -> str:
+    """``add`` for psycopg's AsyncConnection and SQLAlchemy's AsyncConnection or AsyncSession."""
+    job = encode(task, rules or Rules(), (clock or SystemClock()).now())
+    words = (_dumps(job),)
+    if hasattr(connection, "run_sync"):
+        await connection.run_sync(_execute, _INSERT, words)
+    else:
+        await connection.execute(_INSERT, words)
+    return job.job_id
+
+
+class Relay:
+    """Carries jobs from the outbox to Redis; any number may run at once.
+
+    ``connection`` is a psycopg connection that nobody else uses.
+    """
+
+    def __init__(self, connection: Any, redis: Redis, clock: Clock | None = None) -> None:
+        self._connection = connection
+        self._redis = redis
+        self._clock = clock or SystemClock()
+
+    def once(self) -> list[Enqueued]:
+        """Carry up to CHUNK jobs; what became of each. Raises TasksUnavailableError.
+
+        Errors of the driver are the driver's own: whoever hosts the relay connects anew.
+        """
+        with self._connection.transaction():
+            rows = self._connection.execute(_SELECT, (CHUNK,)).fetchall()
+            if not rows:
+                return []
+            now = timestamp(self._clock.now())
+            done = run(self._redis, relay([_loads(job, now) for _, job in rows]))
+            self._connection.execute(_DELETE, ([row_id for row_id, _ in rows],))
+        return done
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop``; waits through outages of Redis, ends with the driver's errors."""
+        while not stop.is_set():
+            try:
+                carried = self.once()
+            except TasksUnavailableError as error:
+                log.warning("outbox cannot be relayed", error=str(error))
+                carried = []
+            if len(carried) < CHUNK:
+                stop.wait(PACE)
+
+
+def _execute(connection: Any, statement: str, words: tuple[Any, ...]) -> None:
+    if hasattr(connection, "get_bind") and hasattr(connection, "connection"):
+        connection = connection.connection()  # a Session's connection, in its transaction
+    if hasattr(connection, "exec_driver_sql"):
+        connection.exec_driver_sql(statement, words)
+    else:
+        connection.execute(statement, words)
+
+
+def _dumps(job: Encoded) -> str:
+    fields = [
+        {"b": b64encode(word).decode()} if isinstance(word, bytes) else word for word in job.fields
+    ]
+    return json.dumps({**asdict(job), "fields": fields})
+
+
+def _loads(said: str, now: str) -> Encoded:
+    job = json.loads(said)
+    fields = [b64decode(word["b"]) if isinstance(word, dict) else word for word in job["fields"]]
+    if "enqueued_at" in fields[::2]:
+        fields[2 * fields[::2].index("enqueued_at") + 1] = now
+    unique = job["unique"] and Unique(**job["unique"])
+    return Encoded(**{**job, "fields": fields, "unique": unique})

@@ -1,0 +1,132 @@
+"""What is asked of Redis as data, so that the sync and the async half share every decision.
+
+An operation is a generator: it yields a Batch, is sent the replies, and returns its result. ``run``
+and ``run_async`` are the only places that talk to Redis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import NoScriptError, RedisError
+
+from engineroom.tasks.errors import TasksUnavailableError
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+T = TypeVar("T")
+
+Words = Sequence[Any]
+
+
+class Script:
+    """A Lua script; sent by its hash where Redis knows it."""
+
+    __slots__ = ("sha", "source")
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        # Redis names scripts by their SHA-1.
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def words(self, keys: Sequence[str], arguments: Words) -> list[Any]:
+        """The command that runs it with its whole text, for a pipeline."""
+        return ["EVAL", self.source, len(keys), *keys, *arguments]
+
+
+@dataclass(frozen=True, slots=True)
+class Invoke:
+    """One run of a script."""
+
+    script: Script
+    keys: Sequence[str]
+    arguments: Words
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Commands in one round trip; ``atomic`` in one transaction."""
+
+    commands: Sequence[Words]
+    atomic: bool = False
+
+
+Step = Invoke | Batch
+Steps = Generator[Step, Any, T]
+
+
+def run(redis: Redis, steps: Steps[T]) -> T:
+    """Carry out the steps; raises TasksUnavailableError where they do not handle it."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                replies = _send(redis, step)
+            except (RedisError, OSError) as error:
+                step = steps.throw(_unavailable(error))
+            else:
+                step = steps.send(replies)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def run_async(redis: AsyncRedis, steps: Steps[T]) -> T:
+    """Carry out the steps; raises TasksUnavailableError where they do not handle it."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                replies = await _send_async(redis, step)
+            except (RedisError, OSError) as error:
+                step = steps.throw(_unavailable(error))
+            else:
+                step = steps.send(replies)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def _send(redis: Any, step: Step) -> Any:
+    if isinstance(step, Invoke):
+        script, keys = step.script, step.keys
+        try:
+            return redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *step.arguments)
+        except NoScriptError:
+            return redis.execute_command(*script.words(keys, step.arguments))
+    with redis.pipeline(transaction=step.atomic) as pipeline:
+        for words in step.commands:
+            pipeline.execute_command(*words)
+        return pipeline.execute()
+
+
+async def _send_async(redis: Any, step: Step) -> Any:
+    if isinstance(step, Invoke):
+        script, keys = step.script, step.keys
+        try:
+            return await redis.execute_command(
+                "EVALSHA", script.sha, len(keys), *keys, *step.arguments
+            )
+        except NoScriptError:
+            return await redis.execute_command(*script.words(keys, step.arguments))
+    async with redis.pipeline(transaction=step.atomic) as pipeline:
+        for words in step.commands:
+            pipeline.execute_command(*words)
+        return await pipeline.execute()
+
+
+def _unavailable(error: BaseException) -> TasksUnavailableError:
+    # redis-py's messages hold host and port, never the password.
+    wrapped = TasksUnavailableError(f"Redis: {type(error).__name__}: {str(error)[:200]}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def text(value: Any) -> str:
+    """Redis' bytes as text; empty for none."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")

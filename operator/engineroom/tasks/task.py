@@ -1,0 +1,342 @@
+"""A task as data, and the RQ job that it becomes.
+
+The fields written are those of ``rq.job.Job.to_dict``, the same in RQ 2 and RQ 3; a test compares
+them with RQ's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle  # nosec B403 - RQ's own default; what is read back is never unpickled here
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol, TypeAlias
+from uuid import uuid4
+
+from engineroom.tasks.errors import InvalidTaskError, TaskTooLargeError, UnknownQueueError
+
+#: What runs: something importable by the worker, or its dotted path.
+Function: TypeAlias = Callable[..., Any] | str
+
+#: RQ's default for how long a job may run (seconds).
+DEFAULT_TIMEOUT = 180
+#: Function, arguments and meta, serialised: largest size unless told otherwise (bytes).
+DEFAULT_MAX_BYTES = 1 << 20
+MAX_QUEUE_NAME = 200
+MAX_UNIQUE_KEY = 500
+#: Longest delay, time to live and window (seconds): ten years.
+MAX_SECONDS = 10 * 366 * 86400
+
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_DESCRIBED = 75
+
+
+class Serializer(Protocol):
+    """What RQ calls a serializer; workers must use the same."""
+
+    def dumps(self, obj: Any, /) -> bytes:
+        """The object as bytes."""
+        ...
+
+    def loads(self, data: bytes, /) -> Any:
+        """The object again."""
+        ...
+
+
+class PickleSerializer:
+    """RQ's default."""
+
+    @staticmethod
+    def dumps(obj: Any, /) -> bytes:
+        """The object as bytes."""
+        return pickle.dumps(obj, protocol=pickle.HIGHEST_PROTOCOL)
+
+    @staticmethod
+    def loads(data: bytes, /) -> Any:
+        """The object again; only for what the application itself wrote."""
+        return pickle.loads(data)  # noqa: S301 # nosec B301 - RQ's own format and trust
+
+
+class JSONSerializer:
+    """RQ's ``JSONSerializer``; workers need ``--serializer json``."""
+
+    @staticmethod
+    def dumps(obj: Any, /) -> bytes:
+        """The object as bytes."""
+        return json.dumps(obj).encode()
+
+    @staticmethod
+    def loads(data: bytes, /) -> Any:
+        """The object again."""
+        return json.loads(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a job that raised is tried again, and after how many seconds each time.
+
+    Beyond the end of ``intervals`` its last is used. ``maximum`` counts the tries after the first.
+    """
+
+    maximum: int
+    intervals: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.maximum <= 1000:
+            raise InvalidTaskError("retry.maximum", f"{self.maximum} tries", "use 1 to 1000")
+        if not 1 <= len(self.intervals) <= 1000:
+            raise InvalidTaskError("retry.intervals", "is empty or too long", "use 1 to 1000")
+        for seconds in self.intervals:
+            if not isinstance(seconds, int) or not 0 <= seconds <= MAX_SECONDS:
+                raise InvalidTaskError("retry.intervals", f"{seconds!r}", "use whole seconds >= 0")
+
+    def for_rq(self) -> list[int]:
+        """The intervals as RQ reads them.
+
+        RQ counts from the end of its list and uses the first where it is short: one entry for each
+        try leaves it nothing to choose.
+        """
+        return [self.intervals[min(at, len(self.intervals) - 1)] for at in range(self.maximum)]
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """The same ``key`` again within ``window`` seconds is the same work, and runs once.
+
+    ``until="window"``: the key is freed when the window is over, whatever became of the job.
+    ``until="end"``: also as soon as the job has finished, failed for good, or is gone.
+    """
+
+    key: str
+    window: float = 3600.0
+    until: Literal["window", "end"] = "window"
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.key) <= MAX_UNIQUE_KEY:
+            raise InvalidTaskError(
+                "unique.key", f"{len(self.key)} characters", f"use 1 to {MAX_UNIQUE_KEY}"
+            )
+        if not 0.001 <= self.window <= MAX_SECONDS:
+            raise InvalidTaskError("unique.window", f"{self.window} s", "use 0.001 s to 10 years")
+        if self.until not in ("window", "end"):
+            raise InvalidTaskError("unique.until", f"{self.until!r}", "use 'window' or 'end'")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A function with its arguments and how it is to be run. Durations are seconds.
+
+    ``ttl`` is how long it may wait; ``result_ttl`` and ``failure_ttl`` how long what is left of it
+    is kept (-1: for ever; None: as the worker says). ``delay`` or ``at`` put it off.
+    """
+
+    function: Function
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    queue: str = "default"
+    timeout: int = DEFAULT_TIMEOUT
+    ttl: int | None = None
+    result_ttl: int | None = None
+    failure_ttl: int | None = None
+    retry: Retry | None = None
+    meta: Mapping[str, Any] | None = None
+    delay: float | timedelta | None = None
+    at: datetime | None = None
+    at_front: bool = False
+    unique: Unique | None = None
+    job_id: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an application wants checked before anything is enqueued.
+
+    ``queues``: the only names allowed; None allows any. ``max_bytes``: see DEFAULT_MAX_BYTES.
+    """
+
+    queues: frozenset[str] | None = None
+    max_bytes: int = DEFAULT_MAX_BYTES
+    serializer: Serializer = PickleSerializer
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A job ready to be written: ``fields`` are names and values of its hash in turn."""
+
+    job_id: str
+    queue: str
+    fields: list[Any]
+    ttl: int | None
+    #: Unix seconds at which it is due; None for now.
+    due: float | None
+    at_front: bool
+    unique: Unique | None
+    named: bool
+
+
+def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
+    """The RQ job of ``task``, enqueued at ``now``; raises InvalidTaskError."""
+    check_queue(task.queue, rules)
+    instance, name = resolve(task.function)
+    args, kwargs = task.args, task.kwargs
+    data = _serialised(rules.serializer, (name, instance, tuple(args), dict(kwargs)), task)
+    meta = _serialised_meta(rules.serializer, task.meta) if task.meta else b""
+    if len(data) + len(meta) > rules.max_bytes:
+        raise TaskTooLargeError(
+            "args",
+            f"{len(data) + len(meta)} bytes are more than {rules.max_bytes}",
+            "store the data elsewhere and pass its key, or raise max_bytes",
+        )
+    due = _due(task, now)
+    stamp = timestamp(now)
+    job_id = task.job_id
+    if job_id is None:
+        job_id = str(uuid4())
+    elif not _JOB_ID.fullmatch(job_id):
+        raise InvalidTaskError("job_id", f"{job_id[:50]!r}", "use letters, digits, '_' and '-'")
+    fields: list[Any] = [
+        "created_at", stamp,
+        "data", zlib.compress(data, 1),
+        "success_callback_name", "", "failure_callback_name", "", "stopped_callback_name", "",
+        "started_at", "", "ended_at", "", "last_heartbeat", "", "worker_name", "", "group_id", "",
+        "origin", task.queue,
+        "description", task.description or _call(name, args, kwargs),
+        "timeout", _seconds("timeout", task.timeout, least=-1, no_zero=True),
+        "status", "queued" if due is None else "scheduled",
+    ]  # fmt: skip
+    if due is None:
+        fields += "enqueued_at", stamp
+    if task.retry is not None:
+        fields += "retries_left", task.retry.maximum
+        fields += "retry_intervals", json.dumps(task.retry.for_rq())
+    if task.result_ttl is not None:
+        fields += "result_ttl", _seconds("result_ttl", task.result_ttl, least=-1)
+    if task.failure_ttl is not None:
+        fields += "failure_ttl", _seconds("failure_ttl", task.failure_ttl, least=-1)
+    if task.ttl is not None:
+        fields += "ttl", _seconds("ttl", task.ttl, least=1)
+    if meta:
+        fields += "meta", meta
+    return Encoded(
+        job_id, task.queue, fields, task.ttl, due, task.at_front, task.unique,
+        task.job_id is not None,
+    )  # fmt: skip
+
+
+def check_queue(name: str, rules: Rules) -> None:
+    """Raises InvalidTaskError for a name that no queue may have, UnknownQueueError."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_QUEUE_NAME or not name.isprintable():
+        raise InvalidTaskError(
+            "queue", "is no name", f"use 1 to {MAX_QUEUE_NAME} printable characters"
+        )
+    if name.endswith(":intermediate"):
+        raise InvalidTaskError("queue", f"{name!r} names RQ's own list", "use another name")
+    if rules.queues is not None and name not in rules.queues:
+        known = ", ".join(sorted(rules.queues)[:10])
+        raise UnknownQueueError("queue", f"{name!r} is not known", f"use one of {known}")
+
+
+def resolve(function: Function) -> tuple[Any, str]:
+    """Instance and name as RQ stores them; refuses what a worker could not import."""
+    if isinstance(function, str):
+        if not _PATH.fullmatch(function):
+            raise InvalidTaskError("function", f"{function[:80]!r}", "use 'package.module.name'")
+        return None, function
+    if inspect.ismethod(function):
+        return function.__self__, function.__name__
+    if inspect.isfunction(function) or inspect.isbuiltin(function):
+        name = f"{function.__module__}.{function.__qualname__}"
+        if "<" in name or function.__module__ == "__main__":
+            raise InvalidTaskError(
+                "function", f"{name} cannot be imported by a worker", "define it in a module"
+            )
+        return None, name
+    if callable(function) and not inspect.isclass(function):
+        return function, "__call__"
+    raise InvalidTaskError("function", f"{type(function).__name__}", "use a function or its path")
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC as RQ writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _serialised(serializer: Serializer, call: tuple[Any, ...], task: Task) -> bytes:
+    try:
+        return serializer.dumps(call)
+    except Exception as error:
+        raise InvalidTaskError(
+            _culprit(serializer, task), f"cannot be serialised: {_said(error)}",
+            "pass plain data, such as an id, and load the rest in the job",
+        ) from error  # fmt: skip
+
+
+def _serialised_meta(serializer: Serializer, meta: Mapping[str, Any]) -> bytes:
+    try:
+        return serializer.dumps(dict(meta))
+    except Exception as error:
+        raise InvalidTaskError(
+            "meta", f"cannot be serialised: {_said(error)}", "use plain data"
+        ) from error
+
+
+def _culprit(serializer: Serializer, task: Task) -> str:
+    named = [(f"args[{at}]", value) for at, value in enumerate(task.args)]
+    named += [(f"kwargs[{key!r}]", value) for key, value in task.kwargs.items()]
+    for name, value in named:
+        try:
+            serializer.dumps(value)
+        except Exception:  # noqa: BLE001 - whatever it is, this is the one
+            return name
+    return "function"
+
+
+def _said(error: Exception) -> str:
+    # The message of an exception may hold the value, which may be a secret: its type is enough.
+    return type(error).__name__
+
+
+def _due(task: Task, now: datetime) -> float | None:
+    if task.delay is None and task.at is None:
+        return None
+    if task.delay is not None and task.at is not None:
+        raise InvalidTaskError("delay", "stands beside at", "use one of them")
+    if task.at is not None:
+        if task.at.tzinfo is None:
+            raise InvalidTaskError("at", "has no time zone", "use datetime.now(UTC) and the like")
+        due = task.at.timestamp()
+    else:
+        delay = task.delay
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
+        if seconds < 0:
+            raise InvalidTaskError("delay", f"{seconds:g} s", "use 0 or more")
+        due = now.timestamp() + seconds
+    if not due - now.timestamp() <= MAX_SECONDS:
+        raise InvalidTaskError("delay", "is longer than ten years", "use a sooner time")
+    return due
+
+
+def _seconds(name: str, value: int, least: int, *, no_zero: bool = False) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SECONDS:
+        raise InvalidTaskError(name, f"{value!r}", f"use whole seconds, {least} or more")
+    if no_zero and value == 0:
+        raise InvalidTaskError(name, "0", "use -1 for no limit")
+    return value
+
+
+def _call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The call as RQ describes it, each argument cut short."""
+    shown = [_short(repr(value)) for value in args]
+    if kwargs:
+        shown += sorted(f"{key}={_short(repr(value))}" for key, value in kwargs.items())
+    return f"{name}({', '.join(shown)})"
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= _DESCRIBED else f"{shown[:_DESCRIBED]}..."

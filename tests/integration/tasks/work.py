@@ -1,0 +1,45 @@
+"""Jobs of these tests; imported by RQ's workers in the same process."""
+
+from __future__ import annotations
+
+from engineroom.tasks import FailureCategory, Rule, reporter, retrying
+
+
+def add(left: int, right: int = 0) -> int:
+    return left + right
+
+
+def boom(message: str = "boom") -> None:
+    raise RuntimeError(message)
+
+
+def step(total: int) -> str:
+    said = reporter()
+    for count in range(1, total + 1):
+        said.report(count, total, f"step {count}")
+    return "done"
+
+
+class Mailer:
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    def send(self, to: str) -> str:
+        return f"{to} by {self.host}"
+
+    def __call__(self) -> str:
+        return self.host
+
+
+@retrying(
+    Rule((ConnectionError,), maximum=2, first=0), Rule((MemoryError,), FailureCategory.POISON)
+)
+def fragile(kind: str) -> None:
+    raise {"away": ConnectionError, "bug": TypeError, "poison": MemoryError, "odd": RuntimeError}[
+        kind
+    ]("password=hunter2 went wrong")
+
+
+@retrying(Rule((ConnectionError,), maximum=3, first=60, jitter=0))
+async def patient() -> None:
+    raise ConnectionError

@@ -1,0 +1,92 @@
+"""A million failed jobs: pages of them, and how long Redis is held by requeueing by filter."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import time
+import zlib
+
+from redis import Redis
+
+from engineroom.tasks import Requeueing, Task, Tasks, Where
+from tests.performance.outcome import Goal, outcome, percentile
+from tests.support import redis_server
+
+FUNCTION = "tests.integration.tasks.work.boom"
+TRACEBACK = b"Traceback (most recent call last):\n" + b"  File 'x.py', line 1, in f\n" * 20
+GOALS = (
+    Goal("page_p95_ms", 200),
+    Goal("filtered_page_p95_ms", 200),
+    Goal("slowest_step_ms", 5),
+)
+
+#: Failed jobs as RQ leaves them, many of one score; a tenth has a traceback, to keep it small.
+_FILL = """
+for at = ARGV[1], ARGV[2] do
+  local id = 'job-' .. at
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'failed', 'origin', 'default', 'description',
+             'number ' .. at % 100, 'data', ARGV[3], 'ended_at', '2026-01-01T00:00:00.000000Z')
+  redis.call('ZADD', 'rq:failed:default', 2000000000 + math.floor(at / 50), id)
+  if at % 10 == 0 then
+    redis.call('XADD', 'rq:results:' .. id, '*', 'type', '2', 'exc_string', ARGV[4])
+  end
+end
+"""
+
+
+class _EnoughError(Exception):
+    """The time for requeueing is over."""
+
+
+def main() -> int:
+    """Print the times of pages, and the longest that one step of requeueing held Redis."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1_000_000)
+    parser.add_argument("--pages", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=10, help="how long to requeue")
+    wanted = parser.parse_args()
+    with redis_server() as server, Redis(port=server.port, socket_timeout=60) as redis:
+        tasks = Tasks(redis)
+        made = tasks.enqueue(Task(FUNCTION))
+        data = redis.hget(f"rq:job:{made.job_id}", "data")
+        redis.flushall()
+        packed = base64.b64encode(zlib.compress(TRACEBACK + b"RuntimeError: boom\n"))
+        for first in range(0, wanted.jobs, 20_000):
+            last = min(first + 20_000, wanted.jobs) - 1
+            redis.eval(_FILL, 0, first, last, data, packed)
+        redis.config_set("slowlog-log-slower-than", 500)
+        redis.config_set("slowlog-max-len", 10_000)
+        redis.slowlog_reset()
+
+        times: dict[str, list[float]] = {"page": [], "filtered_page": []}
+        for kind, where in (("page", Where()), ("filtered_page", Where(text="number 77"))):
+            cursor = None
+            for _ in range(wanted.pages):
+                began = time.perf_counter()
+                cursor = tasks.failures("default", where, cursor=cursor).cursor
+                times[kind].append((time.perf_counter() - began) * 1000)
+
+        operation = tasks.start_requeueing("default", Where(text="number 7")).operation
+        began = time.perf_counter()
+        seen: list[Requeueing] = []
+
+        def told(so_far: Requeueing) -> None:
+            seen.append(so_far)
+            if time.perf_counter() - began > wanted.seconds:
+                raise _EnoughError
+
+        with contextlib.suppress(_EnoughError):
+            tasks.carry_on_requeueing(operation, told)
+        spent = time.perf_counter() - began
+        held = [entry["duration"] / 1000 for entry in redis.slowlog_get(10_000)]
+    figures = {
+        "jobs": wanted.jobs,
+        **{f"{kind}_p95_ms": round(percentile(each, 0.95), 2) for kind, each in times.items()},
+        "scanned_a_second": round(seen[-1].scanned / spent),
+        "requeued": seen[-1].requeued,
+        "steps": len(seen),
+        "slowest_step_ms": round(max(held, default=0.0), 2),
+    }
+    return outcome("failed_jobs", figures, GOALS)
