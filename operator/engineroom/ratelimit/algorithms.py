@@ -14,7 +14,6 @@ changed algorithm never meets another's value. A state that lies in the future o
 from __future__ import annotations
 
 import re
-
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b, sha1
@@ -211,7 +210,9 @@ function kinds.f.check(terms, state, tokens)
   local left, reset = math.max(0, terms.most - count), start + period - now
   local kept = {start, count}
   if tokens > terms.most then return 2, left, 0, reset, kept, repaired end
-  if tokens > 0 and count + tokens > terms.most then return 0, left, reset, reset, kept, repaired end
+  if tokens > 0 and count + tokens > terms.most then
+    return 0, left, reset, reset, kept, repaired
+  end
   if tokens == 0 then return 1, left, 0, reset, kept, repaired end
   return 1, left - tokens, 0, reset, {start, count + tokens}, repaired
 end

@@ -320,10 +320,10 @@ class Policy:
                 )
             )
         names = [limit.name for limit in self.limits]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            problems.append(
-                Problem("limits", f"the name {name!r} is used twice", "give each its own name")
-            )
+        problems += [
+            Problem("limits", f"the name {name!r} is used twice", "give each its own name")
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
         if self.leased:
             problems += self._lease_problems()
         _refuse(problems)
