@@ -28,7 +28,13 @@ from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms
 from engineroom.ratelimit.decision import Decision, Reason, Source
 from engineroom.ratelimit.leases import Holder, LeaseTerms
-from engineroom.ratelimit.model import Algorithm, FailureMode, MissingKey, Mode
+from engineroom.ratelimit.model import (
+    MAX_REQUESTS,
+    Algorithm,
+    FailureMode,
+    MissingKey,
+    Mode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -119,6 +125,11 @@ class _Core:
         self._terms = tuple(Terms.of(limit) for limit in policy.limits)
         self._local_terms = tuple(_share(limit, enforcers) for limit in policy.limits)
         self._quotas = tuple(limit.burst for limit in policy.limits)
+        # The highest cost that every enforced limit can admit.
+        self._most = min(
+            (each.burst // each.cost for each in policy.limits if each.mode is Mode.ENFORCE),
+            default=MAX_REQUESTS,
+        )
         self._lease_terms = tuple(
             LeaseTerms(terms, limit.cost, policy.distribution.most_leased(limit.burst))
             for terms, limit in zip(self._terms, policy.limits, strict=True)
@@ -135,9 +146,10 @@ class _Core:
 
     def _known(self, subject: Subject, cost: int, now: float) -> Decision | None:
         """A decision that needs nobody: from an earlier refusal or from a lease."""
-        identity = self._identity(subject)
-        if cost <= 0:
+        # A cost that is none, or never admitted, is said to be so whatever is remembered.
+        if type(cost) is not int or not 0 < cost <= self._most:
             return None
+        identity = self._identity(subject)
         if self._refused:
             refusal = self._refused.get(identity)
             if refusal is not None:
@@ -386,7 +398,10 @@ class AsyncLimiter(_Core):
         if not self._breaker.admits(now):
             return self._without_redis(ask, now)
         if self._leased and cost:
-            return await self._with_lease(ask, now)
+            holder = self._holder(ask)
+            # One lease at a time for the same keys; meanwhile the others are decided singly.
+            if not holder.refilling:
+                return await self._with_lease(ask, holder, now)
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._waiting_since = now
@@ -458,8 +473,8 @@ class AsyncLimiter(_Core):
             if self._waiting:
                 self._schedule()
 
-    async def _with_lease(self, ask: _Ask, now: float) -> Decision:
-        holder = self._holder(ask)
+    async def _with_lease(self, ask: _Ask, holder: Holder, now: float) -> Decision:
+        holder.refilling = True
         name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, now)
         try:
             async with asyncio.timeout(self._timeout):
@@ -470,6 +485,8 @@ class AsyncLimiter(_Core):
         except BaseException:
             self._breaker.probing = False
             raise
+        finally:
+            holder.refilling = False
         self._breaker.succeeded()
         decision = self._take_up(ask, holder, (name, spent), reply, now)
         self._remember(ask, decision, now)
@@ -588,8 +605,11 @@ class Limiter(_Core):
         if self._leased and ask.cost:
             with self._lock:
                 holder = self._holder(ask)
-                name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, now)
-            lease = holder, name, spent
+                if not holder.refilling:
+                    holder.refilling = True
+                    name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, now)
+                    lease = holder, name, spent
+        if lease is not None:
             script, sha = leases.LEASE_SCRIPT, leases.LEASE_SHA
         else:
             keys, arguments = algorithms.script_arguments(self._terms, requests)
@@ -605,6 +625,9 @@ class Limiter(_Core):
         except BaseException:
             self._breaker.probing = False
             raise
+        finally:
+            if lease is not None:
+                lease[0].refilling = False
         with self._lock:
             self._breaker.succeeded()
             if lease is not None:
@@ -652,7 +675,7 @@ def _own(client: Redis, timeout: float) -> Redis:
         "retry_on_error": [],
     }
     made = ConnectionPool(connection_class=pool.connection_class, **settings)
-    return Redis(connection_pool=made)
+    return Redis.from_pool(made)
 
 
 def _own_async(client: AsyncRedis) -> AsyncRedis:
@@ -667,4 +690,4 @@ def _own_async(client: AsyncRedis) -> AsyncRedis:
         "retry_on_error": [],
     }
     made = AsyncConnectionPool(connection_class=pool.connection_class, **settings)
-    return AsyncRedis(connection_pool=made)
+    return AsyncRedis.from_pool(made)
