@@ -97,7 +97,7 @@ return reply
 LEASE_SHA = sha1(LEASE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 #: Gives back what is left of a lease. KEYS as above; ARGV: the lease's name, units left; for each
-#: limit its interval, tolerance and tokens a unit. Answers the tokens that came back to each.
+#: limit its interval, tolerance and tokens a unit. Answers the microseconds that came back to each.
 #: Time that passed since the grant has refilled as many tokens already, so they do not come back a
 #: second time; and only the entry in the book gives the right to give back, once.
 RETURN_SCRIPT = (
@@ -113,9 +113,9 @@ for place = 1, #KEYS / 2 do
   returned[place] = 0
   if since and tonumber(expires) > now then
     local lasting = tonumber(tokens) * terms.unit - math.max(0, now - tonumber(since))
-    local back = math.min(left * tonumber(ARGV[at + 2]), math.floor(lasting / terms.unit))
+    local back = math.min(left * tonumber(ARGV[at + 2]) * terms.unit, lasting)
     if back > 0 then
-      save(key, terms, load(key, terms) - back * terms.unit)
+      save(key, terms, load(key, terms) - back)
       returned[place] = back
     end
   end

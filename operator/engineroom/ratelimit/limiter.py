@@ -305,7 +305,7 @@ class _Core:
         return holder
 
     def _lease_call(
-        self, ask: _Ask, holder: Holder, needed: int, now: float
+        self, ask: _Ask, holder: Holder, needed: int, wanted: int
     ) -> tuple[str, tuple[str, ...], list[str], list[str | int]]:
         self._lease_count += 1
         name = f"{self._node}.{self._lease_count}"
@@ -316,7 +316,7 @@ class _Core:
             name=name,
             ttl=holder.ttl,
             needed=needed,
-            wanted=holder.ask(now),
+            wanted=wanted,
             spent=spent,
         )
         return name, spent, keys, arguments
@@ -362,6 +362,7 @@ class AsyncLimiter(_Core):
         self._waiting: list[tuple[_Ask, asyncio.Future[Decision]]] = []
         self._waiting_since = 0.0
         self._calls = 0
+        self._lease_calls = 0
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -399,9 +400,11 @@ class AsyncLimiter(_Core):
             return self._without_redis(ask, now)
         if self._leased and cost:
             holder = self._holder(ask)
-            # One lease at a time for the same keys; meanwhile the others are decided singly.
-            if not holder.refilling:
-                return await self._with_lease(ask, holder, now)
+            # One lease at a time for the same keys, and few at once; the others are decided singly.
+            if not holder.refilling and self._lease_calls < MAX_CALLS:
+                wanted = holder.ask(now)
+                if wanted:
+                    return await self._with_lease(ask, holder, wanted, now)
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._waiting_since = now
@@ -473,9 +476,10 @@ class AsyncLimiter(_Core):
             if self._waiting:
                 self._schedule()
 
-    async def _with_lease(self, ask: _Ask, holder: Holder, now: float) -> Decision:
+    async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
         holder.refilling = True
-        name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, now)
+        self._lease_calls += 1
+        name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
         try:
             async with asyncio.timeout(self._timeout):
                 reply = await self._run(leases.LEASE_SCRIPT, leases.LEASE_SHA, keys, arguments)
@@ -487,6 +491,7 @@ class AsyncLimiter(_Core):
             raise
         finally:
             holder.refilling = False
+            self._lease_calls -= 1
         self._breaker.succeeded()
         decision = self._take_up(ask, holder, (name, spent), reply, now)
         self._remember(ask, decision, now)
@@ -495,12 +500,14 @@ class AsyncLimiter(_Core):
     def _refill_early(self, subject: Subject, now: float) -> None:
         identity = self._identity(subject)
         ask, holder, _ = self._holders[identity]
-        if holder.wants_refill(now) and self._breaker.failed == 0:
+        idle = self._lease_calls < MAX_CALLS and self._breaker.failed == 0
+        if idle and holder.wants_refill(now):
             holder.refilling = True
+            self._lease_calls += 1
             self._spawn(self._refill(ask, holder, now))
 
     async def _refill(self, ask: _Ask, holder: Holder, now: float) -> None:
-        name, spent, keys, arguments = self._lease_call(ask, holder, 0, now)
+        name, spent, keys, arguments = self._lease_call(ask, holder, 0, holder.ask(now))
         try:
             async with asyncio.timeout(self._timeout):
                 reply = await self._run(leases.LEASE_SCRIPT, leases.LEASE_SHA, keys, arguments)
@@ -509,6 +516,7 @@ class AsyncLimiter(_Core):
             await self._failed(error)
         finally:
             holder.refilling = False
+            self._lease_calls -= 1
 
     async def _failed(self, error: BaseException) -> None:
         self._breaker.fail(self._monotonic())
@@ -605,9 +613,10 @@ class Limiter(_Core):
         if self._leased and ask.cost:
             with self._lock:
                 holder = self._holder(ask)
-                if not holder.refilling:
+                wanted = 0 if holder.refilling else holder.ask(now)
+                if wanted:
                     holder.refilling = True
-                    name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, now)
+                    name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
                     lease = holder, name, spent
         if lease is not None:
             script, sha = leases.LEASE_SCRIPT, leases.LEASE_SHA

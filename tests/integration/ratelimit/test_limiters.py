@@ -255,8 +255,10 @@ async def test_redis_that_comes_back_decides_again(server: RedisServer) -> None:
             assert (await limiter.hit("me")).reason is Reason.FAILED_OPEN
             own.start()
             async with asyncio.timeout(10):
-                while (await limiter.hit("me")).source is not Source.REDIS:
-                    await asyncio.sleep(0.01)
+                decision = await limiter.hit("me")
+                while decision.source is not Source.REDIS:
+                    decision = await limiter.hit("me")
+                    await asyncio.to_thread(time.sleep, 0.01)
     finally:
         own.close()
 
@@ -318,7 +320,19 @@ async def test_leases_spare_redis_and_go_back_at_the_end(
     async with AsyncLimiter(made, client(server)) as other:
         # All that was not used is there again: nothing is out.
         assert (await other.peek("me")).remaining == 600
-    assert [key for key in store.keys() if key.endswith(":l")] == []
+    assert [key for key in store.scan_iter() if key.endswith(":l")] == []
+
+
+async def test_a_crowd_on_many_keys_is_decided_by_redis(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    # As many lease calls at once as requests would need as many connections.
+    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(made, client(server)) as limiter:
+        for _ in range(3):
+            crowd = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(400)))
+            assert all(each.allowed for each in crowd)
+        assert limiter.failed == 0
 
 
 async def test_a_crowd_takes_one_lease(server: RedisServer, store: redis.Redis) -> None:
