@@ -96,12 +96,19 @@ def _throughput(server: RedisServer, count: int, seconds: float, turns: int) -> 
             rate = measure(server, picked, seconds)
             measured.setdefault(name, []).append(rate)
             print(f"{count} keys: {name} {rate:,.0f}/s", flush=True)
-    middle = {name: statistics.median(rates) for name, rates in measured.items()}
-    best = max(middle["limits_sync"], middle["limits_async"])
-    figures: dict[str, Figure] = {f"{name}_{count}": round(rate) for name, rate in middle.items()}
-    figures[f"strict_ratio_{count}"] = round(middle["strict"] / best, 2)
-    figures[f"strict_ratio_async_{count}"] = round(middle["strict"] / middle["limits_async"], 2)
-    figures[f"leased_ratio_{count}"] = round(middle["leased_sync"] / best, 1)
+    figures: dict[str, Figure] = {
+        f"{name}_{count}": round(statistics.median(rates)) for name, rates in measured.items()
+    }
+
+    def ratio(name: str, *others: str) -> float:
+        """The median of each turn's ratio to the quickest of the others in the same turn."""
+        best = [max(rates) for rates in zip(*(measured[other] for other in others), strict=True)]
+        pairs = zip(measured[name], best, strict=True)
+        return statistics.median([mine / theirs for mine, theirs in pairs])
+
+    figures[f"strict_ratio_{count}"] = round(ratio("strict", "limits_sync", "limits_async"), 2)
+    figures[f"strict_ratio_async_{count}"] = round(ratio("strict", "limits_async"), 2)
+    figures[f"leased_ratio_{count}"] = round(ratio("leased_sync", "limits_sync", "limits_async"), 1)
     return figures
 
 

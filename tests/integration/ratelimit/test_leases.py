@@ -159,5 +159,5 @@ def test_a_lease_ends_by_the_clock_of_before_it_was_asked_for() -> None:
 
 def test_demand_sizes_what_is_asked_for() -> None:
     holder = Holder(ttl=0.5, ceiling=10)
-    assert [holder.ask(at) for at in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)] == [0, 1, 2, 4, 8, 10]
+    assert [holder.ask(at) for at in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)] == [0, 1, 4, 10, 10, 10]
     assert holder.ask(9.0) == 5
