@@ -104,7 +104,8 @@ def _throughput(server: RedisServer, count: int, seconds: float, turns: int) -> 
         """The median of each turn's ratio to the quickest of the others in the same turn."""
         best = [max(rates) for rates in zip(*(measured[other] for other in others), strict=True)]
         pairs = zip(measured[name], best, strict=True)
-        return statistics.median([mine / theirs for mine, theirs in pairs])
+        ratios: list[float] = [mine / theirs for mine, theirs in pairs]
+        return statistics.median(ratios)
 
     figures[f"strict_ratio_{count}"] = round(ratio("strict", "limits_sync", "limits_async"), 2)
     figures[f"strict_ratio_async_{count}"] = round(ratio("strict", "limits_async"), 2)
