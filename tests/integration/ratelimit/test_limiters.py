@@ -291,6 +291,13 @@ def test_the_same_limit_for_sync_and_async(server: RedisServer, store: redis.Red
     assert asyncio.run(rest()) == [True, False]
 
 
+def test_less_than_what_was_refused_may_still_pass(server: RedisServer, store: redis.Redis) -> None:
+    with Limiter(policy(), redis.Redis(port=server.port)) as limiter:
+        assert [limiter.hit("me", cost).allowed for cost in (3, 3, 3, 1)] == [
+            True, False, False, True,
+        ]  # fmt: skip
+
+
 def test_refusals_are_remembered_no_longer_than_they_hold(
     server: RedisServer, store: redis.Redis
 ) -> None:
