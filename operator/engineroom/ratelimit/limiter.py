@@ -1,0 +1,702 @@
+"""Limiters for applications, sync and async: one policy, any number of subjects.
+
+The way of a request: known to be refused -> a lease held by this process -> Redis. The async
+limiter sends all requests of one turn of the event loop together, in one call of the script. Every
+call has the policy's deadline; when Redis does not decide within it, ``failure.mode`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.retry import Retry
+
+from engineroom.core.clock import SystemClock
+from engineroom.ratelimit import algorithms, leases
+from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms
+from engineroom.ratelimit.decision import Decision, Reason, Source
+from engineroom.ratelimit.leases import Holder, LeaseTerms
+from engineroom.ratelimit.model import (
+    MAX_REQUESTS,
+    Algorithm,
+    FailureMode,
+    MissingKey,
+    Mode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from engineroom.core.clock import Clock
+    from engineroom.ratelimit.model import Policy
+
+#: By what a request counts: one string for all limits, or one for each limit by its name, None
+#: where the request has none.
+Subject = str | Mapping[str, str | None]
+
+#: Requests in one call of the script: Redis does nothing else meanwhile, half a millisecond.
+MAX_BATCH = 128
+#: Calls under way at once; further requests wait for one to end and then go together.
+MAX_CALLS = 4
+#: Subjects remembered as refused, with leases, or counted locally; the oldest are forgotten.
+MAX_REMEMBERED = 10_000
+_FAILURES = (RedisError, OSError, TimeoutError)
+#: What making the first connection, and giving leases back, may take (seconds).
+_PATIENCE = 1.0
+_SECOND = 1_000_000
+
+
+class _Ask(NamedTuple):
+    """A request that has to be decided: who, which limits by place, their keys, and the cost."""
+
+    identity: object
+    places: tuple[int, ...]
+    subjects: tuple[str, ...]
+    keys: tuple[str, ...]
+    cost: int
+
+
+class _Held(NamedTuple):
+    """The leases on some keys, and what a request admitted from them is told."""
+
+    ask: _Ask
+    holder: Holder
+    decision: Decision
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Leaves Redis alone after some failures in a row; then one request at a time tries again."""
+
+    failures: int
+    pause: float
+    failed: int = 0
+    closed_again: float = 0.0
+    probing: bool = False
+
+    def admits(self, now: float) -> bool:
+        """Whether Redis may be asked at ``now`` (monotonic seconds)."""
+        if self.failed < self.failures:
+            return True
+        if now < self.closed_again or self.probing:
+            return False
+        self.probing = True
+        return True
+
+    def succeeded(self) -> None:
+        """Redis decided."""
+        self.failed, self.probing = 0, False
+
+    def fail(self, now: float) -> None:
+        """Redis did not decide."""
+        self.failed += 1
+        self.probing = False
+        self.closed_again = now + self.pause
+
+
+class _Core:
+    """What both limiters share: everything but the waiting."""
+
+    def __init__(self, policy: Policy, *, clock: Clock | None, enforcers: int, prefix: str) -> None:
+        if not isinstance(enforcers, int) or enforcers < 1:
+            raise ValueError(f"enforcers: {enforcers!r} is below 1; write how many share the rate")
+        self.policy = policy
+        #: Decisions that were made without Redis because it did not decide.
+        self.failed = 0
+        self._prefix = prefix
+        self._monotonic = (clock or SystemClock()).monotonic
+        self._names = tuple(limit.name for limit in policy.limits)
+        self._all = tuple(range(len(policy.limits)))
+        self._costs = tuple(limit.cost for limit in policy.limits)
+        self._terms = tuple(Terms.of(limit) for limit in policy.limits)
+        self._local_terms = tuple(_share(limit, enforcers) for limit in policy.limits)
+        self._quotas = tuple(limit.burst for limit in policy.limits)
+        # The highest cost that every enforced limit can admit.
+        self._most = min(
+            (each.burst // each.cost for each in policy.limits if each.mode is Mode.ENFORCE),
+            default=MAX_REQUESTS,
+        )
+        self._lease_terms = tuple(
+            LeaseTerms(terms, limit.cost, policy.distribution.most_leased(limit.burst))
+            for terms, limit in zip(self._terms, policy.limits, strict=True)
+        )
+        self._leased = policy.leased
+        self._node = secrets.token_hex(6)
+        self._lease_count = 0
+        self._refused: dict[object, tuple[float, int, Decision]] = {}
+        self._holders: dict[object, _Held] = {}
+        self._local: dict[str, str] = {}
+        failure = policy.failure
+        self._timeout = float(failure.timeout)
+        self._breaker = Breaker(failure.breaker_failures, float(failure.breaker_pause))
+
+    def _known(self, subject: Subject, cost: int, now: float) -> Decision | None:
+        """A decision that needs nobody: from an earlier refusal or from a lease."""
+        # A cost that is none, or never admitted, is said to be so whatever is remembered.
+        if type(cost) is not int or not 0 < cost <= self._most:
+            return None
+        identity = self._identity(subject)
+        if self._refused:
+            refusal = self._refused.get(identity)
+            if refusal is not None:
+                until, refused_cost, decision = refusal
+                if now >= until:
+                    del self._refused[identity]
+                elif cost >= refused_cost:
+                    return decision._replace(retry_after=until - now, source=Source.DENY_CACHE)
+        held = self._holders.get(identity)
+        if held is not None and held.holder.take(cost, now):
+            return held.decision
+        return None
+
+    def _identity(self, subject: Subject) -> object:
+        if isinstance(subject, str):
+            return subject
+        return tuple([subject.get(name) for name in self._names])
+
+    def _ask(self, subject: Subject, cost: int) -> _Ask | Decision:
+        """What to ask Redis, or the decision where it need not be asked."""
+        if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
+            raise ValueError(f"cost: {cost!r} is no whole number of at least 0; 0 only looks")
+        identity = self._identity(subject)
+        if isinstance(subject, str):
+            places, subjects = self._all, (f"={subject}",) * len(self._all)
+        else:
+            found: list[tuple[int, str]] = []
+            for place, limit in enumerate(self.policy.limits):
+                value = subject.get(limit.name)
+                if value is not None:
+                    found.append((place, f"={value}"))
+                elif limit.missing_key is MissingKey.SHARED:
+                    found.append((place, "-"))
+                elif limit.missing_key is MissingKey.DENY and limit.mode is Mode.ENFORCE:
+                    return self._plain(place, allowed=False, reason=Reason.MISSING_KEY)
+            if not found:
+                return self._plain(0, allowed=True, reason=Reason.NOT_LIMITED)
+            places = tuple(place for place, _ in found)
+            subjects = tuple(value for _, value in found)
+        for place in places:
+            limit = self.policy.limits[place]
+            if cost * limit.cost > limit.burst and limit.mode is Mode.ENFORCE:
+                return self._plain(place, allowed=False, reason=Reason.COST_ABOVE_BURST)
+        keys = tuple(
+            algorithms.bucket_key(self.policy, self.policy.limits[place], each, self._prefix)
+            for place, each in zip(places, subjects, strict=True)
+        )
+        return _Ask(identity, places, subjects, keys, cost)
+
+    def _checks(self, ask: _Ask) -> list[Check]:
+        costs, cost = self._costs, ask.cost
+        return [
+            Check(key, place, cost * costs[place])
+            for key, place in zip(ask.keys, ask.places, strict=True)
+        ]
+
+    def _plain(self, place: int, *, allowed: bool, reason: Reason) -> Decision:
+        quota = self._quotas[place]
+        left = quota if reason is Reason.NOT_LIMITED else 0
+        wait = 0.0 if allowed else None
+        return Decision(
+            allowed, reason, self.policy.name, self._names[place], quota, left, wait, 0.0,
+            Source.POLICY,
+        )  # fmt: skip
+
+    def _decision(
+        self, places: Sequence[int], answers: Sequence[Answer], source: Source
+    ) -> Decision:
+        """One decision from what each limit said."""
+        decisive, place = answers[0], places[0]
+        shadowed: tuple[str, ...] = ()
+        if len(answers) > 1 or not self._terms[place].enforced:
+            decisive, place, shadowed = self._decisive(places, answers)
+        status, left, retry, reset = decisive
+        allowed = status == Status.ADMITTED
+        if allowed:
+            reason, wait = Reason.ADMITTED, 0.0
+        elif status == Status.REFUSED:
+            reason, wait = Reason.LIMITED, retry / _SECOND
+        else:
+            reason, wait = Reason.COST_ABOVE_BURST, None
+        return Decision(
+            allowed, reason, self.policy.name, self._names[place], self._quotas[place], left, wait,
+            reset / _SECOND, source, shadowed,
+        )  # fmt: skip
+
+    def _decisive(
+        self, places: Sequence[int], answers: Sequence[Answer]
+    ) -> tuple[Answer, int, tuple[str, ...]]:
+        """The limit that decides: first what never admits, then the longest wait, then the least
+        left; limits in the shadow decide nothing."""
+        shadowed = []
+        ranked = []
+        for place, answer in zip(places, answers, strict=True):
+            shown = answer
+            if not self._terms[place].enforced:
+                if answer.status != Status.ADMITTED:
+                    shadowed.append(self._names[place])
+                    shown = answer._replace(status=Status.ADMITTED, retry=0)
+                shown = shown._replace(remaining=max(shown.remaining, 0))
+                rank = (3, 0, 0.0)
+            elif answer.status == Status.NEVER:
+                rank = (0, 0, 0.0)
+            elif answer.status == Status.REFUSED:
+                rank = (1, -answer.retry, 0.0)
+            else:
+                rank = (2, 0, answer.remaining / self._quotas[place])
+            ranked.append((rank, place, shown))
+        _, place, decisive = min(ranked)
+        return decisive, place, tuple(shadowed)
+
+    def _remember(self, ask: _Ask, decision: Decision, sent: float) -> None:
+        """Keep a refusal until it may be asked again, counted from before Redis was asked."""
+        if decision.reason is Reason.LIMITED and decision.retry_after and ask.cost:
+            _bounded(self._refused)
+            until = sent + decision.retry_after
+            self._refused[ask.identity] = (until, ask.cost, decision)
+
+    def _without_redis(self, ask: _Ask, now: float) -> Decision:
+        """What the policy says for when Redis did not decide."""
+        self.failed += 1
+        mode = self.policy.failure.mode
+        if mode is FailureMode.LOCAL:
+            checks = self._checks(ask)
+            for check in checks:
+                # Whoever was asked for last is forgotten last.
+                state = self._local.pop(check.key, "")
+                _bounded(self._local)
+                self._local[check.key] = state
+            answers = algorithms.decide(self._local, self._local_terms, checks, int(now * _SECOND))
+            return self._decision(ask.places, answers, Source.LOCAL)
+        place = ask.places[0]
+        is_open = mode is FailureMode.OPEN
+        reason = Reason.FAILED_OPEN if is_open else Reason.FAILED_CLOSED
+        wait = 0.0 if is_open else max(self._breaker.closed_again - now, self._timeout)
+        return Decision(
+            is_open, reason, self.policy.name, self._names[place], self._quotas[place], 0, wait,
+            0.0, Source.POLICY,
+        )  # fmt: skip
+
+    def _holder(self, ask: _Ask) -> Holder:
+        held = self._holders.get(ask.identity)
+        if held is not None:
+            return held.holder
+        _bounded(self._holders)
+        ceiling = min(
+            self._lease_terms[place].most_out // self._costs[place] for place in ask.places
+        )
+        holder = Holder(float(self.policy.distribution.lease_ttl), ceiling)
+        self._holders[ask.identity] = _Held(
+            ask, holder, self._plain(0, allowed=True, reason=Reason.ADMITTED)
+        )
+        return holder
+
+    def _lease_call(
+        self, ask: _Ask, holder: Holder, needed: int, wanted: int
+    ) -> tuple[str, tuple[str, ...], list[str], list[str | int]]:
+        self._lease_count += 1
+        name = f"{self._node}.{self._lease_count}"
+        spent = holder.spent
+        keys, arguments = leases.lease_arguments(
+            ask.keys,
+            [self._lease_terms[place] for place in ask.places],
+            name=name,
+            ttl=holder.ttl,
+            needed=needed,
+            wanted=wanted,
+            spent=spent,
+        )
+        return name, spent, keys, arguments
+
+    def _take_up(
+        self, ask: _Ask, holder: Holder, call: tuple[str, tuple[str, ...]], reply: Any, sent: float
+    ) -> Decision:
+        name, spent = call
+        grant = leases.parse_grant(reply)
+        holder.struck(spent)
+        holder.granted(name, grant.units, sent)
+        decision = self._decision(ask.places, grant.answers, Source.REDIS)
+        if decision.allowed:
+            self._holders[ask.identity] = _Held(ask, holder, decision._replace(source=Source.LEASE))
+        return decision
+
+    def _return_call(self, ask: _Ask, lease: leases.Lease) -> tuple[list[str], list[str | int]]:
+        return leases.return_arguments(
+            ask.keys, [self._lease_terms[place] for place in ask.places], lease
+        )
+
+
+class AsyncLimiter(_Core):
+    """Decides for one policy on one event loop.
+
+    ``redis`` gives the address; the limiter has connections of its own, with the policy's deadline.
+    ``enforcers`` is how many processes share the rate when each has to decide alone
+    (failure.mode Local). Use it as ``async with``, or call ``close`` at the end: leases go back.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        redis: AsyncRedis,
+        *,
+        clock: Clock | None = None,
+        enforcers: int = 1,
+        prefix: str = "er:rl",
+    ) -> None:
+        super().__init__(policy, clock=clock, enforcers=enforcers, prefix=prefix)
+        self._redis = _own_async(redis)
+        self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
+        self._waiting: list[tuple[_Ask, asyncio.Future[Decision]]] = []
+        self._waiting_since = 0.0
+        self._calls = 0
+        self._lease_calls = 0
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._redis.ping()
+        except _FAILURES:
+            self._breaker.fail(self._monotonic())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def hit(self, subject: Subject, cost: int = 1) -> Decision:
+        """Decide on one request; a refused one consumes nothing.
+
+        Never raises because of Redis. Raises ValueError for a cost that is none.
+        """
+        now = self._monotonic()
+        known = self._known(subject, cost, now)
+        if known is not None:
+            if known.source is Source.LEASE:
+                self._refill_early(subject, now)
+            return known
+        ask = self._ask(subject, cost)
+        if isinstance(ask, Decision):
+            return ask
+        if not self._breaker.admits(now):
+            return self._without_redis(ask, now)
+        if self._leased and cost:
+            holder = self._holder(ask)
+            # One lease at a time for the same keys, and few at once; the others are decided singly.
+            if not holder.refilling and self._lease_calls < MAX_CALLS:
+                wanted = holder.ask(now)
+                if wanted:
+                    return await self._with_lease(ask, holder, wanted, now)
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._waiting_since = now
+        self._waiting.append((ask, future))
+        self._schedule()
+        return await future
+
+    async def peek(self, subject: Subject) -> Decision:
+        """What is left, without taking any of it."""
+        return await self.hit(subject, 0)
+
+    async def close(self) -> None:
+        """Give leases back and close the connections; waits for calls under way."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                for ask, holder, _ in list(self._holders.values()):
+                    for lease in holder.surrender():
+                        keys, arguments = self._return_call(ask, lease)
+                        await self._run(leases.RETURN_SCRIPT, leases.RETURN_SHA, keys, arguments)
+        except _FAILURES:
+            self._breaker.fail(self._monotonic())
+        self._holders.clear()
+        await self._redis.aclose()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._calls < MAX_CALLS:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_call)
+
+    def _start_call(self) -> None:
+        self._scheduled = False
+        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        if batch:
+            self._calls += 1
+            self._spawn(self._call(batch, self._waiting_since))
+            if self._waiting:
+                self._schedule()
+
+    async def _call(self, batch: list[tuple[_Ask, asyncio.Future[Decision]]], since: float) -> None:
+        requests = [self._checks(ask) for ask, _ in batch]
+        keys, arguments = algorithms.script_arguments(self._terms, requests)
+        sent = self._monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, since + self._timeout - sent)):
+                reply = await self._run(algorithms.SCRIPT, algorithms.SCRIPT_SHA, keys, arguments)
+            rows = algorithms.parse_answers(reply, requests)
+        except _FAILURES as error:
+            await self._failed(error)
+            now = self._monotonic()
+            for ask, future in batch:
+                if not future.done():
+                    future.set_result(self._without_redis(ask, now))
+        except BaseException:
+            self._breaker.probing = False
+            for _, future in batch:
+                future.cancel()
+            raise
+        else:
+            self._breaker.succeeded()
+            for (ask, future), answers in zip(batch, rows, strict=True):
+                decision = self._decision(ask.places, answers, Source.REDIS)
+                self._remember(ask, decision, sent)
+                if not future.done():
+                    future.set_result(decision)
+        finally:
+            self._calls -= 1
+            if self._waiting:
+                self._schedule()
+
+    async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
+        holder.refilling = True
+        self._lease_calls += 1
+        name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._run(leases.LEASE_SCRIPT, leases.LEASE_SHA, keys, arguments)
+        except _FAILURES as error:
+            await self._failed(error)
+            return self._without_redis(ask, self._monotonic())
+        except BaseException:
+            self._breaker.probing = False
+            raise
+        finally:
+            holder.refilling = False
+            self._lease_calls -= 1
+        self._breaker.succeeded()
+        decision = self._take_up(ask, holder, (name, spent), reply, now)
+        self._remember(ask, decision, now)
+        return decision
+
+    def _refill_early(self, subject: Subject, now: float) -> None:
+        identity = self._identity(subject)
+        ask, holder, _ = self._holders[identity]
+        idle = self._lease_calls < MAX_CALLS and self._breaker.failed == 0
+        if idle and holder.wants_refill(now):
+            holder.refilling = True
+            self._lease_calls += 1
+            self._spawn(self._refill(ask, holder, now))
+
+    async def _refill(self, ask: _Ask, holder: Holder, now: float) -> None:
+        name, spent, keys, arguments = self._lease_call(ask, holder, 0, holder.ask(now))
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._run(leases.LEASE_SCRIPT, leases.LEASE_SHA, keys, arguments)
+            self._take_up(ask, holder, (name, spent), reply, now)
+        except _FAILURES as error:
+            await self._failed(error)
+        finally:
+            holder.refilling = False
+            self._lease_calls -= 1
+
+    async def _failed(self, error: BaseException) -> None:
+        self._breaker.fail(self._monotonic())
+        if isinstance(error, ReadOnlyError):
+            # A primary that became a replica: connect anew, to whoever is the primary now.
+            await self._redis.connection_pool.disconnect()
+
+    async def _run(self, script: str, sha: str, keys: list[str], arguments: list[str | int]) -> Any:
+        try:
+            return await self._execute("EVALSHA", sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await self._execute("EVAL", script, len(keys), *keys, *arguments)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Limiter(_Core):
+    """Decides for one policy; safe to share between threads. See AsyncLimiter."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        redis: Redis,
+        *,
+        clock: Clock | None = None,
+        enforcers: int = 1,
+        prefix: str = "er:rl",
+    ) -> None:
+        super().__init__(policy, clock=clock, enforcers=enforcers, prefix=prefix)
+        self._redis = _own(redis, self._timeout)
+        self._execute: Callable[..., Any] = self._redis.execute_command
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def hit(self, subject: Subject, cost: int = 1) -> Decision:
+        """Decide on one request; a refused one consumes nothing.
+
+        Waits for Redis at most the policy's timeout for each of: connecting, the call, and the
+        call with the script's text. Never raises because of Redis. Raises ValueError for a cost
+        that is none.
+        """
+        now = self._monotonic()
+        with self._lock:
+            known = self._known(subject, cost, now)
+            if known is not None:
+                return known
+            ask = self._ask(subject, cost)
+            if isinstance(ask, Decision):
+                return ask
+            if not self._breaker.admits(now):
+                return self._without_redis(ask, now)
+        return self._decide(ask, now)
+
+    def peek(self, subject: Subject) -> Decision:
+        """What is left, without taking any of it."""
+        return self.hit(subject, 0)
+
+    def close(self) -> None:
+        """Give leases back and close the connections."""
+        begun = self._monotonic()
+        with self._lock:
+            held = [
+                (ask, lease)
+                for ask, holder, _ in self._holders.values()
+                for lease in holder.surrender()
+            ]
+            self._holders.clear()
+        try:
+            for ask, lease in held:
+                if self._monotonic() - begun > _PATIENCE:
+                    break
+                keys, arguments = self._return_call(ask, lease)
+                self._run(leases.RETURN_SCRIPT, leases.RETURN_SHA, keys, arguments)
+        except _FAILURES:
+            self._breaker.fail(self._monotonic())
+        self._redis.close()
+
+    def _decide(self, ask: _Ask, now: float) -> Decision:
+        requests = [self._checks(ask)]
+        lease: tuple[Holder, str, tuple[str, ...]] | None = None
+        if self._leased and ask.cost:
+            with self._lock:
+                holder = self._holder(ask)
+                wanted = 0 if holder.refilling else holder.ask(now)
+                if wanted:
+                    holder.refilling = True
+                    name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
+                    lease = holder, name, spent
+        if lease is not None:
+            script, sha = leases.LEASE_SCRIPT, leases.LEASE_SHA
+        else:
+            keys, arguments = algorithms.script_arguments(self._terms, requests)
+            script, sha = algorithms.SCRIPT, algorithms.SCRIPT_SHA
+        try:
+            reply = self._run(script, sha, keys, arguments)
+        except _FAILURES as error:
+            if isinstance(error, ReadOnlyError):
+                self._redis.connection_pool.disconnect()
+            with self._lock:
+                self._breaker.fail(self._monotonic())
+                return self._without_redis(ask, self._monotonic())
+        except BaseException:
+            self._breaker.probing = False
+            raise
+        finally:
+            if lease is not None:
+                lease[0].refilling = False
+        with self._lock:
+            self._breaker.succeeded()
+            if lease is not None:
+                holder, name, spent = lease
+                decision = self._take_up(ask, holder, (name, spent), reply, now)
+            else:
+                rows = algorithms.parse_answers(reply, requests)
+                decision = self._decision(ask.places, rows[0], Source.REDIS)
+            self._remember(ask, decision, now)
+        return decision
+
+    def _run(self, script: str, sha: str, keys: list[str], arguments: list[str | int]) -> Any:
+        try:
+            return self._execute("EVALSHA", sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return self._execute("EVAL", script, len(keys), *keys, *arguments)
+
+
+def _share(limit: Any, enforcers: int) -> Terms:
+    """A limit as one of several processes enforces it alone; at least one request at a time."""
+    terms = Terms.of(limit)
+    if limit.algorithm is Algorithm.TOKEN_BUCKET:
+        unit = terms.unit * enforcers
+        return Terms("t", unit, max(limit.cost, limit.burst // enforcers) * unit, terms.enforced)
+    most = max(limit.cost, terms.most // enforcers)
+    return Terms(terms.code, terms.unit, most, terms.enforced)
+
+
+def _bounded(memory: dict[Any, Any]) -> None:
+    """Make room for one more by forgetting the oldest."""
+    while len(memory) >= MAX_REMEMBERED:
+        del memory[next(iter(memory))]
+
+
+def _own(client: Redis, timeout: float) -> Redis:
+    """A client for the same Redis that gives up after ``timeout`` and retries nothing."""
+    pool = client.connection_pool
+    if type(pool) is not ConnectionPool:
+        return client
+    settings = {
+        **pool.connection_kwargs,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+    }
+    made = ConnectionPool(connection_class=pool.connection_class, **settings)
+    return Redis.from_pool(made)
+
+
+def _own_async(client: AsyncRedis) -> AsyncRedis:
+    """A client for the same Redis that retries nothing; deadlines are the caller's."""
+    pool = client.connection_pool
+    if type(pool) is not AsyncConnectionPool:
+        return client
+    settings = {
+        **pool.connection_kwargs,
+        "socket_timeout": None,
+        "retry": AsyncRetry(NoBackoff(), 0),
+        "retry_on_error": [],
+    }
+    made = AsyncConnectionPool(connection_class=pool.connection_class, **settings)
+    return AsyncRedis.from_pool(made)

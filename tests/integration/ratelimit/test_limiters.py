@@ -1,0 +1,375 @@
+"""The limiters against a real Redis: one round trip a turn, deadlines, failures, leases."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+import redis.asyncio
+
+from engineroom.core.clock import FakeClock
+from engineroom.ratelimit.decision import Reason, Source
+from engineroom.ratelimit.limiter import AsyncLimiter, Breaker, Limiter
+from engineroom.ratelimit.model import (
+    Algorithm,
+    Distribution,
+    DistributionMode,
+    Failure,
+    FailureMode,
+    Limit,
+    MissingKey,
+    Mode,
+    Policy,
+    Rate,
+)
+from tests.support import RedisServer, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engineroom.ratelimit.decision import Decision
+
+#: The machine may be busy: what is not about time gets plenty.
+PATIENT = Failure(timeout=2.0)
+SLOW = Rate(5, 3600)
+
+
+def policy(*limits: Limit, failure: Failure = PATIENT, leased: bool = False) -> Policy:
+    mode = DistributionMode.LEASED if leased else DistributionMode.STRICT
+    distribution = Distribution(mode, lease_ttl=30.0)
+    return Policy("p", limits or (Limit("a", SLOW),), failure, distribution)
+
+
+def client(server: RedisServer) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis(port=server.port)
+
+
+def calls(store: redis.Redis) -> int:
+    stats = store.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
+
+
+async def test_as_many_pass_as_the_burst_holds(server: RedisServer, store: redis.Redis) -> None:
+    async with AsyncLimiter(policy(), client(server)) as limiter:
+        decisions = [await limiter.hit("me") for _ in range(7)]
+        assert [each.allowed for each in decisions] == [True] * 5 + [False] * 2
+        assert [each.remaining for each in decisions[:5]] == [4, 3, 2, 1, 0]
+        refused, again = decisions[5:]
+        assert (refused.reason, refused.source) == (Reason.LIMITED, Source.REDIS)
+        assert refused.retry_after == pytest.approx(720, abs=5)
+        # Known from the first refusal: Redis is not asked again, and the wait goes on.
+        assert again.source is Source.DENY_CACHE
+        assert again.retry_after is not None
+        assert again.retry_after <= refused.retry_after  # type: ignore[operator]
+        assert (await limiter.hit("you")).allowed
+
+
+async def test_requests_of_one_turn_share_a_round_trip(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    async with AsyncLimiter(policy(), client(server)) as limiter:
+        await limiter.hit("warm")
+        before = calls(store)
+        decisions = await asyncio.gather(*(limiter.hit(f"k{n % 20}") for n in range(120)))
+        assert calls(store) - before == 1
+        assert sum(each.allowed for each in decisions) == 100
+
+
+async def test_more_requests_than_fit_one_call_are_all_decided(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    async with AsyncLimiter(policy(), client(server)) as limiter:
+        decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(1000)))
+        assert all(each.allowed and each.source is Source.REDIS for each in decisions)
+
+
+async def test_a_script_that_redis_forgot_is_sent_again(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    async with AsyncLimiter(policy(), client(server)) as limiter:
+        await limiter.hit("me")
+        store.script_flush()
+        assert (await limiter.hit("me")).remaining == 3
+
+
+async def test_a_request_that_is_given_up_leaves_the_others_alone(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    async with AsyncLimiter(policy(), client(server)) as limiter:
+        tasks = [asyncio.create_task(limiter.hit(f"k{n}")) for n in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        assert (await tasks[0]).allowed
+        assert (await tasks[2]).allowed
+
+
+async def test_several_limits_say_which_refused(server: RedisServer, store: redis.Redis) -> None:
+    made = policy(
+        Limit("user", Rate(3, 3600)),
+        Limit("all", Rate(100, 3600), algorithm=Algorithm.SLIDING_WINDOW),
+        Limit("trial", Rate(1, 3600), mode=Mode.SHADOW),
+    )
+    async with AsyncLimiter(made, client(server)) as limiter:
+        first = await limiter.hit("me")
+        assert (first.limit, first.remaining, first.shadowed) == ("user", 2, ())
+        second = await limiter.hit("me")
+        assert (second.allowed, second.shadowed) == (True, ("trial",))
+        assert (await limiter.hit("me")).remaining == 0
+        refused = await limiter.hit("me")
+        assert (refused.allowed, refused.limit) == (False, "user")
+        # What was refused took nothing from the other limit either.
+        left = await limiter.peek({"user": "nobody", "all": "me", "trial": "nobody"})
+        assert left.allowed
+        assert left.limit == "all"
+        assert left.remaining == 97
+
+
+async def test_missing_keys(server: RedisServer, store: redis.Redis) -> None:
+    async with AsyncLimiter(
+        policy(
+            Limit("skip", SLOW, missing_key=MissingKey.SKIP),
+            Limit("shared", Rate(2, 3600), missing_key=MissingKey.SHARED),
+        ),
+        client(server),
+    ) as limiter:
+        shared = [await limiter.hit({"skip": None, "shared": None}) for _ in range(3)]
+        assert [each.allowed for each in shared] == [True, True, False]
+        # No key that somebody sends is the shared one.
+        for said in ("", "-", "None"):
+            assert (await limiter.hit({"skip": None, "shared": said})).remaining == 1
+    async with AsyncLimiter(
+        policy(Limit("skip", SLOW, missing_key=MissingKey.SKIP)), client(server)
+    ) as limiter:
+        assert (await limiter.hit({"skip": None})).reason is Reason.NOT_LIMITED
+    async with AsyncLimiter(
+        policy(Limit("deny", SLOW, missing_key=MissingKey.DENY)), client(server)
+    ) as limiter:
+        denied = await limiter.hit({"deny": None})
+        assert (denied.allowed, denied.reason) == (False, Reason.MISSING_KEY)
+
+
+async def test_cost_above_burst_is_refused_without_redis(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    async with AsyncLimiter(policy(), client(server)) as limiter:
+        before = calls(store)
+        decision = await limiter.hit("me", cost=6)
+        assert (decision.reason, decision.retry_after) == (Reason.COST_ABOVE_BURST, None)
+        assert calls(store) == before
+        for wrong in (-1, 1.5, True):
+            with pytest.raises(ValueError, match="cost"):
+                await limiter.hit("me", cost=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mode", "allowed", "reason"),
+    [
+        (FailureMode.OPEN, [True] * 4, Reason.FAILED_OPEN),
+        (FailureMode.CLOSED, [False] * 4, Reason.FAILED_CLOSED),
+        # Half of a burst of 5, since two enforcers share it.
+        (FailureMode.LOCAL, [True, True, False, False], Reason.ADMITTED),
+    ],
+)
+async def test_without_redis_the_failure_mode_decides(
+    mode: FailureMode, allowed: list[bool], reason: Reason
+) -> None:
+    made = policy(failure=Failure(mode, timeout=0.05))
+    port = free_port()
+    async with AsyncLimiter(made, redis.asyncio.Redis(port=port), enforcers=2) as limiter:
+        decisions = [await limiter.hit("me") for _ in range(4)]
+        assert [each.allowed for each in decisions] == allowed
+        assert decisions[0].reason is reason
+        assert limiter.failed == 4
+    with Limiter(made, redis.Redis(port=port), enforcers=2) as sync:
+        assert [sync.hit("me").allowed for _ in range(4)] == allowed
+
+
+@contextlib.asynccontextmanager
+async def silent_redis() -> AsyncIterator[int]:
+    """A port that takes connections and never says a word."""
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(listen, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+
+
+async def test_a_silent_redis_costs_the_deadline_and_then_nothing() -> None:
+    failure = Failure(FailureMode.OPEN, timeout=0.05, breaker_failures=3, breaker_pause=5.0)
+    async with silent_redis() as port:
+        limiter = AsyncLimiter(policy(failure=failure), redis.asyncio.Redis(port=port))
+        took = []
+        for _ in range(6):
+            begun = time.monotonic()
+            assert (await limiter.hit("me")).reason is Reason.FAILED_OPEN
+            took.append(time.monotonic() - begun)
+        assert all(0.045 <= each < 1 for each in took[:3])
+        assert all(each < 0.045 for each in took[3:])
+        # Those that wait behind calls that hang have the same deadline.
+        limiter._breaker.failed = -1000
+        begun = time.monotonic()
+        many = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
+        assert all(each.reason is Reason.FAILED_OPEN for each in many)
+        assert time.monotonic() - begun < 1
+        await limiter.close()
+        sync = Limiter(policy(failure=failure), redis.Redis(port=port))
+        begun = time.monotonic()
+        assert (await asyncio.to_thread(sync.hit, "me")).reason is Reason.FAILED_OPEN
+        assert 0.045 <= time.monotonic() - begun < 1
+        sync.close()
+
+
+def test_the_breaker_lets_one_request_try() -> None:
+    breaker = Breaker(failures=2, pause=1.0)
+    breaker.fail(0.0)
+    assert breaker.admits(0.1)
+    breaker.fail(0.1)
+    assert not breaker.admits(0.5)
+    assert breaker.admits(1.2)
+    assert not breaker.admits(1.2)
+    breaker.fail(1.3)
+    assert not breaker.admits(2.2)
+    assert breaker.admits(2.4)
+    breaker.succeeded()
+    assert breaker.admits(2.4)
+
+
+async def test_redis_that_comes_back_decides_again(server: RedisServer) -> None:
+    own = RedisServer()
+    own.start()
+    try:
+        failure = Failure(FailureMode.OPEN, timeout=1.0, breaker_failures=1, breaker_pause=0.01)
+        async with AsyncLimiter(policy(failure=failure), client(own)) as limiter:
+            assert (await limiter.hit("me")).source is Source.REDIS
+            own.stop()
+            assert (await limiter.hit("me")).reason is Reason.FAILED_OPEN
+            own.start()
+            async with asyncio.timeout(10):
+                decision = await limiter.hit("me")
+                while decision.source is not Source.REDIS:
+                    decision = await limiter.hit("me")
+                    await asyncio.to_thread(time.sleep, 0.01)
+    finally:
+        own.close()
+
+
+def test_threads_share_a_limiter(server: RedisServer, store: redis.Redis) -> None:
+    made = policy(Limit("a", Rate(50, 3600)))
+    allowed: list[bool] = []
+    with Limiter(made, redis.Redis(port=server.port)) as limiter:
+
+        def work() -> None:
+            allowed.extend([limiter.hit("me").allowed for _ in range(30)])
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(allowed) == 120
+    assert sum(allowed) == 50
+
+
+def test_the_same_limit_for_sync_and_async(server: RedisServer, store: redis.Redis) -> None:
+    with Limiter(policy(), redis.Redis(port=server.port)) as limiter:
+        assert [limiter.hit("me").allowed for _ in range(4)] == [True] * 4
+
+    async def rest() -> list[bool]:
+        async with AsyncLimiter(policy(), client(server)) as other:
+            return [(await other.hit("me")).allowed for _ in range(2)]
+
+    assert asyncio.run(rest()) == [True, False]
+
+
+def test_less_than_what_was_refused_may_still_pass(server: RedisServer, store: redis.Redis) -> None:
+    with Limiter(policy(), redis.Redis(port=server.port)) as limiter:
+        assert [limiter.hit("me", cost).allowed for cost in (3, 3, 3, 1)] == [
+            True, False, False, True,
+        ]  # fmt: skip
+
+
+def test_refusals_are_remembered_no_longer_than_they_hold(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    clock = FakeClock()
+    limiter = Limiter(policy(), redis.Redis(port=server.port), clock=clock)
+    refused = [limiter.hit("me") for _ in range(6)][-1]
+    assert refused.retry_after is not None
+    clock.advance(refused.retry_after - 0.001)
+    assert limiter.hit("me").source is Source.DENY_CACHE
+    # Less than what was refused may still be there.
+    assert limiter.hit("me", 0).source is Source.REDIS
+    clock.advance(0.002)
+    assert limiter.hit("me").source is Source.REDIS
+    limiter.close()
+
+
+async def test_leases_spare_redis_and_go_back_at_the_end(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(made, client(server)) as limiter:
+        before = calls(store)
+        decisions: list[Decision] = [await limiter.hit("me") for _ in range(400)]
+        assert all(each.allowed for each in decisions)
+        assert sum(each.source is Source.LEASE for each in decisions) > 300
+        assert calls(store) - before < 60
+    async with AsyncLimiter(made, client(server)) as other:
+        # All that was not used is there again: nothing is out.
+        assert (await other.peek("me")).remaining == 600
+    assert [key for key in store.scan_iter() if key.endswith(":l")] == []
+
+
+async def test_a_crowd_on_many_keys_is_decided_by_redis(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    # As many lease calls at once as requests would need as many connections.
+    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(made, client(server)) as limiter:
+        for _ in range(3):
+            crowd = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(400)))
+            assert all(each.allowed for each in crowd)
+        assert limiter.failed == 0
+
+
+async def test_a_crowd_takes_one_lease(server: RedisServer, store: redis.Redis) -> None:
+    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(made, client(server)) as limiter:
+        await limiter.hit("me")
+        before = calls(store)
+        crowd = await asyncio.gather(*(limiter.hit("me") for _ in range(100)))
+        assert all(each.allowed for each in crowd)
+        assert calls(store) - before == 2
+
+
+def test_what_can_never_pass_is_said_so_while_others_wait(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    with Limiter(policy(), redis.Redis(port=server.port)) as limiter:
+        assert [limiter.hit("me").allowed for _ in range(6)][-1] is False
+        assert limiter.hit("me").reason is Reason.LIMITED
+        assert limiter.hit("me", 6).reason is Reason.COST_ABOVE_BURST
+
+
+def test_exactly_the_burst_passes_through_leases_of_several(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    made = policy(Limit("a", Rate(1000, 36000)), Limit("b", Rate(2000, 72000), cost=2), leased=True)
+    limiters = [Limiter(made, redis.Redis(port=server.port)) for _ in range(3)]
+    allowed = 0
+    for turn in range(2400):
+        allowed += limiters[turn % 3].hit("me").allowed
+    for limiter in limiters:
+        limiter.close()
+    # A few can be left in leases of those that were not asked again; never one too many.
+    assert 990 <= allowed <= 1000
