@@ -15,7 +15,8 @@ ARGS ?=
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-export ENGINEROOM_RQ2_PYTHON := $(CURDIR)/$(VENV_RQ2)/bin/python
+# What the tests run RQ 2 with: the locked one.
+export ENGINEROOM_TEST_PYTHON_RQ2 := $(CURDIR)/$(VENV_RQ2)/bin/python
 
 .PHONY: help
 help: ## List the targets

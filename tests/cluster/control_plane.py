@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _ISSUER = "https://kubernetes.default.svc.cluster.local"
 _SERVICE_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
+# Collect garbage an eighth as often as Go does by itself: two cores are dearer than memory here.
+_MEMORY_FOR_TIME = {"GOGC": "800"}
 # More than anything here asks for: a test should wait for Kubernetes, never for a client's own
 # limit.
-# Collect garbage a third as often as Go does by itself: two cores are dearer than memory here.
-_MEMORY_FOR_TIME = {"GOGC": "800"}
 _CLIENT_RATE = 2000
 _CLIENT_BURST = 4000
 _READY_SECONDS = 90.0

@@ -162,8 +162,7 @@ async def _at_rest(stage: Stage) -> bool:
     status = found.get("status") or {}
     states = {c["type"]: c["status"] for c in status.get("conditions") or ()}
     return (
-        await stage.size() == 0
-        and not await stage.pods()
+        await stage.at_rest()
         and status.get("observedGeneration") == found["metadata"]["generation"]
         and status.get("desiredReplicas") == status.get("replicas") == 0
         and states.get("Reconciling") == "False"

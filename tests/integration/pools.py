@@ -173,6 +173,10 @@ class Stage:
         items, _ = await self.client.list(PODS, self.namespace)
         return items
 
+    async def at_rest(self) -> bool:
+        """Whether no pod is asked for and none is left."""
+        return await self.size() == 0 and not await self.pods()
+
 
 async def eventually(
     what: str, condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.05

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.crashes import Crash, Life, live
-from tests.support import RedisServer
+from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,10 +37,8 @@ UNHARMED = Life(
 
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
-    server = RedisServer()
-    server.start()
-    yield server
-    server.close()
+    with redis_server() as running:
+        yield running
 
 
 @pytest.mark.timeout(600)

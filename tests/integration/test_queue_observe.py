@@ -19,18 +19,18 @@ from engineroom.queue import keys
 from engineroom.queue.observe import Observer
 from engineroom.queue.push import QueuePush
 from tests.integration.pools import eventually
-from tests.support import RedisServer
+from tests.support import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from tests.support import RedisServer
+
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    made = RedisServer()
-    made.start()
-    yield made
-    made.close()
+    with redis_server() as running:
+        yield running
 
 
 @pytest_asyncio.fixture

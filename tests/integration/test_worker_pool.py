@@ -12,7 +12,7 @@ import pytest_asyncio
 from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, SECRETS, WORKERPOOLS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
-from tests.support import RedisServer
+from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
-    server = RedisServer(durable=True)
-    server.start()
-    yield server
-    server.close()
+    with redis_server(durable=True) as running:
+        yield running
 
 
 @pytest.fixture
@@ -52,16 +50,12 @@ async def operator(
     await process.stop()
 
 
-async def at_rest(stage: Stage, size: int = 0) -> bool:
-    return await stage.size() == size and not await stage.pods()
-
-
 async def test_from_zero_and_back(stage, kubelet, operator):
     await stage.client.create(WORKERPOOLS, pool(stage.namespace))
     await eventually("the pool is ready at zero", lambda: ready_at(stage, 0))
     stage.enqueue(6, 0.3)
     await eventually("the jobs are done", lambda: stage.ledger().finished == 6)
-    await eventually("the pool is at zero", lambda: at_rest(stage))
+    await eventually("the pool is at zero", lambda: stage.at_rest())
     assert (stage.ledger().lost, stage.ledger().doubled) == (0, 0)
     status = (await eventually("the status says so", lambda: settled(stage)))["status"]
     assert status["desiredReplicas"] == status["replicas"] == 0
@@ -93,15 +87,12 @@ async def test_a_busy_worker_is_not_touched_when_the_pool_shrinks(stage, kubelet
     await eventually("two are gone", lambda: len(kubelet.pods()) == 1, 40)
     assert stage.redis.hgetall("booked:finished").get(stage.enqueued[0].encode()) is None
     await eventually("the long one ends", lambda: stage.ledger().finished == 3)
-    await eventually("the pool is at zero", lambda: at_rest(stage))
+    await eventually("the pool is at zero", lambda: stage.at_rest())
     assert (stage.ledger().lost, stage.ledger().doubled) == (0, 0)
 
 
 async def test_kubectl_scale_and_suspension(stage, kubelet, operator):
-    manual = pool(stage.namespace, replicas=2)
-    del manual["spec"]["autoscaling"]
-    await stage.client.create(WORKERPOOLS, manual)
-    await eventually("two pods", lambda: len(kubelet.pods()) == 2)
+    await two_by_hand(stage, kubelet)
     await stage.client.merge_patch(
         WORKERPOOLS, stage.namespace, "mail", {"spec": {"replicas": 1}}, subresource="scale"
     )
@@ -157,7 +148,7 @@ async def test_redis_gone_for_a_while_keeps_size_and_jobs(stage, kubelet, operat
     redis.start()
     await eventually("reachable again", lambda: reachable(stage), 15)
     await eventually("all jobs are done", lambda: stage.ledger().finished == 6, 60)
-    await eventually("the pool is at zero", lambda: at_rest(stage), 40)
+    await eventually("the pool is at zero", lambda: stage.at_rest(), 40)
     assert stage.ledger().doubled == 0
 
 
@@ -312,7 +303,7 @@ async def test_a_push_is_heard_long_before_the_next_resync(stage, operator):
     await stage.client.create(WORKERPOOLS, pool(stage.namespace))
     for _ in range(3):
         await eventually("the pool is ready at zero", lambda: ready_at(stage, 0))
-        await eventually("no pod is left", lambda: at_rest(stage))
+        await eventually("no pod is left", lambda: stage.at_rest())
         # Figures that are held back make the operator look for two more seconds; idle pools are
         # looked at every 10 s without a push: three times in a row is no luck.
         await asyncio.sleep(2.5)
@@ -395,7 +386,7 @@ async def test_drained_pods_are_marked_before_the_deployment_shrinks(
     await stage.client.create(WORKERPOOLS, pool(stage.namespace))
     stage.enqueue(3, 0.3)
     await eventually("up", lambda: len(kubelet.pods()) == 3, 40)
-    await eventually("down", lambda: at_rest(stage), 60)
+    await eventually("down", lambda: stage.at_rest(), 60)
     await operator.stop()
     order = [
         "mark" if "/pods/" in r.path else "resize"
@@ -414,5 +405,5 @@ async def test_the_api_server_restarted_under_load_loses_nothing(
     await eventually("pods work", lambda: len(kubelet.pods()) == 3, 40)
     await asyncio.to_thread(control_plane.restart, "apiserver")
     await eventually("all jobs are done", lambda: stage.ledger().lost == 0, 60)
-    await eventually("the pool is at zero", lambda: at_rest(stage), 60)
+    await eventually("the pool is at zero", lambda: stage.at_rest(), 60)
     assert stage.ledger().doubled == 0

@@ -17,22 +17,18 @@ import os
 import ssl
 import tempfile
 import time
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import yaml
 
 from engineroom.kube import config as kube_config
 from engineroom.kube.client import Client
-from engineroom.kube.resources import CRDS, NAMESPACES, SECRETS
+from engineroom.kube.resources import NAMESPACES, SECRETS
 from tests.cluster.api import Shape
-from tests.cluster.local import Local
-from tests.cluster.process import Identity
 from tests.integration.webhooks import SECRET, Admission, secret_env
 from tests.performance.outcome import Goal, outcome, percentile
-from tests.support import ROOT
+from tests.performance.rig import api_server
 from tests.unit.api.specs import pool
 
 if TYPE_CHECKING:
@@ -51,22 +47,20 @@ def main() -> int:
     parser.add_argument("--rate", type=int, default=200, help="requests a second (200)")
     parser.add_argument("--seconds", type=float, default=30, help="for how long (30)")
     options = parser.parse_args()
-    owner = Identity.of(os.getpid())
-    assert owner is not None
-    cluster = Local(f"bench-{os.getpid()}", owner=astuple(owner))
-    cluster.up(Shape.CONTROL_PLANE)
-    try:
-        return asyncio.run(_measure(cluster.kubeconfig, options.rate, options.seconds))
-    finally:
-        cluster.down()
+    with api_server(Shape.CONTROL_PLANE) as kube:
+        figures = asyncio.run(_measure(kube.kubeconfig, options.rate, options.seconds))
+    goals = [
+        Goal("p99_ms", 10),
+        Goal("failed", 0),
+        Goal("requests_per_second", options.rate * 0.99, at_least=True),
+    ]
+    return outcome("admission", figures, goals)
 
 
-async def _measure(kubeconfig: Path, rate: int, seconds: float) -> int:
+async def _measure(kubeconfig: Path, rate: int, seconds: float) -> dict[str, Any]:
     config = kube_config.from_kubeconfig(kubeconfig)
     with tempfile.TemporaryDirectory() as folder:
         async with Client(config) as client:
-            for path in sorted((ROOT / "crds").glob("*.yaml")):
-                await client.apply(CRDS, yaml.safe_load(path.read_text()))
             await client.create(NAMESPACES, {"metadata": {"name": "shop"}})
             admission = Admission(client, kubeconfig, "shop", Path(folder))
             try:
@@ -76,16 +70,10 @@ async def _measure(kubeconfig: Path, rate: int, seconds: float) -> int:
                 trust = ssl.create_default_context(cadata=authority)
                 port = admission.servers[0].port
                 pid = admission.servers[0].process.pid
-                figures = await _load(f"https://127.0.0.1:{port}/validate/workerpools", trust,
-                                      pid, rate, seconds)  # fmt: skip
+                return await _load(f"https://127.0.0.1:{port}/validate/workerpools", trust,
+                                   pid, rate, seconds)  # fmt: skip
             finally:
                 await admission.close()
-    goals = [
-        Goal("p99_ms", 10),
-        Goal("failed", 0),
-        Goal("requests_per_second", rate * 0.99, at_least=True),
-    ]
-    return outcome("admission", figures, goals)
 
 
 async def _load(

@@ -11,17 +11,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-import yaml
-
 from engineroom.kube import config as kube_config
-from engineroom.kube.client import Client
-from engineroom.kube.resources import CRDS
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.integration.crashes import Crash, Record, live
-from tests.performance.outcome import Goal, outcome
-from tests.performance.rig import private
-from tests.support import ROOT, redis_server
+from tests.performance.outcome import Figure, Goal, outcome
+from tests.performance.rig import private, with_crds
+from tests.support import redis_server
 
 if TYPE_CHECKING:
     from engineroom.kube.config import ApiConfig
@@ -41,15 +37,13 @@ def main() -> int:
     parser.add_argument("--side-by-side", type=int, default=4, help="lives at a time [4]")
     options = parser.parse_args()
     with private(Shape.CONTROL_PLANE) as cluster, redis_server() as redis:
+        with_crds(cluster)
         config = kube_config.from_kubeconfig(cluster.kubeconfig)
-        return asyncio.run(_main(config, redis, options.side_by_side))
+        figures = asyncio.run(_main(config, redis, options.side_by_side))
+    return outcome("crashes", figures, GOALS)
 
 
-async def _main(config: ApiConfig, redis: RedisServer, side_by_side: int) -> int:
-    async with Client(config) as client:
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            await client.apply(CRDS, yaml.safe_load(path.read_text()))
-    await asyncio.sleep(2)  # the API server begins to serve a new kind within this time
+async def _main(config: ApiConfig, redis: RedisServer, side_by_side: int) -> dict[str, Figure]:
     began = time.monotonic()
     with step("one life unharmed"):
         whole = await live(config, redis, None)
@@ -70,7 +64,7 @@ async def _main(config: ApiConfig, redis: RedisServer, side_by_side: int) -> int
 
     with step(f"{len(crashes)} lives with a crash in each"):
         records = await asyncio.gather(*(one(crash) for crash in crashes))
-    figures = {
+    return {
         "writes": len(whole.writes),
         # A life's number of writes varies a little; the last ones may not come up.
         "crashes": sum(record.crashed for _, record in records),
@@ -79,4 +73,3 @@ async def _main(config: ApiConfig, redis: RedisServer, side_by_side: int) -> int
         "doubled": whole.life.doubled + sum(record.life.doubled for _, record in records),
         "seconds": round(time.monotonic() - began, 1),
     }
-    return outcome("crashes", figures, GOALS)

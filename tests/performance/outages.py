@@ -13,19 +13,16 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-import yaml
-
-from engineroom.core.errors import EngineroomError
 from engineroom.kube import config as kube_config
 from engineroom.kube.client import Client
-from engineroom.kube.resources import CRDS, NAMESPACES, WORKERPOOLS
+from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.performance.outcome import Figure, Goal, outcome
-from tests.performance.rig import private
-from tests.support import ROOT, redis_server
+from tests.performance.rig import private, with_crds
+from tests.support import redis_server
 
 if TYPE_CHECKING:
     from tests.cluster.api import Cluster
@@ -48,6 +45,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=120, help="short jobs around it [120]")
     options = parser.parse_args()
     with private(Shape.CONTROL_PLANE) as cluster, redis_server(durable=True) as redis:
+        with_crds(cluster)
         figures = asyncio.run(_run(cluster, redis, options.seconds, options.jobs))
     return outcome("outages", figures, GOALS)
 
@@ -59,8 +57,6 @@ async def _run(
     config = kube_config.from_kubeconfig(cluster.kubeconfig)
     operator = OperatorProcess(cluster.kubeconfig, redis.url, namespace)
     async with Client(config) as client:
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            await client.apply(CRDS, yaml.safe_load(path.read_text()))
         await client.create(NAMESPACES, {"metadata": {"name": namespace}})
         await operator.start()
         stage = Stage(client, namespace, redis)
@@ -79,7 +75,8 @@ async def _outages(
     seconds: float,
     jobs: int,
 ) -> dict[str, Figure]:
-    await eventually("the kind is served", lambda: _create(stage), 30, every=0.5)
+    auto = {"maxReplicas": SIZE, "idleTimeout": "1s", "scaleDown": {"stabilizationWindow": "5s"}}
+    await stage.client.create(WORKERPOOLS, pool(stage.namespace, autoscaling=auto))
     stage.enqueue(SIZE // 2, seconds + 15)
     stage.enqueue(jobs, 0.2)
     await eventually("the pool is up", lambda: len(kubelet.pods()) == SIZE, 60)
@@ -107,7 +104,7 @@ async def _outages(
         await asyncio.to_thread(cluster.restart, "apiserver")
     with step("all jobs done", slow=True):
         await eventually("all jobs are done", lambda: stage.ledger().lost == 0, 180)
-        await eventually("the pool is at zero", lambda: _at_zero(stage), 120)
+        await eventually("the pool is at zero", stage.at_rest, 120)
     ledger = stage.ledger()
     return {
         "jobs": ledger.enqueued,
@@ -117,20 +114,3 @@ async def _outages(
         "seconds_until_said_so": round(said or seconds, 2),
         "seconds_until_healed": round(healed, 2),
     }
-
-
-async def _create(stage: Stage) -> bool:
-    auto = {
-        "maxReplicas": SIZE,
-        "idleTimeout": "1s",
-        "scaleDown": {"stabilizationWindow": "5s"},
-    }
-    try:
-        await stage.client.create(WORKERPOOLS, pool(stage.namespace, autoscaling=auto))
-    except EngineroomError:
-        return False
-    return True
-
-
-async def _at_zero(stage: Stage) -> bool:
-    return await stage.size() == 0 and not await stage.pods()

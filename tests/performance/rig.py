@@ -24,11 +24,12 @@ from tests.support import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.cluster.api import Shape
+    from tests.cluster.api import Cluster, Shape
 
 
 #: Where the chart puts the operator, its account's name, and that of whoever makes the pools.
 INSTALLED, OPERATOR, GITOPS = "engineroom", "engineroom-operator", "gitops"
+RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 
 
 @contextmanager
@@ -50,12 +51,17 @@ private = contextmanager(private_cluster)
 def api_server(shape: Shape) -> Iterator[Kube]:
     """A private cluster with Engineroom's CRDs in it."""
     with private(shape) as cluster:
-        kube = Kube(cluster.kubeconfig)
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            for crd in yaml.safe_load_all(path.read_text()):
-                kube.apply("customresourcedefinitions", None, crd)
-        wait_for(lambda: kube.all("workerpools") == [], 30, "the CRDs are served")
-        yield kube
+        yield with_crds(cluster)
+
+
+def with_crds(cluster: Cluster) -> Kube:
+    """Put Engineroom's CRDs into a cluster; returns its client when they are served."""
+    kube = Kube(cluster.kubeconfig)
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        for crd in yaml.safe_load_all(path.read_text()):
+            kube.apply("customresourcedefinitions", None, crd)
+    wait_for(lambda: kube.all("workerpools") == [], 30, "the CRDs are served")
+    return kube
 
 
 def as_account(kube: Kube, namespace: str, account: str, folder: Path) -> Path:
@@ -75,11 +81,9 @@ def install_rights(kube: Kube) -> None:
     for thing in yaml.safe_load_all(manifests):
         if not thing["metadata"]["name"].startswith(OPERATOR):
             continue
-        plural = f"{thing['kind'].lower()}s"
-        if plural in ("serviceaccounts", "clusterroles", "clusterrolebindings"):
+        if thing["kind"] in RIGHTS:
+            plural = f"{thing['kind'].lower()}s"
             kube.apply(plural, thing["metadata"].get("namespace"), thing)
-        elif plural in ("roles", "rolebindings"):
-            kube.apply(plural, INSTALLED, thing)
 
 
 def install_gitops(kube: Kube) -> None:

@@ -60,6 +60,11 @@ def active(pools: int) -> list[int]:
     return list(range(0, pools, max(1, pools // ACTIVE_QUEUES)))[:ACTIVE_QUEUES]
 
 
+def idle_ones(pools: int) -> list[int]:
+    """All the other pools."""
+    return sorted(set(range(pools)) - set(active(pools)))
+
+
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -255,7 +260,7 @@ def restart_and_react(
     """Restart it while jobs come in, to pools all over: how long until each has reacted."""
     process.kill()
     chance = random.Random(11)
-    chosen = chance.sample(sorted(set(range(pools)) - set(active(pools))), min(20, pools // 2))
+    chosen = chance.sample(idle_ones(pools), min(20, pools // 2))
     sizes = {number: size(kube, number) for number in chosen}
     for number in chosen:
         enqueue(client, number, 200)
@@ -283,7 +288,7 @@ def react_under_traffic(
     """Reaction of empty pools while a hundred others have jobs coming and going."""
     chance = random.Random(13)
     busy = active(pools)
-    others = chance.sample(sorted(set(range(pools)) - set(busy)), min(pools - len(busy), 400))
+    others = chance.sample(idle_ones(pools), min(pools - len(busy), 400))
     quiet = [number for number in others if size(kube, number) == 0][:samples]
     over = threading.Event()
     moved = [0]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.integration.rq_versions import interpreter
 from tests.performance.outcome import Figure, Goal, outcome
 from tests.support import ROOT, redis_server
 
@@ -81,11 +82,10 @@ def main() -> int:
     arguments.add_argument("--jobs", type=int, default=JOBS)
     arguments.add_argument("--pairs", type=int, default=PAIRS)
     chosen = arguments.parse_args()
-    rq2 = os.environ.get("ENGINEROOM_RQ2_PYTHON", str(ROOT / ".venv-rq2/bin/python"))
     variants = [
         Variant("rq3", sys.executable, "one"),
         Variant("rq3", sys.executable, "multiple"),
-        Variant("rq2", rq2, "one"),
+        Variant("rq2", interpreter("rq2"), "one"),
     ]
     figures: dict[str, Figure] = {"jobs": chosen.jobs, "pairs": chosen.pairs}
     with redis_server() as server, tempfile.TemporaryDirectory() as directory:

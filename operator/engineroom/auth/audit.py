@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import IO, TYPE_CHECKING, Any
 
-from engineroom.auth.api_keys import PATTERN
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.auth.store import asking, text, texts
+from engineroom.core.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -309,8 +309,6 @@ def _object(raw: str) -> dict[str, Any] | None:
 
 def _body(entry: Entry) -> dict[str, Any]:
     """The entry as it is written: bounded, and without what must not be in it."""
-    from engineroom.core.logging import redact  # imports structlog, which takes its time
-
     texts_of = {
         "who": entry.who,
         "action": entry.action,
@@ -338,7 +336,5 @@ def _body(entry: Entry) -> dict[str, Any]:
 
 def _clean(value: str) -> str:
     """Without secrets, then cut: a secret cut in two would not be known for one."""
-    from engineroom.core.logging import REDACTED, redact
-
-    clean = PATTERN.sub(REDACTED, str(redact(value)))
+    clean = redact_text(value)
     return clean if len(clean) <= MAX_TEXT else clean[: MAX_TEXT - 3] + "..."

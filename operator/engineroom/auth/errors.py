@@ -80,8 +80,10 @@ class LockedOutError(EngineroomError):
     retryable = True
 
     def __init__(self, retry_after: float) -> None:
-        self.retry_after = retry_after
-        super().__init__(f"sign-in: too many failed attempts; wait {max(1, round(retry_after))} s")
+        super().__init__(
+            f"sign-in: too many failed attempts; wait {max(1, round(retry_after))} s",
+            retry_after=retry_after,
+        )
 
 
 class AuthStoreError(DependencyError):

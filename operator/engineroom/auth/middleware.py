@@ -19,7 +19,6 @@ from engineroom.auth.errors import (
     ApiKeyError,
     AuthenticationError,
     CsrfError,
-    LockedOutError,
     OutboundError,
     RefreshReusedError,
     SessionError,
@@ -27,7 +26,8 @@ from engineroom.auth.errors import (
 )
 from engineroom.auth.permissions import Principal, scope_of
 from engineroom.auth.sessions import COOKIE, CSRF_HEADER
-from engineroom.core.errors import Category, EngineroomError
+from engineroom.core.errors import EngineroomError
+from engineroom.core.mapping import problem_document
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
@@ -203,23 +203,13 @@ def who(request: Any) -> Principal | None:
 
 def problem(error: EngineroomError) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the problem document (RFC 9457) for an error."""
-    bug = error.category is Category.BUG
-    document = {
-        "type": f"urn:engineroom:error:{error.code}",
-        "title": error.code.replace("_", " "),
-        "status": error.http_status,
-        "detail": "something went wrong here; it is logged" if bug else str(error),
-        "code": error.code,
-    }
-    headers = {"content-type": "application/problem+json", "cache-control": "no-store"}
-    if error.http_status == 401:
-        told = isinstance(error, TokenError | ApiKeyError | RefreshReusedError)
-        headers["www-authenticate"] = 'Bearer error="invalid_token"' if told else "Bearer"
-    if isinstance(error, LockedOutError):
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
-    elif error.http_status == 503:
-        headers["retry-after"] = "1"
-    return error.http_status, headers, json.dumps(document).encode()
+    document = problem_document(error)
+    headers = {name.lower(): value for name, value in document.headers.items()}
+    if isinstance(error, TokenError | ApiKeyError | RefreshReusedError):
+        headers["www-authenticate"] = 'Bearer error="invalid_token"'
+    if document.status == 503:
+        headers.setdefault("retry-after", "1")
+    return document.status, headers, json.dumps(document.body).encode()
 
 
 class AuthMiddleware:

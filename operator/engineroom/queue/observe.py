@@ -17,7 +17,7 @@ from engineroom.core.errors import MeasurementError
 from engineroom.queue import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from redis.asyncio import Redis
 
@@ -167,13 +167,14 @@ class Observer:
         quiet: set[str] = set()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
-                for chunk in _chunks(names, EXISTS_CHUNK // 5):
-                    if not await self._redis.exists(*(key for q in chunk for key in _live_keys(q))):
+                for chunk in _chunks(names, EXISTS_CHUNK // len(_LIVE_KEYS)):
+                    live = [key for name in chunk for key in _keys(_LIVE_KEYS, name)]
+                    if not await self._redis.exists(*live):
                         quiet.update(chunk)
                         continue
                     pipeline = self._redis.pipeline(transaction=False)
                     for name in chunk:
-                        pipeline.exists(*_live_keys(name))
+                        pipeline.exists(*_keys(_LIVE_KEYS, name))
                     quiet.update(
                         name
                         for name, count in zip(chunk, await pipeline.execute(), strict=True)
@@ -212,9 +213,10 @@ class Observer:
         # between a job and its first worker every one of them counts.
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
-            pipeline.eval(_LOOK_AT_QUEUE, len(_QUEUE_KEYS), *_queue_keys(name), *_STATS, repr(at))
+            its_keys = _keys(_QUEUE_KEYS, name)
+            pipeline.eval(_LOOK_AT_QUEUE, len(its_keys), *its_keys, *_STATS, repr(at))
         for ask in asks:
-            its_keys = (keys.pool_workers(ask.pool), keys.pool_suspended(ask.pool))
+            its_keys = [keys.pool_workers(ask.pool), keys.pool_suspended(ask.pool)]
             pipeline.eval(_LOOK_AT_POOL, len(its_keys), *its_keys, *_WORKER)
         replies = await pipeline.execute()
 
@@ -235,13 +237,12 @@ _WORKER = (
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
 )  # fmt: skip
-_QUEUE_KEYS = (
-    keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.failed, keys.settle,
-    keys.stats, keys.paused,
-)  # fmt: skip
+#: One of these is there as long as anything waits, runs or is scheduled.
+_LIVE_KEYS = (keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.settle)
+_QUEUE_KEYS = (*_LIVE_KEYS, keys.failed, keys.stats, keys.paused)
 
 _LOOK_AT_QUEUE = """
-local queue, intermediate, started, scheduled, failed, settle, stats, paused = unpack(KEYS)
+local queue, intermediate, started, scheduled, settle, failed, stats, paused = unpack(KEYS)
 local at = table.remove(ARGV)
 local head, enqueued = redis.call('LINDEX', queue, 0), false
 if head then enqueued = redis.call('HGET', 'rq:job:' .. head, 'enqueued_at') end
@@ -263,18 +264,8 @@ return {redis.call('EXISTS', KEYS[2]), workers}
 """
 
 
-def _queue_keys(queue: str) -> list[str]:
-    return [key(queue) for key in _QUEUE_KEYS]
-
-
-def _live_keys(queue: str) -> tuple[str, ...]:
-    return (
-        keys.queue(queue),
-        keys.intermediate(queue),
-        keys.started(queue),
-        keys.scheduled(queue),
-        keys.settle(queue),
-    )
+def _keys(kinds: Iterable[Callable[[str], str]], queue: str) -> list[str]:
+    return [kind(queue) for kind in kinds]
 
 
 def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import EngineroomError
-from engineroom.core.logging import get_logger, redact_text
+from engineroom.core.logging import get_logger
+from engineroom.core.redaction import redact_text
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, run
 

@@ -26,6 +26,7 @@ from engineroom.workers.views import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.client import Client
     from engineroom.kube.events import Recorder
     from engineroom.kube.informer import Informer
@@ -140,7 +141,7 @@ class Children:
         model = pool.parse(spec)
         replicas = decision.replicas if before is None else before.replicas
         if replicas:
-            await self.equip(pool, plan, spec)
+            await self.equip(pool, plan, model)
         answer = await self._client.apply(
             DEPLOYMENTS,
             objects.deployment(
@@ -164,13 +165,12 @@ class Children:
         """Whether what pods need beside the Deployment was made for the present spec."""
         return bool(pool.inputs) and deployment.equipped == pool.inputs
 
-    async def equip(self, pool: Pool, plan: Plan, spec: dict[str, Any]) -> None:
+    async def equip(self, pool: Pool, plan: Plan, model: WorkerPool) -> None:
         """What only pods need: account, budget, Redis Secret. Made with the first pod.
 
         Ten thousand idle pools are so a third of the objects. That it was done stands in an
         annotation of the Deployment, written with the size: a restarted operator sees it there.
         """
-        model = pool.parse(spec)
         wanted = [
             (SERVICE_ACCOUNTS, objects.service_account(model, pool.uid)),
             (PDBS, objects.disruption_budget(model, pool.uid)),

@@ -192,7 +192,7 @@ class WorkerPoolController:
             if deployment is not None and decision.replicas + retired > deployment.replicas:
                 # Before anything else: somebody waits for it.
                 if not self._children.equipped(pool, deployment):
-                    await self._children.equip(pool, plan, spec)
+                    await self._children.equip(pool, plan, pool.parse(spec))
                 deployment = await self._children.resize(
                     pool, deployment, decision.replicas + retired, decision
                 )
