@@ -66,6 +66,7 @@ NEEDS = (
     Need("buildah", "buildah", "building images"),
     Need("make", "make", "the project's targets"),
     Need("redis-server", "redis-server", "the project's integration tests"),
+    Need("/usr/lib/postgresql/*/bin/initdb", "postgresql", "tests of transactions"),
 )
 
 

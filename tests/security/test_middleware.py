@@ -157,7 +157,7 @@ async def test_nobody_is_told_to_sign_in(desk: Desk) -> None:
     answer = await ask(desk.app)
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.problem["code"] == "unauthenticated"
+    assert answer.problem["code"] == "not_authenticated"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ async def test_wrong_credentials_are_refused_even_where_none_are_needed(
 ) -> None:
     answer = await ask(desk.app, "/health", ("authorization", value))
     assert answer.status == 401
-    assert answer.problem["code"] in {"unauthenticated", "token_invalid", "api_key_invalid"}
+    assert answer.problem["code"] in {"not_authenticated", "token_invalid", "api_key_invalid"}
 
 
 async def test_credentials_that_come_twice_are_refused(desk: Desk) -> None:
@@ -329,7 +329,7 @@ def test_an_application_of_threads(server: RedisServer, clock: FakeClock) -> Non
     assert results[0][1]["x-content-type-options"] == "nosniff"
     assert call("bank", **bearer)[0] == "403 permission_denied"
     status, headers, body = call("shop")
-    assert status == "401 unauthenticated"
+    assert status == "401 not_authenticated"
     assert headers["content-type"] == "application/problem+json"
     assert json.loads(body)["status"] == 401
     joined = {"HTTP_AUTHORIZATION": f"Bearer {secret},Bearer {secret}"}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from engineroom.core.errors import Category, DependencyError, EngineroomError
-
-
-class AuthenticationError(EngineroomError):
-    """Nobody is signed in, or what was shown proves nothing; sign in again."""
-
-    code = "unauthenticated"
-    category = Category.AUTHENTICATION
-    http_status = 401
+from engineroom.core.errors import (
+    AuthenticationError,
+    Category,
+    DependencyError,
+    EngineroomError,
+    PermissionDeniedError,
+)
 
 
 class TokenError(AuthenticationError):
@@ -55,20 +53,10 @@ class CredentialsError(AuthenticationError):
     code = "credentials_invalid"
 
 
-class PermissionDeniedError(EngineroomError):
-    """The principal may not do this; the message says what is missing."""
-
-    code = "permission_denied"
-    category = Category.PERMISSION
-    http_status = 403
-
-
-class CsrfError(EngineroomError):
+class CsrfError(PermissionDeniedError):
     """A request that changes something came with a cookie and without its session's token."""
 
     code = "csrf_token_invalid"
-    category = Category.PERMISSION
-    http_status = 403
 
 
 class LockedOutError(EngineroomError):

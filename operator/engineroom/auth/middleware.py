@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from engineroom.auth.api_keys import PREFIX
 from engineroom.auth.errors import (
     ApiKeyError,
-    AuthenticationError,
     CsrfError,
     OutboundError,
     RefreshReusedError,
@@ -26,7 +25,7 @@ from engineroom.auth.errors import (
 )
 from engineroom.auth.permissions import Principal, scope_of
 from engineroom.auth.sessions import COOKIE, CSRF_HEADER
-from engineroom.core.errors import EngineroomError
+from engineroom.core.errors import AuthenticationError, EngineroomError
 from engineroom.core.mapping import problem_document
 
 if TYPE_CHECKING:

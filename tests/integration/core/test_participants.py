@@ -4,11 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,6 +19,7 @@ from engineroom.core.transactions.participants import (
     RedisParticipant,
 )
 from engineroom.core.transactions.unit import AsyncUnitOfWork, UnitOfWork
+from tests.postgres import postgres_server
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
@@ -43,38 +39,11 @@ def client(server: RedisServer) -> Iterator[redis.Redis]:
         yield opened
 
 
-def _programs() -> Path | None:
-    homes = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = shutil.which("initdb")
-    return homes[-1].parent if homes else Path(found).parent if found else None
-
-
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """The connection string of a PostgreSQL of this module's own, on a socket."""
-    programs = _programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt install postgresql")
-    place = Path(tempfile.mkdtemp(prefix="engineroom-pg-"))
-    # It refuses to run as root.
-    owner = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if owner:
-        shutil.chown(place, "postgres")
-    data = str(place / "data")
-    run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run(
-        [*owner, programs / "initdb", "-D", data, "-U", "app", "-A", "trust", "--no-sync"], **run
-    )
-    options = f"-c listen_addresses= -c unix_socket_directories={place} -c fsync=off"
-    log = ["-l", str(place / "log")]
-    subprocess.run(
-        [*owner, programs / "pg_ctl", "-w", "-D", data, *log, "-o", options, "start"], **run
-    )
-    try:
-        yield f"host={place} user=app dbname=postgres"
-    finally:
-        subprocess.run([*owner, programs / "pg_ctl", "-D", data, "-m", "fast", "stop"], **run)
-        shutil.rmtree(place, ignore_errors=True)
+    """The connection string of a PostgreSQL of this module's own."""
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture

@@ -6,11 +6,6 @@ Run with the interpreter of either virtual environment, they are tests of RQ 3 o
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -21,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from engineroom.tasks import Tasks
 from engineroom.tasks.outbox import TABLE
-from tests.support import RedisServer, free_port, redis_server
+from tests.postgres import postgres_server
+from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,39 +54,11 @@ def work(redis: Redis) -> Callable[..., None]:
     return run
 
 
-def _binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
-    if found:
-        return found[-1]
-    initdb = shutil.which("initdb")
-    if initdb is None:
-        raise pytest.skip.Exception("PostgreSQL is not installed: apt install postgresql")
-    return Path(initdb).parent
-
-
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
-    """Where a PostgreSQL of these tests' own listens; it refuses to run as root."""
-    binaries, port = _binaries(), free_port()
-    home = Path(tempfile.mkdtemp(prefix="engineroom-postgres-"))
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        shutil.chown(home, "postgres")
-        user = {"user": "postgres", "extra_groups": []}
-    data = home / "data"
-    init = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"]
-    subprocess.run(init, check=True, stdout=subprocess.DEVNULL, cwd=home, **user)
-    control = [binaries / "pg_ctl", "-D", data, "-w", "-l", home / "log"]
-    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
-    subprocess.run(
-        [*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=home, **user
-    )
-    try:
-        yield f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
-    finally:
-        stop = [*control, "-m", "immediate", "stop"]
-        subprocess.run(stop, check=True, stdout=subprocess.DEVNULL, cwd=home, **user)
-        shutil.rmtree(home)
+    """Where a PostgreSQL of these tests' own listens."""
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture

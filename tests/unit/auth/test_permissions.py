@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.auth.errors import PermissionDeniedError
 from engineroom.auth.permissions import (
     ADMIN,
     EVERYWHERE,
@@ -23,6 +22,7 @@ from engineroom.auth.permissions import (
     scope_of,
     unruled,
 )
+from engineroom.core.errors import PermissionDeniedError
 
 POLICY = Policy()
 READ = Permission.NAMESPACE_JOBS_READ
