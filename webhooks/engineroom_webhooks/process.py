@@ -49,13 +49,10 @@ async def run(settings: Settings) -> None:
         if settings.review_authors and client is not None:
             authority = ClusterAuthority(client, clock)
         keeper = Keeper()
+        listening = asyncio.Event()
 
         def ready() -> str:
-            if stop.is_set():
-                return "going out of use"
-            if keeper.context is None:
-                return "no certificate yet"
-            return "" if keeper.trusted else "the certificate's CA is not published yet"
+            return unready(keeper, listening=listening.is_set(), ending=stop.is_set())
 
         await _listen(stack, probes(ready), settings.host, settings.probe_port)
         keeping = asyncio.create_task(_keeping(settings, client, keeper, clock))
@@ -78,12 +75,24 @@ async def run(settings: Settings) -> None:
             reuse_address=True,
         )
         await site.start()
+        listening.set()
         logger.info("listening", port=settings.port)
         await _first(stop, keeping)
         # Endpoints take a moment to learn of it; whoever still comes is answered.
         logger.info("going out of use", seconds=settings.drain)
         await asyncio.sleep(settings.drain)
     logger.info("ended")
+
+
+def unready(keeper: Keeper, *, listening: bool, ending: bool) -> str:
+    """Why nobody should be sent here now; empty when all is well."""
+    if ending:
+        return "going out of use"
+    if keeper.context is None:
+        return "no certificate yet"
+    if not listening:
+        return "not listening yet"
+    return "" if keeper.trusted else "the certificate's CA is not published yet"
 
 
 def warm() -> None:

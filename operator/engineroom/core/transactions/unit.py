@@ -20,7 +20,6 @@ most easily (a database with constraints) goes first and what hardly fails (Redi
 from __future__ import annotations
 
 import asyncio
-import inspect
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,11 +28,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import Category, TimeLimitError
 from engineroom.core.logging import get_logger
+from engineroom.core.transactions.either import run_plain, settle
 from engineroom.core.transactions.errors import TransactionInDoubtError, TransactionStateError
 from engineroom.core.wrapping import wrap
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import TracebackType
 
     from engineroom.core.clock import Clock
@@ -111,21 +111,6 @@ class _Level:
     savepoints: list[Savepoint]
 
 
-async def _settle(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result
-
-
-def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end what never waits; what would wait does not belong into a plain unit."""
-    try:
-        coroutine.send(None)
-    except StopIteration as ended:
-        answer: _T = ended.value
-        return answer
-    coroutine.close()
-    raise TransactionStateError("an async participant needs an AsyncUnitOfWork")
-
-
 class _Unit:
     """What the plain and the async one share; participants' answers are awaited if need be."""
 
@@ -192,14 +177,14 @@ class _Unit:
     async def _prepare(self) -> None:
         self._check_time()
         for participant in self._participants:
-            await _settle(participant.prepare())
+            await settle(participant.prepare())
         self._check_time()
 
     async def _commit(self) -> None:
         committed: list[str] = []
         for index, participant in enumerate(self._participants):
             try:
-                await _settle(participant.commit())
+                await settle(participant.commit())
             except BaseException as error:
                 if not committed and not _unsure(error):
                     await self._roll_back(error)
@@ -233,7 +218,7 @@ class _Unit:
     ) -> None:
         """One that fails must not keep the others from their turn; the reason learns of it."""
         try:
-            await _settle(function())
+            await settle(function())
         except TransactionStateError:
             raise
         except Exception as failure:
@@ -248,7 +233,7 @@ class _Unit:
             for participant in self._participants:
                 make = getattr(participant, "savepoint", None)
                 if make is not None:
-                    level.savepoints.append(await _settle(make()))
+                    level.savepoints.append(await settle(make()))
         except BaseException:
             for savepoint in reversed(level.savepoints):
                 await self._quietly(savepoint.rollback)
@@ -258,13 +243,13 @@ class _Unit:
     async def _close(self, level: _Level, error: BaseException | None) -> None:
         if error is None:
             for savepoint in reversed(level.savepoints):
-                await _settle(savepoint.release())
+                await settle(savepoint.release())
             return
         for participant in reversed(self._participants[level.participants :]):
             await self._quietly(participant.rollback, error)
         for savepoint in reversed(level.savepoints):
             # One that cannot go back would commit what was to be undone: the whole must fail.
-            await _settle(savepoint.rollback())
+            await settle(savepoint.rollback())
         del self._participants[level.participants :]
         del self._after_commit[level.after_commit :]
 
@@ -294,25 +279,25 @@ class UnitOfWork(_Unit):
         _trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            _run(self._roll_back(error))
+            run_plain(self._roll_back(error))
             return
         try:
-            _run(self._prepare())
+            run_plain(self._prepare())
         except BaseException as failure:
-            _run(self._roll_back(failure))
+            run_plain(self._roll_back(failure))
             raise
-        _run(self._commit())
+        run_plain(self._commit())
 
     @contextmanager
     def nested(self) -> Iterator[UnitOfWork]:
         """A savepoint: an error in the block takes back what was done in it, and is raised."""
-        level = _run(self._open())
+        level = run_plain(self._open())
         try:
             yield self
         except BaseException as error:
-            _run(self._close(level, error))
+            run_plain(self._close(level, error))
             raise
-        _run(self._close(level, None))
+        run_plain(self._close(level, None))
 
 
 class AsyncUnitOfWork(_Unit):
