@@ -1,24 +1,23 @@
-"""A saga of three steps with countable effects; as a process that is killed at a chosen write.
-
-``python -m tests.integration.core.sagas URL ID OUTCOME NUMBER SIDE``
-"""
+"""A saga of three steps with countable effects; also in a process that dies at a chosen write."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import redis.asyncio
 
 from engineroom.core.errors import PermanentError
+from engineroom.core.transactions.pgsagalog import PostgresSagaLog
 from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
-from engineroom.core.transactions.sagalog import RedisSagaLog
+from engineroom.core.transactions.sagalog import RedisSagaLog, SagaLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 NAMES = ("a", "b", "c")
 LEASE = 0.3
@@ -50,21 +49,35 @@ def sagas(client: redis.asyncio.Redis, back: bool = False) -> list[Saga]:
     return [Saga("order", tuple(Step(name, act, undo) for name in NAMES), back)]
 
 
-class TellingLog(RedisSagaLog):
-    """Calls ``around`` before and after each write."""
+def opened(address: str, client: redis.asyncio.Redis, **options: Any) -> SagaLog:
+    """The log at an address: in PostgreSQL, or in the client's Redis."""
+    if "://" in address:
+        return RedisSagaLog(client, **options)
 
-    def __init__(
-        self, client: redis.asyncio.Redis, around: Callable[[int, str], None], **options: Any
-    ) -> None:
-        super().__init__(client, **options)
+    @contextlib.asynccontextmanager
+    async def connect() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with await psycopg.AsyncConnection.connect(address) as connection:
+            yield connection
+
+    return PostgresSagaLog(connect, **options)
+
+
+class TellingLog:
+    """A log that calls ``around`` before and after each write."""
+
+    def __init__(self, log: SagaLog, around: Callable[[int, str], None]) -> None:
+        self.log = log
         self.writes = 0
         self._around = around
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log, name)
+
     async def begin(self, *arguments: Any) -> int | None:
-        return await self._told(super().begin, arguments)
+        return await self._told(self.log.begin, arguments)
 
     async def append(self, *arguments: Any) -> bool:
-        return await self._told(super().append, arguments)
+        return await self._told(self.log.append, arguments)
 
     async def _told(self, method: Any, arguments: Any) -> Any:
         number, self.writes = self.writes, self.writes + 1
@@ -74,18 +87,19 @@ class TellingLog(RedisSagaLog):
         return answer
 
 
-async def main() -> None:
-    url, id_, outcome, number, side = sys.argv[1:]
+def run_to_crash(url: str, address: str, id_: str, outcome: str, number: int, side: str) -> None:
+    """Run the saga in this process, which dies before or after write ``number`` of the log.
+
+    ``url`` is of the Redis that has the effects, ``address`` of the log.
+    """
 
     def around(write: int, moment: str) -> None:
-        if write == int(number) and moment == side:
+        if write == number and moment == side:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    client = redis.asyncio.Redis.from_url(url)
-    log = TellingLog(client, around)
-    coordinator = Coordinator(log, sagas(client), lease=LEASE)
-    await coordinator.run("order", id_, outcome or None)
+    async def main() -> None:
+        client = redis.asyncio.Redis.from_url(url)
+        log: Any = TellingLog(opened(address, client), around)
+        await Coordinator(log, sagas(client), lease=LEASE).run("order", id_, outcome or None)
 
-
-if __name__ == "__main__":
     asyncio.run(main())

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from engineroom.core.transactions.errors import SagaFencedError, SagaUndoneError
 from engineroom.core.transactions.saga import Coordinator
+from engineroom.core.transactions.sagalog import RedisSagaLog
 from tests.integration.core.sagas import NAMES, TellingLog, sagas
 from tests.support import RedisServer
 
@@ -56,7 +57,8 @@ class Sagas(RuleBasedStateMachine):
             if (number, side) == crash:
                 raise Crash
 
-        return Coordinator(TellingLog(self.client, around), sagas(self.client))
+        log: Any = TellingLog(RedisSagaLog(self.client), around)
+        return Coordinator(log, sagas(self.client))
 
     @rule(
         id_=st.sampled_from(["x", "y", "z"]),

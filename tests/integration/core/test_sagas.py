@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import pytest_asyncio
-import redis as plain_redis
 import redis.asyncio
 
 from engineroom.core.errors import PermanentError, TransientError
@@ -19,19 +19,60 @@ from engineroom.core.transactions.errors import (
     SagaUndoneError,
     SagaUnknownError,
 )
+from engineroom.core.transactions.pgsagalog import TABLES
 from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
-from engineroom.core.transactions.sagalog import RedisSagaLog
-from tests.integration.core.sagas import LEASE, NAMES, TellingLog, sagas
-from tests.support import ROOT, RedisServer, redis_server
+from tests.integration.core.sagas import LEASE, NAMES, TellingLog, opened, run_to_crash, sagas
+from tests.postgres import postgres_server
+from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from engineroom.core.transactions.sagalog import SagaLog
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.integration.core.sagas"])
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     with redis_server() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with postgres_server() as running:
+        with psycopg.connect(running, autocommit=True) as connection:
+            connection.execute(TABLES)
+        yield running
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def address(request: pytest.FixtureRequest) -> str:
+    """Where the log is, and it is empty."""
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("server")
+        return server.url
+    place: str = request.getfixturevalue("database")
+    with psycopg.connect(place, autocommit=True) as connection:
+        connection.execute("TRUNCATE engineroom_sagas CASCADE")
+    return place
+
+
+@pytest.fixture
+def log(address: str, client: redis.asyncio.Redis) -> SagaLog:
+    return opened(address, client)
+
+
+async def run_out(log: SagaLog, client: redis.asyncio.Redis, address: str, id_: str) -> None:
+    """Have the saga's lease be over."""
+    if "://" in address:
+        await client.zadd("{engineroom:sagas}:open", {id_: 0})
+        return
+    async with await psycopg.AsyncConnection.connect(address) as connection:
+        await connection.execute("UPDATE engineroom_sagas SET lease = now() WHERE id = %s", [id_])
 
 
 @pytest_asyncio.fixture
@@ -52,7 +93,7 @@ async def effects(client: redis.asyncio.Redis, id_: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-async def settled(coordinator: Coordinator, log: RedisSagaLog, id_: str) -> str:
+async def settled(coordinator: Coordinator, log: SagaLog, id_: str) -> str:
     """Recover until the saga has ended; its status, "none" if it never began."""
     async with asyncio.timeout(10):
         while True:
@@ -65,34 +106,50 @@ async def settled(coordinator: Coordinator, log: RedisSagaLog, id_: str) -> str:
             await asyncio.sleep(0.02)
 
 
-async def writes(client: redis.asyncio.Redis, outcome: str) -> int:
-    log = TellingLog(client, lambda _number, _side: None)
+async def writes(log: SagaLog, client: redis.asyncio.Redis, outcome: str) -> int:
+    telling: Any = TellingLog(log, lambda _number, _side: None)
     try:
-        await Coordinator(log, sagas(client)).run("order", f"whole-{outcome}", outcome or None)
+        await Coordinator(telling, sagas(client)).run("order", f"whole-{outcome}", outcome or None)
     except SagaUndoneError:
         assert outcome
-    return log.writes
+    return int(telling.writes)
 
 
-@pytest.mark.parametrize("outcome", ["", "c"])
-@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize(
+    ("address", "outcome", "back"),
+    [
+        ("redis", "", False),
+        ("redis", "", True),
+        ("redis", "c", False),
+        ("redis", "c", True),
+        ("postgres", "", True),
+        ("postgres", "c", False),
+    ],
+    indirect=["address"],
+)
 async def test_killed_at_every_write_the_end_is_whole(
-    client: redis.asyncio.Redis, server: RedisServer, outcome: str, back: bool
+    log: SagaLog,
+    client: redis.asyncio.Redis,
+    server: RedisServer,
+    address: str,
+    outcome: str,
+    back: bool,
 ) -> None:
-    total = await writes(client, outcome)
+    total = await writes(log, client, outcome)
     assert total >= 5
-    places = asyncio.Semaphore(2)
-    log = RedisSagaLog(client)
+    one_by_one = asyncio.Lock()  # starting one asks for the end of others
     coordinator = Coordinator(log, sagas(client, back), lease=LEASE)
 
     async def crash(number: int, side: str) -> tuple[str, str, tuple[str, ...]]:
         id_ = f"{outcome}{number}{side}"
-        command = ["-m", "tests.integration.core.sagas", server.url, id_, outcome, str(number)]
-        async with places:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *command, side, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL
-            )
-            assert await process.wait() == -signal.SIGKILL
+        words = (server.url, address, id_, outcome, number, side)
+        async with one_by_one:
+            # Forked of a process that has imported all: importing is most of a new one's time.
+            process = FORKS.Process(target=run_to_crash, args=words)
+            process.start()
+            await asyncio.to_thread(process.join)
+            assert process.exitcode == -signal.SIGKILL
+            process.close()
         return id_, await settled(coordinator, log, id_), await effects(client, id_)
 
     ends = await asyncio.gather(
@@ -114,16 +171,20 @@ async def test_killed_at_every_write_the_end_is_whole(
         assert "rolled_back" not in statuses
 
 
-async def test_running_it_again_answers_and_does_nothing(client: redis.asyncio.Redis) -> None:
-    coordinator = Coordinator(RedisSagaLog(client), sagas(client))
+async def test_running_it_again_answers_and_does_nothing(
+    log: SagaLog, client: redis.asyncio.Redis
+) -> None:
+    coordinator = Coordinator(log, sagas(client))
     first = await coordinator.run("order", "o-1")
     assert first == {"a": "did a", "b": "did b", "c": "did c"}
     assert await coordinator.run("order", "o-1") == first
     assert await effects(client, "o-1") == NAMES
 
 
-async def test_a_failed_step_undoes_all_and_says_why(client: redis.asyncio.Redis) -> None:
-    coordinator = Coordinator(RedisSagaLog(client), sagas(client))
+async def test_a_failed_step_undoes_all_and_says_why(
+    log: SagaLog, client: redis.asyncio.Redis
+) -> None:
+    coordinator = Coordinator(log, sagas(client))
     for _ in range(2):
         with pytest.raises(SagaUndoneError, match="b failed and all was undone: permanent"):
             await coordinator.run("order", "o-1", "b")
@@ -131,8 +192,9 @@ async def test_a_failed_step_undoes_all_and_says_why(client: redis.asyncio.Redis
     assert not await client.exists("acted:o-1/c")
 
 
-async def test_who_was_taken_over_may_do_nothing_more(client: redis.asyncio.Redis) -> None:
-    log = RedisSagaLog(client)
+async def test_who_was_taken_over_may_do_nothing_more(
+    log: SagaLog, client: redis.asyncio.Redis
+) -> None:
     assert await log.begin("o-1", "order", None, "", 0.01) == 1
     with pytest.raises(SagaFencedError):
         await Coordinator(log, sagas(client)).run("order", "o-1")
@@ -146,9 +208,11 @@ async def test_who_was_taken_over_may_do_nothing_more(client: redis.asyncio.Redi
 
 
 async def test_a_long_step_keeps_its_lease_and_a_lost_lease_ends_it(
+    log: SagaLog,
     client: redis.asyncio.Redis,
+    address: str,
 ) -> None:
-    log, started = RedisSagaLog(client), asyncio.Event()
+    started = asyncio.Event()
 
     async def slow(_context: StepContext) -> None:
         started.set()
@@ -159,14 +223,14 @@ async def test_a_long_step_keeps_its_lease_and_a_lost_lease_ends_it(
     await started.wait()
     await asyncio.sleep(0.6)
     assert await log.claim(["slow"], 15, 9) == []
-    await client.zadd("{engineroom:sagas}:open", {"o-1": 0})
+    await run_out(log, client, address, "o-1")
     assert await log.claim(["slow"], 15, 9) == [("o-1", 2)]
     with pytest.raises(SagaFencedError):
         await running
 
 
-async def test_an_undo_that_fails_waits_for_a_person(client: redis.asyncio.Redis) -> None:
-    log, broken = RedisSagaLog(client), [True]
+async def test_an_undo_that_fails_waits_for_a_person(log: SagaLog) -> None:
+    broken = [True]
 
     def act(_context: StepContext) -> None:
         raise PermanentError("no")
@@ -193,7 +257,7 @@ async def test_an_undo_that_fails_waits_for_a_person(client: redis.asyncio.Redis
         await coordinator.resume("o-1")
 
 
-async def test_what_heals_is_tried_again_under_the_same_key(client: redis.asyncio.Redis) -> None:
+async def test_what_heals_is_tried_again_under_the_same_key(log: SagaLog) -> None:
     keys: list[str] = []
 
     def act(context: StepContext) -> Any:
@@ -203,24 +267,23 @@ async def test_what_heals_is_tried_again_under_the_same_key(client: redis.asynci
         return {"tuple": (1, 2)}
 
     saga = Saga("s", (Step("x", act, lambda _: None),))
-    answer = await Coordinator(RedisSagaLog(client), [saga]).run("s", "o-1")
+    answer = await Coordinator(log, [saga]).run("s", "o-1")
     assert answer == {"x": {"tuple": [1, 2]}}
     assert keys == ["o-1/x"] * 3
 
 
 @pytest.mark.parametrize("answer", [object(), float("nan"), "x" * 70_000])
-async def test_an_answer_that_the_log_cannot_hold_undoes(
-    client: redis.asyncio.Redis, answer: Any
-) -> None:
+async def test_an_answer_that_the_log_cannot_hold_undoes(log: SagaLog, answer: Any) -> None:
     undone = []
     saga = Saga("s", (Step("x", lambda _: answer, lambda _: undone.append(1)),))
     with pytest.raises(SagaUndoneError):
-        await Coordinator(RedisSagaLog(client), [saga]).run("s", "o-1")
+        await Coordinator(log, [saga]).run("s", "o-1")
     assert undone == [1]
 
 
-async def test_the_log_tells_who_what_when_page_by_page(client: redis.asyncio.Redis) -> None:
-    log = RedisSagaLog(client)
+async def test_the_log_tells_who_what_when_page_by_page(
+    log: SagaLog, client: redis.asyncio.Redis
+) -> None:
     coordinator = Coordinator(log, sagas(client))
     for number in range(7):
         await coordinator.run("order", f"o-{number}", by="alice")
@@ -240,22 +303,24 @@ async def test_the_log_tells_who_what_when_page_by_page(client: redis.asyncio.Re
     assert kinds[:3] == [("begin", ""), ("doing", "a"), ("done", "a")]
 
 
-async def test_many_are_recovered_at_once(client: redis.asyncio.Redis) -> None:
-    log = RedisSagaLog(client)
-    for number in range(300):
+async def test_many_are_recovered_at_once(log: SagaLog, client: redis.asyncio.Redis) -> None:
+    for number in range(60):
         await log.begin(f"o-{number}", "order", None, "", 0)
-    assert await Coordinator(log, sagas(client)).recover(most=300) == 300
-    assert await effects(client, "o-299") == NAMES
+    assert await Coordinator(log, sagas(client)).recover(most=60) == 60
+    assert await effects(client, "o-59") == NAMES
 
 
-def test_what_ended_is_forgotten_after_its_retention(server: RedisServer) -> None:
-    async def main() -> None:
-        async with redis.asyncio.Redis.from_url(server.url) as client:
-            await client.flushall()
-            log = RedisSagaLog(client, retention=100)
-            await Coordinator(log, sagas(client)).run("order", "o-1")
+async def test_what_ended_is_forgotten_after_its_retention(
+    client: redis.asyncio.Redis, server: RedisServer, database: str
+) -> None:
+    await Coordinator(opened(server.url, client, retention=100), sagas(client)).run("order", "o-1")
+    assert 0 < await client.ttl("{engineroom:sagas}:saga:o-1") <= 100
+    assert 0 < await client.ttl("{engineroom:sagas}:log:o-1") <= 100
 
-    asyncio.run(main())
-    with plain_redis.Redis.from_url(server.url) as client:
-        assert 0 < client.ttl("{engineroom:sagas}:saga:o-1") <= 100
-        assert 0 < client.ttl("{engineroom:sagas}:log:o-1") <= 100
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("TRUNCATE engineroom_sagas CASCADE")
+    log = opened(database, client, retention=0)
+    for id_ in ("o-1", "o-2"):
+        await Coordinator(log, sagas(client)).run("order", f"pg-{id_}")
+    assert await log.read("pg-o-1") is None
+    assert await log.read("pg-o-2") is not None

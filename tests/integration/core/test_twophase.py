@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,16 @@ from engineroom.core.errors import ConflictError
 from engineroom.core.transactions.errors import TransactionInDoubtError
 from engineroom.core.transactions.twophase import TABLE, TwoPhaseParticipant, recover
 from engineroom.core.transactions.unit import AsyncUnitOfWork, UnitOfWork
+from tests.integration.core.twophase import transfer
 from tests.postgres import postgres_server
-from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Places = tuple[str, str]
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.integration.core.twophase"])
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +76,15 @@ def healed(places: Places, older_than: float = 0) -> list[bool]:
         return [each.committed for each in recover(first, {"other": other}, older_than=older_than)]
 
 
-def transfer(places: Places, number: int, side: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.integration.core.twophase", *places, str(number), side]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def crashed(places: Places, number: int, side: str) -> int:
+    """The exit status of a process that transfers and dies, or not."""
+    process = FORKS.Process(target=transfer, args=(*places, number, side))
+    process.start()
+    process.join()
+    status = process.exitcode
+    assert status is not None
+    process.close()
+    return status
 
 
 def no_sessions(places: Places) -> None:
@@ -93,15 +101,14 @@ def no_sessions(places: Places) -> None:
 
 
 def test_killed_at_every_statement_both_or_neither(places: Places) -> None:
-    whole = transfer(places, -1, "before")
-    assert amounts(places) == [99, 101], whole.stderr
-    steps = int(whole.stdout)
+    steps = crashed(places, -1, "before")
+    assert amounts(places) == [99, 101]
     assert steps == 6  # two changes, prepare, decision, two commits
     ends = []
     for number in range(steps):
         for side in ("before", "after"):
             was = amounts(places)
-            assert transfer(places, number, side).returncode == -signal.SIGKILL
+            assert crashed(places, number, side) == -signal.SIGKILL
             no_sessions(places)
             hanging = prepared(places)
             verdicts = healed(places)

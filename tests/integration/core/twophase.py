@@ -1,14 +1,9 @@
-"""A transfer between two databases, as a process that is killed at a chosen statement.
-
-``python -m tests.integration.core.twophase FIRST OTHER NUMBER SIDE`` prints how many statements
-there were, if it lives.
-"""
+"""A transfer between two databases, in a process that dies at a chosen statement."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
 import psycopg
@@ -43,17 +38,16 @@ class Telling(psycopg.Connection[Any]):
     commit = _told("commit")
 
 
-def main() -> None:
+def transfer(first_at: str, other_at: str, number: int, side: str) -> None:
+    """Move 1 from the first to the other, and die before or after statement ``number``.
+
+    Who lives exits with the number of statements that there were.
+    """
     global _number, _side
-    first_at, other_at, number, _side = sys.argv[1:]
-    _number = int(number)
+    _number, _side = number, side
     first, other = Telling.connect(first_at), Telling.connect(other_at)
     with UnitOfWork() as unit:
         unit.enlist(TwoPhaseParticipant(first, {"other": other}))
         first.execute("UPDATE account SET amount = amount - 1")
         other.execute("UPDATE account SET amount = amount + 1")
-    print(_done)
-
-
-if __name__ == "__main__":
-    main()
+    os._exit(_done)

@@ -218,12 +218,10 @@ class RedisSagaLog:
 
     async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
         """See ``SagaLog``. Raises InvalidInputError for a bad id and TooLargeError."""
-        if not 0 < len(id_) <= MAX_ID:
-            problem = Problem("id", f"has {len(id_)} characters", f"write 1 to {MAX_ID}")
-            raise InvalidInputError([problem])
+        check_id(id_)
         keys = [self._saga(id_), self._stream(id_), self._open, self._index]
         with wrapped("saga.begin"):
-            made = await self._begin(keys=keys, args=[id_, name, _json(input_), by[:200], lease])
+            made = await self._begin(keys=keys, args=[id_, name, as_json(input_), by[:200], lease])
         return None if made is None else int(made)
 
     async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
@@ -232,8 +230,7 @@ class RedisSagaLog:
         keys = [self._saga(id_), self._stream(id_), self._open, self._index]
         arguments: list[Any] = [id_, epoch, lease, self._retention, end]
         for line in lines:
-            detail = line.detail if line.kind is Kind.DONE else redact(line.detail)
-            arguments += [line.kind.value, line.step, _json(detail)]
+            arguments += [line.kind.value, line.step, line_detail(line)]
         with wrapped("saga.append"):
             return bool(await self._append(keys=keys, args=arguments))
 
@@ -313,7 +310,20 @@ def _line(raw: dict[Any, Any]) -> Line:
     )
 
 
-def _json(value: Any) -> str:
+def check_id(id_: str) -> None:
+    """Raises InvalidInputError for what is no id of a saga."""
+    if not 0 < len(id_) <= MAX_ID:
+        problem = Problem("id", f"has {len(id_)} characters", f"write 1 to {MAX_ID}")
+        raise InvalidInputError([problem])
+
+
+def line_detail(line: Line) -> str:
+    """A line's detail as it is written: an answer as it is, all else without secrets."""
+    return as_json(line.detail if line.kind is Kind.DONE else redact(line.detail))
+
+
+def as_json(value: Any) -> str:
+    """JSON without blanks; raises TooLargeError."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     if len(text) > MAX_BYTES:
         raise TooLargeError(f"the value has {len(text)} bytes; keep it under {MAX_BYTES}")
