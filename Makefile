@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.made
 READY_RQ2 := $(VENV_RQ2)/.made
 PYTEST := $(BIN)/python -m pytest
+# Two at once, the longest first: end-to-end tests wait for pods most of their time. ARGS="-n0" for one.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 # More arguments for pytest: make test-unit ARGS="-k drain"
 ARGS ?=
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -69,7 +71,7 @@ demo-down: $(READY) ## Remove the demo's cluster
 
 .PHONY: test
 test: $(READY) $(READY_RQ2) system ## Unit, integration, security and e2e tests: what CI runs
-	$(PYTEST) tests/unit tests/integration tests/security tests/e2e $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) tests/e2e tests/integration tests/security tests/unit $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(READY) ## Tests that take seconds and need nothing

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import ROOT
 
-PYTHON = Path(os.environ.get("ENGINEROOM_RQ2_PYTHON") or ROOT / ".venv-rq2/bin/python")
+PYTHON = Path(os.environ.get("ENGINEROOM_TEST_PYTHON_RQ2") or ROOT / ".venv-rq2/bin/python")
 
 
 def test_tasks_with_rq_2() -> None:
