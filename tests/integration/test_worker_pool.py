@@ -178,7 +178,7 @@ async def test_a_wrong_redis_says_why_and_heals(stage, operator, redis, value, r
     async def said() -> bool:
         return (await stage.condition("RedisReachable"))[:2] == ("False", reason)
 
-    await eventually(f"the condition says {reason}", said, 10)
+    await eventually(f"the condition says {reason}", said)
     assert (await stage.condition("Ready"))[1] == reason
     await write_secret(stage, {"url": redis.url})
     await eventually("it heals by itself", lambda: reachable(stage), 45)

@@ -225,7 +225,7 @@ def test_a_paused_queue_rests_and_the_others_go_on(lab: Lab, queues: tuple[str, 
 
 
 @pytest.mark.parametrize("queues", [("default",), ("high", "default")])
-def test_an_idle_worker_leaves_within_a_second(lab: Lab, queues: tuple[str, ...]) -> None:
+def test_an_idle_worker_leaves_at_once(lab: Lab, queues: tuple[str, ...]) -> None:
     worker = lab.worker(queues=queues)
     worker.field("state", "idle")
     lab.becomes(lab.enqueue("ran"), "finished")
@@ -233,7 +233,8 @@ def test_an_idle_worker_leaves_within_a_second(lab: Lab, queues: tuple[str, ...]
     time.sleep(0.3)
     name, asked = worker.name, time.monotonic()
     assert worker.end() == 0
-    assert time.monotonic() - asked < 1
+    # Its wait for a job would take many seconds more; on a busy machine one is soon gone.
+    assert time.monotonic() - asked < 3
     assert not lab.redis.sismember(keys.pool_workers(POOL), name)
     assert lab.redis.hget(keys.worker(name), "death")
     assert not lab.redis.sismember("rq:workers", keys.worker(name))
@@ -373,7 +374,7 @@ def test_without_tracking_several_queues_are_polled(lab: Lab) -> None:
             lab.becomes(lab.enqueue("ran", queue=queue), "finished", 2.5)
         asked = time.monotonic()
         assert worker.end() == 0
-        assert time.monotonic() - asked < 1
+        assert time.monotonic() - asked < 3
     finally:
         lab.redis.execute_command("ACL", "SETUSER", "default", "+@all")
 
