@@ -50,7 +50,9 @@ def test_a_docker_command_without_an_engine_is_no_docker(
     assert not choose.docker_answers()
 
 
-@pytest.mark.parametrize("cluster", [Current(), Kind("here"), Local("here")], ids=["current", "kind", "local"])
+@pytest.mark.parametrize(
+    "cluster", [Current(), Kind("here"), Local("here")], ids=["current", "kind", "local"]
+)
 def test_every_kind_offers_the_whole_interface(cluster: object) -> None:
     members = {name for name in dir(Cluster) if not name.startswith("_")}
     assert members <= set(dir(cluster))
