@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         default=20.0, ge=0, description="Seconds that running reconciles get to finish at the end."
     )
     use_interval: float = Field(
-        default=30.0, ge=1, description="Seconds between looks at what workers use."
+        default=30.0, ge=0.1, description="Seconds between looks at what workers use."
     )
     use_patience: float = Field(
         default=3600.0,

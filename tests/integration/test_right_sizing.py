@@ -20,7 +20,7 @@ from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from engineroom.kube.client import Client
     from tests.cluster.api import Cluster
@@ -73,16 +73,23 @@ async def kubelet(client: Client, namespace: str) -> AsyncIterator[HollowKubelet
         yield running
 
 
-@pytest.fixture
-def operator(
+@pytest_asyncio.fixture
+async def operator(
     control_plane: Cluster, redis: RedisServer, namespace: str
-) -> Callable[..., OperatorProcess]:
-    def make(patience: float = 0.0) -> OperatorProcess:
-        return OperatorProcess(
-            control_plane.kubeconfig, redis.url, namespace, use_interval=1, use_patience=patience
-        )
+) -> AsyncIterator[Callable[..., Awaitable[OperatorProcess]]]:
+    started: list[OperatorProcess] = []
 
-    return make
+    async def start(patience: float = 0.0) -> OperatorProcess:
+        made = OperatorProcess(
+            control_plane.kubeconfig, redis.url, namespace, use_interval=0.4, use_patience=patience
+        )
+        started.append(made)
+        await made.start()
+        return made
+
+    yield start
+    for process in started:
+        await process.stop()
 
 
 @pytest_asyncio.fixture
@@ -120,7 +127,7 @@ class Metrics:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._task: asyncio.Task[None] | None = None
-        self.cpu, self.memory = "250m", "100Mi"
+        self.cpu, self.memory = "250m", "300Mi"
 
     async def __aenter__(self) -> Metrics:
         self._task = asyncio.create_task(self._run())
@@ -176,19 +183,18 @@ async def fits(stage: Stage) -> bool:
 async def test_it_recommends_and_changes_nothing_and_then_writes_nothing(
     stage, kubelet, metrics, operator
 ):
-    process = operator()
-    await process.start()
+    await operator()
     await stage.client.create(WORKERPOOLS, sized(stage, "Recommend"))
     stage.enqueue(1, 30)
-    await eventually("cpu is recommended", lambda: cpu_request_of(stage, "310m"), 40)
+    await eventually("cpu is recommended", lambda: cpu_request_of(stage, "290m"), 40)
     found = await recommended(stage)
     assert found == {
-        "requests": {"cpu": "310m", "memory": "120Mi"},
-        "limits": {"memory": "128Mi"},
+        "requests": {"cpu": "290m", "memory": "368Mi"},
+        "limits": {"memory": "384Mi"},
     }
     status, reason, message = await stage.condition("RightSized")
     assert (status, reason) == ("False", "ResourcesDiffer")
-    assert "limits.memory 128Mi instead of 1024Mi" in message
+    assert "limits.memory 384Mi instead of 1024Mi" in message
     deployment = await stage.client.get(DEPLOYMENTS, stage.namespace, "mail")
     template = deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert template == TEMPLATE
@@ -197,21 +203,23 @@ async def test_it_recommends_and_changes_nothing_and_then_writes_nothing(
     before = (await stage.pool())["metadata"]["resourceVersion"]
     await asyncio.sleep(3)
     assert (await stage.pool())["metadata"]["resourceVersion"] == before
-    await process.stop()
 
 
 async def cpu_request_of(stage: Stage, value: str) -> bool:
     return (await recommended(stage)).get("requests", {}).get("cpu") == value
 
 
+async def cpu_asked_for(stage: Stage, value: str) -> bool:
+    return [resources["requests"]["cpu"] for resources in await given(stage)] == [value]
+
+
 async def test_pods_are_resized_in_place_new_ones_too_and_the_template_stays(
     stage, kubelet, metrics, operator
 ):
-    process = operator()
-    await process.start()
+    await operator()
     await stage.client.create(WORKERPOOLS, sized(stage, "InPlace"))
     stage.enqueue(2, 30)
-    wanted = {"requests": {"cpu": "310m", "memory": "120Mi"}, "limits": {"memory": "128Mi"}}
+    wanted = {"requests": {"cpu": "290m", "memory": "368Mi"}, "limits": {"memory": "384Mi"}}
 
     async def all_resized(count: int) -> bool:
         return await given(stage) == [wanted] * count
@@ -229,7 +237,6 @@ async def test_pods_are_resized_in_place_new_ones_too_and_the_template_stays(
     restarts = [p["status"]["containerStatuses"][0]["restartCount"] for p in await stage.pods()]
     assert restarts == [0, 0]
     assert "Resized" in await reasons_of_events(stage)
-    await process.stop()
 
 
 @pytest.mark.parametrize("answer", ["Deferred", "Infeasible"])
@@ -237,8 +244,7 @@ async def test_a_node_that_does_not_resize_is_not_asked_again_and_it_is_told(
     stage, kubelet, metrics, operator, answer
 ):
     kubelet.resize = answer
-    process = operator()
-    await process.start()
+    await operator()
     await stage.client.create(WORKERPOOLS, sized(stage, "InPlace"))
     stage.enqueue(1, 60)
 
@@ -247,10 +253,10 @@ async def test_a_node_that_does_not_resize_is_not_asked_again_and_it_is_told(
 
     await eventually("the condition says so", told, 40)
     assert "the hollow node says so" in (await stage.condition("RightSized"))[2]
-    await eventually("cpu is known, too", lambda: cpu_request_of(stage, "310m"), 40)
-    await asyncio.sleep(1.5)
+    await eventually("cpu is known, too", lambda: cpu_request_of(stage, "290m"), 40)
+    await eventually("and asked for", lambda: cpu_asked_for(stage, "290m"), 10)
     before = [pod["metadata"]["generation"] for pod in await stage.pods()]
-    await asyncio.sleep(3)
+    await asyncio.sleep(2.5)
     assert [pod["metadata"]["generation"] for pod in await stage.pods()] == before
     assert (await stage.condition("Ready"))[0] == "True"
     # Room is made: the kubelet does by itself what was asked for.
@@ -260,14 +266,12 @@ async def test_a_node_that_does_not_resize_is_not_asked_again_and_it_is_told(
         PODS, stage.namespace, pod["metadata"]["name"], {"metadata": {"annotations": {"a": "b"}}}
     )
     await eventually("it fits", lambda: fits(stage), 20)
-    await process.stop()
 
 
 async def test_a_kill_for_memory_raises_the_limit_once_and_shows_as_an_event(
     stage, kubelet, metrics, operator
 ):
-    process = operator(patience=3600)
-    await process.start()
+    process = await operator(patience=3600)
     await stage.client.create(WORKERPOOLS, sized(stage, "InPlace"))
     (name,) = await eventually("it runs", kubelet.pods)
     kubelet.out_of_memory(name)
@@ -289,33 +293,33 @@ async def test_a_kill_for_memory_raises_the_limit_once_and_shows_as_an_event(
     # A successor sees the same pod with the same past, and knows that it was dealt with.
     process.kill()
     await process.gone()
-    follower = operator(patience=3600)
-    await follower.start()
+    await operator(patience=3600)
     stage.enqueue(1, 0.1)
     await eventually("it is at work", lambda: stage.ledger().finished == 1)
     await asyncio.sleep(2)
     assert await raised() == "1280Mi"
-    await follower.stop()
 
 
 async def test_without_a_metrics_api_memory_is_known_from_the_workers(
     stage, kubelet, no_metrics, operator
 ):
-    process = operator()
-    await process.start()
+    await operator()
     await stage.client.create(WORKERPOOLS, sized(stage, "Recommend"))
     await eventually("memory is recommended", lambda: recommended(stage), 40)
+    await eventually("it is what they use", lambda: less_than_the_template(stage), 20)
     found = await recommended(stage)
     assert 30 <= int(found["limits"]["memory"].removesuffix("Mi")) <= 200
     assert found["requests"]["cpu"] == "1000m"  # the template's, for nothing is known
     assert "there is no metrics API" in (await stage.condition("RightSized"))[2]
     assert (await stage.condition("Ready"))[0] == "True"
-    await process.stop()
+
+
+async def less_than_the_template(stage: Stage) -> bool:
+    return (await recommended(stage))["requests"]["memory"] != TEMPLATE["requests"]["memory"]
 
 
 async def test_off_says_nothing_and_takes_back_what_was_said(stage, kubelet, metrics, operator):
-    process = operator()
-    await process.start()
+    await operator()
     await stage.client.create(WORKERPOOLS, sized(stage, "Recommend"))
     await eventually("memory is recommended", lambda: recommended(stage), 40)
     await stage.client.merge_patch(
@@ -326,4 +330,3 @@ async def test_off_says_nothing_and_takes_back_what_was_said(stage, kubelet, met
         return not await recommended(stage) and await stage.condition("RightSized") == ("", "", "")
 
     await eventually("nothing is said", silent, 20)
-    await process.stop()

@@ -176,7 +176,7 @@ class Recommender:
             before = held.value
             held.step(getattr(wanted, name), self.profile.watched, patience)
             self.raised = self.raised or held.value != before
-        if not self.raised and self.profile.watched < patience:
+        if not self.raised and (not wanted or self.profile.watched < patience):
             return NOTHING
         return consistent(
             plan,

@@ -393,8 +393,10 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
                 ],
             },
             [
-                "spec.rightSizing.mode: memory is left as it is, because the container's "
-                "resizePolicy would restart it, and its jobs with it"
+                (
+                    "spec.rightSizing.mode: memory is left as it is, because the container's "
+                    "resizePolicy would restart it, and its jobs with it"
+                )
             ],
         ),
         (

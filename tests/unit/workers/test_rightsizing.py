@@ -16,6 +16,7 @@ from engineroom.workers.rightsizing import (
     HEADROOM,
     LEAST_SAMPLES,
     MARGIN,
+    NOTHING,
     THRESHOLD,
     Amounts,
     Held,
@@ -44,7 +45,7 @@ def plan(resources: object = TEMPLATE, **spec: object) -> SizingPlan:
 class Watch:
     """A recommender and its time."""
 
-    def __init__(self, sizing: SizingPlan, published: Amounts = Amounts(), at: float = 0.0) -> None:
+    def __init__(self, sizing: SizingPlan, published: Amounts = NOTHING, at: float = 0.0) -> None:
         self.plan, self.at = sizing, at
         self.recommender = Recommender.begin(sizing, published, at)
 

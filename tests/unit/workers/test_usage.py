@@ -1,4 +1,4 @@
-"""What a pool's workers use, over time: percentiles, decay, peaks, and how little room they take."""
+"""What a pool's workers use, over time: percentiles, decay, peaks, and how little room it takes."""
 
 from __future__ import annotations
 
