@@ -181,7 +181,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
 
 def test_resizing_pods_is_a_right_of_its_own() -> None:
     role = named(render({"rightSizing": {"inPlace": False}}), "ClusterRole", "engineroom-operator")
-    assert not about([role], "pods/resize")
+    assert not list(about([role], "pods/resize"))
 
 
 @every_variant
