@@ -37,7 +37,8 @@ def burn(book: str, order: str, seconds: float) -> str:
 
 def gather(book: str, order: str, mebibytes: float) -> str:
     """As `fulfil` for ten seconds, with so much memory in use: what a job costs that collects."""
-    gathered = bytearray(b"." * int(mebibytes * 2**20))
+    gathered = bytearray(int(mebibytes * 2**20))
+    gathered[::1024] = bytes(b"." * len(gathered[::1024]))  # memory is given when it is touched
     fulfil(book, order, 10)
     return order if gathered else ""
 
