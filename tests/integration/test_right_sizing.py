@@ -14,7 +14,15 @@ import pytest_asyncio
 
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import CRDS, DEPLOYMENTS, EVENTS, POD_METRICS, PODS, WORKERPOOLS
+from engineroom.kube.resources import (
+    CRDS,
+    DEPLOYMENTS,
+    EVENTS,
+    POD_METRICS,
+    PODS,
+    WORKERPOOLS,
+    Resource,
+)
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer, redis_server
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from engineroom.kube.client import Client
     from tests.cluster.api import Cluster
 
+LIMIT_RANGES = Resource("", "v1", "limitranges", "LimitRange")
 METRICS_CRD = {
     "metadata": {
         "name": "pods.metrics.k8s.io",
@@ -330,3 +339,48 @@ async def test_off_says_nothing_and_takes_back_what_was_said(stage, kubelet, met
         return not await recommended(stage) and await stage.condition("RightSized") == ("", "", "")
 
     await eventually("nothing is said", silent, 20)
+
+
+async def test_what_the_api_server_refuses_is_told_and_not_tried_again_at_once(
+    stage, kubelet, metrics, operator
+):
+    await stage.client.create(
+        LIMIT_RANGES,
+        {
+            "metadata": {"namespace": stage.namespace, "name": "small"},
+            "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]},
+        },
+    )
+    metrics.memory = "2Gi"
+    # Request and limit alike: there is one thing to ask for, however much more is learned.
+    alike = {kind: {"memory": "1Gi"} for kind in ("requests", "limits")}
+    await operator(patience=3600)
+    await stage.client.create(WORKERPOOLS, sized(stage, "InPlace", alike))
+
+    async def refused() -> bool:
+        return (await stage.condition("RightSized"))[:2] == ("False", "ResizeRefused")
+
+    await eventually("the condition says so", refused, 30)
+    assert "maximum memory usage per Container is 1Gi" in (await stage.condition("RightSized"))[2]
+    assert await given(stage) == [alike]
+    assert (await stage.condition("Ready"))[0] == "True"
+    await stage.client.delete(LIMIT_RANGES, stage.namespace, "small")
+    await asyncio.sleep(1.5)
+    assert await given(stage) == [alike]
+
+
+async def test_a_container_that_would_be_restarted_is_left_alone(stage, kubelet, metrics, operator):
+    made = sized(stage, "InPlace")
+    made["spec"]["template"]["spec"]["containers"][0]["resizePolicy"] = [
+        {"resourceName": "memory", "restartPolicy": "RestartContainer"}
+    ]
+    metrics.memory = "2Gi"
+    await operator(patience=3600)
+    await stage.client.create(WORKERPOOLS, made)
+
+    async def left_alone() -> bool:
+        return (await stage.condition("RightSized"))[:2] == ("False", "ResizeNeedsRestart")
+
+    await eventually("the condition says so", left_alone, 30)
+    assert "memory of container app" in (await stage.condition("RightSized"))[2]
+    assert await given(stage) == [TEMPLATE]

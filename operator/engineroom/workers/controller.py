@@ -129,7 +129,7 @@ class WorkerPoolController:
             namespaces=context.namespaces,
         )
         context.queue.add_after(RESYNC_KEY, RESYNC)
-        context.queue.add_after(USE_KEY, interval)
+        context.queue.add(USE_KEY)
 
     async def stop(self) -> None:
         """Close the connections to Redis."""

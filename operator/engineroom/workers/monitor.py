@@ -149,6 +149,8 @@ class Monitor:
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
         #: Why there are no metrics; "" when there are.
         self._blind = ""
+        #: Whether that was ever found out; before, nothing is said that would be taken back.
+        self._asked = False
         self._metrics_due = float("-inf")
         self._version: tuple[float, bool] = (float("-inf"), False)
 
@@ -161,8 +163,9 @@ class Monitor:
             for pool in pools
             if pool.sizing is not None and (pods := self._pods.by_index(pool.key))
         ]
-        if watched:
+        if watched or not self._asked:
             usage = await self._usage()
+            self._asked = True
             at, now = self._clock.now().timestamp(), self._clock.monotonic()
             for pool, sizing, pods in watched:
                 self._fold(pool, sizing, pods, usage, at, now)
@@ -270,6 +273,8 @@ class Monitor:
             sizing.noted.clear()
         elif facts is not None:
             self.note(sizing, facts)
+        if not self._asked:
+            return None
         kills = self._kills(sizing, pods, facts)
         made = (sizing.recommender.profile.version, plan)
         if made != sizing.made:
