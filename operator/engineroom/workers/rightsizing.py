@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.v1alpha1.workerpool import RightSizingMode
@@ -34,6 +35,8 @@ LEAST_CPU: Final = 0.01
 LEAST_MEMORY: Final = 16.0 * 2**20
 
 _MEBI = 2**20
+
+Frozen = TypeVar("Frozen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Amounts:
                 found[name] = float(parse_quantity(value))
             except QuantityError:
                 continue
-        return cls(**found)
+        return shared(cls(**found))
 
 
 AMOUNTS: Final = tuple(part.name for part in fields(Amounts))
@@ -104,14 +107,27 @@ def sizing_plan(spec: RightSizing, resources: Mapping[str, Any] | None) -> Sizin
     def amount(bounds: Mapping[str, str | int], name: str, otherwise: float) -> float:
         return float(parse_quantity(bounds[name])) if name in bounds else otherwise
 
-    return SizingPlan(
-        mode=spec.mode,
-        template=Amounts.of(resources),
-        least_cpu=max(LEAST_CPU, amount(least, "cpu", LEAST_CPU)),
-        least_memory=max(LEAST_MEMORY, amount(least, "memory", LEAST_MEMORY)),
-        most_cpu=amount(most, "cpu", math.inf),
-        most_memory=amount(most, "memory", math.inf),
+    return shared(
+        SizingPlan(
+            mode=spec.mode,
+            template=Amounts.of(resources),
+            least_cpu=max(LEAST_CPU, amount(least, "cpu", LEAST_CPU)),
+            least_memory=max(LEAST_MEMORY, amount(least, "memory", LEAST_MEMORY)),
+            most_cpu=amount(most, "cpu", math.inf),
+            most_memory=amount(most, "memory", math.inf),
+        )
     )
+
+
+def shared(value: Frozen) -> Frozen:
+    """The first of all equal values: pools and pods have many of few kinds."""
+    first: Frozen = _first(value)
+    return first
+
+
+@lru_cache(maxsize=4096)
+def _first(value: Any) -> Any:
+    return value
 
 
 @dataclass(slots=True)

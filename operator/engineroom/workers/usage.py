@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -130,7 +129,8 @@ class Peak:
     def __init__(self, scale: Scale) -> None:
         self._scale = scale
         #: (time, bucket), buckets falling: the front is the largest that is not forgotten.
-        self._marks: deque[tuple[float, int]] = deque()
+        #: A list: there are few of them, and an empty deque takes as much room as sixty.
+        self._marks: list[tuple[float, int]] = []
 
     def add(self, value: float, at: float) -> None:
         """Take note of a value; smaller ones that came before it can never count again."""
@@ -151,7 +151,7 @@ class Peak:
 
     def _forget(self, at: float) -> None:
         while self._marks and self._marks[0][0] < at - PEAK_WINDOW:
-            self._marks.popleft()
+            del self._marks[0]
 
 
 @dataclass(frozen=True, slots=True)
