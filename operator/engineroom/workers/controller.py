@@ -152,6 +152,8 @@ class WorkerPoolController:
         if pool is None:
             return
         before, pool.sight = pool.sight, view
+        if view is None and pool.written and (before is None or before.uid == pool.written.uid):
+            pool.written = None  # deleted before the cache had told of our last write
         if view is None or before is None or not view.same_sight(before):
             self._context.queue.add(key)
 
