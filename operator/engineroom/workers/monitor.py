@@ -322,7 +322,7 @@ class Monitor:
                 told.append(f"{who} was killed for memory, without a limit of its own")
         return told
 
-    def _unknown(self, sizing: Sizing) -> Verdict:
+    def _unknown(self) -> Verdict:
         if self._blind:
             return "Unknown", reasons.METRICS_UNAVAILABLE, self._blind
         return (
@@ -334,7 +334,7 @@ class Monitor:
     def _compare(self, plan: SizingPlan, sizing: Sizing) -> Verdict:
         """Mode Recommend: whether the template is about what use suggests."""
         if not sizing.recommended:
-            return self._unknown(sizing)
+            return self._unknown()
         other = [
             name
             for name in AMOUNTS
@@ -360,7 +360,7 @@ class Monitor:
     async def _resize(self, pool: Pool, sizing: Sizing, pods: Sequence[PodView]) -> Verdict:
         """Mode InPlace: ask for what differs, and say what became of what was asked for."""
         if not sizing.recommended:
-            return self._unknown(sizing)
+            return self._unknown()
         if not await self._resizes():
             return (
                 "False",
