@@ -179,8 +179,9 @@ class Recommender:
         made = cls(template=plan.template, raised=bool(published))
         if published.memory_limit is not None:
             made.profile.inherit(published.memory_limit / HEADROOM, at)
-        start = published or plan.template
-        made.held = {name: Held(getattr(start, name)) for name in AMOUNTS}
+        for name in AMOUNTS:
+            said = getattr(published, name)
+            made.held[name] = Held(getattr(plan.template, name) if said is None else said)
         return made
 
     def step(self, plan: SizingPlan, at: float, patience: float) -> Amounts:
