@@ -430,6 +430,8 @@ def pools(settings: Settings) -> Controller:
     return WorkerPoolController(
         Runtime(settings.runtime_image, settings.runtime_image_pull_policy),
         settings.read_redis_url() or "",
+        use_interval=settings.use_interval,
+        use_patience=settings.use_patience,
     )
 
 

@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(
         default=20.0, ge=0, description="Seconds that running reconciles get to finish at the end."
     )
+    use_interval: float = Field(
+        default=30.0, ge=0.1, description="Seconds between looks at what workers use."
+    )
+    use_patience: float = Field(
+        default=3600.0,
+        ge=0,
+        description="Seconds of use to be watched before less than there is is recommended.",
+    )
     kubeconfig: Path | None = Field(
         default=None, description="Kubeconfig to use; empty: $KUBECONFIG, else the pod's own."
     )

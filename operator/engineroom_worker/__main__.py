@@ -44,10 +44,12 @@ def main() -> int:
         return _refuse(str(error))
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
 
+    from engineroom_worker import oom
     from engineroom_worker.metrics import Board, MetricsServer
     from engineroom_worker.supervisor import Supervisor
 
     board = Board(settings.workers)
+    oom.begin(board)
     try:
         server = MetricsServer(board, settings.pool, settings.metrics_port)
     except OSError as error:

@@ -34,6 +34,7 @@ _FIELDS = (
     "busy_seconds",
     "outages",
     "restarts",
+    "oom_kills",  # processes of the container killed for memory, as far as reported
     "looped",  # monotonic seconds of the last turn of the loop
 )
 _CELL = struct.Struct("d")
@@ -171,6 +172,13 @@ def render(board: Board, pool: str, now: float) -> str:
         "counter",
         "How often the supervisor started the worker anew.",
         each("restarts"),
+        _whole,
+    )
+    family(
+        "engineroom_worker_oom_kills_total",
+        "counter",
+        "Processes of the container killed for memory.",
+        [(base, max(board.get(slot, "oom_kills") for slot in slots))],
         _whole,
     )
     family(

@@ -30,7 +30,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
 from rq.worker import Worker
 
-from engineroom_worker import drain
+from engineroom_worker import drain, oom
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
 from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, resident_bytes
@@ -341,6 +341,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             horse = [self._horse_pid] if self._horse_pid else []
             fields["er_memory"] = resident_bytes(os.getpid(), *horse)
             self._board.set(self._slot, "memory", fields["er_memory"])
+            fields.update(oom.news(self._board, self._slot))
         if self._shutdown_requested_date is not None:
             fields["shutdown_requested_date"] = utcformat(self._shutdown_requested_date)
         return fields

@@ -41,7 +41,12 @@ def installation(node_cluster: Cluster) -> Installation:
     installation = Installation(node_cluster)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     installation.kube.apply("namespaces", None, namespace)
-    installation.upgrade({"redis": {"secretNamespaces": [NAMESPACE]}})
+    installation.upgrade(
+        {
+            "redis": {"secretNamespaces": [NAMESPACE]},
+            "rightSizing": {"intervalSeconds": 5},
+        }
+    )
     return installation
 
 

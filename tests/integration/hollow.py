@@ -38,6 +38,11 @@ class HollowKubelet:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
+        self._resources: dict[str, dict[str, Any]] = {}
+        self._restarts: dict[str, int] = {}
+        self._out_of_memory: dict[str, str] = {}
+        #: What it answers to a resize: "" grants it, else Deferred or Infeasible.
+        self.resize = ""
         self.trouble: list[BaseException] = []
 
     async def __aenter__(self) -> HollowKubelet:
@@ -64,6 +69,11 @@ class HollowKubelet:
     def kill(self, pod: str) -> None:
         """SIGKILL the pod's worker and all that it forked, as the kernel's OOM killer would."""
         os.killpg(self._processes[pod].pid, signal.SIGKILL)
+
+    def out_of_memory(self, pod: str) -> None:
+        """The same, and the pod's status says so."""
+        self._out_of_memory[pod] = _time()
+        self.kill(pod)
 
     def _start(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
@@ -132,7 +142,15 @@ class HollowKubelet:
             self._start(self._end(meta["name"], uid, meta.get("deletionGracePeriodSeconds") or 0))
         elif uid not in self._known and "deletionTimestamp" not in meta:
             self._known.add(uid)
+            self._resources[uid] = pod["spec"]["containers"][0].get("resources") or {}
             self._start(self._run(pod))
+        elif (
+            uid in self._restarts
+            and (wish := pod["spec"]["containers"][0].get("resources")) != self._resources[uid]
+        ):
+            if not self.resize:
+                self._resources[uid] = wish
+            self._start(self._status(meta["name"], uid, ready=True, resize=self.resize))
 
     async def _run(self, pod: dict[str, Any]) -> None:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
@@ -157,12 +175,14 @@ class HollowKubelet:
                 stderr=asyncio.subprocess.DEVNULL,
             )
             self._processes[name] = process
-            await self._status(name, uid, ready=True, restarts=restarts)
+            self._restarts[uid] = restarts
+            await self._status(name, uid, ready=True)
             await process.wait()
             if f"{uid}!" in self._known:
                 return
             restarts += 1
-            await self._status(name, uid, ready=False, restarts=restarts)
+            self._restarts[uid] = restarts
+            await self._status(name, uid, ready=False)
             await asyncio.sleep(0.2)
 
     async def _end(self, name: str, uid: str, grace: float) -> None:
@@ -178,23 +198,33 @@ class HollowKubelet:
         with contextlib.suppress(NotFound):
             await self._client.delete(PODS, self._namespace, name, uid=uid, grace_period=0)
 
-    async def _status(self, name: str, uid: str, *, ready: bool, restarts: int) -> None:
+    async def _status(self, name: str, uid: str, *, ready: bool, resize: str = "") -> None:
         now, word = _time(), "True" if ready else "False"
-        state = {"running": {"startedAt": now}} if ready else {"terminated": {"exitCode": 137}}
+        ended: dict[str, Any] = {"exitCode": 137, "reason": "Error", "finishedAt": now}
+        if name in self._out_of_memory:
+            ended |= {"reason": "OOMKilled", "finishedAt": self._out_of_memory[name]}
+        conditions = [
+            {"type": kind, "status": word, "lastTransitionTime": now}
+            for kind in ("Ready", "ContainersReady")
+        ]
+        if resize:
+            conditions.append(
+                {"type": "PodResizePending", "status": "True", "lastTransitionTime": now}
+                | {"reason": resize, "message": "the hollow node says so"}
+            )
         status = {
             "phase": "Running",
-            "conditions": [
-                {"type": kind, "status": word, "lastTransitionTime": now}
-                for kind in ("Ready", "ContainersReady")
-            ],
+            "conditions": conditions,
             "containerStatuses": [
                 {
                     "name": "app",
                     "image": "none",
                     "imageID": "none",
                     "ready": ready,
-                    "restartCount": restarts,
-                    "state": state,
+                    "restartCount": self._restarts[uid],
+                    "state": {"running": {"startedAt": now}} if ready else {"terminated": ended},
+                    "lastState": {"terminated": ended} if self._restarts[uid] else {},
+                    "resources": self._resources[uid],
                 }
             ],
         }

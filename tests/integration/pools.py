@@ -50,9 +50,13 @@ def pool(namespace: str, name: str = "mail", **spec: Any) -> dict[str, Any]:
 class OperatorProcess:
     """The operator as its image runs it, to be started and killed at will."""
 
-    def __init__(self, kubeconfig: Path, redis_url: str, namespace: str) -> None:
+    def __init__(
+        self, kubeconfig: Path, redis_url: str, namespace: str, **settings: object
+    ) -> None:
+        more = {f"ENGINEROOM_{name.upper()}": str(value) for name, value in settings.items()}
         self._environment = {
             **os.environ,
+            **more,
             "PYTHONPATH": str(ROOT / "operator"),
             "KUBECONFIG": str(kubeconfig),
             "ENGINEROOM_REDIS_URL": redis_url,

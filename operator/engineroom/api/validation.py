@@ -451,10 +451,22 @@ def _warnings(spec: dict[str, Any]) -> Iterator[str]:
                 f"spec.autoscaling.schedules[{index}].minReplicas: {size} is not more than "
                 f"minReplicas ({least}), so the schedule changes nothing"
             )
-    sizing = _map(spec.get("rightSizing"))
-    if sizing.get("mode") == "InPlace" or sizing.keys() & {"minAllowed", "maxAllowed"}:
-        yield "spec.rightSizing: not acted on yet; the resources of the template stay as they are"
+    if _map(spec.get("rightSizing")).get("mode") == "InPlace":
+        yield from _restarts(_map(_map(spec.get("template")).get("spec")).get("containers"))
     yield from pod_template.warnings(_map(spec.get("template")))
+
+
+def _restarts(containers: object) -> Iterator[str]:
+    """What InPlace leaves alone in the container that runs the workers."""
+    known = [_map(c) for c in containers] if isinstance(containers, list) else []
+    worker = next((c for c in known if c.get("name") == "worker"), known[0] if known else {})
+    policies = worker.get("resizePolicy")
+    for policy in policies if isinstance(policies, list) else ():
+        if _map(policy).get("restartPolicy") == "RestartContainer":
+            yield (
+                f"spec.rightSizing.mode: {_map(policy).get('resourceName')} is left as it is, "
+                "because the container's resizePolicy would restart it, and its jobs with it"
+            )
 
 
 def _translated(error: ValidationError) -> list[Problem]:

@@ -59,6 +59,20 @@ WORKER_LOST: Final = "WorkerLost"
 WORKER_OUT_OF_MEMORY: Final = "WorkerOutOfMemory"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 
+# Right-sizing.
+MEASURING_USE: Final = "MeasuringUse"
+METRICS_UNAVAILABLE: Final = "MetricsUnavailable"
+RESOURCES_FIT: Final = "ResourcesFit"
+RESOURCES_DIFFER: Final = "ResourcesDiffer"
+RESIZED: Final = "Resized"
+RESIZING: Final = "Resizing"
+RESIZE_DEFERRED: Final = "ResizeDeferred"
+RESIZE_INFEASIBLE: Final = "ResizeInfeasible"
+RESIZE_FAILED: Final = "ResizeFailed"
+RESIZE_REFUSED: Final = "ResizeRefused"
+RESIZE_NEEDS_RESTART: Final = "ResizeNeedsRestart"
+RESIZE_UNSUPPORTED: Final = "ResizeUnsupported"
+
 # The cluster.
 APPLY_REFUSED: Final = "ApplyRefused"
 
@@ -98,7 +112,19 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     JOB_POISONED: "A job took its worker down too often and was set aside.",
     DEAD_LETTERS_DROPPED: "The oldest failed jobs beyond deadLetter.maxJobs were dropped.",
     WORKER_LOST: "A worker died with a job in hand.",
-    WORKER_OUT_OF_MEMORY: "A worker was killed for memory; raise its limit.",
+    WORKER_OUT_OF_MEMORY: "A worker was killed for memory; more is recommended from now on.",
     DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
+    MEASURING_USE: "Too little of the workers' use was seen to recommend resources.",
+    METRICS_UNAVAILABLE: "There is no metrics API that answers; of CPU nothing is known.",
+    RESOURCES_FIT: "Requests and limits are what the workers' use suggests, give or take a tenth.",
+    RESOURCES_DIFFER: "Use suggests other requests or limits; see status.recommendedResources.",
+    RESIZED: "Pods were asked to take on the recommended resources, without a restart.",
+    RESIZING: "The kubelet is changing the resources of pods.",
+    RESIZE_DEFERRED: "A pod's node has no room for the recommended resources now; it waits.",
+    RESIZE_INFEASIBLE: "A pod's node can never give the recommended resources; see maxAllowed.",
+    RESIZE_FAILED: "The kubelet could not change a pod's resources yet and tries again.",
+    RESIZE_REFUSED: "The API server refuses to resize a pod; the message is its own.",
+    RESIZE_NEEDS_RESTART: "A container asks to be restarted for a resize, so it is left alone.",
+    RESIZE_UNSUPPORTED: "This Kubernetes is too old to resize pods in place.",
     APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",
 }

@@ -58,6 +58,7 @@ class Resource:
 WORKERPOOLS = Resource(GROUP, VERSION, "workerpools", "WorkerPool")
 
 PODS = Resource("", "v1", "pods", "Pod")
+POD_METRICS = Resource("metrics.k8s.io", "v1beta1", "pods", "PodMetrics")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICES = Resource("", "v1", "services", "Service")

@@ -89,6 +89,9 @@ class WorkerFacts:
     birth: float | None = None
     memory: int = 0
     version: str = ""
+    #: When a process of its pod was last killed for memory, and the limit then in bytes (0: none).
+    killed_at: float | None = None
+    killed_limit: int = 0
 
     @property
     def busy(self) -> bool:
@@ -236,6 +239,7 @@ _STATS = ("finished", "failed", "busy_ms", "wait_ms")
 _WORKER = (
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
+    "er_oom_at", "er_oom_limit",
 )  # fmt: skip
 #: One of these is there as long as anything waits, runs or is scheduled.
 _LIVE_KEYS = (keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.settle)
@@ -313,6 +317,8 @@ def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
         birth=_time(row[10]),
         memory=int(text[11] or 0),
         version=text[12],
+        killed_at=float(text[13]) if text[13] else None,
+        killed_limit=int(text[14] or 0),
     )
 
 

@@ -31,6 +31,7 @@ from engineroom.workers.leave import (
     unaccounted,
 )
 from engineroom.workers.links import Address, Link, Links, Secrets, reason_of
+from engineroom.workers.monitor import Monitor
 from engineroom.workers.pace import Pace
 from engineroom.workers.plan import Plan, plan_of
 from engineroom.workers.pool import NEVER, Pool
@@ -65,6 +66,10 @@ PODS_TOGETHER = 0.05
 RESYNC = 10.0
 #: A key of the queue that is no pool: the look at all idle pools at once.
 RESYNC_KEY = "resync"
+#: Another: what all pools' workers use.
+USE_KEY = "use"
+#: Seconds between rounds of that, and how much must have been watched before less is recommended.
+USE_INTERVAL, USE_PATIENCE = 30.0, 3600.0
 
 
 class WorkerPoolController:
@@ -72,9 +77,17 @@ class WorkerPoolController:
 
     kind = WORKERPOOLS
 
-    def __init__(self, runtime: Runtime, redis_url: str) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        redis_url: str,
+        *,
+        use_interval: float = USE_INTERVAL,
+        use_patience: float = USE_PATIENCE,
+    ) -> None:
         self._runtime = runtime
         self._redis_url = redis_url
+        self._use = (use_interval, use_patience)
         self._pools: dict[str, Pool] = {}
         self._pace = Pace(STATUS_FIGURES_GAP)
         self._context: Context
@@ -82,6 +95,7 @@ class WorkerPoolController:
         self._pods: Informer[PodView]
         self._secrets: Secrets
         self._links: Links
+        self._monitor: Monitor
 
     # -- what happens outside --------------------------------------------------------------------
 
@@ -104,7 +118,18 @@ class WorkerPoolController:
         )
         self._secrets = Secrets(context.client, context.clock)
         self._links = Links(context.clock, on_queue=self._pushed, on_turn=self._link_turned)
+        interval, patience = self._use
+        self._monitor = Monitor(
+            context.client,
+            context.recorder,
+            context.clock,
+            self._pods,
+            interval=interval,
+            patience=patience,
+            namespaces=context.namespaces,
+        )
         context.queue.add_after(RESYNC_KEY, RESYNC)
+        context.queue.add(USE_KEY)
 
     async def stop(self) -> None:
         """Close the connections to Redis."""
@@ -127,6 +152,8 @@ class WorkerPoolController:
         if pool is None:
             return
         before, pool.sight = pool.sight, view
+        if view is None and pool.written and (before is None or before.uid == pool.written.uid):
+            pool.written = None  # deleted before the cache had told of our last write
         if view is None or before is None or not view.same_sight(before):
             self._context.queue.add(key)
 
@@ -155,6 +182,8 @@ class WorkerPoolController:
         """Make the pool as its spec says; returns the seconds until to look again."""
         if key == RESYNC_KEY:
             return await self._resync()
+        if key == USE_KEY:
+            return await self._monitor.round(self._pools.values())
         record = self._context.store.get(key)
         if record is None or record.deleting:
             return None
@@ -207,6 +236,7 @@ class WorkerPoolController:
                 return None
             apply_trouble = (reasons.APPLY_REFUSED, str(error)[:1024])
 
+        sized = await self._monitor.settle(pool, plan.right_sizing, old, pods, facts)
         seen = Seen(
             generation=pool.generation,
             now=self._context.clock.now(),
@@ -220,6 +250,7 @@ class WorkerPoolController:
             scaled=pool.scaled,
             redis_trouble=redis_trouble,
             apply_trouble=apply_trouble,
+            sized=sized,
         )
         pool.scaled = False
         waits = [await self._tell(pool, old, pool_status(pool.name, plan, old, seen))]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans
+from engineroom.workers.objects import worker_container
+from engineroom.workers.rightsizing import SizingPlan, sizing_plan
 
 if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
@@ -58,6 +60,7 @@ class Plan:
     redis_secret: tuple[str, str] | None
     redis_ca_secret: tuple[str, str] | None
     redis_insecure: bool
+    right_sizing: SizingPlan
 
 
 def plan_of(pool: WorkerPool) -> Plan:
@@ -100,4 +103,8 @@ def plan_of(pool: WorkerPool) -> Plan:
         redis_secret=(redis.url_secret_ref.name, redis.url_secret_ref.key) if redis else None,
         redis_ca_secret=(ca.name, ca.key) if ca else None,
         redis_insecure=bool(tls and tls.insecure_skip_verify),
+        right_sizing=sizing_plan(
+            spec.right_sizing,
+            worker_container(spec.template["spec"]["containers"]).get("resources"),
+        ),
     )

@@ -13,6 +13,7 @@ from engineroom.workers.demand import Memory
 if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.workers.links import Address, Link
+    from engineroom.workers.monitor import Sizing
     from engineroom.workers.plan import Plan
     from engineroom.workers.views import DeploymentView
 
@@ -55,6 +56,8 @@ class Pool:
     scaled: bool = False
     #: (Unix seconds, jobs ended in all) of the last minute.
     ended: tuple[tuple[float, int], ...] = ()
+    #: What its workers use; None until it had a pod.
+    sizing: Sizing | None = None
 
     @property
     def key(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.v1alpha1.workerpool import Pause
+from engineroom.api.v1alpha1.workerpool import Pause, RightSizingMode
 from engineroom.core import reasons
-from engineroom.core.conditions import set_condition
+from engineroom.core.conditions import find, remove_condition, set_condition
 from engineroom.workers.objects import selector
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engineroom.core.errors import InvalidSpecError
     from engineroom.queue.observe import PoolFacts
     from engineroom.workers.decide import Decision
+    from engineroom.workers.monitor import Sized
     from engineroom.workers.plan import Plan
     from engineroom.workers.views import DeploymentView, PodView
 
@@ -40,6 +41,8 @@ class Seen:
     #: (reason, message) of each thing that is wrong; see the functions below.
     redis_trouble: tuple[str, str] | None = None
     apply_trouble: tuple[str, str] | None = None
+    #: What the workers' use suggests; None when nothing new is known of it.
+    sized: Sized | None = None
 
 
 def invalid_status(
@@ -75,9 +78,20 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> St
     scaled = _time(seen.now) if seen.scaled else old.get("lastScaleTime")
     if scaled:
         status["lastScaleTime"] = scaled
-    if old.get("recommendedResources"):
-        status["recommendedResources"] = old["recommendedResources"]
+    status |= _sizes(plan, old, seen)
     return status
+
+
+def _sizes(plan: Plan, old: Mapping[str, Any], seen: Seen) -> Status:
+    """What use suggests; while nothing is known, what was said before."""
+    if plan.right_sizing.mode is RightSizingMode.OFF:
+        return {}
+    recommended, last_kill = old.get("recommendedResources"), old.get("lastOutOfMemoryTime")
+    if seen.sized is not None:
+        recommended = seen.sized.recommended or recommended
+        last_kill = seen.sized.last_kill or last_kill
+    said = {"recommendedResources": recommended, "lastOutOfMemoryTime": last_kill}
+    return {key: value for key, value in said.items() if value}
 
 
 def _plain(old: Mapping[str, Any]) -> Status:
@@ -121,8 +135,21 @@ def _conditions(plan: Plan, old: Mapping[str, Any], seen: Seen) -> list[Status]:
         conditions = set_condition(
             conditions, kind, value, reason, message, seen.generation, seen.now
         )
-    return conditions
+    if plan.right_sizing.mode is RightSizingMode.OFF:
+        return remove_condition(conditions, RIGHT_SIZED)
+    known = find(conditions, RIGHT_SIZED)
+    if seen.sized is not None:
+        verdict = seen.sized.verdict
+    elif known is not None:
+        verdict = known["status"], known["reason"], known["message"]
+    else:
+        # A pool that never had a pod has nothing to be sized.
+        return conditions
+    return set_condition(conditions, RIGHT_SIZED, *verdict, seen.generation, seen.now)
 
+
+#: Whether requests and limits are what the workers' use suggests.
+RIGHT_SIZED = "RightSized"
 
 Verdict = tuple[str, str, str]
 

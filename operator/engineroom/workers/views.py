@@ -12,6 +12,7 @@ from engineroom.api import (
     ANNOTATION_TEMPLATE_HASH,
     LABEL_POOL,
 )
+from engineroom.workers.resizing import Container, container_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,6 +80,8 @@ class PodView:
     protected: bool = False
     #: Whether it has a node.
     scheduled: bool = True
+    #: The container that runs the workers, as far as its resources go.
+    worker: Container | None = None
 
     @property
     def present(self) -> bool:
@@ -140,6 +143,7 @@ def pod_view(obj: Mapping[str, Any]) -> PodView:
         trouble=_trouble(statuses),
         protected=annotations.get(SAFE_TO_EVICT) == "false",
         scheduled=bool((obj.get("spec") or {}).get("nodeName")),
+        worker=container_of(obj),
     )
 
 

@@ -386,8 +386,18 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
             ["spec.queues[0].priority: has no effect unless dequeueStrategy is Priority"],
         ),
         (
-            {"spec.rightSizing": {"mode": "InPlace"}},
-            ["spec.rightSizing: not acted on yet; the resources of the template stay as they are"],
+            {
+                "spec.rightSizing": {"mode": "InPlace"},
+                f"{CONTAINER}.resizePolicy": [
+                    {"resourceName": "memory", "restartPolicy": "RestartContainer"}
+                ],
+            },
+            [
+                (
+                    "spec.rightSizing.mode: memory is left as it is, because the container's "
+                    "resizePolicy would restart it, and its jobs with it"
+                )
+            ],
         ),
         (
             {f"{CONTAINER}.livenessProbe": {"exec": {"command": ["true"]}}},

@@ -154,8 +154,14 @@ def test_secrets_are_never_listed_and_never_read_across_the_cluster(values: Obje
 def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
     objects = render()
     role = named(objects, "ClusterRole", "engineroom-operator")
-    found = {resource: set(rule["verbs"]) for rule in rules(role) for resource in rule["resources"]}
+    found = {
+        "metrics" if rule["apiGroups"] == ["metrics.k8s.io"] else resource: set(rule["verbs"])
+        for rule in rules(role)
+        for resource in rule["resources"]
+    }
     assert found == {
+        "metrics": {"list"},
+        "pods/resize": {"patch"},
         "workerpools": {"get", "list", "watch"},
         "workerpools/status": {"patch"},
         "workerpools/finalizers": {"update"},
@@ -171,6 +177,11 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
     same = named(render({"watchNamespaces": ["shop"]}), "Role", "engineroom-operator")
     assert same["metadata"]["namespace"] == "shop"
     assert rules(same) == rules(role)
+
+
+def test_resizing_pods_is_a_right_of_its_own() -> None:
+    role = named(render({"rightSizing": {"inPlace": False}}), "ClusterRole", "engineroom-operator")
+    assert not list(about([role], "pods/resize"))
 
 
 @every_variant

@@ -213,10 +213,12 @@ class DeadLetter(Model):
 
 
 class RightSizing(Model):
-    """Recommended requests and limits from what the workers really use: not acted on yet."""
+    """Requests and limits from what the workers really use."""
 
     mode: RightSizingMode = Field(
-        default=RightSizingMode.RECOMMEND, description="Off, Recommend or InPlace."
+        default=RightSizingMode.RECOMMEND,
+        description="Off; Recommend: status.recommendedResources says what use suggests; InPlace: "
+        "running pods are given that, too, without a restart.",
     )
     min_allowed: dict[str, str | int] | None = Field(
         default=None,
@@ -280,7 +282,7 @@ class WorkerPoolSpec(Model):
     dead_letter: DeadLetter = Field(default=DeadLetter(), description="How failed jobs are kept.")
     right_sizing: RightSizing = Field(
         default=RightSizing(),
-        description="Recommended resources of the workers; checked, and not acted on yet.",
+        description="Requests and limits from what the workers really use.",
     )
     metric_outage: MetricOutage = Field(
         default=MetricOutage(), description="The size while Redis cannot be measured."
@@ -340,10 +342,15 @@ class WorkerPoolStatus(Model):
         description="Requests and limits that the workers' use suggests.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
+    last_out_of_memory_time: str | None = Field(
+        default=None,
+        description="When a worker was last killed for memory (RFC 3339).",
+        json_schema_extra={"format": "date-time"},
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Ready, Reconciling, Stalled, RedisReachable, ScalingActive, ScalingLimited, "
-        "Draining.",
+        "Draining, RightSized.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
