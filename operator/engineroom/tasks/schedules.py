@@ -135,7 +135,7 @@ def declare(
     kept = {schedule.name for schedule in declared}
     left_out = sorted({text(each) for each in names} - kept)
     commands += [_REMOVE.words(*_removal(name, owner)) for name in left_out]
-    if declared and text(known) != installation:
+    if declared and (known is None or text(known) != installation):
         commands.append(["HSET", OWNERS, owner, installation])
     elif not declared and known is not None:
         commands.append(["HDEL", OWNERS, owner])

@@ -393,7 +393,6 @@ async def test_one_that_leads_and_one_that_stands_by_tick_once_and_in_time_when_
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
     assert Counter(job.partition("-")[0] for job in waiting(redis)) == dict.fromkeys(due, 1)
-    assert leads.fired + stands_by.fired == count
     # While both were there, the one that stands by had nothing to do.
     assert leads.fired >= count // 2 - 10
     late = lateness(redis, due)

@@ -13,7 +13,7 @@ FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 #: RFC 3339 with the offset from UTC; seconds may be left out.
 AT_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[-+][0-9]{2}:[0-9]{2})$"
-_ANY = {"x-kubernetes-preserve-unknown-fields": True}
+_ANY: Any = {"x-kubernetes-preserve-unknown-fields": True}
 
 
 class Missed(StrEnum):

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from engineroom.api.v1alpha1.jobschedule import JobSchedule, JobScheduleStatus
+from engineroom.api.v1alpha1.jobschedule import (  # noqa: TC001 - pydantic needs them at run time
+    JobSchedule,
+    JobScheduleStatus,
+)
 from engineroom.api.v1alpha1.types import Duration, Model, ObjectName, SecretKeyRef
 
 KIND = "WorkerPool"
