@@ -409,7 +409,8 @@ class AsyncScheduler:
             if made:
                 self.late = self._clock.now().timestamp() - float(part[0].expected)
         self.fired += fired
-        return fired, self._clock.now().timestamp() if found else head
+        # More may have become due meanwhile.
+        return fired, self._clock.now().timestamp() - self._behind() if found else head
 
     async def run(self) -> None:
         """Until cancelled; waits through outages of Redis."""

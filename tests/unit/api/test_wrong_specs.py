@@ -589,8 +589,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
                 "2026-03-01T08:00:00+01:00 or ...Z"
             ),
             (
-                'spec.schedules[0].at: "2026-02-30T08:00:00Z" is no time that exists; correct the day '
-                "or hour"
+                'spec.schedules[0].at: "2026-02-30T08:00:00Z" is no time that exists; correct '
+                "the day or hour"
             ),
             "spec.schedules[0].jitter: is set beside at; remove it",
         ],
@@ -603,8 +603,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         [
             (
-                "spec.schedules[0].args: and kwargs have 9018 bytes of JSON, more than 8192; store the "
-                "data elsewhere and pass its key"
+                "spec.schedules[0].args: and kwargs have 9018 bytes of JSON, more than 8192; store "
+                "the data elsewhere and pass its key"
             )
         ],
     ),
@@ -612,8 +612,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"spec.schedules": [{"name": "a", "every": "1h", "function": "a.b"}] * 2},
         [
             (
-                'spec.schedules[1].name: "a" is already the name of spec.schedules[0]; give each item '
-                "a name of its own"
+                'spec.schedules[1].name: "a" is already the name of spec.schedules[0]; give each '
+                "item a name of its own"
             )
         ],
     ),
