@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from redis import Redis
 
 from engineroom.kube.errors import Invalid
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.kube.resources import SECRETS, WORKERPOOLS
 from engineroom.tasks import Every, Schedule, Task, Tasks
 from engineroom.tasks.schedules import OWNERS
 from tests.integration.hollow import HollowKubelet
@@ -157,6 +159,24 @@ async def test_a_restart_writes_nothing_and_finds_what_went_meanwhile(
     await eventually("only mail's is left", lambda: names(stage) == ["mail_daily"])
     owners = {f"{namespace}/mail".encode(), f"{namespace}/elsewhere".encode()}
     await eventually("no other owner is left", lambda: set(stage.redis.hkeys(OWNERS)) == owners)
+
+
+async def test_schedules_move_with_their_pool_to_another_redis_and_off_a_dead_one(
+    stage: Stage, client: Client, namespace: str, operator: OperatorProcess
+) -> None:
+    with redis_server() as other, Redis(port=other.port) as there:
+        url = base64.b64encode(other.url.encode()).decode()
+        secret = {"metadata": {"namespace": namespace, "name": "other"}, "data": {"url": url}}
+        await client.create(SECRETS, secret)
+        await client.create(WORKERPOOLS, pool(namespace, schedules=[DAILY]))
+        await eventually("it stands here", lambda: names(stage) == ["mail_daily"])
+        moved = {"redis": {"urlSecretRef": {"name": "other", "key": "url"}}}
+        await client.merge_patch(WORKERPOOLS, namespace, "mail", {"spec": moved})
+        await eventually("it stands there", lambda: len(Tasks(there).schedules()) == 1)
+        await eventually("and not here", lambda: names(stage) == [])
+        other.stop()
+        await client.merge_patch(WORKERPOOLS, namespace, "mail", {"spec": {"redis": None}})
+        await eventually("it stands here again", lambda: names(stage) == ["mail_daily"])
 
 
 @pytest.mark.parametrize(
