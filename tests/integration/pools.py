@@ -50,7 +50,7 @@ def pool(namespace: str, name: str = "mail", **spec: Any) -> dict[str, Any]:
 class OperatorProcess:
     """The operator as its image runs it, to be started and killed at will."""
 
-    def __init__(self, kubeconfig: Path, redis_url: str, namespace: str) -> None:
+    def __init__(self, kubeconfig: Path, redis_url: str, namespace: str, **settings: str) -> None:
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT / "operator"),
@@ -61,6 +61,7 @@ class OperatorProcess:
             "ENGINEROOM_METRICS_PORT": "",
             "ENGINEROOM_PROBE_PORT": "",
             "ENGINEROOM_LOG_FORMAT": "json",
+            **settings,
         }
         handle, name = tempfile.mkstemp(prefix="operator-", suffix=".log")
         os.close(handle)
