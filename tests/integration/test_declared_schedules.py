@@ -198,7 +198,7 @@ async def test_one_that_does_not_lead_makes_the_jobs_that_nobody_else_makes(
     Tasks(stage.redis).put_schedule(Schedule("a", once, Task("a.b", queue="nobody")))
     stands_by = OperatorProcess(
         control_plane.kubeconfig, redis.url, namespace,
-        ENGINEROOM_LEADER_ELECTION="true", ENGINEROOM_LEASE_NAMESPACE=namespace,
+        leader_election=True, lease_namespace=namespace,
     )  # fmt: skip
     await stands_by.start()
     await eventually("the job is there", lambda: stage.redis.llen("rq:queue:nobody") == 1, 40)
