@@ -65,6 +65,7 @@ class OperatorProcess:
             "ENGINEROOM_METRICS_PORT": "",
             "ENGINEROOM_PROBE_PORT": "",
             "ENGINEROOM_LOG_FORMAT": "json",
+            **more,
         }
         handle, name = tempfile.mkstemp(prefix="operator-", suffix=".log")
         os.close(handle)

@@ -9,6 +9,7 @@ from engineroom.tasks.errors import (
     NotFailedError,
     NothingMatchesError,
     ScheduleNotFoundError,
+    ScheduleOwnedError,
     TaskError,
     TasksUnavailableError,
     TaskTooLargeError,
@@ -18,11 +19,12 @@ from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
-from engineroom.tasks.schedules import Schedule, Scheduler
+from engineroom.tasks.schedules import AsyncScheduler, Schedule, Scheduler
 from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
 
 __all__ = [
+    "AsyncScheduler",
     "AsyncTasks",
     "Attempt",
     "Cron",
@@ -49,6 +51,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "ScheduleNotFoundError",
+    "ScheduleOwnedError",
     "Scheduler",
     "Task",
     "TaskError",

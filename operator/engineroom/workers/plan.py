@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans
+from engineroom.workers.declared import JobPlan, job_plans
 from engineroom.workers.objects import worker_container
 from engineroom.workers.rightsizing import SizingPlan, sizing_plan
 
@@ -61,6 +62,8 @@ class Plan:
     redis_ca_secret: tuple[str, str] | None
     redis_insecure: bool
     right_sizing: SizingPlan
+    #: Jobs that are enqueued by the clock.
+    jobs: tuple[JobPlan, ...] = ()
 
 
 def plan_of(pool: WorkerPool) -> Plan:
@@ -107,4 +110,5 @@ def plan_of(pool: WorkerPool) -> Plan:
             spec.right_sizing,
             worker_container(spec.template["spec"]["containers"]).get("resources"),
         ),
+        jobs=job_plans(spec),
     )
