@@ -1,13 +1,17 @@
 """Putting work on queues, and seeing and steering it; RQ underneath, compatible both ways."""
 
 from engineroom.tasks.client import AsyncTasks, Tasks
+from engineroom.tasks.dependents import Canceled
 from engineroom.tasks.enqueue import Enqueued
 from engineroom.tasks.errors import (
     InvalidTaskError,
+    JobEndedError,
     JobExistsError,
+    JobNotFoundError,
     NotConfirmedError,
     NotFailedError,
     NothingMatchesError,
+    ParentCanceledError,
     ScheduleNotFoundError,
     TaskError,
     TasksUnavailableError,
@@ -15,24 +19,38 @@ from engineroom.tasks.errors import (
     UnknownQueueError,
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.flows import EnqueuedFlow, Flow, chain, fan_in, graph, group, parents
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
 from engineroom.tasks.schedules import Schedule, Scheduler
-from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
+from engineroom.tasks.task import (
+    Callback,
+    JSONSerializer,
+    PickleSerializer,
+    Retry,
+    Task,
+    Unique,
+)
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
 
 __all__ = [
     "AsyncTasks",
     "Attempt",
+    "Callback",
+    "Canceled",
     "Cron",
     "Enqueued",
+    "EnqueuedFlow",
     "Every",
     "Failure",
     "FailureCategory",
+    "Flow",
     "InvalidTaskError",
     "JSONSerializer",
+    "JobEndedError",
     "JobExistsError",
+    "JobNotFoundError",
     "JobResult",
     "Missed",
     "NotConfirmedError",
@@ -40,6 +58,7 @@ __all__ = [
     "NothingMatchesError",
     "Once",
     "Page",
+    "ParentCanceledError",
     "PickleSerializer",
     "Progress",
     "QueueCounts",
@@ -58,6 +77,11 @@ __all__ = [
     "Unique",
     "UnknownQueueError",
     "Where",
+    "chain",
+    "fan_in",
+    "graph",
+    "group",
+    "parents",
     "reporter",
     "retrying",
 ]
