@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis
-from rq import SimpleWorker
 
 from engineroom.queue import keys
 from engineroom.tasks import Task, Tasks
 from tests.integration.tasks import mortal
+from tests.integration.tasks.conftest import Deaf
 from tests.integration.tasks.mortal import SIDES
 from tests.integration.tasks.work import second_time
 
@@ -37,16 +37,6 @@ FORKS = multiprocessing.get_context("forkserver")
 @pytest.fixture(scope="module", autouse=True)
 def _imported_once() -> None:
     FORKS.set_forkserver_preload(["tests.integration.tasks.mortal"])
-
-
-class Deaf(SimpleWorker):  # type: ignore[misc]
-    """RQ's worker without its ear for commands, whose thread takes a moment to end."""
-
-    def subscribe(self) -> None:
-        pass
-
-    def unsubscribe(self) -> None:
-        pass
 
 
 class Story:
