@@ -156,9 +156,9 @@ class Tasks(_Shared):
     def empty_queue(self, name: str, *, confirm: str) -> int:
         """Delete the jobs that wait now; ``confirm`` is the name again.
 
-        Raises NotConfirmedError.
+        What hangs on them is cancelled. Raises NotConfirmedError.
         """
-        return run(self.redis, queues.empty(name, confirm))
+        return run(self.redis, queues.empty(name, confirm, self.clock.now()))
 
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
@@ -289,7 +289,7 @@ class AsyncTasks(_Shared):
 
     async def empty_queue(self, name: str, *, confirm: str) -> int:
         """See Tasks.empty_queue."""
-        return await run_async(self.redis, queues.empty(name, confirm))
+        return await run_async(self.redis, queues.empty(name, confirm, self.clock.now()))
 
     async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """See Tasks.move_jobs."""

@@ -291,6 +291,8 @@ def prepare(scenario: str, redis: Redis) -> None:
     tasks = Tasks(redis)
     if scenario in ("move", "empty"):
         tasks.enqueue_many([Task(count, (f"plain-{at}",)) for at in range(5)])
+    if scenario == "empty":
+        tasks.enqueue_flow(chain(*[Task(count, ("plain-flow",))] * 3), flow_id="emptied")
     if scenario == "cancel":
         parts = [Task(count, (f"plain-{at}",)) for at in range(4)]
         tasks.enqueue_flow(chain(parts[0], parts[1], group(*parts[2:])), flow_id="f")

@@ -242,13 +242,17 @@ def test_moving(story: Story, database: psycopg.Connection[Any]) -> None:
 @lives("empty")
 def test_emptying(story: Story, database: psycopg.Connection[Any]) -> None:
     for at, side in story.deaths(database):
-        waiting = {
-            f"rq:job:{each.decode()}" for each in story.redis.lrange("rq:queue:default", 0, -1)
-        }
-        assert {each.decode() for each in story.redis.scan_iter("rq:job:*")} == waiting
+        here = {f"rq:job:{each.decode()}" for each in story.redis.lrange("rq:queue:default", 0, -1)}
+        kept = {f"rq:job:emptied-{each}" for each in (1, 2)}
+        jobs = {each.decode() for each in story.redis.scan_iter("rq:job:*", _type="hash")}
+        # A job and its place go together.
+        assert jobs == here | kept, (at, side)
         if at >= 0:
             story.live()
-        assert list(story.redis.scan_iter("rq:job:*")) == []
+        assert {each.decode() for each in story.redis.scan_iter("rq:job:*", _type="hash")} == kept
+        # What hung on a job that is gone is cancelled, wherever the first life ended.
+        assert {story.redis.hget(each, "status") for each in kept} == {b"canceled"}, (at, side)
+        assert not story.redis.exists("rq:deferred:default")
         assert story.done() == {}, (at, side)
 
 
