@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis as AsyncRedis
 from rq import Callback as RqCallback
 from rq import Queue
@@ -301,3 +304,57 @@ def test_the_async_half_does_the_same(redis: Redis, tasks: Tasks) -> None:
     flow, canceled = asyncio.run(use())
     assert canceled == tuple(job.job_id for job in flow.jobs)
     assert states(tasks, flow) == ["canceled", "canceled"]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_flow_ends_as_its_edges_say(
+    redis: Redis, tasks: Tasks, work: Callable[..., None], data: st.DataObject
+) -> None:
+    """Model: a job runs if its parents finished, or failed and it allows that; else it waits."""
+    redis.flushall()
+    names = [f"n{at}" for at in range(data.draw(st.integers(1, 7)))]
+    after = {
+        name: data.draw(st.lists(st.sampled_from(names[:at]), unique=True)) if at else []
+        for at, name in enumerate(names)
+    }
+    fails = {name: data.draw(st.booleans()) and name != "n0" for name in names}
+    allows = {name: data.draw(st.booleans()) for name in names}
+    queue = {name: data.draw(st.sampled_from(("default", "b"))) for name in names}
+    shuffled = data.draw(st.permutations(names))
+    cancel = data.draw(st.none() | st.sampled_from(names))
+    tree = {
+        name: Task(
+            boom if fails[name] else outcomes, queue=queue[name], allow_failure=allows[name],
+            job_id=name,
+        )
+        for name in shuffled
+    }  # fmt: skip
+    tasks.enqueue_flow(graph(tree, after))
+    expected: dict[str, str] = {}
+    for name in names:
+        parents = {expected[each] for each in after[name]}
+        if name == cancel or "canceled" in parents:
+            expected[name] = "canceled"
+        elif parents <= {"finished", *({"failed"} if allows[name] else ())}:
+            expected[name] = "failed" if fails[name] else "finished"
+        else:
+            expected[name] = "deferred"
+    if cancel is not None:
+        gone = {name for name, state in expected.items() if state == "canceled"}
+        assert set(tasks.cancel(cancel).canceled) == gone
+    work("default", "b")
+    # What was put on a queue behind the worker's back, by an order of queues, is done by a second.
+    work("default", "b")
+    assert {name: tasks.result(name).status for name in names} == expected
+    for name, state in expected.items():
+        if state == "finished":
+            seen = tasks.result(name).value
+            assert seen == [expected[each] for each in tasks_order(redis, name)]
+
+
+def tasks_order(redis: Redis, name: str) -> list[str]:
+    """Parents in the order in which ``parents`` gives their results."""
+    return list(json.loads(redis.hget(f"rq:job:{name}", "dependency_ids") or "[]"))
