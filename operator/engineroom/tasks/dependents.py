@@ -28,6 +28,15 @@ _SCAN = 500
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedFlow:
+    """A flow ready to be written: its jobs, parents first."""
+
+    flow_id: str
+    jobs: Sequence[Encoded]
+    unique: Unique | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Canceled:
     """What ``cancel`` did: ids of the jobs that will not run, and of those that run already.
 

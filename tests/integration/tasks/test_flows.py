@@ -33,6 +33,7 @@ from engineroom.tasks import (
 from engineroom.tasks.dependents import STEP
 from engineroom.tasks.outbox import Relay
 from engineroom.tasks.outbox import add as into_outbox
+from engineroom.tasks.outbox import add_flow as flow_into_outbox
 from tests.integration.tasks.conftest import snapshot
 from tests.integration.tasks.work import add, boom, note, outcomes, total, until
 
@@ -292,6 +293,23 @@ def test_a_dependent_job_goes_through_the_outbox(
     assert tasks.result("c").value == 3
     # Its transaction has committed, so it exists; what it waits for is cancelled, so is it.
     assert tasks.result("dead").status == "canceled"
+
+
+def test_a_flow_goes_through_the_outbox_as_one(
+    redis: Redis, database: psycopg.Connection[Any], tasks: Tasks, work: Callable[..., None]
+) -> None:
+    flow, key = fan_in([Task(add, (1,)), Task(add, (2,))], Task(total)), Unique("once")
+    with database.transaction(force_rollback=True):
+        flow_into_outbox(database, flow)
+    with pytest.raises(InvalidTaskError), database.transaction():
+        flow_into_outbox(database, chain(Task(add), Task(lambda: 0)))
+    ids = [flow_into_outbox(database, flow, unique=key) for _ in range(2)]
+    carried = Relay(database, redis).once()
+    assert [each.created for each in carried] == [True, False]
+    assert {each.job_id for each in carried} == {f"{ids[0]}-2"}
+    work()
+    assert tasks.result(f"{ids[0]}-2").value == 3
+    assert len(list(redis.scan_iter("rq:job:*", _type="hash"))) == 3
 
 
 def test_the_async_half_does_the_same(redis: Redis, tasks: Tasks) -> None:
