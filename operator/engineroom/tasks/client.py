@@ -128,7 +128,8 @@ class Tasks(_Shared):
         """Cancel a job and all that hangs on it, in steps of 50; which jobs these are.
 
         A job that runs is not ended, unless with ``stop`` its worker is asked to. After a kill
-        nothing of it runs; the same call does the rest. Raises JobNotFoundError, JobEndedError.
+        nothing of it runs; the same call does the rest. Raises core.errors.JobMissingError,
+        JobEndedError.
         """
         return run(self.redis, dependents.cancel(job_id, self.clock.now(), stop=stop))
 
