@@ -139,8 +139,8 @@ class Tasks(_Shared):
         return run(self.redis, queues.empty(name, confirm))
 
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
-        """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
-        return run(self.redis, queues.move(source, target, self.rules, limit))
+        """Move waiting jobs, oldest first, as if they came to the other queue now; how many."""
+        return run(self.redis, queues.move(source, target, self.rules, limit, self.clock.now()))
 
     def progress(self, job_id: str) -> Progress | None:
         """What the job reported last."""
@@ -259,7 +259,7 @@ class AsyncTasks(_Shared):
 
     async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """See Tasks.move_jobs."""
-        return await run_async(self.redis, queues.move(source, target, self.rules, limit))
+        return await run_async(self.redis, queues.move(source, target, self.rules, limit, self.clock.now()))
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
+from engineroom.queue.order import PUT
 from engineroom.tasks.errors import NotConfirmedError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
-from engineroom.tasks.task import Rules, check_queue
+from engineroom.tasks.task import Rules, check_queue, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,8 +109,10 @@ def empty(name: str, confirm: str) -> Steps[int]:
     return dropped
 
 
-def move(source: str, target: str, rules: Rules, limit: int | None) -> Steps[int]:
-    """Move what waits now, oldest first, to the end of ``target``; returns how many.
+def move(
+    source: str, target: str, rules: Rules, limit: int | None, now: datetime
+) -> Steps[int]:
+    """Move what waits now, oldest first, to where ``target`` has jobs that come now; how many.
 
     Each step is atomic: killed in between, every job is in one of the two. ``limit`` at most.
     """
@@ -125,7 +128,7 @@ def move(source: str, target: str, rules: Rules, limit: int | None) -> Steps[int
         taken, placed = yield Invoke(
             _MOVE,
             [keys.queue(source), keys.queue(target), _QUEUES],
-            [step, target],
+            [step, target, timestamp(now)],
         )
         moved += placed
         left -= taken
@@ -182,7 +185,10 @@ end
 return {#ids, gone}
 """)
 
-_MOVE = Script("""
+#: ARGV: how many, the other queue's name, the time.
+_MOVE = Script(
+    PUT
+    + """
 local placed, taken = 0, 0
 redis.call('SADD', KEYS[3], KEYS[2])
 for _ = 1, ARGV[1] do
@@ -191,10 +197,12 @@ for _ = 1, ARGV[1] do
   taken = taken + 1
   local job = 'rq:job:' .. id
   if redis.call('EXISTS', job) == 1 then
+    local hash = redis.call('HMGET', job, 'er_priority', 'enqueued_at')
     redis.call('HSET', job, 'origin', ARGV[2])
-    redis.call('RPUSH', KEYS[2], id)
+    put(KEYS[2], id, hash[1], hash[2], ARGV[3])
     placed = placed + 1
   end
 end
 return {taken, placed}
-""")
+"""
+)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
+from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.errors import InvalidTaskError, TaskTooLargeError, UnknownQueueError
 
 #: What runs: something importable by the worker, or its dotted path.
@@ -132,7 +133,8 @@ class Task:
     """A function with its arguments and how it is to be run. Durations are seconds.
 
     ``ttl`` is how long it may wait; ``result_ttl`` and ``failure_ttl`` how long what is left of it
-    is kept (-1: for ever; None: as the worker says). ``delay`` or ``at`` put it off.
+    is kept (-1: for ever; None: as the worker says). ``delay`` or ``at`` put it off. ``priority``
+    is its place within the queue, 0 (plain RQ's) to 9: each step counts for 400 s of waiting.
     """
 
     function: Function
@@ -148,6 +150,7 @@ class Task:
     delay: float | timedelta | None = None
     at: datetime | None = None
     at_front: bool = False
+    priority: int = 0
     unique: Unique | None = None
     job_id: str | None = None
     description: str | None = None
@@ -178,6 +181,7 @@ class Encoded:
     at_front: bool
     unique: Unique | None
     named: bool
+    priority: int = 0
 
 
 def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
@@ -223,9 +227,11 @@ def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
         fields += "ttl", _seconds("ttl", task.ttl, least=1)
     if meta:
         fields += "meta", meta
+    if _priority(task):
+        fields += "er_priority", task.priority
     return Encoded(
         job_id, task.queue, fields, task.ttl, due, task.at_front, task.unique,
-        task.job_id is not None,
+        task.job_id is not None, task.priority,
     )  # fmt: skip
 
 
@@ -320,6 +326,17 @@ def _due(task: Task, now: datetime) -> float | None:
     if not due - now.timestamp() <= MAX_SECONDS:
         raise InvalidTaskError("delay", "is longer than ten years", "use a sooner time")
     return due
+
+
+def _priority(task: Task) -> int:
+    priority = task.priority
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidTaskError("priority", f"{priority!r:.50}", "use a whole number")
+    if not 0 <= priority <= MAX_PRIORITY:
+        raise InvalidTaskError("priority", f"{priority}", f"use 0 to {MAX_PRIORITY}")
+    if priority and task.at_front:
+        raise InvalidTaskError("priority", "stands beside at_front", "use one of them")
+    return priority
 
 
 def _seconds(name: str, value: int, least: int, *, no_zero: bool = False) -> int:
