@@ -30,7 +30,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
 from rq.worker import Worker
 
-from engineroom_worker import drain
+from engineroom_worker import drain, limits
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
 from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, resident_bytes
@@ -112,6 +112,8 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         self._retired_since: float | None = None
         self._drain_shown = ""
         self._running: Any = None
+        self._has_priority = False
+        self._limit = ""
         self._born = False
         self._next_weighing = 0.0
         self._quiet_until = time.monotonic() + self.maintenance_grace
@@ -270,9 +272,12 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 return None
             if look.controls.suspended or look.paused or self._resting():
                 self._desk.stop_watching()
-                self._pause(1.0)
+                self._pause(1.0 if look.again is None else min(1.0, look.again))
                 return 0
-            taken = self._desk.wait(keys, self._idle_seconds())
+            seconds = self._idle_seconds()
+            if look.again is not None:
+                seconds = max(0.01, min(seconds, look.again))
+            taken = self._desk.wait(keys, seconds, look.limited)
             if taken is None:
                 return 0
         self._desk.stop_watching()
@@ -326,6 +331,9 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 pipeline.execute()
             self._desk.in_hand = None
             return None
+        self._has_priority = b"er_priority" in taken.data
+        leased = b"er_limit_concurrency" in taken.data
+        self._limit = taken.data.get(b"er_limit", b"").decode() if leased else ""
         # What has no time to live of its own in the failed registry gets the pool's.
         if job.failure_ttl is None:
             job.failure_ttl = self.settings.dead_letter_ttl
@@ -697,6 +705,10 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             if RQ_MAJOR >= 3:
                 pipeline.sadd(self.executions_key, execution.composite_key)
                 pipeline.expire(self.executions_key, RECORD_TTL)
+            if self._limit:
+                slots = limits.slots_key(self._limit)
+                pipeline.zadd(slots, {job.id: time.time() + limits.LEASE})
+                pipeline.expire(slots, 2 * limits.LEASE)
 
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.exists(self.key)
@@ -790,6 +802,10 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             self._outcome = ""
         if guard.applied:
             self._board.add(self._slot, outcome)
+            if self._has_priority and outcome == "failed":
+                # Perhaps tried again at once, which RQ does from the end of the queue.
+                with contextlib.suppress(RedisError):
+                    self._housekeeper.to_places(queue.key, [job.id])
         if guard.repeated:
             self._housekeeper.promote_ready()
 
@@ -813,6 +829,17 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             ("HINCRBY", stats, "busy_ms", busy),
             ("HINCRBY", stats, "wait_ms", waited),
             ("HSET", self.key, "er_settled", execution.id, *_flat(self._holding_nothing())),
+            *self._give_up_place(job),
+        ]
+
+    def _give_up_place(self, job: Job) -> list[Command]:
+        """The job's place of its limit goes to the next, on any of this worker's queues."""
+        if not self._limit:
+            return []
+        indexes = [limits.limited_key(queue.name) for queue in self.queues]
+        return [
+            ("ZREM", limits.slots_key(self._limit), job.id),
+            *(("ZADD", index, "XX", 0, self._limit) for index in indexes),
         ]
 
     def _forget_job(self, job: Job, execution: Any) -> None:

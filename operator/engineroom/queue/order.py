@@ -22,6 +22,7 @@ LIFT = 30
 
 #: Lua: ``put(list, id, priority, enqueued_at, now)`` puts a job that is in no list into its place;
 #: ``now`` is given where it counts as come at another time than the one in its hash.
+#: ``insert(list, id, time)`` does so for the time at which a job counts as come, ``came(id)``.
 #: ``er_place`` says what time the job counts as come, and is good for the time of enqueueing that
 #: it names: whoever else enqueues the job anew puts it at the end, where it counts as come then.
 #: The search begins at the end, so that disorder at the head (jobs that went back there) is not
@@ -47,12 +48,7 @@ local function came(id)
   -- What is left of a job that is gone may be overtaken by any.
   return seconds(hash[2]) or math.huge
 end
-local function put(list, id, priority, stamp, now)
-  priority = tonumber(priority) or 0
-  local mine = (priority > 0 or now) and seconds(now or stamp)
-  if not mine then return redis.call('RPUSH', list, id) end
-  mine = mine - priority * {SECONDS}
-  redis.call('HSET', 'rq:job:' .. id, 'er_place', string.format('%.6f@%s', mine, stamp or ''))
+local function insert(list, id, mine)
   local size = redis.call('LLEN', list)
   local low, high, step = 0, size, 1
   while high > 0 do
@@ -78,5 +74,13 @@ local function put(list, id, priority, stamp, now)
   local behind = lifted > 0 and redis.call('RPOP', list, lifted) or {{}}
   redis.call('RPUSH', list, id)
   for at = #behind, 1, -1 do redis.call('RPUSH', list, behind[at]) end
+end
+local function put(list, id, priority, stamp, now)
+  priority = tonumber(priority) or 0
+  local mine = (priority > 0 or now) and seconds(now or stamp)
+  if not mine then return redis.call('RPUSH', list, id) end
+  mine = mine - priority * {SECONDS}
+  redis.call('HSET', 'rq:job:' .. id, 'er_place', string.format('%.6f@%s', mine, stamp or ''))
+  insert(list, id, mine)
 end
 """

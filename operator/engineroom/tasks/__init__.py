@@ -15,6 +15,7 @@ from engineroom.tasks.errors import (
     UnknownQueueError,
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.limits import Limit, QueueLimit
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
@@ -34,6 +35,7 @@ __all__ = [
     "JSONSerializer",
     "JobExistsError",
     "JobResult",
+    "Limit",
     "Missed",
     "NotConfirmedError",
     "NotFailedError",
@@ -43,6 +45,7 @@ __all__ = [
     "PickleSerializer",
     "Progress",
     "QueueCounts",
+    "QueueLimit",
     "Reporter",
     "Requeueing",
     "Retry",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, failures, queues, results, schedules
+from engineroom.tasks import enqueue, failures, limits, queues, results, schedules
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
@@ -16,6 +16,7 @@ from engineroom.tasks.task import (
     Rules,
     Serializer,
     Task,
+    check_queue,
 )
 
 if TYPE_CHECKING:
@@ -130,6 +131,21 @@ class Tasks(_Shared):
     def resume_queue(self, name: str) -> bool:
         """Let workers take jobs again; False if it was not paused."""
         return run(self.redis, queues.resume(name))
+
+    def limit_queue(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None
+    ) -> None:
+        """Have our workers run at most so many of the queue's jobs at once, and begin so many.
+
+        ``rate`` is like ``"10/s"``. Instead of any limit that the queue has. Raises
+        InvalidTaskError.
+        """
+        check_queue(name, self.rules)
+        run(self.redis, limits.limit_queue(name, concurrency, rate))
+
+    def unlimit_queue(self, name: str) -> bool:
+        """Take the queue's limit away; False if it had none."""
+        return run(self.redis, limits.unlimit_queue(name))
 
     def empty_queue(self, name: str, *, confirm: str) -> int:
         """Delete the jobs that wait now; ``confirm`` is the name again.
@@ -252,6 +268,17 @@ class AsyncTasks(_Shared):
     async def resume_queue(self, name: str) -> bool:
         """See Tasks.resume_queue."""
         return await run_async(self.redis, queues.resume(name))
+
+    async def limit_queue(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None
+    ) -> None:
+        """See Tasks.limit_queue."""
+        check_queue(name, self.rules)
+        await run_async(self.redis, limits.limit_queue(name, concurrency, rate))
+
+    async def unlimit_queue(self, name: str) -> bool:
+        """See Tasks.unlimit_queue."""
+        return await run_async(self.redis, limits.unlimit_queue(name))
 
     async def empty_queue(self, name: str, *, confirm: str) -> int:
         """See Tasks.empty_queue."""

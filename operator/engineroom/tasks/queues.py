@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
 from engineroom.queue.order import PUT
+from engineroom.tasks import limits
 from engineroom.tasks.errors import NotConfirmedError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Rules, check_queue, timestamp
@@ -42,6 +43,9 @@ class QueueCounts:
     paused: bool = False
     #: Why it is paused, as whoever paused it said.
     reason: str = ""
+    #: Set aside until the limit of their key has room; of the first 1,000 keys.
+    held: int = 0
+    limit: limits.QueueLimit | None = None
 
 
 def count(names: Sequence[str], now: datetime) -> Steps[list[QueueCounts]]:
@@ -98,6 +102,7 @@ def empty(name: str, confirm: str) -> Steps[int]:
         raise NotConfirmedError(
             f"confirm: is not {name!r}; repeat the queue's name to delete its waiting jobs"
         )
+    yield from limits.back_to_queue(name)
     [left] = yield Batch([["LLEN", keys.queue(name)]])
     dropped = 0
     while left > 0:
@@ -120,6 +125,7 @@ def move(
     check_queue(target, rules)
     if source == target:
         return 0
+    yield from limits.back_to_queue(source)
     [left] = yield Batch([["LLEN", keys.queue(source)]])
     left = left if limit is None else min(left, max(0, limit))
     moved = 0
@@ -139,23 +145,32 @@ def move(
 
 def _counts(name: str, row: Sequence[Any]) -> QueueCounts:
     fields = dict(zip(_COUNTED, map(int, row[: len(_COUNTED)]), strict=True))
-    return QueueCounts(name, paused=row[-1] is not None, reason=text(row[-1]), **fields)
+    paused, limit = row[len(_COUNTED) :]
+    return QueueCounts(
+        name, paused=paused is not None, reason=text(paused), limit=limits.read(limit), **fields
+    )
 
 
 _COUNTED = (
     "waiting", "intermediate", "running", "scheduled", "due", "deferred", "finished", "failed",
-    "canceled",
+    "canceled", "held",
 )  # fmt: skip
 
 _COUNT = Script("""
 local name, at = ARGV[1], ARGV[2]
 local list, scheduled = 'rq:queue:' .. name, 'rq:scheduled:' .. name
+local held = 0
+for _, key in ipairs(redis.call('ZRANGE', 'engineroom:limited:' .. name, 0, 999)) do
+  held = held + redis.call('LLEN', 'engineroom:held:' .. #name .. ':' .. name .. ':' .. key)
+end
 return {
   redis.call('LLEN', list), redis.call('LLEN', list .. ':intermediate'),
   redis.call('ZCOUNT', 'rq:wip:' .. name, at, '+inf'), redis.call('ZCARD', scheduled),
   redis.call('ZCOUNT', scheduled, '-inf', at), redis.call('ZCARD', 'rq:deferred:' .. name),
   redis.call('ZCARD', 'rq:finished:' .. name), redis.call('ZCARD', 'rq:failed:' .. name),
-  redis.call('ZCARD', 'rq:canceled:' .. name), redis.call('GET', 'engineroom:paused:' .. name)
+  redis.call('ZCARD', 'rq:canceled:' .. name), held,
+  redis.call('GET', 'engineroom:paused:' .. name),
+  redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'rate')
 }
 """)
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.errors import InvalidTaskError, TaskTooLargeError, UnknownQueueError
+from engineroom.tasks.limits import Limit
 
 #: What runs: something importable by the worker, or its dotted path.
 Function: TypeAlias = Callable[..., Any] | str
@@ -151,6 +152,7 @@ class Task:
     at: datetime | None = None
     at_front: bool = False
     priority: int = 0
+    limit: Limit | None = None
     unique: Unique | None = None
     job_id: str | None = None
     description: str | None = None
@@ -229,6 +231,8 @@ def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
         fields += "meta", meta
     if _priority(task):
         fields += "er_priority", task.priority
+    if task.limit is not None:
+        fields += task.limit.fields()
     return Encoded(
         job_id, task.queue, fields, task.ttl, due, task.at_front, task.unique,
         task.job_id is not None, task.priority,
