@@ -24,7 +24,7 @@ from rq.queue import Queue
 from rq.registry import StartedJobRegistry, clean_registries
 from rq.scheduler import RQScheduler
 
-from engineroom_worker import drain
+from engineroom_worker import drain, limits
 from engineroom_worker.order import LATEST, TO_PLACES
 from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, Patience
 
@@ -114,6 +114,7 @@ class Housekeeper:
         self._scheduler: Any = None
         self._next_promotion = self._next_lock = self._locked_at = 0.0
         self._failures = 0
+        self._freed = worker.connection.register_script(limits.FREED)
         self._to_places = worker.connection.register_script(TO_PLACES)
         self._promoted: dict[str, list[str]] = {}
 
@@ -151,6 +152,10 @@ class Housekeeper:
         for start in range(0, len(jobs), LATEST // 10):
             chunk = jobs[start : start + LATEST // 10]
             self._to_places(keys=[queue_key], args=[prefix, LATEST, *chunk])
+
+    def freed(self, limit: str) -> None:
+        """Say that a job has given up its place of the limit."""
+        self._freed(keys=[limits.holding_key(limit)], args=[limit])
 
     def outage(self) -> None:
         """Redis was away: another may hold the locks by now."""

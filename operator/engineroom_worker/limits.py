@@ -13,8 +13,8 @@ from engineroom_worker.order import PUT
 
 #: A place is believed in so long without a heartbeat (seconds), as an execution is.
 LEASE = 90
-#: A key without room is looked at again after so long at most (seconds): a job of another pool may
-#: have left its place.
+#: A key without room is looked at again after so long at most (seconds), should nobody have said
+#: that there is some.
 AGAIN = 10
 #: Jobs that one look sets aside at most, and keys with set-aside jobs that it looks at.
 MOST_HELD, MOST_KEYS = 200, 20
@@ -34,6 +34,24 @@ def slots_key(key: str) -> str:
     """Sorted set of the jobs that hold a place of the key, by when their lease ends."""
     return f"engineroom:slots:{key}"
 
+
+def holding_key(key: str) -> str:
+    """Set of the queues that have set aside jobs of the key."""
+    return f"engineroom:holding:{key}"
+
+
+#: KEYS: queues that have set aside jobs of the key. ARGV: the key. To be run when one of its jobs
+#: has ended, so that whatever queue is next looks now.
+FREED = """
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local index = 'engineroom:limited:' .. name
+  if redis.call('ZSCORE', index, ARGV[1]) then
+    redis.call('ZADD', index, 0, ARGV[1])
+  else
+    redis.call('SREM', KEYS[1], name)
+  end
+end
+"""
 
 #: Lua for the script that takes jobs. ``room`` and ``spend`` are GCRA: a bucket of ``count`` that
 #: is filled anew within ``ms``. ``soon(seconds)`` notes when to look again at the latest.
@@ -146,6 +164,8 @@ local function admitted(name, id, hash, prefix)
     redis.call('ZADD', index, at, job.er_limit)
     soon(math.min(1, at - now))
   end
+  redis.call('SADD', 'engineroom:holding:' .. job.er_limit, name)
+  redis.call('EXPIRE', 'engineroom:holding:' .. job.er_limit, 86400)
   redis.call('HSET', prefix .. id, 'er_held', job.enqueued_at or '')
   insert(held, id, came(id))
   return false

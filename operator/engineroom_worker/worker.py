@@ -806,6 +806,9 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 # Perhaps tried again at once, which RQ does from the end of the queue.
                 with contextlib.suppress(RedisError):
                     self._housekeeper.to_places(queue.key, [job.id])
+            if self._limit:
+                with contextlib.suppress(RedisError):
+                    self._housekeeper.freed(self._limit)
         if guard.repeated:
             self._housekeeper.promote_ready()
 
@@ -833,14 +836,8 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         ]
 
     def _give_up_place(self, job: Job) -> list[Command]:
-        """The job's place of its limit goes to the next, on any of this worker's queues."""
-        if not self._limit:
-            return []
-        indexes = [limits.limited_key(queue.name) for queue in self.queues]
-        return [
-            ("ZREM", limits.slots_key(self._limit), job.id),
-            *(("ZADD", index, "XX", 0, self._limit) for index in indexes),
-        ]
+        """The job's place of its limit; who is next hears of it a moment later."""
+        return [("ZREM", limits.slots_key(self._limit), job.id)] if self._limit else []
 
     def _forget_job(self, job: Job, execution: Any) -> None:
         """Another decided what becomes of the job: remove this execution's traces only."""
@@ -863,6 +860,9 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 queue._enqueue_job(job, pipeline=pipeline, at_front=True)
                 self.cleanup_execution(job, pipeline, *([execution] * (RQ_MAJOR >= 3)))
                 pipeline.execute()
+            if self._limit:
+                with contextlib.suppress(RedisError):
+                    self._housekeeper.freed(self._limit)
         else:
             job.ended_at = now()
             reason = (
