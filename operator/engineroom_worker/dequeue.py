@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 #: ARGV: job key prefix, expiry of the hash, take ("1" or ""), queue key and job id that this worker
 #: remembers having taken (or ""), number of queues, the queues' names, then fields and values of
 #: the heartbeat.
-#: Returns {hash existed, rq suspended, pool suspended, drain, number of queues that are paused or at
-#: their limit, index of queue, job id, job hash, seconds after which to look again or nothing,
+#: Returns {hash existed, rq suspended, pool suspended, drain, number of queues that are paused or
+#: at their limit, index of queue, job id, job hash, seconds after which to look again or nothing,
 #: whether a limit has a say}.
 TAKE = (
     LIMITS

@@ -1,8 +1,9 @@
 """How many jobs of a queue, or of a key that jobs name, may run at once and begin in a time.
 
-Kept by the script that takes a job. A queue at its limit is passed over, as a paused one. A job whose
-own key is at its limit is set aside, into a list of its key and queue in the same order, so that it
-stands in nobody's way; it is taken from there, before what stands in the queue, when there is room.
+Kept by the script that takes a job. A queue at its limit is passed over, as a paused one. A job
+whose own key is at its limit is set aside, into a list of its key and queue in the same order, so
+that it stands in nobody's way; it is taken from there, before what stands in the queue, when there
+is room.
 A job that holds a place of its key has a lease on it, which heartbeats renew and the end of the job
 gives back: that of a dead worker ends by itself.
 """
@@ -74,7 +75,8 @@ local function spend(key, count, ms)
 end
 local function queue_is_open(name, intermediate)
   local limit = redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'count', 'ms')
-  local most, count, ms = tonumber(limit[1] or ''), tonumber(limit[2] or ''), tonumber(limit[3] or '')
+  local most, count = tonumber(limit[1] or ''), tonumber(limit[2] or '')
+  local ms = tonumber(limit[3] or '')
   if not most and not count then return true, false end
   if most and redis.call('ZCOUNT', 'rq:wip:' .. name, now, '+inf')
               + redis.call('LLEN', intermediate) >= most then

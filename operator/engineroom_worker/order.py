@@ -71,7 +71,8 @@ TO_PLACES = (
     + """
 for at = 3, #ARGV do
   local id = ARGV[at]
-  local hash = redis.call('HMGET', ARGV[1] .. id, 'er_priority', 'enqueued_at', 'er_place', 'status')
+  local hash = redis.call('HMGET', ARGV[1] .. id, 'er_priority', 'enqueued_at', 'er_place',
+                          'status')
   local given = string.match(hash[3] or '', '@(.*)$')
   if hash[1] and hash[2] and hash[4] == 'queued' and given ~= hash[2]
      and redis.call('LPOS', KEYS[1], id, 'RANK', -1, 'MAXLEN', ARGV[2]) then

@@ -1,8 +1,8 @@
 """Where in a queue a job of some priority stands: docs/decisions/0008.
 
-A job counts as come as many seconds earlier as its priority is worth, and jobs stand in RQ's list by
-that time. Nothing beside the list says so: the place is found in the list itself by bisection, with
-what stands in the jobs' hashes.
+A job counts as come as many seconds earlier as its priority is worth, and jobs stand in RQ's list
+by that time. Nothing beside the list says so: the place is found in the list itself by bisection,
+with what stands in the jobs' hashes.
 """
 
 from __future__ import annotations

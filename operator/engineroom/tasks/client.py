@@ -286,7 +286,9 @@ class AsyncTasks(_Shared):
 
     async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """See Tasks.move_jobs."""
-        return await run_async(self.redis, queues.move(source, target, self.rules, limit, self.clock.now()))
+        return await run_async(
+            self.redis, queues.move(source, target, self.rules, limit, self.clock.now())
+        )
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

@@ -114,9 +114,7 @@ def empty(name: str, confirm: str) -> Steps[int]:
     return dropped
 
 
-def move(
-    source: str, target: str, rules: Rules, limit: int | None, now: datetime
-) -> Steps[int]:
+def move(source: str, target: str, rules: Rules, limit: int | None, now: datetime) -> Steps[int]:
     """Move what waits now, oldest first, to where ``target`` has jobs that come now; how many.
 
     Each step is atomic: killed in between, every job is in one of the two. ``limit`` at most.

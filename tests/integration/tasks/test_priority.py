@@ -141,7 +141,7 @@ def test_a_priority_that_does_not_exist_is_refused(redis: Redis, tasks: Tasks) -
 
 
 def test_a_step_stays_short_in_a_long_list(redis: Redis, timed: Tasks, clock: FakeClock) -> None:
-    """Jobs that are too old to be overtaken stand before the place, more than can be walked over."""
+    """Jobs that are too old to be overtaken stand before it, more than can be walked over."""
     count = order.WALK + 50_000
     old = "2026-02-28T20:00:00.000000Z"
     fill = f"""
@@ -281,7 +281,9 @@ def test_the_order_is_that_of_the_model(redis: Redis, events: list[tuple[str, An
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
-    st.lists(st.tuples(st.sampled_from("FRE"), st.integers(0, 9), st.integers(0, 2000)), max_size=40)
+    st.lists(
+        st.tuples(st.sampled_from("FRE"), st.integers(0, 9), st.integers(0, 2000)), max_size=40
+    )
 )
 def test_disorder_that_others_make_loses_and_doubles_nothing(
     redis: Redis, events: list[tuple[str, int, int]]
