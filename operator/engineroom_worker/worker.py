@@ -33,7 +33,7 @@ from rq.worker import Worker
 from engineroom_worker import drain, limits
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
-from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, resident_bytes
+from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, cpu_seconds, resident_bytes
 from engineroom_worker.transactions import (
     Command,
     Guard,
@@ -116,6 +116,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         self._limit = ""
         self._born = False
         self._next_weighing = 0.0
+        self._spent, self._weighed = cpu_seconds(), time.monotonic()
         self._quiet_until = time.monotonic() + self.maintenance_grace
         self._failures = 0
         super().__init__(
@@ -349,6 +350,12 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             horse = [self._horse_pid] if self._horse_pid else []
             fields["er_memory"] = resident_bytes(os.getpid(), *horse)
             self._board.set(self._slot, "memory", fields["er_memory"])
+            spent = cpu_seconds(*horse)
+            cores = max(0.0, spent - self._spent) / max(0.1, at - self._weighed)
+            self._spent, self._weighed = spent, at
+            fields["er_cpu"] = f"{cores:.3f}"
+            self._board.set(self._slot, "cpu", cores)
+            self._board.set(self._slot, "cpu_seconds", spent)
         if self._shutdown_requested_date is not None:
             fields["shutdown_requested_date"] = utcformat(self._shutdown_requested_date)
         return fields
@@ -527,6 +534,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         fields = {
             **self._vital_signs(),
             **self._holding((job.id, execution.id, queue.name)),
+            "er_job_timeout": Queue.DEFAULT_TIMEOUT if job.timeout is None else job.timeout,
             "er_taken": "",
         }
         if RQ_MAJOR < 3:
@@ -917,7 +925,13 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
 
     @staticmethod
     def _holding_nothing() -> dict[str, Any]:
-        return {"er_job": "", "er_execution": "", "er_queue": "", "er_job_started": ""}
+        return {
+            "er_job": "",
+            "er_execution": "",
+            "er_queue": "",
+            "er_job_started": "",
+            "er_job_timeout": "",
+        }
 
     @contextlib.contextmanager
     def _guarded(self, guard: Guard, job: Job) -> Iterator[None]:

@@ -102,6 +102,8 @@ class WorkerFacts:
     birth: float | None = None
     memory: int = 0
     version: str = ""
+    #: Seconds that its job may run; None without a job, or without such a bound.
+    job_timeout: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -250,6 +252,7 @@ _STATS = ("finished", "failed", "busy_ms", "wait_ms")
 _WORKER = (
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
+    "er_job_timeout",
 )  # fmt: skip
 #: One of these is there as long as anything waits, runs or is scheduled.
 _LIVE_KEYS = (
@@ -340,6 +343,7 @@ def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
         birth=_time(row[10]),
         memory=int(text[11] or 0),
         version=text[12],
+        job_timeout=float(text[13]) if text[13] and float(text[13]) > 0 else None,
     )
 
 

@@ -22,6 +22,7 @@ from engineroom.tasks.retrying import FailureCategory, Rule, retrying
 from engineroom.tasks.schedules import Schedule, Scheduler
 from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
+from engineroom.tasks.workers import Health, Worker
 
 __all__ = [
     "AsyncTasks",
@@ -31,6 +32,7 @@ __all__ = [
     "Every",
     "Failure",
     "FailureCategory",
+    "Health",
     "InvalidTaskError",
     "JSONSerializer",
     "JobExistsError",
@@ -61,6 +63,7 @@ __all__ = [
     "Unique",
     "UnknownQueueError",
     "Where",
+    "Worker",
     "reporter",
     "retrying",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, failures, limits, queues, results, schedules
+from engineroom.tasks import enqueue, failures, limits, queues, results, schedules, workers
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
     from engineroom.tasks.schedules import Known, Schedule
+    from engineroom.tasks.workers import Worker
 
 
 EVERY = Where()
@@ -157,6 +158,14 @@ class Tasks(_Shared):
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """Move waiting jobs, oldest first, as if they came to the other queue now; how many."""
         return run(self.redis, queues.move(source, target, self.rules, limit, self.clock.now()))
+
+    def workers(self, queue: str | None = None) -> list[Worker]:
+        """Workers that listen to the queue, or all that RQ knows, by name, and how they are."""
+        return run(self.redis, workers.listed(queue, self.clock.now()))
+
+    def clear_ghosts(self) -> list[str]:
+        """Take workers that are no more off RQ's lists; returns their names."""
+        return run(self.redis, workers.clear_ghosts(self.clock.now()))
 
     def progress(self, job_id: str) -> Progress | None:
         """What the job reported last."""
@@ -289,6 +298,14 @@ class AsyncTasks(_Shared):
         return await run_async(
             self.redis, queues.move(source, target, self.rules, limit, self.clock.now())
         )
+
+    async def workers(self, queue: str | None = None) -> list[Worker]:
+        """See Tasks.workers."""
+        return await run_async(self.redis, workers.listed(queue, self.clock.now()))
+
+    async def clear_ghosts(self) -> list[str]:
+        """See Tasks.clear_ghosts."""
+        return await run_async(self.redis, workers.clear_ghosts(self.clock.now()))
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

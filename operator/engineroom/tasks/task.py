@@ -14,12 +14,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
 from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.errors import InvalidTaskError, TaskTooLargeError, UnknownQueueError
-from engineroom.tasks.limits import Limit
+
+if TYPE_CHECKING:
+    from engineroom.tasks.limits import Limit
 
 #: What runs: something importable by the worker, or its dotted path.
 Function: TypeAlias = Callable[..., Any] | str
