@@ -8,7 +8,7 @@ LATEST = 1000
 #: The same as in ``engineroom.queue.order``, where it is explained; this package imports nothing of
 #: that one.
 PUT = """
-local walk = 200000
+local walk = 150000
 local function seconds(stamp)
   local year, month, day, hour, minute, second =
     string.match(stamp or '', '^(%d+)-(%d+)-(%d+)T(%d+):(%d+):([%d.]+)Z$')
@@ -48,8 +48,8 @@ local function insert(list, id, mine)
     walk = walk - high
     return redis.call('LINSERT', list, 'BEFORE', redis.call('LINDEX', list, high), id)
   end
-  local lifted = math.min(size - high, math.floor(walk / 30))
-  walk = walk - lifted * 30
+  local lifted = math.min(size - high, math.floor(walk / 50))
+  walk = walk - lifted * 50
   local behind = lifted > 0 and redis.call('RPOP', list, lifted) or {}
   redis.call('RPUSH', list, id)
   for at = #behind, 1, -1 do redis.call('RPUSH', list, behind[at]) end
