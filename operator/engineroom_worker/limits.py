@@ -78,9 +78,10 @@ local function queue_is_open(name, intermediate)
   local most, count = tonumber(limit[1] or ''), tonumber(limit[2] or '')
   local ms = tonumber(limit[3] or '')
   if not most and not count then return true, false end
-  if most and redis.call('ZCOUNT', 'rq:wip:' .. name, now, '+inf')
-              + redis.call('LLEN', intermediate) >= most then
-    soon(1)
+  local started = most and redis.call('ZCOUNT', 'rq:wip:' .. name, now, '+inf')
+  if most and started + redis.call('LLEN', intermediate) >= most then
+    -- What is on its way to a worker may go back in a moment: BLMOVE knows no limits.
+    soon(started >= most and 1 or 0.05)
     return false, true
   end
   local wait = count and room('engineroom:rate:queue:' .. name, count, ms) or 0

@@ -70,8 +70,8 @@ def test_a_queue_runs_no_more_than_its_limit_at_once(lab: Lab, tasks: Tasks) -> 
         worker.field("state", "idle")
     # They wait in BLMOVE now, which knows no limits: each that gets a job has to ask.
     tasks.limit_queue("default", concurrency=2)
-    jobs = [tasks.enqueue(nap(0.2)).job_id for _ in range(5)]
-    jobs += [lab.enqueue("nap", 0.2)]
+    jobs = [tasks.enqueue(nap(0.6)).job_id for _ in range(5)]
+    jobs += [lab.enqueue("nap", 0.6)]
     assert at_once(lab, jobs) == 2
     tasks.unlimit_queue("default")
     more = [each.job_id for each in tasks.enqueue_many([nap(0.5)] * 3)]
