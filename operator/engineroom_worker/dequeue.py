@@ -71,14 +71,19 @@ end
 local held = 0
 for index = 1, queues do
   local queue = KEYS[2 + 3 * index]
-  local name, open = string.sub(queue, 10), redis.call('EXISTS', KEYS[4 + 3 * index]) == 0
-  local limited, count, ms
-  if open then open, limited, count, ms = queue_is_open(name, KEYS[3 + 3 * index]) end
-  if limited or redis.call('EXISTS', 'engineroom:limited:' .. name) == 1 then reply[10] = 1 end
+  local name, open = string.sub(queue, 10), true
+  local count, ms, job, hash
+  -- Mostly none of the three is there, which one look tells.
+  local limits = {'engineroom:limit:' .. name, 'engineroom:limited:' .. name}
+  if redis.call('EXISTS', KEYS[4 + 3 * index], unpack(limits)) > 0 then
+    open = redis.call('EXISTS', KEYS[4 + 3 * index]) == 0
+    reply[10] = reply[10] + redis.call('EXISTS', unpack(limits))
+    if open then open, count, ms = queue_is_open(name, KEYS[3 + 3 * index]) end
+    if open then job, hash = released(name, ARGV[1]) end
+  end
   if not open then
     reply[5] = reply[5] + 1
   else
-    local job, hash = released(name, ARGV[1])
     for _ = 1, 1000 do
       if job then
         if count then spend('engineroom:rate:queue:' .. name, count, ms) end

@@ -59,9 +59,12 @@ end
 LIMITS = (
     PUT
     + f"""
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1000000
-local again
+local now, again
+local function tell_time()
+  if now then return end
+  local clock = redis.call('TIME')
+  now = clock[1] + clock[2] / 1000000
+end
 local function soon(delay)
   if not again or delay < again then again = math.max(delay, 0) end
 end
@@ -74,19 +77,20 @@ local function spend(key, count, ms)
   redis.call('SET', key, string.format('%.3f', free), 'PX', math.ceil(free - now * 1000) + 1)
 end
 local function queue_is_open(name, intermediate)
+  tell_time()
   local limit = redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'count', 'ms')
   local most, count = tonumber(limit[1] or ''), tonumber(limit[2] or '')
   local ms = tonumber(limit[3] or '')
-  if not most and not count then return true, false end
+  if not most and not count then return true end
   local started = most and redis.call('ZCOUNT', 'rq:wip:' .. name, now, '+inf')
   if most and started + redis.call('LLEN', intermediate) >= most then
     -- What is on its way to a worker may go back in a moment: BLMOVE knows no limits.
     soon(started >= most and 1 or 0.05)
-    return false, true
+    return false
   end
   local wait = count and room('engineroom:rate:queue:' .. name, count, ms) or 0
   if wait > 0 then soon(wait) end
-  return wait == 0, true, count, ms
+  return wait == 0, count, ms
 end
 local function fields(hash)
   local found = {{}}
@@ -157,8 +161,11 @@ local function released(name, prefix)
 end
 -- Whether a job off the list may be taken; if not it is set aside.
 local function admitted(name, id, hash, prefix)
+  local limited
+  for at = 1, #hash, 2 do limited = limited or hash[at] == 'er_limit' end
+  if not limited then return true end
+  tell_time()
   local job = fields(hash)
-  if not job.er_limit then return true end
   local held, index = held_list(name, job.er_limit), 'engineroom:limited:' .. name
   -- Those that came before it come first.
   if redis.call('EXISTS', held) == 0 then

@@ -32,7 +32,7 @@ def test_a_worker_tells_its_job_its_time_memory_and_processor(lab: Lab) -> None:
     # Idle it needs next to nothing, once its start is no longer what it tells of.
     eventually(lambda: tasks.workers()[0].cpu is not None, "a first figure")
     eventually(lambda: (tasks.workers()[0].cpu or 0.0) < 0.02, "an idle worker's figure")
-    job = tasks.enqueue(Task("runtime_jobs.spin", (8,), timeout=60)).job_id
+    job = tasks.enqueue(Task("runtime_jobs.spin", (6,), timeout=60)).job_id
     eventually(lambda: (tasks.workers()[0].cpu or 0.0) > 0.05, "the job's processor time")
     [worker] = tasks.workers("default")
     assert (worker.health, worker.job, worker.pool, worker.pod) == (
