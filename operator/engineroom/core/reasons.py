@@ -56,6 +56,8 @@ JOB_FAILED: Final = "JobFailed"
 JOB_POISONED: Final = "JobPoisoned"
 DEAD_LETTERS_DROPPED: Final = "DeadLettersDropped"
 WORKER_LOST: Final = "WorkerLost"
+WORKER_STUCK: Final = "WorkerStuck"
+GHOST_WORKERS_CLEARED: Final = "GhostWorkersCleared"
 WORKER_OUT_OF_MEMORY: Final = "WorkerOutOfMemory"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 
@@ -98,6 +100,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     JOB_POISONED: "A job took its worker down too often and was set aside.",
     DEAD_LETTERS_DROPPED: "The oldest failed jobs beyond deadLetter.maxJobs were dropped.",
     WORKER_LOST: "A worker died with a job in hand.",
+    WORKER_STUCK: "A worker hangs, or its job outlived its time-out; the message says which.",
+    GHOST_WORKERS_CLEARED: "Workers that were on RQ's lists and are no more were taken off.",
     WORKER_OUT_OF_MEMORY: "A worker was killed for memory; raise its limit.",
     DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
     APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",

@@ -19,6 +19,7 @@ from engineroom.tasks.errors import (
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
 from engineroom.tasks.flows import EnqueuedFlow, Flow, chain, fan_in, graph, group, parents
+from engineroom.tasks.limits import Limit, QueueLimit
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
@@ -32,6 +33,7 @@ from engineroom.tasks.task import (
     Unique,
 )
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
+from engineroom.tasks.workers import Health, Worker
 
 __all__ = [
     "AsyncTasks",
@@ -45,11 +47,13 @@ __all__ = [
     "Failure",
     "FailureCategory",
     "Flow",
+    "Health",
     "InvalidTaskError",
     "JSONSerializer",
     "JobEndedError",
     "JobExistsError",
     "JobResult",
+    "Limit",
     "Missed",
     "NotConfirmedError",
     "NotFailedError",
@@ -60,6 +64,7 @@ __all__ = [
     "PickleSerializer",
     "Progress",
     "QueueCounts",
+    "QueueLimit",
     "Reporter",
     "Requeueing",
     "Retry",
@@ -75,6 +80,7 @@ __all__ = [
     "Unique",
     "UnknownQueueError",
     "Where",
+    "Worker",
     "chain",
     "fan_in",
     "graph",

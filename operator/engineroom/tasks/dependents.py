@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import JobMissingError
 from engineroom.queue import keys
+from engineroom.queue.order import PUT
 from engineroom.tasks.errors import JobEndedError, ParentCanceledError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 
@@ -69,7 +70,8 @@ def invocation(
             job.job_id,
             job.queue,
             "" if job.due is None else repr(job.due),
-            "LPUSH" if job.at_front else "RPUSH",
+            "LPUSH" if job.at_front else "",
+            job.priority,
             job.ttl or "",
             "1" if job.named else "",
             "1" if job.allow_failure else "",
@@ -149,22 +151,25 @@ def _dependents(job_id: str) -> Steps[list[str]]:
 
 
 #: KEYS: set of queues, unique key or '', relay's mark or ''. ARGV: until, window in ms, relay's
-#: window, number of jobs, then for each: id, queue, due or '', push command, ttl, named,
+#: window, number of jobs, then for each: id, queue, due or '', LPUSH or '', priority, ttl, named,
 #: allow failure, number of parents, their ids, number of words of its hash, and those.
 #: Returns {verdict, id, queue}: 1 written, 0 earlier ones stand for the work, 2 the named job
 #: exists, 3 a parent (the id) is cancelled or stopped (instead of the queue); a relay, whose
 #: transaction has committed, then writes the job cancelled. Of a parent that is gone RQ says that
 #: it has finished, and so is it here.
-_WRITE = Script("""
+_WRITE = Script(
+    PUT
+    + """
 local queues, unique, mark = unpack(KEYS)
 local count, jobs, among, at = tonumber(ARGV[4]), {}, {}, 5
 local now = redis.call('TIME')[1]
 for number = 1, count do
   local job = {id = ARGV[at], queue = ARGV[at + 1], due = ARGV[at + 2], push = ARGV[at + 3],
-               ttl = ARGV[at + 4], named = ARGV[at + 5], allow = ARGV[at + 6], parents = {}}
-  local parents = tonumber(ARGV[at + 7])
-  for parent = 1, parents do job.parents[parent] = ARGV[at + 7 + parent] end
-  at = at + 8 + parents
+               priority = ARGV[at + 4], ttl = ARGV[at + 5], named = ARGV[at + 6],
+               allow = ARGV[at + 7], parents = {}}
+  local parents = tonumber(ARGV[at + 8])
+  for parent = 1, parents do job.parents[parent] = ARGV[at + 8 + parent] end
+  at = at + 9 + parents
   job.first, job.last = at + 1, at + tonumber(ARGV[at])
   at = job.last + 1
   jobs[number], among[job.id] = job, true
@@ -231,13 +236,18 @@ for _, job in ipairs(jobs) do
   else
     -- A time to live is for waiting on the queue: for what is deferred RQ sets it later.
     if job.ttl ~= '' then redis.call('EXPIRE', key, job.ttl) end
-    redis.call(job.push, list, job.id)
+    if job.push ~= '' then
+      redis.call(job.push, list, job.id)
+    else
+      put(list, job.id, job.priority, redis.call('HGET', key, 'enqueued_at'))
+    end
   end
 end
 if unique ~= '' then redis.call('SET', unique, last.id, 'PX', ARGV[2]) end
 if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
 return {1, last.id, last.queue}
-""")
+"""
+)
 
 #: ARGV: the time, then ids. Returns for each, as far as it got, {verdict, worker}: canceled (now or
 #: before), running, finished or gone. Finding a job in a long queue takes long: after one such it

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
+from engineroom.queue.order import PUT, WALK
 from engineroom.tasks import dependents
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Encoded, Rules, Task, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
 #: Jobs in one transaction; Redis serves nobody else meanwhile, for less than 5 ms.
 CHUNK = 250
+#: Jobs with a priority in one transaction, which share what may be walked to their places.
+URGENT_CHUNK = 10
 #: Tasks in one enqueue_many.
 MAX_BATCH = 100_000
 
@@ -75,8 +78,7 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
         jobs.append(job)
 
     done: list[Enqueued] = []
-    for start in range(0, len(jobs), CHUNK):
-        chunk = jobs[start : start + CHUNK]
+    for chunk in _chunks(jobs):
         commands, answers = _commands(chunk)
         try:
             replies = yield Batch(commands, atomic=True)
@@ -89,14 +91,17 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
     return done
 
 
-def invocation(job: Encoded, relay_window: int | None = None) -> Invoke:
-    """The script that writes one job; with a window, by a relay that may have done so before."""
+def invocation(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> Invoke:
+    """The script that writes one job; with a window, by a relay that may have done so before.
+
+    ``walk`` is how far it may walk to the job's place.
+    """
     if job.depends_on:
         unique = "" if job.unique is None else unique_key(job.unique.key)
         mark = None if relay_window is None else (relayed_key(job.job_id), relay_window)
         return dependents.invocation([job], job.unique, unique, mark)
     marks = [] if relay_window is None else [relayed_key(job.job_id)]
-    return Invoke(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window))
+    return Invoke(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window, walk))
 
 
 def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = None) -> Invoke:
@@ -128,12 +133,25 @@ def relayed_key(job_id: str) -> str:
     return f"engineroom:relayed:{job_id}"
 
 
+def _chunks(jobs: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
+    start = weight = 0
+    for at, job in enumerate(jobs):
+        more = CHUNK // URGENT_CHUNK if job.priority else 1
+        if weight + more > CHUNK:
+            yield jobs[start:at]
+            start, weight = at, 0
+        weight += more
+    if start < len(jobs):
+        yield jobs[start:]
+
+
 def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | None]]:
     """Commands for the jobs in order, and for each job the number of the reply that tells of it."""
     commands: list[Sequence[Any]] = []
     answers: list[int | None] = []
     waiting: list[Any] = []
     queues = {keys.queue(job.queue) for job in jobs}
+    walk = WALK // max(1, sum(job.priority > 0 for job in jobs))
     commands.append(["SADD", _QUEUES, *sorted(queues)])
 
     def push() -> None:
@@ -142,16 +160,11 @@ def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | 
             waiting.clear()
 
     for job in jobs:
-        if (
-            job.unique is not None
-            or job.named
-            or job.due is not None
-            or job.at_front
-            or job.depends_on
-        ):
+        plain = job.due is None and not job.at_front and not job.priority and not job.depends_on
+        if job.unique is not None or job.named or not plain:
             push()
             answers.append(len(commands))
-            one = invocation(job)
+            one = invocation(job, walk=walk)
             commands.append(one.script.words(one.keys, one.arguments))
             continue
         answers.append(None)
@@ -175,7 +188,7 @@ def _keys(job: Encoded) -> list[str]:
     return named
 
 
-def _arguments(job: Encoded, relay_window: int | None = None) -> list[Any]:
+def _arguments(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> list[Any]:
     unique = job.unique
     return [
         job.job_id,
@@ -186,6 +199,8 @@ def _arguments(job: Encoded, relay_window: int | None = None) -> list[Any]:
         unique.until if unique is not None else "",
         max(1, round(unique.window * 1000)) if unique is not None else "",
         relay_window or "",
+        job.priority,
+        walk,
         *job.fields,
     ]
 
@@ -204,10 +219,13 @@ def _enqueued(job: Encoded, reply: Any, *, refuse: bool = True) -> Enqueued:
 
 
 #: KEYS: job, waiting list, scheduled set, set of queues, unique key or ''[, relay's mark].
-#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, the hash.
+#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, priority, how
+#: far it may walk, the hash.
 #: Returns {verdict, id, queue}: 1 written, 0 an earlier job stands for the work, 2 the named job
 #: exists.
-_ENQUEUE = Script("""
+_ENQUEUE = Script(
+    PUT
+    + """
 local job, list, scheduled, queues, unique, mark = unpack(KEYS)
 local id, due, push, ttl, named = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local queue = string.sub(list, 10)
@@ -223,11 +241,19 @@ if unique ~= '' then
   end
 end
 if named ~= '' and redis.call('EXISTS', job) == 1 then return {2, id, queue} end
-redis.call('HSET', job, unpack(ARGV, 9))
+redis.call('HSET', job, unpack(ARGV, 11))
 -- A time to live is for waiting: of what is put off, RQ sets it when its time has come.
 if ttl ~= '' and due == '' then redis.call('EXPIRE', job, ttl) end
 redis.call('SADD', queues, list)
-if due == '' then redis.call(push, list, id) else redis.call('ZADD', scheduled, due, id) end
+if due ~= '' then
+  redis.call('ZADD', scheduled, due, id)
+elseif ARGV[9] ~= '0' then
+  walk = tonumber(ARGV[10])
+  put(list, id, ARGV[9], redis.call('HGET', job, 'enqueued_at'))
+else
+  redis.call(push, list, id)
+end
 if unique ~= '' then redis.call('SET', unique, id, 'PX', ARGV[7]) end
 return {1, id, queue}
-""")
+"""
+)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue import keys
+from engineroom.queue.order import PUT
 from engineroom.tasks.errors import (
     InvalidTaskError,
     ScheduleNotFoundError,
@@ -274,23 +275,27 @@ return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(inf', 'WITHSCORES', 'LIMIT
 
 #: KEYS: index, schedule, template, waiting list, set of queues. ARGV: name, the tick expected, the
 #: version, the time, the next tick or '', then the ticks to run. Returns how many jobs were made.
-_FIRE = Script("""
+_FIRE = Script(
+    PUT
+    + """
 local index, schedule, template, list = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local name, now, following = ARGV[1], ARGV[4], ARGV[5]
 if redis.call('ZSCORE', index, name) ~= ARGV[2] then return 0 end
 if redis.call('HGET', schedule, 'version') ~= ARGV[3] then return 0 end
 local fields = redis.call('HGETALL', template)
 local ttl = tonumber(redis.call('HGET', template, 'ttl') or '')
+local priority = redis.call('HGET', template, 'er_priority')
 for at = 6, #ARGV do
   local id = name .. '-' .. string.gsub(ARGV[at], '[.]', '_')
   local job = 'rq:job:' .. id
   redis.call('HSET', job, 'created_at', now, 'enqueued_at', now, 'er_schedule', name,
              'er_tick', ARGV[at], unpack(fields))
   if ttl then redis.call('EXPIRE', job, ttl) end
-  redis.call('RPUSH', list, id)
+  put(list, id, priority, now)
   redis.call('HSET', schedule, 'last', ARGV[at])
 end
 if #ARGV > 5 then redis.call('SADD', KEYS[5], list) end
 redis.call('ZADD', index, following == '' and 'inf' or following, name)
 return #ARGV - 5
-""")
+"""
+)

@@ -21,6 +21,7 @@ from engineroom.tasks import (
     InvalidTaskError,
     JobEndedError,
     JobExistsError,
+    Limit,
     ParentCanceledError,
     Task,
     Tasks,
@@ -376,3 +377,19 @@ def test_any_flow_ends_as_its_edges_say(
 def tasks_order(redis: Redis, name: str) -> list[str]:
     """Parents in the order in which ``parents`` gives their results."""
     return list(json.loads(redis.hget(f"rq:job:{name}", "dependency_ids") or "[]"))
+
+
+def test_urgent_parts_of_a_flow_stand_before_what_waits(
+    redis: Redis, tasks: Tasks, work: Callable[..., None]
+) -> None:
+    plain = tasks.enqueue(add, 1)
+    urgent = Task(add, (1,), priority=9)
+    flow = tasks.enqueue_flow(chain(urgent, Task(add, (2,), priority=9, limit=Limit("k", 1))))
+    front = tasks.enqueue_flow(Task(add, at_front=True))
+    assert redis.lrange("rq:queue:default", 0, -1) == [
+        front.jobs[0].job_id.encode(), flow.jobs[0].job_id.encode(), plain.job_id.encode(),
+    ]  # fmt: skip
+    second = redis.hgetall(f"rq:job:{flow.jobs[1].job_id}")
+    assert (second[b"er_priority"], second[b"er_limit"]) == (b"9", b"k")
+    work()
+    assert states(tasks, flow) == ["finished", "finished"]
