@@ -189,7 +189,11 @@ def cancel(life: Life) -> None:
 
 
 def outbox(life: Life) -> None:
-    """Two orders, each with jobs and a flow, and the relay."""
+    """Two orders, each with jobs and a flow, and the relay; the jobs leave nothing behind."""
+
+    def task(name: str, unique: Unique | None = None) -> Task:
+        return Task(count, (name,), unique=unique, result_ttl=0)
+
     with life.database() as connection:
         for order in range(2):
             with connection.transaction():
@@ -198,10 +202,9 @@ def outbox(life: Life) -> None:
                 ).fetchone()
                 if done is None:
                     continue
-                add(connection, Task(count, (f"plain-{order}",)))
-                unique = Task(count, (f"unique-{order}",), unique=Unique(f"o{order}"))
-                add(connection, unique)
-                parts = [Task(count, (f"flow-{order}-{at}",)) for at in range(3)]
+                add(connection, task(f"plain-{order}"))
+                add(connection, task(f"unique-{order}", Unique(f"o{order}")))
+                parts = [task(f"flow-{order}-{at}") for at in range(3)]
                 add_flow(connection, chain(parts[0], group(*parts[1:])))
         while Relay(connection, life.redis, life.clock).once():
             pass
