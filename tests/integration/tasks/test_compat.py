@@ -117,7 +117,7 @@ def test_each_kind_of_job_that_rq_knows_runs_in_our_runtime(
             ENGINEROOM_QUEUES=queues("tagged"), ENGINEROOM_SERIALIZER="plain_jobs.Reversed",
         ),
     ):  # fmt: skip
-        eventually(ended, "every job to end", 40)
+        eventually(ended, "every job to end", 60)
         eventually(lambda: not redis.exists(f"rq:job:{ids['no result']}"), "the result to go")
     found = ask("look", json.dumps(ids))
     assert {kind: found[kind].get("result") for kind in FINISHED} == FINISHED
@@ -191,7 +191,7 @@ def test_our_jobs_run_in_rqs_own_worker(
     with running(
         home_of(rq) / "rq", "worker", "--with-scheduler", "--url", server.url, "default", "other"
     ):
-        eventually(ended, "every job to end", 40)
+        eventually(ended, "every job to end", 60)
     assert {job_id: tasks.result(job_id).value for job_id in finished} == finished
     assert [each.category for each in tasks.attempts(patient.job_id)] == ["transient"] * 3
     assert [each.category for each in tasks.attempts(bug.job_id)] == ["permanent"]
