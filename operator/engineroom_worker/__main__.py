@@ -83,6 +83,7 @@ def run_worker(
     from redis.exceptions import RedisError
 
     from engineroom_worker.transactions import Patience, is_outage
+    from engineroom_worker.watchdog import watch
     from engineroom_worker.worker import PoolWorker
 
     name = f"{settings.pod_name}.{slot}.{uuid.uuid4().hex[:8]}"
@@ -99,6 +100,7 @@ def run_worker(
             if not is_outage(error):
                 raise
             patience.wait(error)
+    watch(board, slot)
     worker.work()
     return 0
 

@@ -22,6 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from engineroom_worker.drain import Controls, paused_key
+from engineroom_worker.limits import LIMITS, MOST_HELD, limit_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,14 +32,18 @@ if TYPE_CHECKING:
 #: ARGV: job key prefix, expiry of the hash, take ("1" or ""), queue key and job id that this worker
 #: remembers having taken (or ""), number of queues, the queues' names, then fields and values of
 #: the heartbeat.
-#: Returns {hash existed, rq suspended, pool suspended, drain, number of paused queues, index of
-#: queue, job id, job hash}.
-TAKE = """
+#: Returns {hash existed, rq suspended, pool suspended, drain, number of queues that are paused or
+#: at their limit, index of queue, job id, job hash, seconds after which to look again or nothing,
+#: whether a limit has a say}.
+TAKE = (
+    LIMITS
+    + """
 local worker, queues = KEYS[1], tonumber(ARGV[6])
 local existed = redis.call('EXISTS', worker)
 local function put_back(queue, job)
   if redis.call('LREM', queue .. ':intermediate', 1, job) > 0 then
     redis.call('LPUSH', queue, job)
+    give_up(ARGV[1], job)
   end
 end
 -- Whoever asks holds nothing: what was taken and never started goes back to the head.
@@ -55,32 +60,69 @@ local state = (asked[1] or asked[2]) and 'suspended' or 'idle'
 redis.call('HSET', worker, 'state', state, 'er_drain', drain, 'er_drain_id', drain_id,
            'er_taken', '', unpack(ARGV, 7 + queues))
 redis.call('EXPIRE', worker, ARGV[2])
-local reply = {existed, asked[1], asked[2], asked[3], 0}
+local reply = {existed, asked[1], asked[2], asked[3], 0, false, false, false, false, 0}
 if ARGV[3] == '' or asked[1] or asked[2] or asked[3] then return reply end
+local function take(index, job, hash)
+  redis.call('RPUSH', KEYS[3 + 3 * index], job)
+  redis.call('HSET', worker, 'er_taken', job, 'er_taken_from', KEYS[2 + 3 * index])
+  reply[6], reply[7], reply[8] = index, job, hash
+  return reply
+end
+local held = 0
 for index = 1, queues do
-  local queue, intermediate = KEYS[2 + 3 * index], KEYS[3 + 3 * index]
-  local tries = 1000
-  if redis.call('EXISTS', KEYS[4 + 3 * index]) == 1 then reply[5], tries = reply[5] + 1, 0 end
-  for _ = 1, tries do
-    local job = redis.call('LPOP', queue)
-    if not job then break end
-    local hash = redis.call('HGETALL', ARGV[1] .. job)
-    if #hash > 0 then
-      redis.call('RPUSH', intermediate, job)
-      redis.call('HSET', worker, 'er_taken', job, 'er_taken_from', queue)
-      reply[6], reply[7], reply[8] = index, job, hash
-      return reply
+  local queue = KEYS[2 + 3 * index]
+  local name, open = string.sub(queue, 10), true
+  local count, ms, job, hash
+  -- Mostly none of the three is there, which one look tells.
+  local limits = {'engineroom:limit:' .. name, 'engineroom:limited:' .. name}
+  if redis.call('EXISTS', KEYS[4 + 3 * index], unpack(limits)) > 0 then
+    open = redis.call('EXISTS', KEYS[4 + 3 * index]) == 0
+    reply[10] = reply[10] + redis.call('EXISTS', unpack(limits))
+    if open then open, count, ms = queue_is_open(name, KEYS[3 + 3 * index]) end
+    if open then job, hash = released(name, ARGV[1]) end
+  end
+  if not open then
+    reply[5] = reply[5] + 1
+  else
+    for _ = 1, 1000 do
+      if job then
+        if count then spend('engineroom:rate:queue:' .. name, count, ms) end
+        return take(index, job, hash)
+      end
+      local first = redis.call('LPOP', queue)
+      if not first then break end
+      hash = redis.call('HGETALL', ARGV[1] .. first)
+      if #hash > 0 then
+        if admitted(name, first, hash, ARGV[1]) then
+          job = first
+        else
+          held, reply[10] = held + 1, 1
+          if held >= @@MOST@@ then
+            soon(0)
+            break
+          end
+        end
+      end
+    end
+    if job then
+      if count then spend('engineroom:rate:queue:' .. name, count, ms) end
+      return take(index, job, hash)
     end
   end
 end
+if again then reply[9] = tostring(again) end
 return reply
 """
+).replace("@@MOST@@", str(MOST_HELD))
 
-#: KEYS: queue, intermediate list, worker hash.  ARGV: job id.  Returns 1 when the job went back.
+#: KEYS: queue, intermediate list, worker hash.  ARGV: job id, job key prefix.  Returns 1 when the
+#: job went back.
 PUT_BACK = """
 redis.call('HSET', KEYS[3], 'er_taken', '')
 if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 0 then return 0 end
 redis.call('LPUSH', KEYS[1], ARGV[1])
+local key = redis.call('HGET', ARGV[2] .. ARGV[1], 'er_limit')
+if key then redis.call('ZREM', 'engineroom:slots:' .. key, ARGV[1]) end
 return 1
 """
 
@@ -106,8 +148,12 @@ class Look:
     existed: bool
     controls: Controls
     taken: Taken | None
-    #: Every queue that was looked at is paused.
+    #: Every queue that was looked at is paused or at its limit.
     paused: bool = False
+    #: Look again after so many seconds, whatever happens or not.
+    again: float | None = None
+    #: A limit has a say: what comes must not be taken without asking.
+    limited: bool = False
 
 
 class Desk:
@@ -154,8 +200,8 @@ class Desk:
         for name, value in fields.items():
             args += [name, value]
         reply = list(self._take(keys=keys, args=args))
-        reply += [None] * (8 - len(reply))
-        existed, rq_suspended, pool_suspended, drain, paused, index, job_id, data = reply
+        existed, rq_suspended, pool_suspended, drain, paused, index, job_id, data = reply[:8]
+        again, limited = reply[8:]
         self.in_hand = None
         taken = None
         if job_id is not None:
@@ -163,14 +209,24 @@ class Desk:
             taken = Taken(queue_key, _text(job_id), dict(zip(data[::2], data[1::2])))  # noqa: B905
             self.in_hand = (queue_key, taken.job_id)
         controls = Controls.read(rq_suspended, pool_suspended, drain)
-        return Look(bool(existed), controls, taken, int(paused) == len(queue_keys))
+        return Look(
+            bool(existed),
+            controls,
+            taken,
+            int(paused) == len(queue_keys),
+            None if again is None else float(again),
+            bool(limited),
+        )
 
-    def wait(self, queue_keys: Sequence[str], timeout: float) -> Taken | None:
+    def wait(
+        self, queue_keys: Sequence[str], timeout: float, limited: bool = False
+    ) -> Taken | None:
         """Until a job may be there, something wakes the worker, or ``timeout`` seconds are over.
 
-        A single queue's job is taken here; for several None is returned and the caller looks.
+        A single queue's job is taken here, unless the queue is ``limited``; otherwise None is
+        returned and the caller looks.
         """
-        if self._blocking and len(queue_keys) == 1:
+        if self._blocking and len(queue_keys) == 1 and not limited:
             return self._wait_for_one(queue_keys[0], timeout)
         self._wait_for_any(queue_keys, timeout)
         return None
@@ -187,7 +243,7 @@ class Desk:
     def put_back(self, taken: Taken) -> bool:
         """Return a job that was not started to the head of its queue; False if it was not ours."""
         keys = [taken.queue_key, f"{taken.queue_key}:intermediate", self._worker_key]
-        moved = bool(self._put_back(keys=keys, args=[taken.job_id]))
+        moved = bool(self._put_back(keys=keys, args=[taken.job_id, self._job_prefix]))
         self.in_hand = None
         return moved
 
@@ -234,11 +290,12 @@ class Desk:
                 self._worker_key, mapping={"er_taken": job_id, "er_taken_from": queue_key}
             )
             pipeline.hgetall(self._job_prefix + job_id)
-            pipeline.exists(self._paused_key(queue_key))
-            _, data, paused = pipeline.execute()
+            name = queue_key[len(QUEUE_PREFIX) :]
+            pipeline.exists(paused_key(name), limit_key(name))
+            _, data, forbidden = pipeline.execute()
         taken = Taken(queue_key, job_id, dict(data) or None)
-        if paused:
-            # Paused while the worker waited: Redis hands out all the same.
+        if forbidden or b"er_limit" in data:
+            # Paused or limited while the worker waited: Redis hands out all the same.
             self.put_back(taken)
             return None
         return taken

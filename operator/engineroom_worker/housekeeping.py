@@ -13,7 +13,7 @@ import functools
 import inspect
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rq
 from redis.exceptions import RedisError
@@ -24,8 +24,12 @@ from rq.queue import Queue
 from rq.registry import StartedJobRegistry, clean_registries
 from rq.scheduler import RQScheduler
 
-from engineroom_worker import drain
+from engineroom_worker import drain, limits
+from engineroom_worker.order import LATEST, TO_PLACES
 from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 RQ_MAJOR = int(rq.__version__.split(".")[0])
 
@@ -39,6 +43,8 @@ LOCK_SECONDS = 15.0
 LOCK_TRUST_SECONDS = 50.0
 #: A job that was taken and not started for so long is put back.
 STRAY_SECONDS = 60.0
+#: Who settles a job for the dead is given so long, its failure callback included.
+SETTLING_SECONDS = 300
 
 #: Put back what has been in the intermediate list for too long.  The entry is the right to start
 #: the job, so a worker that is merely slow finds itself without it and drops the job: no double.
@@ -77,6 +83,30 @@ return returned
 log = logging.getLogger("rq.worker")
 
 
+class _Scheduler(RQScheduler):
+    """RQ's own, which also tells what it is about to enqueue."""
+
+    def __init__(self, told: Callable[[str, list[str]], None], *args: Any, **kwargs: Any) -> None:
+        self._told = told
+        super().__init__(*args, **kwargs)
+
+    def prepare_registries(self, *names: Any) -> None:
+        """Make the registries that RQ asks for what is due."""
+        super().prepare_registries(*names)
+        for registry in self._scheduled_job_registries:
+            self._listen(registry)
+
+    def _listen(self, registry: Any) -> None:
+        asked = registry.get_jobs_to_schedule
+
+        def get_jobs_to_schedule(*args: Any, **kwargs: Any) -> Any:
+            jobs = asked(*args, **kwargs)
+            self._told(registry.name, jobs)
+            return jobs
+
+        registry.get_jobs_to_schedule = get_jobs_to_schedule
+
+
 class Housekeeper:
     """The side work of one worker."""
 
@@ -86,6 +116,9 @@ class Housekeeper:
         self._scheduler: Any = None
         self._next_promotion = self._next_lock = self._locked_at = 0.0
         self._failures = 0
+        self._freed = worker.connection.register_script(limits.FREED)
+        self._to_places = worker.connection.register_script(TO_PLACES)
+        self._promoted: dict[str, list[str]] = {}
 
     def due(self) -> float:
         """When to call ``promote`` next, in monotonic seconds."""
@@ -107,10 +140,24 @@ class Housekeeper:
                     self.outage()
                     return
                 self._scheduler.enqueue_scheduled_jobs()
+                promoted, self._promoted = self._promoted, {}
+                for name, jobs in promoted.items():
+                    self.to_places(Queue.redis_queue_namespace_prefix + name, jobs)
         except RedisError as error:
             log.debug("Worker %s: no promotion: %s", self._worker.name, error)
         except Exception:
             log.exception("Worker %s: could not enqueue scheduled jobs", self._worker.name)
+
+    def to_places(self, queue_key: str, jobs: Sequence[str]) -> None:
+        """Take jobs that RQ has just put at the end of a queue to where their priority says."""
+        prefix = Job.redis_job_namespace_prefix
+        for start in range(0, len(jobs), LATEST // 10):
+            chunk = jobs[start : start + LATEST // 10]
+            self._to_places(keys=[queue_key], args=[prefix, LATEST, *chunk])
+
+    def freed(self, limit: str) -> None:
+        """Say that a job has given up its place of the limit."""
+        self._freed(keys=[limits.holding_key(limit)], args=[limit])
 
     def outage(self) -> None:
         """Redis was away: another may hold the locks by now."""
@@ -170,7 +217,8 @@ class Housekeeper:
         if "name" in inspect.signature(RQScheduler.__init__).parameters:
             # The lock then carries the worker's name, and who finds the worker dead can free it.
             named["name"] = worker.name
-        scheduler = RQScheduler(
+        scheduler = _Scheduler(
+            self._promoted_from,
             worker.queues,
             worker.connection,
             logging_level=log.level or logging.INFO,
@@ -180,19 +228,48 @@ class Housekeeper:
         scheduler._connection = worker.connection
         return scheduler
 
+    def _promoted_from(self, queue: str, jobs: list[str]) -> None:
+        if jobs:
+            self._promoted.setdefault(queue, []).extend(jobs)
+
     def _settle_for_the_dead(self) -> None:
         """What the operator leaves undone for jobs that it failed: it runs nobody's code."""
         worker = self._worker
         for queue in worker.queues:
-            while True:
-                job_id = worker.connection.lpop(drain.settle_key(queue.name))
-                if job_id is None:
-                    break
-                with contextlib.suppress(NoSuchJobError):
-                    job = worker.job_class.fetch(
-                        job_id.decode(), connection=worker.connection, serializer=worker.serializer
-                    )
-                    self._after_death(job, queue, "The worker of this job died.")
+            while self._settle_next(queue):
+                pass
+
+    def _settle_next(self, queue: Queue) -> bool:
+        """Settle the queue's next such job; False if there is none, or another is at it.
+
+        The entry goes when all is done: who dies in between leaves it to another, whose claim
+        waits for that of the dead to expire. A failure callback may so be called twice.
+        """
+        worker = self._worker
+        waiting = drain.settle_key(queue.name)
+        entry = worker.connection.lindex(waiting, 0)
+        if entry is None:
+            return False
+        job_id = entry.decode()
+        claim = drain.settling_key(job_id)
+        if not worker.connection.set(claim, worker.name, nx=True, ex=SETTLING_SECONDS):
+            return False
+        try:
+            job = worker.job_class.fetch(
+                job_id, connection=worker.connection, serializer=worker.serializer
+            )
+            self._after_death(job, queue, "The worker of this job died.")
+        except RedisError:
+            raise
+        except NoSuchJobError:
+            pass
+        except Exception:
+            log.exception("Worker %s: job %s cannot be settled", worker.name, job_id)
+        with worker.connection.pipeline() as pipeline:
+            pipeline.lrem(waiting, 1, entry)
+            pipeline.delete(claim)
+            pipeline.execute()
+        return True
 
     def _settle_abandoned(self, queue: Queue) -> None:
         worker = self._worker

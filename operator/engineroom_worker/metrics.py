@@ -8,6 +8,7 @@ the work horse counts jobs, the worker reports its state.
 from __future__ import annotations
 
 import mmap
+import os
 import socket
 import socketserver
 import struct
@@ -28,6 +29,8 @@ _FIELDS = (
     "drain",  # index in DRAIN_STATES
     "heartbeat",  # unix seconds of the last heartbeat that reached Redis
     "memory",  # bytes
+    "cpu",  # cores, lately
+    "cpu_seconds",
     "started",  # unix seconds of the start of the job in hand, 0 when idle
     "finished",
     "failed",
@@ -39,6 +42,7 @@ _FIELDS = (
 )
 _CELL = struct.Struct("d")
 _SLOT = _CELL.size * len(_FIELDS)
+_TICKS = os.sysconf("SC_CLK_TCK")
 STATES = ("idle", "busy", "suspended")
 DRAIN_STATES = ("", "draining", "drained", "retired")
 
@@ -69,10 +73,11 @@ class Board:
 
     def healthy(self, now: float) -> bool:
         """Whether no living worker has been stuck; ``now`` is monotonic."""
-        return all(
-            not self.get(slot, "alive") or now - self.get(slot, "looped") < STUCK_SECONDS
-            for slot in range(self.slots)
-        )
+        return not any(self.stuck(slot, now) for slot in range(self.slots))
+
+    def stuck(self, slot: int, now: float) -> bool:
+        """Whether the slot's worker lives and its loop has not turned for too long."""
+        return bool(self.get(slot, "alive")) and now - self.get(slot, "looped") >= STUCK_SECONDS
 
     def _offset(self, slot: int, field: str) -> int:
         return slot * _SLOT + _FIELDS.index(field) * _CELL.size
@@ -137,6 +142,13 @@ def render(board: Board, pool: str, now: float) -> str:
         "Resident memory of worker and work horse.",
         each("memory"),
         _whole,
+    )
+    family(
+        "engineroom_worker_cpu_seconds_total",
+        "counter",
+        "Processor time of worker and work horses.",
+        each("cpu_seconds"),
+        _plain,
     )
     ages = [
         (f'{base},slot="{slot}"', now - board.get(slot, "started"))
@@ -268,6 +280,18 @@ def resident_bytes(*pids: int) -> int:
         try:
             statm = Path(f"/proc/{pid}/statm").read_bytes()
             total += int(statm.split()[1]) * mmap.PAGESIZE
+        except (OSError, IndexError, ValueError):
+            continue
+    return total
+
+
+def cpu_seconds(*pids: int) -> float:
+    """Processor time of this process and of its children that have ended, and of ``pids``."""
+    total = sum(os.times()[:4])
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            total += sum(int(field) for field in fields[11:15]) / _TICKS
         except (OSError, IndexError, ValueError):
             continue
     return total

@@ -30,10 +30,10 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
 from rq.worker import Worker
 
-from engineroom_worker import drain, oom
+from engineroom_worker import drain, limits, oom
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
-from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, resident_bytes
+from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, cpu_seconds, resident_bytes
 from engineroom_worker.transactions import (
     Command,
     Guard,
@@ -112,8 +112,11 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         self._retired_since: float | None = None
         self._drain_shown = ""
         self._running: Any = None
+        self._has_priority = False
+        self._limit = ""
         self._born = False
         self._next_weighing = 0.0
+        self._spent, self._weighed = cpu_seconds(), time.monotonic()
         self._quiet_until = time.monotonic() + self.maintenance_grace
         self._failures = 0
         super().__init__(
@@ -270,9 +273,12 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 return None
             if look.controls.suspended or look.paused or self._resting():
                 self._desk.stop_watching()
-                self._pause(1.0)
+                self._pause(1.0 if look.again is None else min(1.0, look.again))
                 return 0
-            taken = self._desk.wait(keys, self._idle_seconds())
+            seconds = self._idle_seconds()
+            if look.again is not None:
+                seconds = max(0.01, min(seconds, look.again))
+            taken = self._desk.wait(keys, seconds, look.limited)
             if taken is None:
                 return 0
         self._desk.stop_watching()
@@ -326,6 +332,9 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 pipeline.execute()
             self._desk.in_hand = None
             return None
+        self._has_priority = b"er_priority" in taken.data
+        leased = b"er_limit_concurrency" in taken.data
+        self._limit = taken.data.get(b"er_limit", b"").decode() if leased else ""
         # What has no time to live of its own in the failed registry gets the pool's.
         if job.failure_ttl is None:
             job.failure_ttl = self.settings.dead_letter_ttl
@@ -342,6 +351,12 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             fields["er_memory"] = resident_bytes(os.getpid(), *horse)
             self._board.set(self._slot, "memory", fields["er_memory"])
             fields.update(oom.news(self._board, self._slot))
+            spent = cpu_seconds(*horse)
+            cores = max(0.0, spent - self._spent) / max(0.1, at - self._weighed)
+            self._spent, self._weighed = spent, at
+            fields["er_cpu"] = f"{cores:.3f}"
+            self._board.set(self._slot, "cpu", cores)
+            self._board.set(self._slot, "cpu_seconds", spent)
         if self._shutdown_requested_date is not None:
             fields["shutdown_requested_date"] = utcformat(self._shutdown_requested_date)
         return fields
@@ -520,6 +535,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         fields = {
             **self._vital_signs(),
             **self._holding((job.id, execution.id, queue.name)),
+            "er_job_timeout": Queue.DEFAULT_TIMEOUT if job.timeout is None else job.timeout,
             "er_taken": "",
         }
         if RQ_MAJOR < 3:
@@ -698,6 +714,10 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             if RQ_MAJOR >= 3:
                 pipeline.sadd(self.executions_key, execution.composite_key)
                 pipeline.expire(self.executions_key, RECORD_TTL)
+            if self._limit:
+                slots = limits.slots_key(self._limit)
+                pipeline.zadd(slots, {job.id: time.time() + limits.LEASE})
+                pipeline.expire(slots, 2 * limits.LEASE)
 
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.exists(self.key)
@@ -791,6 +811,13 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             self._outcome = ""
         if guard.applied:
             self._board.add(self._slot, outcome)
+            if self._has_priority and outcome == "failed":
+                # Perhaps tried again at once, which RQ does from the end of the queue.
+                with contextlib.suppress(RedisError):
+                    self._housekeeper.to_places(queue.key, [job.id])
+            if self._limit:
+                with contextlib.suppress(RedisError):
+                    self._housekeeper.freed(self._limit)
         if guard.repeated:
             self._housekeeper.promote_ready()
 
@@ -814,7 +841,12 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             ("HINCRBY", stats, "busy_ms", busy),
             ("HINCRBY", stats, "wait_ms", waited),
             ("HSET", self.key, "er_settled", execution.id, *_flat(self._holding_nothing())),
+            *self._give_up_place(job),
         ]
+
+    def _give_up_place(self, job: Job) -> list[Command]:
+        """The job's place of its limit; who is next hears of it a moment later."""
+        return [("ZREM", limits.slots_key(self._limit), job.id)] if self._limit else []
 
     def _forget_job(self, job: Job, execution: Any) -> None:
         """Another decided what becomes of the job: remove this execution's traces only."""
@@ -837,6 +869,9 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
                 queue._enqueue_job(job, pipeline=pipeline, at_front=True)
                 self.cleanup_execution(job, pipeline, *([execution] * (RQ_MAJOR >= 3)))
                 pipeline.execute()
+            if self._limit:
+                with contextlib.suppress(RedisError):
+                    self._housekeeper.freed(self._limit)
         else:
             job.ended_at = now()
             reason = (
@@ -891,7 +926,13 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
 
     @staticmethod
     def _holding_nothing() -> dict[str, Any]:
-        return {"er_job": "", "er_execution": "", "er_queue": "", "er_job_started": ""}
+        return {
+            "er_job": "",
+            "er_execution": "",
+            "er_queue": "",
+            "er_job_started": "",
+            "er_job_timeout": "",
+        }
 
     @contextlib.contextmanager
     def _guarded(self, guard: Guard, job: Job) -> Iterator[None]:

@@ -128,3 +128,30 @@ async def test_what_waits_in_a_paused_queue_asks_for_nobody(client, queue):
     await client.delete(keys.paused("mail"))
     [seen] = (await observer.look("shop/mail", ["mail"])).queues
     assert (seen.paused, seen.backlog) == (False, 1)
+
+
+async def test_what_a_limit_holds_back_asks_for_no_more_than_it_lets_run(client, queue):
+    for _ in range(100):
+        queue.enqueue(print)
+    await client.zadd(keys.started("mail"), {"a:1": time.time() + 60})
+    await client.hset(keys.limit("mail"), mapping={"concurrency": 2, "count": 30, "ms": 60000})
+    observer = Observer(client, SystemClock())
+    [seen] = (await observer.look("shop/mail", ["mail"])).queues
+    assert (seen.waiting, seen.backlog, seen.demand) == (100, 1, 2)
+    assert (seen.concurrency, seen.rate, seen.burst) == (2, 0.5, 30)
+
+
+async def test_of_jobs_set_aside_those_count_that_may_have_room(client, queue):
+    at = time.time()
+    assert await Observer(client, SystemClock()).quiet(["mail"]) == {"mail"}
+    keyed = {"free": 0, "also": at - 5, "later": at + 20}
+    await client.zadd(keys.limited("mail"), keyed)
+    observer = Observer(client, SystemClock())
+    facts = await observer.look("shop/mail", ["mail"])
+    [seen] = facts.queues
+    assert (seen.limited_keys, seen.backlog) == (3, 2)
+    assert seen.next_due == pytest.approx(at + 20)
+    await client.zrem(keys.limited("mail"), "free", "also")
+    facts = await observer.look("shop/mail", ["mail"])
+    assert (facts.queues[0].demand, facts.quiet) == (0, False)
+    assert await observer.quiet(["mail"]) == set()

@@ -58,6 +58,8 @@ JOB_FAILED: Final = "JobFailed"
 JOB_POISONED: Final = "JobPoisoned"
 DEAD_LETTERS_DROPPED: Final = "DeadLettersDropped"
 WORKER_LOST: Final = "WorkerLost"
+WORKER_STUCK: Final = "WorkerStuck"
+GHOST_WORKERS_CLEARED: Final = "GhostWorkersCleared"
 WORKER_OUT_OF_MEMORY: Final = "WorkerOutOfMemory"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 
@@ -116,6 +118,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     JOB_POISONED: "A job took its worker down too often and was set aside.",
     DEAD_LETTERS_DROPPED: "The oldest failed jobs beyond deadLetter.maxJobs were dropped.",
     WORKER_LOST: "A worker died with a job in hand.",
+    WORKER_STUCK: "A worker hangs, or its job outlived its time-out; the message says which.",
+    GHOST_WORKERS_CLEARED: "Workers that were on RQ's lists and are no more were taken off.",
     WORKER_OUT_OF_MEMORY: "A worker was killed for memory; more is recommended from now on.",
     DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
     MEASURING_USE: "Too little of the workers' use was seen to recommend resources.",

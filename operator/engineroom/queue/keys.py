@@ -69,6 +69,26 @@ def paused(queue_name: str) -> str:
     return f"engineroom:paused:{queue_name}"
 
 
+def limit(queue_name: str) -> str:
+    """Hash of a queue's limits: concurrency, and count jobs for each so many ms."""
+    return f"engineroom:limit:{queue_name}"
+
+
+def limited(queue_name: str) -> str:
+    """Sorted set of the keys of which jobs are set aside, by when there may be room (seconds)."""
+    return f"engineroom:limited:{queue_name}"
+
+
+def held(queue_name: str, key: str) -> str:
+    """List of the queue's jobs that are set aside until their limit ``key`` has room."""
+    return f"engineroom:held:{len(queue_name.encode())}:{queue_name}:{key}"
+
+
+def slots(key: str) -> str:
+    """Sorted set of the jobs that hold a place of the limit ``key``, by when their lease ends."""
+    return f"engineroom:slots:{key}"
+
+
 def drain(worker_name: str) -> str:
     """What the operator wants of one worker: ``drain:<id>`` or ``retire:<id>``."""
     return f"engineroom:drain:{worker_name}"

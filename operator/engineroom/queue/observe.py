@@ -46,6 +46,7 @@ class QueueFacts:
     #: Failed by recovery; their callbacks and dependents wait for a living worker.
     unsettled: int = 0
     failed: int = 0
+    #: When a scheduled job is due or a limit may have room, whichever comes first.
     next_due: float | None = None
     oldest_enqueued: float | None = None
     finished_total: int = 0
@@ -54,16 +55,28 @@ class QueueFacts:
     wait_ms_total: int = 0
     #: No worker takes a job from it until it is resumed.
     paused: bool = False
+    #: Limit keys with jobs set aside, and those of them that may have room: a job each.
+    limited_keys: int = 0
+    ready_keys: int = 0
+    #: The queue's own limits: jobs at once, jobs that begin in a second, and of those at once.
+    concurrency: int | None = None
+    rate: float | None = None
+    burst: int | None = None
 
     @property
     def backlog(self) -> int:
         """What waits for a worker: listed, taken but not started, due, or to be settled.
 
         Of a paused queue only what is to be settled: no worker could do anything about the rest.
+        Nor of what a limit holds back: beyond the queue's concurrency nothing counts, and of jobs
+        that are set aside one for each key that may have room.
         """
         if self.paused:
             return self.unsettled
-        return self.waiting + self.intermediate + self.due + self.unsettled
+        waiting = self.waiting + self.intermediate + self.due + self.ready_keys
+        if self.concurrency is not None:
+            waiting = min(waiting, max(0, self.concurrency - self.running))
+        return waiting + self.unsettled
 
     @property
     def demand(self) -> int:
@@ -92,6 +105,8 @@ class WorkerFacts:
     #: When a process of its pod was last killed for memory, and the limit then in bytes (0: none).
     killed_at: float | None = None
     killed_limit: int = 0
+    #: Seconds that its job may run; None without a job, or without such a bound.
+    job_timeout: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -127,7 +142,8 @@ class PoolFacts:
     def quiet(self) -> bool:
         """Nothing waits, runs or is scheduled, and no worker is registered."""
         return not self.workers and all(
-            queue.demand == 0 and queue.scheduled == 0 for queue in self.queues
+            queue.demand == 0 and queue.scheduled == 0 and queue.limited_keys == 0
+            for queue in self.queues
         )
 
 
@@ -239,14 +255,17 @@ _STATS = ("finished", "failed", "busy_ms", "wait_ms")
 _WORKER = (
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
-    "er_oom_at", "er_oom_limit",
+    "er_oom_at", "er_oom_limit", "er_job_timeout",
 )  # fmt: skip
 #: One of these is there as long as anything waits, runs or is scheduled.
-_LIVE_KEYS = (keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.settle)
-_QUEUE_KEYS = (*_LIVE_KEYS, keys.failed, keys.stats, keys.paused)
+_LIVE_KEYS = (
+    keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.settle, keys.limited,
+)  # fmt: skip
+_QUEUE_KEYS = (*_LIVE_KEYS, keys.failed, keys.stats, keys.paused, keys.limit)
 
 _LOOK_AT_QUEUE = """
-local queue, intermediate, started, scheduled, settle, failed, stats, paused = unpack(KEYS)
+local queue, intermediate, started, scheduled, settle, limited, failed, stats, paused, limit =
+  unpack(KEYS)
 local at = table.remove(ARGV)
 local head, enqueued = redis.call('LINDEX', queue, 0), false
 if head then enqueued = redis.call('HGET', 'rq:job:' .. head, 'enqueued_at') end
@@ -255,7 +274,10 @@ return {
   redis.call('ZCOUNT', started, at, '+inf'), redis.call('ZCOUNT', scheduled, '-inf', at),
   redis.call('ZCARD', scheduled), redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES'),
   redis.call('ZCARD', failed), redis.call('LLEN', settle), enqueued,
-  redis.call('HMGET', stats, unpack(ARGV)), redis.call('EXISTS', paused)
+  redis.call('HMGET', stats, unpack(ARGV)), redis.call('EXISTS', paused),
+  redis.call('ZCARD', limited), redis.call('ZCOUNT', limited, '-inf', at),
+  redis.call('ZRANGEBYSCORE', limited, '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2] or '',
+  redis.call('HMGET', limit, 'concurrency', 'count', 'ms')
 }
 """
 
@@ -273,10 +295,12 @@ def _keys(kinds: Iterable[Callable[[str], str]], queue: str) -> list[str]:
 
 
 def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
-    (*row, paused) = row
+    (*row, paused, limited, ready, room, limit) = row
+    concurrency, count, milliseconds = (None if value is None else int(value) for value in limit)
     waiting, intermediate, running, due, scheduled, head, failed, unsettled, oldest, stats = row
     finished, failures, busy, wait = (int(value or 0) for value in stats)
-    next_due = float(head[1]) if head else None
+    moments = [float(moment) for moment in (*head[1:], room) if moment]
+    next_due = min((moment for moment in moments if moment > at), default=None)
     return QueueFacts(
         name=name,
         waiting=waiting,
@@ -286,13 +310,18 @@ def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
         scheduled=scheduled,
         unsettled=unsettled,
         failed=failed,
-        next_due=next_due if next_due is not None and next_due > at else None,
+        next_due=next_due,
         oldest_enqueued=_time(oldest),
         finished_total=finished,
         failed_total=failures,
         busy_ms_total=busy,
         wait_ms_total=wait,
         paused=bool(paused),
+        limited_keys=limited,
+        ready_keys=ready,
+        concurrency=concurrency,
+        rate=count * 1000 / milliseconds if count and milliseconds else None,
+        burst=count,
     )
 
 
@@ -319,6 +348,7 @@ def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
         version=text[12],
         killed_at=float(text[13]) if text[13] else None,
         killed_limit=int(text[14] or 0),
+        job_timeout=float(text[15]) if text[15] and float(text[15]) > 0 else None,
     )
 
 

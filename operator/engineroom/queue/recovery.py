@@ -230,6 +230,16 @@ if record[7] then
   for each in string.gmatch(record[7], '[^,]+') do queues[#queues + 1] = each end
 end
 
+-- The place that the job had by its limit, which its worker can renew no more.
+local function free_place(job_key, id)
+  local limit = redis.call('HGET', job_key, 'er_limit')
+  if not limit then return end
+  redis.call('ZREM', 'engineroom:slots:' .. limit, id)
+  for _, each in ipairs(redis.call('SMEMBERS', 'engineroom:holding:' .. limit)) do
+    redis.call('ZADD', 'engineroom:limited:' .. each, 'XX', 0, limit)
+  end
+end
+
 local outcome, crashes = 'nothing', 0
 local told_job, told_queue = job, queue
 
@@ -252,6 +262,7 @@ if job ~= '' then
     redis.call('ZREM', started, member)
     redis.call('DEL', 'rq:execution:' .. member)
     redis.call('ZREM', 'rq:executions:' .. job, execution)
+    free_place(job_key, job)
     local scheduled = 'rq:scheduled:' .. queue
     -- RQ says scheduled a moment before it schedules: without the entry the job was running still.
     if hash[1] == 'started'
@@ -302,8 +313,8 @@ if job ~= '' then
         redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', 2, 'worker_name', name,
                    'exc_string', text, 'execution_id', execution, 'execution_ended_at', now)
         if ttl > 0 then
-          for _, key in ipairs({job_key, job_key .. ':dependents', job_key .. ':dependencies',
-                                results}) do
+          for _, key in ipairs({job_key, job_key .. ':dependents',
+                                'rq:job::' .. job .. ':dependencies', results}) do
             redis.call('EXPIRE', key, ttl)
           end
         end
@@ -316,6 +327,7 @@ end
 
 local taken, taken_from = record[5] or '', record[6] or ''
 if taken ~= '' and redis.call('LREM', taken_from .. ':intermediate', 1, taken) > 0 then
+  free_place('rq:job:' .. taken, taken)
   if redis.call('HGET', 'rq:job:' .. taken, 'status') == 'queued' then
     redis.call('LPUSH', taken_from, taken)
     outcome, told_job = 'returned', taken

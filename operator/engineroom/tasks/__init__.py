@@ -1,13 +1,16 @@
 """Putting work on queues, and seeing and steering it; RQ underneath, compatible both ways."""
 
 from engineroom.tasks.client import AsyncTasks, Tasks
+from engineroom.tasks.dependents import Canceled
 from engineroom.tasks.enqueue import Enqueued
 from engineroom.tasks.errors import (
     InvalidTaskError,
+    JobEndedError,
     JobExistsError,
     NotConfirmedError,
     NotFailedError,
     NothingMatchesError,
+    ParentCanceledError,
     ScheduleNotFoundError,
     ScheduleOwnedError,
     TaskError,
@@ -16,35 +19,54 @@ from engineroom.tasks.errors import (
     UnknownQueueError,
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.flows import EnqueuedFlow, Flow, chain, fan_in, graph, group, parents
+from engineroom.tasks.limits import Limit, QueueLimit
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
 from engineroom.tasks.schedules import AsyncScheduler, Schedule, Scheduler
-from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
+from engineroom.tasks.task import (
+    Callback,
+    JSONSerializer,
+    PickleSerializer,
+    Retry,
+    Task,
+    Unique,
+)
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
+from engineroom.tasks.workers import Health, Worker
 
 __all__ = [
     "AsyncScheduler",
     "AsyncTasks",
     "Attempt",
+    "Callback",
+    "Canceled",
     "Cron",
     "Enqueued",
+    "EnqueuedFlow",
     "Every",
     "Failure",
     "FailureCategory",
+    "Flow",
+    "Health",
     "InvalidTaskError",
     "JSONSerializer",
+    "JobEndedError",
     "JobExistsError",
     "JobResult",
+    "Limit",
     "Missed",
     "NotConfirmedError",
     "NotFailedError",
     "NothingMatchesError",
     "Once",
     "Page",
+    "ParentCanceledError",
     "PickleSerializer",
     "Progress",
     "QueueCounts",
+    "QueueLimit",
     "Reporter",
     "Requeueing",
     "Retry",
@@ -61,6 +83,12 @@ __all__ = [
     "Unique",
     "UnknownQueueError",
     "Where",
+    "Worker",
+    "chain",
+    "fan_in",
+    "graph",
+    "group",
+    "parents",
     "reporter",
     "retrying",
 ]

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, failures, queues, results, schedules
+from engineroom.tasks import (
+    dependents,
+    enqueue,
+    failures,
+    flows,
+    limits,
+    queues,
+    results,
+    schedules,
+    workers,
+)
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
@@ -16,6 +26,8 @@ from engineroom.tasks.task import (
     Rules,
     Serializer,
     Task,
+    Unique,
+    check_queue,
 )
 
 if TYPE_CHECKING:
@@ -24,11 +36,14 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
+    from engineroom.tasks.dependents import Canceled
     from engineroom.tasks.enqueue import Enqueued
     from engineroom.tasks.failures import Attempt, Page
+    from engineroom.tasks.flows import EnqueuedFlow, Part
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
     from engineroom.tasks.schedules import Known, Schedule
+    from engineroom.tasks.workers import Worker
 
 
 EVERY = Where()
@@ -110,6 +125,26 @@ class Tasks(_Shared):
         """
         return run(self.redis, enqueue.enqueue_many(tasks, self.rules, self.clock.now()))
 
+    def enqueue_flow(
+        self, flow: Part, *, flow_id: str | None = None, unique: Unique | None = None
+    ) -> EnqueuedFlow:
+        """Enqueue all jobs of a flow in one step, or none.
+
+        Those without a ``job_id`` are named ``<flow_id>-<number>``. ``unique`` is for the flow as
+        a whole. Raises InvalidTaskError and its kinds, JobExistsError, ParentCanceledError.
+        """
+        steps = flows.enqueue_flow(flow, self.rules, self.clock.now(), flow_id, unique)
+        return run(self.redis, steps)
+
+    def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+        """Cancel a job and all that hangs on it, in steps of 50; which jobs these are.
+
+        A job that runs is not ended, unless with ``stop`` its worker is asked to. After a kill
+        nothing of it runs; the same call does the rest. Raises core.errors.JobMissingError,
+        JobEndedError.
+        """
+        return run(self.redis, dependents.cancel(job_id, self.clock.now(), stop=stop))
+
     def queue_names(self) -> list[str]:
         """All queues that RQ knows, sorted."""
         return run(self.redis, queues.names())
@@ -131,16 +166,39 @@ class Tasks(_Shared):
         """Let workers take jobs again; False if it was not paused."""
         return run(self.redis, queues.resume(name))
 
+    def limit_queue(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None
+    ) -> None:
+        """Have our workers run at most so many of the queue's jobs at once, and begin so many.
+
+        ``rate`` is like ``"10/s"``. Instead of any limit that the queue has. Raises
+        InvalidTaskError.
+        """
+        check_queue(name, self.rules)
+        run(self.redis, limits.limit_queue(name, concurrency, rate))
+
+    def unlimit_queue(self, name: str) -> bool:
+        """Take the queue's limit away; False if it had none."""
+        return run(self.redis, limits.unlimit_queue(name))
+
     def empty_queue(self, name: str, *, confirm: str) -> int:
         """Delete the jobs that wait now; ``confirm`` is the name again.
 
-        Raises NotConfirmedError.
+        What hangs on them is cancelled. Raises NotConfirmedError.
         """
-        return run(self.redis, queues.empty(name, confirm))
+        return run(self.redis, queues.empty(name, confirm, self.clock.now()))
 
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
-        """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
-        return run(self.redis, queues.move(source, target, self.rules, limit))
+        """Move waiting jobs, oldest first, as if they came to the other queue now; how many."""
+        return run(self.redis, queues.move(source, target, self.rules, limit, self.clock.now()))
+
+    def workers(self, queue: str | None = None) -> list[Worker]:
+        """Workers that listen to the queue, or all that RQ knows, by name, and how they are."""
+        return run(self.redis, workers.listed(queue, self.clock.now()))
+
+    def clear_ghosts(self) -> list[str]:
+        """Take workers that are no more off RQ's lists; returns their names."""
+        return run(self.redis, workers.clear_ghosts(self.clock.now()))
 
     def progress(self, job_id: str) -> Progress | None:
         """What the job reported last."""
@@ -255,6 +313,18 @@ class AsyncTasks(_Shared):
         steps = enqueue.enqueue_many(tasks, self.rules, self.clock.now())
         return await run_async(self.redis, steps)
 
+    async def enqueue_flow(
+        self, flow: Part, *, flow_id: str | None = None, unique: Unique | None = None
+    ) -> EnqueuedFlow:
+        """See Tasks.enqueue_flow."""
+        steps = flows.enqueue_flow(flow, self.rules, self.clock.now(), flow_id, unique)
+        return await run_async(self.redis, steps)
+
+    async def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+        """See Tasks.cancel."""
+        steps = dependents.cancel(job_id, self.clock.now(), stop=stop)
+        return await run_async(self.redis, steps)
+
     async def queue_names(self) -> list[str]:
         """See Tasks.queue_names."""
         return await run_async(self.redis, queues.names())
@@ -276,13 +346,34 @@ class AsyncTasks(_Shared):
         """See Tasks.resume_queue."""
         return await run_async(self.redis, queues.resume(name))
 
+    async def limit_queue(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None
+    ) -> None:
+        """See Tasks.limit_queue."""
+        check_queue(name, self.rules)
+        await run_async(self.redis, limits.limit_queue(name, concurrency, rate))
+
+    async def unlimit_queue(self, name: str) -> bool:
+        """See Tasks.unlimit_queue."""
+        return await run_async(self.redis, limits.unlimit_queue(name))
+
     async def empty_queue(self, name: str, *, confirm: str) -> int:
         """See Tasks.empty_queue."""
-        return await run_async(self.redis, queues.empty(name, confirm))
+        return await run_async(self.redis, queues.empty(name, confirm, self.clock.now()))
 
     async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """See Tasks.move_jobs."""
-        return await run_async(self.redis, queues.move(source, target, self.rules, limit))
+        return await run_async(
+            self.redis, queues.move(source, target, self.rules, limit, self.clock.now())
+        )
+
+    async def workers(self, queue: str | None = None) -> list[Worker]:
+        """See Tasks.workers."""
+        return await run_async(self.redis, workers.listed(queue, self.clock.now()))
+
+    async def clear_ghosts(self) -> list[str]:
+        """See Tasks.clear_ghosts."""
+        return await run_async(self.redis, workers.clear_ghosts(self.clock.now()))
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
+from engineroom.queue.order import PUT, WALK
+from engineroom.tasks import dependents
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Encoded, Rules, Task, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
 #: Jobs in one transaction; Redis serves nobody else meanwhile, for less than 5 ms.
 CHUNK = 250
+#: Jobs with a priority in one transaction, which share what may be walked to their places.
+URGENT_CHUNK = 10
 #: Tasks in one enqueue_many.
 MAX_BATCH = 100_000
 
@@ -50,6 +54,7 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
     """All are checked before the first is written; each CHUNK is written whole or not at all."""
     jobs: list[Encoded] = []
     named: set[str] = set()
+    awaited: dict[str, int] = {}
     for at, task in enumerate(tasks):
         if at >= MAX_BATCH:
             raise InvalidTaskError("tasks", f"more than {MAX_BATCH}", "enqueue them in parts")
@@ -61,12 +66,19 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
         if job.named:
             if job.job_id in named:
                 raise InvalidTaskError(f"tasks[{at}].job_id", "is there twice", "use it once")
+            if job.job_id in awaited:
+                raise InvalidTaskError(
+                    f"tasks[{awaited[job.job_id]}].depends_on",
+                    f"names tasks[{at}], which comes later",
+                    "put it first; for whatever is more than a list use a flow",
+                )
             named.add(job.job_id)
+        for parent in job.depends_on:
+            awaited.setdefault(parent, at)
         jobs.append(job)
 
     done: list[Enqueued] = []
-    for start in range(0, len(jobs), CHUNK):
-        chunk = jobs[start : start + CHUNK]
+    for chunk in _chunks(jobs):
         commands, answers = _commands(chunk)
         try:
             replies = yield Batch(commands, atomic=True)
@@ -79,24 +91,58 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
     return done
 
 
-def invocation(job: Encoded) -> Invoke:
-    """The script that writes one job."""
-    return Invoke(_ENQUEUE, _keys(job), _arguments(job))
+def invocation(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> Invoke:
+    """The script that writes one job; with a window, by a relay that may have done so before.
+
+    ``walk`` is how far it may walk to the job's place.
+    """
+    if job.depends_on:
+        unique = "" if job.unique is None else unique_key(job.unique.key)
+        mark = None if relay_window is None else (relayed_key(job.job_id), relay_window)
+        return dependents.invocation([job], job.unique, unique, mark)
+    marks = [] if relay_window is None else [relayed_key(job.job_id)]
+    return Invoke(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window, walk))
 
 
-def relay(jobs: Sequence[Encoded]) -> Steps[list[Enqueued]]:
-    """Write jobs that may have been written before: each id once within RELAY_WINDOW."""
-    commands = [
-        _ENQUEUE.words([*_keys(job), relayed_key(job.job_id)], _arguments(job, RELAY_WINDOW))
-        for job in jobs
+def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = None) -> Invoke:
+    """The script that writes a flow; with a window, by a relay that may have done so before."""
+    unique = "" if flow.unique is None else unique_key(flow.unique.key)
+    mark = None if relay_window is None else (relayed_key(flow.flow_id), relay_window)
+    return dependents.invocation(flow.jobs, flow.unique, unique, mark)
+
+
+def relay(entries: Sequence[Encoded | dependents.EncodedFlow]) -> Steps[list[Enqueued]]:
+    """Write jobs and flows that may have been written before: each once within RELAY_WINDOW.
+
+    One answer for each, of a flow for its last job.
+    """
+    flow = dependents.EncodedFlow
+    scripts = [
+        flow_invocation(each, RELAY_WINDOW)
+        if isinstance(each, flow)
+        else invocation(each, RELAY_WINDOW)
+        for each in entries
     ]
-    replies = yield Batch(commands)
-    return [_enqueued(job, reply, refuse=False) for job, reply in zip(jobs, replies, strict=True)]
+    replies = yield Batch([each.script.words(each.keys, each.arguments) for each in scripts])
+    last = [each.jobs[-1] if isinstance(each, flow) else each for each in entries]
+    return [_enqueued(job, reply, refuse=False) for job, reply in zip(last, replies, strict=True)]
 
 
 def relayed_key(job_id: str) -> str:
     """Exists once the job has been written by a relay."""
     return f"engineroom:relayed:{job_id}"
+
+
+def _chunks(jobs: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
+    start = weight = 0
+    for at, job in enumerate(jobs):
+        more = CHUNK // URGENT_CHUNK if job.priority else 1
+        if weight + more > CHUNK:
+            yield jobs[start:at]
+            start, weight = at, 0
+        weight += more
+    if start < len(jobs):
+        yield jobs[start:]
 
 
 def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | None]]:
@@ -105,6 +151,7 @@ def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | 
     answers: list[int | None] = []
     waiting: list[Any] = []
     queues = {keys.queue(job.queue) for job in jobs}
+    walk = WALK // max(1, sum(job.priority > 0 for job in jobs))
     commands.append(["SADD", _QUEUES, *sorted(queues)])
 
     def push() -> None:
@@ -113,10 +160,12 @@ def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | 
             waiting.clear()
 
     for job in jobs:
-        if job.unique is not None or job.named or job.due is not None or job.at_front:
+        plain = job.due is None and not job.at_front and not job.priority and not job.depends_on
+        if job.unique is not None or job.named or not plain:
             push()
             answers.append(len(commands))
-            commands.append(_ENQUEUE.words(_keys(job), _arguments(job)))
+            one = invocation(job, walk=walk)
+            commands.append(one.script.words(one.keys, one.arguments))
             continue
         answers.append(None)
         key = keys.job(job.job_id)
@@ -139,7 +188,7 @@ def _keys(job: Encoded) -> list[str]:
     return named
 
 
-def _arguments(job: Encoded, relay_window: int | None = None) -> list[Any]:
+def _arguments(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> list[Any]:
     unique = job.unique
     return [
         job.job_id,
@@ -150,6 +199,8 @@ def _arguments(job: Encoded, relay_window: int | None = None) -> list[Any]:
         unique.until if unique is not None else "",
         max(1, round(unique.window * 1000)) if unique is not None else "",
         relay_window or "",
+        job.priority,
+        walk,
         *job.fields,
     ]
 
@@ -158,16 +209,23 @@ def _enqueued(job: Encoded, reply: Any, *, refuse: bool = True) -> Enqueued:
     if reply is None:
         return Enqueued(job.job_id, job.queue)
     verdict, first, queue = reply
+    if verdict == 3:
+        if refuse:
+            raise dependents.parent_canceled(reply)
+        return Enqueued(job.job_id, job.queue, created=False)
     if verdict == 2 and refuse:
         raise JobExistsError(f"job_id: {job.job_id} exists; use another id, or a unique key")
     return Enqueued(text(first), text(queue), created=verdict == 1)
 
 
 #: KEYS: job, waiting list, scheduled set, set of queues, unique key or ''[, relay's mark].
-#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, the hash.
+#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, priority, how
+#: far it may walk, the hash.
 #: Returns {verdict, id, queue}: 1 written, 0 an earlier job stands for the work, 2 the named job
 #: exists.
-_ENQUEUE = Script("""
+_ENQUEUE = Script(
+    PUT
+    + """
 local job, list, scheduled, queues, unique, mark = unpack(KEYS)
 local id, due, push, ttl, named = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local queue = string.sub(list, 10)
@@ -183,11 +241,19 @@ if unique ~= '' then
   end
 end
 if named ~= '' and redis.call('EXISTS', job) == 1 then return {2, id, queue} end
-redis.call('HSET', job, unpack(ARGV, 9))
+redis.call('HSET', job, unpack(ARGV, 11))
 -- A time to live is for waiting: of what is put off, RQ sets it when its time has come.
 if ttl ~= '' and due == '' then redis.call('EXPIRE', job, ttl) end
 redis.call('SADD', queues, list)
-if due == '' then redis.call(push, list, id) else redis.call('ZADD', scheduled, due, id) end
+if due ~= '' then
+  redis.call('ZADD', scheduled, due, id)
+elseif ARGV[9] ~= '0' then
+  walk = tonumber(ARGV[10])
+  put(list, id, ARGV[9], redis.call('HGET', job, 'enqueued_at'))
+else
+  redis.call(push, list, id)
+end
 if unique ~= '' then redis.call('SET', unique, id, 'PX', ARGV[7]) end
 return {1, id, queue}
-""")
+"""
+)

@@ -109,3 +109,19 @@ class ScheduleOwnedError(TaskError):
         else:
             told += "was made at run time; remove that one, or use another name"
         super().__init__(told)
+
+
+class JobEndedError(TaskError):
+    """The job has ended, so it cannot be cancelled."""
+
+    code = "job_ended"
+    category = Category.CONFLICT
+    http_status = 409
+
+
+class ParentCanceledError(TaskError):
+    """A job that was to be waited for is cancelled or stopped and never finishes."""
+
+    code = "job_parent_canceled"
+    category = Category.CONFLICT
+    http_status = 409

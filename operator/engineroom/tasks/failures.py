@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from engineroom.queue import keys
+from engineroom.queue.order import PUT
 from engineroom.tasks.errors import InvalidTaskError, NotFailedError, NothingMatchesError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Rules, check_queue, timestamp
@@ -457,7 +458,9 @@ return rows
 #: KEYS: failed set, waiting list, operation or '', set of queues. ARGV: the place expected and the
 #: new one, how many were looked at, whether that was the last, the time, when the operation began,
 #: then the ids. Returns {requeued, skipped}.
-_REQUEUE = Script("""
+_REQUEUE = Script(
+    PUT
+    + """
 local failed, list, operation = KEYS[1], KEYS[2], KEYS[3]
 local now, started = ARGV[5], ARGV[6]
 if operation ~= '' then
@@ -468,7 +471,8 @@ local requeued, skipped = 0, 0
 for at = 7, #ARGV do
   local id = ARGV[at]
   local job = 'rq:job:' .. id
-  local hash = redis.call('HMGET', job, 'status', 'ended_at', 'ttl', 'rate_limit_key')
+  local hash = redis.call('HMGET', job, 'status', 'ended_at', 'ttl', 'rate_limit_key',
+                          'er_priority')
   -- RQ's times are of one format: their order is that of their text, digit by digit.
   local since = started == '' or not hash[2] or hash[2] == '' or hash[2] <= started
   if hash[1] == 'failed' and since then
@@ -481,7 +485,10 @@ for at = 7, #ARGV do
       local ttl = tonumber(hash[3] or '')
       if ttl and ttl > 0 then redis.call('EXPIRE', job, ttl) else redis.call('PERSIST', job) end
       redis.call('DEL', 'engineroom:crashes:' .. id)
-      redis.call('RPUSH', list, id)
+      -- What hangs on it waits for as long as it takes.
+      redis.call('PERSIST', job .. ':dependents')
+      redis.call('PERSIST', 'rq:job::' .. id .. ':dependencies')
+      put(list, id, hash[5], now)
       requeued = requeued + 1
     end
   end
@@ -495,4 +502,5 @@ if operation ~= '' then
   if ARGV[4] == '1' then redis.call('HSET', operation, 'state', 'done') end
 end
 return {requeued, skipped}
-""")
+"""
+)

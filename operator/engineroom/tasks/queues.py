@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
+from engineroom.queue.order import PUT
+from engineroom.tasks import dependents, limits
 from engineroom.tasks.errors import NotConfirmedError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
-from engineroom.tasks.task import Rules, check_queue
+from engineroom.tasks.task import Rules, check_queue, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +43,9 @@ class QueueCounts:
     paused: bool = False
     #: Why it is paused, as whoever paused it said.
     reason: str = ""
+    #: Set aside until the limit of their key has room; of the first 1,000 keys.
+    held: int = 0
+    limit: limits.QueueLimit | None = None
 
 
 def count(names: Sequence[str], now: datetime) -> Steps[list[QueueCounts]]:
@@ -86,20 +91,25 @@ def resume(name: str) -> Steps[bool]:
     return bool(resumed)
 
 
-def empty(name: str, confirm: str) -> Steps[int]:
+def empty(name: str, confirm: str, now: datetime) -> Steps[int]:
     """Delete the jobs that wait now, and only those; returns how many.
 
     ``confirm`` has to be the queue's name once more: what waits is not deleted by a slip. Jobs
-    that come in meanwhile stay. Raises NotConfirmedError.
+    that come in meanwhile stay. What hangs on them is cancelled: it would wait for ever. Raises
+    NotConfirmedError.
     """
     check_queue(name, _ANY)
     if confirm != name:
         raise NotConfirmedError(
             f"confirm: is not {name!r}; repeat the queue's name to delete its waiting jobs"
         )
+    yield from limits.back_to_queue(name)
     [left] = yield Batch([["LLEN", keys.queue(name)]])
     dropped = 0
     while left > 0:
+        parents = yield Invoke(_PARENTS, [keys.queue(name)], [min(STEP, left)])
+        for parent in parents:
+            yield from dependents.cancel_dependents(text(parent), now)
         taken, gone = yield Invoke(_EMPTY, [keys.queue(name)], [min(STEP, left)])
         dropped += gone
         left -= taken
@@ -108,8 +118,8 @@ def empty(name: str, confirm: str) -> Steps[int]:
     return dropped
 
 
-def move(source: str, target: str, rules: Rules, limit: int | None) -> Steps[int]:
-    """Move what waits now, oldest first, to the end of ``target``; returns how many.
+def move(source: str, target: str, rules: Rules, limit: int | None, now: datetime) -> Steps[int]:
+    """Move what waits now, oldest first, to where ``target`` has jobs that come now; how many.
 
     Each step is atomic: killed in between, every job is in one of the two. ``limit`` at most.
     """
@@ -117,6 +127,7 @@ def move(source: str, target: str, rules: Rules, limit: int | None) -> Steps[int
     check_queue(target, rules)
     if source == target:
         return 0
+    yield from limits.back_to_queue(source)
     [left] = yield Batch([["LLEN", keys.queue(source)]])
     left = left if limit is None else min(left, max(0, limit))
     moved = 0
@@ -125,7 +136,7 @@ def move(source: str, target: str, rules: Rules, limit: int | None) -> Steps[int
         taken, placed = yield Invoke(
             _MOVE,
             [keys.queue(source), keys.queue(target), _QUEUES],
-            [step, target],
+            [step, target, timestamp(now)],
         )
         moved += placed
         left -= taken
@@ -136,23 +147,32 @@ def move(source: str, target: str, rules: Rules, limit: int | None) -> Steps[int
 
 def _counts(name: str, row: Sequence[Any]) -> QueueCounts:
     fields = dict(zip(_COUNTED, map(int, row[: len(_COUNTED)]), strict=True))
-    return QueueCounts(name, paused=row[-1] is not None, reason=text(row[-1]), **fields)
+    paused, limit = row[len(_COUNTED) :]
+    return QueueCounts(
+        name, paused=paused is not None, reason=text(paused), limit=limits.read(limit), **fields
+    )
 
 
 _COUNTED = (
     "waiting", "intermediate", "running", "scheduled", "due", "deferred", "finished", "failed",
-    "canceled",
+    "canceled", "held",
 )  # fmt: skip
 
 _COUNT = Script("""
 local name, at = ARGV[1], ARGV[2]
 local list, scheduled = 'rq:queue:' .. name, 'rq:scheduled:' .. name
+local held = 0
+for _, key in ipairs(redis.call('ZRANGE', 'engineroom:limited:' .. name, 0, 999)) do
+  held = held + redis.call('LLEN', 'engineroom:held:' .. #name .. ':' .. name .. ':' .. key)
+end
 return {
   redis.call('LLEN', list), redis.call('LLEN', list .. ':intermediate'),
   redis.call('ZCOUNT', 'rq:wip:' .. name, at, '+inf'), redis.call('ZCARD', scheduled),
   redis.call('ZCOUNT', scheduled, '-inf', at), redis.call('ZCARD', 'rq:deferred:' .. name),
   redis.call('ZCARD', 'rq:finished:' .. name), redis.call('ZCARD', 'rq:failed:' .. name),
-  redis.call('ZCARD', 'rq:canceled:' .. name), redis.call('GET', 'engineroom:paused:' .. name)
+  redis.call('ZCARD', 'rq:canceled:' .. name), held,
+  redis.call('GET', 'engineroom:paused:' .. name),
+  redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'rate')
 }
 """)
 
@@ -167,6 +187,17 @@ end
 return was
 """)
 
+#: Ids among the first of a list that other jobs wait for.
+_PARENTS = Script("""
+local parents = {}
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)) do
+  if redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') == 1 then
+    parents[#parents + 1] = id
+  end
+end
+return parents
+""")
+
 #: A job that stands in the list twice, or is running under the same id, keeps its hash.
 _EMPTY = Script("""
 local gone = 0
@@ -176,13 +207,17 @@ for _, id in ipairs(ids) do
   if redis.call('HGET', 'rq:job:' .. id, 'status') == 'queued' then
     local job = 'rq:job:' .. id
     gone = gone + redis.call('DEL', job)
-    redis.call('DEL', job .. ':dependents', job .. ':dependencies', 'rq:results:' .. id)
+    redis.call('DEL', job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
+               'rq:results:' .. id)
   end
 end
 return {#ids, gone}
 """)
 
-_MOVE = Script("""
+#: ARGV: how many, the other queue's name, the time.
+_MOVE = Script(
+    PUT
+    + """
 local placed, taken = 0, 0
 redis.call('SADD', KEYS[3], KEYS[2])
 for _ = 1, ARGV[1] do
@@ -191,10 +226,12 @@ for _ = 1, ARGV[1] do
   taken = taken + 1
   local job = 'rq:job:' .. id
   if redis.call('EXISTS', job) == 1 then
+    local hash = redis.call('HMGET', job, 'er_priority', 'enqueued_at')
     redis.call('HSET', job, 'origin', ARGV[2])
-    redis.call('RPUSH', KEYS[2], id)
+    put(KEYS[2], id, hash[1], hash[2], ARGV[3])
     placed = placed + 1
   end
 end
 return {taken, placed}
-""")
+"""
+)

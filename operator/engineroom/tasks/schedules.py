@@ -21,6 +21,7 @@ from uuid import uuid4
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue import keys
+from engineroom.queue.order import PUT
 from engineroom.tasks.errors import (
     InvalidTaskError,
     ScheduleNotFoundError,
@@ -180,6 +181,8 @@ def _words(
         raise InvalidTaskError(
             "task", "has delay, at, unique or job_id", "leave them out: the schedule says when"
         )
+    if task.depends_on:
+        raise InvalidTaskError("task.depends_on", "stands in a schedule", "leave it out")
     # The same task has the same bytes whenever it is stored: what differs is set at the tick.
     job = encode(replace(task, job_id="tick"), rules, now)
     template = list(zip(job.fields[::2], job.fields[1::2], strict=True))
@@ -578,7 +581,9 @@ return {1, ''}
 """)
 
 #: KEYS: schedule, template, waiting list, set of queues. ARGV: name, the job's id, the time.
-_RUN_NOW = Script("""
+_RUN_NOW = Script(
+    PUT
+    + """
 local fields = redis.call('HGETALL', KEYS[2])
 if #fields == 0 then return 0 end
 local job = 'rq:job:' .. ARGV[2]
@@ -586,11 +591,12 @@ redis.call('HSET', job, 'created_at', ARGV[3], 'enqueued_at', ARGV[3], 'er_sched
            unpack(fields))
 local ttl = tonumber(redis.call('HGET', KEYS[2], 'ttl') or '')
 if ttl then redis.call('EXPIRE', job, ttl) end
-redis.call('RPUSH', KEYS[3], ARGV[2])
+put(KEYS[3], ARGV[2], redis.call('HGET', KEYS[2], 'er_priority'), ARGV[3])
 redis.call('SADD', KEYS[4], KEYS[3])
 redis.call('HSET', KEYS[1], 'last_job', ARGV[2])
 return 1
-""")
+"""
+)
 
 _ROW = """
 local function row(name, score)
@@ -657,24 +663,28 @@ return redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 #: KEYS: index, schedule, template, waiting list, set of queues. ARGV: name, the tick expected, the
 #: version, the time, the next tick or '', ticks dropped, then the ticks to run. Returns how many
 #: jobs were made.
-_FIRE = Script("""
+_FIRE = Script(
+    PUT
+    + """
 local index, schedule, template, list = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local name, now, following = ARGV[1], ARGV[4], ARGV[5]
 if redis.call('ZSCORE', index, name) ~= ARGV[2] then return 0 end
 if redis.call('HGET', schedule, 'version') ~= ARGV[3] then return 0 end
 local fields = redis.call('HGETALL', template)
 local ttl = tonumber(redis.call('HGET', template, 'ttl') or '')
+local priority = redis.call('HGET', template, 'er_priority')
 for at = 7, #ARGV do
   local id = name .. '-' .. string.gsub(ARGV[at], '[.]', '_')
   local job = 'rq:job:' .. id
   redis.call('HSET', job, 'created_at', now, 'enqueued_at', now, 'er_schedule', name,
              'er_tick', ARGV[at], unpack(fields))
   if ttl then redis.call('EXPIRE', job, ttl) end
-  redis.call('RPUSH', list, id)
+  put(list, id, priority, now)
   redis.call('HSET', schedule, 'last', ARGV[at], 'last_job', id)
 end
 if #ARGV > 6 then redis.call('SADD', KEYS[5], list) end
 if ARGV[6] ~= '0' then redis.call('HINCRBY', schedule, 'dropped', ARGV[6]) end
 redis.call('ZADD', index, following == '' and 'inf' or following, name)
 return #ARGV - 6
-""")
+"""
+)

@@ -480,6 +480,11 @@ class WorkerPoolController:
             facts,
             pods,
         )
+        recorder = self._context.recorder
+        recovering.tell_stuck(recorder, pool.reference, facts, pods)
+        if facts.at - pool.ghosts >= recovering.GHOSTS_EVERY:
+            pool.ghosts = facts.at
+            await recovering.clear_ghosts(link.redis, recorder, pool.reference, plan, facts)
 
     async def _trim(self, pool: Pool, link: Link, plan: Plan, facts: PoolFacts) -> None:
         """Failed jobs beyond what the spec keeps go, a step of each queue's at a look."""

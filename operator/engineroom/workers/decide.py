@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from engineroom.api.v1alpha1.workerpool import Pause
 from engineroom.core import reasons
 from engineroom.workers import schedules
+from engineroom.workers.demand import most_by_limit
 
 if TYPE_CHECKING:
     from engineroom.queue.observe import PoolFacts, QueueFacts
@@ -142,6 +143,7 @@ def _workers_wanted(plan: Plan, facts: PoolFacts, memory: Memory) -> tuple[float
             part = f"{queue.demand} waiting or running / {plan.backlog_per_worker} a worker"
         else:
             workers, part = _by_latency(queue, latency, memory.rates.get(queue.name), facts.at)
+        workers, part = _within_limit(queue, memory.rates.get(queue.name), workers, part)
         total += workers
         if queue.demand or workers >= 0.05:
             parts.append(part if len(facts.queues) == 1 else f"{queue.name}: {part}")
@@ -151,6 +153,17 @@ def _workers_wanted(plan: Plan, facts: PoolFacts, memory: Memory) -> tuple[float
     if not parts:
         return wanted, "nothing waits"
     return wanted, "; ".join(parts)
+
+
+def _within_limit(
+    queue: QueueFacts, rates: QueueRates | None, workers: float, part: str
+) -> tuple[float, str]:
+    """No more workers than the queue's own limit lets work, and never fewer than work now."""
+    most = most_by_limit(queue, rates.duration if rates else None)
+    if most is None or not queue.demand:
+        return workers, part
+    part += f", limited to {most[1]}"
+    return min(workers, float(max(most[0], queue.running))), part
 
 
 def _by_latency(

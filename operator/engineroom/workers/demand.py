@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 HALF_LIFE = 30.0
 
 
+def most_by_limit(facts: QueueFacts, duration: float | None) -> tuple[int, str] | None:
+    """Workers beyond which the queue's own limit leaves nothing to do, and which limit it is.
+
+    A rate keeps rate x duration workers busy (Little's law); as long as no duration is known, as
+    many as may begin at once. None without a limit.
+    """
+    limits: list[tuple[int, str]] = []
+    if facts.concurrency is not None:
+        limits.append((facts.concurrency, f"{facts.concurrency} at once"))
+    if facts.rate is not None and facts.burst is not None:
+        busy = facts.burst if duration is None else math.ceil(facts.rate * duration)
+        limits.append((max(1, busy), f"{facts.rate:.3g} a second"))
+    return min(limits) if limits else None
+
+
 @dataclass(slots=True)
 class QueueRates:
     """Moving figures of one queue: mean duration in seconds, arrivals and completions a second."""

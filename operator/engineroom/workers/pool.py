@@ -49,6 +49,8 @@ class Pool:
     #: When each worker was last asked to drain (monotonic seconds).
     asked: dict[str, float] = field(default_factory=dict)
     looked: float = NEVER
+    #: When ghosts among the workers were looked for (Unix seconds).
+    ghosts: float = NEVER
     told: float = NEVER
     #: When figures that were held back are written (monotonic seconds); None when none are.
     due: float | None = None

@@ -7,6 +7,7 @@ mean that a worker is dead, and before anything is taken from it the pod is read
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +16,7 @@ from engineroom.core import reasons
 from engineroom.core.errors import DependencyError
 from engineroom.kube.errors import NotFound
 from engineroom.kube.resources import PODS
-from engineroom.queue import recovery
+from engineroom.queue import ghosts, recovery
 from engineroom.workers.views import pod_view
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ log = structlog.get_logger(__name__)
 SILENT = 15.0
 #: A pod that is there but not ready, silent for so long: its node is gone (seconds).
 SILENT_UNREADY = 60.0
-
+#: A worker in a pod that is ready, silent for so long: it hangs (seconds).
+SILENT_READY = 60.0
+#: A worker ends its job a minute after the job's time-out; this much later it has failed to.
+OVERDUE = 120.0
+#: Ghosts are looked for so often (seconds).
+GHOSTS_EVERY = 300.0
 
 _REASONS = {
     "requeued": reasons.JOB_REQUEUED,
@@ -75,6 +81,64 @@ def find_dead(facts: PoolFacts, pods: Sequence[PodView]) -> list[Dead]:
         elif not pod.ready and silence >= SILENT_UNREADY:
             dead.append(Dead(worker, "its pod is not ready"))
     return dead
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A worker that is there and does not go on, and how that is known."""
+
+    worker: WorkerFacts
+    why: str
+
+
+def find_stuck(facts: PoolFacts, pods: Sequence[PodView]) -> list[Stuck]:
+    """Workers that are not dead, by their pod, and do not go on: pure.
+
+    The runtime ends a worker that hangs by itself, after five minutes; what stays longer is in the
+    kernel's hands (a disk that does not answer), and a person has to look.
+    """
+    ready = {pod.name: pod for pod in pods if pod.ready and not pod.deleting}
+    gone = {one.worker.name for one in find_dead(facts, pods)}
+    stuck = []
+    for worker in facts.workers:
+        pod = ready.get(worker.pod)
+        if worker.heartbeat is None or worker.name in gone or pod is None:
+            continue
+        if worker.pod_uid and worker.pod_uid != pod.uid:
+            continue
+        if facts.at - worker.heartbeat >= SILENT_READY:
+            stuck.append(Stuck(worker, "has sent no heartbeat for a minute and its pod is ready"))
+        elif worker.job_started is not None and worker.job_timeout is not None:
+            over = facts.at - worker.job_started - worker.job_timeout
+            if over > OVERDUE:
+                stuck.append(Stuck(worker, f"runs job {worker.job} beyond its time-out"))
+    return stuck
+
+
+def tell_stuck(
+    recorder: Recorder, reference: ObjectRef, facts: PoolFacts, pods: Sequence[PodView]
+) -> None:
+    """An event for each worker that is stuck; repeats are a series."""
+    for one in find_stuck(facts, pods):
+        recorder.record(
+            reference, "Warning", reasons.WORKER_STUCK, f"worker {one.worker.name} {one.why}"
+        )
+
+
+async def clear_ghosts(
+    redis: Redis, recorder: Recorder, reference: ObjectRef, plan: Plan, facts: PoolFacts
+) -> int:
+    """Take workers that are no more off RQ's lists of the pool's queues; returns how many."""
+    cleared = await ghosts.clear(redis, plan.queues, datetime.fromtimestamp(facts.at, UTC))
+    if cleared:
+        shown = ", ".join(cleared[:5]) + (", ..." if len(cleared) > 5 else "")
+        recorder.record(
+            reference,
+            "Normal",
+            reasons.GHOST_WORKERS_CLEARED,
+            f"{len(cleared)} workers of the pool's queues are no more: {shown}",
+        )
+    return len(cleared)
 
 
 async def recover_dead(

@@ -36,6 +36,13 @@ def nap(seconds):
     return seconds
 
 
+def spin(seconds):
+    """Keeps the processor busy."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 def nap_quietly(seconds, begun):
     """Touches Redis only before its nap, through a file for the test to see."""
     with pathlib.Path(begun).open("a") as stream:

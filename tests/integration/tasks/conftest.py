@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from redis import Redis
+from rq import SimpleWorker
 from sqlalchemy.orm import Session
 
 from engineroom.tasks import Tasks
@@ -21,6 +22,32 @@ from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+class Deaf(SimpleWorker):
+    """RQ's worker without its ear for commands, whose thread takes a moment to end."""
+
+    def subscribe(self) -> None:
+        """Hear nothing."""
+
+    def unsubscribe(self) -> None:
+        """Nothing to end."""
+
+
+def snapshot(redis: Redis) -> dict[str, Any]:
+    """All that is in Redis, by value: two of the same are the same bytes to whoever reads them."""
+    read: dict[bytes, Callable[[bytes], Any]] = {
+        b"string": redis.get,
+        b"hash": redis.hgetall,
+        b"set": redis.smembers,
+        b"list": lambda key: redis.lrange(key, 0, -1),
+        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
+        b"stream": redis.xrange,
+    }
+    return {
+        key.decode(): (kind := redis.type(key), read[kind](key), redis.pexpiretime(key))
+        for key in redis.scan_iter()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +73,7 @@ def work(redis: Redis) -> Callable[..., None]:
     """Run what waits on queues with RQ's own worker."""
 
     def run(*queues: str) -> None:
-        from rq import SimpleWorker
-
-        worker = SimpleWorker(list(queues or ("default",)), connection=redis)
-        worker.work(burst=True, with_scheduler=False)
+        Deaf(list(queues or ("default",)), connection=redis).work(burst=True)
 
     return run
 

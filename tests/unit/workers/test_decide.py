@@ -70,6 +70,22 @@ def test_never_below_the_busy_pods():
     assert "4 pods busy" in decision.sentence
 
 
+def test_no_more_workers_than_a_limit_of_the_queue_lets_work():
+    wide = {"maxReplicas": 200}
+    decision = size(wide, {"waiting": 1000, "concurrency": 2, "running": 1})
+    assert decision.replicas == 2
+    assert decision.sentence.endswith(", limited to 2 at once")
+    rate = {"waiting": 1000, "rate": 10.0, "burst": 10}
+    assert size(wide, rate, duration=0.5).replicas == 5
+    assert size(wide, rate).replicas == 10
+    assert size(wide, {**rate, "running": 7}, duration=0.5).replicas == 7
+    assert "limited to 10 a second" in size(wide, rate, duration=0.5).sentence
+    assert size({**wide, "targetBacklogPerWorker": 1}, rate, duration=0.5).replicas == 5
+    assert size(wide, {"concurrency": 2, "rate": 1.0, "burst": 1}).sentence == (
+        "0 pods: nothing waits"
+    )
+
+
 def test_several_workers_share_a_pod():
     wide = plan_of(pool(workersPerPod=4, autoscaling={}))
     decision = decide(wide, Observation(at=NOW, facts=facts(waiting=9), current=0), Memory())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engineroom.queue.observe import PoolFacts
-from engineroom.workers.recovering import find_dead
+from engineroom.workers.recovering import find_dead, find_stuck
 from tests.unit.workers.builders import NOW, pod, worker
 
 
@@ -47,3 +47,30 @@ def test_an_unready_pod_gets_a_minute():
     unready = [pod("a", ready=False)]
     assert dead([worker("a", heartbeat=NOW - 40)], unready) == []
     assert dead([worker("a", heartbeat=NOW - 61)], unready) == [("a", "its pod is not ready")]
+
+
+def stuck(workers, pods):
+    found = find_stuck(PoolFacts(at=NOW, queues=(), workers=tuple(workers)), pods)
+    return [one.why for one in found]
+
+
+def test_silent_in_a_pod_that_is_ready_is_stuck():
+    assert stuck([worker("a", heartbeat=NOW - 61)], [pod("a")]) == [
+        "has sent no heartbeat for a minute and its pod is ready"
+    ]
+    assert stuck([worker("a", heartbeat=NOW - 59)], [pod("a")]) == []
+
+
+def test_whoever_is_dead_is_not_stuck_too():
+    silent = worker("a", heartbeat=NOW - 600)
+    assert stuck([silent], []) == []
+    assert stuck([silent], [pod("a", phase="Failed")]) == []
+    assert stuck([silent], [pod("a", ready=False)]) == []
+    assert stuck([silent], [pod("a", deleting=True)]) == []
+
+
+def test_a_job_far_beyond_its_time_out_is_stuck():
+    late = {"job": "j1", "job_started": NOW - 301, "job_timeout": 180.0}
+    assert stuck([worker("a", **late)], [pod("a")]) == ["runs job j1 beyond its time-out"]
+    assert stuck([worker("a", **{**late, "job_started": NOW - 299})], [pod("a")]) == []
+    assert stuck([worker("a", **{**late, "job_timeout": None})], [pod("a")]) == []

@@ -1,0 +1,188 @@
+"""How many jobs of a queue, or of a key that jobs name, may run at once and begin in a time.
+
+Kept by the script that takes a job. A queue at its limit is passed over, as a paused one. A job
+whose own key is at its limit is set aside, into a list of its key and queue in the same order, so
+that it stands in nobody's way; it is taken from there, before what stands in the queue, when there
+is room.
+A job that holds a place of its key has a lease on it, which heartbeats renew and the end of the job
+gives back: that of a dead worker ends by itself.
+"""
+
+from __future__ import annotations
+
+from engineroom_worker.order import PUT
+
+#: A place is believed in so long without a heartbeat (seconds), as an execution is.
+LEASE = 90
+#: A key without room is looked at again after so long at most (seconds), should nobody have said
+#: that there is some.
+AGAIN = 10
+#: Jobs that one look sets aside at most, and keys with set-aside jobs that it looks at.
+MOST_HELD, MOST_KEYS = 200, 20
+
+
+def limit_key(queue: str) -> str:
+    """Hash of a queue's limits: concurrency, and count for each so many ms."""
+    return f"engineroom:limit:{queue}"
+
+
+def limited_key(queue: str) -> str:
+    """Sorted set of the keys of which the queue has jobs set aside, by when there may be room."""
+    return f"engineroom:limited:{queue}"
+
+
+def slots_key(key: str) -> str:
+    """Sorted set of the jobs that hold a place of the key, by when their lease ends."""
+    return f"engineroom:slots:{key}"
+
+
+def holding_key(key: str) -> str:
+    """Set of the queues that have set aside jobs of the key."""
+    return f"engineroom:holding:{key}"
+
+
+#: KEYS: queues that have set aside jobs of the key. ARGV: the key. To be run when one of its jobs
+#: has ended, so that whatever queue is next looks now.
+FREED = """
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local index = 'engineroom:limited:' .. name
+  if redis.call('ZSCORE', index, ARGV[1]) then
+    redis.call('ZADD', index, 0, ARGV[1])
+  else
+    redis.call('SREM', KEYS[1], name)
+  end
+end
+"""
+
+#: Lua for the script that takes jobs. ``room`` and ``spend`` are GCRA: a bucket of ``count`` that
+#: is filled anew within ``ms``. ``soon(seconds)`` notes when to look again at the latest.
+LIMITS = (
+    PUT
+    + f"""
+local now, again
+local function tell_time()
+  if now then return end
+  local clock = redis.call('TIME')
+  now = clock[1] + clock[2] / 1000000
+end
+local function soon(delay)
+  if not again or delay < again then again = math.max(delay, 0) end
+end
+local function room(key, count, ms)
+  local free = tonumber(redis.call('GET', key) or '') or 0
+  return math.max(0, free - now * 1000 - (ms - ms / count) - 0.001) / 1000
+end
+local function spend(key, count, ms)
+  local free = math.max(tonumber(redis.call('GET', key) or '') or 0, now * 1000) + ms / count
+  redis.call('SET', key, string.format('%.3f', free), 'PX', math.ceil(free - now * 1000) + 1)
+end
+local function queue_is_open(name, intermediate)
+  tell_time()
+  local limit = redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'count', 'ms')
+  local most, count = tonumber(limit[1] or ''), tonumber(limit[2] or '')
+  local ms = tonumber(limit[3] or '')
+  if not most and not count then return true end
+  local started = most and redis.call('ZCOUNT', 'rq:wip:' .. name, now, '+inf')
+  if most and started + redis.call('LLEN', intermediate) >= most then
+    -- What is on its way to a worker may go back in a moment: BLMOVE knows no limits.
+    soon(started >= most and 1 or 0.05)
+    return false
+  end
+  local wait = count and room('engineroom:rate:queue:' .. name, count, ms) or 0
+  if wait > 0 then soon(wait) end
+  return wait == 0, count, ms
+end
+local function fields(hash)
+  local found = {{}}
+  for at = 1, #hash, 2 do
+    local name = hash[at]
+    if name == 'enqueued_at' or name == 'status' or string.sub(name, 1, 3) == 'er_' then
+      found[name] = hash[at + 1]
+    end
+  end
+  return found
+end
+local function admit(id, job)
+  local key, most = job.er_limit, tonumber(job.er_limit_concurrency or '')
+  local count, ms = tonumber(job.er_limit_count or ''), tonumber(job.er_limit_ms or '')
+  local slots, rate = 'engineroom:slots:' .. key, 'engineroom:rate:key:' .. key
+  if most then
+    redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
+    if redis.call('ZCARD', slots) >= most and not redis.call('ZSCORE', slots, id) then
+      local first = redis.call('ZRANGE', slots, 0, 0, 'WITHSCORES')
+      return false, math.min(tonumber(first[2]), now + {AGAIN})
+    end
+  end
+  local wait = count and room(rate, count, ms) or 0
+  if wait > 0 then return false, now + wait end
+  if count then spend(rate, count, ms) end
+  if most then
+    redis.call('ZADD', slots, now + {LEASE}, id)
+    redis.call('EXPIRE', slots, {2 * LEASE})
+  end
+  return true
+end
+local function held_list(name, key)
+  return 'engineroom:held:' .. #name .. ':' .. name .. ':' .. key
+end
+-- The first of the set-aside jobs of which there is room, as {{id, hash}}.
+local function released(name, prefix)
+  local index = 'engineroom:limited:' .. name
+  local keys = redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, {MOST_KEYS})
+  local left = {MOST_HELD}
+  for _, key in ipairs(keys) do
+    local held = held_list(name, key)
+    while left > 0 do
+      left = left - 1
+      local id = redis.call('LINDEX', held, 0)
+      if not id then
+        redis.call('ZREM', index, key)
+        break
+      end
+      local hash = redis.call('HGETALL', prefix .. id)
+      local job = fields(hash)
+      -- Whoever has enqueued it anew, cancelled or deleted it did not know that it is here.
+      if job.status == 'queued' and job.er_limit and job.er_held == job.enqueued_at then
+        local yes, at = admit(id, job)
+        if not yes then
+          redis.call('ZADD', index, at, key)
+          break
+        end
+        redis.call('LPOP', held)
+        redis.call('HDEL', prefix .. id, 'er_held')
+        if redis.call('LLEN', held) == 0 then redis.call('ZREM', index, key) end
+        return id, hash
+      end
+      redis.call('LPOP', held)
+    end
+  end
+  local first = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')
+  if #first > 0 then soon(math.min(1, first[2] - now)) end
+end
+-- Whether a job off the list may be taken; if not it is set aside.
+local function admitted(name, id, hash, prefix)
+  local limited
+  for at = 1, #hash, 2 do limited = limited or hash[at] == 'er_limit' end
+  if not limited then return true end
+  tell_time()
+  local job = fields(hash)
+  local held, index = held_list(name, job.er_limit), 'engineroom:limited:' .. name
+  -- Those that came before it come first.
+  if redis.call('EXISTS', held) == 0 then
+    local yes, at = admit(id, job)
+    if yes then return true end
+    redis.call('ZADD', index, at, job.er_limit)
+    soon(math.min(1, at - now))
+  end
+  redis.call('SADD', 'engineroom:holding:' .. job.er_limit, name)
+  redis.call('EXPIRE', 'engineroom:holding:' .. job.er_limit, 86400)
+  redis.call('HSET', prefix .. id, 'er_held', job.enqueued_at or '')
+  insert(held, id, came(id))
+  return false
+end
+local function give_up(prefix, id)
+  local key = redis.call('HGET', prefix .. id, 'er_limit')
+  if key then redis.call('ZREM', 'engineroom:slots:' .. key, id) end
+end
+"""
+)
