@@ -19,7 +19,7 @@ from engineroom.tasks.task import Rules, check_queue, timestamp
 from engineroom.tasks.walk import Row, exception_of, rows, unpacked, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 #: Jobs that are read or put back in one step; Redis serves nobody else meanwhile, for 1 ms or so.
 STEP = 50
@@ -67,7 +67,8 @@ class Attempt:
 class Where:
     """Which failed jobs: all that is given has to hold. Names are shell patterns (``mail.*``).
 
-    ``text`` is sought in the exception's message and in the job's description.
+    ``text`` is sought in the exception's message and in the job's description; ``prefix`` is what
+    the job's id begins with.
     """
 
     function: str | None = None
@@ -76,9 +77,10 @@ class Where:
     text: str | None = None
     before: datetime | None = None
     after: datetime | None = None
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("function", "exception", "category", "text"):
+        for name in ("function", "exception", "category", "text", "prefix"):
             value = getattr(self, name)
             if value is not None and not 0 < len(value) <= 200:
                 raise InvalidTaskError(name, f"{len(value)} characters", "use 1 to 200")
@@ -89,16 +91,27 @@ class Where:
 
     def matches(self, failure: Failure) -> bool:
         """Whether the job is one of them; without a known time it has no age to go by."""
-        at = failure.failed_at
+        return self.fits(
+            failure.job_id, failure.function, failure.exception, failure.category,
+            (failure.message, failure.description), failure.failed_at,
+        )  # fmt: skip
+
+    def fits(
+        self,
+        job_id: str,
+        function: str,
+        exception: str,
+        category: str,
+        texts: Sequence[str],
+        at: datetime | None,
+    ) -> bool:
+        """The same of a job in any state; ``at`` is the time that counts in that state."""
         return (
-            (self.function is None or fnmatchcase(failure.function, self.function))
-            and (self.exception is None or fnmatchcase(failure.exception, self.exception))
-            and (self.category is None or failure.category == self.category)
-            and (
-                self.text is None
-                or self.text in failure.message
-                or self.text in failure.description
-            )
+            (self.function is None or fnmatchcase(function, self.function))
+            and (self.exception is None or fnmatchcase(exception, self.exception))
+            and (self.category is None or category == self.category)
+            and (self.text is None or any(self.text in each for each in texts))
+            and (self.prefix is None or job_id.startswith(self.prefix))
             and (self.before is None or (at is not None and at < self.before))
             and (self.after is None or (at is not None and at > self.after))
         )

@@ -80,6 +80,11 @@ def walk_list(key: str, cursor: str | None, count: int) -> Invoke:
     return Invoke(_WALK_LIST, [key], [index, job_id, count, "", "", "", *_LIMITS, *FIELDS])
 
 
+def read_rows(job_ids: Sequence[str]) -> Invoke:
+    """The rows of jobs by id, in that order; read it with ``rows``: the end is that of the ids."""
+    return Invoke(_READ, [""], ["", "", 0, "", "", "", *_LIMITS, len(job_ids), *job_ids, *FIELDS])
+
+
 def rows(reply: Any) -> tuple[list[Row], bool]:
     """What a walk found, and whether that was the end."""
     found, ended = reply
@@ -164,7 +169,7 @@ _ROW = """
 local key, place, id, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local head, longest = tonumber(ARGV[7]), tonumber(ARGV[8])
 local large, budget = tonumber(ARGV[9]), tonumber(ARGV[10])
-local spent = 0
+local spent, names = 0, 11
 local function row(job, at, failed)
   local hash, results = 'rq:job:' .. job, 'rq:results:' .. job
   local data, size = false, redis.call('HSTRLEN', hash, 'data')
@@ -188,7 +193,7 @@ local function row(job, at, failed)
     end
     crashes = redis.call('GET', 'engineroom:crashes:' .. job)
   end
-  local fields = redis.call('HMGET', hash, unpack(ARGV, 11))
+  local fields = redis.call('HMGET', hash, unpack(ARGV, names))
   for at = 1, #fields do spent = spent + (fields[at] and #fields[at] or 0) end
   return {job, at, fields, data, traceback, worker, crashes}
 end
@@ -266,5 +271,19 @@ for at = 1, #members do
   found[#found + 1] = row(members[at], tostring(first + at - 1), false)
 end
 return {found, #members < count and 1 or 0}
+"""
+)
+
+#: ARGV: as above, and between _LIMITS and FIELDS how many ids, and the ids.
+_READ = Script(
+    _ROW
+    + """
+names = 12 + ARGV[11]
+local found = {}
+for at = 12, names - 1 do
+  if spent > budget then return {found, 0} end
+  found[#found + 1] = row(ARGV[at], '0', false)
+end
+return {found, 1}
 """
 )
