@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from rq import Queue
 from rq.job import Job
@@ -30,6 +29,8 @@ from tests.integration.tasks.work import add, boom, fragile, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from redis import Redis
 
     from tests.support import RedisServer
 
@@ -69,7 +70,7 @@ def one_of_each(redis: Redis, tasks: Tasks, work: Callable[..., None]) -> dict[S
 
 def test_each_state_lists_its_own(redis: Redis, tasks: Tasks, work: Callable[..., None]) -> None:
     made = one_of_each(redis, tasks, work)
-    before = {key: redis.dump(key) for key in redis.keys()}
+    before = {key: redis.dump(key) for key in redis.scan_iter()}
     for state, job in made.items():
         [found] = tasks.jobs([state]).jobs
         assert (found.job_id, found.state, found.queue) == (job, state, "default")
@@ -80,7 +81,7 @@ def test_each_state_lists_its_own(redis: Redis, tasks: Tasks, work: Callable[...
     for job in made.values():
         tasks.job(job)
     tasks.workers()
-    assert {key: redis.dump(key) for key in redis.keys()} == before
+    assert {key: redis.dump(key) for key in redis.scan_iter()} == before
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
