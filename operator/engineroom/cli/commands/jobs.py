@@ -95,12 +95,12 @@ def list_jobs(
     if output in (Output.JSON, Output.YAML):
         session.show(dump(page_document(found, cursor), output))
         return
-    if output is Output.NAME:
-        names_only(session, [job.job_id for job in found])
-    elif found:
-        session.show(jobs_table(found, session.clock.now(), wide=output is Output.WIDE))
-    else:
+    if not found:
         session.note("no such jobs" if cursor is None else "no such jobs so far")
+    elif output is Output.NAME:
+        names_only(session, [job.job_id for job in found])
+    else:
+        session.show(jobs_table(found, session.clock.now(), wide=output is Output.WIDE))
     if cursor is not None:
         session.note(f"there are more: the same command with --after {cursor}")
 
