@@ -13,6 +13,7 @@ from engineroom.tasks.errors import (
     NothingMatchesError,
     ParentCanceledError,
     ScheduleNotFoundError,
+    ScheduleOwnedError,
     TaskError,
     TasksUnavailableError,
     TaskTooLargeError,
@@ -24,7 +25,7 @@ from engineroom.tasks.jobs import Impact, JobDetail, JobPage, JobSummary, State
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
-from engineroom.tasks.schedules import Schedule, Scheduler
+from engineroom.tasks.schedules import AsyncScheduler, Schedule, Scheduler
 from engineroom.tasks.task import (
     Callback,
     JSONSerializer,
@@ -37,6 +38,7 @@ from engineroom.tasks.triggers import Cron, Every, Missed, Once
 from engineroom.tasks.workers import WorkerState
 
 __all__ = [
+    "AsyncScheduler",
     "AsyncTasks",
     "Attempt",
     "Callback",
@@ -74,6 +76,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "ScheduleNotFoundError",
+    "ScheduleOwnedError",
     "Scheduler",
     "State",
     "Task",

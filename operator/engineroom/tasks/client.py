@@ -265,13 +265,36 @@ class Tasks(_Shared):
     def put_schedule(self, schedule: Schedule) -> bool:
         """Store a schedule, new or instead of the one of that name; True if it is new.
 
-        The same again changes nothing. Raises InvalidTaskError.
+        The same again changes nothing, and one that is paused stays so. Raises InvalidTaskError,
+        ScheduleOwnedError.
         """
         return run(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
 
     def remove_schedule(self, name: str) -> None:
-        """Forget a schedule. Raises ScheduleNotFoundError."""
+        """Forget a schedule. Raises ScheduleNotFoundError, ScheduleOwnedError."""
         run(self.redis, schedules.remove(name))
+
+    def pause_schedule(self, name: str) -> None:
+        """Have a schedule not tick until it is resumed; what it misses is not made up for.
+
+        Raises ScheduleNotFoundError, ScheduleOwnedError.
+        """
+        run(self.redis, schedules.pause(name))
+
+    def resume_schedule(self, name: str) -> None:
+        """Let a schedule tick again. Raises ScheduleNotFoundError, ScheduleOwnedError."""
+        run(self.redis, schedules.resume(name, self.clock.now()))
+
+    def run_schedule(self, name: str) -> str:
+        """Enqueue a schedule's job now, beside its ticks; returns the job's id.
+
+        Raises ScheduleNotFoundError.
+        """
+        return run(self.redis, schedules.run_now(name, self.clock.now()))
+
+    def schedule(self, name: str) -> Known:
+        """One schedule. Raises ScheduleNotFoundError."""
+        return run(self.redis, schedules.get(name))
 
     def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
         """Schedules by their next tick, those beyond the one named ``after``."""
@@ -425,6 +448,22 @@ class AsyncTasks(_Shared):
     async def remove_schedule(self, name: str) -> None:
         """See Tasks.remove_schedule."""
         await run_async(self.redis, schedules.remove(name))
+
+    async def pause_schedule(self, name: str) -> None:
+        """See Tasks.pause_schedule."""
+        await run_async(self.redis, schedules.pause(name))
+
+    async def resume_schedule(self, name: str) -> None:
+        """See Tasks.resume_schedule."""
+        await run_async(self.redis, schedules.resume(name, self.clock.now()))
+
+    async def run_schedule(self, name: str) -> str:
+        """See Tasks.run_schedule."""
+        return await run_async(self.redis, schedules.run_now(name, self.clock.now()))
+
+    async def schedule(self, name: str) -> Known:
+        """See Tasks.schedule."""
+        return await run_async(self.redis, schedules.get(name))
 
     async def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
         """See Tasks.schedules."""

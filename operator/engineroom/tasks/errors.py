@@ -113,3 +113,23 @@ class ParentCanceledError(TaskError):
     code = "job_parent_canceled"
     category = Category.CONFLICT
     http_status = 409
+
+
+class ScheduleOwnedError(TaskError):
+    """The schedule of that name belongs to somebody else; nothing was written.
+
+    ``owner`` is the WorkerPool that declares it, ``namespace/name``; "" for one made at run time.
+    """
+
+    code = "schedule_owned"
+    category = Category.CONFLICT
+    http_status = 409
+
+    def __init__(self, name: str, owner: str) -> None:
+        self.owner = owner
+        told = f"name: {name[:100]!r} "
+        if owner:
+            told += f"is declared by WorkerPool {owner[:200]}; change its spec.schedules"
+        else:
+            told += "was made at run time; remove that one, or use another name"
+        super().__init__(told)

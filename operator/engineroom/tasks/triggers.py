@@ -23,6 +23,8 @@ from engineroom.tasks.errors import InvalidTaskError
 MAX_AT_ONCE = 100
 #: The shortest interval (seconds).
 LEAST_INTERVAL = 1.0
+#: The longest jitter of a cron line (seconds): to find a tick, each base within it is looked at.
+MOST_JITTER = 3600.0
 #: A jump of a clock is never longer.
 _LONGEST_JUMP = timedelta(hours=25)
 
@@ -37,10 +39,14 @@ class Missed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """By a cron line of five fields in a time zone."""
+    """By a cron line of five fields in a time zone, each time up to ``jitter`` s later.
+
+    How much later is a function of the schedule's name and the tick; never as late as the next.
+    """
 
     line: str
     zone: str = "UTC"
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         from croniter import croniter
@@ -55,12 +61,24 @@ class Cron:
             raise InvalidTaskError(
                 "zone", f"{self.zone[:60]!r} is not known", "use a name such as Europe/Berlin"
             ) from None
+        if not 0 <= self.jitter <= MOST_JITTER:
+            raise InvalidTaskError("jitter", f"{self.jitter} s", "use 0 s to an hour")
         if self.after(0.0, "") is None:
             raise InvalidTaskError("cron", f"{self.line!r} never ticks", "use a day that exists")
 
     def after(self, at: float, name: str) -> float | None:
         """The first tick after ``at``, both in Unix seconds."""
-        return _cron_after(self.line, self.zone, at)
+        base = _cron_after(self.line, self.zone, at - self.jitter)
+        if not self.jitter:
+            return base
+        while base is not None:
+            following = _cron_after(self.line, self.zone, base)
+            room = self.jitter if following is None else min(self.jitter, following - base)
+            tick = round(base + room * _drawn(name, base), 3)
+            if tick > at:
+                return tick
+            base = following
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +110,7 @@ class Every:
     def _tick(self, number: int, name: str) -> float:
         later = 0.0
         if self.jitter:
-            drawn = hashlib.blake2b(f"{name}:{number}".encode(), digest_size=7).digest()
-            later = self.jitter * int.from_bytes(drawn, "big") / (1 << 56)
+            later = self.jitter * _drawn(name, number)
         # Whole milliseconds: the same number in Python, in JSON and in Redis.
         return round(self.start + number * self.seconds + later, 3)
 
@@ -118,46 +135,69 @@ Trigger: TypeAlias = Cron | Every | Once
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Ticks to run now, and the tick that is waited for next (None: never again)."""
+    """Ticks to run now, and the tick that is waited for next (None: never again).
+
+    ``dropped`` counts those that the policy does not run, as far as the limit of a decision.
+    """
 
     run: tuple[float, ...]
     next: float | None
+    dropped: int = 0
 
 
 def decide(
-    trigger: Trigger, name: str, due: float, now: float, missed: Missed, grace: float
+    trigger: Trigger,
+    name: str,
+    due: float,
+    now: float,
+    missed: Missed,
+    grace: float,
+    most: int = MAX_AT_ONCE,
 ) -> Decision:
     """What to do at ``now`` about a schedule whose next tick is ``due`` (Unix seconds).
 
     A tick is missed when it is more than ``grace`` seconds late. Under SKIP such are not run,
     under RUN_ONCE only the latest of all that are due is, under RUN_ALL all are, oldest first and
-    MAX_AT_ONCE at a time.
+    ``most`` at a time.
     """
     if due > now:
         return Decision((), due)
     if missed is Missed.RUN_ALL:
         ticks = [due]
         following = trigger.after(due, name)
-        while following is not None and following <= now and len(ticks) < MAX_AT_ONCE:
+        while following is not None and following <= now and len(ticks) < most:
             ticks.append(following)
             following = trigger.after(following, name)
         return Decision(tuple(ticks), following)
     following = trigger.after(now, name)
     if missed is Missed.RUN_ONCE:
-        return Decision((_latest(trigger, name, due, now),), following)
+        latest = _latest(trigger, name, due, now)
+        return Decision((latest,), following, _count(trigger, name, due, latest, most))
     punctual = due
     if due < now - grace:
         # Ticks are in whole milliseconds: one that is late by the grace exactly is in time.
         found = trigger.after(now - grace - 0.0005, name)
         if found is None or found > now:
-            return Decision((), following)
+            return Decision((), following, _count(trigger, name, due, now + 0.001, most))
         punctual = found
     ticks = [punctual]
     later = trigger.after(punctual, name)
-    while later is not None and later <= now and len(ticks) < MAX_AT_ONCE:
+    while later is not None and later <= now and len(ticks) < most:
         ticks.append(later)
         later = trigger.after(later, name)
-    return Decision(tuple(ticks), later)
+    return Decision(tuple(ticks), later, _count(trigger, name, due, punctual, most))
+
+
+def _count(trigger: Trigger, name: str, first: float, end: float, most: int) -> int:
+    """Ticks from ``first``, which is one, to before ``end``; ``most`` where there are more."""
+    count, tick = 0, first
+    while tick < end and count < most:
+        count += 1
+        following = trigger.after(tick, name)
+        if following is None:
+            break
+        tick = following
+    return count
 
 
 def _latest(trigger: Trigger, name: str, due: float, now: float) -> float:
@@ -174,6 +214,12 @@ def _latest(trigger: Trigger, name: str, due: float, now: float) -> float:
     while following is not None and following <= now:
         found, following = following, trigger.after(following, name)
     return found
+
+
+def _drawn(name: str, number: float) -> float:
+    """A number in [0, 1) that is the same for whoever asks."""
+    drawn = hashlib.blake2b(f"{name}:{number}".encode(), digest_size=7).digest()
+    return int.from_bytes(drawn, "big") / (1 << 56)
 
 
 @lru_cache(maxsize=4096)
