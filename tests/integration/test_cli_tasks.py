@@ -236,6 +236,33 @@ def test_a_job_is_enqueued_as_it_is_said(line: Line) -> None:
     assert line.tasks.job("my-job").retry_intervals[:2] == (10, 60)
 
 
+def test_a_schedule_is_made_looked_at_and_steered(line: Line) -> None:
+    waiting(line, 1)
+    name = "tests.integration.tasks.work.add"
+    nightly = ("schedules", "add", "nightly", name, "--arg", "1", "-q", "mail")
+    made = line.json(*nightly, "--cron", "30 2 * * *", "--zone", "Europe/Berlin")
+    assert (made["trigger"]["zone"], made["missed"], made["paused"]) == (
+        "Europe/Berlin", "run_once", False,
+    )  # fmt: skip
+    assert made["next"].endswith("Z")
+    assert "is as said" in line(*nightly, "--cron", "30 2 * * *", "--zone", "Europe/Berlin")
+    line("schedules", "add", "sync", name, "--every", "5m", "--jitter", "30s", "-q", "mail")
+    line("schedules", "add", "later", name, "--at", "2h", "-q", "mail", "--missed", "skip")
+    assert line("schedules", "list", "-o", "name").split()[0] == "sync"
+    assert "every 5m" in line("schedules", "list", "-o", "wide")
+    shown = line("schedules", "show", "nightly")
+    assert shown.count("02:30") + shown.count("01:30") + shown.count("00:30") >= 5
+    assert "is paused" in line("schedules", "pause", "nightly")
+    assert line.json("schedules", "show", "nightly")["paused"] is True
+    assert "next tick" in line("schedules", "resume", "nightly")
+    job = line("schedules", "run", "nightly", "-o", "name").strip()
+    assert line.tasks.job(job).job.state is State.WAITING
+    assert "deleted" in line("schedules", "delete", "nightly")
+    assert line("schedules", "list", "--limit", "1", "-o", "name") == "sync\n"
+    assert "--after sync" in line.err
+    assert line("schedules", "list", "--after", "sync", "-o", "name") == "later\n"
+
+
 # -- what is wrong ---------------------------------------------------------------------------------
 
 NAME = "tests.integration.tasks.work.add"
@@ -269,6 +296,33 @@ NAME = "tests.integration.tasks.work.add"
         (["jobs", "cancel", "-q", "mail", "-s", "failed", "--all"], 2, "one state"),
         (["jobs", "cancel", "-q", "mail", "-s", "waiting"], 2, "which waiting jobs"),
         (["jobs", "cancel", "-q", "mail", "-s", "waiting", "--function", "no"], 4, "matches none"),
+        (["schedules", "add", "n", NAME, "-q", "mail", "--cron", "61 2 * * *"], 2, "cron"),
+        (["schedules", "add", "n", NAME, "-q", "mail", "--cron", "0 0 30 2 *"], 2, "never ticks"),
+        (
+            [
+                "schedules",
+                "add",
+                "n",
+                NAME,
+                "-q",
+                "mail",
+                "--cron",
+                "0 0 * * *",
+                "--zone",
+                "Mars/Base",
+            ],
+            2,
+            "zone",
+        ),
+        (["schedules", "add", "n", NAME, "-q", "male", "--every", "5m"], 2, "'male' is not known"),
+        (["schedules", "add", "n", NAME, "-q", "mail", "--every", "0.1"], 2, "every"),
+        (["schedules", "add", "n", NAME, "-q", "mail", "--at", "2020-01-01"], 2, "past"),
+        (["schedules", "add", "n", NAME, "-q", "mail"], 2, "when it ticks"),
+        (["schedules", "add", "n n", NAME, "-q", "mail", "--every", "5m"], 2, "name"),
+        (["schedules", "show", "nobody"], 4, "nobody"),
+        (["schedules", "pause", "nobody"], 4, "nobody"),
+        (["schedules", "run", "nobody"], 4, "nobody"),
+        (["schedules", "delete", "nobody"], 4, "nobody"),
         (["queues", "pause", "male"], 2, "'male' is not known"),
         (["queues", "empty", "male", "--confirm", "male"], 2, "'male' is not known"),
         (["queues", "move", "mail", "male"], 2, "'male' is not known"),

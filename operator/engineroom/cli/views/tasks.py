@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         QueueCounts,
         WorkerState,
     )
+    from engineroom.tasks.schedules import Known
+    from engineroom.tasks.triggers import Trigger
 
 #: Lines of a traceback that are shown, the last ones; all with ``-o wide``.
 TRACEBACK_LINES = 15
@@ -243,3 +245,77 @@ def workers_table(workers: Sequence[WorkerState], now: datetime, *, wide: bool =
             ]
         rows.append(row)
     return table(columns, rows, right=("MEMORY", "PID", "FINISHED", "FAILED"))
+
+
+def trigger_text(trigger: Trigger) -> str:
+    """When a schedule ticks, in a few words."""
+    said = document(trigger)
+    if "line" in said:
+        return f"{said['line']} {said['zone']}"
+    if "seconds" in said:
+        later = f" (up to {span(said['jitter'])} later)" if said["jitter"] else ""
+        return f"every {span(said['seconds'])}{later}"
+    return f"once at {datetime.fromtimestamp(said['at'], UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def schedule_document(known: Known) -> dict[str, Any]:
+    """A schedule as JSON has it, its times like all others."""
+    said: dict[str, Any] = document(known)
+    for name in ("next", "last"):
+        said[name] = document(_moment(said[name]))
+    return said
+
+
+def _moment(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC)
+
+
+def schedules_table(schedules: Sequence[Known], now: datetime, *, wide: bool = False) -> Table:
+    """One line a schedule."""
+    columns = ["NAME", "STATE", "WHEN", "NEXT", "LAST", "QUEUE", "OWNER"]
+    if wide:
+        columns += ["MISSED", "GRACE", "DROPPED", "LAST JOB"]
+    columns.append("CALL")
+    rows: list[list[str | Text]] = []
+    for one in schedules:
+        row: list[str | Text] = [
+            one.name,
+            word("Paused") if one.paused else "on",
+            trigger_text(one.trigger),
+            when(_moment(one.next), now),
+            when(_moment(one.last), now),
+            one.queue,
+            one.owner or ABSENT,
+        ]
+        if wide:
+            row += [one.missed.value, span(one.grace), str(one.dropped), one.last_job or ABSENT]
+        row.append(clip(one.description, 60))
+        rows.append(row)
+    return table(columns, rows, right=("DROPPED",))
+
+
+def schedule_view(known: Known, now: datetime) -> Group:
+    """One schedule, and its next ticks."""
+    facts = [
+        ("when", trigger_text(known.trigger)),
+        ("state", "paused" if known.paused else "on"),
+        ("owner", f"WorkerPool {known.owner}" if known.owner else "made at run time"),
+        ("queue", known.queue),
+        ("calls", known.description),
+        ("if missed", f"{known.missed.value}, when later than {span(known.grace)}"),
+        ("last", when(_moment(known.last), now) + (f" ({known.last_job})" * bool(known.last_job))),
+        ("dropped", str(known.dropped)),
+    ]
+    ticks: list[tuple[str, str]] = []
+    at = known.next
+    while at is not None and len(ticks) < 5:
+        moment = datetime.fromtimestamp(at, UTC)
+        ticks.append((f"{moment:%Y-%m-%d %H:%M:%S} UTC", when(moment, now)))
+        at = known.trigger.after(at, known.name)
+    following = table(["", ""], ticks, header=False) if ticks else Text("none")
+    return Group(
+        Text(known.name, style="bold"),
+        table(["", ""], facts, header=False),
+        _title("Next ticks"),
+        Indent(following),
+    )
