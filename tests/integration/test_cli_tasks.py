@@ -93,11 +93,11 @@ def test_jobs_are_listed_in_every_shape(line: Line) -> None:
     document = line.json("jobs", "list")
     assert document["next"] is None
     assert set(document["items"][0]) == {
-        "job_id", "queue", "state", "function", "description", "created_at", "enqueued_at",
-        "started_at", "ended_at", "due_at", "worker", "exception", "message", "category",
-        "crashes", "retries_left",
+        "jobId", "queue", "state", "function", "description", "createdAt", "enqueuedAt",
+        "startedAt", "endedAt", "dueAt", "worker", "exception", "message", "category",
+        "crashes", "retriesLeft",
     }  # fmt: skip
-    assert document["items"][0]["enqueued_at"].endswith("Z")
+    assert document["items"][0]["enqueuedAt"].endswith("Z")
     assert yaml.safe_load(line("jobs", "list", "-o", "yaml")) == document
 
 
@@ -222,15 +222,15 @@ def test_a_job_is_enqueued_as_it_is_said(line: Line) -> None:
     waiting(line, 1)
     name = "tests.integration.tasks.work.add"
     made = line.json("enqueue", name, "--arg", "1", "--kwarg", 'right={"a": [2]}', "-q", "mail")
-    call = line.tasks.job(made["job_id"]).call
+    call = line.tasks.job(made["jobId"]).call
     assert (call.function, call.args, call.kwargs) == (name, (1,), {"right": {"a": [2]}})
     for option, value in (("--delay", "2h"), ("--at", "2030-01-01T00:00Z")):
         made = line.json("enqueue", name, option, value, "-q", "mail")
-        assert line.tasks.job(made["job_id"]).job.state is State.SCHEDULED
+        assert line.tasks.job(made["jobId"]).job.state is State.SCHEDULED
     first = line.json("enqueue", name, "--unique", "k", "--window", "1d", "-q", "mail")
     again = line.json("enqueue", name, "--unique", "k", "--window", "1d", "-q", "mail")
     assert (first["created"], again["created"]) == (True, False)
-    assert again["job_id"] == first["job_id"]
+    assert again["jobId"] == first["jobId"]
     made = line.json("enqueue", name, "--retry", "3:10,60", "-q", "new", "--create-queue",
                      "--id", "my-job", "--serializer", "json")  # fmt: skip
     assert line.tasks.job("my-job").retry_intervals[:2] == (10, 60)

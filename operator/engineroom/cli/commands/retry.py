@@ -96,14 +96,14 @@ def _by_id(session: Session, tasks: "Tasks", job_ids: list[str], output: Output)
     done, refused = [], None
     for job_id in dict.fromkeys(job_ids):
         try:
-            done.append({"job_id": job_id, "queue": tasks.requeue(job_id)})
+            done.append({"jobId": job_id, "queue": tasks.requeue(job_id)})
         except NotFailedError as error:
             if refused is not None:
                 session.note(str(refused))
             refused = error
     if done:
-        lines = "\n".join(f"job {one['job_id']} is back on {one['queue']}" for one in done)
-        names = "\n".join(one["job_id"] for one in done)
+        lines = "\n".join(f"job {one['jobId']} is back on {one['queue']}" for one in done)
+        names = "\n".join(one["jobId"] for one in done)
         report(session, {"requeued": done}, lines, output, name=names)
     if refused is not None:
         raise refused

@@ -189,7 +189,7 @@ def run(session: Session, name: Name, output: OutputOption = Output.TABLE) -> No
     """Enqueue a schedule's job now, beside its ticks, paused or not."""
     with session.link(session) as link:
         job_id = link.tasks.run_schedule(name)
-    done = {"name": name, "job_id": job_id}
+    done = {"name": name, "jobId": job_id}
     report(session, done, f"job {job_id} of schedule {name} enqueued", output, name=job_id)
 
 

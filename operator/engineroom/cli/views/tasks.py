@@ -1,6 +1,7 @@
 """Jobs, queues, schedules and workers: as tables, and as documents for programs.
 
-Documents have the names of ``engineroom.tasks``; times are UTC as ISO 8601, durations seconds.
+Documents have the names of ``engineroom.tasks``, written as elsewhere on the command line
+(``job_id`` is ``jobId``); times are UTC as ISO 8601, durations seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ QUIET = 600
 def document(value: Any) -> Any:
     """A value of ``engineroom.tasks`` as what JSON has."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: document(getattr(value, one.name)) for one in fields(value)}
+        return {_camel(one.name): document(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, Enum):
@@ -52,6 +53,11 @@ def document(value: Any) -> Any:
     if isinstance(value, list | tuple | frozenset | set):
         return [document(item) for item in value]
     return value
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
 
 
 def page_document(items: Sequence[Any], following: str | None) -> dict[str, Any]:
