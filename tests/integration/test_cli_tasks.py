@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
-from typing import TYPE_CHECKING, Any
+import shlex
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
 from redis import Redis
+from rq import SimpleWorker
 
 from engineroom.cli import session as sessions
+from engineroom.cli.commands.tasks import complete_queues
 from engineroom.cli.main import main
 from engineroom.tasks import State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom
-from tests.support import RedisServer, redis_server
+from tests.support import ROOT, RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,8 +136,6 @@ def test_filters_of_the_list(line: Line) -> None:
 
 def test_one_job_is_shown_with_why_it_failed(line: Line) -> None:
     made = line.tasks.enqueue(Task(boom, ("disk full",), queue="mail", meta={"a": 1}))
-    from rq import SimpleWorker
-
     SimpleWorker(["mail"], connection=line.redis).work(burst=True)
     out = line("jobs", "show", made.job_id)
     for part in ("RuntimeError: disk full", "raise RuntimeError", "Time line", '"disk full"'):
@@ -358,3 +361,42 @@ def test_a_redis_that_cannot_be_used_is_told_without_the_password(
     assert says in line.err
     line("queues", "list", "--redis-url", url, "--pool", "mail", code=2)
     assert "exclude each other" in line.err
+
+
+def test_the_examples_of_the_page_about_tasks_run_in_their_order(line: Line) -> None:
+    page = (ROOT / "docs/tasks.md").read_text().split("## From the command line")[1]
+    commands = [
+        shlex.split(command)
+        for block in re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        for command in re.findall(r"^\$ engineroom (.*)$", block, re.MULTILINE)
+    ]
+    assert len(commands) >= 20
+    worked = False
+    for command in commands:
+        if "failed" in command and not worked:
+            # There is no such module as the examples': the job fails as they say.
+            SimpleWorker(["mail"], connection=line.redis).work(burst=True)
+            worked = True
+        out = line(*command)
+        if command[:2] == ["jobs", "show"] and worked:
+            assert "ValueError" in out
+        if command[:2] == ["jobs", "retry"]:
+            assert "1 job put back on mail" in out
+        if command[:2] == ["jobs", "cancel"]:
+            assert "1 job cancelled" in out
+    assert worked
+    assert not line.tasks.schedules()
+
+
+def test_queues_are_completed_and_a_shell_never_sees_an_error(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting(line, 1)
+    url = os.environ["ENGINEROOM_REDIS_URL"]
+    context = SimpleNamespace(params={"redis_url": url})
+    assert complete_queues(cast("Any", context), "ma") == ["mail"]
+    assert complete_queues(cast("Any", context), "x") == []
+    for gone in ("redis://127.0.0.1:1", "http://x"):
+        assert complete_queues(cast("Any", SimpleNamespace(params={"redis_url": gone})), "") == []
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    assert complete_queues(cast("Any", SimpleNamespace(params={})), "") == []

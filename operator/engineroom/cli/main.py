@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -152,6 +152,14 @@ def create() -> typer.Typer:
     return app
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from engineroom import __version__
+
+        typer.echo(f"engineroom {__version__}")
+        raise typer.Exit
+
+
 def _before(
     ctx: typer.Context,
     namespace: Namespace = None,
@@ -159,8 +167,18 @@ def _before(
     context: Context = None,
     no_color: NoColor = False,
     debug: Debug = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show this program's version alone.",
+            is_eager=True,
+            callback=_version,
+        ),
+    ] = False,
 ) -> None:
     """Keep the options that stand before the command's name for the command."""
+    del version
     ctx.obj = Shared(kubeconfig, context, namespace, no_color, debug)
 
 
@@ -176,6 +194,15 @@ def show_error(error: CliError) -> None:
         err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
 
 
+def _help_of_family(given: list[str]) -> None:
+    """Show the help of a family at once: going through its parent's options costs a third more."""
+    if len(given) != 2 or given[1] not in ("--help", "-h"):
+        return
+    for entry in ENTRIES:
+        if isinstance(entry, Family) and entry.name == given[0]:
+            entry.load()(args=["--help"], prog_name=f"{program()} {entry.name}")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -183,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Before anything is printed, so that help and usage errors follow it too.
         os.environ["NO_COLOR"] = "1"
     try:
+        _help_of_family(given)
         create()(args=given, prog_name=program(), complete_var=COMPLETE_VARIABLE)
     except CliError as error:
         if "--debug" in given:

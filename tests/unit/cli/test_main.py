@@ -64,6 +64,23 @@ def test_the_start_imports_neither_the_kubernetes_client_nor_our_api_models(
         assert not any(one.startswith("engineroom.cli.commands.") for one in loaded)
 
 
+def test_the_version_is_said_before_anything_is_imported() -> None:
+    script = (
+        "import sys\nfrom engineroom.cli.start import main\nsys.argv[1:] = ['--version']\nmain()\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"typer", "rich", "pydantic"} & set(done.stderr.split()) == set()
+    assert done.stdout == run("--version").stdout == run("-n", "x", "--version").stdout
+    assert done.stdout.startswith("engineroom ")
+
+
 SMALLEST = """
 import typer
 app = typer.Typer(add_completion=False)
