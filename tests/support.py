@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ class RedisServer:
     """A redis-server on a free loopback port, in a directory of its own.
 
     With ``durable`` every write is on disk before it is answered, so that a restart loses nothing.
+    ``ENGINEROOM_TEST_REDIS`` names another program: a Redis of another version, or a Valkey.
     """
 
     def __init__(self, *, durable: bool = False) -> None:
@@ -54,7 +56,7 @@ class RedisServer:
         persistence = ["--appendonly", "yes", "--appendfsync", "always"] if self._durable else []
         self._process = subprocess.Popen(
             [
-                "redis-server",
+                os.environ.get("ENGINEROOM_TEST_REDIS") or "redis-server",
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
                 *("--dir", self._directory, "--loglevel", "warning", *persistence),
             ],

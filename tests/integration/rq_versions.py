@@ -27,7 +27,7 @@ def interpreter(version: str) -> str:
     if version == "rq3":
         return sys.executable
     if version == "rq2":
-        return _cached(RQ2_REQUIREMENT)
+        return cached(RQ2_REQUIREMENT)
     raise pytest.skip.Exception(f"ENGINEROOM_TEST_PYTHON_{version.upper()} is not set")
 
 
@@ -37,7 +37,8 @@ def versions() -> list[str]:
     return ["rq3", "rq2", *oldest]
 
 
-def _cached(requirement: str) -> str:
+def cached(requirement: str, *others: str) -> str:
+    """The Python of an environment that has the packages; named by the first, made once."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "engineroom"
     tag = f"{requirement.replace('==', '-')}-py{sys.version_info[0]}{sys.version_info[1]}"
     home = cache / "venvs" / tag
@@ -48,6 +49,6 @@ def _cached(requirement: str) -> str:
         done = home / "complete"
         if not done.exists():
             venv.create(home, with_pip=True, clear=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", requirement], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", requirement, *others], check=True)
             done.touch()
     return str(python)

@@ -134,7 +134,8 @@ class Callback:
     """What the worker calls when a job has ended, and how long that may take (seconds).
 
     ``function`` is a function of a module or its dotted path, called by RQ with the job, its
-    connection, and the result (``on_success``) or type, value and traceback (``on_failure``).
+    connection, and the result (``on_success``) or type, value and traceback (``on_failure``, for
+    each try that fails).
     """
 
     function: Function

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from redis import Redis
+from rq import SimpleWorker
 from sqlalchemy.orm import Session
 
 from engineroom.tasks import Tasks
@@ -21,6 +22,16 @@ from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+class Deaf(SimpleWorker):
+    """RQ's worker without its ear for commands, whose thread takes a moment to end."""
+
+    def subscribe(self) -> None:
+        """Hear nothing."""
+
+    def unsubscribe(self) -> None:
+        """Nothing to end."""
 
 
 def snapshot(redis: Redis) -> dict[str, Any]:
@@ -62,10 +73,7 @@ def work(redis: Redis) -> Callable[..., None]:
     """Run what waits on queues with RQ's own worker."""
 
     def run(*queues: str) -> None:
-        from rq import SimpleWorker
-
-        worker = SimpleWorker(list(queues or ("default",)), connection=redis)
-        worker.work(burst=True, with_scheduler=False)
+        Deaf(list(queues or ("default",)), connection=redis).work(burst=True)
 
     return run
 

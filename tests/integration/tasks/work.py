@@ -67,3 +67,14 @@ def until(flag: str) -> str:
 
 def note(job: Any, connection: Any, *_: Any) -> None:
     connection.rpush("test:noted", job.id)
+
+
+def count(name: str) -> None:
+    """Say how often this piece of work was done."""
+    get_current_job().connection.hincrby("test:done", name, 1)
+
+
+def second_time(name: str) -> None:
+    if get_current_job().connection.hincrby("test:tried", name, 1) == 1:
+        raise RuntimeError(name)
+    count(name)

@@ -1,0 +1,205 @@
+"""Whatever is wrong with what is asked for: an error with problem and fix, and not a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Redis as AsyncRedis
+
+from engineroom.tasks import (
+    AsyncTasks,
+    Cron,
+    Every,
+    InvalidTaskError,
+    NothingMatchesError,
+    Once,
+    Retry,
+    Schedule,
+    Task,
+    TaskError,
+    Tasks,
+    TaskTooLargeError,
+    Unique,
+    UnknownQueueError,
+    Where,
+    chain,
+    graph,
+    group,
+)
+from tests.integration.tasks.conftest import snapshot
+from tests.integration.tasks.work import add, boom
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+LOCK = threading.Lock()
+UNKNOWN = r"queue: 'nowhere' is not known; use one of default, mail"
+UNPICKLABLE = (
+    r"args\[0\]: cannot be serialised: TypeError; "
+    r"pass plain data, such as an id, and load the rest in the job"
+)
+TOO_LARGE = (
+    r"args: 2\d{3} bytes are more than 1000; "
+    r"store the data elsewhere and pass its key, or raise max_bytes"
+)
+LINE = r"cron: '61 \* \* \* \*' is no cron line; .+"
+ZONE = r"zone: 'Europe/Berlim' is not known; .+"
+CYCLE = r"flow: a -> b -> a is a cycle; let one of them not wait"
+NOTHING = r"where: matches none of the 1 failed jobs of 'default'; look with failures\(\)"
+
+FEW = [Task(add, (1,))] * 260
+A, B = Task(add, (1,)), Task(add, (2,))
+
+#: What is asked of Tasks, as its method and arguments made when called; the error; its message.
+TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[TaskError], str]] = {
+    "unknown queue": (
+        lambda: ("enqueue", Task(add, queue="nowhere")), UnknownQueueError, UNKNOWN),
+    "unknown queue in a batch": (
+        lambda: ("enqueue_many", [*FEW, Task(add, queue="nowhere")]),
+        UnknownQueueError, rf"tasks\[260\]\.{UNKNOWN}"),
+    "unknown queue in a flow": (
+        lambda: ("enqueue_flow", chain(A, group(B, Task(add, queue="nowhere")))),
+        UnknownQueueError, rf"flow\[2\]\.{UNKNOWN}"),
+    "unknown queue in a schedule": (
+        lambda: ("put_schedule", Schedule("new", Every(60), Task(add, queue="nowhere"))),
+        UnknownQueueError, UNKNOWN),
+    "jobs moved to an unknown queue": (
+        lambda: ("move_jobs", "default", "nowhere"), UnknownQueueError, UNKNOWN),
+    "an unknown queue made": (lambda: ("create_queue", "nowhere"), UnknownQueueError, UNKNOWN),
+    "no queue": (
+        lambda: ("enqueue", Task(add, queue="")), InvalidTaskError,
+        r"queue: is no name; use 1 to 200 printable characters"),
+    "unpicklable": (lambda: ("enqueue", Task(add, (LOCK,))), InvalidTaskError, UNPICKLABLE),
+    "unpicklable in a batch": (
+        lambda: ("enqueue_many", [*FEW, Task(add, (LOCK,))]), InvalidTaskError,
+        rf"tasks\[260\]\.{UNPICKLABLE}"),
+    "unpicklable in a flow": (
+        lambda: ("enqueue_flow", chain(A, Task(add, (LOCK,)))), InvalidTaskError,
+        rf"flow\[1\]\.{UNPICKLABLE}"),
+    "unpicklable meta": (
+        lambda: ("enqueue", Task(add, meta={"x": LOCK})), InvalidTaskError,
+        r"meta: cannot be serialised: TypeError; use plain data"),
+    "too large": (
+        lambda: ("enqueue", Task(add, ("x" * 2000,))), TaskTooLargeError, TOO_LARGE),
+    "too large in a batch": (
+        lambda: ("enqueue_many", [*FEW, Task(add, ("x" * 2000,))]), TaskTooLargeError,
+        rf"tasks\[260\]\.{TOO_LARGE}"),
+    "too large in a flow": (
+        lambda: ("enqueue_flow", chain(A, Task(add, ("x" * 2000,)))), TaskTooLargeError,
+        rf"flow\[1\]\.{TOO_LARGE}"),
+    "too large in a schedule": (
+        lambda: ("put_schedule", Schedule("new", Every(60), Task(add, ("x" * 2000,)))),
+        TaskTooLargeError, TOO_LARGE),
+    "no such cron line": (
+        lambda: ("put_schedule", Schedule("new", Cron("61 * * * *"), A)), InvalidTaskError, LINE),
+    "no such zone": (
+        lambda: ("put_schedule", Schedule("new", Cron("0 * * * *", "Europe/Berlim"), A)),
+        InvalidTaskError, ZONE),
+    "a tick in the past": (
+        lambda: ("put_schedule", Schedule("new", Once(1_500_000_000), A)),
+        InvalidTaskError, r"trigger: is in the past; use a time to come"),
+    "a schedule's name": (
+        lambda: ("put_schedule", Schedule("no name", Every(60), A)), InvalidTaskError,
+        r"name: 'no name'; use 1 to 100 letters, digits, '_' and '-'"),
+    "a cycle": (
+        lambda: ("enqueue_flow", graph({"a": A, "b": B}, {"a": ["b"], "b": ["a"]})),
+        InvalidTaskError, CYCLE),
+    "a cycle of job ids": (
+        lambda: ("enqueue_flow", group(
+            Task(add, job_id="a", depends_on=["b"]), Task(add, job_id="b", depends_on=["a"]))),
+        InvalidTaskError, CYCLE),
+    "a job that waits for itself": (
+        lambda: ("enqueue", Task(add, job_id="a", depends_on=["a"])), InvalidTaskError,
+        r"depends_on: names the job itself; leave it out"),
+    "a job that waits for no id": (
+        lambda: ("enqueue", Task(add, depends_on=["a b"])), InvalidTaskError,
+        r"depends_on: 'a b'; use the ids of jobs"),
+    "waiting for too many": (
+        lambda: ("enqueue", Task(add, depends_on=[str(n) for n in range(1001)])),
+        InvalidTaskError, r"depends_on: 1001 jobs; use at most 1000"),
+    "a callback that is no function": (
+        lambda: ("enqueue", Task(add, on_failure=lambda: 0)), InvalidTaskError,
+        r"on_failure: .+ cannot be imported by a worker; define it in a module"),
+    "a function that is not importable": (
+        lambda: ("enqueue", Task("no path")), InvalidTaskError,
+        r"function: 'no path'; use 'package.module.name'"),
+    "retries": (
+        lambda: ("enqueue", Task(add, retry=Retry(0))), InvalidTaskError,
+        r"retry\.maximum: 0 tries; use 1 to 1000"),
+    "a window": (
+        lambda: ("enqueue", Task(add, unique=Unique("k", window=0))), InvalidTaskError,
+        r"unique\.window: 0 s; use 0\.001 s to 10 years"),
+    "a key": (
+        lambda: ("enqueue", Task(add, unique=Unique(""))), InvalidTaskError,
+        r"unique\.key: 0 characters; use 1 to 500"),
+    "emptying without the name": (
+        lambda: ("empty_queue", "default", {"confirm": "yes"}), TaskError,
+        r"confirm: is not 'default'; repeat the queue's name to delete its waiting jobs"),
+    "a filter that matches nothing": (
+        lambda: ("carry_on_requeueing", "OPERATION"), NothingMatchesError, NOTHING),
+    "no such operation": (
+        lambda: ("carry_on_requeueing", "nothing"), InvalidTaskError,
+        r"operation: 'nothing' is not known; start anew"),
+    "a filter": (
+        lambda: ("start_requeueing", "default", Where(before=datetime(2026, 1, 1))),  # noqa: DTZ001
+        InvalidTaskError, r"before: has no time zone; use .+"),
+    "no such job": (
+        lambda: ("requeue", "nobody"), TaskError,
+        r"job_id: nobody is no failed job; look with failures\(\)"),
+    "nothing to cancel": (
+        lambda: ("cancel", "nobody"), TaskError,
+        r"job_id: no job 'nobody'; see the list of jobs"),
+    "a page": (
+        lambda: ("failures", "default", {"limit": 0}), InvalidTaskError, r"limit: 0; use 1 to 500"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", ["sync", "async"])
+@pytest.mark.parametrize("case", TABLE)
+def test_bad_input_leaves_no_trace(
+    redis: Redis, work: Callable[..., None], case: str, half: str
+) -> None:
+    asked, error, said = TABLE[case]
+    options: dict[str, Any] = {"queues": {"default", "mail"}, "max_bytes": 1000}
+    tasks = Tasks(redis, **options)
+    failed = tasks.enqueue(boom)
+    work()
+    # There is something of each kind to be harmed.
+    assert tasks.result(failed.job_id).status == "failed"
+    tasks.enqueue_flow(chain(A, B), unique=Unique("there"))
+    tasks.put_schedule(Schedule("there", Every(60), A))
+    operation = tasks.start_requeueing("default", Where(function="nothing.like.it")).operation
+    before = snapshot(redis)
+
+    async def ask_async(method: str, *args: Any, **more: Any) -> None:
+        async with AsyncRedis(port=redis.connection_pool.connection_kwargs["port"]) as client:
+            await getattr(AsyncTasks(client, **options), method)(*args, **more)
+
+    def ask() -> None:
+        method, *args = asked()
+        more = args.pop() if isinstance(args[-1], dict) else {}
+        args = [operation if each == "OPERATION" else each for each in args]
+        if half == "sync":
+            getattr(tasks, method)(*args, **more)
+        else:
+            asyncio.run(ask_async(method, *args, **more))
+
+    with pytest.raises(error) as refused:
+        ask()
+    assert type(refused.value).code != TaskError.code
+    assert re.fullmatch(said, str(refused.value)), str(refused.value)
+    after = snapshot(redis)
+    if case == "a filter that matches nothing":
+        # The operation's own record says that it is done, and what it was.
+        [record] = redis.keys("engineroom:requeue:*")
+        assert redis.hmget(record, "state", "requeued") == [b"done", b"0"]
+        before.pop(record.decode())
+        after.pop(record.decode())
+    assert after == before
