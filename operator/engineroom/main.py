@@ -108,6 +108,8 @@ class Process:
             namespaces=settings.namespaces,
             is_leader=lambda: self.is_leader,
             epoch=lambda: self.elector.epoch if self.elector else 0,
+            installation=lambda: self.elector.uid if self.elector else "",
+            gauge=self.metrics.gauge,
             resync=settings.resync,
         )
         self.shell: Shell | None = None
@@ -424,12 +426,14 @@ class Process:
 
 def pools(settings: Settings) -> Controller:
     """The controller of WorkerPools."""
+    from engineroom.scheduling import TaskSchedules
     from engineroom.workers.controller import WorkerPoolController
     from engineroom.workers.objects import Runtime
 
     return WorkerPoolController(
         Runtime(settings.runtime_image, settings.runtime_image_pull_policy),
         settings.read_redis_url() or "",
+        TaskSchedules(),
     )
 
 

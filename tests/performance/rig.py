@@ -108,7 +108,9 @@ def _named(version: str, kind: str, name: str) -> dict[str, Any]:
 class Operator:
     """The operator as a process of this machine, run as the image runs it."""
 
-    def __init__(self, kubeconfig: Path, redis_url: str, log: Path) -> None:
+    def __init__(
+        self, kubeconfig: Path, redis_url: str, log: Path, pod: str = "engineroom-operator-0"
+    ) -> None:
         self._log = log
         self._probe_port = support.free_port()
         self.metrics_port = support.free_port()
@@ -117,7 +119,7 @@ class Operator:
             "ENGINEROOM_REDIS_URL": redis_url,
             "ENGINEROOM_LEASE_NAMESPACE": INSTALLED,
             # As in a cluster, where a container that is started anew keeps its pod's name.
-            "ENGINEROOM_POD_NAME": "engineroom-operator-0",
+            "ENGINEROOM_POD_NAME": pod,
             "ENGINEROOM_HOST": "127.0.0.1",
             "ENGINEROOM_METRICS_PORT": str(self.metrics_port),
             "ENGINEROOM_PROBE_PORT": str(self._probe_port),

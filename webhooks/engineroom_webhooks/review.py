@@ -135,7 +135,11 @@ async def answer(review: Any, authority: Authority) -> Answer:
             return Answer(uid, operation, tuple(problems), name=name)
         asks = [*(item.field for item in escalations), *wants]
         if _map(new.get("spec")).get("template") == _template(old):
+            reaches = any(field.startswith("spec.template") for field in asks)
             asks = [field for field in asks if field.startswith("spec.redis")]
+            if reaches and _schedules(new) != _schedules(old):
+                # What a schedule calls runs where the template's Secrets and accounts are.
+                asks.append("spec.schedules")
         if asks and not await authority.may_create_pods(author, namespace):
             return Answer(uid, operation, forbidden=_forbidden(author, namespace, asks), name=name)
     except EngineroomError as error:
@@ -162,6 +166,10 @@ def _unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
 
 def _template(obj: Any) -> Any:
     return _map(_map(obj).get("spec")).get("template")
+
+
+def _schedules(obj: Any) -> Any:
+    return _map(_map(obj).get("spec")).get("schedules") or []
 
 
 def _wants(new: dict[str, Any], old: Any) -> Iterator[str]:

@@ -87,6 +87,32 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "them",
             field=".metricOutage.replicas",
         ),
+        Rule(
+            "!has(self.schedules) || self.schedules.all(schedule, !has(schedule.queue) || "
+            "self.queues.exists(queue, queue.name == schedule.queue))",
+            "spec.schedules[].queue: is none of the pool's queues; write the name of one of them",
+            field=".schedules",
+        ),
+    ),
+    "spec.schedules[]": (
+        Rule(
+            "[has(self.cron), has(self.every), has(self.at)].filter(said, said).size() == 1",
+            "says no time, or more than one; write exactly one of cron, every and at",
+        ),
+        Rule(
+            "!has(self.timeZone) || has(self.cron)",
+            "is set without cron; remove it: only cron has a zone",
+            field=".timeZone",
+        ),
+        Rule("!has(self.jitter) || !has(self.at)", "is set beside at; remove it", field=".jitter"),
+    ),
+    "spec.schedules[].every": (_NOT_ZERO,),
+    "spec.schedules[].timeout": (_NOT_ZERO,),
+    "spec.schedules[].cron": (
+        Rule(
+            "!self.startsWith('@')",
+            "is a nickname; write the five fields, such as 0 8 * * 1-5",
+        ),
     ),
     "spec.queues[].targetLatency": (_NOT_ZERO,),
     "spec.autoscaling": (
@@ -319,7 +345,9 @@ def spec_node() -> Node:
 
 def node_of(schema: dict[str, Any]) -> Node:
     """A structural schema as a tree."""
-    kind = "int-or-string" if schema.get("x-kubernetes-int-or-string") else schema["type"]
+    kind = (
+        "int-or-string" if schema.get("x-kubernetes-int-or-string") else schema.get("type", "any")
+    )
     each = schema.get("items", schema.get("additionalProperties"))
     fields = None
     if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):

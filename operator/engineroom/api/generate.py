@@ -114,11 +114,11 @@ def _type(node: dict[str, Any]) -> str:
     if "enum" in node:
         return "one of " + ", ".join(node["enum"])
     if "items" in node:
-        inner = "maps" if node["items"]["type"] == "object" else _type(node["items"])
+        inner = "maps" if node["items"].get("type") == "object" else _type(node["items"])
         return f"list of {inner}" + (f", at most {node['maxItems']}" if "maxItems" in node else "")
     if "additionalProperties" in node:
         return f"map of {_type(node['additionalProperties'])}"
-    kind: str = node["type"]
+    kind: str = node.get("type", "any value")
     if "minimum" in node and "maximum" in node:
         return f"{kind}, {node['minimum']} to {node['maximum']}"
     if "ms|s|m|h|d" in node.get("pattern", ""):

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-import zoneinfo
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from croniter import CroniterBadDateError, CroniterError, croniter
 from pydantic import ValidationError
 
-from engineroom.api import API_VERSION, GROUP, names, pod_security, pod_template
+from engineroom.api import API_VERSION, GROUP, job_schedules, names, pod_security, pod_template
 from engineroom.api.crd import MAX_NAME, spec_node
 from engineroom.api.pod_security import Level
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.schema import MAX_PROBLEMS, check, describe_pattern, kind_of, nearest
+from engineroom.api.times import cron_problem, zone_problem
 from engineroom.api.v1alpha1.types import DURATION_PATTERN, Duration
 from engineroom.api.v1alpha1.workerpool import KIND, WorkerPool
 from engineroom.core.errors import InvalidSpecError, Problem
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 MAX_VALUES = 20_000
 _LONGEST = 365 * 86400
 _RESOURCES = ("cpu", "memory")
-_CRON_FIELDS = 5
 
 describe_pattern(
     DURATION_PATTERN,
@@ -167,6 +163,7 @@ def _problems(obj: Any, context: Context) -> Iterator[Problem]:
     yield from _sizing(spec)
     yield from _durations(spec)
     yield from _schedules(_map(spec.get("autoscaling")))
+    yield from job_schedules.problems(spec, _seconds)
     yield from _outage(spec)
     yield from _right_sizing(_map(spec.get("rightSizing")))
     yield from _template(spec, context)
@@ -294,56 +291,13 @@ def _schedules(auto: dict[str, Any]) -> Iterator[Problem]:
             )
         cron = schedule.get("cron")
         if isinstance(cron, str) and 0 < len(cron) <= 100:
-            told = _cron_problem(cron)
+            told = cron_problem(cron)
             if told is not None:
                 yield Problem(f"{path}.cron", *told)
         zone = schedule.get("timeZone")
-        if isinstance(zone, str) and len(zone) <= 64 and not _zone_exists(zone):
-            guess = nearest(zone, _zones())
-            yield Problem(
-                f"{path}.timeZone",
-                f"{shown(zone)} is not a time zone",
-                f"did you mean {guess}?" if guess else "write an IANA name such as Europe/Berlin",
-            )
-
-
-@lru_cache(maxsize=4096)
-def _cron_problem(line: str) -> tuple[str, str] | None:
-    """(problem, fix) of a cron line; None when it is five fields that fire some day."""
-    example = "such as 0 8 * * 1-5 (minute, hour, day, month, weekday)"
-    if line.startswith("@"):
-        return f"{shown(line)} is a nickname", f"write the five fields, {example}"
-    count = len(line.split())
-    if count != _CRON_FIELDS:
-        fields = "1 field" if count == 1 else f"{count} fields"
-        return f"{shown(line)} has {fields}, not 5", f"write five fields, {example}"
-    # Jenkins' H and R mean another moment in each process; no schedule can be told from them.
-    if re.search(r"(?<![A-Za-z])[HhRr](?![A-Za-z])", line):
-        return f"{shown(line)} uses H or R", f"write fixed moments, {example}"
-    try:
-        croniter(line, datetime(2026, 1, 1, tzinfo=UTC)).get_next(datetime)
-    except CroniterBadDateError:
-        return f"{shown(line)} names a day that never comes", "choose a day that the month has"
-    except (CroniterError, ValueError, KeyError, IndexError, OverflowError):
-        return f"{shown(line)} is not a cron line", f"write five fields, {example}"
-    return None
-
-
-@cache
-def _zones() -> frozenset[str]:
-    """Every IANA zone; read once, for looking it up takes long on the first time."""
-    return frozenset(zoneinfo.available_timezones())
-
-
-@lru_cache(maxsize=1024)
-def _zone_exists(name: str) -> bool:
-    if name in {"", "localtime"}:
-        return False
-    try:
-        zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
+        told = zone_problem(zone) if isinstance(zone, str) and len(zone) <= 64 else None
+        if told is not None:
+            yield Problem(f"{path}.timeZone", *told)
 
 
 def _outage(spec: dict[str, Any]) -> Iterator[Problem]:

@@ -40,6 +40,7 @@ SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"  # noqa: S105 # nosec B105 - a
 SECRET_FORBIDDEN: Final = "SecretForbidden"  # noqa: S105 # nosec B105 - a reason, not a secret
 REDIS_URL_INVALID: Final = "RedisUrlInvalid"
 NAME_TAKEN: Final = "NameTaken"
+SCHEDULE_NAME_TAKEN: Final = "ScheduleNameTaken"
 
 # Redis.
 REDIS_UNREACHABLE: Final = "RedisUnreachable"
@@ -51,6 +52,7 @@ METRIC_OUTAGE: Final = "MetricOutage"
 NO_RQ_IN_IMAGE: Final = "NoRqInImage"
 IMAGE_PULL_FAILED: Final = "ImagePullFailed"
 PODS_NOT_READY: Final = "PodsNotReady"
+SCHEDULE_MISSED: Final = "ScheduleMissed"
 JOB_REQUEUED: Final = "JobRequeued"
 JOB_FAILED: Final = "JobFailed"
 JOB_POISONED: Final = "JobPoisoned"
@@ -86,6 +88,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     SECRET_FORBIDDEN: "The operator may not read the Secret; grant get in that namespace.",
     REDIS_URL_INVALID: "The value in the Secret is not a redis:// or rediss:// URL.",
     NAME_TAKEN: "An object of a needed name exists and belongs to somebody else.",
+    SCHEDULE_NAME_TAKEN: "A schedule of that name in Redis belongs to somebody else.",
     REDIS_UNREACHABLE: "Redis does not answer; the size is held as metricOutage says.",
     REDIS_AUTH_FAILED: "Redis refuses the user or the password of the URL.",
     REDIS_RECOVERED: "Redis answers again.",
@@ -93,6 +96,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     NO_RQ_IN_IMAGE: "The worker's image has no RQ that its Python can import.",
     IMAGE_PULL_FAILED: "An image of the pod template cannot be pulled.",
     PODS_NOT_READY: "Pods exist and do not become ready; the message says which and why.",
+    SCHEDULE_MISSED: "Ticks of a schedule were not run in time and are not made up for.",
     JOB_REQUEUED: "A job whose worker was lost was put back into its queue.",
     JOB_FAILED: "A job whose worker was lost was marked as failed.",
     JOB_POISONED: "A job took its worker down too often and was set aside.",

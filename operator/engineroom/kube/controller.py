@@ -194,6 +194,10 @@ class Context:
     is_leader: Callable[[], bool] = field(default=lambda: True)
     #: The fencing epoch for what goes to Redis.
     epoch: Callable[[], int] = field(default=lambda: 0)
+    #: Who we are among all operators that may share a Redis; "" without a lease.
+    installation: Callable[[], str] = field(default=lambda: "")
+    #: Registers a figure to be read when metrics are scraped: name, description, value.
+    gauge: Callable[[str, str, Callable[[], float]], None] = field(default=lambda *_: None)
     resync: tuple[float, float] = RESYNC
     informers: list[Informer[Any]] = field(default_factory=list)
 

@@ -53,6 +53,8 @@ class LeaseRecord:
     acquired: str = ""
     renewed: str = ""
     version: str = ""
+    #: The Lease's own: tells installations apart. Of what was read only.
+    uid: str = ""
 
 
 def parse(lease: dict[str, Any]) -> LeaseRecord:
@@ -65,6 +67,7 @@ def parse(lease: dict[str, Any]) -> LeaseRecord:
         acquired=spec.get("acquireTime") or "",
         renewed=spec.get("renewTime") or "",
         version=(lease.get("metadata") or {}).get("resourceVersion") or "",
+        uid=(lease.get("metadata") or {}).get("uid") or "",
     )
 
 
@@ -140,6 +143,7 @@ class Elector:
         self._observed_at = 0.0
         self._renewed_at: float | None = None  # when the last renewal that succeeded was sent
         self._epoch = 0
+        self.uid = ""
         self._stop = asyncio.Event()
 
     @property
@@ -286,6 +290,7 @@ class Elector:
             self._observe(parse(lease))
 
     def _observe(self, record: LeaseRecord) -> None:
+        self.uid = record.uid or self.uid
         if self._record != record:
             self._record = record
             self._observed_at = self._clock.monotonic()

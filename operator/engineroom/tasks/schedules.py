@@ -135,7 +135,7 @@ def declare(
     kept = {schedule.name for schedule in declared}
     left_out = sorted({text(each) for each in names} - kept)
     commands += [_REMOVE.words(*_removal(name, owner)) for name in left_out]
-    if declared and text(known) != installation:
+    if declared and (known is None or text(known) != installation):
         commands.append(["HSET", OWNERS, owner, installation])
     elif not declared and known is not None:
         commands.append(["HDEL", OWNERS, owner])
@@ -411,7 +411,8 @@ class AsyncScheduler:
             if made:
                 self.late = self._clock.now().timestamp() - float(part[0].expected)
         self.fired += fired
-        return fired, self._clock.now().timestamp() if found else head
+        # More may have become due meanwhile.
+        return fired, self._clock.now().timestamp() - self._behind() if found else head
 
     async def run(self) -> None:
         """Until cancelled; waits through outages of Redis."""

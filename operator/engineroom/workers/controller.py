@@ -19,9 +19,11 @@ from engineroom.core.errors import (
 from engineroom.kube.errors import Forbidden, Invalid, NotFound
 from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, PODS, WORKERPOOLS
 from engineroom.queue import commands, deadletters
-from engineroom.workers import recovering
+from engineroom.workers import declared, recovering
 from engineroom.workers.children import Children
 from engineroom.workers.decide import Decision, Observation, decide
+from engineroom.workers.declared import Declarations
+from engineroom.workers.hosting import ScheduleHost
 from engineroom.workers.leave import (
     Leave,
     busy_pods,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from engineroom.kube.controller import Context, Record
     from engineroom.kube.informer import Informer
     from engineroom.queue.observe import PoolFacts, WorkerFacts
+    from engineroom.workers.declared import ScheduleFacts, ScheduleStore
     from engineroom.workers.objects import Runtime
     from engineroom.workers.views import DeploymentView, PodView
 
@@ -72,7 +75,8 @@ class WorkerPoolController:
 
     kind = WORKERPOOLS
 
-    def __init__(self, runtime: Runtime, redis_url: str) -> None:
+    def __init__(self, runtime: Runtime, redis_url: str, schedules: ScheduleStore) -> None:
+        self._schedules = schedules
         self._runtime = runtime
         self._redis_url = redis_url
         self._pools: dict[str, Pool] = {}
@@ -82,6 +86,8 @@ class WorkerPoolController:
         self._pods: Informer[PodView]
         self._secrets: Secrets
         self._links: Links
+        self._declarations: Declarations
+        self._host: ScheduleHost
 
     # -- what happens outside --------------------------------------------------------------------
 
@@ -104,16 +110,35 @@ class WorkerPoolController:
         )
         self._secrets = Secrets(context.client, context.clock)
         self._links = Links(context.clock, on_queue=self._pushed, on_turn=self._link_turned)
+        self._declarations = Declarations(context, self._schedules)
+        secrets = Secrets(context.client, context.clock)
+        self._host = ScheduleHost(context, self._schedules, secrets, self._redis_url)
+        self._host.start()
+        gauge = context.gauge
+        gauge("engineroom_schedule_jobs", "Jobs that schedules made.", lambda: self._host.fired)
+        gauge(
+            "engineroom_schedule_late_seconds",
+            "From the latest tick to its job.",
+            lambda: self._host.late,
+        )
+        gauge(
+            "engineroom_schedule_blind",
+            "Redis servers whose schedules cannot be looked at.",
+            lambda: self._host.blind,
+        )
         context.queue.add_after(RESYNC_KEY, RESYNC)
 
     async def stop(self) -> None:
         """Close the connections to Redis."""
+        await self._host.stop()
         await self._links.close()
 
     def changed(self, key: str, obj: Record | None) -> None:
         """The pool is new, different or gone (None)."""
+        self._host.changed(key, obj)
         pool = self._pools.get(key)
         if pool is not None and (obj is None or obj.uid != pool.uid):
+            self._declarations.leave(pool)
             self._unlink(pool)
             del self._pools[key]
             self._context.queue.forget(key)
@@ -144,7 +169,8 @@ class WorkerPoolController:
     def _link_turned(self, link: Link) -> None:
         """Redis went away or came back: whatever was not heard meanwhile is looked at."""
         for key, pool in self._pools.items():
-            if pool.link is link and not (pool.idle and link.up):
+            # A Redis that came back may have lost its schedules.
+            if pool.link is link and not (pool.idle and link.up and pool.declared is None):
                 self._context.queue.add(key)
         if link.up:
             self._context.queue.add_after(RESYNC_KEY, 0.0)
@@ -157,6 +183,9 @@ class WorkerPoolController:
             return await self._resync()
         record = self._context.store.get(key)
         if record is None or record.deleting:
+            if record is not None and key in self._pools:
+                self._declarations.leave(self._pools[key])
+            await self._declarations.gone(key)
             return None
         pool = self._remember(record)
         obj = record.load()
@@ -180,6 +209,7 @@ class WorkerPoolController:
         self, pool: Pool, plan: Plan, spec: dict[str, Any], old: Mapping[str, Any]
     ) -> float | None:
         facts, redis_trouble = await self._observe(pool, plan)
+        schedules = await self._tend_schedules(pool, plan, facts, old)
         deployment = self._children.deployment(pool)
         pods = self._pods.by_index(pool.key)
         crews = _crews(facts)
@@ -218,17 +248,40 @@ class WorkerPoolController:
             busy_workers=sum(worker.busy for worker in facts.workers) if facts else 0,
             jobs_per_minute=_per_minute(pool, facts),
             scaled=pool.scaled,
+            schedules=schedules,
+            refused=pool.declared.refused if pool.declared else {},
             redis_trouble=redis_trouble,
             apply_trouble=apply_trouble,
         )
         pool.scaled = False
         waits = [await self._tell(pool, old, pool_status(pool.name, plan, old, seen))]
         waits.append(_again(pool, facts, pods, decision, leave))
+        waits.append(declared.next_look(schedules, plan, self._context.clock.now().timestamp()))
         if apply_trouble is not None:
             waits.append(RESYNC)
         again = min((wait for wait in waits if wait is not None), default=None)
-        pool.idle = again is None
+        # What is looked at later than that is watched for lost pushes like one that never is.
+        pool.idle = again is None or again > RESYNC
         return again
+
+    async def _tend_schedules(
+        self, pool: Pool, plan: Plan, facts: PoolFacts | None, old: Mapping[str, Any]
+    ) -> Sequence[ScheduleFacts] | None:
+        """Make sure of the pool's schedules; None when they cannot be looked at."""
+        if not plan.jobs and pool.declared is None:
+            return ()
+        if facts is None or pool.link is None:
+            return None
+        schedules = await self._declarations.look(pool, plan, pool.link)
+        for name, count in declared.newly_missed(old, schedules):
+            ticks = "1 tick was" if count == 1 else f"{count} ticks were"
+            self._context.recorder.record(
+                pool.reference,
+                "Warning",
+                reasons.SCHEDULE_MISSED,
+                f"schedule {name}: {ticks} not run in time, and not made up for by its policy",
+            )
+        return schedules
 
     async def _parse(self, pool: Pool, spec: dict[str, Any]) -> WorkerPool:
         """The spec's model; what is beyond restricted is measured by the namespace's label."""
@@ -464,6 +517,7 @@ class WorkerPoolController:
 
 _FIGURES = (
     "queues",
+    "schedules",
     "waitingJobs",
     "jobsPerMinute",
     "busyWorkers",

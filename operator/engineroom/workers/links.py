@@ -54,7 +54,7 @@ class Link:
         on_turn: Callable[[Link], None],
     ) -> None:
         self.address = address
-        self.redis = _client(address)
+        self.redis = open_client(address)
         self.observer = Observer(self.redis, clock)
         self.subscribers: dict[str, set[str]] = {}
         self.pools = 0
@@ -245,7 +245,8 @@ def check_url(url: str) -> str:
 _FORM = "write redis://[user:password@]host[:port][/database] or rediss://..."
 
 
-def _client(address: Address) -> redis.asyncio.Redis:
+def open_client(address: Address) -> redis.asyncio.Redis:
+    """A client that gives up soon and does not try again. Raises SecretError on a wrong URL."""
     check_url(address.url)
     options: dict[str, Any] = {
         "socket_timeout": 3.0,

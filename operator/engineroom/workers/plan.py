@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans
+from engineroom.workers.declared import JobPlan, job_plans
 
 if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
@@ -58,6 +59,8 @@ class Plan:
     redis_secret: tuple[str, str] | None
     redis_ca_secret: tuple[str, str] | None
     redis_insecure: bool
+    #: Jobs that are enqueued by the clock.
+    jobs: tuple[JobPlan, ...] = ()
 
 
 def plan_of(pool: WorkerPool) -> Plan:
@@ -100,4 +103,5 @@ def plan_of(pool: WorkerPool) -> Plan:
         redis_secret=(redis.url_secret_ref.name, redis.url_secret_ref.key) if redis else None,
         redis_ca_secret=(ca.name, ca.key) if ca else None,
         redis_insecure=bool(tls and tls.insecure_skip_verify),
+        jobs=job_plans(spec),
     )

@@ -12,6 +12,7 @@ from engineroom.workers.demand import Memory
 
 if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
+    from engineroom.workers.declared import Declaration
     from engineroom.workers.links import Address, Link
     from engineroom.workers.plan import Plan
     from engineroom.workers.views import DeploymentView
@@ -36,6 +37,8 @@ class Pool:
     memory: Memory = field(default_factory=Memory)
     link: Link | None = None
     address: Address | None = None
+    #: What stands in Redis of its schedules; None before that is known.
+    declared: Declaration | None = None
     #: The Deployment as our last write returned it, until the cache has caught up.
     written: DeploymentView | None = None
     #: The Deployment as the cache told of it last.

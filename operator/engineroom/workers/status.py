@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.v1alpha1.workerpool import Pause
 from engineroom.core import reasons
-from engineroom.core.conditions import set_condition
+from engineroom.core.conditions import remove_condition, set_condition
+from engineroom.workers import declared
 from engineroom.workers.objects import selector
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from engineroom.core.errors import InvalidSpecError
     from engineroom.queue.observe import PoolFacts
     from engineroom.workers.decide import Decision
+    from engineroom.workers.declared import ScheduleFacts
     from engineroom.workers.plan import Plan
     from engineroom.workers.views import DeploymentView, PodView
 
@@ -37,6 +39,9 @@ class Seen:
     busy_workers: int = 0
     jobs_per_minute: int = 0
     scaled: bool = False
+    #: The schedules, None when they could not be looked at, and who has which of their names.
+    schedules: Sequence[ScheduleFacts] | None = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     #: (reason, message) of each thing that is wrong; see the functions below.
     redis_trouble: tuple[str, str] | None = None
     apply_trouble: tuple[str, str] | None = None
@@ -75,6 +80,8 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> St
     scaled = _time(seen.now) if seen.scaled else old.get("lastScaleTime")
     if scaled:
         status["lastScaleTime"] = scaled
+    if plan.jobs:
+        status["schedules"] = declared.rows(old, plan, seen.schedules)
     if old.get("recommendedResources"):
         status["recommendedResources"] = old["recommendedResources"]
     return status
@@ -109,7 +116,13 @@ def _waiting(old: Mapping[str, Any], facts: PoolFacts | None) -> int:
 
 def _conditions(plan: Plan, old: Mapping[str, Any], seen: Seen) -> list[Status]:
     conditions = list(old.get("conditions") or ())
+    schedules: dict[str, Verdict] = {}
+    if plan.jobs:
+        schedules["SchedulesActive"] = declared.verdict(plan, seen.schedules, seen.refused)
+    else:
+        conditions = remove_condition(conditions, "SchedulesActive")
     for kind, (value, reason, message) in {
+        **schedules,
         "RedisReachable": _redis(seen),
         "ScalingActive": _active(plan, seen),
         "ScalingLimited": _limited(seen),
@@ -187,6 +200,9 @@ def _ready(seen: Seen) -> Verdict:
     for trouble in (seen.apply_trouble, seen.redis_trouble, pod_trouble(seen)):
         if trouble is not None:
             return "False", *trouble
+    if seen.refused:
+        name, holder = min(seen.refused.items())
+        return "False", reasons.SCHEDULE_NAME_TAKEN, declared.taken(name, holder)
     if seen.deployment is None and seen.decision.replicas:
         return "False", reasons.SCALING, "the Deployment is being made"
     return "True", reasons.RECONCILED, "the pool works"

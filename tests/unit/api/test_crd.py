@@ -96,6 +96,12 @@ def test_every_rule_has_its_place() -> None:
         for path in crd.RULES
         if path == ""
         or path in {name for name, node in walk(SCHEMA) if "x-kubernetes-validations" in node}
+        or path
+        in {
+            f"{name}[]"
+            for name, node in walk(SCHEMA)
+            if "x-kubernetes-validations" in node.get("items", {})
+        }
     ]
 
     assert placed == list(crd.RULES)

@@ -119,7 +119,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
             (
                 "spec.colour: is not a known field; remove it; the fields here are "
                 "autoscaling, deadLetter, dequeueStrategy, drain, metricOutage, queues, "
-                "recovery, redis, replicas, rightSizing, suspend, template, workersPerPod"
+                "recovery, redis, replicas, rightSizing, schedules, suspend, template, "
+                "workersPerPod"
             ),
         ],
     ),
@@ -507,10 +508,113 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "cron-nickname": (
         {AUTO: {"schedules": [{"name": "a", "cron": "@daily", "minReplicas": 1}]}},
         [
+            ('spec.autoscaling.schedules[0].cron: "@daily" is a nickname; write 0 0 * * *'),
+        ],
+    ),
+    "schedule-says-no-time": (
+        {"spec.schedules": [{"name": "a", "function": "shop.jobs.report"}]},
+        ["spec.schedules[0]: says no time; add one of cron, every and at"],
+    ),
+    "schedule-says-two-times": (
+        {
+            "spec.schedules": [
+                {"name": "a", "cron": "0 3 * * *", "every": "1h", "function": "shop.jobs.report"}
+            ]
+        },
+        ["spec.schedules[0].every: is set beside cron; keep one of cron, every and at"],
+    ),
+    "schedule-words": (
+        {
+            "spec.schedules": [
+                {
+                    "name": "a",
+                    "cron": "0 3 * * TUES",
+                    "timeZone": "Europe/Berln",
+                    "queue": "mial",
+                    "function": "report",
+                }
+            ]
+        },
+        [
             (
-                'spec.autoscaling.schedules[0].cron: "@daily" is a nickname; write the five '
-                "fields, such as 0 8 * * 1-5 (minute, hour, day, month, weekday)"
+                'spec.schedules[0].function: "report" is not the dotted path of a function; write '
+                "package.module.function, as the workers import it"
             ),
+            'spec.schedules[0].cron: "0 3 * * TUES" is not a cron line; did you mean TUE?',
+            (
+                'spec.schedules[0].timeZone: "Europe/Berln" is not a time zone; did you mean '
+                "Europe/Berlin?"
+            ),
+            'spec.schedules[0].queue: "mial" is none of the pool\'s queues; did you mean mail?',
+        ],
+    ),
+    "schedule-lengths": (
+        {
+            "spec.schedules": [
+                {
+                    "name": "a",
+                    "every": "500ms",
+                    "jitter": "1s",
+                    "timeout": "1500ms",
+                    "function": "shop.jobs.report",
+                    "timeZone": "UTC",
+                    "retry": {"max": 2, "intervals": ["10s", "1ms"]},
+                }
+            ]
+        },
+        [
+            "spec.schedules[0].timeZone: is set beside every; remove it: only cron has a zone",
+            'spec.schedules[0].every: "500ms" is shorter than a second; write 1s or more',
+            'spec.schedules[0].jitter: "1s" is not less than every; write less',
+            (
+                'spec.schedules[0].timeout: "1500ms" is not in whole seconds; write whole seconds, '
+                "1s or more"
+            ),
+            (
+                'spec.schedules[0].retry.intervals[1]: "1ms" is not in whole seconds; write whole '
+                "seconds, 0s or more"
+            ),
+        ],
+    ),
+    "schedule-at": (
+        {
+            "spec.schedules": [
+                {"name": "a", "at": "2026-02-30T08:00:00Z", "jitter": "1s", "function": "a.b"},
+                {"name": "b", "at": "tomorrow", "function": "a.b"},
+            ]
+        },
+        [
+            (
+                'spec.schedules[1].at: "tomorrow" is not a time with its offset; write it such as '
+                "2026-03-01T08:00:00+01:00 or ...Z"
+            ),
+            (
+                'spec.schedules[0].at: "2026-02-30T08:00:00Z" is no time that exists; correct '
+                "the day or hour"
+            ),
+            "spec.schedules[0].jitter: is set beside at; remove it",
+        ],
+    ),
+    "schedule-arguments-too-large": (
+        {
+            "spec.schedules": [
+                {"name": "a", "every": "1h", "function": "a.b", "kwargs": {"text": "x" * 9000}}
+            ]
+        },
+        [
+            (
+                "spec.schedules[0].args: and kwargs have 9018 bytes of JSON, more than 8192; store "
+                "the data elsewhere and pass its key"
+            )
+        ],
+    ),
+    "declared-schedule-twice": (
+        {"spec.schedules": [{"name": "a", "every": "1h", "function": "a.b"}] * 2},
+        [
+            (
+                'spec.schedules[1].name: "a" is already the name of spec.schedules[0]; give each '
+                "item a name of its own"
+            )
         ],
     ),
     "cron-out-of-range": (

@@ -140,6 +140,48 @@ def test_decisions_agree_with_a_list_of_all_ticks(
     assert decision.next > max(decision.run, default=-1)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    line=st.sampled_from(["*/7 * * * *", "30 2 * * *", "0 0 * * 1"]),
+    jitter=st.integers(1, 3600),
+    at=st.integers(int(utc("2026-01-01")), int(utc("2027-01-01"))),
+    later=st.integers(0, 200_000),
+)
+def test_a_cron_line_with_jitter_ticks_once_for_each_of_its_times(
+    line: str, jitter: int, at: int, later: int
+) -> None:
+    plain, scattered = Cron(line, BERLIN), Cron(line, BERLIN, jitter)
+    base = plain.after(at, "a")
+    assert base is not None
+    following = plain.after(base, "a")
+    assert following is not None
+    tick = scattered.after(base - 0.001, "a")
+    while tick is not None and tick < base:  # of the time before
+        tick = scattered.after(tick, "a")
+    assert tick is not None
+    assert base <= tick <= min(base + jitter, following)
+    between = min(base + later, tick - 0.001)
+    if between >= base:
+        assert scattered.after(between, "a") == tick
+    assert (scattered.after(tick, "a") or 0) >= following
+
+
+@given(
+    due=st.integers(0, 500), now=st.integers(0, 5000), seconds=st.integers(1, 400),
+    grace=st.integers(0, 900), missed=st.sampled_from(Missed),
+)  # fmt: skip
+def test_what_is_dropped_is_counted(
+    due: int, now: int, seconds: int, grace: int, missed: Missed
+) -> None:
+    due -= due % seconds
+    every = [float(at) for at in range(due, now + 1, seconds)]
+    decision = decide(Every(seconds), "a", due, now, missed, grace)
+    kept = [at for at in every if at in decision.run or (decision.next or 0) <= at]
+    if missed is Missed.SKIP:
+        kept = [at for at in every if at >= now - grace]
+    assert decision.dropped == min(len(every) - len(kept), MAX_AT_ONCE)
+
+
 def test_once_is_once() -> None:
     decision = decide(Once(50), "a", 50, 60, Missed.RUN_ALL, 0)
     assert (decision.run, decision.next) == ((50,), None)

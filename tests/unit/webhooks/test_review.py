@@ -208,6 +208,23 @@ async def test_author_who_changes_a_template_with_secrets_is_asked() -> None:
     assert not (await answer(review(new, old), Rights(allowed=False))).allowed
 
 
+async def test_author_who_schedules_functions_beside_secrets_is_asked() -> None:
+    schedules = {"spec.schedules": [{"name": "a", "every": "1h", "function": "os.getenv"}]}
+    beside, refused = Rights(allowed=False), Rights(allowed=False)
+
+    assert (await answer(review(pool(schedules), pool()), beside)).allowed
+    changed = pool(SECRET_ENV | schedules)
+    found = await answer(review(changed, pool(SECRET_ENV)), refused)
+
+    assert beside.asked == []
+    assert not found.allowed
+    assert refused.asked == [("ann", "shop")]
+    assert found.forbidden.startswith("spec.schedules: only who may create pods")
+    # Taking nothing away and adding nothing asks nobody.
+    other = pool(SECRET_ENV | schedules | {"spec.suspend": True})
+    assert (await answer(review(other, changed), Rights(allowed=False))).allowed
+
+
 async def test_silence_of_the_api_server_is_a_refusal_that_may_be_repeated() -> None:
     class Silent(NoAuthority):
         async def may_create_pods(self, author: Author, namespace: str) -> bool:

@@ -10,6 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from engineroom.api.v1alpha1.jobschedule import (  # noqa: TC001 - pydantic needs them at run time
+    JobSchedule,
+    JobScheduleStatus,
+)
 from engineroom.api.v1alpha1.types import Duration, Model, ObjectName, SecretKeyRef
 
 KIND = "WorkerPool"
@@ -274,6 +278,12 @@ class WorkerPoolSpec(Model):
     autoscaling: Autoscaling | None = Field(
         default=None, description="Size follows the work. Excludes replicas."
     )
+    schedules: list[JobSchedule] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Jobs that are enqueued when their time has come, each tick once.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     suspend: bool = Field(default=False, description="Workers stay but take no job.")
     drain: Drain = Field(default=Drain(), description="How a worker leaves.")
     recovery: Recovery = Field(default=Recovery(), description="Jobs whose worker died.")
@@ -328,6 +338,11 @@ class WorkerPoolStatus(Model):
         description="The queues, as last seen.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
+    schedules: list[JobScheduleStatus] = Field(
+        default_factory=list,
+        description="The schedules, as last seen.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     jobs_per_minute: int = Field(default=0, description="Jobs finished in the last minute.")
     last_scale_time: str | None = Field(
         default=None,
@@ -343,7 +358,7 @@ class WorkerPoolStatus(Model):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Ready, Reconciling, Stalled, RedisReachable, ScalingActive, ScalingLimited, "
-        "Draining.",
+        "Draining, and SchedulesActive where there are schedules.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 

@@ -1,0 +1,101 @@
+"""Whether cron lines and time zones mean something, and what was probably meant."""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+
+from croniter import CroniterBadDateError, CroniterError, croniter
+
+from engineroom.api.schema import nearest
+from engineroom.core.validation.paths import shown
+
+_CRON_FIELDS = 5
+_NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+_WORDS = frozenset(
+    [
+        "JAN",
+        "FEB",
+        "MAR",
+        "APR",
+        "MAY",
+        "JUN",
+        "JUL",
+        "AUG",
+        "SEP",
+        "OCT",
+        "NOV",
+        "DEC",
+        "SUN",
+        "MON",
+        "TUE",
+        "WED",
+        "THU",
+        "FRI",
+        "SAT",
+    ]
+)
+
+
+@lru_cache(maxsize=4096)
+def cron_problem(line: str) -> tuple[str, str] | None:
+    """(problem, fix) of a cron line; None when it is five fields that fire some day."""
+    example = "such as 0 8 * * 1-5 (minute, hour, day, month, weekday)"
+    if line.startswith("@"):
+        guess = nearest(line, _NICKNAMES)
+        fix = f"write {_NICKNAMES[guess]}" if guess else f"write the five fields, {example}"
+        return f"{shown(line)} is a nickname", fix
+    count = len(line.split())
+    if count != _CRON_FIELDS:
+        fields = "1 field" if count == 1 else f"{count} fields"
+        return f"{shown(line)} has {fields}, not 5", f"write five fields, {example}"
+    # Jenkins' H and R mean another moment in each process; no schedule can be told from them.
+    if re.search(r"(?<![A-Za-z])[HhRr](?![A-Za-z])", line):
+        return f"{shown(line)} uses H or R", f"write fixed moments, {example}"
+    try:
+        croniter(line, datetime(2026, 1, 1, tzinfo=UTC)).get_next(datetime)
+    except CroniterBadDateError:
+        return f"{shown(line)} names a day that never comes", "choose a day that the month has"
+    except (CroniterError, ValueError, KeyError, IndexError, OverflowError):
+        for word in re.findall(r"[A-Za-z]{3,}", line):
+            guess = nearest(word, _WORDS)
+            if guess and word.upper() not in _WORDS:
+                return f"{shown(line)} is not a cron line", f"did you mean {guess}?"
+        return f"{shown(line)} is not a cron line", f"write five fields, {example}"
+    return None
+
+
+def zone_problem(zone: str) -> tuple[str, str] | None:
+    """(problem, fix) of a name that no time zone has; None when one has it."""
+    if _zone_exists(zone):
+        return None
+    guess = nearest(zone, _zones())
+    fix = f"did you mean {guess}?" if guess else "write an IANA name such as Europe/Berlin"
+    return f"{shown(zone)} is not a time zone", fix
+
+
+@cache
+def _zones() -> frozenset[str]:
+    """Every IANA zone; read once, for looking it up takes long on the first time."""
+    return frozenset(zoneinfo.available_timezones())
+
+
+@lru_cache(maxsize=1024)
+def _zone_exists(name: str) -> bool:
+    if name in {"", "localtime"}:
+        return False
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True

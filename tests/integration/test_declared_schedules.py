@@ -1,0 +1,189 @@
+"""Schedules that pools declare, on a real API server and Redis: made, told of, taken away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from engineroom.kube.errors import Invalid
+from engineroom.kube.resources import WORKERPOOLS
+from engineroom.tasks import Every, Schedule, Task, Tasks
+from engineroom.tasks.schedules import OWNERS
+from tests.integration.hollow import HollowKubelet
+from tests.integration.pools import OperatorProcess, Stage, eventually, pool
+from tests.support import RedisServer, redis_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engineroom.kube.client import Client
+    from tests.cluster.api import Cluster
+
+DAILY = {"name": "daily", "cron": "0 3 * * *", "timeZone": "Europe/Berlin", "function": "a.b"}
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def stage(client: Client, namespace: str, redis: RedisServer) -> Stage:
+    return Stage(client, namespace, redis)
+
+
+@pytest_asyncio.fixture
+async def operator(
+    control_plane: Cluster, redis: RedisServer, namespace: str
+) -> AsyncIterator[OperatorProcess]:
+    process = OperatorProcess(control_plane.kubeconfig, redis.url, namespace)
+    await process.start()
+    yield process
+    await process.stop()
+
+
+def names(stage: Stage) -> list[str]:
+    prefix = f"{stage.namespace}_"
+    found = (known.name for known in Tasks(stage.redis).schedules(limit=1000))
+    return sorted(name.removeprefix(prefix) for name in found)
+
+
+async def told(stage: Stage, name: str, pool_name: str = "mail") -> dict[str, Any]:
+    status = (await stage.pool(pool_name)).get("status") or {}
+    return next((row for row in status.get("schedules") or () if row["name"] == name), {})
+
+
+async def test_a_due_schedule_wakes_a_pool_at_zero(
+    stage: Stage, client: Client, namespace: str, operator: OperatorProcess
+) -> None:
+    every = {
+        "name": "tick", "every": "3s", "function": "tests.integration.jobs.booked",
+        "args": [stage.url, 0.1], "resultTTL": "1m", "retry": {"max": 2, "intervals": ["5s"]},
+    }  # fmt: skip
+    async with HollowKubelet(client, namespace):
+        await client.create(WORKERPOOLS, pool(namespace, schedules=[every, DAILY]))
+        finished = lambda: stage.redis.hgetall("booked:finished")  # noqa: E731
+        await eventually("two ticks have run", lambda: len(finished()) >= 2, 60)
+        row = await eventually("status tells of it", lambda: told(stage, "tick"))
+        assert row["lastJobID"].startswith(f"{namespace}_mail_tick-")
+        assert row["missed"] == 0
+        assert row["lastTime"] < row["nextTime"]
+        assert (await told(stage, "daily"))["nextTime"].endswith((":00:00Z",))
+        assert (await stage.condition("SchedulesActive"))[:2] == ("True", "Reconciled")
+        # A tick is a job once, whoever looks.
+        assert set(finished().values()) == {b"1"}
+
+
+async def test_what_was_made_at_run_time_is_never_touched(
+    stage: Stage, client: Client, namespace: str, operator: OperatorProcess
+) -> None:
+    tasks = Tasks(stage.redis)
+    theirs = Schedule(f"{namespace}_mail_daily", Every(86400), Task("x.y"))
+    tasks.put_schedule(theirs)
+    hourly = {"name": "hourly", "every": "1h", "jitter": "5m", "function": "a.b"}
+    await client.create(WORKERPOOLS, pool(namespace, schedules=[DAILY, hourly]))
+    await eventually("one stands", lambda: names(stage) == ["mail_daily", "mail_hourly"])
+
+    async def refused() -> bool:
+        return (await stage.condition("SchedulesActive"))[1] == "ScheduleNameTaken"
+
+    await eventually("the condition says so", refused)
+    status, reason, message = await stage.condition("Ready")
+    assert (status, reason) == ("False", "ScheduleNameTaken")
+    assert "daily: one of its name was made at run time" in message
+    assert tasks.schedule(theirs.name).trigger == Every(86400)
+
+    weekly = {"name": "weekly", "cron": "0 3 * * 1", "function": "a.b", "suspend": True}
+    await client.merge_patch(
+        WORKERPOOLS, namespace, "mail", {"spec": {"schedules": [hourly, weekly]}}
+    )
+    expected = ["mail_daily", "mail_hourly", "mail_weekly"]
+    await eventually("the other one stands", lambda: names(stage) == expected)
+    assert tasks.schedule(f"{namespace}_mail_weekly").paused
+
+    async def fine() -> bool:
+        return (await stage.condition("Ready"))[0] == "True"
+
+    await eventually("the pool is fine", fine)
+    # Redis loses everything: what is declared comes back.
+    stage.redis.flushall()
+    await eventually("they are back", lambda: names(stage) == ["mail_hourly", "mail_weekly"])
+    tasks.put_schedule(theirs)
+    await client.merge_patch(WORKERPOOLS, namespace, "mail", {"spec": {"schedules": None}})
+    await eventually("only theirs is left", lambda: names(stage) == ["mail_daily"])
+
+    async def silent() -> bool:
+        return await stage.condition("SchedulesActive") == ("", "", "")
+
+    await eventually("status has forgotten them", silent)
+    await client.merge_patch(WORKERPOOLS, namespace, "mail", {"spec": {"schedules": [hourly]}})
+    await eventually("it is back", lambda: names(stage) == ["mail_daily", "mail_hourly"])
+    await client.delete(WORKERPOOLS, namespace, "mail")
+    await eventually("it went with the pool", lambda: names(stage) == ["mail_daily"])
+    assert stage.redis.hlen(OWNERS) == 0
+
+
+async def test_a_restart_writes_nothing_and_finds_what_went_meanwhile(
+    stage: Stage, client: Client, namespace: str, operator: OperatorProcess
+) -> None:
+    for name in ("mail", "fax", "post"):
+        spec = pool(namespace, name, schedules=[DAILY])
+        spec["spec"]["queues"] = [{"name": f"{namespace}-{name}"}]
+        await client.create(WORKERPOOLS, spec)
+    await eventually("all stand", lambda: len(names(stage)) == 3)
+    await eventually("status says so", lambda: told(stage, "daily", "post"))
+    await operator.stop()
+
+    before = stage.redis.info("persistence")["rdb_changes_since_last_save"]
+    await operator.start()
+
+    async def led() -> bool:
+        return any("caches are filled" in entry.get("event", "") for entry in operator.log()[-20:])
+
+    await eventually("it is back", led)
+    versions = {known.name: known.version for known in Tasks(stage.redis).schedules()}
+    assert set(versions.values()) == {1}
+    assert stage.redis.info("persistence")["rdb_changes_since_last_save"] == before
+
+    await operator.stop()
+    await client.delete(WORKERPOOLS, namespace, "fax")
+    await client.merge_patch(WORKERPOOLS, namespace, "post", {"spec": {"schedules": None}})
+    # Of another installation a pool that is not here may well be there.
+    stage.redis.hset(OWNERS, f"{namespace}/elsewhere", "another")
+    await operator.start()
+    await eventually("only mail's is left", lambda: names(stage) == ["mail_daily"])
+    owners = {f"{namespace}/mail".encode(), f"{namespace}/elsewhere".encode()}
+    await eventually("no other owner is left", lambda: set(stage.redis.hkeys(OWNERS)) == owners)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "a", "function": "a.b"}, "write exactly one of cron, every and at"),
+        ({"name": "a", "every": "1h", "cron": "0 3 * * *", "function": "a.b"}, "exactly one of"),
+        ({"name": "a", "every": "1h", "timeZone": "UTC", "function": "a.b"}, "set without cron"),
+        ({"name": "a", "every": "1h", "queue": "x", "function": "a.b"}, "none of the pool's"),
+        ({"name": "a", "every": "0s", "function": "a.b"}, "no time at all"),
+        ({"name": "a", "cron": "@daily", "function": "a.b"}, "is a nickname"),
+        ({"name": "a", "at": "2026-01-01T00:00:00Z", "jitter": "1s", "function": "a.b"}, "remove"),
+        ({"name": "a", "every": "1h", "function": "report"}, "function"),
+    ],
+)
+async def test_the_api_server_refuses_what_cannot_be(
+    client: Client, namespace: str, schedule: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Invalid, match=said):
+        await client.create(WORKERPOOLS, pool(namespace, schedules=[schedule]))
+
+
+async def test_the_api_server_keeps_arguments_as_they_are(client: Client, namespace: str) -> None:
+    schedule = {
+        **DAILY, "args": [1, "a", {"b": [True, 1.5]}, None], "kwargs": {"c": {"d": [1]}},
+    }  # fmt: skip
+    made = await client.create(WORKERPOOLS, pool(namespace, schedules=[schedule]))
+    [stored] = made["spec"]["schedules"]
+    assert {key: stored[key] for key in schedule} == schedule
+    assert (stored["missed"], stored["timeout"], stored["suspend"]) == ("RunOnce", "3m", False)
