@@ -155,6 +155,10 @@ def test_queues_and_workers_are_listed(line: Line) -> None:
     assert line.json("queues", "list")["items"][0]["waiting"] == 2
     assert line("workers", "list", "-o", "name") == "w1\n"
     assert "busy" in line("workers", "list", "-o", "wide")
+    line.redis.sadd("rq:workers", "rq:worker:gone")
+    assert "ghost" in line("workers", "list")
+    assert "worker gone taken off" in line("workers", "clear")
+    assert "0 workers taken off" in line("workers", "clear")
 
 
 # -- changing --------------------------------------------------------------------------------------

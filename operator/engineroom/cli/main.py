@@ -114,8 +114,11 @@ ENTRIES: tuple[Entry | Family, ...] = (
     Family(
         "workers",
         TASKS,
-        "See the workers of a Redis.",
-        (_redis("list", "workers", "list_workers", "List workers and what they do."),),
+        "List workers, and clear away those that are no more.",
+        (
+            _redis("list", "workers", "list_workers", "List workers and what they do."),
+            _redis("clear", "workers", "clear", "Take workers that are no more off RQ's lists."),
+        ),
     ),
     Entry(
         "lint", "engineroom.cli.lint", OTHER, "Check manifests as admission would.", session=False

@@ -35,7 +35,7 @@ from engineroom.tasks.task import (
     Unique,
 )
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
-from engineroom.tasks.workers import WorkerState
+from engineroom.tasks.workers import Health, Worker
 
 __all__ = [
     "AsyncScheduler",
@@ -50,6 +50,7 @@ __all__ = [
     "Failure",
     "FailureCategory",
     "Flow",
+    "Health",
     "Impact",
     "InvalidTaskError",
     "JSONSerializer",
@@ -87,7 +88,7 @@ __all__ = [
     "Unique",
     "UnknownQueueError",
     "Where",
-    "WorkerState",
+    "Worker",
     "chain",
     "fan_in",
     "graph",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
     from engineroom.tasks.schedules import Known, Schedule
-    from engineroom.tasks.workers import WorkerState
+    from engineroom.tasks.workers import Worker
 
 
 EVERY = Where()
@@ -176,6 +176,14 @@ class Tasks(_Shared):
         """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
         return run(self.redis, queues.move(source, target, self.rules, limit))
 
+    def workers(self, queue: str | None = None) -> list[Worker]:
+        """Workers that listen to the queue, or all that RQ knows, by name, and how they are."""
+        return run(self.redis, workers.listed(queue, self.clock.now()))
+
+    def clear_ghosts(self) -> list[str]:
+        """Take workers that are no more off RQ's lists; returns their names."""
+        return run(self.redis, workers.clear_ghosts(self.clock.now()))
+
     def jobs(
         self,
         states: Sequence[State] = inspect.ALL,
@@ -211,10 +219,6 @@ class Tasks(_Shared):
         """How many jobs a filter matches; with one, no more than ``most`` are looked at."""
         chosen = self.queue_names() if queues is None else queues
         return run(self.redis, inspect.count(chosen, state, where, most))
-
-    def workers(self) -> list[WorkerState]:
-        """All workers that RQ knows, with what they do, sorted by name."""
-        return run(self.redis, workers.listed())
 
     def progress(self, job_id: str) -> Progress | None:
         """What the job reported last."""
@@ -370,6 +374,14 @@ class AsyncTasks(_Shared):
         """See Tasks.move_jobs."""
         return await run_async(self.redis, queues.move(source, target, self.rules, limit))
 
+    async def workers(self, queue: str | None = None) -> list[Worker]:
+        """See Tasks.workers."""
+        return await run_async(self.redis, workers.listed(queue, self.clock.now()))
+
+    async def clear_ghosts(self) -> list[str]:
+        """See Tasks.clear_ghosts."""
+        return await run_async(self.redis, workers.clear_ghosts(self.clock.now()))
+
     async def jobs(
         self,
         states: Sequence[State] = inspect.ALL,
@@ -398,10 +410,6 @@ class AsyncTasks(_Shared):
         """See Tasks.count_jobs."""
         chosen = await self.queue_names() if queues is None else queues
         return await run_async(self.redis, inspect.count(chosen, state, where, most))
-
-    async def workers(self) -> list[WorkerState]:
-        """See Tasks.workers."""
-        return await run_async(self.redis, workers.listed())
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

@@ -1,101 +1,168 @@
-"""Workers as they described themselves in Redis: ours and RQ's own. Reads only."""
+"""Workers as they describe themselves in Redis: ours and stock RQ's, and those that are no more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from engineroom.tasks.steps import Batch, Steps, text
+from engineroom.queue import ghosts
+from engineroom.tasks import queues
+from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Workers that are read in one round trip.
-CHUNK = 200
+#: Without a heartbeat for so long a worker is silent (seconds): ours report every 4 s, and stock
+#: RQ's, when idle, every 405 s.
+SILENT, SILENT_STOCK = 15.0, 480.0
+#: A worker ends its work horse a minute after the job's time-out; later than that it is stuck.
+OVERDUE = 120.0
+MAX_WORKERS = 10_000
 
-_PREFIX = "rq:worker:"
+_CLEAR = Script(ghosts.CLEAR)
+
+
+class Health(StrEnum):
+    """How a worker is, by what it says of itself."""
+
+    WELL = "well"
+    SILENT = "silent"  # no heartbeat for too long: dead, cut off, or stuck
+    OVERDUE = "overdue"  # its job should have been ended by its time-out long ago
+    GHOST = "ghost"  # on RQ's list and nothing else
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One worker; times are UTC, memory is bytes, None where it does not say."""
+class Worker:
+    """One worker. ``memory`` is bytes, ``cpu`` cores lately; both only of Engineroom's own."""
 
     name: str
-    #: RQ's word (idle, busy, suspended, started); ``expired`` where only the name is left.
-    state: str
-    queues: tuple[str, ...]
-    #: What it works on; empty for nothing.
-    job_id: str
-    host: str
-    pid: int | None
-    #: ``namespace/name`` of its pool, and its pod; empty for a stock ``rq worker``.
-    pool: str
-    pod: str
-    memory: int | None
-    born_at: datetime | None
-    heartbeat_at: datetime | None
-    job_started_at: datetime | None
-    #: ``drained`` or ``retired`` where the operator asked for it.
-    drain: str
-    finished: int
-    failed: int
-    #: RQ's version.
-    version: str
+    health: Health
+    state: str = ""
+    queues: tuple[str, ...] = ()
+    #: Id of the job that it runs; of stock workers the first, should there be several.
+    job: str = ""
+    job_started: datetime | None = None
+    heartbeat: datetime | None = None
+    birth: datetime | None = None
+    host: str = ""
+    pid: int | None = None
+    memory: int | None = None
+    cpu: float | None = None
+    #: ``namespace/name`` and pod, of Engineroom's own.
+    pool: str = ""
+    pod: str = ""
+    rq_version: str = ""
+    finished: int = 0
+    failed: int = 0
 
 
-def listed() -> Steps[list[WorkerState]]:
-    """All workers that RQ knows, sorted by name."""
-    names: set[str] = set()
-    cursor: Any = 0
+def listed(queue: str | None, now: datetime) -> Steps[list[Worker]]:
+    """Workers by name, of one queue or of all; MAX_WORKERS at most."""
+    known = yield from _known(queue)
+    workers: list[Worker] = []
+    for start in range(0, len(known), ghosts.STEP):
+        chunk = known[start : start + ghosts.STEP]
+        commands: list[Sequence[str]] = []
+        for key in chunk:
+            commands += ["HMGET", key, *_FIELDS], ["SRANDMEMBER", f"{key}:executions"]
+        rows = yield Batch(commands)
+        workers += [
+            _worker(key, row, execution, now)
+            for key, row, execution in zip(chunk, rows[::2], rows[1::2], strict=True)
+        ]
+    return workers
+
+
+def clear_ghosts(now: datetime) -> Steps[list[str]]:
+    """Take workers that are no more off RQ's lists; their names. What they held is not touched."""
+    known = yield from _known(None)
+    names = yield from queues.names()
+    cleared: list[str] = []
+    for start in range(0, len(known), ghosts.STEP):
+        words = ghosts.arguments(names, known[start : start + ghosts.STEP], now)
+        cleared += map(text, (yield Invoke(_CLEAR, [ghosts.WORKERS], words)))
+    return cleared
+
+
+def health_of(
+    *,
+    now: datetime,
+    heartbeat: datetime | None,
+    ours: bool,
+    job_started: datetime | None,
+    job_timeout: float | None,
+) -> Health:
+    """Pure; ``job_timeout`` in seconds, None or below 0 for none."""
+    if heartbeat is None:
+        return Health.GHOST
+    if (now - heartbeat).total_seconds() >= (SILENT if ours else SILENT_STOCK):
+        return Health.SILENT
+    if job_started is not None and job_timeout is not None and job_timeout > 0:
+        running = (now - job_started).total_seconds()
+        return Health.OVERDUE if running > job_timeout + OVERDUE else Health.WELL
+    return Health.WELL
+
+
+def _known(queue: str | None) -> Steps[list[str]]:
+    found: set[str] = set()
+    cursor = "0"
+    key = ghosts.WORKERS if queue is None else f"{ghosts.WORKERS}:{queue}"
     while True:
-        [(cursor, members)] = yield Batch([["SSCAN", "rq:workers", cursor, "COUNT", 500]])
-        names |= {text(member).removeprefix(_PREFIX) for member in members}
-        if not int(cursor):
-            break
-    ordered = sorted(names)
-    found: list[WorkerState] = []
-    for start in range(0, len(ordered), CHUNK):
-        chunk = ordered[start : start + CHUNK]
-        read = yield Batch([["HMGET", _PREFIX + name, *_FIELDS] for name in chunk])
-        found += [_worker(name, row) for name, row in zip(chunk, read, strict=True)]
-    return found
+        [(place, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", 500]])
+        found |= set(map(text, members))
+        if len(found) > MAX_WORKERS:
+            raise InvalidTaskError("workers", f"more than {MAX_WORKERS}", "ask for one queue")
+        cursor = text(place)
+        if cursor in ("", "0"):
+            return sorted(found)
 
 
 _FIELDS = (
-    "state", "queues", "current_job", "hostname", "pid", "birth", "last_heartbeat", "version",
-    "successful_job_count", "failed_job_count", "er_pool", "er_pod", "er_memory", "er_job",
-    "er_job_started", "er_drain",
+    "state", "queues", "er_job", "current_job", "er_job_started", "er_job_timeout",
+    "last_heartbeat", "birth", "hostname", "pid", "er_memory", "er_cpu", "er_pool", "er_pod",
+    "version", "successful_job_count", "failed_job_count",
 )  # fmt: skip
 
 
-def _worker(name: str, row: Sequence[Any]) -> WorkerState:
+def _worker(
+    key: str, row: Sequence[bytes | None], execution: bytes | None, now: datetime
+) -> Worker:
     said = dict(zip(_FIELDS, map(text, row), strict=True))
-    gone = not any(said.values())
+    heartbeat = _moment(said["last_heartbeat"])
     started = said["er_job_started"]
-    return WorkerState(
-        name=name,
-        state="expired" if gone else said["state"],
-        queues=tuple(each for each in said["queues"].split(",") if each),
-        job_id=said["er_job"] or said["current_job"],
+    job_started = datetime.fromtimestamp(float(started), now.tzinfo) if started else None
+    ours = bool(said["er_pool"])
+    running = text(execution).rpartition(":")[0]
+    timeout = said["er_job_timeout"]
+    return Worker(
+        name=key.removeprefix("rq:worker:"),
+        health=health_of(
+            now=now,
+            heartbeat=heartbeat,
+            ours=ours,
+            job_started=job_started,
+            job_timeout=float(timeout) if timeout else None,
+        ),
+        state=said["state"],
+        queues=tuple(filter(None, said["queues"].split(","))),
+        job=said["er_job"] if ours else said["current_job"] or running,
+        job_started=job_started,
+        heartbeat=heartbeat,
+        birth=_moment(said["birth"]),
         host=said["hostname"],
         pid=int(said["pid"]) if said["pid"].isdigit() else None,
+        memory=int(said["er_memory"]) if said["er_memory"] else None,
+        cpu=float(said["er_cpu"]) if said["er_cpu"] else None,
         pool=said["er_pool"],
         pod=said["er_pod"],
-        memory=int(said["er_memory"]) if said["er_memory"].isdigit() else None,
-        born_at=_time(said["birth"]),
-        heartbeat_at=_time(said["last_heartbeat"]),
-        job_started_at=datetime.fromtimestamp(float(started), UTC) if started else None,
-        drain=said["er_drain"],
+        rq_version=said["version"],
         finished=int(said["successful_job_count"] or 0),
         failed=int(said["failed_job_count"] or 0),
-        version=said["version"],
     )
 
 
-def _time(said: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(said)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _moment(stamp: str) -> datetime | None:
+    return datetime.fromisoformat(stamp) if stamp else None

@@ -260,21 +260,7 @@ def test_json_arguments_and_those_that_are_too_large(redis: Redis) -> None:
         assert "serializer" in tasks.job(odd.job_id).call.problem
 
 
-# -- workers and the other half --------------------------------------------------------------------
-
-
-def test_workers_are_listed_ours_and_others(redis: Redis, tasks: Tasks) -> None:
-    redis.sadd("rq:workers", "rq:worker:gone", "rq:worker:pod-a.0.1", "rq:worker:plain")
-    beat = "2026-01-02T03:04:05.000006Z"
-    redis.hset("rq:worker:plain", mapping={"state": "busy", "current_job": "j1", "queues": "a,b",
-               "hostname": "h", "pid": 7, "last_heartbeat": beat})  # fmt: skip
-    redis.hset("rq:worker:pod-a.0.1", mapping={"state": "idle", "er_pool": "x/mail",
-               "er_pod": "pod-a", "er_memory": 1024, "er_drain": "drained"})  # fmt: skip
-    gone, plain, ours = tasks.workers()
-    assert (gone.name, gone.state) == ("gone", "expired")
-    assert (plain.job_id, plain.queues, plain.pid, plain.memory) == ("j1", ("a", "b"), 7, None)
-    assert plain.heartbeat_at == datetime(2026, 1, 2, 3, 4, 5, 6, UTC)
-    assert (ours.pool, ours.memory, ours.drain) == ("x/mail", 1024, "drained")
+# -- the other half --------------------------------------------------------------------------------
 
 
 async def test_the_async_half_reads_the_same(

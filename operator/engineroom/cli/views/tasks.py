@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.text import Text
 
 from engineroom.cli.views.shape import Indent, table, word
-from engineroom.cli.views.text import ABSENT, age, clip, memory, number, span
+from engineroom.cli.views.text import ABSENT, age, clip, cpu, memory, number, span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +29,13 @@ if TYPE_CHECKING:
         JobSummary,
         Progress,
         QueueCounts,
-        WorkerState,
+        Worker,
     )
     from engineroom.tasks.schedules import Known
     from engineroom.tasks.triggers import Trigger
 
 #: Lines of a traceback that are shown, the last ones; all with ``-o wide``.
 TRACEBACK_LINES = 15
-#: A worker that has not been heard of for so long is suspect (seconds): RQ's own beat is slower.
-QUIET = 600
 
 
 def document(value: Any) -> Any:
@@ -221,21 +219,20 @@ def queues_table(queues: Sequence[QueueCounts], *, wide: bool = False) -> Table:
     return table(columns, rows, right=columns[2:-1])
 
 
-def workers_table(workers: Sequence[WorkerState], now: datetime, *, wide: bool = False) -> Table:
+def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = False) -> Table:
     """One line a worker."""
-    columns = ["NAME", "STATE", "JOB", "FOR", "HEARTBEAT", "MEMORY", "POOL", "HOST"]
+    columns = ["NAME", "HEALTH", "STATE", "JOB", "FOR", "HEARTBEAT", "MEMORY", "POOL", "HOST"]
     if wide:
-        columns += ["QUEUES", "PID", "FINISHED", "FAILED", "AGE", "RQ"]
+        columns += ["QUEUES", "CPU", "PID", "FINISHED", "FAILED", "AGE", "RQ"]
     rows: list[list[str | Text]] = []
     for one in workers:
-        quiet = one.heartbeat_at is None or (now - one.heartbeat_at).total_seconds() > QUIET
-        beat = Text(when(one.heartbeat_at, now), style="yellow" if quiet else "")
         row: list[str | Text] = [
             one.name,
-            word(one.drain or one.state or ABSENT),
-            one.job_id or ABSENT,
-            age(one.job_started_at, now),
-            beat,
+            word(one.health.value),
+            word(one.state or ABSENT),
+            one.job or ABSENT,
+            age(one.job_started, now),
+            when(one.heartbeat, now),
             memory(one.memory),
             one.pool or ABSENT,
             one.pod or one.host or ABSENT,
@@ -243,14 +240,15 @@ def workers_table(workers: Sequence[WorkerState], now: datetime, *, wide: bool =
         if wide:
             row += [
                 clip(",".join(one.queues), 40) or ABSENT,
+                ABSENT if one.cpu is None else cpu(round(one.cpu * 1000)),
                 number(one.pid),
                 str(one.finished),
                 str(one.failed),
-                age(one.born_at, now),
-                one.version or ABSENT,
+                age(one.birth, now),
+                one.rq_version or ABSENT,
             ]
         rows.append(row)
-    return table(columns, rows, right=("MEMORY", "PID", "FINISHED", "FAILED"))
+    return table(columns, rows, right=("MEMORY", "CPU", "PID", "FINISHED", "FAILED"))
 
 
 def trigger_text(trigger: Trigger) -> str:
