@@ -49,6 +49,11 @@ def settle_key(queue: str) -> str:
     return f"engineroom:settle:{queue}"
 
 
+def settling_key(job: str) -> str:
+    """Held by the worker that sees to such a job."""
+    return f"engineroom:settling:{job}"
+
+
 def strays_key(queue: str) -> str:
     """Hash of when each entry of the queue's intermediate list was first seen lying there."""
     return f"engineroom:intermediate:{queue}"

@@ -39,6 +39,8 @@ LOCK_SECONDS = 15.0
 LOCK_TRUST_SECONDS = 50.0
 #: A job that was taken and not started for so long is put back.
 STRAY_SECONDS = 60.0
+#: Who settles a job for the dead is given so long, its failure callback included.
+SETTLING_SECONDS = 300
 
 #: Put back what has been in the intermediate list for too long.  The entry is the right to start
 #: the job, so a worker that is merely slow finds itself without it and drops the job: no double.
@@ -184,15 +186,40 @@ class Housekeeper:
         """What the operator leaves undone for jobs that it failed: it runs nobody's code."""
         worker = self._worker
         for queue in worker.queues:
-            while True:
-                job_id = worker.connection.lpop(drain.settle_key(queue.name))
-                if job_id is None:
-                    break
-                with contextlib.suppress(NoSuchJobError):
-                    job = worker.job_class.fetch(
-                        job_id.decode(), connection=worker.connection, serializer=worker.serializer
-                    )
-                    self._after_death(job, queue, "The worker of this job died.")
+            while self._settle_next(queue):
+                pass
+
+    def _settle_next(self, queue: Queue) -> bool:
+        """Settle the queue's next such job; False if there is none, or another is at it.
+
+        The entry goes when all is done: who dies in between leaves it to another, whose claim
+        waits for that of the dead to expire. A failure callback may so be called twice.
+        """
+        worker = self._worker
+        waiting = drain.settle_key(queue.name)
+        entry = worker.connection.lindex(waiting, 0)
+        if entry is None:
+            return False
+        job_id = entry.decode()
+        claim = drain.settling_key(job_id)
+        if not worker.connection.set(claim, worker.name, nx=True, ex=SETTLING_SECONDS):
+            return False
+        try:
+            job = worker.job_class.fetch(
+                job_id, connection=worker.connection, serializer=worker.serializer
+            )
+            self._after_death(job, queue, "The worker of this job died.")
+        except RedisError:
+            raise
+        except NoSuchJobError:
+            pass
+        except Exception:
+            log.exception("Worker %s: job %s cannot be settled", worker.name, job_id)
+        with worker.connection.pipeline() as pipeline:
+            pipeline.lrem(waiting, 1, entry)
+            pipeline.delete(claim)
+            pipeline.execute()
+        return True
 
     def _settle_abandoned(self, queue: Queue) -> None:
         worker = self._worker

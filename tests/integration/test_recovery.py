@@ -272,6 +272,21 @@ def test_callbacks_and_dependents_of_a_failed_orphan_are_seen_to(lab: Lab) -> No
     assert not lab.redis.exists(keys.settle("default"))
 
 
+def test_what_is_left_to_a_worker_that_dies_too_is_seen_to(lab: Lab) -> None:
+    _, name, job = killed_at(lab, "prepared", on_failure="on_failure")
+    anyway = lab.enqueue("ran", depends_on=job, allow_failure=True)
+    assert recover(lab, dead(lab, name), NEVER).action is Action.FAILED
+    second = lab.worker("pod-2", stop_at="settling", SETTLING_SECONDS=1)
+    second.stopped("settling")
+    second.kill()
+    assert lab.redis.lrange(keys.settle("default"), 0, -1) == [job.encode()]
+    lab.worker("pod-3", SETTLING_SECONDS=1, LOCK_SECONDS=1)
+    lab.becomes(anyway, "finished")
+    eventually(lambda: lab.ran("failure") == [job], "the failure callback")
+    eventually(lambda: not lab.redis.exists(keys.settle("default")), "nothing left to settle")
+    assert lab.redis.keys("engineroom:settling:*") == []
+
+
 def test_a_worker_without_a_record_any_more(lab: Lab) -> None:
     _, name, job = killed_at(lab, "prepared")
     lab.redis.delete(keys.worker(name), keys.executions_of_worker(name))

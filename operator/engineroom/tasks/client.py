@@ -140,7 +140,8 @@ class Tasks(_Shared):
         """Cancel a job and all that hangs on it, in steps of 50; which jobs these are.
 
         A job that runs is not ended, unless with ``stop`` its worker is asked to. After a kill
-        nothing of it runs; the same call does the rest. Raises JobNotFoundError, JobEndedError.
+        nothing of it runs; the same call does the rest. Raises core.errors.JobMissingError,
+        JobEndedError.
         """
         return run(self.redis, dependents.cancel(job_id, self.clock.now(), stop=stop))
 
@@ -168,9 +169,9 @@ class Tasks(_Shared):
     def empty_queue(self, name: str, *, confirm: str) -> int:
         """Delete the jobs that wait now; ``confirm`` is the name again.
 
-        Raises NotConfirmedError.
+        What hangs on them is cancelled. Raises NotConfirmedError.
         """
-        return run(self.redis, queues.empty(name, confirm))
+        return run(self.redis, queues.empty(name, confirm, self.clock.now()))
 
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
@@ -368,7 +369,7 @@ class AsyncTasks(_Shared):
 
     async def empty_queue(self, name: str, *, confirm: str) -> int:
         """See Tasks.empty_queue."""
-        return await run_async(self.redis, queues.empty(name, confirm))
+        return await run_async(self.redis, queues.empty(name, confirm, self.clock.now()))
 
     async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """See Tasks.move_jobs."""

@@ -11,8 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core.errors import JobMissingError
 from engineroom.queue import keys
-from engineroom.tasks.errors import JobEndedError, JobNotFoundError, ParentCanceledError
+from engineroom.tasks.errors import JobEndedError, ParentCanceledError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 STEP = 50
 #: Dependents that are asked for in one round trip.
 _SCAN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFlow:
+    """A flow ready to be written: its jobs, parents first."""
+
+    flow_id: str
+    jobs: Sequence[Encoded]
+    unique: Unique | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,43 +94,58 @@ def cancel(job_id: str, now: datetime, *, stop: bool = False) -> Steps[Canceled]
     Nothing of it runs once the first step is done: RQ starts no dependent of a cancelled job. So
     whoever was killed in between left jobs that wait in vain, and the same call takes them too.
     """
+    found = yield from _cascade([job_id], now, stop=stop)
+    if found[job_id] == "gone":
+        raise JobMissingError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
+    if found[job_id] == "finished":
+        raise JobEndedError(f"job_id: {job_id} has finished; nothing is left to cancel")
+    return Canceled(
+        tuple(each for each, verdict in found.items() if verdict == "canceled"),
+        tuple(each for each, verdict in found.items() if verdict == "running"),
+    )
+
+
+def cancel_dependents(job_id: str, now: datetime) -> Steps[None]:
+    """Cancel all that hangs on the job, and not the job itself."""
+    waiting = yield from _dependents(job_id)
+    yield from _cascade(waiting, now, stop=False)
+
+
+def _cascade(waiting: list[str], now: datetime, *, stop: bool) -> Steps[dict[str, str]]:
+    """Cancel jobs and what hangs on them, breadth first; the verdict of ``_CANCEL`` on each."""
     found: dict[str, str] = {}
-    waiting, seen = [job_id], {job_id}
+    seen = set(waiting)
     while waiting:
         step = waiting[:STEP]
         rows = yield Invoke(_CANCEL, [], [repr(now.timestamp()), *step])
         # It says what it did: beside a long queue it does one job at a time.
         waiting = waiting[len(rows) :]
-        parents: list[str] = []
         stops: list[list[Any]] = []
         for each, row in zip(step, rows, strict=False):
-            verdict, worker = text(row[0]), text(row[1])
-            if each == job_id and verdict == "gone":
-                raise JobNotFoundError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
-            if each == job_id and verdict == "finished":
-                raise JobEndedError(f"job_id: {job_id} has finished; nothing is left to cancel")
-            found[each] = verdict
-            if verdict not in ("gone", "finished"):
-                parents.append(each)
-            if verdict == "running" and stop and worker:
+            found[each], worker = text(row[0]), text(row[1])
+            if found[each] == "running" and stop and worker:
                 command = json.dumps({"command": "stop-job", "job_id": each})
                 stops.append(["PUBLISH", keys.worker_channel(worker), command])
         if stops:
             yield Batch(stops)
-        for parent in parents:
-            cursor: Any = 0
-            while True:
-                key = f"{keys.job(parent)}:dependents"
-                [(cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", _SCAN]])
-                fresh = [each for each in map(text, members) if each not in seen]
-                seen.update(fresh)
-                waiting += fresh
-                if not int(cursor):
-                    break
-    return Canceled(
-        tuple(each for each, verdict in found.items() if verdict == "canceled"),
-        tuple(each for each, verdict in found.items() if verdict == "running"),
-    )
+        for each in step[: len(rows)]:
+            # Through those that were cancelled before, too: whoever did that may have been killed.
+            if found[each] not in ("gone", "finished"):
+                children = yield from _dependents(each)
+                waiting += [child for child in children if child not in seen]
+                seen.update(children)
+    return found
+
+
+def _dependents(job_id: str) -> Steps[list[str]]:
+    found: dict[str, None] = {}
+    cursor: Any = 0
+    while True:
+        key = f"{keys.job(job_id)}:dependents"
+        [(cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", _SCAN]])
+        found.update(dict.fromkeys(map(text, members)))
+        if not int(cursor):
+            return list(found)
 
 
 #: KEYS: set of queues, unique key or '', relay's mark or ''. ARGV: until, window in ms, relay's

@@ -99,12 +99,28 @@ def invocation(job: Encoded, relay_window: int | None = None) -> Invoke:
     return Invoke(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window))
 
 
-def relay(jobs: Sequence[Encoded]) -> Steps[list[Enqueued]]:
-    """Write jobs that may have been written before: each id once within RELAY_WINDOW."""
-    scripts = [invocation(job, RELAY_WINDOW) for job in jobs]
-    commands = [each.script.words(each.keys, each.arguments) for each in scripts]
-    replies = yield Batch(commands)
-    return [_enqueued(job, reply, refuse=False) for job, reply in zip(jobs, replies, strict=True)]
+def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = None) -> Invoke:
+    """The script that writes a flow; with a window, by a relay that may have done so before."""
+    unique = "" if flow.unique is None else unique_key(flow.unique.key)
+    mark = None if relay_window is None else (relayed_key(flow.flow_id), relay_window)
+    return dependents.invocation(flow.jobs, flow.unique, unique, mark)
+
+
+def relay(entries: Sequence[Encoded | dependents.EncodedFlow]) -> Steps[list[Enqueued]]:
+    """Write jobs and flows that may have been written before: each once within RELAY_WINDOW.
+
+    One answer for each, of a flow for its last job.
+    """
+    flow = dependents.EncodedFlow
+    scripts = [
+        flow_invocation(each, RELAY_WINDOW)
+        if isinstance(each, flow)
+        else invocation(each, RELAY_WINDOW)
+        for each in entries
+    ]
+    replies = yield Batch([each.script.words(each.keys, each.arguments) for each in scripts])
+    last = [each.jobs[-1] if isinstance(each, flow) else each for each in entries]
+    return [_enqueued(job, reply, refuse=False) for job, reply in zip(last, replies, strict=True)]
 
 
 def relayed_key(job_id: str) -> str:

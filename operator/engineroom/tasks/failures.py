@@ -320,7 +320,7 @@ def carry_on(
 def next_step(step: int, seconds: float) -> int:
     """How many jobs the next step takes after one of ``step`` jobs that held Redis so long."""
     if seconds > SLOW_STEP:
-        return max(_LEAST_STEP, step // 2)
+        return max(min(STEP, _LEAST_STEP), step // 2)
     return min(STEP, step + _LEAST_STEP)
 
 

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from engineroom.queue import keys
 from engineroom.tasks import dependents
-from engineroom.tasks.enqueue import Enqueued, unique_key
+from engineroom.tasks.dependents import EncodedFlow
+from engineroom.tasks.enqueue import Enqueued, flow_invocation
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError
 from engineroom.tasks.results import JobResult, results_of
 from engineroom.tasks.steps import Batch, Steps, run, text
@@ -129,10 +130,8 @@ def enqueue_flow(
     unique: Unique | None = None,
 ) -> Steps[EnqueuedFlow]:
     """Write all jobs of the flow in one step or none; see Tasks.enqueue_flow."""
-    flow = flow if isinstance(flow, Flow) else group(flow)
-    jobs, flow_id = encode_flow(flow, rules, now, flow_id, unique)
-    key = "" if unique is None else unique_key(unique.key)
-    reply = yield dependents.invocation(jobs, unique, key)
+    encoded = encode_flow(flow, rules, now, flow_id, unique)
+    reply = yield flow_invocation(encoded)
     if reply[0] == 3:
         raise dependents.parent_canceled(reply)
     if reply[0] == 2:
@@ -140,14 +139,16 @@ def enqueue_flow(
             f"flow: job {text(reply[1])} exists; use another flow_id or job_id, or a unique key"
         )
     if reply[0] == 1:
-        return EnqueuedFlow(flow_id, tuple(Enqueued(job.job_id, job.queue) for job in jobs))
+        jobs = tuple(Enqueued(job.job_id, job.queue) for job in encoded.jobs)
+        return EnqueuedFlow(encoded.flow_id, jobs)
     return (yield from _earlier(text(reply[1]), text(reply[2])))
 
 
 def encode_flow(
-    flow: Flow, rules: Rules, now: datetime, flow_id: str | None, unique: Unique | None
-) -> tuple[list[Encoded], str]:
-    """The flow's jobs, parents first, and its id; raises InvalidTaskError."""
+    flow: Part, rules: Rules, now: datetime, flow_id: str | None, unique: Unique | None
+) -> EncodedFlow:
+    """The flow as RQ's jobs; raises InvalidTaskError."""
+    flow = flow if isinstance(flow, Flow) else group(flow)
     if flow_id is None:
         flow_id = str(uuid4())
     elif not _FLOW_ID.fullmatch(flow_id):
@@ -177,7 +178,7 @@ def encode_flow(
         job.fields.extend(["er_flow", flow_id])
         jobs.append(job)
     jobs[-1].fields.extend(["er_flow_jobs", json.dumps([[job.job_id, job.queue] for job in jobs])])
-    return jobs, flow_id
+    return EncodedFlow(flow_id, jobs, unique)
 
 
 def parents() -> list[JobResult]:

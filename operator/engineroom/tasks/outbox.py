@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
+from engineroom.tasks.dependents import EncodedFlow
 from engineroom.tasks.enqueue import Enqueued, relay
 from engineroom.tasks.errors import TasksUnavailableError
+from engineroom.tasks.flows import encode_flow
 from engineroom.tasks.steps import run
 from engineroom.tasks.task import Encoded, Rules, Task, Unique, encode, timestamp
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import threading
 
     from redis import Redis
+
+    from engineroom.tasks.flows import Part
 
 log = get_logger(__name__)
 
@@ -72,6 +76,22 @@ async def add_async(
     else:
         await connection.execute(_INSERT, words)
     return job.job_id
+
+
+def add_flow(
+    connection: Any,
+    flow: Part,
+    rules: Rules | None = None,
+    clock: Clock | None = None,
+    *,
+    flow_id: str | None = None,
+    unique: Unique | None = None,
+) -> str:
+    """Put a whole flow into the outbox, as one row; the flow's id. Otherwise as ``add``."""
+    now = (clock or SystemClock()).now()
+    encoded = encode_flow(flow, rules or Rules(), now, flow_id, unique)
+    _execute(connection, _INSERT, (_dumps(encoded),))
+    return encoded.flow_id
 
 
 class Relay:
@@ -120,15 +140,30 @@ def _execute(connection: Any, statement: str, words: tuple[Any, ...]) -> None:
         connection.execute(statement, words)
 
 
-def _dumps(job: Encoded) -> str:
+def _dumps(entry: Encoded | EncodedFlow) -> str:
+    if isinstance(entry, Encoded):
+        return json.dumps(_plain(entry))
+    jobs = [_plain(job) for job in entry.jobs]
+    unique = None if entry.unique is None else asdict(entry.unique)
+    return json.dumps({"flow_id": entry.flow_id, "jobs": jobs, "unique": unique})
+
+
+def _plain(job: Encoded) -> dict[str, Any]:
     fields = [
         {"b": b64encode(word).decode()} if isinstance(word, bytes) else word for word in job.fields
     ]
-    return json.dumps({**asdict(job), "fields": fields})
+    return {**asdict(job), "fields": fields}
 
 
-def _loads(said: str, now: str) -> Encoded:
-    job = json.loads(said)
+def _loads(said: str, now: str) -> Encoded | EncodedFlow:
+    entry = json.loads(said)
+    if "jobs" not in entry:
+        return _job(entry, now)
+    unique = entry["unique"] and Unique(**entry["unique"])
+    return EncodedFlow(entry["flow_id"], [_job(each, now) for each in entry["jobs"]], unique)
+
+
+def _job(job: dict[str, Any], now: str) -> Encoded:
     fields = [b64decode(word["b"]) if isinstance(word, dict) else word for word in job["fields"]]
     if "enqueued_at" in fields[::2]:
         fields[2 * fields[::2].index("enqueued_at") + 1] = now

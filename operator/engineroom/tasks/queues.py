@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
+from engineroom.tasks import dependents
 from engineroom.tasks.errors import NotConfirmedError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Rules, check_queue
@@ -86,11 +87,12 @@ def resume(name: str) -> Steps[bool]:
     return bool(resumed)
 
 
-def empty(name: str, confirm: str) -> Steps[int]:
+def empty(name: str, confirm: str, now: datetime) -> Steps[int]:
     """Delete the jobs that wait now, and only those; returns how many.
 
     ``confirm`` has to be the queue's name once more: what waits is not deleted by a slip. Jobs
-    that come in meanwhile stay. Raises NotConfirmedError.
+    that come in meanwhile stay. What hangs on them is cancelled: it would wait for ever. Raises
+    NotConfirmedError.
     """
     check_queue(name, _ANY)
     if confirm != name:
@@ -100,6 +102,9 @@ def empty(name: str, confirm: str) -> Steps[int]:
     [left] = yield Batch([["LLEN", keys.queue(name)]])
     dropped = 0
     while left > 0:
+        parents = yield Invoke(_PARENTS, [keys.queue(name)], [min(STEP, left)])
+        for parent in parents:
+            yield from dependents.cancel_dependents(text(parent), now)
         taken, gone = yield Invoke(_EMPTY, [keys.queue(name)], [min(STEP, left)])
         dropped += gone
         left -= taken
@@ -165,6 +170,17 @@ for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   end
 end
 return was
+""")
+
+#: Ids among the first of a list that other jobs wait for.
+_PARENTS = Script("""
+local parents = {}
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)) do
+  if redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') == 1 then
+    parents[#parents + 1] = id
+  end
+end
+return parents
 """)
 
 #: A job that stands in the list twice, or is running under the same id, keeps its hash.

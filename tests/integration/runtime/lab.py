@@ -111,7 +111,7 @@ class Lab:
         options.update(
             {
                 name: settings.pop(name)
-                for name in ("EXECUTION_TTL", "STRAY_SECONDS", "LOCK_SECONDS")
+                for name in ("EXECUTION_TTL", "STRAY_SECONDS", "LOCK_SECONDS", "SETTLING_SECONDS")
                 if name in settings
             }
         )

@@ -19,7 +19,7 @@ from engineroom_worker.metrics import Board
 def main(options):
     directory = options["directory"]
     chosen = options.get("stop_at")
-    for name in ("EXECUTION_TTL", "STRAY_SECONDS", "LOCK_SECONDS"):
+    for name in ("EXECUTION_TTL", "STRAY_SECONDS", "LOCK_SECONDS", "SETTLING_SECONDS"):
         if name in options:
             setattr(housekeeping, name, options[name])
     if "EXECUTION_TTL" in options:
@@ -42,6 +42,14 @@ def main(options):
         return reply
 
     dequeue._Channel.read = read_and_stop
+
+    after_death = housekeeping.Housekeeper._after_death
+
+    def stop_and_settle(self, job, queue, reason):
+        point("settling")
+        after_death(self, job, queue, reason)
+
+    housekeeping.Housekeeper._after_death = stop_and_settle
 
     class Worker(worker.PoolWorker):
         retired_seconds = options.get("retired_seconds", worker.RETIRED_SECONDS)

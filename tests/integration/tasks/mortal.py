@@ -39,7 +39,7 @@ from engineroom.tasks import (
     queues,
 )
 from engineroom.tasks.after_commit import transaction
-from engineroom.tasks.outbox import Relay, add
+from engineroom.tasks.outbox import Relay, add, add_flow
 from tests.integration.tasks.work import count
 
 if TYPE_CHECKING:
@@ -189,9 +189,9 @@ def cancel(life: Life) -> None:
 
 
 def outbox(life: Life) -> None:
-    """Three orders, each with its job, and the relay."""
+    """Two orders, each with jobs and a flow, and the relay."""
     with life.database() as connection:
-        for order in range(3):
+        for order in range(2):
             with connection.transaction():
                 done = connection.execute(
                     "INSERT INTO orders VALUES (%s) ON CONFLICT DO NOTHING RETURNING id", (order,)
@@ -201,6 +201,8 @@ def outbox(life: Life) -> None:
                 add(connection, Task(count, (f"plain-{order}",)))
                 unique = Task(count, (f"unique-{order}",), unique=Unique(f"o{order}"))
                 add(connection, unique)
+                parts = [Task(count, (f"flow-{order}-{at}",)) for at in range(3)]
+                add_flow(connection, chain(parts[0], group(*parts[1:])))
         while Relay(connection, life.redis, life.clock).once():
             pass
 
@@ -291,6 +293,8 @@ def prepare(scenario: str, redis: Redis) -> None:
     tasks = Tasks(redis)
     if scenario in ("move", "empty"):
         tasks.enqueue_many([Task(count, (f"plain-{at}",)) for at in range(5)])
+    if scenario == "empty":
+        tasks.enqueue_flow(chain(*[Task(count, ("plain-flow",))] * 3), flow_id="emptied")
     if scenario == "cancel":
         parts = [Task(count, (f"plain-{at}",)) for at in range(4)]
         tasks.enqueue_flow(chain(parts[0], parts[1], group(*parts[2:])), flow_id="f")

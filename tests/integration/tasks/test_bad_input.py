@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis as AsyncRedis
 
+from engineroom.core.errors import EngineroomError, JobMissingError
 from engineroom.tasks import (
     AsyncTasks,
     Cron,
@@ -58,7 +59,7 @@ FEW = [Task(add, (1,))] * 260
 A, B = Task(add, (1,)), Task(add, (2,))
 
 #: What is asked of Tasks, as its method and arguments made when called; the error; its message.
-TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[TaskError], str]] = {
+TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[EngineroomError], str]] = {
     "unknown queue": (
         lambda: ("enqueue", Task(add, queue="nowhere")), UnknownQueueError, UNKNOWN),
     "unknown queue in a batch": (
@@ -154,7 +155,7 @@ TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[TaskError], str]] = {
         lambda: ("requeue", "nobody"), TaskError,
         r"job_id: nobody is no failed job; look with failures\(\)"),
     "nothing to cancel": (
-        lambda: ("cancel", "nobody"), TaskError,
+        lambda: ("cancel", "nobody"), JobMissingError,
         r"job_id: no job 'nobody'; see the list of jobs"),
     "a page": (
         lambda: ("failures", "default", {"limit": 0}), InvalidTaskError, r"limit: 0; use 1 to 500"),

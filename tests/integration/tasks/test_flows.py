@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis as AsyncRedis
 from rq import Callback as RqCallback
 from rq import Queue
 from rq.job import Dependency, Job
 
+from engineroom.core.errors import JobMissingError
 from engineroom.tasks import (
     AsyncTasks,
     Callback,
     InvalidTaskError,
     JobEndedError,
     JobExistsError,
-    JobNotFoundError,
     ParentCanceledError,
     Task,
     Tasks,
@@ -30,6 +33,7 @@ from engineroom.tasks import (
 from engineroom.tasks.dependents import STEP
 from engineroom.tasks.outbox import Relay
 from engineroom.tasks.outbox import add as into_outbox
+from engineroom.tasks.outbox import add_flow as flow_into_outbox
 from tests.integration.tasks.conftest import snapshot
 from tests.integration.tasks.work import add, boom, note, outcomes, total, until
 
@@ -177,7 +181,7 @@ def test_cancelling_whatever_state_it_is_in(
     assert (counts.failed, counts.scheduled, counts.canceled) == (0, 0, 2)
     with pytest.raises(JobEndedError, match="has finished; nothing"):
         tasks.cancel(done.job_id)
-    with pytest.raises(JobNotFoundError, match="no job 'nobody'; see"):
+    with pytest.raises(JobMissingError, match="no job 'nobody'; see"):
         tasks.cancel("nobody")
     with pytest.raises(ParentCanceledError, match=f"depends_on: job {failed.job_id} is canceled"):
         tasks.enqueue(Task(add, (1,), depends_on=[failed.job_id]))
@@ -291,6 +295,23 @@ def test_a_dependent_job_goes_through_the_outbox(
     assert tasks.result("dead").status == "canceled"
 
 
+def test_a_flow_goes_through_the_outbox_as_one(
+    redis: Redis, database: psycopg.Connection[Any], tasks: Tasks, work: Callable[..., None]
+) -> None:
+    flow, key = fan_in([Task(add, (1,)), Task(add, (2,))], Task(total)), Unique("once")
+    with database.transaction(force_rollback=True):
+        flow_into_outbox(database, flow)
+    with pytest.raises(InvalidTaskError), database.transaction():
+        flow_into_outbox(database, chain(Task(add), Task(lambda: 0)))
+    ids = [flow_into_outbox(database, flow, unique=key) for _ in range(2)]
+    carried = Relay(database, redis).once()
+    assert [each.created for each in carried] == [True, False]
+    assert {each.job_id for each in carried} == {f"{ids[0]}-2"}
+    work()
+    assert tasks.result(f"{ids[0]}-2").value == 3
+    assert len(list(redis.scan_iter("rq:job:*", _type="hash"))) == 3
+
+
 def test_the_async_half_does_the_same(redis: Redis, tasks: Tasks) -> None:
     async def use() -> tuple[EnqueuedFlow, tuple[str, ...]]:
         async with AsyncRedis(port=redis.connection_pool.connection_kwargs["port"]) as client:
@@ -301,3 +322,57 @@ def test_the_async_half_does_the_same(redis: Redis, tasks: Tasks) -> None:
     flow, canceled = asyncio.run(use())
     assert canceled == tuple(job.job_id for job in flow.jobs)
     assert states(tasks, flow) == ["canceled", "canceled"]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_flow_ends_as_its_edges_say(
+    redis: Redis, tasks: Tasks, work: Callable[..., None], data: st.DataObject
+) -> None:
+    """Model: a job runs if its parents finished, or failed and it allows that; else it waits."""
+    redis.flushall()
+    names = [f"n{at}" for at in range(data.draw(st.integers(1, 7)))]
+    after = {
+        name: data.draw(st.lists(st.sampled_from(names[:at]), unique=True)) if at else []
+        for at, name in enumerate(names)
+    }
+    fails = {name: data.draw(st.booleans()) and name != "n0" for name in names}
+    allows = {name: data.draw(st.booleans()) for name in names}
+    queue = {name: data.draw(st.sampled_from(("default", "b"))) for name in names}
+    shuffled = data.draw(st.permutations(names))
+    cancel = data.draw(st.none() | st.sampled_from(names))
+    tree = {
+        name: Task(
+            boom if fails[name] else outcomes, queue=queue[name], allow_failure=allows[name],
+            job_id=name,
+        )
+        for name in shuffled
+    }  # fmt: skip
+    tasks.enqueue_flow(graph(tree, after))
+    expected: dict[str, str] = {}
+    for name in names:
+        parents = {expected[each] for each in after[name]}
+        if name == cancel or "canceled" in parents:
+            expected[name] = "canceled"
+        elif parents <= {"finished", *({"failed"} if allows[name] else ())}:
+            expected[name] = "failed" if fails[name] else "finished"
+        else:
+            expected[name] = "deferred"
+    if cancel is not None:
+        gone = {name for name, state in expected.items() if state == "canceled"}
+        assert set(tasks.cancel(cancel).canceled) == gone
+    work("default", "b")
+    # What was put on a queue behind the worker's back, by an order of queues, is done by a second.
+    work("default", "b")
+    assert {name: tasks.result(name).status for name in names} == expected
+    for name, state in expected.items():
+        if state == "finished":
+            seen = tasks.result(name).value
+            assert seen == [expected[each] for each in tasks_order(redis, name)]
+
+
+def tasks_order(redis: Redis, name: str) -> list[str]:
+    """Parents in the order in which ``parents`` gives their results."""
+    return list(json.loads(redis.hget(f"rq:job:{name}", "dependency_ids") or "[]"))
