@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from redis import Redis
 
 from engineroom.kube.errors import Invalid
-from engineroom.kube.resources import WORKERPOOLS
-from engineroom.tasks import Every, Schedule, Task, Tasks
+from engineroom.kube.resources import SECRETS, WORKERPOOLS
+from engineroom.tasks import Every, Missed, Once, Schedule, Task, Tasks
 from engineroom.tasks.schedules import OWNERS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
@@ -157,6 +161,48 @@ async def test_a_restart_writes_nothing_and_finds_what_went_meanwhile(
     await eventually("only mail's is left", lambda: names(stage) == ["mail_daily"])
     owners = {f"{namespace}/mail".encode(), f"{namespace}/elsewhere".encode()}
     await eventually("no other owner is left", lambda: set(stage.redis.hkeys(OWNERS)) == owners)
+
+
+async def test_two_operators_that_both_lead_make_each_job_once_and_one_of_them_is_killed(
+    stage: Stage, client: Client, namespace: str, operator: OperatorProcess,
+    control_plane: Cluster, redis: RedisServer,
+) -> None:  # fmt: skip
+    second = OperatorProcess(control_plane.kubeconfig, redis.url, namespace)
+    await second.start()
+    # A queue that no pool reads: what is on it stays.
+    await client.create(WORKERPOOLS, pool(namespace, schedules=[DAILY]))
+    await eventually("the pool's stands", lambda: names(stage) == ["mail_daily"])
+    tasks, count, begins = Tasks(stage.redis), 300, time.time() + 3
+    for number in range(count):
+        once = Once(round(begins + 3 * number / count, 3))
+        task = Task("a.b", (number,), queue="nobody")
+        tasks.put_schedule(Schedule(f"s{number}", once, task, Missed.RUN_ALL))
+    queued = lambda: stage.redis.llen("rq:queue:nobody")  # noqa: E731
+    await eventually("half of the jobs are there", lambda: queued() >= count // 2, 60)
+    operator.kill()
+    await operator.gone()
+    await eventually("all jobs are there", lambda: queued() >= count, 60)
+    jobs = [job.decode().partition("-")[0] for job in stage.redis.lrange("rq:queue:nobody", 0, -1)]
+    assert Counter(jobs) == {f"s{number}": 1 for number in range(count)}
+    assert await second.stop() == 0
+
+
+async def test_schedules_move_with_their_pool_to_another_redis_and_off_a_dead_one(
+    stage: Stage, client: Client, namespace: str, operator: OperatorProcess
+) -> None:
+    with redis_server() as other, Redis(port=other.port) as there:
+        url = base64.b64encode(other.url.encode()).decode()
+        secret = {"metadata": {"namespace": namespace, "name": "other"}, "data": {"url": url}}
+        await client.create(SECRETS, secret)
+        await client.create(WORKERPOOLS, pool(namespace, schedules=[DAILY]))
+        await eventually("it stands here", lambda: names(stage) == ["mail_daily"])
+        moved = {"redis": {"urlSecretRef": {"name": "other", "key": "url"}}}
+        await client.merge_patch(WORKERPOOLS, namespace, "mail", {"spec": moved})
+        await eventually("it stands there", lambda: len(Tasks(there).schedules()) == 1)
+        await eventually("and not here", lambda: names(stage) == [])
+        other.stop()
+        await client.merge_patch(WORKERPOOLS, namespace, "mail", {"spec": {"redis": None}})
+        await eventually("it stands here again", lambda: names(stage) == ["mail_daily"])
 
 
 @pytest.mark.parametrize(

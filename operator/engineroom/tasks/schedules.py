@@ -14,6 +14,7 @@ import asyncio
 import json
 import re
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -317,12 +318,16 @@ def due(now: datetime, behind: float = 0.0) -> Steps[tuple[list[Due], float | No
     return found, None if head is None else float(head)
 
 
-def fire(found: Iterable[Due], now: datetime, most: int = MAX_AT_ONCE) -> Steps[int]:
+def fire(
+    found: Iterable[Due], now: datetime, most: int = MAX_AT_ONCE, at: float | None = None
+) -> Steps[int]:
     """Enqueue the ticks that are due, unless somebody else did; how many jobs that made.
 
-    ``most``: see ``triggers.decide``.
+    ``most``: see ``triggers.decide``. ``at``: when to decide, if not now (Unix seconds): schedules
+    of one cron line that are decided for the same moment are so all at once.
     """
-    at, fired = now.timestamp(), 0
+    fired = 0
+    at = now.timestamp() if at is None else at
     commands: list[list[Any]] = []
     for each in found:
         known = each.known
@@ -403,10 +408,12 @@ class AsyncScheduler:
     async def once(self) -> tuple[int, float | None]:
         """One look: jobs enqueued, and the next tick. Raises TasksUnavailableError."""
         fired = 0
-        found, head = await run_async(self._redis, due(self._clock.now(), self._behind()))
+        began = self._clock.now()
+        found, head = await run_async(self._redis, due(began, self._behind()))
         for start in range(0, len(found), TURN):
             part = found[start : start + TURN]
-            made = await run_async(self._redis, fire(part, self._clock.now(), MOST_IN_A_TURN))
+            steps = fire(part, self._clock.now(), MOST_IN_A_TURN, began.timestamp())
+            made = await run_async(self._redis, steps)
             fired += made
             if made:
                 self.late = self._clock.now().timestamp() - float(part[0].expected)
@@ -479,7 +486,9 @@ def _known(row: Any) -> Known:
     )
 
 
+@lru_cache(maxsize=4096)
 def _trigger(said: str) -> Trigger:
+    # Remembered, for a trigger checks itself when it is made, which takes longer than a tick.
     fields = json.loads(said)
     return _TRIGGERS[fields.pop("kind")](**fields)
 

@@ -227,6 +227,7 @@ def _zone(name: str) -> ZoneInfo:
     return ZoneInfo(name)
 
 
+@lru_cache(maxsize=4096)
 def _cron_after(line: str, zone_name: str, at: float) -> float | None:
     zone = _zone(zone_name)
     moment = datetime.fromtimestamp(at, UTC)

@@ -185,8 +185,7 @@ class WorkerPoolController:
         if record is None or record.deleting:
             if record is not None and key in self._pools:
                 self._declarations.leave(self._pools[key])
-            await self._declarations.gone(key)
-            return None
+            return await self._declarations.clear(key)
         pool = self._remember(record)
         obj = record.load()
         spec, old = obj.get("spec") or {}, obj.get("status") or {}
@@ -268,7 +267,7 @@ class WorkerPoolController:
         self, pool: Pool, plan: Plan, facts: PoolFacts | None, old: Mapping[str, Any]
     ) -> Sequence[ScheduleFacts] | None:
         """Make sure of the pool's schedules; None when they cannot be looked at."""
-        if not plan.jobs and pool.declared is None:
+        if not plan.jobs and pool.declared is None and not self._declarations.owes(pool.key):
             return ()
         if facts is None or pool.link is None:
             return None

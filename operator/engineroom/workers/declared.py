@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 #: A refused name is tried again after so long: who has it may go (seconds).
 TRY_AGAIN = 30.0
+#: What a pool left in a Redis that does not answer is tried so often; after that it is found when
+#: a pool names that Redis again.
+MOST_TRIES = 20
 #: A tick is told of so long after it was due, when it has surely been made (seconds).
 AFTER_TICK = 0.7
 #: A pool with schedules is looked at no later than this (seconds).
@@ -167,6 +170,14 @@ class Declaration:
     tried: float = 0.0
 
 
+@dataclass(slots=True)
+class _Debt:
+    """Schedules that are still to be taken away; ``due`` is monotonic seconds."""
+
+    tries: int = 0
+    due: float = float("-inf")
+
+
 class Declarations:
     """Keeps the schedules of all pools; the leader's."""
 
@@ -174,15 +185,15 @@ class Declarations:
         self._context = context
         self._store = store
         #: Where pools that are gone, or that moved to another Redis, left theirs.
-        self._left: dict[str, set[Address]] = {}
+        self._left: dict[str, dict[Address, _Debt]] = {}
 
     async def look(self, pool: Pool, plan: Plan, link: Link) -> tuple[ScheduleFacts, ...] | None:
         """Make sure of the pool's schedules; what they are, or None when Redis does not say."""
         self.leave(pool, unless=pool.address if plan.jobs else None)
+        await self.clear(pool.key)
+        if not plan.jobs or pool.address is None:
+            return ()
         try:
-            await self._clear(pool.key)
-            if not plan.jobs or pool.address is None:
-                return ()
             facts = await self._store.look(link.redis, pool.key)
             if self._stands(pool, facts):
                 return tuple(facts)
@@ -219,27 +230,45 @@ class Declarations:
     def leave(self, pool: Pool, unless: Address | None = None) -> None:
         """The pool is gone, is to have no schedules, or has them elsewhere: at ``unless``."""
         if pool.declared is not None and pool.declared.address != unless:
-            self._left.setdefault(pool.key, set()).add(pool.declared.address)
+            self._left.setdefault(pool.key, {})[pool.declared.address] = _Debt()
             pool.declared = None
 
-    async def gone(self, key: str) -> None:
-        """Remove what the pool left. Raises EngineroomError when Redis does not answer."""
-        await self._clear(key)
+    def owes(self, key: str) -> bool:
+        """Whether something of the pool's is still to be taken away."""
+        return key in self._left
 
-    async def _clear(self, key: str) -> None:
-        for address in tuple(self._left.get(key, ())):
+    async def clear(self, key: str) -> float | None:
+        """Take away what the pool left; the seconds until to try again, or None when all is gone.
+
+        A Redis that does not answer any more must not keep a pool from its schedules elsewhere.
+        """
+        debts = self._left.get(key)
+        if not debts:
+            return None
+        now = self._context.clock.monotonic()
+        for address, debt in tuple(debts.items()):
+            if debt.due > now:
+                continue
             try:
                 client = open_client(address)
             except (SecretError, ValueError):
-                self._left[key].discard(address)
+                del debts[address]
                 continue
             try:
                 await self._store.declare(client, key, "", ())
+            except EngineroomError as error:
+                log.warning("schedules not taken away yet", pool=key, error=str(error))
+                debt.tries, debt.due = debt.tries + 1, now + TRY_AGAIN
+            else:
+                del debts[address]
             finally:
                 await client.aclose()
-            self._left[key].discard(address)
-        if not self._left.get(key, True):
-            del self._left[key]
+            if debt.tries >= MOST_TRIES:
+                del debts[address]
+        if debts:
+            return max(0.1, min(debt.due for debt in debts.values()) - now)
+        del self._left[key]
+        return None
 
 
 def next_look(facts: Sequence[ScheduleFacts] | None, plan: Plan, now: float) -> float | None:

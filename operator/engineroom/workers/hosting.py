@@ -116,7 +116,7 @@ class ScheduleHost:
         """End all loops."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=1.0)
         for address in tuple(self._hosts):
             await self._end(address)
 

@@ -530,7 +530,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
                     "name": "a",
                     "cron": "0 3 * * TUES",
                     "timeZone": "Europe/Berln",
-                    "queue": "mial",
+                    "queue": "mal",
                     "function": "report",
                 }
             ]
@@ -545,7 +545,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
                 'spec.schedules[0].timeZone: "Europe/Berln" is not a time zone; did you mean '
                 "Europe/Berlin?"
             ),
-            'spec.schedules[0].queue: "mial" is none of the pool\'s queues; did you mean mail?',
+            'spec.schedules[0].queue: "mal" is none of the pool\'s queues; did you mean mail?',
         ],
     ),
     "schedule-lengths": (
