@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,24 @@ def test_a_place_in_a_queue_holds_while_jobs_are_taken_and_put(redis: Redis, tas
         redis.hset(b"rq:job:" + job, "status", "started")
     page = tasks.jobs([State.WAITING], cursor=cursor, limit=1)
     assert page.jobs[0].job_id == made[30]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 100])
+def test_running_jobs_are_listed_once_though_their_heartbeats_move_them(
+    redis: Redis, tasks: Tasks, limit: int
+) -> None:
+    made = [each.job_id for each in tasks.enqueue_many(Task(add, (at,)) for at in range(10))]
+    redis.delete("rq:queue:default")
+    seen: list[str] = []
+    cursor = None
+    while True:
+        redis.zadd("rq:wip:default", {f"{job}:run": random.random() for job in made})
+        page = tasks.jobs([State.RUNNING], cursor=cursor, limit=limit)
+        seen += [each.job_id for each in page.jobs]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == sorted(made)
 
 
 def test_filters_and_counts(redis: Redis, tasks: Tasks, work: Callable[..., None]) -> None:

@@ -286,7 +286,8 @@ def test_tls_is_kept_on_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
                "--tls-ca-cert-file", "cert.pem", "--tls-auth-clients", "no",
                "--save", "", "--requirepass", "s3cret"]  # fmt: skip
     url = "rediss://:s3cret@{}.default.svc:6379/0"
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
         wait_for_port(port)
         for host, works in (("redis", True), ("other", False)):
             document = elsewhere("mail", "r")
@@ -304,7 +305,9 @@ def test_tls_is_kept_on_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
                 else:
                     with pytest.raises(TasksUnavailableError, match="certificate"):
                         link.tasks.queue_names()
+    finally:
         server.terminate()
+        server.wait(10)
 
 
 def wait_for_port(port: int) -> None:
