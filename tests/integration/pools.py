@@ -50,7 +50,10 @@ def pool(namespace: str, name: str = "mail", **spec: Any) -> dict[str, Any]:
 class OperatorProcess:
     """The operator as its image runs it, to be started and killed at will."""
 
-    def __init__(self, kubeconfig: Path, redis_url: str, namespace: str) -> None:
+    def __init__(
+        self, kubeconfig: Path, redis_url: str, namespace: str, **settings: object
+    ) -> None:
+        more = {f"ENGINEROOM_{name.upper()}": str(value) for name, value in settings.items()}
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT / "operator"),
@@ -61,6 +64,7 @@ class OperatorProcess:
             "ENGINEROOM_METRICS_PORT": "",
             "ENGINEROOM_PROBE_PORT": "",
             "ENGINEROOM_LOG_FORMAT": "json",
+            **more,
         }
         handle, name = tempfile.mkstemp(prefix="operator-", suffix=".log")
         os.close(handle)

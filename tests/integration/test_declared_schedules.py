@@ -12,7 +12,7 @@ import pytest_asyncio
 from redis import Redis
 
 from engineroom.kube.errors import Invalid
-from engineroom.kube.resources import SECRETS, WORKERPOOLS
+from engineroom.kube.resources import LEASES, SECRETS, WORKERPOOLS
 from engineroom.tasks import Every, Missed, Once, Schedule, Task, Tasks
 from engineroom.tasks.schedules import OWNERS
 from tests.integration.hollow import HollowKubelet
@@ -185,6 +185,26 @@ async def test_two_operators_that_both_lead_make_each_job_once_and_one_of_them_i
     jobs = [job.decode().partition("-")[0] for job in stage.redis.lrange("rq:queue:nobody", 0, -1)]
     assert Counter(jobs) == {f"s{number}": 1 for number in range(count)}
     assert await second.stop() == 0
+
+
+async def test_one_that_does_not_lead_makes_the_jobs_that_nobody_else_makes(
+    stage: Stage, client: Client, namespace: str, control_plane: Cluster, redis: RedisServer
+) -> None:
+    spec = {"holderIdentity": "somebody who died", "leaseDurationSeconds": 3600}
+    lease = {"metadata": {"namespace": namespace, "name": "engineroom-operator"}, "spec": spec}
+    await client.create(LEASES, lease)
+    await client.create(WORKERPOOLS, pool(namespace, schedules=[DAILY]))
+    once = Once(round(time.time() + 1, 3))
+    Tasks(stage.redis).put_schedule(Schedule("a", once, Task("a.b", queue="nobody")))
+    stands_by = OperatorProcess(
+        control_plane.kubeconfig, redis.url, namespace,
+        leader_election=True, lease_namespace=namespace,
+    )  # fmt: skip
+    await stands_by.start()
+    await eventually("the job is there", lambda: stage.redis.llen("rq:queue:nobody") == 1, 40)
+    # What is declared is the leader's business.
+    assert names(stage) == ["a"]
+    assert await stands_by.stop() == 0
 
 
 async def test_schedules_move_with_their_pool_to_another_redis_and_off_a_dead_one(
