@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -346,3 +350,32 @@ def secret(pool: Pool, url: str) -> None:
 def reference(pool: Pool) -> dict[str, object]:
     """What `spec.redis` says of that Secret."""
     return {"urlSecretRef": {"name": f"{pool.name}-url", "key": "url"}}
+
+
+def test_jobs_are_steered_from_outside_the_cluster(pool: Pool) -> None:
+    """No URL, no port-forward by hand: Secret, Service and pod are found with the user's rights."""
+    pool.create(suspend=True)
+    first, *rest = pool.enqueue([0.1, 0.1, 0.1])
+    environment = {**pool.installation.cluster.env(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("ENGINEROOM_REDIS_URL", None)
+
+    def line(*arguments: str) -> list[str]:
+        program = "from engineroom.cli.main import main; main()"
+        command = [sys.executable, "-c", program, "-n", NAMESPACE, *arguments]
+        command += ["--pool", pool.name, "-o", "name"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert line("jobs", "list", "-q", pool.name) == [first, *rest]
+    assert line("jobs", "cancel", first) == [first]
+    assert line("jobs", "list", "-q", pool.name, "-s", "waiting") == rest
+    # More than fits one frame of the way through the API server.
+    large = line("enqueue", "shop.none", "--arg", json.dumps("x" * 100_000), "--arg",
+                 json.dumps("y" * 100_000), "-q", pool.name, "--delay", "1h")  # fmt: skip
+    assert len(line("jobs", "show", *large)) == 1
+    assert line("jobs", "list", "-q", pool.name, "-s", "scheduled") == large
+    pool.patch({"suspend": False})
+    pool.wait_finished(2, 60)

@@ -14,12 +14,14 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 import yaml
 
+from engineroom.tasks import Tasks
 from tests.cluster.api import Shape
 from tests.cluster.local import Local
 from tests.cluster.process import Identity
-from tests.support import ROOT
+from tests.support import ROOT, redis_server
 from tests.unit.cli import samples
 
 if TYPE_CHECKING:
@@ -578,3 +580,46 @@ def test_status_of_an_installation_that_is_well_and_then_is_not(bare: Local) -> 
     assert "engineroom-system/mail  Stalled" in text
     assert "why: Secret redis is not there" in text
     assert "fix: create the Secret" in text
+
+
+def test_the_redis_of_a_pool_is_found_by_its_secret(place: Place) -> None:
+    refs = [{"urlSecretRef": {"name": name, "key": "url"}} for name in ("queues", "other")]
+    place.pool("mail", redis=refs[0])
+    _, why, _ = error_of(place.run("queues", "list", code=4))
+    assert why == "spec.redis.urlSecretRef names it"
+    with redis_server() as server, redis.Redis(port=server.port) as client:
+        url = f"redis://:hunter2@127.0.0.1:{server.port}/0"
+        place.kubectl("create", "secret", "generic", "queues", f"--from-literal=url={url}")
+        Tasks(client).create_queue("mail")
+        assert lines(place.run("queues", "list", "-o", "name").stdout) == [
+            ["default"], ["mail"], ["urgent"],
+        ]  # fmt: skip
+        place.run("enqueue", "shop.jobs.report", "-q", "urgent")
+        place.pool("web", redis=refs[1])
+        what, why, fix = error_of(place.run("queues", "list", code=2))
+        assert what == f"the pools of namespace {place.namespace} use 2 Redis"
+        assert why == "mail: Secret queues; web: Secret other"
+        assert fix == "name one of its pools with --pool"
+        done = place.run("jobs", "list", "--pool", "mail", "-o", "json")
+        assert [one["queue"] for one in json.loads(done.stdout)["items"]] == ["urgent"]
+        assert "hunter2" not in done.stdout + done.stderr
+    error = place.run("queues", "list", "--pool", "mail", code=3).stderr
+    assert error.startswith("error: Redis: ConnectionError")
+    assert "hunter2" not in error
+
+
+def test_who_may_not_read_the_secret_is_told_which_right_is_missing(
+    place: Place, tmp_path: Path
+) -> None:
+    place.pool("mail", redis={"urlSecretRef": {"name": "queues", "key": "url"}})
+    place.kubectl("create", "secret", "generic", "queues", "--from-literal=url=redis://127.0.0.1:1")
+    config = str(kubeconfig_of(place, "viewer", tmp_path))
+    rights = ["--verb=get,list", "--resource=workerpools.engineroom.dev"]
+    place.kubectl("create", "role", "viewer", *rights)
+    account = f"--serviceaccount={place.namespace}:viewer"
+    place.kubectl("create", "rolebinding", "viewer", "--role=viewer", account)
+    place.environment = place.environment | {"KUBECONFIG": config}
+    what, why, fix = error_of(place.run("jobs", "list", code=5))
+    assert what == f"you may not read Secret {place.namespace}/queues"
+    assert "its password" in why
+    assert "`get` Secrets" in fix

@@ -20,6 +20,7 @@ from engineroom.tasks.errors import (
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
 from engineroom.tasks.flows import EnqueuedFlow, Flow, chain, fan_in, graph, group, parents
+from engineroom.tasks.jobs import Impact, JobDetail, JobPage, JobSummary, State
 from engineroom.tasks.limits import Limit, QueueLimit
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
@@ -50,11 +51,15 @@ __all__ = [
     "FailureCategory",
     "Flow",
     "Health",
+    "Impact",
     "InvalidTaskError",
     "JSONSerializer",
+    "JobDetail",
     "JobEndedError",
     "JobExistsError",
+    "JobPage",
     "JobResult",
+    "JobSummary",
     "Limit",
     "Missed",
     "NotConfirmedError",
@@ -75,6 +80,7 @@ __all__ = [
     "ScheduleNotFoundError",
     "ScheduleOwnedError",
     "Scheduler",
+    "State",
     "Task",
     "TaskError",
     "TaskTooLargeError",

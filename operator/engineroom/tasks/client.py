@@ -16,6 +16,7 @@ from engineroom.tasks import (
     schedules,
     workers,
 )
+from engineroom.tasks import jobs as inspect
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from engineroom.tasks.enqueue import Enqueued
     from engineroom.tasks.failures import Attempt, Page
     from engineroom.tasks.flows import EnqueuedFlow, Part
+    from engineroom.tasks.jobs import Impact, JobDetail, JobPage, State
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
     from engineroom.tasks.schedules import Known, Schedule
@@ -199,6 +201,42 @@ class Tasks(_Shared):
     def clear_ghosts(self) -> list[str]:
         """Take workers that are no more off RQ's lists; returns their names."""
         return run(self.redis, workers.clear_ghosts(self.clock.now()))
+
+    def jobs(
+        self,
+        states: Sequence[State] = inspect.ALL,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> JobPage:
+        """Jobs state by state, a page at a time; of all queues unless named.
+
+        Give the page's ``cursor``, and the same filter, to get the next one; None says that there
+        is none. Reads keys and changes nothing. Raises InvalidTaskError.
+        """
+        chosen = self.queue_names() if queues is None else queues
+        return run(self.redis, inspect.page(chosen, states, where, cursor, limit))
+
+    def job(self, job_id: str) -> JobDetail:
+        """All that is known of one job, arguments cut to size and redacted.
+
+        Raises JobMissingError, InvalidTaskError.
+        """
+        return run(self.redis, inspect.detail(job_id, self.clock.now()))
+
+    def count_jobs(
+        self,
+        state: State,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        most: int = inspect.COUNT_SCANNED,
+    ) -> Impact:
+        """How many jobs a filter matches; with one, no more than ``most`` are looked at."""
+        chosen = self.queue_names() if queues is None else queues
+        return run(self.redis, inspect.count(chosen, state, where, most))
 
     def progress(self, job_id: str) -> Progress | None:
         """What the job reported last."""
@@ -374,6 +412,35 @@ class AsyncTasks(_Shared):
     async def clear_ghosts(self) -> list[str]:
         """See Tasks.clear_ghosts."""
         return await run_async(self.redis, workers.clear_ghosts(self.clock.now()))
+
+    async def jobs(
+        self,
+        states: Sequence[State] = inspect.ALL,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> JobPage:
+        """See Tasks.jobs."""
+        chosen = await self.queue_names() if queues is None else queues
+        return await run_async(self.redis, inspect.page(chosen, states, where, cursor, limit))
+
+    async def job(self, job_id: str) -> JobDetail:
+        """See Tasks.job."""
+        return await run_async(self.redis, inspect.detail(job_id, self.clock.now()))
+
+    async def count_jobs(
+        self,
+        state: State,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        most: int = inspect.COUNT_SCANNED,
+    ) -> Impact:
+        """See Tasks.count_jobs."""
+        chosen = await self.queue_names() if queues is None else queues
+        return await run_async(self.redis, inspect.count(chosen, state, where, most))
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

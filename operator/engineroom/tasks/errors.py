@@ -91,6 +91,22 @@ class ScheduleNotFoundError(TaskError):
     http_status = 404
 
 
+class JobEndedError(TaskError):
+    """The job has ended, so it cannot be cancelled."""
+
+    code = "job_ended"
+    category = Category.CONFLICT
+    http_status = 409
+
+
+class ParentCanceledError(TaskError):
+    """A job that was to be waited for is cancelled or stopped and never finishes."""
+
+    code = "job_parent_canceled"
+    category = Category.CONFLICT
+    http_status = 409
+
+
 class ScheduleOwnedError(TaskError):
     """The schedule of that name belongs to somebody else; nothing was written.
 
@@ -109,19 +125,3 @@ class ScheduleOwnedError(TaskError):
         else:
             told += "was made at run time; remove that one, or use another name"
         super().__init__(told)
-
-
-class JobEndedError(TaskError):
-    """The job has ended, so it cannot be cancelled."""
-
-    code = "job_ended"
-    category = Category.CONFLICT
-    http_status = 409
-
-
-class ParentCanceledError(TaskError):
-    """A job that was to be waited for is cancelled or stopped and never finishes."""
-
-    code = "job_parent_canceled"
-    category = Category.CONFLICT
-    http_status = 409

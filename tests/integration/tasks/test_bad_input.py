@@ -108,7 +108,7 @@ TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[EngineroomError], str
         InvalidTaskError, r"trigger: is in the past; use a time to come"),
     "a schedule's name": (
         lambda: ("put_schedule", Schedule("no name", Every(60), A)), InvalidTaskError,
-        r"name: 'no name'; use 1 to 100 letters, digits, '_' and '-'"),
+        r"name: 'no name'; use 1 to 160 letters, digits, '_' and '-'"),
     "a cycle": (
         lambda: ("enqueue_flow", graph({"a": A, "b": B}, {"a": ["b"], "b": ["a"]})),
         InvalidTaskError, CYCLE),

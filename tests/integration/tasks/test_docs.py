@@ -17,7 +17,8 @@ def test_the_examples_run_in_their_order(redis: Redis, database: psycopg.Connect
     examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(examples) >= 8
     names: dict[str, Any] = {
-        "__name__": "shop.example", "redis": redis, "connection": database, "print": lambda _: None,
+        "__name__": "shop.example", "redis": redis, "connection": database,
+        "print": lambda *_: None,
     }  # fmt: skip
     for example in examples:
         exec(compile(example, "docs/tasks.md", "exec"), names)  # noqa: S102 - our own page

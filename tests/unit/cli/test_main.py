@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from engineroom.cli import docs
-from engineroom.cli.lazy import paragraphs
-from engineroom.cli.main import ENTRIES, create
+from engineroom.cli.lazy import Entry, paragraphs
+from engineroom.cli.main import ENTRIES, create, main
 from engineroom.cli.session import Shared
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def run(
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version", "--client"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["version", "--client"], ["jobs", "--help"], ["queues", "--help"]]
+)
 def test_the_start_imports_neither_the_kubernetes_client_nor_our_api_models(
     arguments: list[str],
 ) -> None:
@@ -58,8 +60,25 @@ def test_the_start_imports_neither_the_kubernetes_client_nor_our_api_models(
     loaded = set(done.stderr.split())
     heavy = {"kubernetes", "yaml", "redis", "rq", "structlog", "engineroom.api.v1alpha1.workerpool"}
     assert loaded & heavy == set()
-    if arguments == ["--help"]:
+    if arguments[-1] == "--help":
         assert not any(one.startswith("engineroom.cli.commands.") for one in loaded)
+
+
+def test_the_version_is_said_before_anything_is_imported() -> None:
+    script = (
+        "import sys\nfrom engineroom.cli.start import main\nsys.argv[1:] = ['--version']\nmain()\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"typer", "rich", "pydantic"} & set(done.stderr.split()) == set()
+    assert done.stdout == run("--version").stdout == run("-n", "x", "--version").stdout
+    assert done.stdout.startswith("engineroom ")
 
 
 SMALLEST = """
@@ -72,7 +91,7 @@ app()
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version", "--client"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["version", "--client"], ["jobs", "--help"]])
 def test_the_start_costs_little_more_than_that_of_the_smallest_typer_program(
     arguments: list[str],
 ) -> None:
@@ -98,20 +117,33 @@ def test_the_start_costs_little_more_than_that_of_the_smallest_typer_program(
 
 
 def test_the_line_in_the_help_is_the_first_of_the_commands_own() -> None:
-    for entry in ENTRIES:
-        if entry.present:
-            first = paragraphs(inspect.getdoc(entry.function()) or "").partition("\n\n")[0]
-            assert entry.summary == first, entry.name
+    for name, entry in every_command():
+        first = paragraphs(inspect.getdoc(entry.function()) or "").partition("\n\n")[0]
+        assert entry.summary == first, name
 
 
-def test_every_command_has_help() -> None:
+def every_command() -> list[tuple[str, Entry]]:
+    found: list[tuple[str, Entry]] = []
+    for one in ENTRIES:
+        if isinstance(one, Entry):
+            found.append((one.name, one))
+        else:
+            found += [(f"{one.name} {each.name}", each) for each in one.entries]
+    return [(name, entry) for name, entry in found if entry.present]
+
+
+def test_every_command_has_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     group = typer.main.get_command(create())
-    for entry in ENTRIES:
-        if not entry.present:
-            continue
-        done = run(entry.name, "--help")
-        assert done.returncode == 0, done.stderr
-        assert f"engineroom {entry.name}" in done.stdout
+    for name, entry in every_command():
+        with pytest.raises(SystemExit) as ended:
+            main([*name.split(), "--help"])
+        shown = capsys.readouterr()
+        assert ended.value.code == 0, shown.err
+        assert f"engineroom {name}" in shown.out
+        assert ("--redis-url" in shown.out) == entry.redis
     assert [one.name for one in ENTRIES if one.present] == group.list_commands(None)  # type: ignore[attr-defined]
 
 

@@ -60,6 +60,13 @@ STYLES = {
     "Suspended": "yellow",
     "Paused": "yellow",
     "Deleting": "dim",
+    "finished": "green",
+    "running": "green",
+    "failed": "red",
+    "canceled": "dim",
+    "silent": "yellow",
+    "overdue": "yellow",
+    "ghost": "dim",
 }
 
 
