@@ -53,6 +53,8 @@ log = get_logger(__name__)
 
 #: Seconds between two looks for transactions that a dead replica left.
 RECOVERY = 2.0
+#: Seconds that such work gets to end when the process does.
+GRACE = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,11 +151,11 @@ async def opened(
         await services.keys.ensure()
         await services.hub.pools.start()
         stack.push_async_callback(services.hub.pools.stop)
-        tasks = [
-            asyncio.create_task(services.revocations.run(), name="revocations"),
-            asyncio.create_task(_recover(services.coordinator), name="recovery"),
-        ]
-        stack.push_async_callback(_cancel, tasks)
+        stopping = asyncio.Event()
+        recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
+        following = asyncio.create_task(services.revocations.run(), name="revocations")
+        stack.push_async_callback(_cancel, following)
+        stack.push_async_callback(_finish, recovery, stopping)
         yield services
 
 
@@ -207,19 +209,26 @@ async def _made(
     )
 
 
-async def _recover(coordinator: Coordinator) -> None:
+async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:
     """Undo what replicas left behind that died; all replicas look, one gets each."""
-    while True:
+    while not stopping.is_set():
         try:
             await coordinator.recover()
         except EngineroomError as error:
             log.warning("transactions not looked at", code=error.code, error=str(error))
-        await asyncio.sleep(RECOVERY)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY):
+                await stopping.wait()
 
 
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+async def _finish(task: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    """Let it end what it is at; cut short, that is another replica's to take over."""
+    stopping.set()
+    await asyncio.wait([task], timeout=GRACE)
+    await _cancel(task)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task
