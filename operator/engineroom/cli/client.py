@@ -43,6 +43,7 @@ from engineroom.kube.resources import CRDS, DEPLOYMENTS, LEASES, PODS, WORKERPOO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from socket import socket
 
 T = TypeVar("T")
 
@@ -115,6 +116,20 @@ class Cluster(Protocol):
         self, pod: Pod, annotations: Mapping[str, str | None], *, dry_run: bool = False
     ) -> Pod:
         """Set annotations, or remove those that are None."""
+        ...
+
+    def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
+        """One object as the API server has it. Raises NotFoundError."""
+        ...
+
+    def read_all(
+        self, resource: Resource, namespace: str | None, selector: str | None = None
+    ) -> list[Document]:
+        """The objects of a namespace, of all where it is None."""
+        ...
+
+    def open_port(self, namespace: str, pod: str, port: int) -> socket:
+        """A connection to a port of a pod, through the API server."""
         ...
 
 
@@ -269,6 +284,54 @@ class KubernetesCluster:
         patch: Document = {"metadata": {"annotations": dict(annotations), "uid": pod.uid}}
         return parse_pod(self._patch(PODS, pod.namespace, pod.name, patch, dry_run))
 
+    def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
+        """One object as the API server has it. Raises NotFoundError."""
+        return self._get(resource, namespace, name)
+
+    def read_all(
+        self, resource: Resource, namespace: str | None, selector: str | None = None
+    ) -> list[Document]:
+        """The objects of a namespace, of all where it is None."""
+        return self._list(resource, namespace, labelSelector=selector)
+
+    def open_port(self, namespace: str, pod: str, port: int) -> socket:
+        """A connection to a port of a pod, through the API server."""
+        from kubernetes.client.exceptions import ApiException
+        from kubernetes.stream import ws_client
+
+        portforward: Any = ws_client.portforward_call
+        url = f"{self.server}{PODS.path(namespace, pod, 'portforward')}"
+        headers = {"sec-websocket-protocol": "v4.channel.k8s.io", **self._authorization()}
+        try:
+            forward = portforward(
+                self._configuration, "GET", url, query_params=[("ports", str(port))],
+                headers={name.lower(): value for name, value in headers.items()},
+            )  # fmt: skip
+        except ApiException as error:
+            why = " ".join(str(error.reason).split())[:300]
+            if "403" in why:
+                raise ForbiddenError(
+                    f"you may not forward to pod {namespace}/{pod}",
+                    why=why,
+                    fix="ask for the right to `create` `pods/portforward` there (the role edit has "
+                    "it), or give an URL that can be reached from here in ENGINEROOM_REDIS_URL",
+                ) from error
+            raise UnreachableError(
+                f"cannot forward to port {port} of pod {namespace}/{pod}",
+                why=why,
+                fix="`kubectl port-forward` tries the same way",
+            ) from error
+        opened: socket = forward.socket(port)
+        return opened
+
+    def _authorization(self) -> dict[str, str]:
+        """Headers that say who asks, asked anew: a token of a login helper may have run out."""
+        return {
+            setting["key"]: setting["value"]
+            for setting in self._configuration.auth_settings().values()
+            if setting["in"] == "header" and setting["value"]
+        }
+
     def _get(self, resource: Resource, namespace: str | None, name: str) -> Document:
         return self._ask("GET", resource.path(namespace, name), _called(resource, namespace, name))
 
@@ -317,10 +380,7 @@ class KubernetesCluster:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         url = f"{self.server}{quote(path)}" + (f"?{urlencode(given)}" if given else "")
         headers = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
-        # Asked anew for each request: a token that came from a login helper may have run out.
-        for setting in self._configuration.auth_settings().values():
-            if setting["in"] == "header" and setting["value"]:
-                headers[setting["key"]] = setting["value"]
+        headers |= self._authorization()
         data = None
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH

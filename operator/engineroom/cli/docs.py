@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from engineroom.cli.errors import ExitCode
-from engineroom.cli.lazy import paragraphs
+from engineroom.cli.lazy import Entry, paragraphs
 from engineroom.cli.main import ENTRIES, create
 from engineroom.cli.session import shared_parameters
 
@@ -31,13 +31,24 @@ $ engineroom status
 $ engineroom explain mail
 ```
 
-It talks to the API server alone, with the rights of your kubeconfig: all it shows comes from the
-status of the pools, from their pods, their events and, where there is one, the metrics server.
-It needs no access to Redis. It writes only what you ask for, as a JSON merge patch with the field
+It talks to the API server, with the rights of your kubeconfig: what it shows of pools comes from
+their status, their pods, their events and, where there is one, the metrics server. Only the
+commands on [jobs, queues, schedules and workers](#which-redis) go to Redis. To pools it writes only what you ask for, as a JSON merge patch with the field
 manager `engineroom-cli`; `--dry-run=server` shows the difference and writes nothing. To wait for a
 pool there is `kubectl wait --for=condition=Ready workerpool/NAME`.
 
 What it does not know it shows as `-` (in JSON and YAML `null`), never as zero.
+"""
+
+_WHICH_REDIS = """\
+## Which Redis
+
+`jobs`, `queues`, `schedules`, `workers` and `enqueue` work on a Redis. Without an URL they ask the
+cluster, with your rights: the Secret that a pool's `spec.redis.urlSecretRef` names, or the one that
+the operator made for a pool on the chart's Redis. As long as the pools of the namespace share one,
+nothing needs to be said. A Redis that only pods can reach is reached through the API server, by
+forwarding to a ready pod behind its Service; TLS and password go through unchanged, no local port
+is opened, and the way is closed when the command ends.
 """
 
 _REST = """\
@@ -70,13 +81,17 @@ denied is named in the output |
 | `scale NAME N` | `get` on `workerpools`, `patch` on `workerpools/scale` |
 | `drain NAME` | also `list` on `pods`, to wait |
 | `drain NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
+| `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
+`workerpools`, `get` and `list` on `secrets`, and for a Redis inside the cluster `get` on `services`, \
+`list` on `pods`, `create` on `pods/portforward`: what the role `edit` has |
 """
 
 
 def render() -> str:
     """The page."""
     group: Any = typer.main.get_command(create())
-    shared = {parameter.name for parameter in shared_parameters()}
+    which = [one.name for one in shared_parameters(redis=True)]
+    shared = set(which)
     parts = [_INTRODUCTION, "## Exit codes\n", "| code | means |\n|---|---|"]
     parts[-1] += "".join(f"\n| {code.value} | {code.meaning} |" for code in ExitCode) + "\n"
     parts.append("## Options of all commands\n")
@@ -84,18 +99,33 @@ def render() -> str:
         "They may stand before the command's name or, but for `lint` and `completion`, after it.\n"
     )
     parts.append(_options([one for one in group.params if one.name in shared]))
+    parts.append(_WHICH_REDIS)
+    enqueue = group.get_command(None, "enqueue")
+    only = {"redis_url", "pool"}
+    parts.append(_options([one for one in enqueue.params if one.name in only]))
     parts.append("## Commands\n")
     for entry in ENTRIES:
         if not entry.present:
             continue
         command = group.get_command(None, entry.name)
-        parts.append(f"### engineroom {_usage(entry.name, command)}\n")
-        parts.append(f"{paragraphs(inspect.getdoc(entry.function()) or '')}\n")
-        own = [one for one in command.params if one.name not in shared | {"help"}]
-        if own:
-            parts.append(_options(own))
+        if isinstance(entry, Entry):
+            parts += _command(entry, entry.name, command, shared)
+            continue
+        for one in entry.entries:
+            parts += _command(
+                one, f"{entry.name} {one.name}", command.get_command(None, one.name), shared
+            )
     parts.append(_REST)
     return "\n".join(parts)
+
+
+def _command(entry: Entry, name: str, command: Any, shared: set[str]) -> list[str]:
+    parts = [f"### engineroom {_usage(name, command)}\n"]
+    parts.append(f"{paragraphs(inspect.getdoc(entry.function()) or '')}\n")
+    own = [one for one in command.params if one.name not in shared | {"help"}]
+    if own:
+        parts.append(_options(own))
+    return parts
 
 
 def _usage(name: str, command: Any) -> str:

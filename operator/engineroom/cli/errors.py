@@ -1,6 +1,7 @@
 """What goes wrong on the command line: what happened, why, and what to do about it.
 
-Exit codes are a promise to scripts; ``ExitCode`` is the whole list and docs/cli.md prints it.
+Exit codes are a promise to scripts; ``ExitCode`` is the whole list and docs/cli.md prints it. Which
+error ends with which is decided by its category, in ``engineroom.core.mapping`` and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import sys
 from enum import IntEnum
 from pathlib import PurePath
-from typing import ClassVar
 
 from engineroom.core.errors import Category, EngineroomError
+from engineroom.core.mapping import command_outcome
 
 PROGRAM = "engineroom"
 PLUGIN = "kubectl-engineroom"
@@ -40,8 +41,10 @@ _MEANINGS = {
     ExitCode.OK: "done; nothing is wrong",
     ExitCode.PROBLEM: "a problem was found, or the cluster refused what was asked",
     ExitCode.USAGE: "the command does not fit: wrong arguments, or not possible for such a pool",
-    ExitCode.UNREACHABLE: "the cluster cannot be reached, or the kubeconfig does not lead to one",
-    ExitCode.NOT_FOUND: "the pool, the pod or the WorkerPool kind itself is not there",
+    ExitCode.UNREACHABLE: "the cluster or Redis cannot be reached, or the kubeconfig does not lead "
+    "to one",
+    ExitCode.NOT_FOUND: "the pool, the pod, the job, the schedule or the WorkerPool kind itself is "
+    "not there, or a filter matches nothing",
     ExitCode.FORBIDDEN: "not logged in, or your account may not do this",
 }
 
@@ -52,7 +55,6 @@ class CliError(EngineroomError):
     code = "cli"
     category = Category.PERMANENT
     http_status = 500
-    exit_code: ClassVar[ExitCode] = ExitCode.PROBLEM
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what = what
@@ -60,20 +62,25 @@ class CliError(EngineroomError):
         self.fix = fix
         super().__init__("; ".join(part for part in (what, why, fix) if part))
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """The status that the program ends with."""
+        return ExitCode(command_outcome(self).exit_code)
+
 
 class RefusedError(CliError):
     """The API server or an admission webhook said no to the change itself."""
 
     code = "cli_refused"
-    category = Category.VALIDATION
-    http_status = 422
+    category = Category.CONFLICT
+    http_status = 409
 
 
 class TimedOutError(CliError):
     """What was waited for did not come to be in the time allowed."""
 
     code = "cli_timed_out"
-    category = Category.TRANSIENT
+    category = Category.LIMIT
     http_status = 504
 
 
@@ -83,7 +90,6 @@ class UsageError(CliError):
     code = "cli_usage"
     category = Category.VALIDATION
     http_status = 400
-    exit_code = ExitCode.USAGE
 
 
 class UnreachableError(CliError):
@@ -93,7 +99,6 @@ class UnreachableError(CliError):
     category = Category.DEPENDENCY
     http_status = 503
     retryable = True
-    exit_code = ExitCode.UNREACHABLE
 
 
 class NotFoundError(CliError):
@@ -102,7 +107,6 @@ class NotFoundError(CliError):
     code = "cli_not_found"
     category = Category.NOT_FOUND
     http_status = 404
-    exit_code = ExitCode.NOT_FOUND
 
 
 class ForbiddenError(CliError):
@@ -111,7 +115,6 @@ class ForbiddenError(CliError):
     code = "cli_forbidden"
     category = Category.PERMISSION
     http_status = 403
-    exit_code = ExitCode.FORBIDDEN
 
 
 def program() -> str:

@@ -34,6 +34,10 @@ class Entry:
     summary: str
     #: Whether the function takes a Session, and so the options of all commands.
     session: bool = True
+    #: Whether it works on Redis, and so takes the options that say which one.
+    redis: bool = False
+    #: The function's name where it is not the command's.
+    attribute: str = ""
 
     @property
     def present(self) -> bool:
@@ -42,7 +46,9 @@ class Entry:
 
     def function(self) -> Callable[..., None]:
         """The command's function, imported."""
-        found: Callable[..., None] = getattr(importlib.import_module(self.module), self.name)
+        found: Callable[..., None] = getattr(
+            importlib.import_module(self.module), self.attribute or self.name
+        )
         return found
 
     def load(self) -> Any:
@@ -51,8 +57,41 @@ class Entry:
         single = typer.Typer(add_completion=False)
         single.command(
             self.name, help=paragraphs(inspect.getdoc(function) or ""), rich_help_panel=self.panel
-        )(command(function) if self.session else function)
+        )(command(function, redis=self.redis) if self.session else function)
         return typer.main.get_command(single)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Commands under one word: ``jobs list``, ``jobs show``."""
+
+    name: str
+    panel: str
+    summary: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def present(self) -> bool:
+        """Whether its modules are installed."""
+        return all(entry.present for entry in self.entries)
+
+    def load(self) -> Any:
+        """The group; its commands are loaded when they are asked for."""
+        app = typer.Typer(
+            name=self.name,
+            cls=group(self.entries),
+            help=self.summary,
+            rich_help_panel=self.panel,
+            no_args_is_help=True,
+            add_completion=False,
+            context_settings={"help_option_names": ["--help", "-h"]},
+        )
+        app.callback()(_nothing)
+        return typer.main.get_command(app)
+
+
+def _nothing() -> None:
+    """A group does nothing itself."""
 
 
 def paragraphs(text: str) -> str:
@@ -60,7 +99,7 @@ def paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-def group(entries: tuple[Entry, ...]) -> type[TyperGroup]:
+def group(entries: tuple[Entry | Family, ...]) -> type[TyperGroup]:
     """A class of group that knows ``entries`` and loads each when it is asked for."""
     index = {entry.name: entry for entry in entries if entry.present}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from engineroom.cli.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
-from engineroom.cli.lazy import Entry, group
+from engineroom.cli.lazy import Entry, Family, group
 from engineroom.cli.session import (
     Context,
     Debug,
@@ -19,14 +19,22 @@ from engineroom.cli.session import (
     Shared,
     console,
 )
+from engineroom.core.errors import EngineroomError
+from engineroom.core.mapping import command_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOOK, CHANGE, OTHER = "Look", "Change", "Other"
+LOOK, CHANGE, TASKS, OTHER = "Look", "Change", "Tasks", "Other"
 _COMMANDS = "engineroom.cli.commands"
 
-ENTRIES = (
+
+def _redis(name: str, module: str, attribute: str, summary: str, panel: str = TASKS) -> Entry:
+    """A command that works on Redis."""
+    return Entry(name, f"{_COMMANDS}.{module}", panel, summary, redis=True, attribute=attribute)
+
+
+ENTRIES: tuple[Entry | Family, ...] = (
     Entry(
         "status",
         f"{_COMMANDS}.status",
@@ -59,6 +67,47 @@ ENTRIES = (
         f"{_COMMANDS}.drain",
         CHANGE,
         "Let a pool, or one of its pods, finish its jobs and take no more.",
+    ),
+    Family(
+        "jobs",
+        TASKS,
+        "List jobs, look into one, put failed ones back, cancel those that wait.",
+        (
+            _redis("list", "jobs", "list_jobs", "List jobs by state, page by page."),
+            _redis("show", "jobs", "show", "Show all that is known of one job."),
+            _redis("retry", "retry", "retry", "Put failed jobs back on their queues."),
+            _redis("cancel", "cancel", "cancel", "Cancel jobs, and what waits for them."),
+        ),
+    ),
+    Family(
+        "queues",
+        TASKS,
+        "List queues, pause and resume one, move or delete what waits.",
+        (
+            _redis("list", "queues", "list_queues", "Show how many jobs are where in each queue."),
+            _redis("pause", "queues", "pause", "Have workers take no job from a queue."),
+            _redis("resume", "queues", "resume", "Let workers take jobs from a queue again."),
+            _redis("move", "queues", "move", "Move waiting jobs to the end of another queue."),
+            _redis("empty", "queues", "empty", "Delete the jobs that wait in a queue."),
+        ),
+    ),
+    Family(
+        "schedules",
+        TASKS,
+        "List schedules, make, pause, run and delete them.",
+        (
+            _redis("list", "schedules", "list_schedules", "List schedules by their next tick."),
+            _redis("show", "schedules", "show", "Show one schedule and its next ticks."),
+            _redis("add", "schedules", "add", "Make a schedule, or change the one of that name."),
+            _redis("delete", "schedules", "delete", "Forget a schedule; jobs that it made stay."),
+        ),
+    ),
+    _redis("enqueue", "enqueue", "enqueue", "Enqueue one job."),
+    Family(
+        "workers",
+        TASKS,
+        "See the workers of a Redis.",
+        (_redis("list", "workers", "list_workers", "List workers and what they do."),),
     ),
     Entry(
         "lint", "engineroom.cli.lint", OTHER, "Check manifests as admission would.", session=False
@@ -132,6 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         show_error(error)
         sys.exit(error.exit_code)
+    except EngineroomError as error:
+        if "--debug" in given:
+            raise
+        outcome = command_outcome(error)
+        console(sys.stderr).print(outcome.text, soft_wrap=True, markup=False)
+        sys.exit(outcome.exit_code)
     except Exception as error:
         if "--debug" in given:
             raise

@@ -24,10 +24,12 @@ from engineroom.core.clock import Clock, SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from rich.console import RenderableType
 
     from engineroom.cli.client import Cluster
+    from engineroom.cli.link import Link
 
 #: For what is not a terminal: wide enough that no line is ever broken or cut, so grep works.
 _UNBROKEN = 10_000
@@ -66,6 +68,29 @@ Debug = Annotated[
     typer.Option("--debug", help="Show the stack trace of an error.", rich_help_panel=_PANEL),
 ]
 
+_REDIS_PANEL = "Which Redis"
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        metavar="URL",
+        envvar="ENGINEROOM_REDIS_URL",
+        show_envvar=False,
+        help="Redis to use instead of a pool's. Better in ENGINEROOM_REDIS_URL: what stands on a "
+        "command line can be seen by whoever lists processes. Never shown.",
+        rich_help_panel=_REDIS_PANEL,
+    ),
+]
+OfPool = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        metavar="NAME",
+        help="Use the Redis of this pool; needed where the namespace's pools use several.",
+        rich_help_panel=_REDIS_PANEL,
+    ),
+]
+
 AllNamespaces = Annotated[
     bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces, not just one.")
 ]
@@ -87,6 +112,8 @@ class Shared:
     namespace: str | None = None
     no_color: bool = False
     debug: bool = False
+    redis_url: str | None = field(default=None, repr=False)
+    pool: str | None = None
 
     def over(self, before: Shared) -> Shared:
         """These options, completed by those typed before the command's name."""
@@ -96,6 +123,8 @@ class Shared:
             self.namespace or before.namespace,
             self.no_color or before.no_color,
             self.debug or before.debug,
+            self.redis_url or before.redis_url,
+            self.pool or before.pool,
         )
 
 
@@ -105,18 +134,36 @@ def _connect(shared: Shared) -> Cluster:
     return KubernetesCluster(shared.kubeconfig, shared.context)
 
 
+def _link(session: Session) -> AbstractContextManager[Link]:
+    from engineroom.cli.link import open_link
+
+    return open_link(session)
+
+
+def _enter(question: str) -> str:
+    return str(typer.prompt(question, default="", show_default=False, err=True))
+
+
 @dataclass(slots=True)
 class Session:
     """What a command works with: the cluster, two streams, the time, and who may be asked."""
 
     shared: Shared = field(default_factory=Shared)
     connect: Callable[[Shared], Cluster] = _connect
+    #: The way to Redis, for as long as the block runs.
+    link: Callable[[Session], AbstractContextManager[Link]] = _link
     out: Console = field(default_factory=lambda: console(sys.stdout))
     err: Console = field(default_factory=lambda: console(sys.stderr))
     clock: Clock = field(default_factory=SystemClock)
     sleep: Callable[[float], None] = time.sleep
     interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stdout.isatty())
     ask: Callable[[str], bool] = field(default=lambda question: typer.confirm(question, err=True))
+    #: Has somebody type something in.
+    enter: Callable[[str], str] = field(
+        default=lambda question: str(
+            typer.prompt(question, default="", show_default=False, err=True)
+        )
+    )
     _cluster: Cluster | None = None
 
     @property
@@ -174,10 +221,11 @@ _SHARED: dict[str, Any] = {
     "no_color": NoColor,
     "debug": Debug,
 }
+_REDIS: dict[str, Any] = {"redis_url": RedisUrl, "pool": OfPool}
 
 
-def shared_parameters() -> list[inspect.Parameter]:
-    """The shared options as parameters of a typer function."""
+def shared_parameters(*, redis: bool = False) -> list[inspect.Parameter]:
+    """The shared options as parameters of a typer function; with ``redis``, which one to use."""
     return [
         inspect.Parameter(
             name,
@@ -185,12 +233,13 @@ def shared_parameters() -> list[inspect.Parameter]:
             default=False if typing.get_args(kind)[0] is bool else None,
             annotation=kind,
         )
-        for name, kind in _SHARED.items()
+        for name, kind in {**(_REDIS if redis else {}), **_SHARED}.items()
     ]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(function: Callable[..., None], *, redis: bool = False) -> Callable[..., None]:
     """A typer command function from one that takes a Session first."""
+    added = shared_parameters(redis=redis)
     hints = typing.get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)
     _, *own = signature.parameters.values()
@@ -200,12 +249,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(ctx: typer.Context, **arguments: Any) -> None:
-        shared = Shared(**{name: arguments.pop(name) for name in _SHARED})
+        shared = Shared(**{one.name: arguments.pop(one.name) for one in added})
         before = ctx.obj if isinstance(ctx.obj, Shared) else Shared()
         function(Session(shared.over(before)), **arguments)
 
     context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [context, *own, *shared_parameters()]
+    parameters = [context, *own, *added]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run

@@ -15,12 +15,14 @@ from engineroom.tasks.errors import (
     UnknownQueueError,
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.jobs import Impact, JobDetail, JobPage, JobSummary, State
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
 from engineroom.tasks.schedules import Schedule, Scheduler
 from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
+from engineroom.tasks.workers import WorkerState
 
 __all__ = [
     "AsyncTasks",
@@ -30,10 +32,14 @@ __all__ = [
     "Every",
     "Failure",
     "FailureCategory",
+    "Impact",
     "InvalidTaskError",
     "JSONSerializer",
+    "JobDetail",
     "JobExistsError",
+    "JobPage",
     "JobResult",
+    "JobSummary",
     "Missed",
     "NotConfirmedError",
     "NotFailedError",
@@ -50,6 +56,7 @@ __all__ = [
     "Schedule",
     "ScheduleNotFoundError",
     "Scheduler",
+    "State",
     "Task",
     "TaskError",
     "TaskTooLargeError",
@@ -58,6 +65,7 @@ __all__ = [
     "Unique",
     "UnknownQueueError",
     "Where",
+    "WorkerState",
     "reporter",
     "retrying",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, failures, queues, results, schedules
+from engineroom.tasks import enqueue, failures, queues, results, schedules, workers
+from engineroom.tasks import jobs as inspect
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
 from engineroom.tasks.steps import run, run_async
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
     from engineroom.tasks.enqueue import Enqueued
     from engineroom.tasks.failures import Attempt, Page
+    from engineroom.tasks.jobs import Impact, JobDetail, JobPage, State
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
     from engineroom.tasks.schedules import Known, Schedule
+    from engineroom.tasks.workers import WorkerState
 
 
 EVERY = Where()
@@ -141,6 +144,46 @@ class Tasks(_Shared):
     def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """Move waiting jobs, oldest first, to the end of another queue; returns how many."""
         return run(self.redis, queues.move(source, target, self.rules, limit))
+
+    def jobs(
+        self,
+        states: Sequence[State] = inspect.ALL,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> JobPage:
+        """Jobs state by state, a page at a time; of all queues unless named.
+
+        Give the page's ``cursor``, and the same filter, to get the next one; None says that there
+        is none. Reads keys and changes nothing. Raises InvalidTaskError.
+        """
+        chosen = self.queue_names() if queues is None else queues
+        return run(self.redis, inspect.page(chosen, states, where, cursor, limit))
+
+    def job(self, job_id: str) -> JobDetail:
+        """All that is known of one job, arguments cut to size and redacted.
+
+        Raises JobMissingError, InvalidTaskError.
+        """
+        return run(self.redis, inspect.detail(job_id, self.clock.now()))
+
+    def count_jobs(
+        self,
+        state: State,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        most: int = inspect.COUNT_SCANNED,
+    ) -> Impact:
+        """How many jobs a filter matches; with one, no more than ``most`` are looked at."""
+        chosen = self.queue_names() if queues is None else queues
+        return run(self.redis, inspect.count(chosen, state, where, most))
+
+    def workers(self) -> list[WorkerState]:
+        """All workers that RQ knows, with what they do, sorted by name."""
+        return run(self.redis, workers.listed())
 
     def progress(self, job_id: str) -> Progress | None:
         """What the job reported last."""
@@ -260,6 +303,39 @@ class AsyncTasks(_Shared):
     async def move_jobs(self, source: str, target: str, *, limit: int | None = None) -> int:
         """See Tasks.move_jobs."""
         return await run_async(self.redis, queues.move(source, target, self.rules, limit))
+
+    async def jobs(
+        self,
+        states: Sequence[State] = inspect.ALL,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> JobPage:
+        """See Tasks.jobs."""
+        chosen = await self.queue_names() if queues is None else queues
+        return await run_async(self.redis, inspect.page(chosen, states, where, cursor, limit))
+
+    async def job(self, job_id: str) -> JobDetail:
+        """See Tasks.job."""
+        return await run_async(self.redis, inspect.detail(job_id, self.clock.now()))
+
+    async def count_jobs(
+        self,
+        state: State,
+        where: Where = EVERY,
+        *,
+        queues: Sequence[str] | None = None,
+        most: int = inspect.COUNT_SCANNED,
+    ) -> Impact:
+        """See Tasks.count_jobs."""
+        chosen = await self.queue_names() if queues is None else queues
+        return await run_async(self.redis, inspect.count(chosen, state, where, most))
+
+    async def workers(self) -> list[WorkerState]:
+        """See Tasks.workers."""
+        return await run_async(self.redis, workers.listed())
 
     async def progress(self, job_id: str) -> Progress | None:
         """See Tasks.progress."""

@@ -6,36 +6,32 @@ Nothing here unpickles: the name of the function is read off the bytes.
 from __future__ import annotations
 
 import json
-import pickletools
-import re
-import zlib
-from base64 import b64decode
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError, NotFailedError, NothingMatchesError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Rules, check_queue, timestamp
+from engineroom.tasks.walk import Row, exception_of, rows, unpacked, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: Jobs that are read or put back in one step; Redis serves nobody else meanwhile, below 5 ms.
+#: Jobs that are read or put back in one step; Redis serves nobody else meanwhile, for 1 ms or so.
 STEP = 50
+#: Where Redis took longer over a step than this (seconds), the next one is half of it.
+SLOW_STEP = 0.003
+_LEAST_STEP = 5
 MAX_PAGE = 500
 #: With a filter one page looks at no more than so many jobs, however few match.
 MAX_SCANNED = 1000
 #: What is known of an operation is kept so long (seconds).
 OPERATION_TTL = 7 * 86400
-#: So much of a job's arguments is looked at for its function (bytes), and of its traceback.
-_HEAD, _TRACEBACK = 2048, 32768
 
-_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
 _ANY = Rules()
 
 
@@ -71,7 +67,8 @@ class Attempt:
 class Where:
     """Which failed jobs: all that is given has to hold. Names are shell patterns (``mail.*``).
 
-    ``text`` is sought in the exception's message and in the job's description.
+    ``text`` is sought in the exception's message and in the job's description; ``prefix`` is what
+    the job's id begins with.
     """
 
     function: str | None = None
@@ -80,9 +77,10 @@ class Where:
     text: str | None = None
     before: datetime | None = None
     after: datetime | None = None
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("function", "exception", "category", "text"):
+        for name in ("function", "exception", "category", "text", "prefix"):
             value = getattr(self, name)
             if value is not None and not 0 < len(value) <= 200:
                 raise InvalidTaskError(name, f"{len(value)} characters", "use 1 to 200")
@@ -93,16 +91,27 @@ class Where:
 
     def matches(self, failure: Failure) -> bool:
         """Whether the job is one of them; without a known time it has no age to go by."""
-        at = failure.failed_at
+        return self.fits(
+            failure.job_id, failure.function, failure.exception, failure.category,
+            (failure.message, failure.description), failure.failed_at,
+        )  # fmt: skip
+
+    def fits(
+        self,
+        job_id: str,
+        function: str,
+        exception: str,
+        category: str,
+        texts: Sequence[str],
+        at: datetime | None,
+    ) -> bool:
+        """The same of a job in any state; ``at`` is the time that counts in that state."""
         return (
-            (self.function is None or fnmatchcase(failure.function, self.function))
-            and (self.exception is None or fnmatchcase(failure.exception, self.exception))
-            and (self.category is None or failure.category == self.category)
-            and (
-                self.text is None
-                or self.text in failure.message
-                or self.text in failure.description
-            )
+            (self.function is None or fnmatchcase(function, self.function))
+            and (self.exception is None or fnmatchcase(exception, self.exception))
+            and (self.category is None or category == self.category)
+            and (self.text is None or any(self.text in each for each in texts))
+            and (self.prefix is None or job_id.startswith(self.prefix))
             and (self.before is None or (at is not None and at < self.before))
             and (self.after is None or (at is not None and at > self.after))
         )
@@ -164,16 +173,16 @@ def page(
     while True:
         # Without a filter no more is read than is shown.
         count = min(STEP, limit - len(found)) if plain else STEP
-        rows = yield _read(queue, cursor, count, oldest_first=oldest_first)
-        for row in rows:
+        read, ended = rows((yield _read(queue, cursor, count, oldest_first=oldest_first)))
+        for row in read:
             scanned += 1
-            cursor = _place(row)
-            failure = _failure(queue, row)
+            cursor = row.place
+            failure = failure_of(queue, row)
             if where.matches(failure):
                 found.append(failure)
                 if len(found) == limit:
                     return Page(tuple(found), cursor, scanned)
-        if len(rows) < count:
+        if ended:
             return Page(tuple(found), None, scanned)
         if scanned >= MAX_SCANNED:
             return Page(tuple(found), cursor, scanned)
@@ -203,7 +212,7 @@ def attempts(job_id: str) -> Steps[list[Attempt]]:
         if fields.get(b"exc_string") is None:
             continue
         at = datetime.fromtimestamp(int(text(entry_id).partition("-")[0]) / 1000, UTC)
-        traceback = _unpacked(fields[b"exc_string"])
+        traceback = unpacked(fields[b"exc_string"])
         exception, message = exception_of(traceback)
         latest = history[-1] if history else None
         # RQ's entry and ours of the same run are made within a moment.
@@ -271,8 +280,12 @@ def carry_on(
     InvalidTaskError for an operation that does not exist, NothingMatchesError at the end.
     """
     key = operation_key(operation)
+    step = STEP
     while True:
+        began = now()
         [row] = yield Batch([["HMGET", key, *_OPERATION]])
+        # What asking for next to nothing takes is the way there and back, which may be long.
+        way = now() - began
         said = dict(zip(_OPERATION, map(text, row), strict=True))
         if not said["queue"]:
             raise InvalidTaskError("operation", f"{operation[:50]!r} is not known", "start anew")
@@ -289,16 +302,26 @@ def carry_on(
                 )
             return known
         where, cursor = Where.loads(said["where"]), said["cursor"]
-        rows = yield _read(known.queue, cursor, STEP, oldest_first=True, bound=said["bound"])
-        chosen = [text(row[0]) for row in rows if where.matches(_failure(known.queue, row))]
+        reply = yield _read(known.queue, cursor, step, oldest_first=True, bound=said["bound"])
+        read, ended = rows(reply)
+        chosen = [row.job_id for row in read if where.matches(failure_of(known.queue, row))]
+        began = now()
         yield Invoke(
             _REQUEUE,
             [keys.failed(known.queue), keys.queue(known.queue), key, "rq:queues"],
             [
-                cursor, _place(rows[-1]) if rows else cursor, len(rows),
-                "1" if len(rows) < STEP else "0", timestamp(now()), said["started"], *chosen,
+                cursor, read[-1].place if read else cursor, len(read),
+                "1" if ended else "0", timestamp(now()), said["started"], *chosen,
             ],
         )  # fmt: skip
+        step = next_step(step, (now() - began - way).total_seconds())
+
+
+def next_step(step: int, seconds: float) -> int:
+    """How many jobs the next step takes after one of ``step`` jobs that held Redis so long."""
+    if seconds > SLOW_STEP:
+        return max(_LEAST_STEP, step // 2)
+    return min(STEP, step + _LEAST_STEP)
 
 
 def operation_key(operation: str) -> str:
@@ -306,79 +329,30 @@ def operation_key(operation: str) -> str:
     return f"engineroom:requeue:{operation}"
 
 
-def function_of(data: bytes) -> str:
-    """The function's name in the head of a job's data, pickled or JSON; empty if not found."""
-    try:
-        head = zlib.decompressobj().decompress(data, 4 * _HEAD)
-    except zlib.error:
-        head = data
-    try:
-        if head[:1] == b"\x80":
-            for operation, argument, _ in pickletools.genops(head):
-                if isinstance(argument, str) and "UNICODE" in operation.name:
-                    return argument
-            return ""
-        name = json.JSONDecoder().raw_decode(head.decode("utf-8", "ignore").lstrip("[ \n"))[0]
-    except ValueError:
-        return ""
-    return name if isinstance(name, str) else ""
-
-
-def exception_of(traceback: str) -> tuple[str, str]:
-    """Class and first line of the message of what a traceback ends with."""
-    last = ("", "")
-    for line in traceback.splitlines()[::-1]:
-        if line.startswith(("  ", "Traceback")):
-            break
-        found = _EXCEPTION.match(line)
-        if found:
-            last = (found[1], found[2] or "")
-    return last
-
-
 def _read(
     queue: str, cursor: str | None, count: int, *, oldest_first: bool, bound: str = ""
 ) -> Invoke:
-    score, _, job_id = (cursor or "").partition(":")
-    if cursor and (not job_id or not re.fullmatch(r"-?[0-9.]+(e\+?[0-9]+)?", score)):
-        raise InvalidTaskError("cursor", f"{cursor[:50]!r}", "use the cursor of the page before")
-    order = "asc" if oldest_first else "desc"
-    return Invoke(
-        _WALK, [keys.failed(queue)], [score, job_id, count, order, _HEAD, _TRACEBACK, bound]
+    return walk(
+        keys.failed(queue), cursor, count, oldest_first=oldest_first, failed=True, bound=bound
     )
 
 
-def _place(row: Sequence[Any]) -> str:
-    return f"{text(row[1])}:{text(row[0])}"
-
-
-def _failure(queue: str, row: Sequence[Any]) -> Failure:
-    job_id, _, hash_, data, traceback, worker, crashes = row
-    description, ended, category, old = hash_
-    exception, message = exception_of(_unpacked(traceback or old or b""))
+def failure_of(queue: str, row: Row) -> Failure:
+    """A row of a walk through failed jobs as a Failure."""
+    exception, message = exception_of(row.traceback)
+    ended = row.fields["ended_at"]
     return Failure(
-        job_id=text(job_id),
+        job_id=row.job_id,
         queue=queue,
-        function=function_of(data or b""),
-        description=text(description)[:500],
+        function=row.function,
+        description=row.fields["description"][:500],
         exception=exception,
         message=message[:500],
-        category=text(category),
-        failed_at=datetime.fromisoformat(text(ended)) if ended else None,
-        worker=text(worker),
-        crashes=int(crashes or 0),
+        category=row.fields["er_category"],
+        failed_at=datetime.fromisoformat(ended) if ended else None,
+        worker=row.ran_by,
+        crashes=row.crashes,
     )
-
-
-def _unpacked(packed: bytes) -> str:
-    if not packed:
-        return ""
-    with suppress(ValueError):  # RQ's older field is not in base 64
-        packed = b64decode(packed, validate=True)
-    try:
-        return zlib.decompressobj().decompress(packed, 1 << 20).decode("utf-8", "replace")
-    except zlib.error:
-        return ""
 
 
 _OPERATION = (
@@ -389,70 +363,6 @@ _OPERATION = (
 _NEWEST = """
 return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or ''
 """
-
-#: KEYS: failed set. ARGV: score and id of the place, count, order, bytes of data and of traceback,
-#: highest score. A place that is no longer taken is found by bisection among its equals; Lua's own
-#: comparison of strings goes by locale and Redis' by bytes.
-_WALK = Script("""
-local key, score, id, count, asc = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == 'asc'
-local size = redis.call('ZCARD', key)
-local function before(a, b)
-  for at = 1, math.min(#a, #b) do
-    local x, y = string.byte(a, at), string.byte(b, at)
-    if x ~= y then return x < y end
-  end
-  return #a < #b
-end
-local first = asc and 0 or size - 1
-if score ~= '' then
-  if redis.call('ZSCORE', key, id) == score then
-    first = redis.call('ZRANK', key, id) + (asc and 1 or -1)
-  else
-    local low = redis.call('ZCOUNT', key, '-inf', '(' .. score)
-    local high = redis.call('ZCOUNT', key, '-inf', score)
-    while low < high do
-      local middle = math.floor((low + high) / 2)
-      if before(redis.call('ZRANGE', key, middle, middle)[1], id) then
-        low = middle + 1
-      else
-        high = middle
-      end
-    end
-    -- The place itself, where its score has changed, is no equal: low is the first beyond it.
-    first = asc and low or low - 1
-  end
-end
-local members = {}
-if asc then
-  members = redis.call('ZRANGE', key, first, first + count - 1, 'WITHSCORES')
-elseif first >= 0 then
-  members = redis.call('ZREVRANGE', key, size - 1 - first, size - 2 - first + count, 'WITHSCORES')
-end
-local rows = {}
-for at = 1, #members, 2 do
-  local job = members[at]
-  if ARGV[7] ~= '' and tonumber(members[at + 1]) > tonumber(ARGV[7]) then break end
-  local hash = 'rq:job:' .. job
-  local last = redis.call('XREVRANGE', 'rq:results:' .. job, '+', '-', 'COUNT', 1)[1]
-  local traceback, worker = '', ''
-  if last then
-    for field = 1, #last[2], 2 do
-      if last[2][field] == 'exc_string' then
-        traceback = string.sub(last[2][field + 1], 1, ARGV[6])
-      elseif last[2][field] == 'worker_name' then
-        worker = last[2][field + 1]
-      end
-    end
-  end
-  rows[#rows + 1] = {
-    job, members[at + 1],
-    redis.call('HMGET', hash, 'description', 'ended_at', 'er_category', 'exc_info'),
-    string.sub(redis.call('HGET', hash, 'data') or '', 1, ARGV[5]), traceback, worker,
-    redis.call('GET', 'engineroom:crashes:' .. job)
-  }
-end
-return rows
-""")
 
 #: KEYS: failed set, waiting list, operation or '', set of queues. ARGV: the place expected and the
 #: new one, how many were looked at, whether that was the last, the time, when the operation began,

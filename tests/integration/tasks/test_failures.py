@@ -24,7 +24,8 @@ from engineroom.tasks import (
     TasksUnavailableError,
     Where,
 )
-from engineroom.tasks.failures import STEP, exception_of
+from engineroom.tasks.failures import STEP, next_step
+from engineroom.tasks.walk import exception_of
 from tests.integration.tasks.work import boom, fragile, patient
 
 if TYPE_CHECKING:
@@ -287,6 +288,40 @@ def test_a_filter_that_matches_nothing_says_so(tasks: Tasks) -> None:
         tasks.carry_on_requeueing(started.operation)
     with pytest.raises(InvalidTaskError, match="not known"):
         tasks.carry_on_requeueing("unheard-of")
+
+
+def test_a_step_that_held_redis_too_long_is_followed_by_a_smaller_one() -> None:
+    assert next_step(STEP, 0.001) == STEP
+    step, sizes = STEP, []
+    for _ in range(6):
+        step = next_step(step, 0.02)
+        sizes.append(step)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == STEP // 2
+    assert sizes[-1] == 5
+    assert 5 < next_step(step, 0.0) < STEP
+
+
+def test_large_arguments_and_results_are_not_copied_for_a_list(redis: Redis, tasks: Tasks) -> None:
+    ids = fail(tasks, 10)
+    for job in ids:
+        redis.hset(f"rq:job:{job}", mapping={"data": b"x" * (1 << 20), "description": "a.b(1)"})
+        redis.xadd(f"rq:results:{job}", {"exc_string": b"y" * (1 << 20)})
+    redis.config_resetstat()
+    found = tasks.failures("default").failures
+    assert [(each.function, each.exception) for each in found] == [("a.b", "")] * 10
+    touched = redis.info("commandstats")
+    assert "cmdstat_hget" not in touched
+    assert "cmdstat_xrevrange" not in touched
+
+
+def test_a_step_ends_when_it_has_touched_enough(redis: Redis, tasks: Tasks) -> None:
+    ids = fail(tasks, 40)
+    for job in ids:
+        redis.hset(f"rq:job:{job}", "data", b"x" * 60_000)
+    redis.config_resetstat()
+    assert pages(tasks, 500) == in_order(redis)
+    assert redis.info("commandstats")["cmdstat_evalsha"]["calls"] >= 4
 
 
 def test_the_exception_is_what_the_traceback_ends_with() -> None:

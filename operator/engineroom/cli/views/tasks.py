@@ -1,0 +1,245 @@
+"""Jobs, queues, schedules and workers: as tables, and as documents for programs.
+
+Documents have the names of ``engineroom.tasks``; times are UTC as ISO 8601, durations seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from engineroom.cli.views.shape import Indent, table, word
+from engineroom.cli.views.text import ABSENT, age, clip, memory, number, span
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from engineroom.tasks import (
+        Impact,
+        JobDetail,
+        JobSummary,
+        Progress,
+        QueueCounts,
+        WorkerState,
+    )
+
+#: Lines of a traceback that are shown, the last ones; all with ``-o wide``.
+TRACEBACK_LINES = 15
+#: A worker that has not been heard of for so long is suspect (seconds): RQ's own beat is slower.
+QUIET = 600
+
+
+def document(value: Any) -> Any:
+    """A value of ``engineroom.tasks`` as what JSON has."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: document(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): document(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | frozenset | set):
+        return [document(item) for item in value]
+    return value
+
+
+def page_document(items: Sequence[Any], following: str | None) -> dict[str, Any]:
+    """A page of a list: ``items``, and what ``--after`` takes for the next page or null."""
+    return {"items": [document(one) for one in items], "next": following}
+
+
+def jobs_table(jobs: Sequence[JobSummary], now: datetime, *, wide: bool = False) -> Table:
+    """One line a job."""
+    columns = ["ID", "STATE", "QUEUE", "FUNCTION", "WHEN"]
+    if wide:
+        columns += ["WORKER", "TRIES LEFT", "CATEGORY"]
+    columns.append("ABOUT")
+    rows: list[list[str | Text]] = []
+    for job in jobs:
+        row: list[str | Text] = [
+            job.job_id,
+            word(job.state.value),
+            job.queue,
+            job.function or ABSENT,
+            when(job.at, now),
+        ]
+        if wide:
+            row += [job.worker or ABSENT, number(job.retries_left), job.category or ABSENT]
+        row.append(about(job, wide=wide))
+        rows.append(row)
+    return table(columns, rows, right=("TRIES LEFT",))
+
+
+def about(job: JobSummary, *, wide: bool = False) -> str:
+    """What is worth a word: why it failed, else what it was called with."""
+    said = f"{job.exception}: {job.message}" if job.exception else job.description
+    return " ".join(clip(said, 200 if wide else 60).split()) or ABSENT
+
+
+def when(at: datetime | None, now: datetime) -> str:
+    """``5m ago``, ``in 10m``, or a dash."""
+    if at is None:
+        return ABSENT
+    return f"in {span((at - now).total_seconds())}" if at > now else f"{age(at, now)} ago"
+
+
+def job_view(detail: JobDetail, now: datetime, *, wide: bool = False) -> Group:
+    """All that is known of one job."""
+    job = detail.job
+    parts: list[RenderableType] = [
+        Text.assemble((job.function or job.job_id, "bold"), "  ", word(job.state.value)),
+        _facts(detail, now),
+    ]
+    if detail.progress is not None:
+        parts += [_title("Progress"), Indent(Text(progress_text(detail.progress, now)))]
+    parts += [_title("Arguments"), Indent(_arguments(detail))]
+    parts += [_title("Time line"), Indent(_timeline(detail, now))]
+    for name, linked in (("Waits for", detail.depends_on), ("Waited for by", detail.dependents)):
+        if linked:
+            rows = [(one.job_id, word(one.status or "gone")) for one in linked]
+            parts += [_title(name), Indent(table(["ID", "STATE"], rows, header=False))]
+    if detail.attempts and detail.attempts[-1].traceback:
+        lines = detail.attempts[-1].traceback.rstrip().splitlines()
+        left = 0 if wide else max(0, len(lines) - TRACEBACK_LINES)
+        note = f" (the last {TRACEBACK_LINES} of {len(lines)} lines; -o wide shows all)"
+        parts.append(_title("Traceback" + (note if left else "")))
+        parts.append(Indent(Text("\n".join(lines[left:]))))
+    return Group(*parts)
+
+
+def _facts(detail: JobDetail, now: datetime) -> Table:
+    job = detail.job
+    tries = number(job.retries_left)
+    if detail.retry_intervals:
+        shown = ", ".join(f"{one}s" for one in detail.retry_intervals[:5])
+        tries += f" (after {shown}{', ...' if len(detail.retry_intervals) > 5 else ''})"
+    kept = ABSENT if detail.expires_at is None else when(detail.expires_at, now)
+    rows = [
+        ("id", job.job_id),
+        ("queue", job.queue + (f", {detail.ahead} ahead" if detail.ahead is not None else "")),
+        ("status", detail.status or ABSENT),
+    ]
+    if job.exception:
+        category = f" ({job.category})" if job.category else ""
+        rows.append(("failed of", f"{job.exception}: {job.message}{category}"))
+    if job.crashes:
+        rows.append(("crashes", f"took its worker down {job.crashes} times"))
+    rows += [
+        ("worker", job.worker or ABSENT),
+        ("tries left", tries),
+        ("timeout", _seconds(detail.timeout)),
+        ("expires", kept),
+    ]
+    if detail.schedule:
+        rows.append(("schedule", detail.schedule))
+    return table(["", ""], rows, header=False)
+
+
+def _seconds(length: int | None) -> str:
+    if length is None:
+        return ABSENT
+    return "none" if length < 0 else span(length)
+
+
+def _arguments(detail: JobDetail) -> Text:
+    import json
+
+    call = detail.call
+    if call.problem:
+        return Text(f"not shown: {call.problem}\n{detail.job.description}".rstrip())
+    lines = [json.dumps(value, ensure_ascii=False) for value in call.args]
+    lines += [
+        f"{name}={json.dumps(value, ensure_ascii=False)}"
+        for name, value in (call.kwargs or {}).items()
+    ]
+    return Text("\n".join(lines) or "none")
+
+
+def _timeline(detail: JobDetail, now: datetime) -> Table:
+    rows = [
+        (one.at.strftime("%Y-%m-%d %H:%M:%S"), when(one.at, now), one.what, one.note)
+        for one in detail.timeline
+    ]
+    return table(["", "", "", ""], rows, header=False)
+
+
+def progress_text(progress: Progress, now: datetime) -> str:
+    """``40 of 100 (40%), importing; 3s ago``."""
+    said = f"{progress.count:g}"
+    if progress.total is not None:
+        said += f" of {progress.total:g}"
+    if progress.fraction is not None:
+        said += f" ({progress.fraction:.0%})"
+    if progress.message:
+        said += f", {progress.message}"
+    return f"{said}; {age(progress.at, now)} ago"
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def impact_text(impact: Impact) -> str:
+    """``12 jobs``, or at least so many where not all were looked at."""
+    if impact.complete:
+        return f"{impact.matched} job{'' if impact.matched == 1 else 's'}"
+    return f"at least {impact.matched} jobs ({impact.scanned} of {impact.total} looked at)"
+
+
+def queues_table(queues: Sequence[QueueCounts], *, wide: bool = False) -> Table:
+    """One line a queue."""
+    columns = ["NAME", "STATE", "WAITING", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED"]
+    if wide:
+        columns += ["DUE", "FINISHED", "CANCELED"]
+    columns.append("REASON")
+    rows: list[list[str | Text]] = []
+    for one in queues:
+        counts = [one.waiting, one.running, one.scheduled, one.deferred, one.failed]
+        if wide:
+            counts += [one.due, one.finished, one.canceled]
+        row: list[str | Text] = [one.name, word("Paused") if one.paused else "open"]
+        row += map(str, counts)
+        row.append(clip(one.reason, 60) or ABSENT)
+        rows.append(row)
+    return table(columns, rows, right=columns[2:-1])
+
+
+def workers_table(workers: Sequence[WorkerState], now: datetime, *, wide: bool = False) -> Table:
+    """One line a worker."""
+    columns = ["NAME", "STATE", "JOB", "FOR", "HEARTBEAT", "MEMORY", "POOL", "HOST"]
+    if wide:
+        columns += ["QUEUES", "PID", "FINISHED", "FAILED", "AGE", "RQ"]
+    rows: list[list[str | Text]] = []
+    for one in workers:
+        quiet = one.heartbeat_at is None or (now - one.heartbeat_at).total_seconds() > QUIET
+        beat = Text(when(one.heartbeat_at, now), style="yellow" if quiet else "")
+        row: list[str | Text] = [
+            one.name,
+            word(one.drain or one.state or ABSENT),
+            one.job_id or ABSENT,
+            age(one.job_started_at, now),
+            beat,
+            memory(one.memory),
+            one.pool or ABSENT,
+            one.pod or one.host or ABSENT,
+        ]
+        if wide:
+            row += [
+                clip(",".join(one.queues), 40) or ABSENT,
+                number(one.pid),
+                str(one.finished),
+                str(one.failed),
+                age(one.born_at, now),
+                one.version or ABSENT,
+            ]
+        rows.append(row)
+    return table(columns, rows, right=("MEMORY", "PID", "FINISHED", "FAILED"))
