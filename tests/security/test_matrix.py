@@ -1,4 +1,4 @@
-"""Every route of the API with every role: who is let in and who is not, and no route without a rule.
+"""Every route of the API with every role: who is let in and who is not; none without a rule.
 
 Handlers are replaced by one that lets in; what is checked is the way to it.
 """

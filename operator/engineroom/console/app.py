@@ -54,6 +54,8 @@ log = get_logger(__name__)
 
 #: Answers that a repeated request may get again; of others nothing was done, or not for good.
 _KEPT_STATUS = frozenset({200, 201, 202, 204, 404, 409, 412, 422})
+#: Refused before the body was read to its end.
+_UNREAD = frozenset({408, 413, 431})
 _REPLAYED = "idempotent-replayed"
 _JSON = "application/json"
 
@@ -276,6 +278,9 @@ def refusal(error: BaseException) -> Response:
         document = problem_document(error)
         status, headers = document.status, document.headers
         body = json.dumps(document.body).encode()
+    if status in _UNREAD:
+        # The rest of the request is not waited for.
+        headers = {**headers, "connection": "close"}
     return Response(body, status, headers)
 
 

@@ -7,13 +7,21 @@ seen to by the command line, which has their owner's rights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime  # noqa: TC003 - pydantic needs it at run time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console.pages import Paged
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
-from engineroom.core.errors import MissingError
+from engineroom.core.errors import JobMissingError, MissingError
+from engineroom.tasks.failures import Where
+from engineroom.tasks.jobs import State
 
 if TYPE_CHECKING:
+    from engineroom.tasks.failures import Attempt
+    from engineroom.tasks.jobs import JobDetail, JobSummary
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.schedules import Known
 
@@ -59,6 +67,101 @@ class ScheduleList(Model):
     items: list[ScheduleView]
 
 
+_Filter = Annotated[str, Field(max_length=200)]
+
+
+class JobsQuery(Paged):
+    """Which jobs: of all states and queues unless said otherwise. Names are shell patterns."""
+
+    state: Literal[
+        "", "running", "waiting", "scheduled", "deferred", "failed", "finished", "canceled"
+    ] = ""
+    queue: _Filter = ""
+    function: _Filter = ""
+    exception: _Filter = ""
+    text: _Filter = ""
+
+
+class JobView(Model):
+    """A job as it is listed."""
+
+    id: str
+    queue: str
+    state: str
+    function: str
+    description: str
+    created_at: datetime | None
+    enqueued_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    due_at: datetime | None
+    worker: str
+    exception: str
+    message: str
+    category: str
+    crashes: int
+    retries_left: int | None
+
+
+class JobList(Model):
+    """A page of jobs. With a filter it may be short and not the last."""
+
+    items: list[JobView]
+    next_cursor: str | None
+
+
+class AttemptView(Model):
+    """One run that did not succeed."""
+
+    at: datetime
+    exception: str
+    message: str
+    category: str
+    traceback: str
+
+
+class MomentView(Model):
+    """Something that happened, or will."""
+
+    at: datetime
+    what: str
+    note: str
+
+
+class LinkView(Model):
+    """A job that this one waits for, or that waits for it."""
+
+    id: str
+    status: str
+
+
+class JobShown(Model):
+    """All that is known of one job; arguments are read, never run. Durations are seconds."""
+
+    job: JobView
+    status: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    unreadable: str = Field(description="Why there are no arguments; empty where there are.")
+    timeline: list[MomentView]
+    attempts: list[AttemptView]
+    progress: float | None
+    progress_message: str
+    depends_on: list[LinkView]
+    dependents: list[LinkView]
+    ahead: int | None
+    timeout: int | None
+    schedule: str
+    expires_at: datetime | None
+
+
+class Retried(Model):
+    """Where a failed job went."""
+
+    id: str
+    queue: str
+
+
 #: Schedules that are looked at for one list.
 MAX_SCHEDULES = 5_000
 
@@ -68,6 +171,106 @@ async def list_queues(call: Call) -> Answer:
     names = sorted(call.services.hub.queues(call.namespace))
     counts = await call.services.tasks.counts(names) if names else []
     return Answer(QueueList(items=[_queue(each) for each in counts]))
+
+
+async def list_jobs(call: Call) -> Answer:
+    """A page of jobs, state by state, queue by queue."""
+    wanted: JobsQuery = call.query
+    names = call.services.hub.queues(call.namespace)
+    if wanted.queue:
+        names &= {wanted.queue}
+    if not names:
+        return Answer(JobList(items=[], next_cursor=None))
+    where = Where(
+        function=wanted.function or None,
+        exception=wanted.exception or None,
+        text=wanted.text or None,
+    )
+    page = await call.services.tasks.jobs(
+        [State(wanted.state)] if wanted.state else list(State),
+        where,
+        queues=sorted(names),
+        cursor=wanted.cursor or None,
+        limit=wanted.limit,
+    )
+    return Answer(JobList(items=[_job(each) for each in page.jobs], next_cursor=page.cursor))
+
+
+async def show_job(call: Call) -> Answer:
+    """One job with all that is known of it."""
+    return Answer(_shown(await _here(call)))
+
+
+async def retry_job(call: Call) -> Answer:
+    """Put a failed job back on its queue."""
+    found = await _here(call)
+    queue = await call.services.tasks.requeue(found.job.job_id)
+    return Answer(Retried(id=found.job.job_id, queue=queue), details={"queue": queue})
+
+
+async def _here(call: Call) -> JobDetail:
+    """The job of the path, if its queue is one of the namespace. Raises JobMissingError."""
+    queues = call.services.hub.queues(call.namespace)
+    gone = JobMissingError("job: there is none of that id here; look at the list")
+    try:
+        found = await call.services.tasks.job(call.path["job"])
+    except JobMissingError as error:
+        raise gone from error
+    if found.job.queue not in queues:
+        raise gone
+    return found
+
+
+def _job(job: JobSummary) -> JobView:
+    return JobView(
+        id=job.job_id,
+        queue=job.queue,
+        state=job.state.value,
+        function=job.function,
+        description=job.description,
+        created_at=job.created_at,
+        enqueued_at=job.enqueued_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        due_at=job.due_at,
+        worker=job.worker,
+        exception=job.exception,
+        message=job.message,
+        category=job.category,
+        crashes=job.crashes,
+        retries_left=job.retries_left,
+    )
+
+
+def _shown(found: JobDetail) -> JobShown:
+    progress = found.progress
+    return JobShown(
+        job=_job(found.job),
+        status=found.status,
+        args=list(found.call.args),
+        kwargs=found.call.kwargs or {},
+        unreadable=found.call.problem,
+        timeline=[MomentView(at=m.at, what=m.what, note=m.note) for m in found.timeline],
+        attempts=[_attempt(each) for each in found.attempts],
+        progress=None if progress is None else progress.fraction,
+        progress_message="" if progress is None else progress.message,
+        depends_on=[LinkView(id=each.job_id, status=each.status) for each in found.depends_on],
+        dependents=[LinkView(id=each.job_id, status=each.status) for each in found.dependents],
+        ahead=found.ahead,
+        timeout=found.timeout,
+        schedule=found.schedule,
+        expires_at=found.expires_at,
+    )
+
+
+def _attempt(attempt: Attempt) -> AttemptView:
+    return AttemptView(
+        at=attempt.at,
+        exception=attempt.exception,
+        message=attempt.message,
+        category=attempt.category,
+        traceback=attempt.traceback,
+    )
 
 
 async def list_schedules(call: Call) -> Answer:
@@ -135,6 +338,20 @@ ROUTES = (
     Route(
         method="GET", path=f"{_HERE}/queues", needs=Permission.NAMESPACE_QUEUES_READ,
         handler=list_queues, summary="Queues with their counts", tag="queues", answer=QueueList,
+    ),
+    Route(
+        method="GET", path=f"{_HERE}/jobs", needs=Permission.NAMESPACE_JOBS_READ,
+        handler=list_jobs, summary="Jobs in any state", tag="jobs", query=JobsQuery,
+        answer=JobList, cost=5,
+    ),
+    Route(
+        method="GET", path=f"{_HERE}/jobs/{{job}}", needs=Permission.NAMESPACE_JOBS_READ,
+        handler=show_job, summary="One job", tag="jobs", answer=JobShown, errors=(404,),
+    ),
+    Route(
+        method="POST", path=f"{_HERE}/jobs/{{job}}/retry", needs=Permission.NAMESPACE_JOBS_RETRY,
+        handler=retry_job, summary="Put a failed job back", tag="jobs", answer=Retried,
+        action="job.retry", errors=(404,),
     ),
     Route(
         method="GET", path=f"{_HERE}/schedules", needs=Permission.NAMESPACE_SCHEDULES_READ,

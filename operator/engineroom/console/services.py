@@ -35,7 +35,7 @@ from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client import Client
 from engineroom.kube.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
 from engineroom.ratelimit.limiter import AsyncLimiter
-from engineroom.ratelimit.model import Limit, Rate
+from engineroom.ratelimit.model import Failure, Limit, Rate
 from engineroom.ratelimit.model import Policy as RatePolicy
 from engineroom.tasks.client import AsyncTasks
 
@@ -147,7 +147,7 @@ async def opened(
             Client(config, timeout=settings.api_timeout, user_agent="engineroom-api")
         )
         services = await _made(settings, redis, client, secret, clock)
-        stack.push_async_callback(services.limiter.close)
+        await stack.enter_async_context(services.limiter)
         await services.keys.ensure()
         await services.hub.pools.start()
         stack.push_async_callback(services.hub.pools.stop)
@@ -190,7 +190,7 @@ async def _made(
             external=kubernetes.authenticate if kubernetes else None,
         ),
         authority=Authority(Policy(), kubernetes),
-        limiter=AsyncLimiter(RatePolicy("api", limits), redis),
+        limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
         idempotency=Idempotency(redis),
         audit=AuditLog(redis, clock, derived(secret, "audit")),
         sessions=sessions,

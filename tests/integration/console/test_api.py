@@ -167,7 +167,7 @@ async def test_namespaces_are_kept_apart(api: Api, client: Client, namespace: st
     assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["replicas"] == 1
 
 
-# -- the cluster's own people ---------------------------------------------------------------------
+# -- the cluster's own people -----------------------------------------------------------------
 
 
 async def test_a_person_may_do_what_kubectl_would_let_him_and_no_more(
@@ -215,7 +215,7 @@ async def test_made_up_tokens_are_refused(api: Api) -> None:
         assert answer.status_code == 401, token
 
 
-# -- people with a password ------------------------------------------------------------------------
+# -- people with a password -------------------------------------------------------------------
 
 
 async def test_sign_in_by_session_needs_the_csrf_token_for_changes(api: Api) -> None:
@@ -279,7 +279,7 @@ async def test_anothers_key_is_answered_like_none(api: Api) -> None:
     assert (await api.get("/whoami", theirs)).status_code == 401
 
 
-# -- records --------------------------------------------------------------------------------------
+# -- records ----------------------------------------------------------------------------------
 
 
 async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
@@ -317,7 +317,7 @@ async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> Non
     assert secret not in said
 
 
-# -- queues and schedules ---------------------------------------------------------------------------
+# -- queues and schedules ---------------------------------------------------------------------
 
 
 async def test_queues_are_those_of_the_namespaces_pools(
@@ -350,7 +350,33 @@ async def test_queues_are_those_of_the_namespaces_pools(
     await client.delete(NAMESPACES, None, other)
 
 
-# -- limits, document, probes -----------------------------------------------------------------------
+async def test_jobs_are_those_of_the_namespaces_queues(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await made(client, namespace, "mail")
+    tasks, operator = api.services.tasks, await api.key("operator", namespace)
+    ours = await tasks.enqueue(Task("tests.integration.tasks.work.add", (1, 2), queue="mail"))
+    theirs = await tasks.enqueue(Task("tests.integration.tasks.work.add", (1,), queue="bills"))
+    await eventually("listed", lambda: api.services.hub.queues(namespace) == {"mail"}, 5)
+    here = f"/namespaces/{namespace}/jobs"
+    listed = (await api.get(here, operator)).json()
+    assert [(j["id"], j["state"]) for j in listed["items"]] == [(ours.job_id, "waiting")]
+    assert (await api.get(f"{here}?queue=bills", operator)).json()["items"] == []
+    shown = (await api.get(f"{here}/{ours.job_id}", operator)).json()
+    assert (shown["args"], shown["ahead"]) == ([1, 2], 0)
+    assert (await api.get(f"{here}/{theirs.job_id}", operator)).status_code == 404
+    assert (await api.post(f"{here}/{theirs.job_id}/retry", operator)).status_code == 404
+    retried = await api.post(f"{here}/{ours.job_id}/retry", operator)
+    assert (retried.status_code, code(retried)) == (409, "job_not_failed")
+    redis = api.services.redis
+    await redis.hset(f"rq:job:{ours.job_id}", "status", "failed")
+    await redis.lrem("rq:queue:mail", 0, ours.job_id)
+    await redis.zadd("rq:failed:mail", {ours.job_id: 1e12})
+    done = await api.post(f"{here}/{ours.job_id}/retry", operator)
+    assert done.json() == {"id": ours.job_id, "queue": "mail"}
+
+
+# -- limits, document, probes -----------------------------------------------------------------
 
 
 async def test_too_many_requests_are_told_when_to_come_back(

@@ -106,8 +106,9 @@ async def test_a_failing_object_puts_all_others_back(
 ) -> None:
     before = await by_kubectl(client, namespace, "mail", replicas=1)
     admin = await api.key("admin", namespace)
-    changed = {**pool("mail", replicas=4), "metadata": {
-        "name": "mail", "annotations": {"example.com/note": "new", "example.com/more": "1"}}}  # fmt: skip
+    notes = {"example.com/note": "new", "example.com/more": "1"}
+    changed = pool("mail", replicas=4)
+    changed["metadata"]["annotations"] = notes
     rehearsed = api.services.bundles.put
 
     async def then_somebody_else(transaction: str, objects: Any) -> None:
@@ -232,7 +233,7 @@ def test_a_merge_patch_makes_the_one_of_the_other() -> None:
     assert patch == {"b": {"c": [2], "d": None}, "e": None, "f": 3}
 
 
-# -- killed at every step ---------------------------------------------------------------------------
+# -- killed at every step ------------------------------------------------------------------------
 
 #: The writes of one transaction of three objects (a creation is two, an update one), and one more,
 #: by which nobody dies: each is a place to die before and after.
