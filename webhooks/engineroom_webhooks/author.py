@@ -78,8 +78,10 @@ class NoAuthority:
 class ClusterAuthority:
     """Asks the API server, each question once at a time, and keeps the answers for seconds."""
 
-    def __init__(self, client: Client, clock: Clock) -> None:
+    def __init__(self, client: Client, clock: Clock, trusted: frozenset[str] = frozenset()) -> None:
+        """``trusted``: names of authors that have asked already, for whom they write."""
         self._client = client
+        self._trusted = trusted
         self._clock = clock
         self._levels: Kept[Level] = Kept(clock)
         self._rights: Kept[bool] = Kept(clock)
@@ -98,6 +100,8 @@ class ClusterAuthority:
 
     async def may_create_pods(self, author: Author, namespace: str) -> bool:
         """See Authority."""
+        if author.username in self._trusted:
+            return True
 
         async def ask() -> tuple[bool, float]:
             metrics.AUTHOR_REVIEWS.labels(source="api").inc()
