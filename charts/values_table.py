@@ -75,8 +75,8 @@ def section() -> str:
     own = table(rows(schema, defaults))
     common = table(shared(schema))
     return (
-        f"{BEGIN}\n{own}\n\nBesides, below `operator`, `webhooks`, `api` and `redis`, as far as it makes"
-        f" sense there:\n\n{common}\n{END}"
+        f"{BEGIN}\n{own}\n\nBesides, below `operator`, `webhooks`, `api` and `redis`, as far as it"
+        f" makes sense there:\n\n{common}\n{END}"
     )
 
 
