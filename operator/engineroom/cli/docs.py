@@ -33,9 +33,10 @@ $ engineroom explain mail
 
 It talks to the API server, with the rights of your kubeconfig: what it shows of pools comes from
 their status, their pods, their events and, where there is one, the metrics server. Only the
-commands on [jobs, queues, schedules and workers](#which-redis) go to Redis. To pools it writes only what you ask for, as a JSON merge patch with the field
-manager `engineroom-cli`; `--dry-run=server` shows the difference and writes nothing. To wait for a
-pool there is `kubectl wait --for=condition=Ready workerpool/NAME`.
+commands on [jobs, queues, schedules and workers](#which-redis) go to Redis. To pools it writes
+only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`;
+`--dry-run=server` shows the difference and writes nothing. To wait for a pool there is
+`kubectl wait --for=condition=Ready workerpool/NAME`.
 
 What it does not know it shows as `-` (in JSON and YAML `null`), never as zero.
 """
@@ -82,7 +83,7 @@ denied is named in the output |
 | `drain NAME` | also `list` on `pods`, to wait |
 | `drain NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
 | `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
-`workerpools`, `get` and `list` on `secrets`, and for a Redis inside the cluster `get` on `services`, \
+`workerpools`, `get` and `list` on `secrets`; for a Redis inside the cluster `get` on `services`, \
 `list` on `pods`, `create` on `pods/portforward`: what the role `edit` has |
 """
 

@@ -38,7 +38,7 @@ local oldest = redis.call('ZRANGEBYSCORE', KEYS[1], 0, '+inf', 'LIMIT', 0, beyon
 for _, id in ipairs(oldest) do
   redis.call('ZREM', KEYS[1], id)
   if redis.call('HGET', job .. id, 'status') == 'failed' then
-    redis.call('DEL', job .. id, job .. id .. ':dependents', job .. id .. ':dependencies',
+    redis.call('DEL', job .. id, job .. id .. ':dependents', job .. ':' .. id .. ':dependencies',
                'rq:results:' .. id, 'rq:executions:' .. id, crashes .. id)
   end
 end

@@ -302,8 +302,8 @@ if job ~= '' then
         redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', 2, 'worker_name', name,
                    'exc_string', text, 'execution_id', execution, 'execution_ended_at', now)
         if ttl > 0 then
-          for _, key in ipairs({job_key, job_key .. ':dependents', job_key .. ':dependencies',
-                                results}) do
+          for _, key in ipairs({job_key, job_key .. ':dependents',
+                                'rq:job::' .. job .. ':dependencies', results}) do
             redis.call('EXPIRE', key, ttl)
           end
         end

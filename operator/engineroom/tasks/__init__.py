@@ -1,13 +1,17 @@
 """Putting work on queues, and seeing and steering it; RQ underneath, compatible both ways."""
 
 from engineroom.tasks.client import AsyncTasks, Tasks
+from engineroom.tasks.dependents import Canceled
 from engineroom.tasks.enqueue import Enqueued
 from engineroom.tasks.errors import (
     InvalidTaskError,
+    JobEndedError,
     JobExistsError,
+    JobNotFoundError,
     NotConfirmedError,
     NotFailedError,
     NothingMatchesError,
+    ParentCanceledError,
     ScheduleNotFoundError,
     TaskError,
     TasksUnavailableError,
@@ -15,28 +19,42 @@ from engineroom.tasks.errors import (
     UnknownQueueError,
 )
 from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.flows import EnqueuedFlow, Flow, chain, fan_in, graph, group, parents
 from engineroom.tasks.jobs import Impact, JobDetail, JobPage, JobSummary, State
 from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
 from engineroom.tasks.schedules import Schedule, Scheduler
-from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Task, Unique
+from engineroom.tasks.task import (
+    Callback,
+    JSONSerializer,
+    PickleSerializer,
+    Retry,
+    Task,
+    Unique,
+)
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
 from engineroom.tasks.workers import WorkerState
 
 __all__ = [
     "AsyncTasks",
     "Attempt",
+    "Callback",
+    "Canceled",
     "Cron",
     "Enqueued",
+    "EnqueuedFlow",
     "Every",
     "Failure",
     "FailureCategory",
+    "Flow",
     "Impact",
     "InvalidTaskError",
     "JSONSerializer",
     "JobDetail",
+    "JobEndedError",
     "JobExistsError",
+    "JobNotFoundError",
     "JobPage",
     "JobResult",
     "JobSummary",
@@ -46,6 +64,7 @@ __all__ = [
     "NothingMatchesError",
     "Once",
     "Page",
+    "ParentCanceledError",
     "PickleSerializer",
     "Progress",
     "QueueCounts",
@@ -66,6 +85,11 @@ __all__ = [
     "UnknownQueueError",
     "Where",
     "WorkerState",
+    "chain",
+    "fan_in",
+    "graph",
+    "group",
+    "parents",
     "reporter",
     "retrying",
 ]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import enqueue, failures, queues, results, schedules, workers
+from engineroom.tasks import (
+    dependents,
+    enqueue,
+    failures,
+    flows,
+    queues,
+    results,
+    schedules,
+    workers,
+)
 from engineroom.tasks import jobs as inspect
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
@@ -17,6 +26,7 @@ from engineroom.tasks.task import (
     Rules,
     Serializer,
     Task,
+    Unique,
 )
 
 if TYPE_CHECKING:
@@ -25,8 +35,10 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
+    from engineroom.tasks.dependents import Canceled
     from engineroom.tasks.enqueue import Enqueued
     from engineroom.tasks.failures import Attempt, Page
+    from engineroom.tasks.flows import EnqueuedFlow, Part
     from engineroom.tasks.jobs import Impact, JobDetail, JobPage, State
     from engineroom.tasks.queues import QueueCounts
     from engineroom.tasks.results import JobResult, Progress
@@ -112,6 +124,25 @@ class Tasks(_Shared):
         answer says ``created=False``. Raises InvalidTaskError and its kinds.
         """
         return run(self.redis, enqueue.enqueue_many(tasks, self.rules, self.clock.now()))
+
+    def enqueue_flow(
+        self, flow: Part, *, flow_id: str | None = None, unique: Unique | None = None
+    ) -> EnqueuedFlow:
+        """Enqueue all jobs of a flow in one step, or none.
+
+        Those without a ``job_id`` are named ``<flow_id>-<number>``. ``unique`` is for the flow as
+        a whole. Raises InvalidTaskError and its kinds, JobExistsError, ParentCanceledError.
+        """
+        steps = flows.enqueue_flow(flow, self.rules, self.clock.now(), flow_id, unique)
+        return run(self.redis, steps)
+
+    def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+        """Cancel a job and all that hangs on it, in steps of 50; which jobs these are.
+
+        A job that runs is not ended, unless with ``stop`` its worker is asked to. After a kill
+        nothing of it runs; the same call does the rest. Raises JobNotFoundError, JobEndedError.
+        """
+        return run(self.redis, dependents.cancel(job_id, self.clock.now(), stop=stop))
 
     def queue_names(self) -> list[str]:
         """All queues that RQ knows, sorted."""
@@ -273,6 +304,18 @@ class AsyncTasks(_Shared):
     async def enqueue_many(self, tasks: Iterable[Task]) -> list[Enqueued]:
         """See Tasks.enqueue_many."""
         steps = enqueue.enqueue_many(tasks, self.rules, self.clock.now())
+        return await run_async(self.redis, steps)
+
+    async def enqueue_flow(
+        self, flow: Part, *, flow_id: str | None = None, unique: Unique | None = None
+    ) -> EnqueuedFlow:
+        """See Tasks.enqueue_flow."""
+        steps = flows.enqueue_flow(flow, self.rules, self.clock.now(), flow_id, unique)
+        return await run_async(self.redis, steps)
+
+    async def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+        """See Tasks.cancel."""
+        steps = dependents.cancel(job_id, self.clock.now(), stop=stop)
         return await run_async(self.redis, steps)
 
     async def queue_names(self) -> list[str]:

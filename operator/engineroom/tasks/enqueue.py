@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.queue import keys
+from engineroom.tasks import dependents
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Encoded, Rules, Task, encode
@@ -50,6 +51,7 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
     """All are checked before the first is written; each CHUNK is written whole or not at all."""
     jobs: list[Encoded] = []
     named: set[str] = set()
+    awaited: dict[str, int] = {}
     for at, task in enumerate(tasks):
         if at >= MAX_BATCH:
             raise InvalidTaskError("tasks", f"more than {MAX_BATCH}", "enqueue them in parts")
@@ -61,7 +63,15 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
         if job.named:
             if job.job_id in named:
                 raise InvalidTaskError(f"tasks[{at}].job_id", "is there twice", "use it once")
+            if job.job_id in awaited:
+                raise InvalidTaskError(
+                    f"tasks[{awaited[job.job_id]}].depends_on",
+                    f"names tasks[{at}], which comes later",
+                    "put it first; for whatever is more than a list use a flow",
+                )
             named.add(job.job_id)
+        for parent in job.depends_on:
+            awaited.setdefault(parent, at)
         jobs.append(job)
 
     done: list[Enqueued] = []
@@ -79,17 +89,20 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
     return done
 
 
-def invocation(job: Encoded) -> Invoke:
-    """The script that writes one job."""
-    return Invoke(_ENQUEUE, _keys(job), _arguments(job))
+def invocation(job: Encoded, relay_window: int | None = None) -> Invoke:
+    """The script that writes one job; with a window, by a relay that may have done so before."""
+    if job.depends_on:
+        unique = "" if job.unique is None else unique_key(job.unique.key)
+        mark = None if relay_window is None else (relayed_key(job.job_id), relay_window)
+        return dependents.invocation([job], job.unique, unique, mark)
+    marks = [] if relay_window is None else [relayed_key(job.job_id)]
+    return Invoke(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window))
 
 
 def relay(jobs: Sequence[Encoded]) -> Steps[list[Enqueued]]:
     """Write jobs that may have been written before: each id once within RELAY_WINDOW."""
-    commands = [
-        _ENQUEUE.words([*_keys(job), relayed_key(job.job_id)], _arguments(job, RELAY_WINDOW))
-        for job in jobs
-    ]
+    scripts = [invocation(job, RELAY_WINDOW) for job in jobs]
+    commands = [each.script.words(each.keys, each.arguments) for each in scripts]
     replies = yield Batch(commands)
     return [_enqueued(job, reply, refuse=False) for job, reply in zip(jobs, replies, strict=True)]
 
@@ -113,10 +126,17 @@ def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | 
             waiting.clear()
 
     for job in jobs:
-        if job.unique is not None or job.named or job.due is not None or job.at_front:
+        if (
+            job.unique is not None
+            or job.named
+            or job.due is not None
+            or job.at_front
+            or job.depends_on
+        ):
             push()
             answers.append(len(commands))
-            commands.append(_ENQUEUE.words(_keys(job), _arguments(job)))
+            one = invocation(job)
+            commands.append(one.script.words(one.keys, one.arguments))
             continue
         answers.append(None)
         key = keys.job(job.job_id)
@@ -158,6 +178,10 @@ def _enqueued(job: Encoded, reply: Any, *, refuse: bool = True) -> Enqueued:
     if reply is None:
         return Enqueued(job.job_id, job.queue)
     verdict, first, queue = reply
+    if verdict == 3:
+        if refuse:
+            raise dependents.parent_canceled(reply)
+        return Enqueued(job.job_id, job.queue, created=False)
     if verdict == 2 and refuse:
         raise JobExistsError(f"job_id: {job.job_id} exists; use another id, or a unique key")
     return Enqueued(text(first), text(queue), created=verdict == 1)

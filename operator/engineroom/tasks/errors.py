@@ -89,3 +89,27 @@ class ScheduleNotFoundError(TaskError):
     code = "schedule_not_found"
     category = Category.NOT_FOUND
     http_status = 404
+
+
+class JobNotFoundError(TaskError):
+    """There is no job of that id, or not any more."""
+
+    code = "job_not_found"
+    category = Category.NOT_FOUND
+    http_status = 404
+
+
+class JobEndedError(TaskError):
+    """The job has ended, so it cannot be cancelled."""
+
+    code = "job_ended"
+    category = Category.CONFLICT
+    http_status = 409
+
+
+class ParentCanceledError(TaskError):
+    """A job that was to be waited for is cancelled or stopped and never finishes."""
+
+    code = "job_parent_canceled"
+    category = Category.CONFLICT
+    http_status = 409

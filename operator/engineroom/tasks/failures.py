@@ -391,6 +391,9 @@ for at = 7, #ARGV do
       local ttl = tonumber(hash[3] or '')
       if ttl and ttl > 0 then redis.call('EXPIRE', job, ttl) else redis.call('PERSIST', job) end
       redis.call('DEL', 'engineroom:crashes:' .. id)
+      -- What hangs on it waits for as long as it takes.
+      redis.call('PERSIST', job .. ':dependents')
+      redis.call('PERSIST', 'rq:job::' .. id .. ':dependencies')
       redis.call('RPUSH', list, id)
       requeued = requeued + 1
     end

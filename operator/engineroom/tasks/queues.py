@@ -176,7 +176,8 @@ for _, id in ipairs(ids) do
   if redis.call('HGET', 'rq:job:' .. id, 'status') == 'queued' then
     local job = 'rq:job:' .. id
     gone = gone + redis.call('DEL', job)
-    redis.call('DEL', job .. ':dependents', job .. ':dependencies', 'rq:results:' .. id)
+    redis.call('DEL', job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
+               'rq:results:' .. id)
   end
 end
 return {#ids, gone}

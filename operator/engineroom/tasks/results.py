@@ -15,6 +15,8 @@ from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.steps import Batch, Steps, run, text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redis import Redis
 
     from engineroom.tasks.task import Serializer
@@ -122,12 +124,24 @@ def progress_of(job_id: str) -> Steps[Progress | None]:
 
 def result_of(job_id: str, serializer: Serializer) -> Steps[JobResult]:
     """Status, and the value or the traceback of the last run that left one."""
-    status, entries = yield Batch(
-        [
-            ["HGET", keys.job(job_id), "status"],
-            ["XREVRANGE", f"rq:results:{job_id}", "+", "-", "COUNT", 1],
-        ]
-    )
+    [result] = yield from results_of([job_id], serializer)
+    return result
+
+
+def results_of(job_ids: Sequence[str], serializer: Serializer) -> Steps[list[JobResult]]:
+    """``result_of`` for several jobs, in one round trip."""
+    commands: list[list[Any]] = []
+    for job_id in job_ids:
+        commands.append(["HGET", keys.job(job_id), "status"])
+        commands.append(["XREVRANGE", f"rq:results:{job_id}", "+", "-", "COUNT", 1])
+    replies = (yield Batch(commands)) if commands else []
+    return [
+        _result(job_id, status, entries, serializer)
+        for job_id, status, entries in zip(job_ids, replies[::2], replies[1::2], strict=True)
+    ]
+
+
+def _result(job_id: str, status: Any, entries: Any, serializer: Serializer) -> JobResult:
     if not entries:
         return JobResult(job_id, text(status))
     fields = entries[0][1]

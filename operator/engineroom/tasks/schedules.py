@@ -86,6 +86,8 @@ def put(schedule: Schedule, rules: Rules, now: datetime) -> Steps[bool]:
             "task", "has delay, at, unique or job_id", "leave them out: the schedule says when"
         )
     # The same task has the same bytes whenever it is stored: what differs is set at the tick.
+    if task.depends_on:
+        raise InvalidTaskError("task.depends_on", "stands in a schedule", "leave it out")
     job = encode(replace(task, job_id="tick"), rules, now)
     template = list(zip(job.fields[::2], job.fields[1::2], strict=True))
     fixed = [pair for pair in template if pair[0] not in ("created_at", "enqueued_at")]

@@ -28,6 +28,8 @@ DEFAULT_TIMEOUT = 180
 DEFAULT_MAX_BYTES = 1 << 20
 MAX_QUEUE_NAME = 200
 MAX_UNIQUE_KEY = 500
+#: Jobs that one job may wait for.
+MAX_DEPENDENCIES = 1000
 #: Longest delay, time to live and window (seconds): ten years.
 MAX_SECONDS = 10 * 366 * 86400
 
@@ -128,11 +130,29 @@ class Unique:
 
 
 @dataclass(frozen=True, slots=True)
+class Callback:
+    """What the worker calls when a job has ended, and how long that may take (seconds).
+
+    ``function`` is a function of a module or its dotted path, called by RQ with the job, its
+    connection, and the result (``on_success``) or type, value and traceback (``on_failure``).
+    """
+
+    function: Function
+    timeout: int = 60
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.timeout <= 86400:
+            raise InvalidTaskError("callback.timeout", f"{self.timeout} s", "use 1 to 86400")
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A function with its arguments and how it is to be run. Durations are seconds.
 
     ``ttl`` is how long it may wait; ``result_ttl`` and ``failure_ttl`` how long what is left of it
     is kept (-1: for ever; None: as the worker says). ``delay`` or ``at`` put it off.
+    ``depends_on`` are ids of jobs that have to finish first, one that is gone counts as finished;
+    with ``allow_failure`` they may fail too.
     """
 
     function: Function
@@ -151,6 +171,11 @@ class Task:
     unique: Unique | None = None
     job_id: str | None = None
     description: str | None = None
+    depends_on: Sequence[str] = ()
+    allow_failure: bool = False
+    on_success: Callback | Function | None = None
+    on_failure: Callback | Function | None = None
+    on_stopped: Callback | Function | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +203,8 @@ class Encoded:
     at_front: bool
     unique: Unique | None
     named: bool
+    depends_on: Sequence[str] = ()
+    allow_failure: bool = False
 
 
 def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
@@ -194,6 +221,7 @@ def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
             "store the data elsewhere and pass its key, or raise max_bytes",
         )
     due = _due(task, now)
+    depends_on = _dependencies(task)
     stamp = timestamp(now)
     job_id = task.job_id
     if job_id is None:
@@ -223,9 +251,21 @@ def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
         fields += "ttl", _seconds("ttl", task.ttl, least=1)
     if meta:
         fields += "meta", meta
+    for name in ("success", "failure", "stopped"):
+        callback = getattr(task, f"on_{name}")
+        if callback is not None:
+            found, seconds = _callback(f"on_{name}", callback)
+            fields[2 * fields[::2].index(f"{name}_callback_name") + 1] = found
+            fields += f"{name}_callback_timeout", seconds
+    if depends_on:
+        fields += "dependency_id", depends_on[0], "dependency_ids", json.dumps(depends_on)
+        if task.allow_failure:
+            fields += "allow_dependency_failures", 1
+        if task.at_front:
+            fields += "enqueue_at_front", 1
     return Encoded(
         job_id, task.queue, fields, task.ttl, due, task.at_front, task.unique,
-        task.job_id is not None,
+        task.job_id is not None, depends_on, task.allow_failure,
     )  # fmt: skip
 
 
@@ -260,6 +300,42 @@ def resolve(function: Function) -> tuple[Any, str]:
     if callable(function) and not inspect.isclass(function):
         return function, "__call__"
     raise InvalidTaskError("function", f"{type(function).__name__}", "use a function or its path")
+
+
+def _dependencies(task: Task) -> list[str]:
+    if isinstance(task.depends_on, str):
+        raise InvalidTaskError("depends_on", "is a string", "use a list of job ids")
+    # Once each, in the order given.
+    found = list(dict.fromkeys(task.depends_on))
+    if len(found) > MAX_DEPENDENCIES:
+        raise InvalidTaskError(
+            "depends_on", f"{len(found)} jobs", f"use at most {MAX_DEPENDENCIES}"
+        )
+    for job_id in found:
+        if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
+            raise InvalidTaskError("depends_on", f"{str(job_id)[:50]!r}", "use the ids of jobs")
+        if job_id == task.job_id:
+            raise InvalidTaskError("depends_on", "names the job itself", "leave it out")
+    if found and (task.delay is not None or task.at is not None):
+        raise InvalidTaskError(
+            "delay",
+            "stands beside depends_on",
+            "use one of the two",
+        )
+    return found
+
+
+def _callback(field: str, callback: Callback | Function) -> tuple[str, int]:
+    chosen = callback if isinstance(callback, Callback) else Callback(callback)
+    function = chosen.function
+    try:
+        instance, name = resolve(function)
+    except InvalidTaskError as error:
+        error.field, error.args = field, (str(error).replace("function", field, 1),)
+        raise
+    if instance is not None or inspect.iscoroutinefunction(function):
+        raise InvalidTaskError(field, "is no plain function", "use a function of a module")
+    return name, chosen.timeout
 
 
 def timestamp(moment: datetime) -> str:

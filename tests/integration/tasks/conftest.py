@@ -23,6 +23,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+def snapshot(redis: Redis) -> dict[str, Any]:
+    """All that is in Redis, by value: two of the same are the same bytes to whoever reads them."""
+    read: dict[bytes, Callable[[bytes], Any]] = {
+        b"string": redis.get,
+        b"hash": redis.hgetall,
+        b"set": redis.smembers,
+        b"list": lambda key: redis.lrange(key, 0, -1),
+        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
+        b"stream": redis.xrange,
+    }
+    return {
+        key.decode(): (kind := redis.type(key), read[kind](key), redis.pexpiretime(key))
+        for key in redis.scan_iter()
+    }
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[RedisServer]:
     with redis_server() as running:

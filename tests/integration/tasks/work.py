@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from engineroom.tasks import FailureCategory, Rule, reporter, retrying
+from typing import Any
+
+from rq import get_current_job
+
+from engineroom.tasks import FailureCategory, Rule, parents, reporter, retrying
 
 
 def add(left: int, right: int = 0) -> int:
@@ -43,3 +47,23 @@ def fragile(kind: str) -> None:
 @retrying(Rule((ConnectionError,), maximum=3, first=60, jitter=0))
 async def patient() -> None:
     raise ConnectionError
+
+
+def total() -> int:
+    return sum(each.value for each in parents() if each.status == "finished")
+
+
+def outcomes() -> list[str]:
+    return [each.status for each in parents()]
+
+
+def until(flag: str) -> str:
+    """Fail as long as the key is not there."""
+    job = get_current_job()
+    if not job.connection.exists(flag):
+        raise RuntimeError(flag)
+    return flag
+
+
+def note(job: Any, connection: Any, *_: Any) -> None:
+    connection.rpush("test:noted", job.id)

@@ -1,0 +1,255 @@
+"""Jobs that wait for jobs, as RQ keeps them, written and cancelled by scripts.
+
+RQ's form: such a job is *deferred*; its id stands in the set of dependents of each job that it
+waits for, and theirs in its set of dependencies. Whoever runs the last of them, any worker of RQ,
+puts it on its queue.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engineroom.queue import keys
+from engineroom.tasks.errors import JobEndedError, JobNotFoundError, ParentCanceledError
+from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from engineroom.tasks.task import Encoded, Unique
+
+#: Jobs that are cancelled in one step; Redis serves nobody else meanwhile, below 5 ms.
+STEP = 50
+#: Dependents that are asked for in one round trip.
+_SCAN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """What ``cancel`` did: ids of the jobs that will not run, and of those that run already.
+
+    ``running`` also holds jobs with a rate limit of RQ, which only RQ itself can take out.
+    """
+
+    canceled: tuple[str, ...]
+    running: tuple[str, ...] = ()
+
+
+def invocation(
+    jobs: Sequence[Encoded],
+    unique: Unique | None = None,
+    unique_key: str = "",
+    mark: tuple[str, int] | None = None,
+) -> Invoke:
+    """The script that writes jobs which wait for each other, or for others, all or none of them.
+
+    ``unique`` stands for all of them, by the last one. ``mark`` is a relay's, with its window.
+    """
+    arguments: list[Any] = [
+        unique.until if unique is not None else "",
+        max(1, round(unique.window * 1000)) if unique is not None else "",
+        mark[1] if mark is not None else "",
+        len(jobs),
+    ]
+    for job in jobs:
+        arguments += [
+            job.job_id,
+            job.queue,
+            "" if job.due is None else repr(job.due),
+            "LPUSH" if job.at_front else "RPUSH",
+            job.ttl or "",
+            "1" if job.named else "",
+            "1" if job.allow_failure else "",
+            len(job.depends_on),
+            *job.depends_on,
+            len(job.fields),
+            *job.fields,
+        ]
+    return Invoke(_WRITE, ["rq:queues", unique_key, mark[0] if mark else ""], arguments)
+
+
+def parent_canceled(reply: Sequence[Any]) -> ParentCanceledError:
+    """The error of the script's verdict 3."""
+    return ParentCanceledError(
+        f"depends_on: job {text(reply[1])} is {text(reply[2])} and never finishes; leave it out"
+    )
+
+
+def cancel(job_id: str, now: datetime, *, stop: bool = False) -> Steps[Canceled]:
+    """Cancel the job and, step by step, all that hangs on it; see Tasks.cancel.
+
+    Nothing of it runs once the first step is done: RQ starts no dependent of a cancelled job. So
+    whoever was killed in between left jobs that wait in vain, and the same call takes them too.
+    """
+    found: dict[str, str] = {}
+    waiting, seen = [job_id], {job_id}
+    while waiting:
+        step = waiting[:STEP]
+        rows = yield Invoke(_CANCEL, [], [repr(now.timestamp()), *step])
+        # It says what it did: beside a long queue it does one job at a time.
+        waiting = waiting[len(rows) :]
+        parents: list[str] = []
+        stops: list[list[Any]] = []
+        for each, row in zip(step, rows, strict=False):
+            verdict, worker = text(row[0]), text(row[1])
+            if each == job_id and verdict == "gone":
+                raise JobNotFoundError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
+            if each == job_id and verdict == "finished":
+                raise JobEndedError(f"job_id: {job_id} has finished; nothing is left to cancel")
+            found[each] = verdict
+            if verdict not in ("gone", "finished"):
+                parents.append(each)
+            if verdict == "running" and stop and worker:
+                command = json.dumps({"command": "stop-job", "job_id": each})
+                stops.append(["PUBLISH", keys.worker_channel(worker), command])
+        if stops:
+            yield Batch(stops)
+        for parent in parents:
+            cursor: Any = 0
+            while True:
+                key = f"{keys.job(parent)}:dependents"
+                [(cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", _SCAN]])
+                fresh = [each for each in map(text, members) if each not in seen]
+                seen.update(fresh)
+                waiting += fresh
+                if not int(cursor):
+                    break
+    return Canceled(
+        tuple(each for each, verdict in found.items() if verdict == "canceled"),
+        tuple(each for each, verdict in found.items() if verdict == "running"),
+    )
+
+
+#: KEYS: set of queues, unique key or '', relay's mark or ''. ARGV: until, window in ms, relay's
+#: window, number of jobs, then for each: id, queue, due or '', push command, ttl, named,
+#: allow failure, number of parents, their ids, number of words of its hash, and those.
+#: Returns {verdict, id, queue}: 1 written, 0 earlier ones stand for the work, 2 the named job
+#: exists, 3 a parent (the id) is cancelled or stopped (instead of the queue); a relay, whose
+#: transaction has committed, then writes the job cancelled. Of a parent that is gone RQ says that
+#: it has finished, and so is it here.
+_WRITE = Script("""
+local queues, unique, mark = unpack(KEYS)
+local count, jobs, among, at = tonumber(ARGV[4]), {}, {}, 5
+local now = redis.call('TIME')[1]
+for number = 1, count do
+  local job = {id = ARGV[at], queue = ARGV[at + 1], due = ARGV[at + 2], push = ARGV[at + 3],
+               ttl = ARGV[at + 4], named = ARGV[at + 5], allow = ARGV[at + 6], parents = {}}
+  local parents = tonumber(ARGV[at + 7])
+  for parent = 1, parents do job.parents[parent] = ARGV[at + 7 + parent] end
+  at = at + 8 + parents
+  job.first, job.last = at + 1, at + tonumber(ARGV[at])
+  at = job.last + 1
+  jobs[number], among[job.id] = job, true
+end
+local last = jobs[count]
+if mark ~= '' and redis.call('EXISTS', mark) == 1 then return {0, last.id, last.queue} end
+if unique ~= '' then
+  local first = redis.call('GET', unique)
+  if first then
+    local state = redis.call('HMGET', 'rq:job:' .. first, 'status', 'origin')
+    local status = state[1]
+    local ended = not status or status == 'finished' or status == 'failed'
+                  or status == 'stopped' or status == 'canceled'
+    if ARGV[1] == 'window' or not ended then
+      if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
+      return {0, first, state[2] or last.queue}
+    end
+  end
+end
+local states = {}
+for _, job in ipairs(jobs) do
+  if job.named ~= '' and redis.call('EXISTS', 'rq:job:' .. job.id) == 1 then
+    if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
+    return {2, job.id, job.queue}
+  end
+  for _, parent in ipairs(job.parents) do
+    if not among[parent] and states[parent] == nil then
+      local status = redis.call('HGET', 'rq:job:' .. parent, 'status') or 'finished'
+      if (status == 'canceled' or status == 'stopped') and mark == '' then
+        return {3, parent, status}
+      end
+      states[parent] = status
+    end
+  end
+end
+for _, job in ipairs(jobs) do
+  local key, list = 'rq:job:' .. job.id, 'rq:queue:' .. job.queue
+  local waits, dead = false, false
+  for _, parent in ipairs(job.parents) do
+    local status = states[parent]
+    local met = status == 'finished' or (status == 'failed' and job.allow ~= '')
+    waits = waits or not met
+    dead = dead or status == 'canceled' or status == 'stopped'
+  end
+  redis.call('HSET', key, unpack(ARGV, job.first, job.last))
+  redis.call('SADD', queues, list)
+  if dead then
+    -- Parents come before their children here.
+    states[job.id] = 'canceled'
+    redis.call('HSET', key, 'status', 'canceled')
+    redis.call('HDEL', key, 'enqueued_at')
+    redis.call('ZADD', 'rq:canceled:' .. job.queue, now, job.id)
+  elseif waits then
+    redis.call('HSET', key, 'status', 'deferred')
+    redis.call('HDEL', key, 'enqueued_at')
+    redis.call('ZADD', 'rq:deferred:' .. job.queue, now, job.id)
+    for _, parent in ipairs(job.parents) do
+      redis.call('SADD', 'rq:job:' .. parent .. ':dependents', job.id)
+      -- RQ's own name has two colons.
+      redis.call('SADD', 'rq:job::' .. job.id .. ':dependencies', parent)
+    end
+  elseif job.due ~= '' then
+    redis.call('ZADD', 'rq:scheduled:' .. job.queue, job.due, job.id)
+  else
+    -- A time to live is for waiting on the queue: for what is deferred RQ sets it later.
+    if job.ttl ~= '' then redis.call('EXPIRE', key, job.ttl) end
+    redis.call(job.push, list, job.id)
+  end
+end
+if unique ~= '' then redis.call('SET', unique, last.id, 'PX', ARGV[2]) end
+if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
+return {1, last.id, last.queue}
+""")
+
+#: ARGV: the time, then ids. Returns for each, as far as it got, {verdict, worker}: canceled (now or
+#: before), running, finished or gone. Finding a job in a long queue takes long: after one such it
+#: stops.
+_CANCEL = Script("""
+local now, rows = ARGV[1], {}
+for at = 2, #ARGV do
+  local id = ARGV[at]
+  local job, long = 'rq:job:' .. id, false
+  local hash = redis.call('HMGET', job, 'status', 'origin', 'worker_name', 'rate_limit_key')
+  local status, queue = hash[1], hash[2] or ''
+  local limited = hash[4] and hash[4] ~= '' and status ~= 'deferred'
+  local verdict = 'canceled'
+  if not status then
+    verdict = 'gone'
+  elseif status == 'finished' then
+    verdict = status
+  elseif status == 'started' or (limited and status ~= 'canceled') then
+    verdict = 'running'
+  elseif status ~= 'canceled' then
+    if status == 'queued' then
+      local list = 'rq:queue:' .. queue
+      long = redis.call('LLEN', list) > 10000
+      redis.call('LREM', list, 1, id)
+      redis.call('LREM', list .. ':intermediate', 1, id)
+    elseif status == 'failed' or status == 'stopped' then
+      redis.call('ZREM', 'rq:failed:' .. queue, id)
+    elseif status == 'ready_to_enqueue' then
+      redis.call('ZREM', 'rq:ready:' .. queue, id)
+    else
+      redis.call('ZREM', 'rq:' .. status .. ':' .. queue, id)
+    end
+    redis.call('HSET', job, 'status', 'canceled')
+    redis.call('ZADD', 'rq:canceled:' .. queue, now, id)
+  end
+  rows[#rows + 1] = {verdict, hash[3] or ''}
+  if long then break end
+end
+return rows
+""")
