@@ -111,8 +111,9 @@ def _measured(pid: int, port: int, size: int, rounds: int) -> dict[str, float | 
             raise RuntimeError("the API did not start")
         time.sleep(0.05)
     ways = (_announced, _chunked, _inflated)
-    for way in ways:  # what is loaded and made once is no growth
-        _send(port, way(4 * MIB))
+    for _ in range(3):  # what is loaded and made once is no growth
+        for way in ways:
+            _send(port, way(32 * MIB))
     before = _highest(pid)
     answers = [_send(port, way(size)) for _ in range(rounds) for way in ways]
     refused = sum(answer.startswith("HTTP/1.1 413") for answer in answers)

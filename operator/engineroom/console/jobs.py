@@ -162,6 +162,22 @@ class Retried(Model):
     queue: str
 
 
+class Cancel(Model):
+    """What to cancel: with `stop` a job that runs as well."""
+
+    stop: bool = False
+
+
+class Canceled(Model):
+    """Ids of the jobs that will not run: the job, and those that waited for it.
+
+    `running` are those that run already, or that only RQ itself can take out.
+    """
+
+    canceled: list[str]
+    running: list[str]
+
+
 #: Schedules that are looked at for one list.
 MAX_SCHEDULES = 5_000
 
@@ -206,6 +222,16 @@ async def retry_job(call: Call) -> Answer:
     found = await _here(call)
     queue = await call.services.tasks.requeue(found.job.job_id)
     return Answer(Retried(id=found.job.job_id, queue=queue), details={"queue": queue})
+
+
+async def cancel_job(call: Call) -> Answer:
+    """Cancel a job, and those that wait for it."""
+    found = await _here(call)
+    done = await call.services.tasks.cancel(found.job.job_id, stop=call.body.stop)
+    return Answer(
+        Canceled(canceled=list(done.canceled), running=list(done.running)),
+        details={"jobs": len(done.canceled)},
+    )
 
 
 async def _here(call: Call) -> JobDetail:
@@ -352,6 +378,18 @@ ROUTES = (
         method="POST", path=f"{_HERE}/jobs/{{job}}/retry", needs=Permission.NAMESPACE_JOBS_RETRY,
         handler=retry_job, summary="Put a failed job back", tag="jobs", answer=Retried,
         action="job.retry", errors=(404,),
+    ),
+    Route(
+        method="POST",
+        path=f"{_HERE}/jobs/{{job}}/cancel",
+        needs=Permission.NAMESPACE_JOBS_CANCEL,
+        handler=cancel_job,
+        summary="Cancel a job and those that wait for it",
+        tag="jobs",
+        body=Cancel,
+        answer=Canceled,
+        action="job.cancel",
+        errors=(404,),
     ),
     Route(
         method="GET", path=f"{_HERE}/schedules", needs=Permission.NAMESPACE_SCHEDULES_READ,

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
+
+import httpx
 
 from tests.integration.console.api import ADMIN_PASSWORD
 from tests.support import free_port
@@ -72,7 +73,7 @@ def _ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"the API did not become ready:\n{log.read_text()[-3000:]}")
-        with contextlib.suppress(OSError), urlopen(f"{url}/readyz", timeout=2) as answer:
-            if answer.status == 200:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
                 return
         time.sleep(0.05)
