@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.resources import SERVICE_ACCOUNTS
-from tests.integration.console.api import ADMIN_PASSWORD, BINDINGS, ROLES, Api, role
+from tests.integration.console.api import ADMIN_PASSWORD, BINDINGS, ROLES, Api, role, swept
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api
         await app.state.services.hub.pools.synced.wait()
         await app.state.services.revocations.read()
         yield opened
+    swept()
 
 
 @pytest_asyncio.fixture

@@ -15,7 +15,7 @@ from engineroom.console import stream as streaming
 from engineroom.console.main import server
 from engineroom.console.stream import BEHIND, MOST_EACH, Event, Stream
 from engineroom.kube.resources import WORKERPOOLS
-from tests.integration.console.api import BINDINGS, POOLS, Api, pool
+from tests.integration.console.api import BINDINGS, POOLS, Api, pool, swept
 from tests.integration.pools import eventually
 from tests.support import free_port
 
@@ -54,6 +54,7 @@ async def served(
         yield opened
     running.should_exit = True
     await task
+    swept()
 
 
 async def lines(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
