@@ -81,7 +81,7 @@ class TimedOutError(CliError):
 
     code = "cli_timed_out"
     category = Category.LIMIT
-    http_status = 504
+    http_status = 408
 
 
 class UsageError(CliError):

@@ -140,7 +140,7 @@ class Tasks(_Shared):
         """Cancel a job and all that hangs on it, in steps of 50; which jobs these are.
 
         A job that runs is not ended, unless with ``stop`` its worker is asked to. After a kill
-        nothing of it runs; the same call does the rest. Raises JobNotFoundError, JobEndedError.
+        nothing of it runs; the same call does the rest. Raises JobMissingError, JobEndedError.
         """
         return run(self.redis, dependents.cancel(job_id, self.clock.now(), stop=stop))
 

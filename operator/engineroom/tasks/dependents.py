@@ -11,8 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core.errors import JobMissingError
 from engineroom.queue import keys
-from engineroom.tasks.errors import JobEndedError, JobNotFoundError, ParentCanceledError
+from engineroom.tasks.errors import JobEndedError, ParentCanceledError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def cancel(job_id: str, now: datetime, *, stop: bool = False) -> Steps[Canceled]
         for each, row in zip(step, rows, strict=False):
             verdict, worker = text(row[0]), text(row[1])
             if each == job_id and verdict == "gone":
-                raise JobNotFoundError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
+                raise JobMissingError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
             if each == job_id and verdict == "finished":
                 raise JobEndedError(f"job_id: {job_id} has finished; nothing is left to cancel")
             found[each] = verdict

@@ -91,14 +91,6 @@ class ScheduleNotFoundError(TaskError):
     http_status = 404
 
 
-class JobNotFoundError(TaskError):
-    """There is no job of that id, or not any more."""
-
-    code = "job_not_found"
-    category = Category.NOT_FOUND
-    http_status = 404
-
-
 class JobEndedError(TaskError):
     """The job has ended, so it cannot be cancelled."""
 

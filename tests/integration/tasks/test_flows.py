@@ -11,13 +11,13 @@ from rq import Callback as RqCallback
 from rq import Queue
 from rq.job import Dependency, Job
 
+from engineroom.core.errors import JobMissingError
 from engineroom.tasks import (
     AsyncTasks,
     Callback,
     InvalidTaskError,
     JobEndedError,
     JobExistsError,
-    JobNotFoundError,
     ParentCanceledError,
     Task,
     Tasks,
@@ -177,7 +177,7 @@ def test_cancelling_whatever_state_it_is_in(
     assert (counts.failed, counts.scheduled, counts.canceled) == (0, 0, 2)
     with pytest.raises(JobEndedError, match="has finished; nothing"):
         tasks.cancel(done.job_id)
-    with pytest.raises(JobNotFoundError, match="no job 'nobody'; see"):
+    with pytest.raises(JobMissingError, match="no job 'nobody'; see"):
         tasks.cancel("nobody")
     with pytest.raises(ParentCanceledError, match=f"depends_on: job {failed.job_id} is canceled"):
         tasks.enqueue(Task(add, (1,), depends_on=[failed.job_id]))
