@@ -52,7 +52,7 @@ lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
 	$(LOCK) $(UPGRADE) --all-extras --group dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) $(UPGRADE) --all-extras --group dev -c requirements/rq2.in \
 		pyproject.toml -o requirements/rq2.txt
-	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra cli -c requirements/dev.txt \
+	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra console --extra cli -c requirements/dev.txt \
 		pyproject.toml -o requirements/image.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	$(LOCK) $(UPGRADE) examples/shop/requirements.in -o examples/shop/requirements.txt
@@ -120,6 +120,7 @@ generate: $(READY) helm ## Write the files that have another source: CRDs, schem
 	$(BIN)/python -m engineroom.api.generate
 	$(BIN)/python -m engineroom.core.reference
 	$(BIN)/python -m engineroom.cli.docs
+	$(BIN)/python -m engineroom.console.openapi
 	$(BIN)/python deploy/kustomize/render.py
 	$(BIN)/python charts/values_table.py
 
@@ -128,6 +129,7 @@ verify: $(READY) helm ## Check that the generated files are what `make generate`
 	$(BIN)/python -m engineroom.api.generate --check
 	$(BIN)/python -m engineroom.core.reference --check
 	$(BIN)/python -m engineroom.cli.docs --check
+	$(BIN)/python -m engineroom.console.openapi --check
 	$(BIN)/python deploy/kustomize/render.py --check
 	$(BIN)/python charts/values_table.py --check
 

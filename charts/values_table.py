@@ -49,7 +49,7 @@ def rows(schema: dict[str, Any], defaults: Any, path: str = "") -> Iterator[tupl
 
 
 def shared(schema: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """The values that operator, webhooks and Redis have in common."""
+    """The values that operator, webhooks, API and Redis have in common."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())["operator"]
     for name in SHARED:
         yield (
@@ -75,8 +75,8 @@ def section() -> str:
     own = table(rows(schema, defaults))
     common = table(shared(schema))
     return (
-        f"{BEGIN}\n{own}\n\nBesides, below `operator`, `webhooks` and `redis`, as far as it makes"
-        f" sense there:\n\n{common}\n{END}"
+        f"{BEGIN}\n{own}\n\nBesides, below `operator`, `webhooks`, `api` and `redis`, as far as it"
+        f" makes sense there:\n\n{common}\n{END}"
     )
 
 

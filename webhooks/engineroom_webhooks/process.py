@@ -47,7 +47,9 @@ async def run(settings: Settings) -> None:
             )
         authority: Authority = NoAuthority()
         if settings.review_authors and client is not None:
-            authority = ClusterAuthority(client, clock)
+            named = settings.trusted_authors.split(",")
+            trusted = frozenset(name.strip() for name in named if name.strip())
+            authority = ClusterAuthority(client, clock, trusted)
         keeper = Keeper()
         listening = asyncio.Event()
 

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     #: ServiceAccount and Secret of its namespace through the pods.
     review_authors: bool = True
 
+    #: Authors that ask for themselves, of the person they write for, what is asked here of an
+    #: author; comma-separated. The API's own account.
+    trusted_authors: str = ""
+
     body_limit: int = Field(default=4 * 1024 * 1024, ge=1024)
     body_timeout: float = Field(default=5, gt=0)
     #: How long requests are still taken after SIGTERM, while the endpoint goes out of use.

@@ -244,7 +244,7 @@ class AuthMiddleware:
         try:
             # Somebody before us may have left one: who asks is decided here and nowhere else.
             scope = dict(scope)
-            asked = _asked_of_scope(scope)
+            asked = asked_of(scope)
             scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
             await self._app(scope, receive, sending)
         except EngineroomError as error:
@@ -271,7 +271,8 @@ class AuthMiddleware:
         return headers + [(n, v) for n, v in self._headers if n not in present]
 
 
-def _asked_of_scope(scope: Scope) -> Asked:
+def asked_of(scope: Scope) -> Asked:
+    """What of an ASGI scope tells who asks; for who looks again later."""
     headers: dict[str, tuple[str, ...]] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()

@@ -87,6 +87,9 @@ SUBJECT_ACCESS_REVIEWS = Resource(
     "SubjectAccessReview",
     namespaced=False,
 )
+TOKEN_REVIEWS = Resource(
+    "authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False
+)
 VALIDATING_WEBHOOKS = Resource(
     "admissionregistration.k8s.io",
     "v1",

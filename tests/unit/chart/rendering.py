@@ -31,6 +31,15 @@ VARIANTS: dict[str, Object] = {
     "redis by url": {"redis": {"enabled": False, "url": "rediss://:secret@redis.example:6380/0"}},
     "no webhooks": {"webhooks": {"enabled": False}},
     "cert-manager": {"webhooks": {"certManager": {"enabled": True}}},
+    "api": {"api": {"enabled": True, "tlsSecret": "api-tls"}},
+    "api, namespaced": {
+        "watchNamespaces": ["shop", "blog"],
+        "api": {
+            "enabled": True,
+            "existingSecret": "elsewhere",
+            "ingressFrom": [{"podSelector": {}}],
+        },
+    },
     "persistent": {"redis": {"persistence": {"enabled": True, "storageClassName": "fast"}}},
     "everything": {
         "commonLabels": {"team": "platform"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -498,3 +499,58 @@ def test_the_documentation_has_the_table_of_these_values() -> None:
     command = [sys.executable, str(ROOT / "charts/values_table.py"), "--check"]
     done = subprocess.run(command, check=False)
     assert done.returncode == 0, "run charts/values_table.py"
+
+
+# ---- the API ----------------------------------------------------------------------------------
+
+
+def test_the_api_may_write_its_kinds_and_ask_and_nothing_else() -> None:
+    objects = render(VARIANTS["api"])
+    role = named(objects, "ClusterRole", "engineroom-api")
+    found = {resource: set(rule["verbs"]) for rule in rules(role) for resource in rule["resources"]}
+    assert found == {
+        "tokenreviews": {"create"},
+        "subjectaccessreviews": {"create"},
+        "namespaces": {"get"},
+        "workerpools": {"get", "list", "watch", "create", "patch", "delete"},
+        "workerpools/scale": {"patch"},
+    }
+    objects = render(VARIANTS["api, namespaced"])
+    asks = named(objects, "ClusterRole", "engineroom-api")
+    assert {r for rule in rules(asks) for r in rule["resources"]} == {
+        "tokenreviews", "subjectaccessreviews", "namespaces",
+    }  # fmt: skip
+    where = {
+        r["metadata"]["namespace"] for r in of(objects, "Role") if "api" in r["metadata"]["name"]
+    }
+    assert where == {"shop", "blog"}
+
+
+def test_the_api_has_two_replicas_and_its_secrets_in_files() -> None:
+    objects = render(VARIANTS["api"])
+    deployment = named(objects, "Deployment", "engineroom-api")
+    assert deployment["spec"]["replicas"] == 2
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    secret = named(objects, "Secret", "engineroom-api")
+    values = [base64.b64decode(value).decode() for value in secret["data"].values()]
+    assert sorted(map(len, values)) == [32, 64]
+    assert not any(value in json.dumps(container) for value in values)
+    assert named(objects, "PodDisruptionBudget", "engineroom-api")
+    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    kept = render(VARIANTS["api, namespaced"])
+    assert "engineroom-api" not in {o["metadata"]["name"] for o in of(kept, "Secret")}
+
+
+def test_the_webhooks_leave_the_question_of_the_author_to_the_api() -> None:
+    def trusted(values: Object) -> list[str]:
+        deployment = named(render(values), "Deployment", "engineroom-webhooks")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        name = "ENGINEROOM_WEBHOOKS_TRUSTED_AUTHORS"
+        return [each["value"] for each in container["env"] if each["name"] == name]
+
+    assert trusted(VARIANTS["api"]) == ["system:serviceaccount:engineroom:engineroom-api"]
+    assert trusted({}) == []
+
+
+def test_the_api_needs_a_redis() -> None:
+    assert "api.enabled" in refusal({"api": {"enabled": True}, "redis": {"enabled": False}})

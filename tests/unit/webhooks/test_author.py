@@ -75,6 +75,12 @@ async def test_the_review_says_who_and_what(authority: ClusterAuthority, api: Ap
     ]
 
 
+async def test_a_trusted_author_is_not_asked_about(api: Api, clock: FakeClock) -> None:
+    authority = ClusterAuthority(cast("Client", api), clock, frozenset({"ann"}))
+    assert await authority.may_create_pods(ANN, "shop")
+    assert api.asked == []
+
+
 async def test_one_question_at_a_time(authority: ClusterAuthority, api: Api) -> None:
     answers = await asyncio.gather(*(authority.may_create_pods(ANN, "shop") for _ in range(20)))
 

@@ -1,0 +1,386 @@
+"""Several objects applied as one: read, checked, rehearsed, then written by a saga or put back.
+
+The saga: one step an object. After a crash it goes back, never on: nobody waits for its answer any
+more, and the rights under which it was asked for are not looked at again.
+
+Each object that is written carries the transaction's id in an annotation, by which a step that is
+tried again knows its own work. An undo takes back what the step changed, by a three-way merge, and
+the ownership of fields with it. It deletes what the step created and nothing else.
+
+What Kubernetes cannot give: a request that a stopped process had handed to the network may arrive
+after another replica has undone its step. Against it stand the version that each update names, and
+that a step which waited for longer than half a lease does not write any more.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engineroom.api import GROUP
+from engineroom.console.errors import ManifestChangedError
+from engineroom.console.pools import MANAGER
+from engineroom.core.errors import TransientError
+from engineroom.core.redaction import REDACTED, is_secret_key, redact_text
+from engineroom.core.transactions.saga import Saga, Step, StepContext
+from engineroom.core.validation.paths import child
+from engineroom.core.wrapping import wrapped
+from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
+from engineroom.kube.resources import WORKERPOOLS, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from redis.asyncio import Redis
+
+    from engineroom.core.clock import Clock
+    from engineroom.kube.client import Client
+
+#: Objects of one transaction.
+MAX_OBJECTS = 50
+#: Which kinds may be applied; what the process may write is bounded by its own rights too.
+KINDS: Mapping[tuple[str, str], Resource] = {
+    (kind.api_version, kind.kind): kind for kind in (WORKERPOOLS,)
+}
+ANNOTATION = f"{GROUP}/transaction"
+LEASE = 15.0
+SAGA = "manifests.apply"
+#: Differences of one object that are told.
+MAX_CHANGES = 200
+#: Seconds for which the objects of a transaction that did not end are kept.
+KEPT = 7 * 86_400
+#: Times that an undo reads again because somebody else was faster.
+_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What is to become of one object: create, update or unchanged."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    action: str
+    #: As it was; None where there is none.
+    before: dict[str, Any] | None = field(repr=False)
+    #: As it was written by whoever applies.
+    wanted: dict[str, Any] = field(repr=False)
+    #: As it would be: the API server's answer to the rehearsal.
+    after: dict[str, Any] = field(repr=False)
+
+    @property
+    def resource(self) -> Resource:
+        """Where the API server keeps it."""
+        return KINDS[self.api_version, self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference; values are JSON, cut and without secrets, None for what is not there."""
+
+    path: str
+    before: str | None
+    after: str | None
+
+
+# -- pure ---------------------------------------------------------------------------------------
+
+
+def content(obj: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of an object people write: spec, labels and annotations, our own mark left out."""
+    if obj is None:
+        return {"metadata": {"labels": {}, "annotations": {}}}
+    metadata = obj.get("metadata") or {}
+    annotations = {k: v for k, v in (metadata.get("annotations") or {}).items() if k != ANNOTATION}
+    said = {"labels": metadata.get("labels") or {}, "annotations": annotations}
+    rest = {
+        key: value
+        for key, value in obj.items()
+        if key not in {"apiVersion", "kind", "metadata", "status"}
+    }
+    return {"metadata": said, **rest}
+
+
+def differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
+    """Each field that differs, depth first."""
+    if before == after:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from differences(before.get(key), after.get(key), child(path, key))
+        return
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from differences(old, new, f"{path}[{index}]")
+        return
+    yield Change(path, _told(path, before), _told(path, after))
+
+
+def _told(path: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if is_secret_key(path.rpartition(".")[2]) or ".env[" in path:
+        return REDACTED
+    text = redact_text(json.dumps(value, ensure_ascii=False, sort_keys=True))
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def merge_patch(source: Any, target: Any) -> Any:
+    """The JSON merge patch (RFC 7396) that makes ``target`` of ``source``; both are maps."""
+    patch: dict[str, Any] = {}
+    for key in {*source, *target}:
+        old, new = source.get(key), target.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            patch[key] = merge_patch(old, new)
+        else:
+            patch[key] = new
+    return patch
+
+
+def marked(wanted: Mapping[str, Any], transaction: str) -> dict[str, Any]:
+    """The object with the transaction's mark on it."""
+    metadata = dict(wanted["metadata"])
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), ANNOTATION: transaction}
+    return {**wanted, "metadata": metadata}
+
+
+def mark_of(obj: Mapping[str, Any]) -> str:
+    """The id of the transaction that wrote the object last, or empty."""
+    return str(((obj.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION) or "")
+
+
+def owned_by_apply(fields: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """managedFields where our creation counts as an apply; None where nothing is to be changed.
+
+    What was created is otherwise owned as by an update, and a later apply could never remove a
+    field. As kubectl's migration from client-side apply does it.
+    """
+    ours = [f for f in fields if f.get("manager") == MANAGER and f.get("operation") == "Update"]
+    if not ours or any(f.get("subresource") for f in ours):
+        return None
+    return [{**f, "operation": "Apply"} if f in ours else f for f in fields]
+
+
+# -- where a transaction's objects are kept while it runs ------------------------------------------
+
+
+class Bundles(Protocol):
+    """Keeps the objects of a transaction, which may hold what must not stand in a log."""
+
+    async def put(self, transaction: str, objects: list[Planned]) -> None:
+        """Keep them, unless some are kept under this id already."""
+        ...
+
+    async def get(self, transaction: str) -> list[Planned]:
+        """Them. Raises ManifestChangedError when they are gone."""
+        ...
+
+    async def drop(self, transaction: str) -> None:
+        """Forget them."""
+        ...
+
+
+class RedisBundles:
+    """In Redis, for ``KEPT`` seconds at most."""
+
+    def __init__(self, redis: Redis, *, prefix: str = "engineroom:console:manifests") -> None:
+        self._redis = redis
+        self._prefix = prefix
+
+    async def put(self, transaction: str, objects: list[Planned]) -> None:
+        """See Bundles."""
+        said = json.dumps([asdict(each) for each in objects], separators=(",", ":"))
+        with wrapped("manifests.put"):
+            await self._redis.set(self._key(transaction), said, ex=KEPT, nx=True)
+
+    async def get(self, transaction: str) -> list[Planned]:
+        """See Bundles."""
+        with wrapped("manifests.get"):
+            said = await self._redis.get(self._key(transaction))
+        if said is None:
+            raise ManifestChangedError("transaction: its objects are not kept any more; look anew")
+        return [Planned(**each) for each in json.loads(said)]
+
+    async def drop(self, transaction: str) -> None:
+        """See Bundles."""
+        with wrapped("manifests.drop"):
+            await self._redis.delete(self._key(transaction))
+
+    def _key(self, transaction: str) -> str:
+        return f"{self._prefix}:{transaction}"
+
+
+# -- the steps ----------------------------------------------------------------------------------
+
+
+class Applier:
+    """Applies and undoes single objects; what the saga's steps call."""
+
+    def __init__(self, client: Client, bundles: Bundles, clock: Clock) -> None:
+        self._client = client
+        self._bundles = bundles
+        self._clock = clock
+
+    def sagas(self) -> list[Saga]:
+        """One for each number of objects: a saga's steps are fixed."""
+        return [
+            Saga(
+                f"{SAGA}.{number}",
+                tuple(
+                    Step(f"object-{index + 1}", self.apply, self.undo) for index in range(number)
+                ),
+                back_after_crash=True,
+            )
+            for number in range(1, MAX_OBJECTS + 1)
+        ]
+
+    async def apply(self, step: StepContext) -> str:
+        """Write the object of this step. Raises ManifestChangedError and the client's errors."""
+        began = self._clock.monotonic()
+        planned = await self._of(step)
+        desired = marked(planned.wanted, step.saga)
+        if self._clock.monotonic() - began > LEASE / 2:
+            raise TransientError("this process stood still for too long to write safely")
+        if planned.before is None:
+            return await self._create(planned, desired, step.saga)
+        version = planned.before["metadata"]["resourceVersion"]
+        desired["metadata"]["resourceVersion"] = version
+        try:
+            written = await self._client.apply(
+                planned.resource, desired, force=bool(step.input.get("force")),
+                field_manager=MANAGER,
+            )  # fmt: skip
+        except Conflict as error:
+            live = await self._live(planned)
+            if live is not None and mark_of(live) == step.saga:
+                return "updated"
+            raise _changed(planned, error) from error
+        return f"updated to {written['metadata']['resourceVersion']}"
+
+    async def _create(self, planned: Planned, desired: dict[str, Any], transaction: str) -> str:
+        resource = planned.resource
+        try:
+            # Server-side apply cannot say "only if there is none"; a creation does.
+            live = await create(self._client, resource, desired)
+        except AlreadyExists as error:
+            found = await self._live(planned)
+            if found is None or mark_of(found) != transaction:
+                raise _changed(planned, error) from error
+            live = found
+        fields = owned_by_apply(live["metadata"].get("managedFields") or [])
+        for _ in range(_TRIES):
+            if fields is None:
+                break
+            metadata = {
+                "managedFields": fields, "resourceVersion": live["metadata"]["resourceVersion"],
+            }  # fmt: skip
+            try:
+                await self._patch(planned, {"metadata": metadata})
+                break
+            except Conflict:
+                found = await self._live(planned)
+                if found is None:
+                    break
+                live = found
+                fields = owned_by_apply(live["metadata"].get("managedFields") or [])
+        return "created"
+
+    async def undo(self, step: StepContext) -> str:
+        """Make it as it was before the step, whether the step was done or not."""
+        planned = await self._of(step)
+        for _ in range(_TRIES):
+            live = await self._live(planned)
+            if live is None:
+                return "gone"
+            try:
+                if planned.before is None:
+                    return await self._uncreate(planned, live, step.saga)
+                done = await self._restore(planned, planned.before, live, step.saga)
+            except Conflict:
+                continue
+            if done:
+                return done
+        raise TransientError(f"{planned.name}: others keep changing it; it could not be put back")
+
+    async def _uncreate(self, planned: Planned, live: dict[str, Any], transaction: str) -> str:
+        if mark_of(live) != transaction:
+            return "not ours"
+        metadata = live["metadata"]
+        try:
+            await self._client.delete(
+                planned.resource, planned.namespace, planned.name, uid=metadata["uid"]
+            )
+        except NotFound:
+            return "gone"
+        return "deleted"
+
+    async def _restore(
+        self, planned: Planned, before: dict[str, Any], live: dict[str, Any], transaction: str
+    ) -> str:
+        """One write towards how it was; empty while there is another to come."""
+        metadata, old = live["metadata"], before["metadata"]
+        if metadata["uid"] != old["uid"]:
+            return "replaced by somebody else"
+        version = metadata["resourceVersion"]
+        if mark_of(live) == transaction and mark_of(before) != transaction:
+            # Only what this transaction changed: what others changed meanwhile stays.
+            patch = merge_patch(content(planned.after), content(before))
+            annotations = {ANNOTATION: mark_of(before) or None}
+            said = patch.get("metadata") or {}
+            annotations |= said.get("annotations") or {}
+            patch["metadata"] = {**said, "annotations": annotations, "resourceVersion": version}
+            await self._patch(planned, patch)
+            return ""
+        if content(live) != content(before):
+            return "restored, but for what others changed"
+        fields = old.get("managedFields")
+        if fields and _owners(metadata.get("managedFields")) != _owners(fields):
+            # Only with nothing else changed are they taken as they are given.
+            patch = {"metadata": {"managedFields": fields, "resourceVersion": version}}
+            await self._patch(planned, patch)
+        return "restored"
+
+    async def _patch(self, planned: Planned, patch: dict[str, Any]) -> dict[str, Any]:
+        return await self._client.merge_patch(
+            planned.resource, planned.namespace, planned.name, patch, field_manager=MANAGER
+        )
+
+    async def _live(self, planned: Planned) -> dict[str, Any] | None:
+        try:
+            return await self._client.get(planned.resource, planned.namespace, planned.name)
+        except NotFound:
+            return None
+
+    async def _of(self, step: StepContext) -> Planned:
+        objects = await self._bundles.get(step.saga)
+        return objects[int(step.step.rpartition("-")[2]) - 1]
+
+
+async def create(
+    client: Client, resource: Resource, obj: Mapping[str, Any], *, dry_run: bool = False
+) -> dict[str, Any]:
+    """Create, or rehearse it; raises AlreadyExists."""
+    params = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry_run else {})
+    body = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
+    path = resource.path(obj["metadata"].get("namespace"))
+    return await client.request("POST", path, params=params, body=body)
+
+
+def _owners(fields: list[dict[str, Any]] | None) -> list[tuple[Any, ...]]:
+    """Who owns which fields of what people write; times and the status aside."""
+    return sorted(
+        (f.get("manager"), f.get("operation"), json.dumps(f.get("fieldsV1"), sort_keys=True))
+        for f in fields or ()
+        if not f.get("subresource")
+    )
+
+
+def _changed(planned: Planned, error: Conflict) -> ManifestChangedError:
+    return ManifestChangedError(
+        f"{planned.kind}/{planned.name}: was changed or made by somebody else meanwhile, or "
+        f"another manager owns a field ({error.message[:200]}); apply again, or with force"
+    )

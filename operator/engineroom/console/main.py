@@ -1,0 +1,88 @@
+"""The API process: ``engineroom-api``, or ``python -m engineroom.console.main``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+from pydantic import ValidationError
+
+from engineroom import __version__
+from engineroom.console.app import application
+from engineroom.console.services import opened
+from engineroom.console.settings import ApiSettings
+from engineroom.console.table import ROUTES
+from engineroom.core.logging import configure, get_logger
+from engineroom.core.validation.requests import Limits
+from engineroom.kube import config as kube_config
+from engineroom.kube.errors import ConfigError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from engineroom.kube.config import ApiConfig
+
+log = get_logger(__name__)
+
+EXIT_CONFIG = 2
+#: Seconds that requests under way get at the end; streams of events are cut.
+GRACE = 10
+
+
+def made(settings: ApiSettings, config: ApiConfig) -> Starlette:
+    """The application as the process serves it."""
+    return application(lambda: opened(settings, config), ROUTES, Limits())
+
+
+def server(settings: ApiSettings, config: ApiConfig) -> uvicorn.Server:
+    """The server, not yet started."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            made(settings, config),
+            host=settings.listen_host,
+            port=settings.listen_port,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+            # Addresses are ours to read: see Services.address.
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            lifespan="on",
+            h11_max_incomplete_event_size=32 * 1024,
+            limit_concurrency=2_000,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=GRACE,
+        )
+    )
+
+
+def main() -> int:
+    """Settings from the environment, then serve until SIGTERM; the exit status."""
+    try:
+        settings = ApiSettings()
+    except ValidationError as error:
+        configure()
+        for problem in error.errors(include_input=False, include_url=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            log.error("a setting is wrong", setting=name, problem=problem["msg"])  # noqa: TRY400
+        return EXIT_CONFIG
+    configure(settings.log_level, settings.log_format)
+    logging.captureWarnings(capture=True)
+    try:
+        settings.read_secret()
+        config = kube_config.load(settings.kubeconfig, settings.context)
+    except (ConfigError, OSError, ValueError) as error:
+        log.error("the API cannot start", error=str(error))  # noqa: TRY400
+        return EXIT_CONFIG
+    running = server(settings, config)
+    log.info("api starting", version=__version__, port=settings.listen_port)
+    asyncio.run(running.serve())
+    return 0 if running.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

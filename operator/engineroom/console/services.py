@@ -1,0 +1,234 @@
+"""What the handlers work with, put together and taken apart at one place."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis
+
+from engineroom.auth.api_keys import ApiKeys
+from engineroom.auth.audit import AuditLog
+from engineroom.auth.keys import Keys, RedisKeyStore
+from engineroom.auth.kubernetes import KubernetesIdentity
+from engineroom.auth.lockout import RedisCounter, SignIn
+from engineroom.auth.middleware import Authenticator, asked_of
+from engineroom.auth.passwords import Passwords
+from engineroom.auth.permissions import Policy
+from engineroom.auth.revocation import Revocations
+from engineroom.auth.sessions import Sessions
+from engineroom.auth.tokens import Tokens
+from engineroom.console.accounts import Accounts
+from engineroom.console.apply import LEASE, Applier, RedisBundles
+from engineroom.console.authority import Authority
+from engineroom.console.idempotency import Idempotency
+from engineroom.console.stream import Hub
+from engineroom.core.clock import Clock, SystemClock
+from engineroom.core.errors import EngineroomError
+from engineroom.core.logging import get_logger
+from engineroom.core.transactions.saga import Coordinator
+from engineroom.core.transactions.sagalog import RedisSagaLog
+from engineroom.kube.client import Client
+from engineroom.kube.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from engineroom.ratelimit.limiter import AsyncLimiter
+from engineroom.ratelimit.model import Failure, Limit, Rate
+from engineroom.ratelimit.model import Policy as RatePolicy
+from engineroom.tasks.client import AsyncTasks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+
+    from starlette.requests import Request
+
+    from engineroom.auth.permissions import Principal
+    from engineroom.console.settings import ApiSettings
+    from engineroom.core.transactions.sagalog import SagaLog
+    from engineroom.kube.config import ApiConfig
+
+log = get_logger(__name__)
+
+#: Seconds between two looks for transactions that a dead replica left.
+RECOVERY = 2.0
+#: Seconds that such work gets to end when the process does.
+GRACE = 5.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """Everything that a handler may need."""
+
+    redis: Redis
+    client: Client
+    authenticator: Authenticator
+    authority: Authority
+    limiter: AsyncLimiter
+    idempotency: Idempotency
+    audit: AuditLog
+    sessions: Sessions
+    tokens: Tokens
+    keys: Keys
+    api_keys: ApiKeys
+    accounts: Accounts
+    sign_in: SignIn
+    tasks: AsyncTasks
+    hub: Hub
+    sagas: SagaLog
+    bundles: RedisBundles
+    coordinator: Coordinator
+    revocations: Revocations
+    proxies: int = 0
+
+    def address(self, request: Request) -> str:
+        """Where a request came from: the connection's end, or what our own proxies saw."""
+        peer = request.client.host if request.client else ""
+        if not self.proxies:
+            return peer
+        header = ",".join(request.headers.getlist("x-forwarded-for"))
+        told = [part.strip() for part in header.split(",") if part.strip()]
+        # Each trusted proxy appends whom it saw; what stands before that anybody may have written.
+        return told[-self.proxies][:64] if len(told) >= self.proxies else peer
+
+    async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
+        """Who asks, looked at anew; see ``Authenticator.authenticate``."""
+        return await self.authenticator.authenticate(asked_of(scope))
+
+
+class ClusterReviewer:
+    """``Reviewer`` by the API server's client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def review_token(self, token: str, audiences: Sequence[str]) -> Mapping[str, Any]:
+        """See Reviewer."""
+        spec: dict[str, Any] = {"token": token}
+        if audiences:
+            spec["audiences"] = list(audiences)
+        review = await self._client.create(TOKEN_REVIEWS, {"spec": spec}, timeout=5.0)
+        return review.get("status") or {}
+
+    async def review_access(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See Reviewer."""
+        review = await self._client.create(
+            SUBJECT_ACCESS_REVIEWS, {"spec": dict(spec)}, timeout=5.0
+        )
+        return review.get("status") or {}
+
+
+def derived(secret: bytes, purpose: str) -> bytes:
+    """A secret for one purpose: who learns it learns nothing of the others."""
+    return hmac.new(secret, f"engineroom:{purpose}".encode(), hashlib.sha256).digest()
+
+
+@asynccontextmanager
+async def opened(
+    settings: ApiSettings, config: ApiConfig, clock: Clock | None = None
+) -> AsyncIterator[Services]:
+    """The services of a process; raises ValueError and OSError for settings that are wrong.
+
+    Needs Redis for the first signing key. The cluster may be away: then what needs it is.
+    """
+    clock = clock or SystemClock()
+    secret = settings.read_secret()
+    url = settings.read_redis_url()
+    if not url:
+        raise ValueError("ENGINEROOM_REDIS_URL: is missing; the API keeps sessions and logs there")
+    async with AsyncExitStack() as stack:
+        redis = Redis.from_url(
+            url, socket_timeout=5.0, socket_connect_timeout=2.0, max_connections=200,
+            health_check_interval=15,
+        )  # fmt: skip
+        stack.push_async_callback(redis.aclose)
+        client = await stack.enter_async_context(
+            Client(config, timeout=settings.api_timeout, user_agent="engineroom-api")
+        )
+        services = await _made(settings, redis, client, secret, clock)
+        await stack.enter_async_context(services.limiter)
+        await services.keys.ensure()
+        await services.hub.pools.start()
+        stack.push_async_callback(services.hub.pools.stop)
+        stopping = asyncio.Event()
+        recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
+        following = asyncio.create_task(services.revocations.run(), name="revocations")
+        stack.push_async_callback(_cancel, following)
+        stack.push_async_callback(_finish, recovery, stopping)
+        yield services
+
+
+async def _made(
+    settings: ApiSettings, redis: Redis, client: Client, secret: bytes, clock: Clock
+) -> Services:
+    keys = Keys(RedisKeyStore(redis, derived(secret, "signing")), clock)
+    revocations = Revocations(redis, clock)
+    tokens = Tokens(
+        redis, keys, revocations, clock, issuer=settings.issuer, audience=settings.issuer
+    )
+    api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")])
+    sessions = Sessions(redis, clock, derived(secret, "sessions"))
+    kubernetes = None
+    if settings.kubernetes_identities:
+        kubernetes = KubernetesIdentity(
+            ClusterReviewer(client), clock, audiences=settings.audiences
+        )
+    passwords = Passwords()
+    accounts = await Accounts.of(settings.read_admin_password(), passwords)
+    rate = settings.requests_per_second
+    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * 10),)
+    bundles, sagas = RedisBundles(redis), RedisSagaLog(redis)
+    coordinator = Coordinator(sagas, Applier(client, bundles, clock).sagas(), lease=LEASE)
+    return Services(
+        redis=redis,
+        client=client,
+        authenticator=Authenticator(
+            tokens=tokens,
+            api_keys=api_keys,
+            sessions=sessions,
+            external=kubernetes.authenticate if kubernetes else None,
+        ),
+        authority=Authority(Policy(), kubernetes),
+        limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
+        idempotency=Idempotency(redis),
+        audit=AuditLog(redis, clock, derived(secret, "audit")),
+        sessions=sessions,
+        tokens=tokens,
+        keys=keys,
+        api_keys=api_keys,
+        accounts=accounts,
+        sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
+        tasks=AsyncTasks(redis),
+        hub=Hub(client, settings.namespaces),
+        sagas=sagas,
+        bundles=bundles,
+        coordinator=coordinator,
+        revocations=revocations,
+        proxies=settings.trusted_proxy_hops,
+    )
+
+
+async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:
+    """Undo what replicas left behind that died; all replicas look, one gets each."""
+    while not stopping.is_set():
+        try:
+            await coordinator.recover()
+        except EngineroomError as error:
+            log.warning("transactions not looked at", code=error.code, error=str(error))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY):
+                await stopping.wait()
+
+
+async def _finish(task: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    """Let it end what it is at; cut short, that is another replica's to take over."""
+    stopping.set()
+    await asyncio.wait([task], timeout=GRACE)
+    await _cancel(task)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task

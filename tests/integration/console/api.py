@@ -1,0 +1,99 @@
+"""A client of the API under test, and what the tests send to it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import yaml
+
+from engineroom.auth.permissions import EVERYWHERE, Grant
+from engineroom.kube.resources import Resource
+from tests.performance.rig import pool
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from engineroom.console.services import Services
+
+#: Paths that are not below /api/v1.
+OUTSIDE = frozenset({"/healthz", "/readyz", "/.well-known/jwks.json"})
+ADMIN_PASSWORD = "correct horse battery staple"
+POOLS = {"apiGroups": ["engineroom.dev"], "resources": ["workerpools"]}
+SCALE = {"apiGroups": ["engineroom.dev"], "resources": ["workerpools/scale"]}
+ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role")
+BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
+PODS = {"apiGroups": [""], "resources": ["pods"]}
+
+
+class Api:
+    """Requests as somebody; ``key`` makes who that is."""
+
+    def __init__(self, app: Starlette) -> None:
+        self.services: Services = app.state.services
+        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+        self.http = httpx.AsyncClient(transport=transport, base_url="https://api.test")
+
+    async def aclose(self) -> None:
+        await self.http.aclose()
+
+    async def key(self, role_name: str, *namespaces: str, owner: str = "") -> str:
+        """An API key of somebody with that role there, or everywhere."""
+        grants = [Grant(role_name, frozenset(namespaces or {EVERYWHERE}))]
+        made = await self.services.api_keys.create(owner or f"user:{role_name}", "test", grants)
+        return made.secret
+
+    async def call(
+        self, method: str, path: str, token: str = "", body: Any = None, **headers: str
+    ) -> httpx.Response:
+        """One request below /api/v1; header names with _ for -."""
+        said = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token:
+            said["authorization"] = f"Bearer {token}"
+        content = None
+        if body is not None:
+            said.setdefault("content-type", "application/json")
+            content = json.dumps(body)
+        url = path if path in OUTSIDE else f"/api/v1{path}"
+        return await self.http.request(method, url, headers=said, content=content)
+
+    async def get(self, path: str, token: str = "", **headers: str) -> httpx.Response:
+        return await self.call("GET", path, token, **headers)
+
+    async def post(
+        self, path: str, token: str = "", body: Any = None, **headers: str
+    ) -> httpx.Response:
+        return await self.call("POST", path, token, body, **headers)
+
+
+def role(name: str, namespace: str) -> dict[str, Any]:
+    """What binds a role to the service account of the same name."""
+    return {
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+    }
+
+
+def swept() -> None:
+    """Collect what aiohttp leaves when a session is closed: it does not wait for TLS to end.
+
+    Its sockets would be found open at some later time, in a test that has nothing to do with them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def manifest(*objects: dict[str, Any]) -> str:
+    return yaml.safe_dump_all(objects)
+
+
+def code(answer: httpx.Response) -> str:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    return str(answer.json()["code"])
+
+
+__all__ = ["Api", "code", "manifest", "pool"]

@@ -1,0 +1,67 @@
+"""The API in this process, on a real API server and a real Redis; and people of the cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from engineroom.console.main import made
+from engineroom.console.settings import ApiSettings
+from engineroom.kube.resources import SERVICE_ACCOUNTS
+from tests.integration.console.api import ADMIN_PASSWORD, BINDINGS, ROLES, Api, role, swept
+from tests.support import RedisServer, redis_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engineroom.kube.client import Client
+    from engineroom.kube.config import ApiConfig
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(redis: RedisServer) -> ApiSettings:
+    return ApiSettings(
+        redis_url=SecretStr(redis.url),
+        api_secret=SecretStr("s" * 48),
+        admin_password=SecretStr(ADMIN_PASSWORD),
+        requests_per_second=1000,
+    )
+
+
+@pytest_asyncio.fixture
+async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api]:
+    app = made(settings, api_config)
+    async with app.router.lifespan_context(app), contextlib.aclosing(Api(app)) as opened:
+        await app.state.services.redis.flushall()
+        await app.state.services.keys.ensure()
+        await app.state.services.hub.pools.synced.wait()
+        await app.state.services.revocations.read()
+        yield opened
+    swept()
+
+
+@pytest_asyncio.fixture
+async def person(client: Client, namespace: str) -> Any:
+    """Makes service accounts that may do what is told, and gives their tokens."""
+
+    async def make(name: str, *rules: dict[str, Any], where: str = namespace) -> str:
+        await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": name, "namespace": where}})
+        metadata = {"name": name, "namespace": where}
+        await client.create(ROLES, {"metadata": metadata, "rules": list(rules)})
+        await client.create(BINDINGS, {"metadata": metadata, **role(name, where)})
+        path = SERVICE_ACCOUNTS.path(where, name, "token")
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        answer = await client.request("POST", path, body=body)
+        return str(answer["status"]["token"])
+
+    return make

@@ -1,0 +1,84 @@
+"""Applies a manifest as the API does and dies by SIGKILL at a chosen write to the API server.
+
+``python -m tests.integration.console.dying KUBECONFIG REDIS NAMESPACE FILE NUMBER before|after``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from engineroom.console.apply import Applier, Planned, RedisBundles, content, create
+from engineroom.console.manifests import _read
+from engineroom.console.pools import MANAGER
+from engineroom.core.clock import SystemClock
+from engineroom.core.transactions.saga import Coordinator
+from engineroom.core.transactions.sagalog import RedisSagaLog
+from engineroom.kube import config as kube_config
+from engineroom.kube.client import Client
+from engineroom.kube.errors import NotFound
+
+#: Seconds: so soon the test may take over.
+LEASE = 0.4
+
+
+class Dying(Client):
+    """A client whose process ends at its ``number``-th write, before it or after it."""
+
+    number: int | None = None
+    after = False
+
+    async def request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        if self.number is None or method == "GET":
+            return await super().request(method, path, **options)
+        self.number -= 1
+        if self.number == -1 and not self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = await super().request(method, path, **options)
+        if self.number == -1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+
+async def run(config: str, url: str, namespace: str, text: str, number: int, after: bool) -> None:
+    redis = Redis.from_url(url)
+    async with Dying(kube_config.from_kubeconfig(config)) as client:
+        planned = []
+        for resource, obj in _read(namespace, text):
+            name = obj["metadata"]["name"]
+            try:
+                before = await client.get(resource, namespace, name)
+                said = await client.apply(
+                    resource, obj, field_manager=MANAGER, dry_run=True, force=True
+                )
+            except NotFound:
+                before, said = None, await create(client, resource, obj, dry_run=True)
+            assert content(before) != content(said)
+            action = "create" if before is None else "update"
+            planned.append(
+                Planned(resource.api_version, resource.kind, namespace, name, action,
+                        before, obj, said)
+            )  # fmt: skip
+        bundles = RedisBundles(redis)
+        await bundles.put("crash", planned)
+        coordinator = Coordinator(
+            RedisSagaLog(redis), Applier(client, bundles, SystemClock()).sagas(), lease=LEASE
+        )
+        client.number, client.after = number, after
+        said = {"namespace": namespace, "force": True, "objects": []}
+        await coordinator.run(f"manifests.apply.{len(planned)}", "crash", said, by="test")
+        print("committed")
+    await redis.aclose()
+
+
+if __name__ == "__main__":
+    kubeconfig, redis_url, where, file, count, when = sys.argv[1:]
+    asyncio.run(
+        run(kubeconfig, redis_url, where, Path(file).read_text(), int(count), when == "after")
+    )

@@ -1,0 +1,413 @@
+"""Every part of the API from outside: answers, rights, paging, conditions, repetition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engineroom.console.main import made as application
+from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
+from engineroom.tasks import Cron, Schedule, Task
+from tests.integration.console.api import (
+    ADMIN_PASSWORD,
+    BINDINGS,
+    POOLS,
+    SCALE,
+    Api,
+    code,
+    pool,
+)
+from tests.integration.pools import eventually
+
+if TYPE_CHECKING:
+    from engineroom.kube.client import Client
+
+AUTOSCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 5}}
+
+
+async def made(client: Client, namespace: str, name: str, **spec: Any) -> dict[str, Any]:
+    body = pool(name, **spec)
+    body["metadata"]["namespace"] = namespace
+    return await client.create(WORKERPOOLS, body)
+
+
+async def test_nobody_gets_in_and_the_answer_is_a_problem_document(api: Api) -> None:
+    answer = await api.get("/whoami", x_request_id="abc-1")
+    assert answer.status_code == 401
+    assert code(answer) == "not_authenticated"
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["x-request-id"] == "abc-1"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+async def test_what_does_not_exist_and_what_is_not_allowed_are_problem_documents(api: Api) -> None:
+    assert code(await api.get("/nothing")) == "not_found"
+    answer = await api.call("PUT", "/whoami")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+async def test_pools_are_paged_by_cursor(api: Api, client: Client, namespace: str) -> None:
+    for name in ("a", "b", "c"):
+        await made(client, namespace, name)
+    viewer = await api.key("viewer", namespace)
+    path = f"/namespaces/{namespace}/pools?limit=2"
+    first = (await api.get(path, viewer)).json()
+    assert [each["name"] for each in first["items"]] == ["a", "b"]
+    second = (await api.get(f"{path}&cursor={first['nextCursor']}", viewer)).json()
+    assert [each["name"] for each in second["items"]] == ["c"]
+    assert second["nextCursor"] is None
+    wrong = await api.get(f"{path}&cursor=nonsense", viewer)
+    assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "query.cursor")
+
+
+async def test_a_pool_never_shows_its_template(api: Api, client: Client, namespace: str) -> None:
+    await made(client, namespace, "mail")
+    answer = await api.get(f"/namespaces/{namespace}/pools/mail", await api.key("admin"))
+    assert "example.com/app:1" not in answer.text
+    assert answer.json()["queues"] == ["mail"]
+
+
+async def test_scaling_goes_by_the_version_that_was_read(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await made(client, namespace, "mail", replicas=1)
+    operator = await api.key("operator", namespace)
+    path = f"/namespaces/{namespace}/pools/mail"
+    tag = (await api.get(path, operator)).headers["etag"]
+    assert (await api.get(path, operator, if_none_match=tag)).status_code == 304
+    done = await api.post(f"{path}/scale", operator, {"replicas": 3}, if_match=tag)
+    assert (done.status_code, done.json()["replicas"]) == (200, 3)
+    late = await api.post(f"{path}/scale", operator, {"replicas": 4}, if_match=tag)
+    assert (late.status_code, code(late)) == (412, "precondition_failed")
+    assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["replicas"] == 3
+
+
+async def test_an_autoscaled_pool_has_a_range_and_can_be_held(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await made(client, namespace, "mail", **AUTOSCALED)
+    operator = await api.key("operator", namespace)
+    path = f"/namespaces/{namespace}/pools/mail"
+    assert code(await api.post(f"{path}/scale", operator, {"replicas": 3})) == "pool_sizing"
+    done = await api.post(f"{path}/scale", operator, {"maxReplicas": 9})
+    assert done.json()["autoscaling"] == {"minReplicas": 1, "maxReplicas": 9, "pause": "None"}
+    over = await api.post(f"{path}/scale", operator, {"minReplicas": 10})
+    assert code(over) == "pool_sizing"
+    held = await api.post(f"{path}/pause", operator, {"direction": "in"})
+    assert held.json()["autoscaling"]["pause"] == "ScaleIn"
+    resumed = await api.post(f"{path}/resume", operator)
+    assert resumed.json()["autoscaling"]["pause"] == "None"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"replicas": -1}, "body.replicas"),
+        ({"replicas": "3"}, "body.replicas"),
+        ({"replica": 3}, "body.replica"),
+        ({}, "body"),
+    ],
+)
+async def test_a_bad_body_is_named_by_its_field(
+    api: Api, client: Client, namespace: str, body: dict[str, Any], field: str
+) -> None:
+    await made(client, namespace, "mail")
+    operator = await api.key("operator", namespace)
+    answer = await api.post(f"/namespaces/{namespace}/pools/mail/scale", operator, body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == field
+
+
+async def test_a_repeated_change_is_done_once_and_answered_the_same(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await made(client, namespace, "mail", replicas=1)
+    operator = await api.key("operator", namespace)
+    path = f"/namespaces/{namespace}/pools/mail/scale"
+    first = await api.post(path, operator, {"replicas": 2}, idempotency_key="one")
+    await api.post(path, operator, {"replicas": 5})
+    again = await api.post(path, operator, {"replicas": 2}, idempotency_key="one")
+    assert again.headers["idempotent-replayed"] == "true"
+    assert (again.status_code, again.json()) == (first.status_code, first.json())
+    assert again.headers["etag"] == first.headers["etag"]
+    assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["replicas"] == 5
+    other = await api.post(path, operator, {"replicas": 3}, idempotency_key="one")
+    assert (other.status_code, code(other)) == (422, "idempotency_key_reused")
+    # Somebody else's key of the same name is another one.
+    someone = await api.key("operator", namespace, owner="user:other")
+    theirs = await api.post(path, someone, {"replicas": 3}, idempotency_key="one")
+    assert "idempotent-replayed" not in theirs.headers
+
+
+async def test_a_secret_is_not_shown_again_for_a_repeated_request(api: Api) -> None:
+    admin = await api.key("admin")
+    first = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
+    assert first.status_code == 201
+    again = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
+    assert (again.status_code, code(again)) == (409, "idempotency_secret_shown")
+    kept = [await api.services.redis.dump(k) async for k in api.services.redis.scan_iter("*once*")]
+    assert not any(first.json()["secret"].encode() in each for each in kept if each)
+
+
+async def test_namespaces_are_kept_apart(api: Api, client: Client, namespace: str) -> None:
+    await made(client, namespace, "mail", replicas=1)
+    elsewhere = await api.key("admin", "elsewhere")
+    for method, path, body in (
+        ("GET", "pools", None),
+        ("GET", "pools/mail", None),
+        ("POST", "pools/mail/scale", {"replicas": 2}),
+        ("GET", "queues", None),
+        ("GET", "transactions", None),
+        ("GET", "events", None),
+        ("POST", "manifests", {"manifest": "a: 1"}),
+    ):
+        answer = await api.call(method, f"/namespaces/{namespace}/{path}", elsewhere, body)
+        assert (answer.status_code, path) == (403, path)
+    assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["replicas"] == 1
+
+
+# -- the cluster's own people -----------------------------------------------------------------
+
+
+async def test_a_person_may_do_what_kubectl_would_let_him_and_no_more(
+    api: Api, client: Client, namespace: str, person: Any
+) -> None:
+    await made(client, namespace, "mail", replicas=1)
+    reader = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    scaler = await person(
+        "scaler", {**POOLS, "verbs": ["get"]}, {**SCALE, "verbs": ["get", "patch"]}
+    )
+    path = f"/namespaces/{namespace}/pools/mail"
+    who = (await api.get("/whoami", reader)).json()
+    assert who["subject"] == f"kubernetes:system:serviceaccount:{namespace}:reader"
+    assert who["how"] == "kubernetes"
+    assert (await api.get(path, reader)).status_code == 200
+    refused = await api.post(f"{path}/scale", reader, {"replicas": 2})
+    assert (refused.status_code, code(refused)) == (403, "permission_denied")
+    assert "patch workerpools/scale.engineroom.dev" in refused.json()["detail"]
+    assert (await api.post(f"{path}/scale", scaler, {"replicas": 2})).status_code == 200
+    assert (await api.get("/audit", scaler)).status_code == 403
+    # A key would outlive the token and what the cluster says of it.
+    assert (await api.post("/keys", scaler, {"name": "x"})).status_code == 403
+    may = (await api.get(f"/access?namespace={namespace}", scaler)).json()["permissions"]
+    assert "namespace:pools:scale" in may
+    assert "namespace:manifests:apply" not in may
+
+
+async def test_a_right_that_is_taken_away_ends_within_a_second(
+    api: Api, client: Client, namespace: str, person: Any
+) -> None:
+    token = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    path = f"/namespaces/{namespace}/pools"
+    assert (await api.get(path, token)).status_code == 200
+    await client.delete(BINDINGS, namespace, "reader")
+
+    async def refused() -> bool:
+        return (await api.get(path, token)).status_code == 403
+
+    await eventually("the right is gone", refused, 2.5)
+
+
+async def test_made_up_tokens_are_refused(api: Api) -> None:
+    for token in ("x", "a.b.c", "erk_x", "x" * 9000):
+        answer = await api.get("/whoami", token)
+        assert answer.status_code == 401, token
+
+
+# -- people with a password -------------------------------------------------------------------
+
+
+async def test_sign_in_by_session_needs_the_csrf_token_for_changes(api: Api) -> None:
+    wrong = await api.post("/sessions", body={"name": "admin", "password": "wrong"})
+    assert (wrong.status_code, code(wrong)) == (401, "credentials_invalid")
+    done = await api.post("/sessions", body={"name": "admin", "password": ADMIN_PASSWORD})
+    assert done.status_code == 201
+    assert done.headers["set-cookie"].startswith("__Host-engineroom=")
+    handle = done.json()["session"]["handle"]
+    assert (await api.get("/whoami")).json()["how"] == "session"
+    listed = (await api.get("/sessions")).json()["items"]
+    assert [(each["handle"], each["current"]) for each in listed] == [(handle, True)]
+    path = f"/sessions/{handle}"
+    assert code(await api.call("DELETE", path)) == "csrf_token_invalid"
+    ended = await api.call("DELETE", path, x_csrf_token=done.json()["csrf"])
+    assert ended.status_code == 204
+    assert code(await api.get("/whoami")) == "session_invalid"
+
+
+async def test_tokens_are_refreshed_once_and_ended_by_an_administrator(api: Api) -> None:
+    body = {"name": "admin", "password": ADMIN_PASSWORD}
+    pair = (await api.post("/tokens", body=body)).json()
+    assert (await api.get("/whoami", pair["access"])).json()["how"] == "token"
+    new = await api.post("/tokens/refresh", body={"refresh": pair["refresh"]})
+    assert new.status_code == 201
+    admin = await api.key("admin")
+    ended = await api.call("DELETE", "/users/user:admin/sessions", admin)
+    assert ended.status_code == 204
+    assert (await api.get("/whoami", new.json()["access"])).status_code == 401
+    known = await api.get("/.well-known/jwks.json")
+    assert known.json()["keys"][0]["kty"] == "OKP"
+
+
+async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) -> None:
+    operator = await api.key("operator", namespace)
+    more = {"name": "x", "grants": [{"role": "admin", "namespaces": [namespace]}]}
+    assert (await api.post("/keys", operator, more)).status_code == 403
+    wider = {"name": "x", "grants": [{"role": "operator", "namespaces": ["*"]}]}
+    assert (await api.post("/keys", operator, wider)).status_code == 403
+    narrow = {"name": "x", "scopes": ["self:keys:manage", "namespace:pools:read"]}
+    scoped = (await api.post("/keys", operator, narrow)).json()["secret"]
+    assert (await api.get(f"/namespaces/{namespace}/queues", scoped)).status_code == 403
+    assert (await api.get(f"/namespaces/{namespace}/pools", scoped)).status_code == 200
+    # With a scoped key no unscoped one can be made, nor rotated.
+    again = (await api.post("/keys", scoped, {"name": "y"})).json()["key"]
+    assert again["scopes"] == ["namespace:pools:read", "self:keys:manage"]
+    whole = (await api.get("/keys", scoped)).json()["items"]
+    unscoped = next(each["id"] for each in whole if each["scopes"] is None)
+    assert (await api.post(f"/keys/{unscoped}/rotate", scoped, {})).status_code == 403
+
+
+async def test_anothers_key_is_answered_like_none(api: Api) -> None:
+    mine, theirs = await api.key("viewer", "a", owner="user:a"), await api.key("viewer", "a")
+    identity = (await api.get("/keys", theirs)).json()["items"][0]["id"]
+    for other in (identity, "0" * 16):
+        answer = await api.call("DELETE", f"/keys/{other}", mine)
+        assert (answer.status_code, code(answer)) == (404, "not_found")
+    assert (await api.get("/whoami", theirs)).status_code == 200
+    admin = await api.key("admin")
+    assert (await api.call("DELETE", f"/users/user:viewer/keys/{identity}", admin)).is_success
+    assert (await api.get("/whoami", theirs)).status_code == 401
+
+
+# -- records ----------------------------------------------------------------------------------
+
+
+async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await made(client, namespace, "mail", replicas=1)
+    path = f"/namespaces/{namespace}/pools/mail"
+    operator, viewer = await api.key("operator", namespace), await api.key("viewer", namespace)
+    await api.get(path, viewer)
+    await api.post(f"{path}/scale", viewer, {"replicas": 2})
+    await api.post(f"{path}/scale", operator, {"replicas": 2}, x_request_id="req-7")
+    await api.post(f"{path}/scale", operator, {"replicas": -2})
+    admin = await api.key("admin")
+    page = (await api.get("/audit", admin)).json()
+    said = [(r["body"]["who"], r["body"]["action"], r["body"]["outcome"]) for r in page["items"]]
+    assert said == [
+        ("user:viewer", "pool.scale", "denied"),
+        ("user:operator", "pool.scale", "done"),
+        ("user:operator", "pool.scale", "failed"),
+    ]
+    done = page["items"][1]["body"]
+    assert done["details"] == {"replicas": 2}
+    assert (done["request"], done["target"]) == ("req-7", f"pools/{namespace}/mail")
+    assert (await api.get("/audit/check", admin)).json()["intact"] is True
+
+
+async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> None:
+    body = {"name": "admin", "password": ADMIN_PASSWORD}
+    await api.post("/sessions", body=body)
+    secret = (await api.post("/keys", await api.key("admin"), {"name": "x"})).json()["secret"]
+    page = (await api.get("/audit", await api.key("admin"))).text
+    said = page + capsys.readouterr().out
+    assert '"session.open"' in said
+    assert ADMIN_PASSWORD not in said
+    assert secret not in said
+
+
+# -- queues and schedules ---------------------------------------------------------------------
+
+
+async def test_queues_are_those_of_the_namespaces_pools(
+    api: Api, client: Client, namespace: str
+) -> None:
+    other = f"{namespace}-b"
+    await client.create(NAMESPACES, {"metadata": {"name": other}})
+    await made(client, namespace, "mail")
+    await made(client, other, "bills")
+    tasks = api.services.tasks
+    await tasks.enqueue(Task("tests.integration.tasks.work.add", (1,), queue="mail"))
+    for queue in ("mail", "bills"):
+        task = Task("tests.integration.tasks.work.add", (1,), queue=queue)
+        await tasks.put_schedule(Schedule(f"tick-{queue}", Cron("0 0 * * *"), task))
+    operator = await api.key("operator", namespace)
+
+    async def seen() -> bool:
+        return api.services.hub.queues(namespace) == {"mail"}
+
+    await eventually("the pool is listed", seen, 5)
+    here = f"/namespaces/{namespace}"
+    listed = (await api.get(f"{here}/queues", operator)).json()["items"]
+    assert [(each["name"], each["waiting"]) for each in listed] == [("mail", 1)]
+    schedules = (await api.get(f"{here}/schedules", operator)).json()["items"]
+    assert [each["name"] for each in schedules] == ["tick-mail"]
+    missing = await api.call("DELETE", f"{here}/schedules/tick-bills", operator)
+    assert missing.status_code == 404
+    assert (await api.call("DELETE", f"{here}/schedules/tick-mail", operator)).status_code == 204
+    assert [each.name for each in await tasks.schedules()] == ["tick-bills"]
+    await client.delete(NAMESPACES, None, other)
+
+
+async def test_jobs_are_those_of_the_namespaces_queues(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await made(client, namespace, "mail")
+    tasks, operator = api.services.tasks, await api.key("operator", namespace)
+    ours = await tasks.enqueue(Task("tests.integration.tasks.work.add", (1, 2), queue="mail"))
+    theirs = await tasks.enqueue(Task("tests.integration.tasks.work.add", (1,), queue="bills"))
+    await eventually("listed", lambda: api.services.hub.queues(namespace) == {"mail"}, 5)
+    here = f"/namespaces/{namespace}/jobs"
+    listed = (await api.get(here, operator)).json()
+    assert [(j["id"], j["state"]) for j in listed["items"]] == [(ours.job_id, "waiting")]
+    assert (await api.get(f"{here}?queue=bills", operator)).json()["items"] == []
+    shown = (await api.get(f"{here}/{ours.job_id}", operator)).json()
+    assert (shown["args"], shown["ahead"]) == ([1, 2], 0)
+    assert (await api.get(f"{here}/{theirs.job_id}", operator)).status_code == 404
+    assert (await api.post(f"{here}/{theirs.job_id}/retry", operator)).status_code == 404
+    retried = await api.post(f"{here}/{ours.job_id}/retry", operator)
+    assert (retried.status_code, code(retried)) == (409, "job_not_failed")
+    redis = api.services.redis
+    await redis.hset(f"rq:job:{ours.job_id}", "status", "failed")
+    await redis.lrem("rq:queue:mail", 0, ours.job_id)
+    await redis.zadd("rq:failed:mail", {ours.job_id: 1e12})
+    done = await api.post(f"{here}/{ours.job_id}/retry", operator)
+    assert done.json() == {"id": ours.job_id, "queue": "mail"}
+    assert (await api.post(f"{here}/{theirs.job_id}/cancel", operator, {})).status_code == 404
+    canceled = await api.post(f"{here}/{ours.job_id}/cancel", operator, {})
+    assert canceled.json() == {"canceled": [ours.job_id], "running": []}
+    assert (await api.get(f"{here}?state=canceled", operator)).json()["items"][0]["id"]
+
+
+# -- limits, document, probes -----------------------------------------------------------------
+
+
+async def test_too_many_requests_are_told_when_to_come_back(
+    api: Api, settings: Any, api_config: Any
+) -> None:
+    app = application(settings.model_copy(update={"requests_per_second": 1}), api_config)
+    async with app.router.lifespan_context(app):
+        slow = Api(app)
+        token = await api.key("viewer", "shop")
+        answers = [await slow.get("/whoami", token) for _ in range(12)]
+        await slow.aclose()
+    assert [each.status_code for each in answers[:10]] == [200] * 10
+    assert (answers[-1].status_code, code(answers[-1])) == (429, "limit_reached")
+    assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+async def test_the_document_and_its_page_need_no_script(api: Api) -> None:
+    document = (await api.get("/openapi.json")).json()
+    assert document["openapi"] == "3.1.0"
+    page = await api.get("/docs")
+    assert "<script" not in page.text
+    assert "http" not in page.text.replace("https://engineroom", "")
+    assert (await api.get("/docs.css")).headers["content-type"].startswith("text/css")
+
+
+async def test_it_is_ready_when_pools_are_listed_and_redis_answers(api: Api) -> None:
+    assert (await api.get("/healthz")).status_code == 200
+    assert (await api.get("/readyz")).status_code == 200
+    api.services.hub.pools.synced.clear()
+    assert (await api.get("/readyz")).status_code == 503
