@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from engineroom.ratelimit.decision import Reason
+from engineroom.ratelimit.model import HeaderStyle
 from engineroom.ratelimit.sources import RequestView, subject_of
 
 if TYPE_CHECKING:
@@ -32,16 +32,6 @@ JITTER = 0.1
 _TRY_AGAIN_LATER = 1013
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 _PHRASES = {400: "Bad Request", 429: "Too Many Requests", 503: "Service Unavailable"}
-
-
-class HeaderStyle(StrEnum):
-    """In which headers an answer says what is left."""
-
-    NONE = "None"
-    #: RateLimit-Policy and RateLimit, draft-ietf-httpapi-ratelimit-headers-10.
-    DRAFT = "Draft"
-    #: X-RateLimit-Limit, -Remaining and -Reset (seconds from now).
-    X_RATE_LIMIT = "XRateLimit"
 
 
 def policy_header(policy: Policy) -> str:
