@@ -8,6 +8,7 @@ call has the policy's deadline; when Redis does not decide within it, ``failure.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import threading
 from collections.abc import Mapping
@@ -415,6 +416,14 @@ class AsyncLimiter(_Core):
 
         Never raises because of Redis. Raises ValueError for a cost that is none.
         """
+        answer = self.submit(subject, cost)
+        return answer if isinstance(answer, Decision) else await answer
+
+    def submit(self, subject: Subject, cost: int = 1) -> Decision | asyncio.Future[Decision]:
+        """The same as ``hit`` without a coroutine: a decision that is known, else its future.
+
+        For servers of many requests a second, where a task for each costs more than the decision.
+        """
         now = self._monotonic()
         known = self._known(subject, cost, now)
         if known is not None:
@@ -426,19 +435,25 @@ class AsyncLimiter(_Core):
             return ask
         if not self._breaker.admits(now):
             return self._without_redis(ask, now)
+        loop = asyncio.get_running_loop()
         if self._leased and cost:
             holder = self._holder(ask)
             # One lease at a time for the same keys, and few at once; the others are decided singly.
             if not holder.refilling and self._lease_calls < MAX_CALLS:
                 wanted = holder.ask(now)
                 if wanted:
-                    return await self._with_lease(ask, holder, wanted, now)
-        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+                    # Before the task runs: the next request of this turn must not ask as well.
+                    holder.refilling = True
+                    self._lease_calls += 1
+                    task = loop.create_task(self._with_lease(ask, holder, wanted, now))
+                    task.add_done_callback(functools.partial(self._lease_ended, holder))
+                    return task
+        future: asyncio.Future[Decision] = loop.create_future()
         if not self._waiting:
             self._waiting_since = now
         self._waiting.append((ask, future))
         self._schedule()
-        return await future
+        return future
 
     async def peek(self, subject: Subject) -> Decision:
         """What is left, without taking any of it."""
@@ -527,8 +542,6 @@ class AsyncLimiter(_Core):
                 self._schedule()
 
     async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
-        holder.refilling = True
-        self._lease_calls += 1
         name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
         try:
             async with asyncio.timeout(self._timeout):
@@ -536,16 +549,17 @@ class AsyncLimiter(_Core):
         except _FAILURES as error:
             await self._failed(error)
             return self._without_redis(ask, self._monotonic())
-        except BaseException:
-            self._breaker.probing = False
-            raise
-        finally:
-            holder.refilling = False
-            self._lease_calls -= 1
         self._breaker.succeeded()
         decision = self._take_up(ask, holder, (name, spent), reply, now)
         self._remember(ask, decision, now)
         return decision
+
+    def _lease_ended(self, holder: Holder, task: asyncio.Task[Decision]) -> None:
+        """Also of a task that was cancelled before it began."""
+        holder.refilling = False
+        self._lease_calls -= 1
+        if task.cancelled() or task.exception() is not None:
+            self._breaker.probing = False
 
     def _refill_early(self, subject: Subject, now: float) -> None:
         identity = self._identity(subject)
