@@ -147,8 +147,8 @@ class LimiterProcess:
 def limiter_process(redis_url: str, folder: Path, **settings: str) -> Iterator[LimiterProcess]:
     """A running service, ended with the block."""
     process = LimiterProcess(redis_url, folder / "limiter.log", **settings)
-    process.start()
     try:
+        process.start()
         yield process
     finally:
         process.stop()

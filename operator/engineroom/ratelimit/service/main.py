@@ -44,6 +44,7 @@ _MAX_TOP = 1000
 _RESTART = 1.0
 _FETCH_TIMEOUT = 3.0
 _BACKLOG = 1024
+_MODULE = "engineroom.ratelimit.service.main"
 
 
 class Service:
@@ -191,7 +192,7 @@ class Supervisor:
     async def _keep(self, socket: str) -> None:
         while not self._stopping:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", __name__, *sys.argv[1:], "--worker", socket
+                sys.executable, "-m", _MODULE, *sys.argv[1:], "--worker", socket
             )
             self._running[socket] = process
             code = await process.wait()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
 from engineroom.ratelimit.middleware import limit_headers, refusal
@@ -47,7 +47,9 @@ _SCALARS = {
 }
 #: Message -> its fields as "number type name"; a star before the type: repeated.
 _MESSAGES = {
-    "Entry": ("1 string key", "2 string value"),
+    # Strings in the original: a header's bytes that are no UTF-8 would make the whole unreadable,
+    # and Envoy admits what is answered with an error.
+    "Entry": ("1 bytes key", "2 bytes value"),
     "UInt64Value": ("1 uint64 value",),
     "Descriptor": ("1 *Entry entries", "3 UInt64Value hits_addend"),
     "RateLimitRequest": (
@@ -124,12 +126,46 @@ def of_message(data: bytes) -> list[Question]:
 
 def of_json(document: object) -> list[Question]:
     """The questions in a RateLimitRequest as JSON; raises UnreadableError."""
-    if not isinstance(document, dict):
-        raise UnreadableError("the body is not an object")
-    try:
-        return _questions(ParseDict(document, RateLimitRequest(), ignore_unknown_fields=True))
-    except (ParseError, RecursionError):
-        raise UnreadableError("the body is no RateLimitRequest") from None
+    fields = _object(document)
+    descriptors = _list(fields.get("descriptors"))
+    if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
+        raise UnreadableError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
+    hits = _hits(fields) or 1
+    questions = []
+    for each in descriptors:
+        descriptor = _object(each)
+        entries = [_object(entry) for entry in _list(descriptor.get("entries"))]
+        if len(entries) > MAX_ENTRIES:
+            raise UnreadableError(f"entries: there may be {MAX_ENTRIES}")
+        pairs = [(str(entry.get("key", "")), str(entry.get("value", ""))) for entry in entries]
+        cost = _hits(descriptor)
+        questions.append(
+            of_descriptor(str(fields.get("domain", "")), pairs, hits if cost is None else cost)
+        )
+    return questions
+
+
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise UnreadableError("the body is no RateLimitRequest: something is not an object")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise UnreadableError("the body is no RateLimitRequest: something is not a list")
+    return value
+
+
+def _hits(fields: dict[str, object]) -> int | None:
+    """Hits to add; JSON has them as a number, or as digits where they may be large."""
+    value = fields.get("hitsAddend", fields.get("hits_addend"))
+    if value is None:
+        return None
+    text = str(value)
+    if text.isascii() and text.isdigit() and len(text) <= 10:
+        return min(int(text), _MOST)
+    raise UnreadableError("hitsAddend: it is no whole number of at least 0")
 
 
 def _questions(request: Any) -> list[Question]:
@@ -145,7 +181,7 @@ def _questions(request: Any) -> list[Question]:
         cost = hits
         if descriptor.HasField("hits_addend"):
             cost = min(descriptor.hits_addend.value, _MOST)
-        pairs = [(entry.key, entry.value) for entry in entries]
+        pairs = [(entry.key.decode("latin-1"), entry.value.decode("latin-1")) for entry in entries]
         questions.append(of_descriptor(domain, pairs, cost))
     return questions
 
