@@ -52,13 +52,13 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between looks: at a namespace where somebody has yet to acknowledge, at one at rest, and
 #: at one whose Redis does not answer.
-LOOK_AWAITING, LOOK_AT_REST, LOOK_BLIND = 1.0, 5.0, 2.0
+LOOK_AWAITING, LOOK_AT_REST, LOOK_BLIND = 1.0, 3.0, 1.0
 #: After a document was written enforcers have so long before status is written, so that it mostly
 #: is written once (seconds); and their words within so long are looked at together.
 ACKNOWLEDGE_WITHIN, WORDS_TOGETHER = 0.03, 0.01
 #: Mere figures, of enforcers that come and go, are written so often at most a policy (seconds), and
 #: so many at a look; others' news goes before.
-FIGURES_EVERY, FIGURES_AT_ONCE = 10.0, 64
+FIGURES_EVERY, FIGURES_AT_ONCE = 3.0, 64
 #: Statuses written at the same time.
 STATUSES_AT_ONCE = 16
 #: How often documents are looked for whose namespace has no policy any more (seconds).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from engineroom.kube.resources import RATELIMITPOLICIES
 from tests.support import ROOT
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Awaitable, Callable
 
     from engineroom.kube.client import Client
