@@ -50,13 +50,15 @@ def warnings(spec: dict[str, Any]) -> Iterator[str]:
     for index, limit in enumerate(_list(spec.get("limits"))[:65]):
         path = f"spec.limits[{index}]"
         for number, exemption in enumerate(_list(_map(limit).get("exempt"))[:16]):
-            sources = {_map(each).get("source") for each in _list(_map(exemption).get("match"))}
+            sources = {
+                _text(_map(each).get("source")) for each in _list(_map(exemption).get("match"))
+            }
             if sources and sources <= _FREE:
                 yield (
                     f"{path}.exempt[{number}]: whoever sends a request chooses this, and so is not "
                     "limited; match what the enforcer knows (ClientIP, Tenant, JWTClaim)"
                 )
-        key = {_map(each).get("source") for each in _list(_map(limit).get("key"))}
+        key = {_text(_map(each).get("source")) for each in _list(_map(limit).get("key"))}
         if key and key <= _FREE and _map(limit).get("missingKey", "Shared") == "Skip":
             yield (
                 f"{path}.missingKey: Skip lets through whoever leaves the key out; write Shared or "
@@ -97,7 +99,7 @@ def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _limit(limit: dict[str, Any], path: str, leased: Fraction | None) -> Iterator[Problem]:
-    algorithm, mode = limit.get("algorithm", "TokenBucket"), limit.get("mode", "Enforce")
+    algorithm, mode = _text(limit.get("algorithm", "TokenBucket")), _text(limit.get("mode"))
     cost = _int(_map(limit.get("cost")).get("request", 1))
     yield from _quantity(limit, path, cost, leased)
     if limit.get("burst") is not None and algorithm in {"SlidingWindow", "FixedWindow"}:
@@ -216,7 +218,7 @@ def _match(match: object, path: str) -> Iterator[Problem]:
     if not isinstance(match, dict):
         return
     yield from _source(match, path)
-    operator, values = match.get("operator", "In"), _list(match.get("values"))
+    operator, values = _text(match.get("operator", "In")), _list(match.get("values"))
     if operator in {"Exists", "DoesNotExist"}:
         if values:
             yield Problem(f"{path}.values", f"{operator} compares with nothing", "remove them")
@@ -225,7 +227,7 @@ def _match(match: object, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.values", f"{operator} has nothing to compare with", "add values")
     if operator != "InNetwork":
         return
-    if match.get("source") not in {"ClientIP", None}:
+    if match.get("source") is not None and _text(match.get("source")) != "ClientIP":
         yield Problem(
             f"{path}.operator",
             "InNetwork compares addresses",
@@ -290,6 +292,10 @@ def _fraction(value: object) -> Fraction:
         return Fraction(value)
     except (ValueError, ZeroDivisionError):
         return Fraction(0)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _int(value: object) -> int | None:
