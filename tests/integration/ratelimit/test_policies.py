@@ -78,6 +78,16 @@ async def test_the_life_of_a_policy(
         assert edited["status"]["enforcers"]["configHash"] != found.hash
         assert edited["status"]["observedGeneration"] == 2
 
+        # Past the CRD's own rules, and without the admission server: what was valid goes on.
+        await policies.edit("api", {"failure": {"timeout": "11s"}})
+        broken = await policies.until("api", "Accepted", "False", "InvalidSpec")
+        assert condition(broken, "Programmed") == ("True", "LastValid")
+        assert condition(broken, "Enforced") == ("True", "Enforced")
+        assert condition(broken, "Stalled") == ("True", "InvalidSpec")
+        held = follower.current.get("api")
+        assert held is not None
+        assert held.policy.failure.mode.value == "Closed"
+
         await policies.client.delete(RATELIMITPOLICIES, policies.namespace, "api")
         await until(_entries(follower), lambda entries: not entries)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from engineroom.api.manifests import check
 from engineroom.api.validation import parse_policy, problems, warnings
 from engineroom.core.errors import InvalidSpecError
 from engineroom.ratelimit.compile import candidate
+from tests.support import ROOT
 from tests.unit.api.policies import FULL, WRONG, policy
 from tests.unit.api.test_crd import walk, with_defaults, without_empty
 
@@ -86,6 +88,15 @@ spec:
     assert report.findings[0].line == 9
 
 
+@pytest.mark.parametrize("page", ["docs/ratelimitpolicy.md", "examples/shop/limits.yaml"])
+def test_the_examples_are_valid_and_warn_of_nothing(page: str) -> None:
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL) or [text]
+    report = check([(page, block) for block in blocks])
+    assert report.checked >= 1
+    assert report.findings == []
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
@@ -116,7 +127,8 @@ def test_rubbish_is_told_never_raised_and_what_is_valid_compiles(
             except (KeyError, IndexError, TypeError):
                 break
         else:
-            if isinstance(at, dict | list) and not (isinstance(at, list) and not at):
+            fits = isinstance(path[-1], int) and bool(at) if isinstance(at, list) else True
+            if isinstance(at, dict | list) and fits:
                 at[path[-1]] = value
     obj = policy({"spec": spec})
     found = problems(obj)
