@@ -59,6 +59,19 @@ WORKER_LOST: Final = "WorkerLost"
 WORKER_OUT_OF_MEMORY: Final = "WorkerOutOfMemory"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 
+# Rate limits; the first three are the Gateway API's own words.
+ACCEPTED: Final = "Accepted"
+CONFLICTED: Final = "Conflicted"
+TARGET_NOT_FOUND: Final = "TargetNotFound"
+PARTLY_CONFLICTED: Final = "PartlyConflicted"
+PROGRAMMED: Final = "Programmed"
+LAST_VALID: Final = "LastValid"
+TOO_MANY_POLICIES: Final = "TooManyPolicies"
+ENFORCED: Final = "Enforced"
+AWAITING_ENFORCERS: Final = "AwaitingEnforcers"
+NO_ENFORCERS: Final = "NoEnforcers"
+NOT_PROGRAMMED: Final = "NotProgrammed"
+
 # The cluster.
 APPLY_REFUSED: Final = "ApplyRefused"
 
@@ -100,5 +113,16 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     WORKER_LOST: "A worker died with a job in hand.",
     WORKER_OUT_OF_MEMORY: "A worker was killed for memory; raise its limit.",
     DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
+    ACCEPTED: "The policy is valid and has what it is attached to for itself.",
+    CONFLICTED: "An older policy is attached to the same; the message says which.",
+    TARGET_NOT_FOUND: "What the policy is attached to does not exist; it holds when it appears.",
+    PARTLY_CONFLICTED: "An older policy has some of the targets; the others are this one's.",
+    PROGRAMMED: "The policy is in the document that enforcers follow.",
+    LAST_VALID: "The spec is invalid now; what enforcers follow is the last valid one.",
+    TOO_MANY_POLICIES: "The namespace has more policies than one document holds; remove some.",
+    ENFORCED: "Every live enforcer acknowledged the policy.",
+    AWAITING_ENFORCERS: "Some live enforcer has not acknowledged the policy yet.",
+    NO_ENFORCERS: "Nobody follows the policies of the namespace: nothing is limited.",
+    NOT_PROGRAMMED: "The policy is not in the document that enforcers follow.",
     APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",
 }

@@ -10,6 +10,7 @@ The text is canonical: the same policies make the same bytes, whose digest enfor
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
@@ -43,16 +44,15 @@ from engineroom.ratelimit.sources import (
     Method,
     Path,
     Query,
+    RequestView,
     Route,
     Tenant,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-    from engineroom.ratelimit.sources import RequestView
-
-    Source = Callable[[RequestView], str | None]
+Source = Callable[[RequestView], str | None]
 
 #: Version of the document; a reader of another one keeps what it has.
 FORMAT = 1
@@ -219,6 +219,8 @@ class Head(NamedTuple):
     lineage: str
     #: Digest and revision of each policy by name.
     policies: Mapping[str, tuple[str, int]]
+    #: What stands there of each policy by name.
+    parts: Mapping[str, Mapping[str, Any]]
 
 
 def read_head(text: str | bytes) -> Head:
@@ -228,7 +230,10 @@ def read_head(text: str | bytes) -> Head:
         policies = {
             str(row["name"]): (str(row["hash"]), int(row["since"])) for row in whole["policies"]
         }
-        return Head(str(whole["hash"]), int(whole["revision"]), str(whole["lineage"]), policies)
+        parts = {str(row["name"]): row for row in whole["policies"]}
+        return Head(
+            str(whole["hash"]), int(whole["revision"]), str(whole["lineage"]), policies, parts
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UnreadableDocumentError(f"the document lacks {error}") from error
 

@@ -61,6 +61,18 @@ class RequestView:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """What an application knows of a request besides the request itself; see RequestView."""
+
+    tenant: str | None = None
+    route: str | None = None
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+
+NOBODY: Final = Caller()
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """A header's value, by its name."""
 

@@ -158,6 +158,13 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
     assert found == {
         "workerpools": {"get", "list", "watch"},
         "workerpools/status": {"patch"},
+        "ratelimitpolicies": {"get", "list", "watch"},
+        "ratelimitpolicies/status": {"patch"},
+        "services": {"list", "watch"},
+        "ingresses": {"list", "watch"},
+        "gateways": {"list", "watch"},
+        "httproutes": {"list", "watch"},
+        "grpcroutes": {"list", "watch"},
         "workerpools/finalizers": {"update"},
         "deployments": {"get", "list", "watch", "create", "patch"},
         "deployments/scale": {"patch"},
