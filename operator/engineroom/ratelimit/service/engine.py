@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,11 +42,22 @@ class Enforced:
     header: str
     #: All that is counted, by name.
     limits: Mapping[str, Limit]
+    _encoded: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
         """Ready to decide."""
-        return cls(policy, limiter, policy_header(policy), {each.name: each for each in policy.places})
+        limits = {each.name: each for each in policy.places}
+        return cls(policy, limiter, policy_header(policy), limits)
+
+    def encoded(
+        self, name: str, make: Callable[[Enforced, str], tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes]:
+        """What ``make`` makes of a limit, made once."""
+        known = self._encoded.get(name)
+        if known is None:
+            known = self._encoded[name] = make(self, name)
+        return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,7 @@ class GrpcConnection(asyncio.Protocol):
             if found.missing is not None:
                 self._fail(stream, *_MISSING[found.missing])
             else:
-                self._answer(stream, found.message().SerializeToString())
+                self._answer(stream, found.encoded())
 
         rls.rate(self._service.engine, questions, rated)
 

@@ -42,6 +42,9 @@ READ_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT = 5.0, 75.0, 5.0
 LINGER = 1.0
 _SWEEP = 1.0
 _FORMS = {form.value: form for form in Form}
+#: Names of headers as they were sent, and in lower case: the same few come again and again.
+_names: dict[bytes, str] = {}
+_MAX_NAMES, _MAX_NAME = 1024, 64
 
 
 class _Slot:
@@ -191,7 +194,12 @@ class HttpConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header."""
         self._header_bytes += len(name) + len(value)
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key = _names.get(name)
+        if key is None:
+            key = name.decode("latin-1").lower()
+            if len(_names) < _MAX_NAMES and len(name) <= _MAX_NAME:
+                _names[name] = key
+        text = value.decode("latin-1")
         headers = self._headers
         if key in headers:
             joint = "; " if key == "cookie" else ","

@@ -28,8 +28,9 @@ from engineroom.ratelimit.service.engine import Missing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from engineroom.ratelimit.decision import Decision
     from engineroom.ratelimit.service.asking import Question
-    from engineroom.ratelimit.service.engine import Engine, Verdict
+    from engineroom.ratelimit.service.engine import Enforced, Engine, Verdict
 
 #: Descriptors of one request, and entries of one descriptor.
 MAX_DESCRIPTORS, MAX_ENTRIES = 32, 64
@@ -80,6 +81,9 @@ _ENUMS = {
 #: Periods that have a name, microseconds.
 _UNITS = {1_000_000: 1, 60_000_000: 2, 3_600_000_000: 3, 86_400_000_000: 4}
 _MOST = 2**32 - 1
+#: Messages remembered, and the longest of them (bytes).
+_MAX_REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 512
+_remembered: dict[bytes, list[Question]] = {}
 
 
 def _build() -> dict[str, Any]:
@@ -117,11 +121,22 @@ RateLimitResponse = _BUILT["RateLimitResponse"]
 
 
 def of_message(data: bytes) -> list[Question]:
-    """The questions in a RateLimitRequest; raises UnreadableError."""
+    """The questions in a RateLimitRequest; raises UnreadableError.
+
+    Whoever asks often asks the same: short messages are remembered with what they mean.
+    """
+    known = _remembered.get(data)
+    if known is not None:
+        return known
     try:
-        return _questions(RateLimitRequest.FromString(data))
+        questions = _questions(RateLimitRequest.FromString(data))
     except DecodeError:
         raise UnreadableError("the message is no RateLimitRequest") from None
+    if len(data) <= _MAX_REMEMBERED_BYTES:
+        if len(_remembered) >= _MAX_REMEMBERED:
+            _remembered.clear()
+        _remembered[data] = questions
+    return questions
 
 
 def of_json(document: object) -> list[Question]:
@@ -214,6 +229,20 @@ class Rated:
         _tell_headers(response, self.verdicts)
         return response
 
+    def encoded(self) -> bytes:
+        """As RateLimitResponse on the wire; one admission, which most are, is written by hand."""
+        if len(self.verdicts) == 1:
+            decision, enforced = self.verdicts[0].decision, self.verdicts[0].enforced
+            if (
+                decision is not None
+                and enforced is not None
+                and decision.allowed
+                and enforced.policy.response.headers is HeaderStyle.DRAFT
+            ):
+                return _admission(enforced, decision)
+        encoded: bytes = self.message().SerializeToString()
+        return encoded
+
     def document(self) -> dict[str, Any]:
         """As RateLimitResponse in JSON."""
         document: dict[str, Any] = MessageToDict(self.message())
@@ -241,6 +270,60 @@ def rate(engine: Engine, questions: Sequence[Question], done: Callable[[Rated], 
 
     for place, question in enumerate(questions):
         engine.ask(question, functools.partial(decided, place))
+
+
+def _admission(enforced: Enforced, decision: Decision) -> bytes:
+    """The same bytes as ``message``; every length in it is below 2**14."""
+    seconds = -int(-decision.reset // 1)
+    name = decision.limit
+    left = f'"{name}";r={decision.remaining};t={seconds}'.encode()
+    current, header = enforced.encoded(name, _current_limit)
+    span = b"\x08" + _varint(seconds) if seconds else b""
+    remaining = min(decision.remaining, _MOST)
+    status = b"".join(
+        (
+            b"\x08\x01",
+            current,
+            b"\x18" + _varint(remaining) if remaining else b"",
+            b"\x22" + bytes((len(span),)) + span,
+        )
+    )
+    told = b"\x0a\x09ratelimit\x12" + _varint(len(left)) + left
+    return b"".join(
+        (
+            b"\x08\x01\x12", _varint(len(status)), status, header,
+            b"\x1a", _varint(len(told)), told,
+        )
+    )  # fmt: skip
+
+
+def _current_limit(enforced: Enforced, name: str) -> tuple[bytes, bytes]:
+    """What is the same in every answer by a limit: its rate, and RateLimit-Policy."""
+    rate_of = enforced.limits[name].rate
+    unit = _UNITS.get(rate_of.period_us)
+    current = b""
+    if unit is not None:
+        message = RateLimitResponse()
+        status = message.statuses.add()
+        status.current_limit.requests_per_unit = rate_of.requests
+        status.current_limit.unit = unit
+        status.current_limit.name = name
+        current = status.SerializeToString()
+    header = RateLimitResponse()
+    header.response_headers_to_add.add(key="ratelimit-policy", value=enforced.header)
+    return current, header.SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    """As protobuf writes whole numbers."""
+    if number < 128:
+        return bytes((number,))
+    parts = bytearray()
+    while number >= 128:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 def _tell_status(status: Any, verdict: Verdict) -> None:
