@@ -14,14 +14,14 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import redis
-
 from engineroom.ratelimit import channel
 from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, part_of, write
 from tests.support import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import redis
 
     from engineroom.ratelimit.model import Policy
 
@@ -156,9 +156,9 @@ def limiter_process(redis_url: str, folder: Path, **settings: str) -> Iterator[L
 
 def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
     """Status and body; 0 without an answer."""
-    request = urllib.request.Request(url, headers=headers or {})
+    request = urllib.request.Request(url, headers=headers or {})  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=90) as answer:
+        with urllib.request.urlopen(request, timeout=90) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

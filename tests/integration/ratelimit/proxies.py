@@ -139,7 +139,9 @@ def envoy(heading: str, folder: Path, limiter: int, application: int) -> Iterato
 
     (text,) = blocks(heading)
     port = free_port()
-    text = text.replace("address: 0.0.0.0, port_value: 80}", f"address: 127.0.0.1, port_value: {port}}}")
+    text = text.replace(
+        "address: 0.0.0.0, port_value: 80}", f"address: 127.0.0.1, port_value: {port}}}"
+    )
     text = re.sub(
         r"address: engineroom-limiter.engineroom, port_value: \d+",
         f"address: 127.0.0.1, port_value: {limiter}",

@@ -9,9 +9,15 @@ import pytest
 
 from engineroom.ratelimit.matching import Condition
 from engineroom.ratelimit.model import (
-    Failure, FailureMode, Limit, MissingKey, Policy, Rate,
+    Failure,
+    FailureMode,
+    Limit,
+    MissingKey,
+    Policy,
+    Rate,
 )  # fmt: skip
-from engineroom.ratelimit.sources import APIKey, ClientIP, Path as RequestPath
+from engineroom.ratelimit.sources import APIKey, ClientIP
+from engineroom.ratelimit.sources import Path as RequestPath
 from tests.integration.ratelimit import proxies
 from tests.integration.ratelimit.proxies import ask
 from tests.limiter import LimiterProcess, compiled, limiter_process, publish
@@ -185,4 +191,3 @@ def test_huge_and_strange_headers_are_refused_or_counted_but_never_a_way_around(
         assert huge in (0, 400, 429, 431, 503)
         assert ask(port).status == 429
     assert limiter.pid
-

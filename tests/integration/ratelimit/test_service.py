@@ -46,7 +46,9 @@ def per_address(name: str = "shop/api", requests: int = 3, **more: Any) -> Polic
 
 
 @pytest.fixture(scope="module")
-def limiter(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LimiterProcess]:
+def limiter(
+    server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LimiterProcess]:
     with limiter_process(server.url, tmp_path_factory.mktemp("limiter")) as process:
         yield process
 
@@ -124,7 +126,7 @@ def test_http_grpc_and_json_count_under_the_same_keys(
 
 def post(limiter: LimiterProcess, path: str, document: object) -> tuple[int, Any]:
     body = json.dumps(document).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     answer = raw(limiter.http_port, head.encode() + body)
     return int(answer.split(b" ")[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
 
@@ -158,7 +160,9 @@ def test_a_target_is_asked_for_by_kind_and_name(
 def test_the_address_is_the_last_that_the_proxy_wrote_and_further_hops_are_the_policys(
     store: redis.Redis, limiter: LimiterProcess
 ) -> None:
-    enforce(store, limiter, per_address(requests=1), per_address("shop/behind", 1, trusted_proxy_hops=1))
+    enforce(
+        store, limiter, per_address(requests=1), per_address("shop/behind", 1, trusted_proxy_hops=1)
+    )
     chains = ["1.1.1.1, 192.0.2.9", "2.2.2.2, 192.0.2.9", "192.0.2.9"]
     url = f"{limiter.url}/v1/forward/shop"
     assert [get(f"{url}/api", {"X-Forwarded-For": c})[0] for c in chains] == [200, 429, 429]
@@ -255,7 +259,9 @@ def test_header_bytes_that_are_no_text_count_the_same_over_http_and_grpc(
 ) -> None:
     limit = Limit("per-key", Rate(2, 3600), key=(Header("X-Api-Key"),))
     enforce(store, limiter, Policy("shop/api", (limit,), Failure(timeout=1.0)))
-    question = b"GET /v1/forward/shop/api HTTP/1.1\r\nConnection: close\r\nX-Api-Key: \xff\xfe\r\n\r\n"
+    question = (
+        b"GET /v1/forward/shop/api HTTP/1.1\r\nConnection: close\r\nX-Api-Key: \xff\xfe\r\n\r\n"
+    )
     assert raw(limiter.http_port, question).split(b" ")[1] == b"200"
     request = rls.RateLimitRequest(domain="shop/api")
     request.descriptors.add().entries.add(key=b"x-api-key", value=b"\xff\xfe")
@@ -279,7 +285,7 @@ def test_requests_in_one_packet_are_answered_in_order(
     statuses = [part.split(b" ", 1)[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
     expected = [b"200" if name == b"api" else b"404" for name in asked]
     assert statuses == [*expected, b"404"]
-    assert answer.count(b'r=999;') == 1  # each was counted once
+    assert answer.count(b"r=999;") == 1  # each was counted once
 
 
 def test_a_client_that_sends_slowly_is_closed_and_others_are_answered(
@@ -434,6 +440,32 @@ def test_several_processes_share_the_ports_and_speak_with_one_voice(
         ]
         assert sum(counted) == 40
         assert process.stop() == 0
+
+
+def test_without_a_cluster_policies_come_from_a_file(
+    store: redis.Redis, server: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "limits.yaml").write_text(
+        """
+apiVersion: engineroom.dev/v1alpha1
+kind: RateLimitPolicy
+metadata:
+  name: api
+  namespace: shop
+spec:
+  selector:
+    matchLabels: {app: shop}
+  failure: {timeout: 1s}
+  limits:
+    - name: per-address
+      rate: {requests: 2, period: 1h}
+      key: [{source: ClientIP}]
+"""
+    )
+    with limiter_process(server.url, tmp_path, policies=str(tmp_path / "limits.yaml")) as process:
+        url = f"{process.url}/v1/forward/shop/api"
+        assert [get(url, FROM)[0] for _ in range(3)] == [200, 200, 429]
+        assert get(f"{process.url}/v1/forward/blog/api", FROM)[0] == 404
 
 
 def test_a_killed_enforcer_admits_nothing_extra(

@@ -41,7 +41,9 @@ def test_proxies_reach_it_by_http_and_grpc_and_it_is_never_without_a_pod() -> No
     assert deployment["spec"]["replicas"] == 2
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert named(objects, "PodDisruptionBudget", NAME)["spec"]["maxUnavailable"] == 1
-    ports = {each["name"]: each["port"] for each in named(objects, "Service", NAME)["spec"]["ports"]}
+    ports = {
+        each["name"]: each["port"] for each in named(objects, "Service", NAME)["spec"]["ports"]
+    }
     assert ports == {"http": 8080, "grpc": 8081}
     pod = deployment["spec"]["template"]["spec"]
     delay = int(environment(pod["containers"][0])["ENGINEROOM_LIMITER_DRAIN_DELAY"]["value"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ def test_space_saving_keeps_its_promises(stream: list[str], capacity: int) -> No
     found = {each.key: each for each in sketch.top(capacity)}
     assert len(found) <= capacity
     for key, counted in found.items():
-        assert counted.count - counted.error <= true[key] <= counted.count
+        assert counted.times - counted.error <= true[key] <= counted.times
     for key, count in true.items():
         if count > len(stream) / capacity:
             assert key in found
@@ -77,10 +78,8 @@ def test_the_client_is_the_last_address_and_never_what_it_says_of_itself() -> No
 
 @given(st.binary(max_size=200))
 def test_no_message_makes_it_raise_anything_else(data: bytes) -> None:
-    try:
+    with contextlib.suppress(UnreadableError):
         rls.of_message(data)
-    except UnreadableError:
-        pass
 
 
 JSON = st.recursive(
@@ -101,10 +100,8 @@ JSON = st.recursive(
 @given(JSON)
 def test_no_document_makes_it_raise_anything_else(document: object) -> None:
     for read in (of_document, rls.of_json):
-        try:
+        with contextlib.suppress(UnreadableError):
             read(document)
-        except UnreadableError as error:
-            assert str(error)
 
 
 def test_entries_are_parts_of_the_request_and_else_headers() -> None:

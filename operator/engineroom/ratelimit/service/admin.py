@@ -131,6 +131,7 @@ def merge_top(documents: Iterable[bytes], many: int) -> bytes:
             counts[key["key"]] += key["count"]
             errors[key["key"]] += key["error"]
     keys = [
-        {"key": key, "count": count, "error": errors[key]} for key, count in counts.most_common(many)
+        {"key": key, "count": count, "error": errors[key]}
+        for key, count in counts.most_common(many)
     ]
     return json.dumps({"total": total, "keys": keys}).encode()

@@ -129,7 +129,9 @@ def decided(verdict: Verdict) -> tuple[int, bytes]:
 
 def _json(document: object) -> bytes:
     body = orjson.dumps(document)
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 

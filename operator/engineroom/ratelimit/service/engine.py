@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +11,7 @@ from engineroom.ratelimit.middleware import policy_header
 from engineroom.ratelimit.sources import subject_of
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping
 
     from engineroom.ratelimit.limiter import AsyncLimiter
@@ -98,7 +98,7 @@ class Engine:
         if isinstance(found, Enforced):
             self._decide(found, question, done)
         elif isinstance(found, Missing):
-            self._counts.missed(found)
+            self._counts.missed(found.value)
             done(Verdict(None, missing=found))
         else:
             found.add_done_callback(lambda _: self._ask_again(question, done))
@@ -110,7 +110,7 @@ class Engine:
             self._decide(found, question, done)
             return
         missing = found if isinstance(found, Missing) else Missing.UNREAD
-        self._counts.missed(missing)
+        self._counts.missed(missing.value)
         done(Verdict(None, missing=missing))
 
     def _decide(

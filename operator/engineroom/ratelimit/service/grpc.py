@@ -54,9 +54,7 @@ _MISSING = {
 }
 _SWEEP = 1.0
 #: A connection's memory: a header list, and as many calls as may be under way.
-_CONFIGURATION = Configuration(
-    max_inbound_header_list_size=16_384, max_inbound_header_count=64
-)
+_CONFIGURATION = Configuration(max_inbound_header_list_size=16_384, max_inbound_header_count=64)
 
 
 class GrpcService:
@@ -67,11 +65,18 @@ class GrpcService:
         self.counts = counts
         self.connections: set[GrpcConnection] = set()
         self.draining = False
+        self._empty = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
 
     def connection(self) -> GrpcConnection:
         """For create_server."""
         return GrpcConnection(self)
+
+    def gone(self, connection: GrpcConnection) -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self._empty.set()
 
     def start(self) -> None:
         """Begin to look after slow connections."""
@@ -84,8 +89,8 @@ class GrpcService:
             each.say_goodbye()
         try:
             async with asyncio.timeout(seconds):
-                while self.connections:
-                    await asyncio.sleep(0.01)
+                if self.connections:
+                    await self._empty.wait()
         except TimeoutError:
             for each in list(self.connections):
                 each.abort()
@@ -148,7 +153,7 @@ class GrpcConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Gone; answers still to come go nowhere."""
         self._calls.clear()
-        self._service.connections.discard(self)
+        self._service.gone(self)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of frames."""
@@ -177,7 +182,7 @@ class GrpcConnection(asyncio.Protocol):
 
     # -- HTTP/2 ---------------------------------------------------------------------------------
 
-    def _happened(self, event: object) -> None:
+    def _happened(self, event: Any) -> None:
         kind = type(event)
         if kind is DataReceived:
             self._data(event.stream_id, event.data, ended=event.end_stream)

@@ -1,8 +1,8 @@
 """The service over HTTP/1.1, as an asyncio protocol over httptools.
 
-A no-op of this kind answers several times as many requests a second as one over h11, and an ASGI
-server's is in between; see docs/decisions/0015-limiter-protocols.md. What is here is only what the service needs:
-requests with small bodies, answers with known length, keep-alive, pipelining with answers in order.
+A no-op of this kind answers ten times as many requests a second as one over h11; see
+docs/decisions/0009-the-limiters-protocols.md. What is here is only what the service needs: requests
+with small bodies, answers of known length, keep-alive, pipelining with answers in order.
 
 Bounds: head and body each up to MAX_HEAD and MAX_BODY bytes, MAX_PIPELINED requests of one
 connection under way, so many connections, and a time for each request to be read and for each
@@ -23,8 +23,6 @@ from engineroom.ratelimit.service import answers, asking, rls
 from engineroom.ratelimit.service.asking import Form, UnreadableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engineroom.ratelimit.service.engine import Engine, Verdict
     from engineroom.ratelimit.service.metrics import Counts
 
@@ -66,11 +64,18 @@ class HttpService:
         self.counts = counts
         self.connections: set[HttpConnection] = set()
         self.draining = False
+        self._empty = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
 
     def connection(self) -> HttpConnection:
         """For create_server."""
         return HttpConnection(self)
+
+    def gone(self, connection: HttpConnection) -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self._empty.set()
 
     def start(self) -> None:
         """Begin to look after slow connections."""
@@ -83,8 +88,8 @@ class HttpService:
             each.close_when_idle()
         try:
             async with asyncio.timeout(seconds):
-                while self.connections:
-                    await asyncio.sleep(0.01)
+                if self.connections:
+                    await self._empty.wait()
         except TimeoutError:
             for each in list(self.connections):
                 each.abort()
@@ -104,8 +109,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_body", "_bytes", "_closing", "_engine", "_header_bytes", "_headers", "_lingering",
-        "_loop", "_parser", "_paused", "_service", "_since", "_slots", "_stuck", "_transport", "_url",
+        "_answered", "_body", "_bytes", "_closing", "_engine", "_header_bytes", "_headers",
+        "_lingering", "_loop", "_parser", "_paused", "_service", "_since", "_slots", "_stuck",
+        "_transport", "_url",
     )  # fmt: skip
 
     def __init__(self, service: HttpService) -> None:
@@ -146,7 +152,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Gone; answers still to come go nowhere."""
         self._closing = True
-        self._service.connections.discard(self)
+        self._service.gone(self)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of requests."""

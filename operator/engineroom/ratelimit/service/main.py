@@ -150,7 +150,10 @@ class Service:
             await asyncio.sleep(seconds)
         finally:
             self._recordings.stop(recording)
-        keys = [each._asdict() for each in recording.top(many)]
+        keys = [
+            {"key": each.key, "count": each.times, "error": each.error}
+            for each in recording.top(many)
+        ]
         return 200, JSON, json.dumps({"total": recording.total, "keys": keys}).encode()
 
 
@@ -165,7 +168,7 @@ def top_parameters(parameters: Mapping[str, str]) -> tuple[float, int]:
 
 
 class Supervisor:
-    """Starts processes that share the ports, starts them again when they end, and speaks for all."""
+    """Starts processes that share the ports, and again when they end, and speaks for all."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
@@ -196,7 +199,6 @@ class Supervisor:
             )
             self._running[socket] = process
             code = await process.wait()
-            Path(socket).unlink(missing_ok=True)
             if not self._stopping:
                 log.error("a process of the limiter ended", code=code)
                 await asyncio.sleep(_RESTART)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from engineroom.ratelimit.decision import Decision
-    from engineroom.ratelimit.service.engine import Missing
 
 #: Upper bounds, seconds: from memory, from Redis at loopback, from Redis under load, time-out.
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
@@ -53,9 +52,9 @@ class Counts(Collector):
             shadow = (decision.policy, name)
             self._shadowed[shadow] = self._shadowed.get(shadow, 0) + 1
 
-    def missed(self, missing: Missing) -> None:
+    def missed(self, why: str) -> None:
         """There was no policy to decide by."""
-        self._missing[missing.value] = self._missing.get(missing.value, 0) + 1
+        self._missing[why] = self._missing.get(why, 0) + 1
 
     def answered(self, form: str, status: int) -> None:
         """A question in some form got an answer with that status (HTTP's, or gRPC's)."""

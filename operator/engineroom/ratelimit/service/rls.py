@@ -92,8 +92,8 @@ def _build() -> dict[str, Any]:
     )
     for name, values in _ENUMS.items():
         enum = file.enum_type.add(name=name)
-        for number, value in enumerate(values):
-            enum.value.add(name=value, number=number)
+        for place, value in enumerate(values):
+            enum.value.add(name=value, number=place)
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for line in fields:

@@ -1,4 +1,4 @@
-"""The service's settings: environment variables ``ENGINEROOM_LIMITER_*``, or flags of the same name."""
+"""The service's settings: environment variables ``ENGINEROOM_LIMITER_*``, or flags."""
 
 from __future__ import annotations
 

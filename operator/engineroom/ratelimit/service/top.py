@@ -32,7 +32,7 @@ class Counted(NamedTuple):
     """A key, how often it came at most, and by how much that may be too high."""
 
     key: str
-    count: int
+    times: int
     error: int
 
 
