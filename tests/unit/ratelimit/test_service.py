@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from engineroom.ratelimit.decision import Decision, Reason, Source
 from engineroom.ratelimit.model import Limit, Policy, Rate
-from engineroom.ratelimit.service import rls
+from engineroom.ratelimit.service import answers, rls
 from engineroom.ratelimit.service.admin import merge_metrics
 from engineroom.ratelimit.service.asking import (
     Form,
@@ -135,3 +136,29 @@ def test_metrics_of_several_processes_are_added() -> None:
     assert 'engineroom_ratelimit_requests_total{form="nginx",status="200"} 5.0' in lines
     assert 'engineroom_ratelimit_decision_seconds_bucket{le="+Inf"} 5.0' in lines
     assert 'engineroom_ratelimit_decision_seconds_bucket{le="0.0001"} 0.0' in lines
+
+
+@given(
+    wait=st.floats(0.001, 5000, allow_nan=False), remaining=st.integers(0, 3),
+    form=st.sampled_from(Form),
+)  # fmt: skip
+def test_a_remembered_refusal_says_what_a_new_one_says(
+    wait: float, remaining: int, form: Form
+) -> None:
+    policy = Policy("shop/api", (Limit("all", Rate(5, 60)),))
+    enforced = Enforced.of(policy, cast("Any", None))
+    needed = math.ceil(wait)
+    for later in (0.0, 0.0, -wait / 2):
+        decision = Decision(
+            False, Reason.LIMITED, "shop/api", "all", 5, remaining, wait + later, wait, Source.REDIS
+        )
+        status, answer = answers.to_proxy(form, Verdict(decision, enforced))
+        head, _, body = answer.decode().partition("\r\n\r\n")
+        first, *lines = head.split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        now = math.ceil(wait + later)
+        assert int(first.split(" ")[1]) == status == (403 if form is Form.NGINX else 429)
+        assert headers["RateLimit"] == f'"all";r={remaining};t={now}'
+        assert now <= int(headers["Retry-After"]) <= now + max(1, math.ceil(now * 0.1))
+        assert int(headers["Content-Length"]) == len(body)
+        assert needed >= now

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import TYPE_CHECKING
 
 import orjson
 
 from engineroom.ratelimit.decision import Reason
-from engineroom.ratelimit.middleware import limit_headers, refusal
+from engineroom.ratelimit.middleware import JITTER, limit_headers, refusal
 from engineroom.ratelimit.model import HeaderStyle
 from engineroom.ratelimit.service.asking import Form
 from engineroom.ratelimit.service.engine import Missing
@@ -79,9 +80,34 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
         return status, problem(status, detail)
     if decision.allowed:
         return 200, admitted(enforced, decision)
+    if decision.reason is Reason.LIMITED and decision.retry_after is not None:
+        return _limited(form, enforced, decision, decision.retry_after)
     policy = enforced.policy
     style = policy.response.headers
     status, headers, body = refusal(policy, decision, style, secrets.randbelow)
+    return _refused(form, status, headers, body)
+
+
+def _limited(form: Form, enforced: Enforced, decision: Decision, wait: float) -> tuple[int, bytes]:
+    """A refusal that can be tried again: made once, but for the random part of Retry-After."""
+    needed = max(1, math.ceil(wait))
+
+    def make() -> tuple[bytes, bytes]:
+        policy = enforced.policy
+        told = refusal(policy, decision, policy.response.headers, lambda _: 0)
+        answer = _refused(form, *told)[1]
+        before, _, after = answer.partition(f"Retry-After: {needed}\r\n".encode())
+        return before, after
+
+    before, after = enforced.refusal((form, decision.limit, decision.remaining, needed), make)
+    later = needed + secrets.randbelow(max(2, math.ceil(needed * JITTER) + 1))
+    status = 403 if form is Form.NGINX else int(before[9:12])
+    return status, b"%sRetry-After: %d\r\n%s" % (before, later, after)
+
+
+def _refused(
+    form: Form, status: int, headers: Sequence[tuple[str, str]], body: bytes
+) -> tuple[int, bytes]:
     if form is Form.NGINX:
         told = [each for each in headers if not each[0].startswith("Content-")]
         return 403, _for_nginx(status, told)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.service.top import Recordings
 
 
+#: Refusals of one policy that are remembered.
+_MAX_REFUSALS = 4096
+
+
 class Missing(StrEnum):
     """Why there is no policy to decide by."""
 
@@ -43,12 +47,25 @@ class Enforced:
     #: All that is counted, by name.
     limits: Mapping[str, Limit]
     _encoded: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    #: Parts of refusals that were given, by what they depend on: a flood asks for the same ones.
+    _refusals: dict[tuple[object, ...], tuple[bytes, bytes]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
         """Ready to decide."""
         limits = {each.name: each for each in policy.places}
         return cls(policy, limiter, policy_header(policy), limits)
+
+    def refusal(
+        self, key: tuple[object, ...], make: Callable[[], tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes]:
+        """What ``make`` makes for ``key``, remembered for a while."""
+        known = self._refusals.get(key)
+        if known is None:
+            if len(self._refusals) >= _MAX_REFUSALS:
+                self._refusals.clear()
+            known = self._refusals[key] = make()
+        return known
 
     def encoded(
         self, name: str, make: Callable[[Enforced, str], tuple[bytes, bytes]]

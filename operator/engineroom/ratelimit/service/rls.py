@@ -12,6 +12,7 @@ none. A request with several descriptors is refused where any of them is.
 from __future__ import annotations
 
 import functools
+import math
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,8 @@ _UNITS = {1_000_000: 1, 60_000_000: 2, 3_600_000_000: 3, 86_400_000_000: 4}
 _MOST = 2**32 - 1
 #: Messages remembered, and the longest of them (bytes).
 _MAX_REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 512
+#: Different times to come back that those are told who are refused together.
+_VARIANTS = 64
 _remembered: dict[bytes, list[Question]] = {}
 
 
@@ -240,8 +243,22 @@ class Rated:
                 and enforced.policy.response.headers is HeaderStyle.DRAFT
             ):
                 return _admission(enforced, decision)
+            if decision is not None and enforced is not None:
+                return self._refusal(enforced, decision)
         encoded: bytes = self.message().SerializeToString()
         return encoded
+
+    def _refusal(self, enforced: Enforced, decision: Decision) -> bytes:
+        """Another answer of one verdict: the same for a while, with the same Retry-After."""
+        key = (
+            decision.reason,
+            decision.limit,
+            decision.remaining,
+            None if decision.retry_after is None else math.ceil(decision.retry_after),
+            math.ceil(decision.reset),
+            secrets.randbelow(_VARIANTS),
+        )
+        return enforced.refusal(key, lambda: (self.message().SerializeToString(), b""))[0]
 
     def document(self) -> dict[str, Any]:
         """As RateLimitResponse in JSON."""
