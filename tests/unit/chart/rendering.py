@@ -61,7 +61,10 @@ VARIANTS: dict[str, Object] = {
             "podLabels": {"a": "b"},
         },
         "redis": {"podLabels": {"a": "b"}, "secretNamespaces": ["shop"]},
-        "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "metrics": {
+            "dashboards": {"enabled": True},
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        },
         "networkPolicy": {
             "apiServer": {"cidrs": ["198.51.100.1/32"]},
             "limiterClients": [{"podSelector": {"matchLabels": {"app": "nginx"}}}],

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+from engineroom.ratelimit.service.main import Service
+from engineroom.ratelimit.service.metrics import Exposition
+from engineroom.ratelimit.service.settings import Settings
 from tests.unit.chart.rendering import (
     Object,
     containers,
@@ -85,3 +91,19 @@ def test_namespaces_bound_what_it_follows() -> None:
 
 def test_without_redis_it_is_refused() -> None:
     assert "limiter.enabled" in refusal({**ON, "redis": {"enabled": False}})
+
+
+async def test_the_dashboard_shows_metrics_that_exist() -> None:
+    objects = render({**ON, "metrics": {"dashboards": {"enabled": True}}})
+    folder = named(objects, "ConfigMap", "engineroom-dashboards")
+    assert folder["metadata"]["labels"]["grafana_dashboard"] == "1"
+    dashboard = json.loads(folder["data"]["engineroom-limiter.json"])
+    shown = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"engineroom_\w+", target["expr"])
+    }
+    told = Exposition(Service(Settings(_cli_parse_args=False)).counts).text().decode()
+    exposed = set(re.findall(r"^# HELP (engineroom_\w+)", told, re.MULTILINE))
+    assert {re.sub("_bucket$", "", name) for name in shown} == exposed

@@ -19,6 +19,8 @@ JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
 #: Bytes of a request, seconds for all of it, and connections at once.
 _MAX_REQUEST, _TIMEOUT, _MAX_CONNECTIONS = 16_384, 90.0, 64
 _READ_TIMEOUT = 5.0
+#: What every process has the same of.
+_ALIKE = frozenset({"engineroom_ratelimit_policies", "process_start_time_seconds"})
 
 
 class Admin:
@@ -95,7 +97,7 @@ async def fetch(path: str, target: str, seconds: float) -> tuple[int, bytes]:
 def merge_metrics(texts: Sequence[bytes]) -> bytes:
     """One exposition from those of several processes: what has the same name and labels is added.
 
-    Right for counters and histograms, and for the gauges here, which count things.
+    Right for counters and histograms, and for gauges that count what each has of its own.
     """
     comments: dict[str, None] = {}
     values: dict[str, float] = {}
@@ -110,7 +112,8 @@ def merge_metrics(texts: Sequence[bytes]) -> bytes:
             name, _, value = line.rpartition(" ")
             if name not in values:
                 order.setdefault(family, []).append(name)
-            values[name] = values.get(name, 0.0) + float(value)
+            before = values.get(name, 0.0)
+            values[name] = max(before, float(value)) if name in _ALIKE else before + float(value)
     lines = []
     for comment in comments:
         lines.append(comment)
