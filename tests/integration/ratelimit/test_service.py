@@ -14,18 +14,20 @@ import grpc
 import pytest
 
 from engineroom.ratelimit.document import Target
+from engineroom.ratelimit.matching import Condition
 from engineroom.ratelimit.model import (
     Distribution,
     DistributionMode,
     Failure,
     FailureMode,
     Limit,
+    MissingKey,
     Mode,
     Policy,
     Rate,
 )
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.sources import ClientIP, Header, Route, Tenant
+from engineroom.ratelimit.sources import ClientIP, Header, Method, Route, Tenant
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, publish
 
 if TYPE_CHECKING:
@@ -169,6 +171,31 @@ def test_the_address_is_the_last_that_the_proxy_wrote_and_further_hops_are_the_p
     assert [get(f"{url}/behind", {"X-Forwarded-For": c})[0] for c in chains] == [200, 200, 200]
     more = "6.6.6.6, 1.1.1.1, 192.0.2.9"
     assert get(f"{url}/behind", {"X-Forwarded-For": more})[0] == 429
+
+
+def test_explain_says_which_limits_apply_and_what_is_left_and_takes_nothing(
+    store: redis.Redis, limiter: LimiterProcess
+) -> None:
+    posts = Condition(Method(), values=("POST",))
+    limits = (
+        Limit("per-address", Rate(3, 3600), key=(ClientIP(),)),
+        Limit("posts", Rate(1, 3600), key=(ClientIP(),), when=(posts,)),
+        Limit("per-key", Rate(9, 3600), key=(Header("X-Api-Key"),), missing_key=MissingKey.SKIP),
+    )
+    enforce(store, limiter, Policy("shop/api", limits, Failure(timeout=1.0)))
+    assert get(f"{limiter.url}/v1/forward/shop/api", FROM)[0] == 200
+    request = {"peer": "192.0.2.1", "headers": {"x-api-key": "hunter2"}}
+    asked = {"namespace": "shop", "policy": "api", "request": request}
+    for _ in range(3):
+        status, told = post(limiter, "/v1/explain", asked)
+        assert (status, told["allowed"]) == (200, True)
+    first, second, third = told["limits"]
+    assert (first["key"], first["remaining"], first["quota"]) == (["192.0.2.1"], 2, 3)
+    assert second == {"limit": "posts", "applies": False}
+    assert third["remaining"] == 9
+    assert "hunter2" not in json.dumps(told)
+    assert not post(limiter, "/v1/explain", {**asked, "cost": 3})[1]["allowed"]
+    assert post(limiter, "/v1/explain", {**asked, "policy": "none"})[0] == 404
 
 
 def test_a_shadowed_limit_is_counted_and_admits(

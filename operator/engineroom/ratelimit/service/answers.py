@@ -153,6 +153,16 @@ def decided(verdict: Verdict) -> tuple[int, bytes]:
     )
 
 
+def explained(found: dict[str, object] | Missing) -> tuple[int, bytes]:
+    """Status and answer of ``/v1/explain``."""
+    if not isinstance(found, Missing):
+        return 200, _json(found)
+    if found is Missing.UNATTACHED:
+        return 200, _json({"policy": None, "allowed": True, "limits": []})
+    status, detail = _MISSING[found]
+    return status, problem(status, detail)
+
+
 def _json(document: object) -> bytes:
     body = orjson.dumps(document)
     head = (

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from engineroom.ratelimit.decision import Decision, Reason, Source
 from engineroom.ratelimit.middleware import policy_header
+from engineroom.ratelimit.service.explain import explain
 from engineroom.ratelimit.sources import subject_of
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping
 
     from engineroom.ratelimit.limiter import AsyncLimiter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.service.asking import Question
     from engineroom.ratelimit.service.metrics import Counts
     from engineroom.ratelimit.service.top import Recordings
+    from engineroom.ratelimit.sources import RequestView
 
 
 #: Refusals of one policy that are remembered.
@@ -120,6 +122,17 @@ class Engine:
         else:
             found.add_done_callback(lambda _: self._ask_again(question, done))
 
+    async def explain(self, question: Question) -> dict[str, object] | Missing:
+        """Which limits the request meets and what is left of each; takes nothing."""
+        found = self._directory.find(question.namespace, question.name)
+        if not isinstance(found, Enforced | Missing):
+            await asyncio.wait([found])
+            found = self._directory.find(question.namespace, question.name)
+        if isinstance(found, Enforced):
+            view = _seen_by(found.policy, question.view)
+            return await explain(found.policy, found.limiter, view, question.cost)
+        return found if isinstance(found, Missing) else Missing.UNREAD
+
     def _ask_again(self, question: Question, done: Callable[[Verdict], None]) -> None:
         """After looking: what is still being looked for counts as unread."""
         found = self._directory.find(question.namespace, question.name)
@@ -134,9 +147,7 @@ class Engine:
         self, enforced: Enforced, question: Question, done: Callable[[Verdict], None]
     ) -> None:
         policy = enforced.policy
-        view = question.view
-        if policy.trusted_proxy_hops:
-            view = replace(view, trusted_proxy_hops=policy.trusted_proxy_hops)
+        view = _seen_by(policy, question.view)
         counts = self._counts
         if self._recordings.active:
             self._recordings.seen(policy, view)
@@ -157,6 +168,12 @@ class Engine:
             done(Verdict(decision, enforced))
 
         answer.add_done_callback(decided)
+
+
+def _seen_by(policy: Policy, view: RequestView) -> RequestView:
+    """The request as a policy sees it, with the proxies that it trusts."""
+    hops = policy.trusted_proxy_hops
+    return replace(view, trusted_proxy_hops=hops) if hops else view
 
 
 def _ended(policy: Policy) -> Decision:

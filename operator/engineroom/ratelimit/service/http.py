@@ -23,6 +23,9 @@ from engineroom.ratelimit.service import answers, asking, rls
 from engineroom.ratelimit.service.asking import Form, UnreadableError
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from engineroom.ratelimit.service.asking import Question
     from engineroom.ratelimit.service.engine import Engine, Verdict
     from engineroom.ratelimit.service.metrics import Counts
 
@@ -65,11 +68,18 @@ class HttpService:
         self.connections: set[HttpConnection] = set()
         self.draining = False
         self._empty = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
     def connection(self) -> HttpConnection:
         """For create_server."""
         return HttpConnection(self)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def gone(self, connection: HttpConnection) -> None:
         """A connection is closed."""
@@ -268,11 +278,18 @@ class HttpConnection(asyncio.Protocol):
                     asking.of_document(_document(body)),
                     lambda verdict: self._answer(slot, *answers.decided(verdict), "decide"),
                 )
+        elif target == "/v1/explain":
+            if self._posted(slot, method):
+                question = asking.of_document(_document(body))
+                self._service.spawn(self._explain(slot, question))
         elif target == "/json":
             if self._posted(slot, method):
                 self._as_json(slot, body)
         else:
             self._answer(slot, 404, answers.problem(404, "there is nothing here"), "none")
+
+    async def _explain(self, slot: _Slot, question: Question) -> None:
+        self._answer(slot, *answers.explained(await self._engine.explain(question)), "explain")
 
     def _posted(self, slot: _Slot, method: str) -> bool:
         if method == "POST":

@@ -7,7 +7,7 @@ from pathlib import Path  # noqa: TC003 - pydantic needs it at run time
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         ),
         description="Name in the policies' status; empty: made of the host's.",
     )
-    worker: str = Field(
+    worker: CliSuppress[str] = Field(
         default="", description="Set by the service itself: the socket of one of its processes."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

@@ -115,13 +115,14 @@ class Recordings:
     def seen(self, policy: Policy, view: RequestView) -> None:
         """A request is about to be decided."""
         for limit in policy.limits:
-            parts = [_shown(source, source(view)) for source in limit.key]
+            parts = [shown(source, source(view)) for source in limit.key]
             key = f"{policy.name}/{limit.name} {' '.join(parts)}".rstrip()
             for recording in self._running:
                 recording.add(key)
 
 
-def _shown(source: object, value: str | None) -> str:
+def shown(source: object, value: str | None) -> str:
+    """A part of a key for people: a digest where it may be a secret, ``-`` where it is missing."""
     if value is None:
         return "-"
     if isinstance(source, _PLAIN):
