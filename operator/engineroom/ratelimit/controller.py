@@ -151,14 +151,16 @@ class RateLimitPolicyController:
         """A policy is new, different or gone (None)."""
         namespace, _, name = key.partition("/")
         group = self._groups.setdefault(namespace, _Group())
-        group.dirty = True
         if obj is None:
+            group.dirty = True
             group.names.discard(name)
             self._context.queue.forget(key)
             self._context.queue.add(namespace, urgent=True)
             return
         group.names.add(name)
         known = group.known.get(name)
+        if known is None or (known.uid, known.generation) != (obj.uid, obj.generation):
+            group.dirty = True
         if known is not None:
             known.told = None  # somebody else may have written its status
 
