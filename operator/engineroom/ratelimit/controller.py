@@ -34,7 +34,7 @@ from engineroom.ratelimit.compile import (
     standing_candidate,
 )
 from engineroom.ratelimit.decide import Count, Standing, count, next_document
-from engineroom.ratelimit.document import read_head
+from engineroom.ratelimit.document import head_of
 from engineroom.ratelimit.links import Links
 from engineroom.ratelimit.observe import Roll, roll, standing
 from engineroom.ratelimit.publish import replace
@@ -314,7 +314,7 @@ class RateLimitPolicyController:
             return False
         self._revision = max(self._revision, text.revision)
         line.head_text = await replace(link.redis, namespace, line.head_text or "", text)
-        line.head = read_head(text.text)
+        line.head = head_of(text, compiled.parts)
         log.info(
             "policies programmed",
             namespace=namespace,
