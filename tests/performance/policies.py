@@ -86,6 +86,8 @@ class Enforcer:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if not line.startswith("["):
+                continue  # what the library logs
             name, burst, at = json.loads(line)
             self.heard.put((name, burst, at))
 

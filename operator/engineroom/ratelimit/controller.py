@@ -34,7 +34,7 @@ from engineroom.ratelimit.compile import (
     standing_candidate,
 )
 from engineroom.ratelimit.decide import Count, Standing, count, next_document
-from engineroom.ratelimit.document import read_head
+from engineroom.ratelimit.document import head_of
 from engineroom.ratelimit.links import Links
 from engineroom.ratelimit.observe import Roll, roll, standing
 from engineroom.ratelimit.publish import replace
@@ -53,9 +53,12 @@ log = structlog.get_logger(__name__)
 #: Seconds between looks: at a namespace where somebody has yet to acknowledge, at one at rest, and
 #: at one whose Redis does not answer.
 LOOK_AWAITING, LOOK_AT_REST, LOOK_BLIND = 1.0, 3.0, 1.0
-#: After a document was written enforcers have so long before status is written, so that it mostly
-#: is written once (seconds); and their words within so long are looked at together.
-ACKNOWLEDGE_WITHIN, WORDS_TOGETHER = 0.03, 0.01
+#: After a document was written enforcers are waited for so long before status is written, so that
+#: it mostly is written once, and asked so often (seconds); words that they say later are looked at
+#: together when they come within so long.
+ACKNOWLEDGE_WITHIN, ACKNOWLEDGE_GLANCE, WORDS_TOGETHER = 0.25, 0.01, 0.01
+#: Statuses are written for so long at a time; then it is looked whether there is other news.
+TELL_FOR = 5.0
 #: Mere figures, of enforcers that come and go, are written so often at most a policy (seconds), and
 #: so many at a look; others' news goes before.
 FIGURES_EVERY, FIGURES_AT_ONCE = 3.0, 64
@@ -151,14 +154,16 @@ class RateLimitPolicyController:
         """A policy is new, different or gone (None)."""
         namespace, _, name = key.partition("/")
         group = self._groups.setdefault(namespace, _Group())
-        group.dirty = True
         if obj is None:
+            group.dirty = True
             group.names.discard(name)
             self._context.queue.forget(key)
             self._context.queue.add(namespace, urgent=True)
             return
         group.names.add(name)
         known = group.known.get(name)
+        if known is None or (known.uid, known.generation) != (obj.uid, obj.generation):
+            group.dirty = True
         if known is not None:
             known.told = None  # somebody else may have written its status
 
@@ -271,8 +276,7 @@ class RateLimitPolicyController:
                 line.compiled = None
             compiled = self._compile(group, line, names)
             if await self._write(namespace, link, line, compiled):
-                await asyncio.sleep(ACKNOWLEDGE_WITHIN)
-                seen = await roll(link.redis, namespace)
+                seen = await self._acknowledged(namespace, link, line)
         except SecretError as error:
             return _Result(line.compiled, line.head, None, (error.reason, str(error)))
         except (MeasurementError, DependencyError) as error:
@@ -310,7 +314,7 @@ class RateLimitPolicyController:
             return False
         self._revision = max(self._revision, text.revision)
         line.head_text = await replace(link.redis, namespace, line.head_text or "", text)
-        line.head = read_head(text.text)
+        line.head = head_of(text, compiled.parts)
         log.info(
             "policies programmed",
             namespace=namespace,
@@ -319,6 +323,18 @@ class RateLimitPolicyController:
             bytes=len(text.text),
         )
         return True
+
+    async def _acknowledged(self, namespace: str, link: Link, line: _Line) -> Roll:
+        """Who follows, once all of them do, or have had their time."""
+        monotonic = self._context.clock.monotonic
+        until = monotonic() + ACKNOWLEDGE_WITHIN
+        while True:
+            seen = await roll(link.redis, namespace)
+            words = [each.word for each in seen.enforcers]
+            whole = line.head is None or all(w and w.hash == line.head.hash for w in words)
+            if whole or monotonic() >= until:
+                return seen
+            await asyncio.sleep(ACKNOWLEDGE_GLANCE)
 
     def _doubt(self, namespace: str, known: _Known) -> None:
         if known.redis is not None:
@@ -347,7 +363,7 @@ class RateLimitPolicyController:
                     more = True
                     continue
             due.append((name, known, seen))
-        while due and not group.dirty:
+        while due and not group.dirty and self._context.clock.monotonic() - now < TELL_FOR:
             chunk, due = due[:STATUSES_AT_ONCE], due[STATUSES_AT_ONCE:]
             told = await asyncio.gather(
                 *(self._write_status(namespace, *each) for each in chunk), return_exceptions=True

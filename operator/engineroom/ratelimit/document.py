@@ -223,6 +223,18 @@ class Head(NamedTuple):
     parts: Mapping[str, Mapping[str, Any]]
 
 
+def head_of(document: Text, parts: Iterable[tuple[Mapping[str, Any], str]]) -> Head:
+    """What ``read_head`` would say of a document that was just written of these parts."""
+    pairs = [(str(part["name"]), part, its_hash) for part, its_hash in parts]
+    return Head(
+        document.hash,
+        document.revision,
+        document.lineage,
+        {name: (its_hash, document.since[name]) for name, _, its_hash in pairs},
+        {name: part for name, part, _ in pairs},
+    )
+
+
 def read_head(text: str | bytes) -> Head:
     """Raises UnreadableDocumentError."""
     whole = _load(text)

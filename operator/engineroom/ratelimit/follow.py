@@ -170,8 +170,13 @@ class _Core:
             revision=policies.revision,
             policies=len(policies.entries),
         )
-        if self._on_change is not None:
+        if self._on_change is None:
+            return
+        try:
             self._on_change(before, policies)
+        except Exception:
+            # Somebody else's code: whatever it does, the policies are followed on.
+            log.exception("on_change failed", namespace=self.namespace)
 
     def _refuse(self, error: UnreadableDocumentError, head: str) -> None:
         self._refused = head

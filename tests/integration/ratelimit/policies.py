@@ -42,7 +42,7 @@ def condition(obj: dict[str, Any], kind: str) -> tuple[str, str]:
 
 
 async def until(
-    look: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], within: float = 15.0
+    look: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], within: float = 30.0
 ) -> Any:
     """Look until it is good; returns what was seen."""
     deadline = time.monotonic() + within
@@ -77,7 +77,7 @@ class Policies:
         return await self.client.get(RATELIMITPOLICIES, self.namespace, name)
 
     async def until(
-        self, name: str, kind: str, status: str, reason: str = "", within: float = 15.0
+        self, name: str, kind: str, status: str, reason: str = "", within: float = 30.0
     ) -> dict[str, Any]:
         """Wait for a condition; returns the object."""
 

@@ -257,6 +257,33 @@ async def test_a_restart_writes_nothing_and_clears_what_went_meanwhile(
     await operator.stop()
 
 
+async def test_killed_at_any_moment_it_ends_where_it_would_have(
+    control_plane: Cluster, server: RedisServer, policies: Policies, namespace: str,
+    store_async: redis.asyncio.Redis,
+) -> None:  # fmt: skip
+    operator = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
+    await operator.start()
+    async with AsyncFollower(store_async, namespace) as follower:
+        await policies.create("api")
+        await policies.until("api", "Enforced", "True")
+        revision = follower.current.revision
+        # Before the document is written, about then, and while status is.
+        for number, moment in enumerate((0.005, 0.03, 0.06)):
+            await policies.edit("api", {"trustedProxyHops": number + 1})
+            await asyncio.sleep(moment)
+            operator.kill()
+            await operator.gone()
+            await operator.start()
+        ended = await policies.until("api", "Enforced", "True")
+        assert ended["metadata"]["generation"] == 4
+        found = follower.current.get("api")
+        assert found is not None
+        assert found.policy.trusted_proxy_hops == 3
+        assert ended["status"]["enforcers"]["configHash"] == found.hash
+        assert follower.current.revision > revision
+    await operator.stop()
+
+
 async def _logged(operator: OperatorProcess, event: str) -> int:
     return sum(line.get("event") == event for line in operator.log())
 

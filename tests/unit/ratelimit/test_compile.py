@@ -24,6 +24,7 @@ from engineroom.ratelimit.document import (
     Target,
     decode_policy,
     encode_policy,
+    head_of,
     read,
     read_head,
     write,
@@ -151,8 +152,9 @@ def test_a_thousand_policies_fit() -> None:
 def test_what_stands_of_a_policy_goes_on_as_it_was() -> None:
     good = made("a")
     text = write("shop", compile_all([good]).parts, revision=1, lineage="", before={})
-    kept = standing_candidate(read_head(text.text).parts["a"], good.created)
-    assert kept == good
+    for head in (read_head(text.text), head_of(text, compile_all([good]).parts)):
+        assert standing_candidate(head.parts["a"], good.created) == good
+    assert read_head(text.text)[:4] == head_of(text, compile_all([good]).parts)[:4]
 
 
 @pytest.mark.parametrize(
