@@ -1,5 +1,5 @@
 # The project's images, by target:
-#   engineroom      operator, webhooks and command line
+#   engineroom      operator, webhooks, limiter and command line
 #   worker-runtime  what an init container copies into the pods of users' workers
 #
 #   docker build --target engineroom -t ghcr.io/engineroom-dev/engineroom:0.1.0 .
@@ -46,7 +46,7 @@ CMD ["/engineroom"]
 
 FROM debian:trixie-slim AS engineroom
 LABEL org.opencontainers.image.title="engineroom" \
-    org.opencontainers.image.description="Engineroom's operator, webhooks and command line" \
+    org.opencontainers.image.description="Engineroom's operator, webhooks, limiter and command line" \
     org.opencontainers.image.licenses="Apache-2.0"
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 tzdata \

@@ -58,6 +58,46 @@ LOOP_STUCK = 30.0
 KOPF_STUCK = 120.0
 
 
+class Room:
+    """A kind in the process: its controller, cache, queue and watch."""
+
+    def __init__(self, process: Process, controller: Controller) -> None:
+        settings, plural = process.settings, controller.kind.plural
+        self.controller = controller
+        self.queue = WorkQueue(
+            plural,
+            timeout=settings.reconcile_timeout,
+            metrics=QueueMetrics(process.metrics, plural),
+            gate=lambda _key: process.is_leader,
+        )
+        self.store = RecordStore(controller.kind, self._changed, process.clock)
+        self.context = Context(
+            client=process.client,
+            clock=process.clock,
+            queue=self.queue,
+            store=self.store,
+            recorder=process.recorder,
+            namespaces=settings.namespaces,
+            is_leader=lambda: process.is_leader,
+            epoch=lambda: process.elector.epoch if process.elector else 0,
+            installation=lambda: process.elector.uid if process.elector else "",
+            gauge=process.metrics.gauge,
+            resync=settings.resync,
+        )
+        self.shell: Shell | None = None
+        self.begun = False
+        self.synced = asyncio.Event()
+
+    def _changed(self, key: str, record: Record | None, before: Record | None) -> None:
+        """News of an object: what a user wished for goes before what is only looked at again."""
+        if record is None or before is None:
+            urgent = self.synced.is_set()
+        else:
+            urgent = not record.same_wish(before)
+        self.queue.add(key, urgent=urgent)
+        self.controller.changed(key, record)
+
+
 class Process:
     """One operator process; ``run`` returns its exit code."""
 
@@ -81,12 +121,6 @@ class Process:
             observer=self.metrics.request,
         )
         self.recorder = EventRecorder(self.client, self.clock, instance=settings.who)
-        self.queue = WorkQueue(
-            "workerpools",
-            timeout=settings.reconcile_timeout,
-            metrics=QueueMetrics(self.metrics, "workerpools"),
-            gate=lambda _key: self.is_leader,
-        )
         self.lag = LoopLag(self.clock)
         self.elector: Elector | None = None
         if settings.leader_election:
@@ -97,22 +131,8 @@ class Process:
                 settings.who,
                 self.clock,
             )
-        self.controller = (build or pools)(settings)
-        self.store = RecordStore(self.controller.kind, self._changed, self.clock)
-        self.context = Context(
-            client=self.client,
-            clock=self.clock,
-            queue=self.queue,
-            store=self.store,
-            recorder=self.recorder,
-            namespaces=settings.namespaces,
-            is_leader=lambda: self.is_leader,
-            epoch=lambda: self.elector.epoch if self.elector else 0,
-            installation=lambda: self.elector.uid if self.elector else "",
-            gauge=self.metrics.gauge,
-            resync=settings.resync,
-        )
-        self.shell: Shell | None = None
+        builders = [build] if build is not None else [pools, policies]
+        self.rooms = [Room(self, make(settings)) for make in builders]
         self.started = self.clock.monotonic()
         self.synced = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -132,15 +152,6 @@ class Process:
         if self.elector is None:
             return True
         return self.elector.is_leader
-
-    def _changed(self, key: str, record: Record | None, before: Record | None) -> None:
-        """News of an object: what a user wished for goes before what is only looked at again."""
-        if record is None or before is None:
-            urgent = self.synced.is_set()
-        else:
-            urgent = not record.same_wish(before)
-        self.queue.add(key, urgent=urgent)
-        self.controller.changed(key, record)
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -176,43 +187,61 @@ class Process:
         self.stopping.set()
 
     async def _work(self) -> None:
-        await self._served()
-        await self.controller.start(self.context)
-        for informer in self.context.informers:
+        if self.elector is not None:
+            self._background(self._candidacy(self.elector), "candidacy")
+        else:
+            self._leading.set()
+        for room in self.rooms:
+            self._background(self._run_room(room), room.store.kind.plural)
+        for room in self.rooms[:1]:
+            await room.synced.wait()
+        self.synced.set()
+
+    async def _candidacy(self, elector: Elector) -> None:
+        """Run for leader as soon as the first kind's cache is filled, and no sooner."""
+        await self.synced.wait()
+        self._election = self._background(self._lead(elector), "election")
+
+    async def _run_room(self, room: Room) -> None:
+        """One kind, independent of the others: a CRD that is not there keeps no other waiting."""
+        began = self.clock.monotonic()
+        await self._served(room)
+        await room.controller.start(room.context)
+        room.begun = True
+        for informer in room.context.informers:
             self._measure_cache(informer.ref.plural, informer)
             await informer.start()
-        for informer in self.context.informers:
+        for informer in room.context.informers:
             await informer.synced.wait()
-        await self._listed()
-        self.shell = Shell(
+        await self._listed(room)
+        room.shell = Shell(
             self.config,
-            [self.store],
+            [room.store],
             asyncio.get_running_loop(),
             self.clock,
             namespaces=self.settings.namespaces,
         )
-        self.shell.start()
-        self.synced.set()
+        room.shell.start()
+        room.synced.set()
         # What fills the caches stays: the collector need not go through it again and again, which
         # takes a tenth of a second with ten thousand objects.
         gc.collect()
         gc.freeze()
         log.info(
             "caches are filled",
-            objects=len(self.store),
-            children={i.ref.plural: len(i.store) for i in self.context.informers},
-            seconds=round(self.clock.monotonic() - self.started, 3),
+            kind=room.store.kind.kind,
+            objects=len(room.store),
+            children={i.ref.plural: len(i.store) for i in room.context.informers},
+            seconds=round(self.clock.monotonic() - began, 3),
         )
-        self._background(self._compare(), "comparison")
-        if self.elector is not None:
-            self._election = self._background(self._lead(self.elector), "election")
-            await self._leading.wait()
-        await self.queue.run(self.controller.reconcile, workers=self.settings.concurrency)
+        self._background(self._compare(room), f"comparison of {room.store.kind.plural}")
+        await self._leading.wait()
+        await room.queue.run(room.controller.reconcile, workers=self.settings.concurrency)
         await asyncio.Event().wait()  # the queue ends with the process; see _end
 
-    async def _served(self) -> None:
+    async def _served(self, room: Room) -> None:
         """Wait until the API server knows the kind: charts may bring CRDs after us."""
-        kind = self.store.kind
+        kind = room.store.kind
         failures = 0
         while True:
             try:
@@ -229,7 +258,7 @@ class Process:
                 log.warning("waiting for the API server", problem=problem)
             await asyncio.sleep(backoff(failures, 0.1, 5.0, random.random()))  # noqa: S311 # nosec B311
 
-    async def _listed(self) -> None:
+    async def _listed(self, room: Room) -> None:
         """Fill the cache by a list of our own, many times quicker than Kopf tells of each object.
 
         Kopf starts after it and lists too, so nothing falls in between.
@@ -238,7 +267,7 @@ class Process:
             failures = 0
             while True:
                 try:
-                    await self.store.compare(self.client, namespace, first=True)
+                    await room.store.compare(self.client, namespace, first=True)
                 except EngineroomError as error:
                     failures += 1
                     log.warning("objects not listed", error=str(error), failures=failures)
@@ -246,23 +275,23 @@ class Process:
                 else:
                     break
 
-    async def _compare(self) -> None:
+    async def _compare(self, room: Room) -> None:
         """Now and then list beside Kopf's watch, and open the watch anew when it is deaf."""
         due = self.clock.monotonic() + random.uniform(*self.settings.resync)  # noqa: S311 # nosec B311
         while True:
             await asyncio.sleep(min(10.0, max(0.1, due - self.clock.monotonic())))
-            if self.store.deaf() and self.shell is not None:
+            if room.store.deaf() and room.shell is not None:
                 log.warning("the watch does not tell what a list does; opening it anew")
-                self.store.forgive()
-                self.shell.restart()
+                room.store.forgive()
+                room.shell.restart()
             if self.clock.monotonic() < due:
                 continue
             due = self.clock.monotonic() + random.uniform(*self.settings.resync)  # noqa: S311 # nosec B311
             for namespace in self.settings.namespaces or (None,):
                 try:
-                    await self.store.compare(self.client, namespace)
+                    await room.store.compare(self.client, namespace)
                 except EngineroomError as error:
-                    log.warning("comparison failed", kind=self.store.kind.kind, error=str(error))
+                    log.warning("comparison failed", kind=room.store.kind.kind, error=str(error))
 
     async def _lead(self, elector: Elector) -> None:
         def lost() -> None:
@@ -273,8 +302,8 @@ class Process:
     async def _end(self) -> None:
         """Finish what runs, give up the lease, close. After a lost lease: as quickly as can be."""
         grace = 0.0 if self._failed else self.settings.shutdown_grace
-        log.info("ending", running=self.queue.running, grace=grace)
-        await self.queue.shutdown(grace)
+        log.info("ending", running=sum(room.queue.running for room in self.rooms), grace=grace)
+        await asyncio.gather(*(room.queue.shutdown(grace) for room in self.rooms))
         if self.elector is not None:
             self.elector.stop()
             if self._election is not None:
@@ -287,12 +316,16 @@ class Process:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
-        for informer in self.context.informers:
+        await asyncio.gather(*(self._end_room(room) for room in self.rooms))
+
+    async def _end_room(self, room: Room) -> None:
+        for informer in room.context.informers:
             await informer.stop()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(3):
-                await self.controller.stop()
-        if self.shell is not None and not await self.shell.stop(within=3.0):
+        if room.begun:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    await room.controller.stop()
+        if room.shell is not None and not await room.shell.stop(within=3.0):
             log.warning("kopf did not end in time")
             self.abandon = True
 
@@ -340,7 +373,7 @@ class Process:
             problems.append("a reconcile hangs past its time-out")
         if facts["loopLag"] > LOOP_STUCK:
             problems.append("the event loop is stuck")
-        if self.shell is not None and self.shell.silence() > KOPF_STUCK:
+        if any(room.shell and room.shell.silence() > KOPF_STUCK for room in self.rooms):
             problems.append("kopf's loop is stuck or has ended")
         if self.synced.is_set():
             problems += [
@@ -369,13 +402,16 @@ class Process:
                 "holder": elector.holder if elector else self.settings.who,
                 "epoch": elector.epoch if elector else 0,
                 "watches": {
-                    self.store.kind.plural: round(self.store.age(), 1),
-                    **{i.ref.plural: round(i.age(), 1) for i in self.context.informers},
+                    kind: round(age, 1)
+                    for room in self.rooms
+                    # A kind that is not served (yet) is nothing that a restart would help.
+                    if room.synced.is_set() or room is self.rooms[0]
+                    for kind, age in _ages(room).items()
                 },
                 "queue": {
-                    "depth": self.queue.depth,
-                    "running": self.queue.running,
-                    "oldestRun": round(self.queue.oldest_run(), 3),
+                    "depth": sum(room.queue.depth for room in self.rooms),
+                    "running": sum(room.queue.running for room in self.rooms),
+                    "oldestRun": round(max(room.queue.oldest_run() for room in self.rooms), 3),
                 },
                 "loopLag": round(self.lag.seconds(), 4),
             }
@@ -383,15 +419,9 @@ class Process:
 
     def _measure(self) -> None:
         gauge = self.metrics.gauge
-        queue = {"queue": self.queue.name}
-        gauge("engineroom_queue_depth", "Keys due.", lambda: self.queue.depth, queue)
-        gauge("engineroom_queue_running", "Reconciles now.", lambda: self.queue.running, queue)
-        gauge(
-            "engineroom_queue_delayed",
-            "Looks to come.",
-            lambda: self.queue.schedule.delayed,
-            queue,
-        )
+        for room in self.rooms:
+            self._measure_queue(room.queue)
+            self._measure_cache(room.store.kind.plural, room.store)
         gauge("engineroom_leader", "1 while this process leads.", lambda: float(self.is_leader))
         gauge(
             "engineroom_leader_epoch",
@@ -402,7 +432,7 @@ class Process:
         gauge(
             "engineroom_kopf_restarts",
             "Times that Kopf ended and was started again.",
-            lambda: float(self.shell.restarts if self.shell else 0),
+            lambda: float(sum(room.shell.restarts for room in self.rooms if room.shell)),
         )
         gauge("engineroom_events_written", "Events written.", lambda: float(self.recorder.written))
         gauge(
@@ -410,7 +440,17 @@ class Process:
             "Events not written: too many, or refused.",
             lambda: float(self.recorder.dropped),
         )
-        self._measure_cache(self.store.kind.plural, self.store)
+
+    def _measure_queue(self, queue: WorkQueue) -> None:
+        gauge, labels = self.metrics.gauge, {"queue": queue.name}
+        gauge("engineroom_queue_depth", "Keys due.", lambda: queue.depth, labels)
+        gauge("engineroom_queue_running", "Reconciles now.", lambda: queue.running, labels)
+        gauge(
+            "engineroom_queue_delayed",
+            "Looks to come.",
+            lambda: queue.schedule.delayed,
+            labels,
+        )
 
     def _measure_cache(self, kind: str, cache: RecordStore | Informer[Any]) -> None:
         gauge, labels = self.metrics.gauge, {"kind": kind}
@@ -437,6 +477,18 @@ def pools(settings: Settings) -> Controller:
         use_interval=settings.use_interval,
         use_patience=settings.use_patience,
     )
+
+
+def policies(settings: Settings) -> Controller:
+    """The controller of RateLimitPolicies."""
+    from engineroom.ratelimit.controller import RateLimitPolicyController
+
+    return RateLimitPolicyController(settings.read_redis_url() or "")
+
+
+def _ages(room: Room) -> dict[str, float]:
+    ages = {informer.ref.plural: informer.age() for informer in room.context.informers}
+    return {room.store.kind.plural: room.store.age(), **ages}
 
 
 def load_config(settings: Settings) -> ApiConfig:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _SOURCE = Path(__file__).parent / "go" / "kubernetes"
+_TRAEFIK = Path(__file__).parent / "go" / "traefik"
 KUBERNETES = "v1.37.2"
 
 
@@ -114,6 +115,21 @@ PROGRAMS: dict[str, Program] = {
             ("sigs.k8s.io/metrics-server/cmd/metrics-server",),
             ("metrics-server",),
         ),
+        # What the tests of rate limits stand in front of an application.
+        Program(
+            "traefik",
+            "v3.5.3",
+            ("github.com/traefik/traefik/v3/cmd/traefik",),
+            ("traefik",),
+            module=_TRAEFIK,
+        ),
+        # What the benchmark of rate limits compares with.
+        Program(
+            "envoy-ratelimit",
+            "v1.4.1-0.20260122083618-3fb702589d36",
+            ("github.com/envoyproxy/ratelimit/src/service_cmd",),
+            ("service_cmd",),
+        ),
     )
 }
 
@@ -195,7 +211,8 @@ def _build(program: Program, detail: Callable[[str], None]) -> None:
         _run_go(command, program.module or Path(scratch), environment, detail)
         if program.module is not None:
             for name in program.provides:
-                (output / name).symlink_to(program.name)
+                if name != program.name:
+                    (output / name).symlink_to(program.name)
         # What is at the final place is whole: an interrupted build leaves only the scratch folder.
         output.rename(folder)
 

@@ -259,7 +259,8 @@ async def test_columns(control_plane: Cluster, client: Client, namespace: str) -
 
     head, row = text.splitlines()
     assert head.split() == ["NAME", "READY", "SIZE", "PODS", "BUSY", "WAITING", "AGE"]
-    assert row.split()[:-1] == ["mail", "True", "7", "5", "4", "840"]
+    # With the kind before it: the category has more than one.
+    assert row.split()[:-1] == ["workerpool.engineroom.dev/mail", "True", "7", "5", "4", "840"]
 
 
 # -- with the admission server ------------------------------------------------------------------

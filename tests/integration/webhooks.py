@@ -95,7 +95,7 @@ class Admission:
             "apiGroups": ["engineroom.dev"],
             "apiVersions": ["v1alpha1"],
             "operations": ["CREATE", "UPDATE"],
-            "resources": ["workerpools"],
+            "resources": ["workerpools", "ratelimitpolicies"],
             "scope": "Namespaced",
         }
         here = {"kubernetes.io/metadata.name": self.namespace}
@@ -107,7 +107,7 @@ class Admission:
                     {
                         "name": f"workerpools-{index}.engineroom.dev",
                         "admissionReviewVersions": ["v1"],
-                        "clientConfig": {"url": f"https://127.0.0.1:{port}/validate/workerpools"},
+                        "clientConfig": {"url": f"https://127.0.0.1:{port}/validate"},
                         "rules": [rule],
                         "namespaceSelector": {"matchLabels": here},
                         "failurePolicy": "Fail",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from engineroom.api import GROUP
 from engineroom.api import validation as rules
 from engineroom.api.pod_security import Level
-from engineroom.api.v1alpha1.workerpool import KIND
 from engineroom.api.validation import Context
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
@@ -48,6 +47,7 @@ class Answer:
     #: Set when the author lacks a right.
     forbidden: str = ""
     name: str = ""
+    kind: str = ""
 
     @property
     def allowed(self) -> bool:
@@ -80,10 +80,10 @@ class Answer:
         return {
             "code": 422,
             "reason": "Invalid",
-            "message": _message(self.name, self.problems),
+            "message": _message(f"{self.kind} {self.name}", self.problems),
             "details": {
                 "group": GROUP,
-                "kind": KIND,
+                "kind": self.kind,
                 "name": self.name,
                 "causes": [
                     {
@@ -97,12 +97,12 @@ class Answer:
         }
 
 
-def _message(name: str, problems: Sequence[Problem]) -> str:
+def _message(what: str, problems: Sequence[Problem]) -> str:
     if len(problems) == 1:
-        text = f"{KIND} {name} is invalid: {problems[0]}"
+        text = f"{what} is invalid: {problems[0]}"
     else:
         lines = "".join(f"\n* {problem}" for problem in problems)
-        text = f"{KIND} {name} is invalid:{lines}"
+        text = f"{what} is invalid:{lines}"
     if len(text) <= _MESSAGE_LENGTH:
         return text
     return text[: _MESSAGE_LENGTH - 40].rsplit("\n", 1)[0] + "\n* and more"
@@ -132,7 +132,8 @@ async def answer(review: Any, authority: Authority) -> Answer:
             level = await authority.level(namespace)
         problems = rules.problems(new, Context(pod_security=level))
         if problems:
-            return Answer(uid, operation, tuple(problems), name=name)
+            kind = str(_map(request.get("kind")).get("kind") or new.get("kind") or "")[:63]
+            return Answer(uid, operation, tuple(problems), name=name, kind=kind)
         asks = [*(item.field for item in escalations), *wants]
         if _map(new.get("spec")).get("template") == _template(old):
             reaches = any(field.startswith("spec.template") for field in asks)

@@ -10,6 +10,7 @@ import orjson
 import prometheus_client
 from aiohttp import web
 
+from engineroom.api.v1alpha1 import ratelimitpolicy, workerpool
 from engineroom.core.logging import get_logger
 from engineroom_webhooks import metrics
 from engineroom_webhooks.review import UnreadableReviewError, answer
@@ -23,7 +24,7 @@ logger = get_logger(__name__)
 
 
 def admission(authority: Authority, body_limit: int, body_timeout: float) -> web.Application:
-    """The application behind TLS: ``POST /validate/workerpools``, also as ``/validate``."""
+    """The application behind TLS: ``POST /validate``, also with the plural of a kind behind it."""
 
     async def validate(request: web.Request) -> web.Response:
         try:
@@ -55,7 +56,7 @@ def admission(authority: Authority, body_limit: int, body_timeout: float) -> web
             logger.info(
                 "refused",
                 operation=verdict.operation,
-                pool=verdict.name,
+                name=verdict.name,
                 outcome=verdict.outcome,
                 # Fields only: values are the author's business.
                 fields=[problem.field for problem in verdict.problems[:10]],
@@ -64,7 +65,8 @@ def admission(authority: Authority, body_limit: int, body_timeout: float) -> web
 
     app = web.Application(client_max_size=body_limit)
     app.router.add_post("/validate", validate)
-    app.router.add_post("/validate/workerpools", validate)
+    for plural in (workerpool.PLURAL, ratelimitpolicy.PLURAL):
+        app.router.add_post(f"/validate/{plural}", validate)
     return app
 
 

@@ -181,6 +181,9 @@ imagePullSecrets:
 {{- if and .Values.api.enabled (not (include "engineroom.redisSecret" .)) -}}
 {{- fail "api.enabled: the API keeps sessions and logs in Redis; set redis.enabled, redis.url or redis.existingSecret" -}}
 {{- end -}}
+{{- if and .Values.limiter.enabled (not (include "engineroom.redisSecret" .)) -}}
+{{- fail "limiter.enabled: the limiter counts in Redis; set redis.enabled, redis.url or redis.existingSecret" -}}
+{{- end -}}
 {{- range $namespace := $redis.secretNamespaces -}}
 {{- if and $.Values.watchNamespaces (not (has $namespace $.Values.watchNamespaces)) -}}
 {{- fail (printf "redis.secretNamespaces: %s is not among watchNamespaces; add it there or take it out here" $namespace) -}}

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engineroom.api import GROUP, VERSION
 from engineroom.api.schema import Node
 from engineroom.api.v1alpha1 import workerpool
 from engineroom.api.v1alpha1.workerpool import WorkerPool, WorkerPoolSpec, WorkerPoolStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import BaseModel
 
 #: What stays of a JSON schema in a structural one.
 _KEPT = (
@@ -259,38 +264,48 @@ def _without_defaults(node: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _add_rules(node: dict[str, Any], path: str) -> None:
-    if path in RULES:
-        node["x-kubernetes-validations"] = [rule.document() for rule in RULES[path]]
+def _add_rules(node: dict[str, Any], path: str, rules: Mapping[str, Sequence[Rule]]) -> None:
+    if path in rules:
+        node["x-kubernetes-validations"] = [rule.document() for rule in rules[path]]
     for name, inner in node.get("properties", {}).items():
-        _add_rules(inner, f"{path}.{name}" if path else name)
+        _add_rules(inner, f"{path}.{name}" if path else name, rules)
     if "items" in node:
-        _add_rules(node["items"], f"{path}[]")
+        _add_rules(node["items"], f"{path}[]", rules)
 
 
 def open_api_schema() -> dict[str, Any]:
     """``openAPIV3Schema`` of WorkerPool."""
-    spec = WorkerPoolSpec.model_json_schema(by_alias=True)
-    status = WorkerPoolStatus.model_json_schema(by_alias=True)
+    return schema_of(WorkerPool, WorkerPoolSpec, WorkerPoolStatus, RULES)
+
+
+def schema_of(
+    kind: type[BaseModel],
+    spec_model: type[BaseModel],
+    status_model: type[BaseModel],
+    rules: Mapping[str, Sequence[Rule]],
+) -> dict[str, Any]:
+    """``openAPIV3Schema`` of a kind from its models and its CEL rules."""
+    spec = spec_model.model_json_schema(by_alias=True)
+    status = status_model.model_json_schema(by_alias=True)
     root: dict[str, Any] = {
-        "description": " ".join((WorkerPool.__doc__ or "").split()),
+        "description": " ".join((kind.__doc__ or "").split()),
         "type": "object",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}."},
-            "kind": {"type": "string", "description": f"{workerpool.KIND}."},
+            "kind": {"type": "string", "description": f"{kind.__name__}."},
             "metadata": {"type": "object"},
             "spec": structural(spec, spec.get("$defs", {})),
             "status": _without_defaults(structural(status, status.get("$defs", {}))),
         },
     }
     for name in ("spec", "status"):
-        described = WorkerPool.model_fields[name].description
+        described = kind.model_fields[name].description
         if described:
             root["properties"][name]["description"] = described
     # Written by one, always as a whole: whose each field is need not be kept with every object.
     root["properties"]["status"]["x-kubernetes-map-type"] = "atomic"
-    _add_rules(root, "")
+    _add_rules(root, "", rules)
     return root
 
 
@@ -330,11 +345,6 @@ def workerpool_crd() -> dict[str, Any]:
             ],
         },
     }
-
-
-def all_crds() -> dict[str, dict[str, Any]]:
-    """Every CRD by the name of its file."""
-    return {f"{workerpool.PLURAL}.{GROUP}.yaml": workerpool_crd()}
 
 
 @cache

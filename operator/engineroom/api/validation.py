@@ -1,34 +1,51 @@
-"""Whether a WorkerPool is valid: one answer for webhook, controller, command line and API.
+"""Whether an object of ours is valid: one answer for webhook, controller, command line and API.
 
 ``problems`` takes any JSON and never raises. The rules that need no code stand in the models and
 are checked by their schema, exactly as the API server does; the rest stands here and in
-``pod_template`` and ``pod_security``. Values of environment variables are never shown.
+``policy_rules``, ``pod_template`` and ``pod_security``. Values of environment variables are never
+shown.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from engineroom.api import API_VERSION, GROUP, job_schedules, names, pod_security, pod_template
+from engineroom.api import (
+    API_VERSION,
+    GROUP,
+    job_schedules,
+    names,
+    pod_security,
+    pod_template,
+    policy_crd,
+    policy_rules,
+)
 from engineroom.api.crd import MAX_NAME, spec_node
 from engineroom.api.pod_security import Level
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.schema import MAX_PROBLEMS, check, describe_pattern, kind_of, nearest
 from engineroom.api.times import cron_problem, zone_problem
-from engineroom.api.v1alpha1.types import DURATION_PATTERN, Duration
-from engineroom.api.v1alpha1.workerpool import KIND, WorkerPool
+from engineroom.api.v1alpha1 import ratelimitpolicy, workerpool
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
+from engineroom.api.v1alpha1.types import DURATION_PATTERN, read_duration
+from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.core.errors import InvalidSpecError, Problem
 from engineroom.core.validation.documents import MAX_DEPTH
 from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from engineroom.api.schema import Node
+    from engineroom.api.v1alpha1.types import Model
+
+_Kind = TypeVar("_Kind", bound="Model")
 
 #: Larger documents are refused before anything walks them; no real one comes near.
 MAX_VALUES = 20_000
@@ -68,7 +85,16 @@ RESTRICTED = Context()
 
 
 def parse(obj: Mapping[str, Any], context: Context = RESTRICTED) -> WorkerPool:
-    """The model of a valid object, with defaults; raises InvalidSpecError with every problem."""
+    """The model of a valid pool, with defaults; raises InvalidSpecError with every problem."""
+    return _parse(WorkerPool, obj, context)
+
+
+def parse_policy(obj: Mapping[str, Any]) -> RateLimitPolicy:
+    """The model of a valid policy, with defaults; raises InvalidSpecError with every problem."""
+    return _parse(RateLimitPolicy, obj, RESTRICTED)
+
+
+def _parse(model: type[_Kind], obj: Mapping[str, Any], context: Context) -> _Kind:
     bound = _unbounded(obj)
     found = problems(obj, context) if bound is None else [bound]
     if found:
@@ -76,7 +102,7 @@ def parse(obj: Mapping[str, Any], context: Context = RESTRICTED) -> WorkerPool:
     cleaned = _without_nulls(obj)
     kept = {key: cleaned[key] for key in ("apiVersion", "kind", "metadata", "spec")}
     try:
-        return WorkerPool.model_validate_json(
+        return model.model_validate_json(
             json.dumps(kept), strict=True, by_alias=True, by_name=False
         )
     except ValidationError as error:
@@ -101,7 +127,8 @@ def problems(obj: Any, context: Context = RESTRICTED) -> list[Problem]:
 
 def warnings(obj: Any) -> list[str]:
     """What is allowed but probably not meant; never raises."""
-    return list(islice(_warnings(_map(_map(obj).get("spec"))), MAX_PROBLEMS))
+    spec = _map(_map(obj).get("spec"))
+    return list(islice(_rules_of(_map(obj).get("kind")).warnings(spec), MAX_PROBLEMS))
 
 
 def escalations(obj: Any) -> list[pod_security.Escalation]:
@@ -137,14 +164,16 @@ def _unbounded(obj: object) -> Problem | None:
 
 def _problems(obj: Any, context: Context) -> Iterator[Problem]:
     if not isinstance(obj, dict):
-        yield Problem("(document)", f"is {kind_of(obj)}, not an object", f"write a {KIND}")
+        kinds = " or a ".join(_rules())
+        yield Problem("(document)", f"is {kind_of(obj)}, not an object", f"write a {kinds}")
         return
+    rules = _rules_of(obj.get("kind"))
     yield from _identity(obj)
-    yield from _object_metadata(obj.get("metadata"))
+    yield from _object_metadata(obj.get("metadata"), rules.max_name)
     for key in obj:
         if key not in {"apiVersion", "kind", "metadata", "spec", "status"}:
             guess = nearest(str(key), ("apiVersion", "kind", "metadata", "spec"))
-            misplaced = isinstance(key, str) and key in (spec_node().fields or {})
+            misplaced = isinstance(key, str) and key in (rules.node().fields or {})
             fix = (
                 f"move it to spec.{key}"
                 if misplaced
@@ -153,17 +182,52 @@ def _problems(obj: Any, context: Context) -> Iterator[Problem]:
             yield Problem(child("", str(key)), "is not a known field", fix)
     spec = obj.get("spec")
     if spec is None:
-        yield Problem("spec", "is missing", "add it with queues and template")
+        yield Problem("spec", "is missing", rules.needs)
         return
     # Nulls are gone before the API server validates; in the template they mean the same.
     spec = _without_nulls(spec)
-    yield from check(spec_node(), spec, "spec")
-    if not isinstance(spec, dict):
-        return
+    yield from check(rules.node(), spec, "spec")
+    if isinstance(spec, dict):
+        yield from rules.problems(spec, context)
+
+
+class _Rules(NamedTuple):
+    """What is particular to a kind."""
+
+    node: Callable[[], Node]
+    max_name: int
+    #: What to do about a missing spec.
+    needs: str
+    problems: Callable[[dict[str, Any], Context], Iterator[Problem]]
+    warnings: Callable[[dict[str, Any]], Iterator[str]]
+
+
+@cache
+def _rules() -> dict[str, _Rules]:
+    return {
+        workerpool.KIND: _Rules(
+            spec_node, MAX_NAME, "add it with queues and template", _pool_problems, _warnings
+        ),
+        ratelimitpolicy.KIND: _Rules(
+            policy_crd.spec_node,
+            policy_crd.MAX_NAME,
+            "add it with limits, and targetRefs or selector",
+            lambda spec, _context: policy_rules.problems(spec),
+            policy_rules.warnings,
+        ),
+    }
+
+
+def _rules_of(kind: object) -> _Rules:
+    """The rules of a kind; a pool's for what is none of ours."""
+    return _rules().get(kind if isinstance(kind, str) else "") or _rules()[workerpool.KIND]
+
+
+def _pool_problems(spec: dict[str, Any], context: Context) -> Iterator[Problem]:
     yield from _sizing(spec)
     yield from _durations(spec)
     yield from _schedules(_map(spec.get("autoscaling")))
-    yield from job_schedules.problems(spec, _seconds)
+    yield from job_schedules.problems(spec, read_duration)
     yield from _outage(spec)
     yield from _right_sizing(_map(spec.get("rightSizing")))
     yield from _template(spec, context)
@@ -174,12 +238,13 @@ def _identity(obj: dict[str, Any]) -> Iterator[Problem]:
     if version != API_VERSION:
         told = "is missing" if version is None else f"{shown(version)} is not known here"
         yield Problem("apiVersion", told, f"write {API_VERSION}")
-    if kind != KIND:
+    if not isinstance(kind, str) or kind not in _rules():
         told = "is missing" if kind is None else f"{shown(kind)} is not a kind of {GROUP}"
-        yield Problem("kind", told, f"write {KIND}")
+        guess = nearest(kind, _rules()) if isinstance(kind, str) else None
+        yield Problem("kind", told, f"write {guess or ' or '.join(_rules())}")
 
 
-def _object_metadata(metadata: object) -> Iterator[Problem]:
+def _object_metadata(metadata: object, max_name: int) -> Iterator[Problem]:
     if metadata is None:
         yield Problem("metadata", "is missing", "add it with a name")
         return
@@ -192,11 +257,11 @@ def _object_metadata(metadata: object) -> Iterator[Problem]:
     elif name is not None and not isinstance(name, str):
         fix = "write it in quotes" if isinstance(name, int | float) else "write a name"
         yield Problem("metadata.name", f"is {kind_of(name)}, not a string", fix)
-    elif isinstance(name, str) and len(name) > MAX_NAME:
+    elif isinstance(name, str) and len(name) > max_name:
         yield Problem(
             "metadata.name",
             f"has {len(name)} characters",
-            f"shorten it to at most {MAX_NAME}, so that the names made from it fit",
+            f"shorten it to at most {max_name}, so that the names made from it fit",
         )
     elif isinstance(name, str) and not names.DNS_LABEL.fullmatch(name):
         yield Problem(
@@ -264,7 +329,7 @@ def _durations(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _duration(value: object, field: str, least: float) -> Iterator[Problem]:
-    seconds = _seconds(value)
+    seconds = read_duration(value)
     if seconds is None:
         return
     if seconds == 0 and least > 0:
@@ -371,7 +436,7 @@ def _template(spec: dict[str, Any], context: Context) -> Iterator[Problem]:
         yield large
         return
     longest = _map(spec.get("drain")).get("maxJobDuration", "1h")
-    yield from pod_template.problems(template, _seconds(longest))
+    yield from pod_template.problems(template, read_duration(longest))
     pod = _map(template.get("spec"))
     for escalation in pod_security.escalations(pod, pod_template.SPEC):
         if escalation.needs > context.pod_security:
@@ -447,12 +512,6 @@ def _without_nulls(value: Any) -> Any:
 
 
 _PLAIN = frozenset({str, int, bool, float})
-
-
-def _seconds(value: object) -> float | None:
-    if not isinstance(value, str) or len(value) > 32 or not re.fullmatch(DURATION_PATTERN, value):
-        return None
-    return Duration(value).seconds
 
 
 def _int(value: object, default: int | None) -> int | None:

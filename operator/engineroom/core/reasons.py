@@ -76,6 +76,18 @@ RESIZE_FAILED: Final = "ResizeFailed"
 RESIZE_REFUSED: Final = "ResizeRefused"
 RESIZE_NEEDS_RESTART: Final = "ResizeNeedsRestart"
 RESIZE_UNSUPPORTED: Final = "ResizeUnsupported"
+# Rate limits; the first three are the Gateway API's own words.
+ACCEPTED: Final = "Accepted"
+CONFLICTED: Final = "Conflicted"
+TARGET_NOT_FOUND: Final = "TargetNotFound"
+PARTLY_CONFLICTED: Final = "PartlyConflicted"
+PROGRAMMED: Final = "Programmed"
+LAST_VALID: Final = "LastValid"
+TOO_MANY_POLICIES: Final = "TooManyPolicies"
+ENFORCED: Final = "Enforced"
+AWAITING_ENFORCERS: Final = "AwaitingEnforcers"
+NO_ENFORCERS: Final = "NoEnforcers"
+NOT_PROGRAMMED: Final = "NotProgrammed"
 
 # The cluster.
 APPLY_REFUSED: Final = "ApplyRefused"
@@ -134,5 +146,16 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     RESIZE_REFUSED: "The API server refuses to resize a pod; the message is its own.",
     RESIZE_NEEDS_RESTART: "A container asks to be restarted for a resize, so it is left alone.",
     RESIZE_UNSUPPORTED: "This Kubernetes is too old to resize pods in place.",
+    ACCEPTED: "The policy is valid and has what it is attached to for itself.",
+    CONFLICTED: "An older policy is attached to the same; the message says which.",
+    TARGET_NOT_FOUND: "What the policy is attached to does not exist; it holds when it appears.",
+    PARTLY_CONFLICTED: "An older policy has some of the targets; the others are this one's.",
+    PROGRAMMED: "The policy is in the document that enforcers follow.",
+    LAST_VALID: "The spec is invalid now; what enforcers follow is the last valid one.",
+    TOO_MANY_POLICIES: "The namespace has more policies than one document holds; remove some.",
+    ENFORCED: "Every live enforcer acknowledged the policy.",
+    AWAITING_ENFORCERS: "Some live enforcer has not acknowledged the policy yet.",
+    NO_ENFORCERS: "Nobody follows the policies of the namespace: nothing is limited.",
+    NOT_PROGRAMMED: "The policy is not in the document that enforcers follow.",
     APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",
 }

@@ -56,6 +56,7 @@ class Resource:
 
 
 WORKERPOOLS = Resource(GROUP, VERSION, "workerpools", "WorkerPool")
+RATELIMITPOLICIES = Resource(GROUP, VERSION, "ratelimitpolicies", "RateLimitPolicy")
 
 PODS = Resource("", "v1", "pods", "Pod")
 POD_METRICS = Resource("metrics.k8s.io", "v1beta1", "pods", "PodMetrics")
@@ -72,6 +73,10 @@ JOBS = Resource("batch", "v1", "jobs", "Job")
 PDBS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
+INGRESSES = Resource("networking.k8s.io", "v1", "ingresses", "Ingress")
+GATEWAYS = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
+HTTP_ROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
+GRPC_ROUTES = Resource("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute")
 CRDS = Resource(
     "apiextensions.k8s.io",
     "v1",

@@ -293,6 +293,42 @@ return answers
 #: What EVALSHA calls it.
 SCRIPT_SHA = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
+#: Takes tokens for what has happened already: as many as are there, and no more.
+#: KEYS: one a charge. ARGV: for each its limit's code, unit, most, and the tokens.
+#: Answers how many were taken from each.
+CHARGE_SCRIPT = (
+    LIBRARY
+    + """
+local taken = {}
+for place, key in ipairs(KEYS) do
+  local at = place * 4 - 3
+  local terms = {code = ARGV[at], unit = tonumber(ARGV[at + 1]), most = tonumber(ARGV[at + 2])}
+  local kind, state = kinds[terms.code], load(key, terms)
+  local _, left, _, _, after = kind.check(terms, state, 0)
+  local tokens = math.max(0, math.min(left, tonumber(ARGV[at + 3])))
+  if tokens > 0 then
+    _, _, _, _, after = kind.check(terms, after, tokens)
+    save(key, terms, after)
+  end
+  taken[place] = tokens
+end
+flush()
+return taken
+"""
+)
+CHARGE_SHA = sha1(CHARGE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+
+def charge_arguments(
+    terms: Sequence[Terms], charges: Sequence[Check]
+) -> tuple[list[str], list[str | int]]:
+    """KEYS and ARGV for CHARGE_SCRIPT."""
+    arguments: list[str | int] = []
+    for _, place, tokens in charges:
+        each = terms[place]
+        arguments += (each.code, each.unit, each.most, tokens)
+    return [charge.key for charge in charges], arguments
+
 
 def script_arguments(
     terms: Sequence[Terms], requests: Sequence[Sequence[Check]]

@@ -27,6 +27,12 @@ class LimiterUnavailableError(DependencyError):
     code = "rate_limiter_unavailable"
 
 
+class UnreadableDocumentError(DependencyError):
+    """The compiled policies in Redis are not what this version reads; the last good ones hold."""
+
+    code = "unreadable_policy_document"
+
+
 class RateLimitedError(EngineroomError):
     """A decorated function was called more often than its policy admits; ``decision`` says which
     limit and for how long."""

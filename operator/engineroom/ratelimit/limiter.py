@@ -8,6 +8,7 @@ call has the policy's deadline; when Redis does not decide within it, ``failure.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import threading
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from engineroom.ratelimit.model import (
     MissingKey,
     Mode,
 )
+from engineroom.ratelimit.sources import NOT_APPLIED, Applied
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -45,8 +47,9 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.model import Policy
 
 #: By what a request counts: one string for all limits, or one for each limit by its name, None
-#: where the request has none.
-Subject = str | Mapping[str, str | None]
+#: where the request has none and NOT_APPLIED where the limit does not apply; a tier is
+#: ``limit/tier`` and does not apply unless it is there. ``sources.subject_of`` makes it.
+Subject = str | Mapping[str, str | Applied | None]
 
 #: Requests in one call of the script: Redis does nothing else meanwhile, half a millisecond.
 MAX_BATCH = 128
@@ -115,24 +118,26 @@ class _Core:
         if not isinstance(enforcers, int) or enforcers < 1:
             raise ValueError(f"enforcers: {enforcers!r} is below 1; write how many share the rate")
         self.policy = policy
+        self._enforcers = enforcers
         #: Decisions that were made without Redis because it did not decide.
         self.failed = 0
         self._prefix = prefix
         self._monotonic = (clock or SystemClock()).monotonic
-        self._names = tuple(limit.name for limit in policy.limits)
+        places = self._places = policy.places
+        self._names = tuple(limit.name for limit in places)
         self._all = tuple(range(len(policy.limits)))
-        self._costs = tuple(limit.cost for limit in policy.limits)
-        self._terms = tuple(Terms.of(limit) for limit in policy.limits)
-        self._local_terms = tuple(_share(limit, enforcers) for limit in policy.limits)
-        self._quotas = tuple(limit.burst for limit in policy.limits)
+        self._costs = tuple(limit.cost for limit in places)
+        self._terms = tuple(Terms.of(limit) for limit in places)
+        self._local_terms = tuple(_share(limit, enforcers) for limit in places)
+        self._quotas = tuple(limit.burst for limit in places)
         # The highest cost that every enforced limit can admit.
         self._most = min(
-            (each.burst // each.cost for each in policy.limits if each.mode is Mode.ENFORCE),
+            (each.burst // each.cost for each in places if each.mode is Mode.ENFORCE),
             default=MAX_REQUESTS,
         )
         self._lease_terms = tuple(
             LeaseTerms(terms, limit.cost, policy.distribution.most_leased(limit.burst))
-            for terms, limit in zip(self._terms, policy.limits, strict=True)
+            for terms, limit in zip(self._terms, places, strict=True)
         )
         self._leased = policy.leased
         self._node = secrets.token_hex(6)
@@ -143,6 +148,12 @@ class _Core:
         failure = policy.failure
         self._timeout = float(failure.timeout)
         self._breaker = Breaker(failure.breaker_failures, float(failure.breaker_pause))
+
+    def shared_by(self, enforcers: int) -> None:
+        """From now on so many processes share the rate when each has to decide alone."""
+        if enforcers != self._enforcers and enforcers >= 1:
+            self._enforcers = enforcers
+            self._local_terms = tuple(_share(limit, enforcers) for limit in self._places)
 
     def _known(self, subject: Subject, cost: int, now: float) -> Decision | None:
         """A decision that needs nobody: from an earlier refusal or from a lease."""
@@ -177,8 +188,10 @@ class _Core:
             places, subjects = self._all, (f"={subject}",) * len(self._all)
         else:
             found: list[tuple[int, str]] = []
-            for place, limit in enumerate(self.policy.limits):
-                value = subject.get(limit.name)
+            for place, limit in enumerate(self._places):
+                value = subject.get(limit.name, None if place < len(self._all) else NOT_APPLIED)
+                if isinstance(value, Applied):
+                    continue
                 if value is not None:
                     found.append((place, f"={value}"))
                 elif limit.missing_key is MissingKey.SHARED:
@@ -190,11 +203,11 @@ class _Core:
             places = tuple(place for place, _ in found)
             subjects = tuple(value for _, value in found)
         for place in places:
-            limit = self.policy.limits[place]
+            limit = self._places[place]
             if cost * limit.cost > limit.burst and limit.mode is Mode.ENFORCE:
                 return self._plain(place, allowed=False, reason=Reason.COST_ABOVE_BURST)
         keys = tuple(
-            algorithms.bucket_key(self.policy, self.policy.limits[place], each, self._prefix)
+            algorithms.bucket_key(self.policy, self._places[place], each, self._prefix)
             for place, each in zip(places, subjects, strict=True)
         )
         return _Ask(identity, places, subjects, keys, cost)
@@ -205,6 +218,22 @@ class _Core:
             Check(key, place, cost * costs[place])
             for key, place in zip(ask.keys, ask.places, strict=True)
         ]
+
+    def _charges(
+        self, subject: Subject, tokens: Mapping[str, int]
+    ) -> tuple[list[str], list[str | int]] | None:
+        """KEYS and ARGV of the charges, by the places that the request was counted under."""
+        ask = self._ask(subject, 0)
+        if isinstance(ask, Decision):
+            return None
+        found = []
+        for place, key in zip(ask.places, ask.keys, strict=True):
+            amount = tokens.get(self._names[place].partition("/")[0], 0)
+            if isinstance(amount, bool) or not isinstance(amount, int) or amount < 0:
+                raise ValueError(f"tokens: {amount!r} is no whole number of at least 0")
+            if amount:
+                found.append(Check(key, place, min(amount, MAX_REQUESTS)))
+        return algorithms.charge_arguments(self._terms, found) if found else None
 
     def _plain(self, place: int, *, allowed: bool, reason: Reason) -> Decision:
         quota = self._quotas[place]
@@ -387,6 +416,14 @@ class AsyncLimiter(_Core):
 
         Never raises because of Redis. Raises ValueError for a cost that is none.
         """
+        answer = self.submit(subject, cost)
+        return answer if isinstance(answer, Decision) else await answer
+
+    def submit(self, subject: Subject, cost: int = 1) -> Decision | asyncio.Future[Decision]:
+        """The same as ``hit`` without a coroutine: a decision that is known, else its future.
+
+        For servers of many requests a second, where a task for each costs more than the decision.
+        """
         now = self._monotonic()
         known = self._known(subject, cost, now)
         if known is not None:
@@ -398,23 +435,51 @@ class AsyncLimiter(_Core):
             return ask
         if not self._breaker.admits(now):
             return self._without_redis(ask, now)
+        loop = asyncio.get_running_loop()
         if self._leased and cost:
             holder = self._holder(ask)
             # One lease at a time for the same keys, and few at once; the others are decided singly.
             if not holder.refilling and self._lease_calls < MAX_CALLS:
                 wanted = holder.ask(now)
                 if wanted:
-                    return await self._with_lease(ask, holder, wanted, now)
-        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+                    # Before the task runs: the next request of this turn must not ask as well.
+                    holder.refilling = True
+                    self._lease_calls += 1
+                    task = loop.create_task(self._with_lease(ask, holder, wanted, now))
+                    task.add_done_callback(functools.partial(self._lease_ended, holder))
+                    return task
+        future: asyncio.Future[Decision] = loop.create_future()
         if not self._waiting:
             self._waiting_since = now
         self._waiting.append((ask, future))
         self._schedule()
-        return await future
+        return future
 
     async def peek(self, subject: Subject) -> Decision:
         """What is left, without taking any of it."""
         return await self.hit(subject, 0)
+
+    async def charge(self, subject: Subject, tokens: Mapping[str, int]) -> bool:
+        """Take more from some limits by name, for what a request turned out to cost.
+
+        Takes what is there and never refuses: a limit is then empty at most. Returns whether Redis
+        took it; raises ValueError for a number that is none.
+        """
+        call = self._charges(subject, tokens)
+        now = self._monotonic()
+        if call is None or not self._breaker.admits(now):
+            return call is None
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._run(algorithms.CHARGE_SCRIPT, algorithms.CHARGE_SHA, *call)
+        except _FAILURES as error:
+            await self._failed(error)
+            return False
+        except BaseException:
+            self._breaker.probing = False
+            raise
+        self._breaker.succeeded()
+        return True
 
     async def close(self) -> None:
         """Give leases back and close the connections; waits for calls under way."""
@@ -477,8 +542,6 @@ class AsyncLimiter(_Core):
                 self._schedule()
 
     async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
-        holder.refilling = True
-        self._lease_calls += 1
         name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
         try:
             async with asyncio.timeout(self._timeout):
@@ -486,16 +549,17 @@ class AsyncLimiter(_Core):
         except _FAILURES as error:
             await self._failed(error)
             return self._without_redis(ask, self._monotonic())
-        except BaseException:
-            self._breaker.probing = False
-            raise
-        finally:
-            holder.refilling = False
-            self._lease_calls -= 1
         self._breaker.succeeded()
         decision = self._take_up(ask, holder, (name, spent), reply, now)
         self._remember(ask, decision, now)
         return decision
+
+    def _lease_ended(self, holder: Holder, task: asyncio.Task[Decision]) -> None:
+        """Also of a task that was cancelled before it began."""
+        holder.refilling = False
+        self._lease_calls -= 1
+        if task.cancelled() or task.exception() is not None:
+            self._breaker.probing = False
 
     def _refill_early(self, subject: Subject, now: float) -> None:
         identity = self._identity(subject)
@@ -587,6 +651,27 @@ class Limiter(_Core):
         """What is left, without taking any of it."""
         return self.hit(subject, 0)
 
+    def charge(self, subject: Subject, tokens: Mapping[str, int]) -> bool:
+        """Take more from some limits by name; see AsyncLimiter.charge."""
+        with self._lock:
+            call = self._charges(subject, tokens)
+            if call is None or not self._breaker.admits(self._monotonic()):
+                return call is None
+        try:
+            self._run(algorithms.CHARGE_SCRIPT, algorithms.CHARGE_SHA, *call)
+        except _FAILURES as error:
+            if isinstance(error, ReadOnlyError):
+                self._redis.connection_pool.disconnect()
+            with self._lock:
+                self._breaker.fail(self._monotonic())
+            return False
+        except BaseException:
+            self._breaker.probing = False
+            raise
+        with self._lock:
+            self._breaker.succeeded()
+        return True
+
     def close(self) -> None:
         """Give leases back and close the connections."""
         begun = self._monotonic()
@@ -671,10 +756,59 @@ def _bounded(memory: dict[Any, Any]) -> None:
         del memory[next(iter(memory))]
 
 
+class _Shared(Redis):
+    """A client that several limiters use; none of them closes it."""
+
+    def close(self) -> None:
+        """Nothing: it is closed by whoever made it."""
+
+    def end(self) -> None:
+        """Close it."""
+        super().close()
+
+
+class _AsyncShared(AsyncRedis):
+    """A client that several limiters use; none of them closes it."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Nothing: it is closed by whoever made it."""
+
+    async def end(self) -> None:
+        """Close it."""
+        await super().aclose(close_connection_pool=True)
+
+
+def share(client: Redis, timeout: float) -> Redis:
+    """A client of its own for several limiters, with one ``timeout`` (seconds) for all of them.
+
+    ``unshare`` closes it; closing a limiter does not.
+    """
+    made = _own(client, timeout)
+    return _Shared.from_pool(made.connection_pool) if made is not client else client
+
+
+def share_async(client: AsyncRedis) -> AsyncRedis:
+    """A client of its own for several limiters; ``unshare_async`` closes it."""
+    made = _own_async(client)
+    return _AsyncShared.from_pool(made.connection_pool) if made is not client else client
+
+
+def unshare(client: Redis) -> None:
+    """Close what ``share`` made; a client that it only passed on stays open."""
+    if isinstance(client, _Shared):
+        client.end()
+
+
+async def unshare_async(client: AsyncRedis) -> None:
+    """Close what ``share_async`` made; a client that it only passed on stays open."""
+    if isinstance(client, _AsyncShared):
+        await client.end()
+
+
 def _own(client: Redis, timeout: float) -> Redis:
     """A client for the same Redis that gives up after ``timeout`` and retries nothing."""
     pool = client.connection_pool
-    if type(pool) is not ConnectionPool:
+    if type(pool) is not ConnectionPool or isinstance(client, _Shared):
         return client
     settings = {
         **pool.connection_kwargs,
@@ -690,7 +824,7 @@ def _own(client: Redis, timeout: float) -> Redis:
 def _own_async(client: AsyncRedis) -> AsyncRedis:
     """A client for the same Redis that retries nothing; deadlines are the caller's."""
     pool = client.connection_pool
-    if type(pool) is not AsyncConnectionPool:
+    if type(pool) is not AsyncConnectionPool or isinstance(client, _AsyncShared):
         return client
     settings = {
         **pool.connection_kwargs,

@@ -6,11 +6,18 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from engineroom.ratelimit.decision import Reason
-from engineroom.ratelimit.sources import RequestView, subject_of
+from engineroom.ratelimit.model import HeaderStyle
+from engineroom.ratelimit.sources import (
+    NOBODY,
+    Caller,
+    RequestView,
+    response_costs,
+    subject_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -31,27 +38,28 @@ JITTER = 0.1
 #: "Try again later", before a WebSocket is accepted: servers answer the handshake with 403.
 _TRY_AGAIN_LATER = 1013
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-_PHRASES = {400: "Bad Request", 429: "Too Many Requests", 503: "Service Unavailable"}
 
 
-class HeaderStyle(StrEnum):
-    """In which headers an answer says what is left."""
-
-    NONE = "None"
-    #: RateLimit-Policy and RateLimit, draft-ietf-httpapi-ratelimit-headers-10.
-    DRAFT = "Draft"
-    #: X-RateLimit-Limit, -Remaining and -Reset (seconds from now).
-    X_RATE_LIMIT = "XRateLimit"
+def phrase(status: int) -> str:
+    """The reason phrase of a status."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Refused"
 
 
-def policy_header(policy: Policy) -> str:
+def policy_header(policy: Policy, decided: str = "") -> str:
     """RateLimit-Policy: each limit's requests and period.
 
     The header counts in whole seconds. A period that is none is rounded up with its requests
-    scaled to it, rounded down to at least 1; it is never rounded to zero.
+    scaled to it, rounded down to at least 1; it is never rounded to zero. A tier stands there when
+    it is the one that ``decided``.
     """
     items = []
-    for limit in policy.limits:
+    for limit in policy.places:
+        name = limit.name
+        if name != decided and ("/" in name or decided.startswith(f"{name}/")):
+            continue
         window = max(1, math.ceil(limit.rate.period_us / 1_000_000))
         quota = limit.rate.requests * window * 1_000_000 // limit.rate.period_us
         items.append(f'"{limit.name}";q={max(1, quota)};w={window}')
@@ -68,7 +76,7 @@ def limit_headers(policy: Policy, decision: Decision, style: HeaderStyle) -> lis
         left = f'"{decision.limit}";r={decision.remaining}'
         # Without a moment from which on it would be admitted there is no t to give.
         left += "" if wait is None else f";t={seconds}"
-        return [("RateLimit-Policy", policy_header(policy)), ("RateLimit", left)]
+        return [("RateLimit-Policy", policy_header(policy, decision.limit)), ("RateLimit", left)]
     return [
         ("X-RateLimit-Limit", str(decision.quota)),
         ("X-RateLimit-Remaining", str(decision.remaining)),
@@ -76,11 +84,11 @@ def limit_headers(policy: Policy, decision: Decision, style: HeaderStyle) -> lis
     ]
 
 
-def status_of(decision: Decision) -> int:
-    """HTTP status of a refusal: 429; 503 for FailedClosed, 400 for MissingKey."""
+def status_of(decision: Decision, status: int = 429) -> int:
+    """HTTP status of a refusal: ``status``; 503 for FailedClosed, 400 for MissingKey."""
     if decision.reason is Reason.FAILED_CLOSED:
         return 503
-    return 400 if decision.reason is Reason.MISSING_KEY else 429
+    return 400 if decision.reason is Reason.MISSING_KEY else status
 
 
 def refusal(
@@ -90,10 +98,10 @@ def refusal(
 
     ``jitter`` gives a random whole number from 0 to below its argument.
     """
-    status = status_of(decision)
+    status = status_of(decision, policy.response.status)
     headers = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
-    document: dict[str, object] = {"type": "about:blank", "title": _PHRASES[status]}
-    if status == 429:
+    document: dict[str, object] = {"type": "about:blank", "title": phrase(status)}
+    if decision.reason in (Reason.LIMITED, Reason.COST_ABOVE_BURST):
         document["type"] = _QUOTA_EXCEEDED
         document["violated-policies"] = [decision.limit]
         headers += limit_headers(policy, decision, style)
@@ -106,7 +114,7 @@ def refusal(
         detail = f"limit {decision.limit}: the request lacks what it is counted by"
     else:
         detail = f"limit {decision.limit}: costs more than is ever admitted at once"
-    if status == 503:
+    if decision.reason is Reason.FAILED_CLOSED:
         detail = "requests cannot be counted at present"
     document |= {"status": status, "detail": detail}
     body = json.dumps(document).encode()
@@ -117,8 +125,9 @@ def refusal(
 class AsgiRateLimit:
     """ASGI middleware for HTTP requests and WebSocket handshakes.
 
-    ``trusted_proxy_hops`` is how many proxies in front append to X-Forwarded-For; ``cost`` may
-    say what a request costs, 1 unless given.
+    ``trusted_proxy_hops`` is how many proxies in front append to X-Forwarded-For, and ``headers``
+    say what is left; both are the policy's unless given. ``cost`` may say what a request costs, 1
+    unless given; ``caller`` says of the scope (of the environ in WSGI) whose request it is.
     """
 
     def __init__(
@@ -126,27 +135,34 @@ class AsgiRateLimit:
         app: AsgiApp,
         limiter: AsyncLimiter,
         *,
-        headers: HeaderStyle = HeaderStyle.DRAFT,
-        trusted_proxy_hops: int = 0,
+        headers: HeaderStyle | None = None,
+        trusted_proxy_hops: int | None = None,
         cost: Callable[[RequestView], int] | None = None,
+        caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
+        policy = limiter.policy
         self._app = app
         self._limiter = limiter
-        self._style = headers
-        self._hops = _hops(trusted_proxy_hops)
+        self._style = policy.response.headers if headers is None else headers
+        hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
+        self._hops = _hops(hops)
         self._cost = cost
+        self._caller = caller
         self._jitter = jitter
+        self._charges = any(limit.response_cost for limit in policy.limits)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Decide, then answer or pass on."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        request = _asgi_view(scope, self._hops)
+        caller = NOBODY if self._caller is None else self._caller(scope)
+        request = _asgi_view(scope, self._hops, caller)
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
-        decision = await self._limiter.hit(subject_of(policy, request), cost)
+        subject = subject_of(policy, request)
+        decision = await self._limiter.hit(subject, cost)
         if not decision.allowed:
             if scope["type"] == "websocket":
                 await receive()
@@ -159,12 +175,20 @@ class AsgiRateLimit:
             return
         added = _raw(limit_headers(policy, decision, self._style))
 
+        costs: dict[str, int] = {}
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if self._charges:
+                    costs.update(response_costs(policy, _joined(message.get("headers", ()))))
                 message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers if added else send)
+        try:
+            await self._app(scope, receive, send_with_headers if added or self._charges else send)
+        finally:
+            if costs:
+                await self._limiter.charge(subject, costs)
 
 
 class WsgiRateLimit:
@@ -175,33 +199,45 @@ class WsgiRateLimit:
         app: WsgiApp,
         limiter: Limiter,
         *,
-        headers: HeaderStyle = HeaderStyle.DRAFT,
-        trusted_proxy_hops: int = 0,
+        headers: HeaderStyle | None = None,
+        trusted_proxy_hops: int | None = None,
         cost: Callable[[RequestView], int] | None = None,
+        caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
+        policy = limiter.policy
         self._app = app
         self._limiter = limiter
-        self._style = headers
-        self._hops = _hops(trusted_proxy_hops)
+        self._style = policy.response.headers if headers is None else headers
+        hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
+        self._hops = _hops(hops)
         self._cost = cost
+        self._caller = caller
         self._jitter = jitter
+        self._charges = any(limit.response_cost for limit in policy.limits)
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Decide, then answer or pass on."""
-        request = _wsgi_view(environ, self._hops)
+        caller = NOBODY if self._caller is None else self._caller(environ)
+        request = _wsgi_view(environ, self._hops, caller)
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
-        decision = self._limiter.hit(subject_of(policy, request), cost)
+        subject = subject_of(policy, request)
+        decision = self._limiter.hit(subject, cost)
         if not decision.allowed:
             status, headers, body = refusal(policy, decision, self._style, self._jitter)
-            start_response(f"{status} {_PHRASES[status]}", headers)
+            start_response(f"{status} {phrase(status)}", headers)
             return [body]
         added = limit_headers(policy, decision, self._style)
 
         def start_with_headers(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            if self._charges:
+                told = {name.lower(): value for name, value in headers}
+                costs = response_costs(policy, told)
+                if costs:
+                    self._limiter.charge(subject, costs)
             return start_response(status, [*headers, *added], *more)
 
         return self._app(environ, start_with_headers)
@@ -217,12 +253,17 @@ def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers]
 
 
-def _asgi_view(scope: MutableMapping[str, Any], hops: int) -> RequestView:
+def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for raw_name, raw_value in scope.get("headers", ()):
+    for raw_name, raw_value in raw:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         joint = "; " if name == "cookie" else ","
         headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
+    return headers
+
+
+def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> RequestView:
+    headers = _joined(scope.get("headers", ()))
     client = scope.get("client")
     return RequestView(
         method=scope.get("method", "GET"),
@@ -231,10 +272,13 @@ def _asgi_view(scope: MutableMapping[str, Any], hops: int) -> RequestView:
         headers=headers,
         peer=client[0] if client else "",
         trusted_proxy_hops=hops,
+        tenant=caller.tenant,
+        route=caller.route,
+        claims=caller.claims,
     )
 
 
-def _wsgi_view(environ: dict[str, Any], hops: int) -> RequestView:
+def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestView:
     headers = {
         name[5:].replace("_", "-").lower(): value
         for name, value in environ.items()
@@ -250,4 +294,7 @@ def _wsgi_view(environ: dict[str, Any], hops: int) -> RequestView:
         headers=headers,
         peer=environ.get("REMOTE_ADDR", ""),
         trusted_proxy_hops=hops,
+        tenant=caller.tenant,
+        route=caller.route,
+        claims=caller.claims,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
@@ -16,6 +16,7 @@ from engineroom.ratelimit.errors import InvalidPolicyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from engineroom.ratelimit.matching import Condition
     from engineroom.ratelimit.sources import RequestView
 
 #: Limits in one policy; all of them are checked in one script.
@@ -29,8 +30,17 @@ MAX_PERIOD = 366 * 86400.0
 MAX_REQUESTS = 1_000_000_000
 #: Longest time for which a decision may wait for Redis, and a lease may last, seconds.
 MAX_TIMEOUT, MAX_LEASE_TTL = 10.0, 60.0
+#: Tiers and exemptions of one limit, and conditions in one list of them.
+MAX_TIERS, MAX_EXEMPT, MAX_CONDITIONS = 16, 16, 16
+#: Statuses that a refusal may have.
+REFUSAL_STATUSES = range(400, 600)
+#: Trusted proxies in a row.
+MAX_HOPS = 32
 _MICROSECONDS = 1_000_000
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+_PART = r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?"
+_NAME = re.compile(_PART)
+#: A policy of a cluster is ``namespace/name``; a limit for a tier is ``limit/tier``.
+_TWO_NAMES = re.compile(f"{_PART}(/{_PART})?")
 
 
 class Algorithm(StrEnum):
@@ -136,6 +146,44 @@ class Rate:
         return -(-self.period_us // self.requests)
 
 
+class HeaderStyle(StrEnum):
+    """In which headers an answer says what is left."""
+
+    NONE = "None"
+    #: RateLimit-Policy and RateLimit, draft-ietf-httpapi-ratelimit-headers-10.
+    DRAFT = "Draft"
+    #: X-RateLimit-Limit, -Remaining and -Reset (seconds from now).
+    X_RATE_LIMIT = "XRateLimit"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Another rate for requests of which all of ``match`` holds.
+
+    What a tier's requests consume is counted apart: the limit as a whole admits at most the sum of
+    its tiers. Raises InvalidPolicyError.
+    """
+
+    name: str
+    match: tuple[Condition, ...]
+    rate: Rate
+    burst: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "match", tuple(self.match))
+        at = f"tiers[{str(self.name)[:80]!r}]"
+        problems = []
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            problems.append(Problem("tiers[].name", _not_a_name(self.name), _NAME_FIX))
+        if not self.match:
+            problems.append(
+                Problem(f"{at}.match", "is empty, so it would match everything", "say who is meant")
+            )
+        if self.burst == 0 and isinstance(self.burst, int):
+            object.__setattr__(self, "burst", self.rate.requests)
+        _refuse(problems)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """One limit of a policy.
@@ -143,6 +191,10 @@ class Limit:
     ``burst`` is what a full token bucket holds [``rate.requests``]; windows have none. ``cost`` is
     what a request takes unless the caller says otherwise: the caller's cost is multiplied by it.
     ``key`` says by which parts of a request it counts; the middleware reads it.
+
+    It applies to requests of which all of ``when`` holds and none of ``exempt``, each of which is a
+    list of conditions; the first of ``tiers`` that matches gives another rate and burst.
+    ``response_cost`` names a header of the response that says what more the request took.
 
     Raises InvalidPolicyError.
     """
@@ -155,11 +207,18 @@ class Limit:
     mode: Mode = Mode.ENFORCE
     key: tuple[Callable[[RequestView], str | None], ...] = ()
     missing_key: MissingKey = MissingKey.SHARED
+    when: tuple[Condition, ...] = ()
+    tiers: tuple[Tier, ...] = ()
+    exempt: tuple[tuple[Condition, ...], ...] = ()
+    response_cost: str = ""
 
     def __post_init__(self) -> None:
-        problems = []
+        for name in ("key", "when", "tiers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "exempt", tuple(tuple(each) for each in self.exempt))
         at = f"limits[{str(self.name)[:80]!r}]"
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        problems = self._count_problems(at)
+        if not isinstance(self.name, str) or not _TWO_NAMES.fullmatch(self.name):
             problems.append(Problem("limits[].name", _not_a_name(self.name), _NAME_FIX))
         if self.burst == 0 and isinstance(self.burst, int):
             object.__setattr__(self, "burst", self.rate.requests)
@@ -204,6 +263,45 @@ class Limit:
                 )
             )
         _refuse(problems)
+        for tier in self.tiers:
+            self.of_tier(tier)  # raises what is wrong with it
+
+    def of_tier(self, tier: Tier) -> Limit:
+        """The limit that a tier's requests meet; raises InvalidPolicyError."""
+        return replace(
+            self,
+            name=f"{self.name}/{tier.name}",
+            rate=tier.rate,
+            burst=tier.burst,
+            when=(),
+            tiers=(),
+            exempt=(),
+        )
+
+    def _count_problems(self, at: str) -> list[Problem]:
+        problems = [
+            Problem(f"{at}.{name}", f"there are {count}", f"keep at most {most} of them")
+            for name, count, most in (
+                ("when", len(self.when), MAX_CONDITIONS),
+                ("tiers", len(self.tiers), MAX_TIERS),
+                ("exempt", len(self.exempt), MAX_EXEMPT),
+            )
+            if count > most
+        ]
+        if any(not each for each in self.exempt):
+            problems.append(
+                Problem(f"{at}.exempt", "has an empty entry, which is everybody", "remove it")
+            )
+        names = [tier.name for tier in self.tiers]
+        problems += [
+            Problem(f"{at}.tiers", f"the name {name!r} is used twice", "give each its own name")
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if not isinstance(self.response_cost, str) or len(self.response_cost) > 256:
+            problems.append(
+                Problem(f"{at}.response_cost", "is no name of a header", "write a header's name")
+            )
+        return problems
 
     @property
     def tolerance_us(self) -> int:
@@ -295,6 +393,22 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Response:
+    """What a refusal looks like over HTTP, and what every answer tells of the limits.
+
+    Raises InvalidPolicyError.
+    """
+
+    status: int = 429
+    headers: HeaderStyle = HeaderStyle.DRAFT
+
+    def __post_init__(self) -> None:
+        if not _whole(self.status, REFUSAL_STATUSES.start, REFUSAL_STATUSES.stop - 1):
+            problem = f"{self.status!r} is not from 400 to 599"
+            _refuse([Problem("response.status", problem, "write 429")])
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Limits that hold together: a request is admitted by all of them or consumes nothing.
 
@@ -305,12 +419,23 @@ class Policy:
     limits: tuple[Limit, ...]
     failure: Failure = field(default_factory=Failure)
     distribution: Distribution = field(default_factory=Distribution)
+    response: Response = field(default_factory=Response)
+    #: Proxies in front that can be trusted to append to X-Forwarded-For.
+    trusted_proxy_hops: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limits", tuple(self.limits))
         problems = []
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _TWO_NAMES.fullmatch(self.name):
             problems.append(Problem("name", _not_a_name(self.name), _NAME_FIX))
+        if not _whole(self.trusted_proxy_hops, 0, MAX_HOPS):
+            problems.append(
+                Problem(
+                    "trusted_proxy_hops",
+                    f"{self.trusted_proxy_hops!r} is not from 0 to {MAX_HOPS}",
+                    "write how many proxies in front append to X-Forwarded-For; 0 trusts none",
+                )
+            )
         if not 1 <= len(self.limits) <= MAX_LIMITS:
             problems.append(
                 Problem(
@@ -319,7 +444,7 @@ class Policy:
                     f"declare 1 to {MAX_LIMITS}; split the policy if it needs more",
                 )
             )
-        names = [limit.name for limit in self.limits]
+        names = [limit.name for limit in self.places]
         problems += [
             Problem("limits", f"the name {name!r} is used twice", "give each its own name")
             for name in sorted({name for name in names if names.count(name) > 1})
@@ -333,9 +458,15 @@ class Policy:
         """Whether tokens may be taken ahead."""
         return self.distribution.mode is DistributionMode.LEASED
 
+    @property
+    def places(self) -> tuple[Limit, ...]:
+        """All that is counted: the limits, and behind them each limit's tiers as limits."""
+        tiers = (limit.of_tier(tier) for limit in self.limits for tier in limit.tiers)
+        return (*self.limits, *tiers)
+
     def _lease_problems(self) -> list[Problem]:
         problems = []
-        for limit in self.limits:
+        for limit in self.places:
             at = f"limits[{limit.name!r}]"
             if limit.algorithm is not Algorithm.TOKEN_BUCKET:
                 problems.append(

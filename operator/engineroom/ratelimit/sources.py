@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from enum import Enum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 from engineroom.core.errors import Problem
 from engineroom.ratelimit.errors import InvalidPolicyError
+from engineroom.ratelimit.matching import all_hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engineroom.ratelimit.model import Policy
+    from engineroom.ratelimit.model import Limit, Policy
 
 #: Longest part of a key, characters.
 MAX_VALUE = 1024
 #: Longest query string, cookie header and chain of forwarded addresses that is read, characters.
 MAX_PARSED = 16_384
 _MAX_FIELDS = 256
+
+
+class Applied(Enum):
+    """Whether a limit applies at all."""
+
+    NOT = "NotApplied"
+
+
+#: Of a limit that does not apply to a request.
+NOT_APPLIED: Final = Applied.NOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,24 @@ class RequestView:
     peer: str = ""
     #: Proxies in front that can be trusted to append to X-Forwarded-For.
     trusted_proxy_hops: int = 0
+    #: Whose request it is, and which route of the application or the proxy it takes, as far as the
+    #: one who asks knows; never taken from the request itself unchecked.
+    tenant: str | None = None
+    route: str | None = None
+    #: Claims of a token that somebody has verified.
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What an application knows of a request besides the request itself; see RequestView."""
+
+    tenant: str | None = None
+    route: str | None = None
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+
+NOBODY: Final = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +188,111 @@ class Constant:
         return self.value
 
 
-def subject_of(policy: Policy, request: RequestView) -> dict[str, str | None]:
-    """For each limit by name what the request counts by; None where a part of it is missing."""
-    subject: dict[str, str | None] = {}
+@dataclass(frozen=True, slots=True)
+class JWTClaim:
+    """A claim of the caller's token, as whoever verified it has handed it on.
+
+    Nothing is read from the token itself: a token that nobody checked says what its sender likes.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _named(self.name, "JWTClaim")
+
+    def __call__(self, request: RequestView) -> str | None:
+        """The claim, or None."""
+        return request.claims.get(self.name) or None
+
+
+@dataclass(frozen=True, slots=True)
+class APIKey:
+    """An API key in a header; with ``Authorization`` what follows the scheme. Only a digest of it
+    goes any further."""
+
+    header: str = "X-Api-Key"
+
+    def __post_init__(self) -> None:
+        _named(self.header, "APIKey")
+
+    def __call__(self, request: RequestView) -> str | None:
+        """A digest of the key, or None."""
+        name = self.header.lower()
+        value = request.headers.get(name, "")
+        if name == "authorization":
+            value = value.partition(" ")[2]
+        value = value.strip()
+        if not value:
+            return None
+        return blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Whose request it is, as the application or the decision service knows."""
+
+    def __call__(self, request: RequestView) -> str | None:
+        """The tenant, or None."""
+        return request.tenant or None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The route that serves the request, such as ``/items/{id}``: many paths, one route."""
+
+    def __call__(self, request: RequestView) -> str | None:
+        """The route, or None."""
+        return request.route or None
+
+
+def subject_of(policy: Policy, request: RequestView) -> dict[str, str | Applied | None]:
+    """For each limit by name what the request counts by; None where a part of it is missing.
+
+    NOT_APPLIED where the limit does not apply: not ``when``, exempt, or because one of its tiers
+    does, which then stands there as ``limit/tier``.
+    """
+    subject: dict[str, str | Applied | None] = {}
     for limit in policy.limits:
-        parts: list[str] = []
-        for source in limit.key:
-            value = source(request)
-            if value is None:
+        if limit.when and not all_hold(limit.when, request):
+            subject[limit.name] = NOT_APPLIED
+            continue
+        if limit.exempt and any(all_hold(each, request) for each in limit.exempt):
+            subject[limit.name] = NOT_APPLIED
+            continue
+        value = _key_of(limit, request)
+        subject[limit.name] = value
+        for tier in limit.tiers:
+            if all_hold(tier.match, request):
+                subject[limit.name] = NOT_APPLIED
+                subject[f"{limit.name}/{tier.name}"] = value
                 break
-            value = value[:MAX_VALUE]
-            parts.append(f"{len(value)}:{value}")
-        subject[limit.name] = "".join(parts) if len(parts) == len(limit.key) else None
     return subject
+
+
+def response_costs(policy: Policy, headers: Mapping[str, str]) -> dict[str, int]:
+    """What a response says that its request took, by limit; ``headers`` has lower-case names.
+
+    What is no whole number above 0, or longer than 12 digits, says nothing.
+    """
+    costs = {}
+    for limit in policy.limits:
+        if not limit.response_cost:
+            continue
+        text = headers.get(limit.response_cost.lower(), "").strip()
+        if text.isascii() and text.isdigit() and len(text) <= 12 and int(text) > 0:
+            costs[limit.name] = int(text)
+    return costs
+
+
+def _key_of(limit: Limit, request: RequestView) -> str | None:
+    parts: list[str] = []
+    for source in limit.key:
+        value = source(request)
+        if value is None:
+            return None
+        value = value[:MAX_VALUE]
+        parts.append(f"{len(value)}:{value}")
+    return "".join(parts)
 
 
 def _client(request: RequestView) -> str:

@@ -33,6 +33,10 @@ async def test_the_examples_run(server: RedisServer, store: Redis) -> None:
     assert status == 200
     assert headers["ratelimit-policy"] == '"per-address";q=20;w=1, "per-key";q=1000;w=60'
     await app._limiter.close()
+    following = examples["protect_by_policy"](asgi_app, client)
+    status, _, _ = await ask(following)
+    assert status == 200
+    await following.close()
     policy = Policy("f", (Limit("a", Rate(1, 60)),), Failure(timeout=2.0))
     async with AsyncLimiter(policy, client) as limiter:
         send = examples["limited_by_user"](limiter)

@@ -41,6 +41,7 @@ VARIANTS: dict[str, Object] = {
         },
     },
     "persistent": {"redis": {"persistence": {"enabled": True, "storageClassName": "fast"}}},
+    "limiter": {"limiter": {"enabled": True}},
     "everything": {
         "commonLabels": {"team": "platform"},
         "imagePullSecrets": [{"name": "registry"}],
@@ -61,10 +62,21 @@ VARIANTS: dict[str, Object] = {
             "serviceAccount": {"annotations": {"example.com/role": "r"}},
         },
         "webhooks": {"replicas": 3, "podLabels": {"a": "b"}, "priorityClassName": "high"},
+        "limiter": {
+            "enabled": True,
+            "replicas": 3,
+            "processes": 2,
+            "namespaces": ["shop"],
+            "podLabels": {"a": "b"},
+        },
         "redis": {"podLabels": {"a": "b"}, "secretNamespaces": ["shop"]},
-        "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "metrics": {
+            "dashboards": {"enabled": True},
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        },
         "networkPolicy": {
             "apiServer": {"cidrs": ["198.51.100.1/32"]},
+            "limiterClients": [{"podSelector": {"matchLabels": {"app": "nginx"}}}],
             "redisClients": [{"ipBlock": {"cidr": "198.51.100.0/24"}}],
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
             "extraEgress": [{"ports": [{"port": 26379}]}],

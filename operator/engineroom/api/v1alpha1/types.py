@@ -39,6 +39,13 @@ class Duration(str):
         return {"type": "string", "pattern": DURATION_PATTERN, "maxLength": 32}
 
 
+def read_duration(value: object) -> float | None:
+    """The seconds of a duration as it stands in a document; None for what is none."""
+    if not isinstance(value, str) or len(value) > 32 or not re.fullmatch(DURATION_PATTERN, value):
+        return None
+    return Duration(value).seconds
+
+
 class Model(BaseModel):
     """Base of all API models: camelCase in YAML, unknown fields refused, immutable."""
 
@@ -55,7 +62,7 @@ ObjectName = Annotated[
 class SecretKeyRef(Model):
     """One key of a Secret in the same namespace."""
 
-    name: ObjectName = Field(description="Name of the Secret, in the pool's own namespace.")
+    name: ObjectName = Field(description="Name of the Secret, in the object's own namespace.")
     key: str = Field(
         pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253, description="Key inside it."
     )

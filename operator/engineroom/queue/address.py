@@ -1,0 +1,81 @@
+"""Where a Redis is, and a client for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from engineroom.core import reasons
+from engineroom.core.errors import SecretError
+
+if TYPE_CHECKING:
+    from engineroom.core.errors import EngineroomError
+
+SCHEMES = ("redis", "rediss", "unix")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Redis is and how to speak to it; never logged, it holds a password."""
+
+    url: str
+    ca: str = ""
+    insecure: bool = False
+
+
+def reason_of(error: EngineroomError) -> str:
+    """Which of the reasons a failed look has."""
+    cause = error.__cause__
+    if isinstance(cause, (AuthenticationError, NoPermissionError)):
+        return reasons.REDIS_AUTH_FAILED
+    if cause is not None and any(
+        word in str(cause) for word in ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username")
+    ):
+        return reasons.REDIS_AUTH_FAILED
+    return reasons.REDIS_UNREACHABLE
+
+
+def check_url(url: str) -> str:
+    """The URL itself. Raises SecretError when it is none of Redis."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise SecretError(
+            reasons.REDIS_URL_INVALID, f"the Redis URL cannot be read ({error}); {_FORM}"
+        ) from error
+    if parts.scheme not in SCHEMES or not (parts.hostname or parts.scheme == "unix"):
+        scheme = parts.scheme or "none"
+        raise SecretError(
+            reasons.REDIS_URL_INVALID, f"the Redis URL's scheme is {scheme!r}; {_FORM}"
+        )
+    return url
+
+
+_FORM = "write redis://[user:password@]host[:port][/database] or rediss://..."
+
+
+def client_of(address: Address) -> redis.asyncio.Redis:
+    """A client that fails soon and retries nothing. Raises SecretError on a wrong URL."""
+    check_url(address.url)
+    options: dict[str, Any] = {
+        "socket_timeout": 3.0,
+        "socket_connect_timeout": 2.0,
+        "health_check_interval": 15,
+        # A look that fails is looked again anyway; a retry inside would only hide the outage.
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": "engineroom",
+    }
+    if address.url.startswith("rediss://"):
+        if address.ca:
+            options["ssl_ca_data"] = address.ca
+        if address.insecure:
+            options["ssl_cert_reqs"] = "none"
+            options["ssl_check_hostname"] = False
+    return redis.asyncio.Redis.from_url(address.url, **options)

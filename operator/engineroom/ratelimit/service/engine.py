@@ -1,0 +1,184 @@
+"""From a question to a decision: finds the policy, asks its limiter, counts what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from engineroom.ratelimit.decision import Decision, Reason, Source
+from engineroom.ratelimit.middleware import policy_header
+from engineroom.ratelimit.service.explain import explain
+from engineroom.ratelimit.sources import subject_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from engineroom.ratelimit.limiter import AsyncLimiter
+    from engineroom.ratelimit.model import Limit, Policy
+    from engineroom.ratelimit.service.asking import Question
+    from engineroom.ratelimit.service.metrics import Counts
+    from engineroom.ratelimit.service.top import Recordings
+    from engineroom.ratelimit.sources import RequestView
+
+
+#: Refusals of one policy that are remembered.
+_MAX_REFUSALS = 4096
+
+
+class Missing(StrEnum):
+    """Why there is no policy to decide by."""
+
+    #: The name is none of a policy. Refused: a misspelt name must not be a way around a limit.
+    UNKNOWN = "unknown"
+    #: Nothing is attached to the target: admitted.
+    UNATTACHED = "unattached"
+    #: The policies were never read yet: refused.
+    UNREAD = "unread"
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    """A policy and what decides for it."""
+
+    policy: Policy
+    limiter: AsyncLimiter
+    #: The value of RateLimit-Policy, made once.
+    header: str
+    #: All that is counted, by name.
+    limits: Mapping[str, Limit]
+    _encoded: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    #: Parts of refusals that were given, by what they depend on: a flood asks for the same ones.
+    _refusals: dict[tuple[object, ...], tuple[bytes, bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
+        """Ready to decide."""
+        limits = {each.name: each for each in policy.places}
+        return cls(policy, limiter, policy_header(policy), limits)
+
+    def refusal(
+        self, key: tuple[object, ...], make: Callable[[], tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes]:
+        """What ``make`` makes for ``key``, remembered for a while."""
+        known = self._refusals.get(key)
+        if known is None:
+            if len(self._refusals) >= _MAX_REFUSALS:
+                self._refusals.clear()
+            known = self._refusals[key] = make()
+        return known
+
+    def encoded(
+        self, name: str, make: Callable[[Enforced, str], tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes]:
+        """What ``make`` makes of a limit, made once."""
+        known = self._encoded.get(name)
+        if known is None:
+            known = self._encoded[name] = make(self, name)
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a question: a decision by a policy, or why there is none."""
+
+    decision: Decision | None
+    enforced: Enforced | None = None
+    missing: Missing | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may pass."""
+        if self.decision is not None:
+            return self.decision.allowed
+        return self.missing is Missing.UNATTACHED
+
+
+class Directory(Protocol):
+    """Where policies are found."""
+
+    def find(self, namespace: str, name: str) -> Enforced | Missing | asyncio.Future[None]:
+        """The policy of that name or target; a future while it is only being looked for."""
+        ...
+
+
+class Engine:
+    """Answers questions on one event loop."""
+
+    def __init__(self, directory: Directory, counts: Counts, recordings: Recordings) -> None:
+        self._directory = directory
+        self._counts = counts
+        self._recordings = recordings
+
+    def ask(self, question: Question, done: Callable[[Verdict], None]) -> None:
+        """Call ``done`` with the verdict: at once where it is known, else later. Raises nothing."""
+        found = self._directory.find(question.namespace, question.name)
+        if isinstance(found, Enforced):
+            self._decide(found, question, done)
+        elif isinstance(found, Missing):
+            self._counts.missed(found.value)
+            done(Verdict(None, missing=found))
+        else:
+            found.add_done_callback(lambda _: self._ask_again(question, done))
+
+    async def explain(self, question: Question) -> dict[str, object] | Missing:
+        """Which limits the request meets and what is left of each; takes nothing."""
+        found = self._directory.find(question.namespace, question.name)
+        if not isinstance(found, Enforced | Missing):
+            await asyncio.wait([found])
+            found = self._directory.find(question.namespace, question.name)
+        if isinstance(found, Enforced):
+            view = _seen_by(found.policy, question.view)
+            return await explain(found.policy, found.limiter, view, question.cost)
+        return found if isinstance(found, Missing) else Missing.UNREAD
+
+    def _ask_again(self, question: Question, done: Callable[[Verdict], None]) -> None:
+        """After looking: what is still being looked for counts as unread."""
+        found = self._directory.find(question.namespace, question.name)
+        if isinstance(found, Enforced):
+            self._decide(found, question, done)
+            return
+        missing = found if isinstance(found, Missing) else Missing.UNREAD
+        self._counts.missed(missing.value)
+        done(Verdict(None, missing=missing))
+
+    def _decide(
+        self, enforced: Enforced, question: Question, done: Callable[[Verdict], None]
+    ) -> None:
+        policy = enforced.policy
+        view = _seen_by(policy, question.view)
+        counts = self._counts
+        if self._recordings.active:
+            self._recordings.seen(policy, view)
+        answer = enforced.limiter.submit(subject_of(policy, view), question.cost)
+        if isinstance(answer, Decision):
+            counts.decided(answer, 0.0)
+            done(Verdict(answer, enforced))
+            return
+        began = counts.clock()
+
+        def decided(future: asyncio.Future[Decision]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                # Only when the service ends in the middle of a call.
+                decision = _ended(policy)
+            else:
+                decision = future.result()
+            counts.decided(decision, counts.clock() - began)
+            done(Verdict(decision, enforced))
+
+        answer.add_done_callback(decided)
+
+
+def _seen_by(policy: Policy, view: RequestView) -> RequestView:
+    """The request as a policy sees it, with the proxies that it trusts."""
+    hops = policy.trusted_proxy_hops
+    return replace(view, trusted_proxy_hops=hops) if hops else view
+
+
+def _ended(policy: Policy) -> Decision:
+    limit = policy.limits[0]
+    return Decision(
+        False, Reason.FAILED_CLOSED, policy.name, limit.name, limit.burst, 0, 1.0, 0.0,
+        Source.POLICY,
+    )  # fmt: skip

@@ -1,0 +1,43 @@
+"""Policies from a file of RateLimitPolicies, for use without a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engineroom.api.validation import parse_policy
+from engineroom.core.validation import documents
+from engineroom.ratelimit.compile import candidate, compile_all
+from engineroom.ratelimit.document import read, write
+from engineroom.ratelimit.follow import StaticPolicies
+from engineroom.ratelimit.service.directory import Room
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis.asyncio import Redis
+
+    from engineroom.ratelimit.compile import Candidate
+
+_KIND = "RateLimitPolicy"
+
+
+def read_rooms(path: Path, redis: Redis) -> dict[str, Room]:
+    """The policies of the manifests in a file, by namespace; other kinds are passed over.
+
+    A policy without a namespace is in ``default``, an older one stands further up. Raises OSError,
+    UnreadableError for what is no YAML, and InvalidSpecError.
+    """
+    found: dict[str, list[Candidate]] = {}
+    for place, document in enumerate(documents.read(path.read_text())):
+        value = document.value
+        if not isinstance(value, dict) or value.get("kind") != _KIND:
+            continue
+        metadata = {"namespace": "default", **(value.get("metadata") or {})}
+        policy = parse_policy({**value, "metadata": metadata})
+        found.setdefault(policy.namespace, []).append(candidate(policy, f"{place:09}"))
+    rooms = {}
+    for namespace, candidates in found.items():
+        parts = compile_all(candidates).parts
+        text = write(namespace, parts, revision=1, lineage="file", before={}).text
+        rooms[namespace] = Room(StaticPolicies(read(text)), redis)
+    return rooms

@@ -1,0 +1,349 @@
+"""Envoy's rate limit service over gRPC, as an asyncio protocol over libnghttp2.
+
+Python's stock gRPC answers a few thousand calls a second without doing anything; the library h2 is
+written in Python and takes longer for a call's frames than all the rest takes. ngh2 wraps the C
+library that curl and h2load use, which also guards against floods of resets, settings, pings and
+continuations. Only what a unary call needs of gRPC is here. See
+docs/decisions/0009-the-limiters-protocols.md.
+
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import structlog
+from ngh2 import Configuration, Connection, NGH2Error, Role, Setting
+from ngh2.events import (
+    ConnectionClosed,
+    DataReceived,
+    RequestReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+)
+
+from engineroom.ratelimit.service import rls
+from engineroom.ratelimit.service.asking import UnreadableError
+from engineroom.ratelimit.service.engine import Missing
+
+if TYPE_CHECKING:
+    from engineroom.ratelimit.service.engine import Engine
+    from engineroom.ratelimit.service.metrics import Counts
+
+log = structlog.get_logger(__name__)
+
+#: Bytes of a message, calls of one connection under way, and connections.
+MAX_MESSAGE, MAX_CALLS, MAX_CONNECTIONS = 65_536, 1024, 10_000
+#: Seconds for a call to arrive whole, and for answers to be taken.
+READ_TIMEOUT, WRITE_TIMEOUT = 5.0, 5.0
+#: gRPC's status codes.
+OK, INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED = 0, 3, 5, 8
+UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 12, 13, 14
+_METHOD = b"/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
+_HEALTH = b"/grpc.health.v1.Health/Check"
+_HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+_OK_TRAILERS = ((b"grpc-status", b"0"),)
+_PREFIX = struct.Struct(">BI")
+_MISSING = {
+    Missing.UNKNOWN: (NOT_FOUND, "there is no such policy"),
+    Missing.UNREAD: (UNAVAILABLE, "the policies were not read yet"),
+}
+_SWEEP = 1.0
+#: A connection's memory: a header list, and as many calls as may be under way.
+_CONFIGURATION = Configuration(max_inbound_header_list_size=16_384, max_inbound_header_count=64)
+
+
+class GrpcService:
+    """Makes connections, and knows them."""
+
+    def __init__(self, engine: Engine, counts: Counts) -> None:
+        self.engine = engine
+        self.counts = counts
+        self.connections: set[GrpcConnection] = set()
+        self.draining = False
+        self._empty = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def connection(self) -> GrpcConnection:
+        """For create_server."""
+        return GrpcConnection(self)
+
+    def gone(self, connection: GrpcConnection) -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self._empty.set()
+
+    def start(self) -> None:
+        """Begin to look after slow connections."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def drain(self, seconds: float) -> None:
+        """Say goodbye, answer what was asked, close; at most so long."""
+        self.draining = True
+        for each in list(self.connections):
+            each.say_goodbye()
+        try:
+            async with asyncio.timeout(seconds):
+                if self.connections:
+                    await self._empty.wait()
+        except TimeoutError:
+            for each in list(self.connections):
+                each.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP)
+            now = loop.time()
+            for each in list(self.connections):
+                each.sweep(now)
+
+
+class _Call:
+    """A call under way."""
+
+    __slots__ = ("answering", "body", "method", "since")
+
+    def __init__(self, method: bytes, since: float) -> None:
+        self.method = method
+        self.since = since
+        self.body = b""
+        self.answering = False
+
+
+class GrpcConnection(asyncio.Protocol):
+    """One connection."""
+
+    __slots__ = (
+        "_calls", "_flushing", "_goodbye", "_loop", "_service", "_session", "_stuck", "_transport",
+    )  # fmt: skip
+
+    def __init__(self, service: GrpcService) -> None:
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._session = Connection(Role.SERVER, _CONFIGURATION)
+        self._calls: dict[int, _Call] = {}
+        self._transport: Any = None
+        self._flushing = False
+        self._goodbye = False
+        self._stuck = 0.0
+
+    # -- asyncio's ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody connected."""
+        self._transport = transport
+        known = self._service.connections
+        if self._service.draining or len(known) >= MAX_CONNECTIONS:
+            self.abort()
+            return
+        known.add(self)
+        self._session.initiate_connection(
+            {Setting.MAX_CONCURRENT_STREAMS: MAX_CALLS, Setting.INITIAL_WINDOW_SIZE: MAX_MESSAGE}
+        )
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Gone; answers still to come go nowhere."""
+        self._calls.clear()
+        self._service.gone(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of frames."""
+        session = self._session
+        try:
+            session.receive_data(data)
+        except NGH2Error:
+            # What it has to say about that is in its output.
+            self._flush()
+            self._transport.close()
+            return
+        for event in session.events():
+            self._happened(event)
+        self._flush_soon()
+
+    def pause_writing(self) -> None:
+        """The other side does not take its answers."""
+        self._stuck = self._loop.time()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._stuck = 0.0
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # -- HTTP/2 ---------------------------------------------------------------------------------
+
+    def _happened(self, event: Any) -> None:
+        kind = type(event)
+        if kind is DataReceived:
+            self._data(event.stream_id, event.data, ended=event.end_stream)
+        elif kind is RequestReceived:
+            self._request(event.stream_id, event.headers, ended=event.end_stream)
+        elif kind is StreamClosed or kind is StreamReset:
+            self._calls.pop(event.stream_id, None)
+            if self._goodbye and not self._calls:
+                self._flush()
+                self._transport.close()
+        elif kind is TrailersReceived:
+            self._data(event.stream_id, b"", ended=True)
+        elif kind is ConnectionClosed:
+            self._flush()
+            self._transport.close()
+
+    def _request(self, stream: int, headers: Any, *, ended: bool) -> None:
+        method = kind = b""
+        verb = b""
+        for name, value, *_ in headers:
+            if name == b":path":
+                method = bytes(value)
+            elif name == b":method":
+                verb = bytes(value)
+            elif name == b"content-type":
+                kind = bytes(value)
+        call = self._calls[stream] = _Call(method, self._loop.time())
+        if verb != b"POST" or not kind.startswith(b"application/grpc"):
+            self._refuse_http(stream, call)
+        elif ended:
+            self._ask(stream, call)
+
+    def _data(self, stream: int, data: bytes, *, ended: bool) -> None:
+        call = self._calls.get(stream)
+        if call is None or call.answering:
+            return
+        call.body += data
+        if len(call.body) > MAX_MESSAGE + _PREFIX.size:
+            self._fail(stream, RESOURCE_EXHAUSTED, f"the message is above {MAX_MESSAGE} bytes")
+        elif ended:
+            self._ask(stream, call)
+
+    # -- questions and answers ------------------------------------------------------------------
+
+    def _ask(self, stream: int, call: _Call) -> None:
+        body = call.body
+        if call.method != _METHOD:
+            if call.method == _HEALTH:
+                # grpc.health.v1.HealthCheckResponse, status SERVING.
+                self._answer(stream, b"\x08\x01")
+            else:
+                self._fail(stream, UNIMPLEMENTED, "there is ShouldRateLimit only")
+            return
+        if len(body) < _PREFIX.size:
+            self._fail(stream, INVALID_ARGUMENT, "the message is missing")
+            return
+        compressed, length = _PREFIX.unpack_from(body)
+        if compressed:
+            self._fail(stream, UNIMPLEMENTED, "compressed messages are not read")
+            return
+        if len(body) != _PREFIX.size + length:
+            self._fail(stream, INVALID_ARGUMENT, "the message is cut off")
+            return
+        call.answering = True
+        try:
+            questions = rls.of_message(body[_PREFIX.size :])
+        except UnreadableError as error:
+            self._fail(stream, INVALID_ARGUMENT, str(error))
+            return
+
+        def rated(found: rls.Rated) -> None:
+            if found.missing is not None:
+                self._fail(stream, *_MISSING[found.missing])
+            else:
+                self._answer(stream, found.encoded())
+
+        rls.rate(self._service.engine, questions, rated)
+
+    def _answer(self, stream: int, message: bytes) -> None:
+        self._service.counts.answered("rls", OK)
+        if stream not in self._calls:
+            return
+        session = self._session
+        try:
+            session.send_response(stream, _HEADERS)
+            session.send_data(stream, _PREFIX.pack(0, len(message)) + message)
+            session.send_trailers(stream, _OK_TRAILERS)
+        except NGH2Error as error:
+            log.debug("an answer was not sent", error=str(error))
+            return
+        self._calls[stream].answering = True
+        self._flush_soon()
+
+    def _fail(self, stream: int, status: int, detail: str) -> None:
+        self._service.counts.answered("rls", status)
+        call = self._calls.get(stream)
+        if call is None:
+            return
+        call.answering = True
+        headers = (
+            *_HEADERS,
+            (b"grpc-status", str(status).encode()),
+            (b"grpc-message", quote(detail, safe=" ,.;:/'").encode()),
+        )
+        self._respond(stream, headers)
+
+    def _refuse_http(self, stream: int, call: _Call) -> None:
+        """What is no call of gRPC at all."""
+        call.answering = True
+        self._respond(stream, ((b":status", b"415"),))
+
+    def _respond(self, stream: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        try:
+            self._session.send_response(stream, headers, end_stream=True)
+        except NGH2Error as error:
+            log.debug("an answer was not sent", error=str(error))
+            return
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Send once for everything that is answered in this turn of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport.is_closing():
+            return
+        data = self._session.data_to_send()
+        if data:
+            self._transport.write(data)
+        # Streams end when their last frame is out, which is told as events.
+        for event in self._session.events():
+            self._happened(event)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def say_goodbye(self) -> None:
+        """No new calls; close after the last answer."""
+        if self._goodbye:
+            return
+        self._goodbye = True
+        self._session.send_goaway()
+        self._flush()
+        if not self._calls:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        self._calls.clear()
+        self._transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """End calls that do not arrive, and a connection that takes no answers."""
+        if self._stuck and now - self._stuck > WRITE_TIMEOUT:
+            self.abort()
+            return
+        for stream, call in list(self._calls.items()):
+            if not call.answering and now - call.since > READ_TIMEOUT:
+                del self._calls[stream]
+                self._session.reset_stream(stream)
+                self._flush_soon()

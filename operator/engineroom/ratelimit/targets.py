@@ -1,0 +1,73 @@
+"""Whether what policies are attached to exists: a cache a kind, begun when a policy names one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from engineroom.kube.informer import Informer
+from engineroom.kube.resources import GATEWAYS, GRPC_ROUTES, HTTP_ROUTES, INGRESSES, SERVICES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from engineroom.kube.controller import Context
+    from engineroom.ratelimit.document import Target
+
+#: How long the first look at a kind waits for its list (seconds); a kind that is not served has
+#: none, and its objects do not exist.
+_PATIENCE = 2.0
+_KINDS = {kind.kind: kind for kind in (GATEWAYS, HTTP_ROUTES, GRPC_ROUTES, SERVICES, INGRESSES)}
+
+
+class Targets:
+    """Existence of targets. ``on_change(namespace)`` is told when one appears or vanishes."""
+
+    def __init__(self, context: Context, on_change: Callable[[str], None]) -> None:
+        self._context = context
+        self._on_change = on_change
+        self._informers: dict[str, Informer[bool]] = {}
+
+    async def missing(self, namespace: str, targets: Iterable[Target]) -> tuple[Target, ...]:
+        """Those of the targets that do not exist in the namespace, in their order."""
+        gone = []
+        for target in targets:
+            informer = self._informers.get(target.kind) or await self._begin(target.kind)
+            if informer.get(namespace, target.name) is None:
+                gone.append(target)
+        return tuple(gone)
+
+    async def stop(self) -> None:
+        """End the caches."""
+        for informer in self._informers.values():
+            await informer.stop()
+
+    async def _begin(self, kind: str) -> Informer[bool]:
+        known: set[str] = set()
+
+        def changed(key: str, there: bool | None) -> None:
+            if (there is not None) != (key in known):
+                (known.discard if there is None else known.add)(key)
+                self._on_change(key.partition("/")[0])
+
+        informer: Informer[bool] = Informer(
+            self._context.client,
+            _KINDS[kind],
+            None,
+            _exists,
+            changed,
+            namespaces=self._context.namespaces,
+            resync=self._context.resync,
+            clock=self._context.clock,
+        )
+        self._informers[kind] = informer
+        await informer.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await informer.synced.wait()
+        return informer
+
+
+def _exists(_object: dict[str, Any]) -> bool:
+    return True

@@ -1,0 +1,204 @@
+"""Followers: what they give, what they acknowledge, and what they do when Redis does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+import redis.asyncio
+
+from engineroom.ratelimit import channel
+from engineroom.ratelimit.channel import head_text, keys_of
+from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, part_of, write
+from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters, Follower, Limiters
+from engineroom.ratelimit.model import Distribution, DistributionMode, Limit, Policy, Rate
+from engineroom.ratelimit.observe import roll
+from engineroom.ratelimit.publish import replace
+from tests.support import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from engineroom.ratelimit.document import Text
+
+NAMESPACE = "shop"
+
+
+def compiled(name: str, requests: int = 10, period: float = 60.0) -> CompiledPolicy:
+    policy = Policy(f"{NAMESPACE}/{name}", (Limit("all", Rate(requests, period)),))
+    return CompiledPolicy(NAMESPACE, name, policy, (Target("", "Service", name),))
+
+
+class Writer:
+    """A controller without Kubernetes."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.client = client
+        self.head = ""
+        self.revision = 0
+        self.before: dict[str, tuple[str, int]] = {}
+
+    async def write(self, *policies: CompiledPolicy) -> Text:
+        parts = [part_of(policy) for policy in policies]
+        rows = [(part, part_hash(part)) for part in parts]
+        self.revision += 1
+        text = write(NAMESPACE, rows, revision=self.revision, lineage="first", before=self.before)
+        self.before = {part["name"]: (its, text.since[part["name"]]) for part, its in rows}
+        self.head = await replace(self.client, NAMESPACE, self.head, text)
+        return text
+
+
+@pytest.fixture
+async def client(server: RedisServer, store: redis.Redis) -> AsyncIterator[redis.asyncio.Redis]:
+    async with redis.asyncio.Redis(port=server.port) as made:
+        yield made
+
+
+async def until(condition: Callable[[], bool], within: float = 5.0) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within
+        await asyncio.sleep(0.002)
+    return time.monotonic() - began
+
+
+async def acknowledged(client: redis.asyncio.Redis) -> list[int]:
+    return sorted(e.word.revision for e in (await roll(client, NAMESPACE)).enforcers if e.word)
+
+
+async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_change(
+    client: redis.asyncio.Redis,
+) -> None:
+    writer = Writer(client)
+    await writer.write(compiled("a"))
+    async with AsyncFollower(client, NAMESPACE) as follower:
+        assert follower.known
+        assert follower.current.for_target("Service", "a") is follower.current.get("a")
+        kept = follower.current.get("a")
+        await writer.write(compiled("a"), compiled("b"))
+        took = await until(lambda: follower.current.get("b") is not None)
+        assert took < channel.HEARTBEAT / 2, "it was pushed, not found by a heartbeat"
+        assert follower.current.get("a") is kept
+        await until(lambda: follower.current.revision == 2)
+        assert await acknowledged(client) == [2]
+        await writer.write()
+        await until(lambda: not follower.current.entries)
+    assert (await roll(client, NAMESPACE)).enforcers == ()
+
+
+async def test_a_lost_push_costs_a_heartbeat(
+    client: redis.asyncio.Redis, store: redis.Redis
+) -> None:
+    async with AsyncFollower(client, NAMESPACE) as follower:
+        text = write(NAMESPACE, [], revision=1, lineage="x", before={})
+        keys = keys_of(NAMESPACE)
+        store.mset({keys.document: text.text, keys.head: head_text(text.hash, 1, "x")})
+        assert await until(lambda: follower.current.revision == 1) < 2 * channel.HEARTBEAT
+
+
+async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish() -> None:
+    server = RedisServer()
+    server.start()
+    try:
+        async with redis.asyncio.Redis(port=server.port) as client:
+            writer = Writer(client)
+            await writer.write(compiled("a"))
+            async with AsyncFollower(client, NAMESPACE) as follower:
+                keys = keys_of(NAMESPACE)
+                await client.mset({keys.document: '{"format": 99}', keys.head: "other 2 first"})
+                await client.publish(keys.news, "")
+                await until(lambda: "format 99" in follower.trouble)
+                assert follower.current.get("a") is not None
+                (enforcer,) = (await roll(client, NAMESPACE)).enforcers
+                assert enforcer.word is not None
+                assert enforcer.word.revision == 1, "it acknowledges what it follows"
+                server.stop()
+                await until(lambda: "does not answer" in follower.trouble)
+                assert follower.current.get("a") is not None
+                server.start()  # empty
+                await until(lambda: follower.trouble == "")
+                assert follower.current.get("a") is not None
+                await Writer(client).write(compiled("b"))
+                await until(lambda: follower.current.get("b") is not None)
+    finally:
+        server.close()
+
+
+async def test_without_redis_nothing_is_known() -> None:
+    async with (
+        redis.asyncio.Redis(port=1) as client,
+        AsyncFollower(client, NAMESPACE) as follower,
+    ):
+        assert not follower.known
+        assert follower.trouble
+
+
+async def test_the_sync_follower_does_the_same(
+    server: RedisServer, client: redis.asyncio.Redis
+) -> None:
+    writer = Writer(client)
+    await writer.write(compiled("a"))
+    with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE, role="wsgi") as follower:
+        assert follower.current.get("a") is not None
+        await writer.write(compiled("b"))
+        assert await until(lambda: follower.current.get("b") is not None) < channel.HEARTBEAT / 2
+        async with AsyncFollower(client, NAMESPACE) as other:
+            await until(lambda: follower.enforcers == 2 and other.enforcers == 2)
+        (enforcer,) = (await roll(client, NAMESPACE)).enforcers
+        assert enforcer.word is not None
+        assert enforcer.word.role == "wsgi"
+    assert (await roll(client, NAMESPACE)).enforcers == ()
+
+
+@pytest.mark.parametrize("leased", [False, True])
+async def test_what_was_consumed_stays_consumed_when_a_policy_is_edited(
+    client: redis.asyncio.Redis, leased: bool
+) -> None:
+    mode = DistributionMode.LEASED if leased else DistributionMode.STRICT
+
+    def edition(burst: int) -> CompiledPolicy:
+        limit = Limit("all", Rate(10, 3600), burst=burst)
+        policy = Policy("shop/a", (limit,), distribution=Distribution(mode, "0.5"))
+        return CompiledPolicy(NAMESPACE, "a", policy)
+
+    writer = Writer(client)
+    await writer.write(edition(10))
+    admitted = 0
+    async with AsyncFollower(client, NAMESPACE) as follower:
+        limiters = AsyncLimiters(follower, client)
+
+        async def hit() -> bool:
+            found = follower.current.get("a")
+            assert found is not None
+            return (await limiters.of(found).hit("u")).allowed
+
+        for _ in range(8):
+            admitted += await hit()
+        await writer.write(edition(12))
+        await until(lambda: follower.current.revision == 2)
+        for _ in range(8):
+            admitted += await hit()
+        await limiters.close()
+    # Leases that an edit retires come back in part only: never more than the burst is admitted.
+    assert admitted <= 12
+    assert leased or admitted == 12
+
+
+def test_sync_limiters_are_kept_while_their_policy_is(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE) as follower:
+        limiters = Limiters(follower, sync)
+        first = limiters.of(compiled("a"))
+        assert first.hit("u").allowed
+        edited = compiled("a", 20)
+        object.__setattr__(edited, "hash", "other")
+        second = limiters.of(edited)
+        assert second is not first
+        assert limiters.of(edited) is second
+        # The bucket keeps the 6 s that the first request took; now a request takes 3 s.
+        assert second.hit("u").remaining == 17
+        limiters.close()

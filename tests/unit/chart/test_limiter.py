@@ -1,0 +1,109 @@
+"""The chart's decision service."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from engineroom.ratelimit.service.main import Service
+from engineroom.ratelimit.service.metrics import Exposition
+from engineroom.ratelimit.service.settings import Settings
+from tests.unit.chart.rendering import (
+    Object,
+    containers,
+    environment,
+    matches,
+    named,
+    of,
+    refusal,
+    render,
+)
+
+ON: Object = {"limiter": {"enabled": True}}
+NAME = "engineroom-limiter"
+
+
+def test_it_is_off_unless_asked_for() -> None:
+    assert [each for each in render() if "limiter" in each["metadata"]["name"]] == []
+
+
+def test_it_has_no_token_and_no_rights() -> None:
+    objects = render(ON)
+    pod = named(objects, "Deployment", NAME)["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["serviceAccountName"] == NAME
+    assert named(objects, "ServiceAccount", NAME)["automountServiceAccountToken"] is False
+    bound = [
+        subject["name"]
+        for binding in of(objects, "RoleBinding", "ClusterRoleBinding")
+        for subject in binding["subjects"]
+    ]
+    assert NAME not in bound
+
+
+def test_proxies_reach_it_by_http_and_grpc_and_it_is_never_without_a_pod() -> None:
+    objects = render(ON)
+    deployment = named(objects, "Deployment", NAME)
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert named(objects, "PodDisruptionBudget", NAME)["spec"]["maxUnavailable"] == 1
+    ports = {
+        each["name"]: each["port"] for each in named(objects, "Service", NAME)["spec"]["ports"]
+    }
+    assert ports == {"http": 8080, "grpc": 8081}
+    pod = deployment["spec"]["template"]["spec"]
+    delay = int(environment(pod["containers"][0])["ENGINEROOM_LIMITER_DRAIN_DELAY"]["value"])
+    assert 0 < delay < pod["terminationGracePeriodSeconds"] - 10
+
+
+def test_only_named_clients_ask_it_and_it_reaches_redis_only() -> None:
+    clients = [{"podSelector": {"matchLabels": {"app": "nginx"}}}]
+    objects = render({**ON, "networkPolicy": {"limiterClients": clients}})
+    policy = named(objects, "NetworkPolicy", NAME)["spec"]
+    asked, measured = policy["ingress"]
+    assert [each["port"] for each in asked["ports"]] == ["http", "grpc"]
+    assert asked["from"] == clients
+    assert [each["port"] for each in measured["ports"]] == ["metrics"]
+    ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert ports == {53, 6379, 6380}
+    labels = named(objects, "Deployment", NAME)["spec"]["template"]["metadata"]["labels"]
+    (rule,) = named(objects, "NetworkPolicy", "engineroom-redis")["spec"]["ingress"]
+    assert any(
+        matches(peer["podSelector"], labels)
+        for peer in rule["from"]
+        if "matchLabels" in peer.get("podSelector", {})
+    )
+
+
+def test_namespaces_bound_what_it_follows() -> None:
+    def follows(values: Object) -> tuple[object, object]:
+        (container,) = containers(named(render(values), "Deployment", NAME)["spec"]["template"])
+        told = environment(container)
+        return (
+            told["ENGINEROOM_LIMITER_NAMESPACES"]["value"],
+            told["ENGINEROOM_LIMITER_ONLY_NAMESPACES"]["value"],
+        )
+
+    assert follows(ON) == ("", "false")
+    assert follows({"limiter": {"enabled": True, "namespaces": ["shop"]}}) == ("shop", "false")
+    assert follows({**ON, "watchNamespaces": ["shop", "blog"]}) == ("shop,blog", "true")
+
+
+def test_without_redis_it_is_refused() -> None:
+    assert "limiter.enabled" in refusal({**ON, "redis": {"enabled": False}})
+
+
+async def test_the_dashboard_shows_metrics_that_exist() -> None:
+    objects = render({**ON, "metrics": {"dashboards": {"enabled": True}}})
+    folder = named(objects, "ConfigMap", "engineroom-dashboards")
+    assert folder["metadata"]["labels"]["grafana_dashboard"] == "1"
+    dashboard = json.loads(folder["data"]["engineroom-limiter.json"])
+    shown = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"engineroom_\w+", target["expr"])
+    }
+    told = Exposition(Service(Settings(_cli_parse_args=False)).counts).text().decode()
+    exposed = set(re.findall(r"^# HELP (engineroom_\w+)", told, re.MULTILINE))
+    assert {re.sub("_bucket$", "", name) for name in shown} == exposed

@@ -1,0 +1,164 @@
+"""The parts of the decision service that need neither sockets nor Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engineroom.ratelimit.decision import Decision, Reason, Source
+from engineroom.ratelimit.model import Limit, Policy, Rate
+from engineroom.ratelimit.service import answers, rls
+from engineroom.ratelimit.service.admin import merge_metrics
+from engineroom.ratelimit.service.asking import (
+    Form,
+    UnreadableError,
+    of_descriptor,
+    of_document,
+    of_proxy,
+)
+from engineroom.ratelimit.service.engine import Enforced, Verdict
+from engineroom.ratelimit.service.metrics import Counts, Exposition
+from engineroom.ratelimit.service.top import SpaceSaving
+from engineroom.ratelimit.sources import ClientIP, RequestView
+
+
+@given(st.lists(st.integers(0, 60).map(str), max_size=400), st.integers(1, 20))
+def test_space_saving_keeps_its_promises(stream: list[str], capacity: int) -> None:
+    sketch = SpaceSaving(capacity)
+    for key in stream:
+        sketch.add(key)
+    true = Counter(stream)
+    found = {each.key: each for each in sketch.top(capacity)}
+    assert len(found) <= capacity
+    for key, counted in found.items():
+        assert counted.times - counted.error <= true[key] <= counted.times
+    for key, count in true.items():
+        if count > len(stream) / capacity:
+            assert key in found
+    assert sketch.total == len(stream)
+
+
+LIMITS = st.sampled_from([Rate(5, 1), Rate(7, 60), Rate(3, 3600), Rate(2, 86400), Rate(9, 2.5)])
+
+
+@settings(max_examples=200)
+@given(
+    rate=LIMITS,
+    remaining=st.integers(0, 2**33),
+    reset=st.floats(0, 40_000_000, allow_nan=False),
+    name=st.from_regex(r"[a-z]{1,60}(/[a-z]{1,60})?", fullmatch=True),
+)
+def test_the_short_way_of_encoding_writes_what_protobuf_writes(
+    rate: Rate, remaining: int, reset: float, name: str
+) -> None:
+    policy = Policy("shop/api", (Limit(name, rate),))
+    enforced = Enforced.of(policy, cast("Any", None))
+    decision = Decision(
+        True, Reason.ADMITTED, policy.name, name, 5, remaining, 0.0, reset, Source.REDIS
+    )
+    rated = rls.Rated((Verdict(decision, enforced),))
+    assert rls.RateLimitResponse.FromString(rated.encoded()) == rated.message()
+
+
+def test_the_client_is_the_last_address_and_never_what_it_says_of_itself() -> None:
+    def peer(forwarded: str | None) -> RequestView:
+        headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
+        return of_proxy(Form.FORWARD, "shop", "api", "", "", "GET", headers).view
+
+    assert peer("203.0.113.1, 192.0.2.7").peer == "192.0.2.7"
+    assert peer("203.0.113.1, 192.0.2.7").headers["x-forwarded-for"] == "203.0.113.1"
+    for nothing in (None, "", ",", "nonsense", "203.0.113.1,"):
+        assert ClientIP()(peer(nothing)) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_message_makes_it_raise_anything_else(data: bytes) -> None:
+    with contextlib.suppress(UnreadableError):
+        rls.of_message(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["namespace", "policy", "cost", "request", "headers", "peer", "domain", "descriptors",
+             "entries", "key", "value", "hitsAddend"]
+        ),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON)
+def test_no_document_makes_it_raise_anything_else(document: object) -> None:
+    for read in (of_document, rls.of_json):
+        with contextlib.suppress(UnreadableError):
+            read(document)
+
+
+def test_entries_are_parts_of_the_request_and_else_headers() -> None:
+    entries = [
+        ("remote_address", "192.0.2.1"), (":path", "/items?page=2"), ("method", "POST"),
+        ("X-Api-Key", "k"), ("tenant", "acme"), ("claim.sub", "u1"),
+    ]  # fmt: skip
+    question = of_descriptor("shop/HTTPRoute:checkout", entries, 3)
+    view = question.view
+    assert (question.namespace, question.name, question.cost) == ("shop", "HTTPRoute:checkout", 3)
+    assert (view.peer, view.path, view.query, view.method) == (
+        "192.0.2.1", "/items", "page=2", "POST",
+    )  # fmt: skip
+    assert view.headers == {"x-api-key": "k"}
+    assert (view.tenant, dict(view.claims)) == ("acme", {"sub": "u1"})
+    with pytest.raises(UnreadableError, match="domain"):
+        of_descriptor("shop", entries, 1)
+
+
+def test_metrics_of_several_processes_are_added() -> None:
+    texts = []
+    for number in (2, 3):
+        counts = Counts()
+        for _ in range(number):
+            counts.answered("nginx", 200)
+            counts.decided(
+                Decision(True, Reason.ADMITTED, "shop/api", "a", 1, 0, 0.0, 0.0, Source.REDIS), 0.01
+            )
+        texts.append(Exposition(counts).text())
+    lines = merge_metrics(texts).decode().splitlines()
+    assert 'engineroom_ratelimit_requests_total{form="nginx",status="200"} 5.0' in lines
+    assert 'engineroom_ratelimit_decision_seconds_bucket{le="+Inf"} 5.0' in lines
+    assert 'engineroom_ratelimit_decision_seconds_bucket{le="0.0001"} 0.0' in lines
+
+
+@given(
+    wait=st.floats(0.001, 5000, allow_nan=False), remaining=st.integers(0, 3),
+    form=st.sampled_from(Form),
+)  # fmt: skip
+def test_a_remembered_refusal_says_what_a_new_one_says(
+    wait: float, remaining: int, form: Form
+) -> None:
+    policy = Policy("shop/api", (Limit("all", Rate(5, 60)),))
+    enforced = Enforced.of(policy, cast("Any", None))
+    needed = math.ceil(wait)
+    for later in (0.0, 0.0, -wait / 2):
+        decision = Decision(
+            False, Reason.LIMITED, "shop/api", "all", 5, remaining, wait + later, wait, Source.REDIS
+        )
+        status, answer = answers.to_proxy(form, Verdict(decision, enforced))
+        head, _, body = answer.decode().partition("\r\n\r\n")
+        first, *lines = head.split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        now = math.ceil(wait + later)
+        assert int(first.split(" ")[1]) == status == (403 if form is Form.NGINX else 429)
+        assert headers["RateLimit"] == f'"all";r={remaining};t={now}'
+        assert now <= int(headers["Retry-After"]) <= now + max(1, math.ceil(now * 0.1))
+        assert int(headers["Content-Length"]) == len(body)
+        assert needed >= now
