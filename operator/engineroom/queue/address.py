@@ -61,7 +61,7 @@ def check_url(url: str) -> str:
 _FORM = "write redis://[user:password@]host[:port][/database] or rediss://..."
 
 
-def client_of(address: Address) -> redis.asyncio.Redis:
+def open_client(address: Address) -> redis.asyncio.Redis:
     """A client that fails soon and retries nothing. Raises SecretError on a wrong URL."""
     check_url(address.url)
     options: dict[str, Any] = {

@@ -19,6 +19,7 @@ from engineroom.ratelimit.document import (
     Target,
     canonical,
     decode_source,
+    digest,
     part_hash,
     part_of,
 )
@@ -59,7 +60,13 @@ class Candidate:
     selector: tuple[tuple[str, str], ...]
     part: Mapping[str, Any]
     hash: str
-    size: int
+    #: The part as it stands in the document.
+    text: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the document, at most."""
+        return 4 * len(self.text) + 128 if not self.text.isascii() else len(self.text) + 128
 
 
 class Lost(NamedTuple):
@@ -91,6 +98,8 @@ class Compiled(NamedTuple):
 
     parts: tuple[tuple[Mapping[str, Any], str], ...]
     verdicts: Mapping[str, Verdict]
+    #: Canonical text of parts by digest, as far as it is at hand.
+    texts: Mapping[str, str]
 
 
 def candidate(policy: api.RateLimitPolicy, created: str) -> Candidate:
@@ -112,14 +121,15 @@ def standing_candidate(part: Mapping[str, Any], created: str) -> Candidate:
 
 
 def _candidate(name: str, created: str, part: Mapping[str, Any]) -> Candidate:
+    text = canonical(part)
     return Candidate(
         name,
         created,
         tuple(Target(*target) for target in part.get("targets", ())),
         tuple(sorted(part.get("selector", {}).items())),
         part,
-        part_hash(part),
-        len(canonical(part).encode()) + 128,
+        digest(text),
+        text,
     )
 
 
@@ -127,6 +137,7 @@ def compile_all(candidates: Iterable[Candidate]) -> Compiled:
     """Everything of one namespace at once."""
     parts: list[tuple[Mapping[str, Any], str]] = []
     verdicts: dict[str, Verdict] = {}
+    texts: dict[str, str] = {}
     owners: dict[Target, str] = {}
     selectors: dict[tuple[tuple[str, str], ...], str] = {}
     room = MAX_BYTES - _FRAME
@@ -143,6 +154,7 @@ def compile_all(candidates: Iterable[Candidate]) -> Compiled:
             verdicts[each.name] = Verdict("", (), tuple(lost), full)
             continue
         part, its_hash = each.part, each.hash
+        texts[its_hash] = each.text
         if lost:
             part = {**part, "targets": [list(target) for target in won]}
             its_hash = part_hash(part)
@@ -152,7 +164,7 @@ def compile_all(candidates: Iterable[Candidate]) -> Compiled:
             selectors[each.selector] = each.name
         parts.append((part, its_hash))
         verdicts[each.name] = Verdict(its_hash, won, tuple(lost))
-    return Compiled(tuple(parts), verdicts)
+    return Compiled(tuple(parts), verdicts, texts)
 
 
 def library_policy(policy: api.RateLimitPolicy) -> Policy:

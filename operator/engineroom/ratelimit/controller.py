@@ -109,6 +109,8 @@ class _Group:
     lines: dict[Address, _Line] = field(default_factory=dict)
     #: Something changed since the run under way began.
     dirty: bool = True
+    #: What all statuses were made from last; None when one of them has to be looked at.
+    settled: object = None
 
 
 class _Result(NamedTuple):
@@ -154,6 +156,7 @@ class RateLimitPolicyController:
         """A policy is new, different or gone (None)."""
         namespace, _, name = key.partition("/")
         group = self._groups.setdefault(namespace, _Group())
+        group.settled = None
         if obj is None:
             group.dirty = True
             group.names.discard(name)
@@ -346,8 +349,12 @@ class RateLimitPolicyController:
 
     async def _tell(self, namespace: str, group: _Group, results: dict[str, _Result]) -> bool:
         """Write the statuses that differ; returns whether some have to wait for the next look."""
+        inputs = self._inputs(results)
+        if group.settled == inputs:
+            return False
+        group.settled = None
         due: list[tuple[str, _Known, Seen]] = []
-        figures = 0
+        figures = waiting = 0
         now = self._context.clock.monotonic()
         counts: dict[tuple[int, int], Count] = {}
         more = False
@@ -357,6 +364,7 @@ class RateLimitPolicyController:
                 continue
             if known.told is not None and _same_verdict(seen, known.told):
                 if now - known.told_at < FIGURES_EVERY:
+                    waiting += 1
                     continue
                 figures += 1
                 if figures > FIGURES_AT_ONCE:
@@ -371,7 +379,23 @@ class RateLimitPolicyController:
             for error in told:
                 if isinstance(error, BaseException):
                     raise error
+        if not (more or due or waiting or group.dirty):
+            told_all = all(known.told is not None for known in group.known.values())
+            group.settled = inputs if told_all else None
         return more or bool(due)
+
+    def _inputs(self, results: dict[str, _Result]) -> object:
+        """What statuses depend on besides the policies themselves; equal when nothing changed."""
+        every = {id(result): result for result in results.values()}.values()
+        return self._targets.changes, frozenset(
+            (
+                id(result.compiled),
+                result.head and result.head[:3],
+                result.roll and frozenset((e.identity, e.word) for e in result.roll.enforcers),
+                result.trouble,
+            )
+            for result in every
+        )
 
     async def _seen(
         self,

@@ -47,7 +47,14 @@ def next_document(
     if standing is None:
         if not compiled.parts:
             return None
-        return write(namespace, compiled.parts, revision=least_revision, lineage=lineage, before={})
+        return write(
+            namespace,
+            compiled.parts,
+            revision=least_revision,
+            lineage=lineage,
+            before={},
+            texts=compiled.texts,
+        )
     whole = content_hash((str(part["name"]), its) for part, its in compiled.parts)
     if whole == standing.hash:
         return None
@@ -57,6 +64,7 @@ def next_document(
         revision=max(standing.revision + 1, least_revision),
         lineage=standing.lineage,
         before=standing.policies,
+        texts=compiled.texts,
     )
 
 

@@ -183,12 +183,14 @@ def write(
     revision: int,
     lineage: str,
     before: Mapping[str, tuple[str, int]],
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Text:
     """The document of these parts with their digests, as the given revision.
 
-    ``before`` has digest and revision of each policy in the document that this one replaces.
+    ``before`` has digest and revision of each policy in the document that this one replaces;
+    ``texts`` the canonical text of parts by digest, as far as it is at hand.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[str] = []
     since: dict[str, int] = {}
     hashes: list[tuple[str, str]] = []
     for part, its_hash in parts:
@@ -196,18 +198,19 @@ def write(
         old = before.get(name)
         since[name] = old[1] if old is not None and old[0] == its_hash else revision
         hashes.append((name, its_hash))
-        rows.append({**part, "hash": its_hash, "since": since[name]})
+        row = texts.get(its_hash) or canonical(part)
+        rows.append(f'{row[:-1]},"hash":"{its_hash}","since":{since[name]}}}')
     whole = content_hash(hashes)
-    text = canonical(
+    frame = canonical(
         {
             "format": FORMAT,
             "hash": whole,
             "lineage": lineage,
             "namespace": namespace,
-            "policies": rows,
             "revision": revision,
         }
     )
+    text = f'{frame[:-1]},"policies":[{",".join(rows)}]}}'
     return Text(text, whole, revision, lineage, MappingProxyType(since))
 
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from engineroom.core import reasons
 from engineroom.core.errors import MeasurementError, SecretError
-from engineroom.queue.address import client_of
+from engineroom.queue.address import open_client
 from engineroom.ratelimit.channel import PREFIX, WORDS_PATTERN, namespace_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Link:
     def __init__(
         self, address: Address, on_word: Callable[[str], None], on_up: Callable[[], None]
     ) -> None:
-        self.redis = client_of(address)
+        self.redis = open_client(address)
         self._on_word = on_word
         self._on_up = on_up
         self._task = asyncio.create_task(self._listen())

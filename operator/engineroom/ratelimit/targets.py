@@ -28,6 +28,8 @@ class Targets:
         self._context = context
         self._on_change = on_change
         self._informers: dict[str, Informer[bool]] = {}
+        #: Grows with each target that appears or vanishes.
+        self.changes = 0
 
     async def missing(self, namespace: str, targets: Iterable[Target]) -> tuple[Target, ...]:
         """Those of the targets that do not exist in the namespace, in their order."""
@@ -49,6 +51,7 @@ class Targets:
         def changed(key: str, there: bool | None) -> None:
             if (there is not None) != (key in known):
                 (known.discard if there is None else known.add)(key)
+                self.changes += 1
                 self._on_change(key.partition("/")[0])
 
         informer: Informer[bool] = Informer(

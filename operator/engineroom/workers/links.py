@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core import reasons
 from engineroom.core.errors import SecretError
 from engineroom.kube.secrets import Secrets
-from engineroom.queue.address import Address, client_of, reason_of
+from engineroom.queue.address import Address, open_client, reason_of
 from engineroom.queue.observe import Observer
 from engineroom.queue.push import QueuePush
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from engineroom.core.clock import Clock
 
-__all__ = ["Address", "Link", "Links", "Secrets", "reason_of"]
+__all__ = ["Address", "Link", "Links", "Secrets", "open_client", "reason_of"]
 
 
 class Link:
@@ -34,7 +34,7 @@ class Link:
         on_turn: Callable[[Link], None],
     ) -> None:
         self.address = address
-        self.redis = client_of(address)
+        self.redis = open_client(address)
         self.observer = Observer(self.redis, clock)
         self.subscribers: dict[str, set[str]] = {}
         self.pools = 0

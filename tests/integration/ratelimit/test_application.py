@@ -108,6 +108,26 @@ async def test_it_follows_from_the_lifespans_start_to_its_end(
         assert (await roll(client, NAMESPACE)).enforcers == ()
 
 
+async def test_an_application_that_knows_no_lifespan_is_limited_all_the_same(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await application(scope, receive, send)
+
+    async def never() -> dict[str, Any]:
+        raise AssertionError
+
+    async with redis.asyncio.Redis(port=server.port) as client:
+        await Writer(client).write(compiled(1))
+        app = AsgiPolicies(without_lifespan, client, NAMESPACE, LABELS, caller=tenant)
+        with pytest.raises(AssertionError):
+            await app({"type": "lifespan"}, never, never)
+        assert [(await ask(app))[0] for _ in range(2)] == [200, 429]
+        await app.close()
+        assert (await roll(client, NAMESPACE)).enforcers == ()
+
+
 @pytest.mark.parametrize(("refuse", "status"), [(False, 200), (True, 503)])
 async def test_what_happens_before_policies_are_known_is_the_applications_choice(
     refuse: bool, status: int

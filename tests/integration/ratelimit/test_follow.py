@@ -14,7 +14,15 @@ from engineroom.ratelimit import channel
 from engineroom.ratelimit.channel import head_text, keys_of
 from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, part_of, write
 from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters, Follower, Limiters
-from engineroom.ratelimit.model import Distribution, DistributionMode, Limit, Policy, Rate
+from engineroom.ratelimit.model import (
+    Distribution,
+    DistributionMode,
+    Failure,
+    FailureMode,
+    Limit,
+    Policy,
+    Rate,
+)
 from engineroom.ratelimit.observe import roll
 from engineroom.ratelimit.publish import replace
 from tests.support import RedisServer
@@ -28,7 +36,8 @@ NAMESPACE = "shop"
 
 
 def compiled(name: str, requests: int = 10, period: float = 60.0) -> CompiledPolicy:
-    policy = Policy(f"{NAMESPACE}/{name}", (Limit("all", Rate(requests, period)),))
+    failure = Failure(FailureMode.CLOSED, timeout=5.0)
+    policy = Policy(f"{NAMESPACE}/{name}", (Limit("all", Rate(requests, period)),), failure)
     return CompiledPolicy(NAMESPACE, name, policy, (Target("", "Service", name),))
 
 
@@ -161,7 +170,9 @@ async def test_what_was_consumed_stays_consumed_when_a_policy_is_edited(
 
     def edition(burst: int) -> CompiledPolicy:
         limit = Limit("all", Rate(10, 3600), burst=burst)
-        policy = Policy("shop/a", (limit,), distribution=Distribution(mode, "0.5"))
+        # On a busy machine nothing is to be decided without Redis here.
+        failure = Failure(FailureMode.CLOSED, timeout=5.0)
+        policy = Policy("shop/a", (limit,), failure, Distribution(mode, "0.5"))
         return CompiledPolicy(NAMESPACE, "a", policy)
 
     writer = Writer(client)

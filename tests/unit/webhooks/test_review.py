@@ -13,6 +13,7 @@ from engineroom.api.pod_security import Level
 from engineroom.kube.errors import Unreachable
 from engineroom_webhooks.author import Author, NoAuthority
 from engineroom_webhooks.review import UnreadableReviewError, answer
+from tests.unit.api.policies import policy
 from tests.unit.api.specs import pool
 
 POD = "spec.template.spec"
@@ -269,3 +270,20 @@ async def test_any_request_gets_an_answer_or_is_unreadable(key: str, value: Any)
 async def test_no_review_is_unreadable(document: Any) -> None:
     with pytest.raises(UnreadableReviewError):
         await answer(document, NoAuthority())
+
+
+async def test_a_policy_is_refused_by_its_own_name() -> None:
+    found = await answer(review(policy({"spec.limits[0].rate.period": "0s"})), Rights())
+
+    status = found.document()["response"]["status"]
+    assert status["details"]["kind"] == "RateLimitPolicy"
+    assert status["message"].startswith("RateLimitPolicy mail is invalid: spec.limits[0].rate")
+
+
+async def test_a_policys_own_redis_takes_the_right_to_create_pods() -> None:
+    new = policy({"spec.redis": {"urlSecretRef": {"name": "a", "key": "b"}}})
+
+    refused = await answer(review(new), Rights(allowed=False))
+    assert refused.document()["response"]["status"]["code"] == 403
+    assert (await answer(review(new), Rights())).allowed
+    assert (await answer(review(policy()), Rights(allowed=False))).allowed
