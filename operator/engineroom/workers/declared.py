@@ -15,7 +15,7 @@ import structlog
 
 from engineroom.core import reasons
 from engineroom.core.errors import EngineroomError, SecretError
-from engineroom.queue.address import client_of
+from engineroom.queue.address import open_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -250,7 +250,7 @@ class Declarations:
             if debt.due > now:
                 continue
             try:
-                client = client_of(address)
+                client = open_client(address)
             except (SecretError, ValueError):
                 del debts[address]
                 continue

@@ -17,7 +17,7 @@ import structlog
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.errors import NotFound
 from engineroom.kube.resources import WORKERPOOLS
-from engineroom.queue.address import Address, client_of
+from engineroom.queue.address import Address, open_client
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -181,7 +181,7 @@ class ScheduleHost:
             await self._end(address)
         for address in wanted - self._hosts.keys():
             try:
-                redis = client_of(address)
+                redis = open_client(address)
             except (EngineroomError, ValueError, OSError) as error:
                 log.debug("no client for schedules", error=type(error).__name__)
                 continue
