@@ -68,7 +68,6 @@ def test_a_queue_runs_no_more_than_its_limit_at_once(lab: Lab, tasks: Tasks) -> 
     workers = [lab.worker(f"pod-{at}") for at in range(3)]
     for worker in workers:
         worker.field("state", "idle")
-    # They wait in BLMOVE now, which knows no limits: each that gets a job has to ask.
     tasks.limit_queue("default", concurrency=2)
     jobs = [tasks.enqueue(nap(0.6)).job_id for _ in range(5)]
     jobs += [lab.enqueue("nap", 0.6)]
@@ -76,6 +75,16 @@ def test_a_queue_runs_no_more_than_its_limit_at_once(lab: Lab, tasks: Tasks) -> 
     tasks.unlimit_queue("default")
     more = [each.job_id for each in tasks.enqueue_many([nap(0.5)] * 3)]
     assert at_once(lab, more) == 3
+    nothing_left(lab)
+
+
+def test_jobs_that_idle_workers_are_handed_keep_to_their_limit(lab: Lab, tasks: Tasks) -> None:
+    for at in range(3):
+        lab.worker(f"pod-{at}").field("state", "idle")
+    # They wait in BLMOVE, which knows no limits: each that gets a job has to ask.
+    limit = Limit("customer-7", concurrency=1)
+    jobs = [tasks.enqueue(nap(0.4, limit)).job_id for _ in range(3)]
+    assert at_once(lab, jobs) == 1
     nothing_left(lab)
 
 
@@ -188,8 +197,10 @@ def test_a_job_enqueued_anew_while_set_aside_runs_once(lab: Lab, tasks: Tasks) -
     running = tasks.enqueue(nap(1.5, limit)).job_id
     worker.field("er_job", running)
     held = tasks.enqueue(nap(0, limit)).job_id
-    lab.worker("pod-2")
+    second = lab.worker("pod-2")
     eventually(lambda: tasks.counts(["default"])[0].held == 1, "it to be set aside")
+    # Nobody sets it aside once more: it stands in the queue, and an old entry for it aside.
+    second.end()
     lab.redis.hset(keys.job(held), "enqueued_at", "2026-01-31T12:00:00.000000Z")
     lab.redis.rpush(keys.queue("default"), held)
     lab.becomes(held, "finished")

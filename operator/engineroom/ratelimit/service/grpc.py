@@ -4,7 +4,7 @@ Python's stock gRPC answers a few thousand calls a second without doing anything
 written in Python and takes longer for a call's frames than all the rest takes. ngh2 wraps the C
 library that curl and h2load use, which also guards against floods of resets, settings, pings and
 continuations. Only what a unary call needs of gRPC is here. See
-docs/decisions/0009-the-limiters-protocols.md.
+docs/decisions/0013-the-limiters-protocols.md.
 
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 """

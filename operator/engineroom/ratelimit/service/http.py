@@ -1,7 +1,7 @@
 """The service over HTTP/1.1, as an asyncio protocol over httptools.
 
 A no-op of this kind answers ten times as many requests a second as one over h11; see
-docs/decisions/0009-the-limiters-protocols.md. What is here is only what the service needs: requests
+docs/decisions/0013-the-limiters-protocols.md. What is here is only what the service needs: requests
 with small bodies, answers of known length, keep-alive, pipelining with answers in order.
 
 Bounds: head and body each up to MAX_HEAD and MAX_BODY bytes, MAX_PIPELINED requests of one
