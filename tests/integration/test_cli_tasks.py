@@ -18,7 +18,7 @@ from rq import SimpleWorker
 from engineroom.cli import session as sessions
 from engineroom.cli.commands.tasks import complete_queues
 from engineroom.cli.main import main
-from engineroom.tasks import State, Task, Tasks
+from engineroom.tasks import QueueLimit, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom
 from tests.support import ROOT, RedisServer, redis_server
@@ -175,6 +175,37 @@ def test_a_queue_is_paused_resumed_moved_and_emptied(line: Line) -> None:
         "name": "mail", "deleted": 3,
     }  # fmt: skip
     assert [each.waiting for each in line.tasks.counts(["mail", "late"])] == [0, 2]
+
+
+def test_a_queue_is_limited_and_not_any_more(line: Line) -> None:
+    waiting(line, 1)
+    line.refused("queues", "limit", "mail", code=2, says="--concurrency")
+    line.refused("queues", "limit", "mail", "--rate", "fast", code=2, says="rate")
+    line.refused("queues", "limit", "male", "--rate", "1/s", code=2, says="not known")
+    assert line.tasks.counts(["mail"])[0].limit is None
+    line("queues", "limit", "mail", "--concurrency", "2", "--rate", "10/s")
+    assert line.tasks.counts(["mail"])[0].limit == QueueLimit(2, "10/s")
+    assert "2 at once, 10/s" in line("queues", "list")
+    assert line.json("queues", "list")["items"][0]["limit"] == {"concurrency": 2, "rate": "10/s"}
+    assert "not limited any more" in line("queues", "unlimit", "mail")
+    assert "had no limit" in line("queues", "unlimit", "mail")
+    assert line.tasks.counts(["mail"])[0].limit is None
+
+
+def test_an_urgent_job_goes_first_and_a_key_has_its_limit(line: Line) -> None:
+    waiting(line, 2)
+    line.refused("enqueue", "shop.jobs.go", "--queue", "mail", "--rate", "1/s", code=2, says="KEY")
+    line.refused(
+        "enqueue", "shop.jobs.go", "--queue", "mail", "--priority", "10", code=2, says="priority"
+    )
+    urgent = line.json(
+        "enqueue", "shop.jobs.go", "--queue", "mail", "--priority", "9",
+        "--limit", "customer-7", "--concurrency", "1", "--rate", "10/s",
+    )["jobId"]  # fmt: skip
+    assert line.json("jobs", "list", "--queue", "mail")["items"][0]["jobId"] == urgent
+    key = line.tasks.redis.hgetall(f"rq:job:{urgent}")
+    assert (key[b"er_priority"], key[b"er_limit"]) == (b"9", b"customer-7")
+    assert (key[b"er_limit_concurrency"], key[b"er_limit_count"]) == (b"1", b"10")
 
 
 def test_what_waits_is_deleted_only_by_its_queues_name(

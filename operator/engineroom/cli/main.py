@@ -82,11 +82,15 @@ ENTRIES: tuple[Entry | Family, ...] = (
     Family(
         "queues",
         TASKS,
-        "List queues, pause and resume one, move or delete what waits.",
+        "List queues, pause and limit one, move or delete what waits.",
         (
             _redis("list", "queues", "list_queues", "Show how many jobs are where in each queue."),
             _redis("pause", "queues", "pause", "Have workers take no job from a queue."),
             _redis("resume", "queues", "resume", "Let workers take jobs from a queue again."),
+            _redis(
+                "limit", "queues", "limit", "Limit how many jobs run at once, and how many begin."
+            ),
+            _redis("unlimit", "queues", "unlimit", "Take the limit of a queue away."),
             _redis("move", "queues", "move", "Move waiting jobs to the end of another queue."),
             _redis("empty", "queues", "empty", "Delete the jobs that wait in a queue."),
         ),

@@ -54,6 +54,14 @@ Timeout = Annotated[
 FormOption = Annotated[
     Form, typer.Option("--serializer", help="How arguments are stored; as the workers read them.")
 ]
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        metavar="0-9",
+        help="How urgent it is: each step counts for 400 s of waiting, for none longer.",
+    ),
+]
 MaxBytes = Annotated[
     int,
     typer.Option(
@@ -89,6 +97,21 @@ def enqueue(
         str, typer.Option("--window", metavar="LENGTH", help="For so long with --unique.")
     ] = "1h",
     retry: RetryOption = None,
+    priority: Priority = 0,
+    limit: Annotated[
+        str | None,
+        typer.Option("--limit", metavar="KEY", help="All jobs of one key have a limit together."),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", metavar="N", help="With --limit: so many run at once."),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate", metavar="N/TIME", help="With --limit: so many begin: 10/s, 100/min."
+        ),
+    ] = None,
     timeout: Timeout = 180,
     job_id: Annotated[
         str | None,
@@ -103,17 +126,21 @@ def enqueue(
     All is checked first: that the queue is known, the arguments can be read and are not too large.
     Then the job is written whole, or not at all.
     """
-    from engineroom.tasks import JSONSerializer, PickleSerializer, Task, Tasks, Unique
+    from engineroom.tasks import JSONSerializer, Limit, PickleSerializer, Task, Tasks, Unique
 
     now = session.clock.now()
     if delay is not None and at is not None:
         raise UsageError("--delay and --at exclude each other", fix="leave out one of them")
+    if limit is None and (concurrency is not None or rate is not None):
+        raise UsageError("--concurrency and --rate need a key", fix="add --limit KEY")
     task = Task(
         function,
         arguments(args or ()),
         keywords(kwargs or ()),
         queue=queue,
         timeout=timeout,
+        priority=priority,
+        limit=None if limit is None else Limit(limit, concurrency, rate),
         retry=retries(retry),
         delay=None if delay is None else seconds("--delay", delay),
         at=None if at is None else moment("--at", at, now, ago=False),

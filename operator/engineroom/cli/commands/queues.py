@@ -76,6 +76,43 @@ def resume(session: Session, name: QueueName, output: OutputOption = Output.TABL
     report(session, done, text, output, name=name)
 
 
+def limit(
+    session: Session,
+    name: QueueName,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", metavar="N", help="So many run at once.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", metavar="N/TIME", help="So many begin: 10/s, 100/min, 1000/24h."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Limit how many jobs run at once, and how many begin.
+
+    In place of any limit that the queue has. A stock `rq worker` does not heed it.
+    """
+    if concurrency is None and rate is None:
+        raise UsageError("nothing to limit", fix="give --concurrency, --rate or both")
+    with session.link(session) as link:
+        link.tasks.limit_queue(known_queue(link, name), concurrency=concurrency, rate=rate)
+    done = {"name": name, "concurrency": concurrency, "rate": rate}
+    said = [f"{concurrency} at once"] if concurrency is not None else []
+    said += [rate] if rate is not None else []
+    undo = f"`{program()} queues unlimit {name}` undoes it"
+    report(session, done, f"queue {name} is limited to {' and '.join(said)}; {undo}", output,
+           name=name)  # fmt: skip
+
+
+def unlimit(session: Session, name: QueueName, output: OutputOption = Output.TABLE) -> None:
+    """Take the limit of a queue away."""
+    with session.link(session) as link:
+        changed = link.tasks.unlimit_queue(known_queue(link, name))
+    done = {"name": name, "changed": changed}
+    text = f"queue {name} is not limited any more" if changed else f"queue {name} had no limit"
+    report(session, done, text, output, name=name)
+
+
 def move(
     session: Session,
     source: QueueName,

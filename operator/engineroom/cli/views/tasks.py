@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         JobSummary,
         Progress,
         QueueCounts,
+        QueueLimit,
         Worker,
     )
     from engineroom.tasks.schedules import Known
@@ -205,18 +206,26 @@ def queues_table(queues: Sequence[QueueCounts], *, wide: bool = False) -> Table:
     """One line a queue."""
     columns = ["NAME", "STATE", "WAITING", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED"]
     if wide:
-        columns += ["DUE", "FINISHED", "CANCELED"]
-    columns.append("REASON")
+        columns += ["DUE", "FINISHED", "CANCELED", "HELD"]
+    figures = columns[2:]
+    columns += ["LIMIT", "REASON"]
     rows: list[list[str | Text]] = []
     for one in queues:
         counts = [one.waiting, one.running, one.scheduled, one.deferred, one.failed]
         if wide:
-            counts += [one.due, one.finished, one.canceled]
+            counts += [one.due, one.finished, one.canceled, one.held]
         row: list[str | Text] = [one.name, word("Paused") if one.paused else "open"]
         row += map(str, counts)
-        row.append(clip(one.reason, 60) or ABSENT)
+        row += [_limit(one.limit), clip(one.reason, 60) or ABSENT]
         rows.append(row)
-    return table(columns, rows, right=columns[2:-1])
+    return table(columns, rows, right=figures)
+
+
+def _limit(limit: QueueLimit | None) -> str:
+    if limit is None:
+        return ABSENT
+    said = [] if limit.concurrency is None else [f"{limit.concurrency} at once"]
+    return ", ".join([*said, *([limit.rate] if limit.rate else [])])
 
 
 def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = False) -> Table:
