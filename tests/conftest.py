@@ -7,6 +7,8 @@ import pytest
 pytest_plugins = ["tests.cluster.pytest_plugin"]
 
 
+# First: pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side (``make test``) go files, whose tests share fixtures; end-to-end tests are one.
 
