@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING, Any
+
+from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    import pytest
 
 pytest_plugins = ["tests.cluster.pytest_plugin"]
 
 
-# First: pytest-xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (``make test``) go files, whose tests share fixtures; end-to-end tests are one.
+class ByFile(LoadScopeScheduling):
+    """Files go to workers as a whole, for their tests share fixtures; end-to-end tests are one.
 
     They share an installation on a cluster, which takes a minute to make.
     """
-    for item in items:
-        name = item.path.as_posix()
-        group = "e2e" if "/tests/e2e/" in name else name
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "e2e" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """For runs with ``-n`` (make test)."""
+    return ByFile(config, log)
