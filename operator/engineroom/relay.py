@@ -43,7 +43,7 @@ STUCK, UNREADY = 90.0, 15.0
 #: What is wrong and does not heal by trying, such as a table that is missing: so long between
 #: tries (seconds).
 PATIENCE = 5.0
-#: The age of the oldest row is asked for so often (seconds).
+#: What waits in the table is asked for so often (seconds).
 OLDEST_EVERY = 5.0
 #: Bounds of single steps, in seconds: less than STUCK together.
 CONNECT_TIMEOUT, STATEMENT_TIMEOUT, REDIS_TIMEOUT = 5, 20, 5.0
@@ -51,9 +51,10 @@ _DATABASE_OPTIONS = (
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
 _AGAIN = Policy(attempts=6, base=0.2, longest=PATIENCE, total=60.0)
-_OLDEST = (
-    "SELECT extract(epoch FROM clock_timestamp() - created_at) "
-    "FROM engineroom_outbox ORDER BY id LIMIT 1"
+_WAITING = (
+    "SELECT (SELECT extract(epoch FROM clock_timestamp() - created_at) FROM engineroom_outbox "
+    "WHERE problem IS NULL ORDER BY id LIMIT 1), "
+    "(SELECT count(*) FROM engineroom_outbox WHERE problem IS NOT NULL)"
 )
 
 
@@ -64,8 +65,8 @@ class RelayMetrics(Protocol):
         """Jobs were written, or found written before."""
         ...
 
-    def oldest(self, seconds: float) -> None:
-        """Age of the oldest row that is still in the outbox."""
+    def waiting(self, oldest: float, set_aside: int) -> None:
+        """Age in seconds of the oldest row to be carried; how many cannot be read."""
         ...
 
     def exposition(self) -> bytes:
@@ -79,7 +80,7 @@ class NoMetrics:
     def carried(self, jobs: Sequence[Enqueued]) -> None:
         """Not counted."""
 
-    def oldest(self, seconds: float) -> None:
+    def waiting(self, oldest: float, set_aside: int) -> None:
         """Not kept."""
 
     def exposition(self) -> bytes:
@@ -105,6 +106,9 @@ class PrometheusMetrics:
         self._oldest = Gauge(
             "engineroom_outbox_oldest_seconds", "Age of the oldest row.", registry=self.registry
         )
+        self._set_aside = Gauge(
+            "engineroom_outbox_set_aside", "Rows that cannot be read.", registry=self.registry
+        )
         self.recovery = PrometheusRecovery(self.registry)
 
     def carried(self, jobs: Sequence[Enqueued]) -> None:
@@ -113,9 +117,10 @@ class PrometheusMetrics:
         self._carried.labels("written").inc(written)
         self._carried.labels("known").inc(len(jobs) - written)
 
-    def oldest(self, seconds: float) -> None:
-        """Age of the oldest row that is still in the outbox."""
-        self._oldest.set(seconds)
+    def waiting(self, oldest: float, set_aside: int) -> None:
+        """Age in seconds of the oldest row to be carried; how many cannot be read."""
+        self._oldest.set(oldest)
+        self._set_aside.set(set_aside)
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -217,7 +222,7 @@ class Host:
                     options=_DATABASE_OPTIONS,
                 )
             jobs = Relay(self._connection, self._redis, self._clock).once()
-            self._look_at_oldest()
+            self._look_at_what_waits()
         except psycopg.Error as error:
             self._disconnect()
             self._complain(describe(error))
@@ -228,13 +233,13 @@ class Host:
         self._metrics.carried(jobs)
         return len(jobs)
 
-    def _look_at_oldest(self) -> None:
+    def _look_at_what_waits(self) -> None:
         now = self._clock.monotonic()
         if now - self._asked < OLDEST_EVERY:
             return
         self._asked = now
-        row = self._connection.execute(_OLDEST).fetchone()
-        self._metrics.oldest(max(0.0, float(row[0])) if row else 0.0)
+        oldest, set_aside = self._connection.execute(_WAITING).fetchone()
+        self._metrics.waiting(max(0.0, float(oldest or 0)), set_aside)
 
     def _complain(self, trouble: str) -> None:
         if trouble != self.trouble:

@@ -14,19 +14,21 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from dataclasses import asdict
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.tasks.dependents import EncodedFlow
 from engineroom.tasks.enqueue import Enqueued, relay
-from engineroom.tasks.errors import TasksUnavailableError
+from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.flows import encode_flow
 from engineroom.tasks.steps import run
 from engineroom.tasks.task import Encoded, Rules, Task, Unique, encode, timestamp
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Mapping
 
     from redis import Redis
 
@@ -45,13 +47,23 @@ TABLE = """
 CREATE TABLE IF NOT EXISTS engineroom_outbox (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   job text NOT NULL,
-  created_at timestamptz NOT NULL DEFAULT now()
+  created_at timestamptz NOT NULL DEFAULT now(),
+  problem text
 )
 """
 
 _INSERT = "INSERT INTO engineroom_outbox (job) VALUES (%s)"
-_SELECT = "SELECT id, job FROM engineroom_outbox ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED"
+_SELECT = (
+    "SELECT id, job FROM engineroom_outbox WHERE problem IS NULL "
+    "ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED"
+)
 _DELETE = "DELETE FROM engineroom_outbox WHERE id = ANY(%s)"
+_SET_ASIDE = "UPDATE engineroom_outbox SET problem = %s WHERE id = %s"
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "job_id": str, "queue": str, "ttl": (int, NoneType), "due": (int, float, NoneType),
+    "at_front": bool, "named": bool, "priority": int, "depends_on": list, "allow_failure": bool,
+}  # fmt: skip
 
 
 def add(connection: Any, task: Task, rules: Rules | None = None, clock: Clock | None = None) -> str:
@@ -115,9 +127,26 @@ class Relay:
             if not rows:
                 return []
             now = timestamp(self._clock.now())
-            done = run(self._redis, relay([_loads(job, now) for _, job in rows]))
-            self._connection.execute(_DELETE, ([row_id for row_id, _ in rows],))
+            jobs: dict[int, Encoded | EncodedFlow] = {}
+            for row_id, job in rows:
+                try:
+                    jobs[row_id] = _loads(job, now)
+                except (LookupError, TypeError, ValueError, InvalidTaskError) as error:
+                    self._set_aside(row_id, error)
+            if not jobs:
+                return []
+            done = run(self._redis, relay(list(jobs.values())))
+            self._connection.execute(_DELETE, (list(jobs),))
         return done
+
+    def _set_aside(self, row_id: int, error: Exception) -> None:
+        """A row that this relay cannot read must not keep back those behind it.
+
+        Somebody else wrote it, or a newer version of this; its content stays in the table.
+        """
+        problem = f"{type(error).__name__}: {error}"[:500]
+        self._connection.execute(_SET_ASIDE, (problem, row_id))
+        log.error("row of the outbox cannot be read and is set aside", row=row_id, problem=problem)
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop``; waits through outages of Redis, ends with the driver's errors."""
@@ -165,6 +194,11 @@ def _loads(said: str, now: str) -> Encoded | EncodedFlow:
 
 def _job(job: dict[str, Any], now: str) -> Encoded:
     fields = [b64decode(word["b"]) if isinstance(word, dict) else word for word in job["fields"]]
+    if len(fields) % 2 or not all(isinstance(word, (str, bytes, int, float)) for word in fields):
+        raise ValueError("fields: must be names and values in turn, of text or numbers")
+    for name, types in _TYPES.items():
+        if name in job and not isinstance(job[name], types):
+            raise ValueError(f"{name}: {type(job[name]).__name__} is of the wrong type")
     if "enqueued_at" in fields[::2]:
         fields[2 * fields[::2].index("enqueued_at") + 1] = now
     unique = job["unique"] and Unique(**job["unique"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -146,6 +147,44 @@ def test_outages_of_redis_are_waited_for(
             eventually(lambda: queued(client) == [job], "the job to be carried")
         its_own.stop()
         assert process.end() == relay.EXIT_OK
+
+
+def test_rows_that_cannot_be_read_are_set_aside_and_keep_nobody_back(
+    redis: Redis, database: psycopg.Connection[Any], start: Any
+) -> None:
+    add(database, Task(plus, (1,)))
+    [(good,)] = database.execute("DELETE FROM engineroom_outbox RETURNING job").fetchall()
+    entry = json.loads(good)
+    bad = [
+        "", "{}", "[]", "null", "7", good[:-1],
+        json.dumps({**entry, "of_tomorrow": 1}),
+        json.dumps({**entry, "fields": [*entry["fields"], "odd"]}),
+        json.dumps({**entry, "fields": [None, None]}),
+        json.dumps({**entry, "queue": None}),
+        json.dumps({**entry, "priority": "9"}),
+        json.dumps({**entry, "unique": {"key": "", "window": 1, "until": "window"}}),
+        json.dumps({"flow_id": "f", "unique": None, "jobs": [{}]}),
+    ]  # fmt: skip
+    for each in bad:
+        database.execute("INSERT INTO engineroom_outbox (job) VALUES (%s)", (each,))
+    job = add(database, Task(plus, (2,)))
+    process = start("--poll", "0.05")
+    eventually(lambda: queued(redis) == [job], "the job behind them to be carried")
+    eventually(process.ready, "it to be ready")
+    left = database.execute("SELECT job, problem FROM engineroom_outbox ORDER BY id").fetchall()
+    assert [content for content, _ in left] == bad
+    assert all(problem for _, problem in left)
+    assert "of_tomorrow" in left[6][1]
+    # Given back, as after an update of the relay, they are looked at again.
+    database.execute(
+        "UPDATE engineroom_outbox SET problem = NULL, job = %s WHERE job = ''", (good,)
+    )
+    eventually(lambda: len(queued(redis)) == 2, "the mended one to be carried")
+    # The first look at what waits may have been before the rows were set aside.
+    eventually(
+        lambda: f"engineroom_outbox_set_aside {len(bad) - 1}.0" in process.asked("/metrics")[1],
+        "the metric to say so",
+    )
 
 
 def free(database: psycopg.Connection[Any]) -> bool:
