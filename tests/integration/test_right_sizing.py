@@ -321,7 +321,7 @@ async def test_a_kill_for_memory_raises_the_limit_once_and_shows_as_an_event(
     assert await raised() == "1280Mi"
 
 
-async def test_without_a_metrics_api_memory_is_known_from_the_workers(
+async def test_without_a_metrics_api_use_is_known_from_the_workers(
     stage, kubelet, no_metrics, operator
 ):
     await operator()
@@ -330,9 +330,16 @@ async def test_without_a_metrics_api_memory_is_known_from_the_workers(
     await eventually("it is what they use", lambda: other_than_the_template(stage), 20)
     found = await recommended(stage)
     assert 30 <= int(found["limits"]["memory"].removesuffix("Mi")) <= 200
-    assert found["requests"]["cpu"] == "1000m"  # the template's, for nothing is known
+    assert found["requests"]["cpu"] == "1000m"  # the template's: of an idle worker nothing counts
     assert "there is no metrics API" in (await stage.condition("RightSized"))[2]
+    stage.enqueue(1, 20)  # it sleeps
+    await eventually("a job's cpu is known", lambda: little_cpu(stage), 30)
     assert (await stage.condition("Ready"))[0] == "True"
+
+
+async def little_cpu(stage: Stage) -> bool:
+    asked = (await recommended(stage))["requests"]["cpu"]
+    return asked.endswith("m") and int(asked.removesuffix("m")) < 500
 
 
 async def other_than_the_template(stage: Stage) -> bool:

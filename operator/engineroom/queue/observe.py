@@ -107,6 +107,8 @@ class WorkerFacts:
     killed_limit: int = 0
     #: Seconds that its job may run; None without a job, or without such a bound.
     job_timeout: float | None = None
+    #: Cores in use, work horse included, since it weighed itself before; None: not said.
+    cpu: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -255,7 +257,7 @@ _STATS = ("finished", "failed", "busy_ms", "wait_ms")
 _WORKER = (
     "er_pod", "er_pod_uid", "state", "er_job", "er_execution", "er_queue", "er_job_started",
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
-    "er_oom_at", "er_oom_limit", "er_job_timeout",
+    "er_oom_at", "er_oom_limit", "er_job_timeout", "er_cpu",
 )  # fmt: skip
 #: One of these is there as long as anything waits, runs or is scheduled.
 _LIVE_KEYS = (
@@ -349,6 +351,7 @@ def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
         killed_at=float(text[13]) if text[13] else None,
         killed_limit=int(text[14] or 0),
         job_timeout=float(text[15]) if text[15] and float(text[15]) > 0 else None,
+        cpu=float(text[16]) if text[16] else None,
     )
 
 

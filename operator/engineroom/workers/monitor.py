@@ -2,7 +2,7 @@
 
 One list of pod metrics per round for all pools, and none while no pool has a pod. Between two
 rounds the workers' own reports are noted at each look: they show peaks that the metrics miss, and
-memory where there is no metrics API at all.
+all that is known where there is no metrics API.
 """
 
 from __future__ import annotations
@@ -97,6 +97,9 @@ class Noted:
     memory: float | None = None
     peak: float = 0.0
     busy: bool = False
+    #: Cores that the workers reported while they held a job: sum and number of the looks.
+    cpu: float = 0.0
+    looks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +220,10 @@ class Monitor:
                 cpu = told.cpu if noted.busy else None
             elif self._blind:
                 noted.stamp = ""  # from now on the workers' own reports have to do
+                cpu = noted.cpu / noted.looks if noted.looks else None
             known = told is not None or bool(self._blind)
             samples.append(Sample(cpu, noted.memory if known else None, noted.peak or None))
-            noted.peak, noted.busy = 0.0, False
+            noted.peak, noted.busy, noted.cpu, noted.looks = 0.0, False, 0.0, 0
         elapsed = self._interval if sizing.folded is None else now - sizing.folded
         sizing.folded = now
         # After a pause nobody watched; of a long one only the usual time counts.
@@ -231,12 +235,18 @@ class Monitor:
     def note(self, sizing: Sizing, facts: PoolFacts) -> None:
         """What the workers themselves report, at each look."""
         memory: dict[str, float] = {}
+        cpu: dict[str, float] = {}
         for worker in facts.workers:
             if worker.state == "expired" or not worker.pod_uid:
                 continue
             memory[worker.pod_uid] = memory.get(worker.pod_uid, 0.0) + worker.memory
             noted = sizing.noted.setdefault(worker.pod_uid, Noted())
             noted.busy = noted.busy or worker.busy
+            if worker.busy and worker.cpu is not None:
+                cpu[worker.pod_uid] = cpu.get(worker.pod_uid, 0.0) + worker.cpu
+        for uid, cores in cpu.items():
+            sizing.noted[uid].cpu += cores
+            sizing.noted[uid].looks += 1
         for uid, total in memory.items():
             noted = sizing.noted[uid]
             # Memory that a work horse shares with its worker counts twice here: good enough for a
@@ -493,10 +503,10 @@ def _containers(item: Mapping[str, Any]) -> dict[str, Usage]:
 
 def _why_blind(error: EngineroomError) -> str:
     if isinstance(error, NotFound):
-        return "there is no metrics API: only memory is known, from the workers; see metrics-server"
+        return "there is no metrics API: known is what the workers report themselves; see metrics-server"
     if isinstance(error, Forbidden):
-        return "the operator may not list pods of metrics.k8s.io: only memory is known"
-    return "the metrics API does not answer: only memory is known, from the workers"
+        return "the operator may not list pods of metrics.k8s.io: known is what the workers report"
+    return "the metrics API does not answer: known is what the workers report themselves"
 
 
 def _bytes(value: float) -> str:
