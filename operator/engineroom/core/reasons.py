@@ -135,7 +135,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     WORKER_OUT_OF_MEMORY: "A worker was killed for memory; more is recommended from now on.",
     DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
     MEASURING_USE: "Too little of the workers' use was seen to recommend resources.",
-    METRICS_UNAVAILABLE: "There is no metrics API that answers, and the workers have not said enough yet.",
+    METRICS_UNAVAILABLE: "There is no metrics API that answers; the workers said too little yet.",
     RESOURCES_FIT: "Requests and limits are what the workers' use suggests, give or take a tenth.",
     RESOURCES_DIFFER: "Use suggests other requests or limits; see status.recommendedResources.",
     RESIZED: "Pods were asked to take on the recommended resources, without a restart.",

@@ -503,10 +503,10 @@ def _containers(item: Mapping[str, Any]) -> dict[str, Usage]:
 
 def _why_blind(error: EngineroomError) -> str:
     if isinstance(error, NotFound):
-        return "there is no metrics API: known is what the workers report themselves; see metrics-server"
+        return "there is no metrics API: only the workers report use; see metrics-server"
     if isinstance(error, Forbidden):
-        return "the operator may not list pods of metrics.k8s.io: known is what the workers report"
-    return "the metrics API does not answer: known is what the workers report themselves"
+        return "the operator may not list pods of metrics.k8s.io: only the workers report use"
+    return "the metrics API does not answer: only the workers report use"
 
 
 def _bytes(value: float) -> str:
