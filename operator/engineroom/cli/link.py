@@ -228,7 +228,8 @@ def _of_spec(cluster: Reader, namespace: str, redis: Document) -> Address:
     return Address(
         _value(cluster, namespace, url["name"], url["key"], field="spec.redis.urlSecretRef"),
         namespace,
-        ca and _value(cluster, namespace, ca["name"], ca["key"], field="spec.redis.tls.caSecretRef"),
+        ca
+        and _value(cluster, namespace, ca["name"], ca["key"], field="spec.redis.tls.caSecretRef"),
         bool(tls.get("insecureSkipVerify")),
     )
 

@@ -81,9 +81,7 @@ class _Looker(Limiter):
             dict(store), self._terms, [check._replace(tokens=0) for check in checks], at
         )
         # Each limit by itself: together, one that refuses would hide what the others say.
-        alone = [
-            algorithms.decide(dict(store), self._terms, [check], at)[0] for check in checks
-        ]
+        alone = [algorithms.decide(dict(store), self._terms, [check], at)[0] for check in checks]
         for place, own, look in zip(ask.places, alone, looks, strict=True):
             self.said[self._names[place]] = (own, look)
         answers = algorithms.decide(store, self._terms, checks, at)
