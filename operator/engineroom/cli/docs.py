@@ -33,8 +33,8 @@ $ engineroom explain mail
 
 It talks to the API server, with the rights of your kubeconfig: what it shows of pools comes from
 their status, their pods, their events and, where there is one, the metrics server. Only the
-commands on [jobs, queues, schedules, workers and rate limits](#which-redis) go to Redis. To pools it writes
-only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`;
+commands on [jobs, queues, schedules, workers and rate limits](#which-redis) go to Redis. To pools
+it writes only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`;
 `--dry-run=server` shows the difference and writes nothing. To wait for a pool there is
 `kubectl wait --for=condition=Ready workerpool/NAME`.
 
