@@ -82,6 +82,7 @@ class Room:
             epoch=lambda: process.elector.epoch if process.elector else 0,
             installation=lambda: process.elector.uid if process.elector else "",
             gauge=process.metrics.gauge,
+            histogram=process.metrics.histogram,
             resync=settings.resync,
         )
         self.shell: Shell | None = None

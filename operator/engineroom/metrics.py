@@ -80,6 +80,11 @@ class Metrics:
         child = existing.labels(**labels) if labels else existing
         child.set_function(value)
 
+    def histogram(self, name: str, documentation: str) -> Callable[[float], None]:
+        """A histogram of seconds; returns what observes."""
+        made = Histogram(name, documentation, buckets=_SECONDS, registry=self.registry)
+        return made.observe
+
     def request(self, verb: str, status: int, seconds: float) -> None:
         """One request to the API server took that long."""
         self.requests.labels(verb, str(status)).observe(seconds)

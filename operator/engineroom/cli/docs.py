@@ -33,8 +33,8 @@ $ engineroom explain mail
 
 It talks to the API server, with the rights of your kubeconfig: what it shows of pools comes from
 their status, their pods, their events and, where there is one, the metrics server. Only the
-commands on [jobs, queues, schedules and workers](#which-redis) go to Redis. To pools it writes
-only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`;
+commands on [jobs, queues, schedules, workers and rate limits](#which-redis) go to Redis. To pools
+it writes only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`;
 `--dry-run=server` shows the difference and writes nothing. To wait for a pool there is
 `kubectl wait --for=condition=Ready workerpool/NAME`.
 
@@ -49,7 +49,8 @@ cluster, with your rights: the Secret that a pool's `spec.redis.urlSecretRef` na
 the operator made for a pool on the chart's Redis. As long as the pools of the namespace share one,
 nothing needs to be said. A Redis that only pods can reach is reached through the API server, by
 forwarding to a ready pod behind its Service; TLS and password go through unchanged, no local port
-is opened, and the way is closed when the command ends.
+is opened, and the way is closed when the command ends. `ratelimit` goes the same way to the Redis
+of a policy's `spec.redis`, or else to the chart's.
 """
 
 _REST = """\
@@ -73,7 +74,7 @@ and `--yes` answers them.
 
 | command | verbs |
 |---|---|
-| `get` | `get`, `list` on `workerpools` |
+| `get` | `get`, `list` on `workerpools`, `ratelimitpolicies` |
 | `explain`, `top` | also `list` on `pods`, `events`, `pods.metrics.k8s.io` (memory and CPU) |
 | `status`, `version` | also `list` on `deployments`, `statefulsets`, \
 `validatingwebhookconfigurations`, `get` on `leases` and `customresourcedefinitions`; what is \
@@ -85,6 +86,9 @@ denied is named in the output |
 | `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
 `workerpools`, `get` and `list` on `secrets`; for a Redis inside the cluster `get` on `services`, \
 `list` on `pods`, `create` on `pods/portforward`: what the role `edit` has |
+| `ratelimit test`, `ratelimit explain` | the same, and `get`, `list` on `ratelimitpolicies` |
+| `ratelimit top` | `list` on `pods` and `create` on `pods/portforward` in the namespace of the \
+decision service |
 """
 
 

@@ -114,6 +114,38 @@ def open_link(session: Session) -> Iterator[Link]:
         redis.close()
 
 
+@contextmanager
+def open_redis(
+    session: Session, namespace: str, redis: Document | None
+) -> Iterator[tuple[Redis, str]]:
+    """The Redis of the options, else the one of ``spec.redis``, else the chart's; and its name."""
+    url, pool = session.shared.redis_url, session.shared.pool
+    if url or pool:
+        if url and pool:
+            raise UsageError("--redis-url and --pool exclude each other", fix="leave out one")
+        address, title = (
+            (Address(url), safe(url)) if url else from_cluster(session.cluster, namespace, pool)[:2]
+        )
+    elif redis:
+        address = _of_spec(session.cluster, namespace, redis)
+        title = f"the Redis of Secret {redis['urlSecretRef']['name']}"
+    else:
+        found = _chart(session.cluster)
+        if found is None:
+            raise NotFoundError(
+                "the chart's Redis cannot be found",
+                why="no Deployment of the operator names it, or you may not read it",
+                fix=f"give the URL in {VARIABLE}",
+            )
+        address, title = found, "the chart's Redis"
+    check_url(address.url)
+    client = _client(address, None if address.namespace is None else session.cluster)
+    try:
+        yield client, title
+    finally:
+        client.close()
+
+
 def _tasks(redis: Redis, session: Session) -> Tasks:
     from engineroom.tasks import Tasks
 
@@ -169,18 +201,8 @@ def _named(pool: Pool) -> tuple[str, ...]:
 
 
 def _of_pool(cluster: Reader, pool: Pool) -> Address:
-    named = _named(pool)
-    if named:
-        tls = pool.document["spec"]["redis"].get("tls") or {}
-        ca = tls.get("caSecretRef")
-        return Address(
-            _value(cluster, pool.namespace, *named, field="spec.redis.urlSecretRef"),
-            pool.namespace,
-            ca and _value(
-                cluster, pool.namespace, ca["name"], ca["key"], field="spec.redis.tls.caSecretRef"
-            ),
-            bool(tls.get("insecureSkipVerify")),
-        )  # fmt: skip
+    if _named(pool):
+        return _of_spec(cluster, pool.namespace, pool.document["spec"]["redis"])
     try:
         made = cluster.read_all(SECRETS, pool.namespace, f"{LABEL_POOL}={pool.name}")
     except ForbiddenError:
@@ -197,6 +219,19 @@ def _of_pool(cluster: Reader, pool: Pool) -> Address:
             fix=_FIX,
         )
     return found
+
+
+def _of_spec(cluster: Reader, namespace: str, redis: Document) -> Address:
+    """The Redis that ``spec.redis`` of an object of the namespace names."""
+    url, tls = redis["urlSecretRef"], redis.get("tls") or {}
+    ca = tls.get("caSecretRef")
+    return Address(
+        _value(cluster, namespace, url["name"], url["key"], field="spec.redis.urlSecretRef"),
+        namespace,
+        ca
+        and _value(cluster, namespace, ca["name"], ca["key"], field="spec.redis.tls.caSecretRef"),
+        bool(tls.get("insecureSkipVerify")),
+    )
 
 
 def _chart(cluster: Reader) -> Address | None:

@@ -25,7 +25,7 @@ from engineroom.core.mapping import command_outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOOK, CHANGE, TASKS, OTHER = "Look", "Change", "Tasks", "Other"
+LOOK, CHANGE, TASKS, LIMITS, OTHER = "Look", "Change", "Tasks", "Rate limits", "Other"
 _COMMANDS = "engineroom.cli.commands"
 
 
@@ -41,7 +41,12 @@ ENTRIES: tuple[Entry | Family, ...] = (
         LOOK,
         "Show whether Engineroom is well: operator, webhooks, Redis, CRD, and pools with problems.",
     ),
-    Entry("get", f"{_COMMANDS}.get", LOOK, "Show pools: their state, size, load and age."),
+    Entry(
+        "get",
+        f"{_COMMANDS}.get",
+        LOOK,
+        "Show pools: their state, size, load and age; or RateLimitPolicies.",
+    ),
     Entry(
         "explain",
         f"{_COMMANDS}.explain",
@@ -122,6 +127,36 @@ ENTRIES: tuple[Entry | Family, ...] = (
         (
             _redis("list", "workers", "list_workers", "List workers and what they do."),
             _redis("clear", "workers", "clear", "Take workers that are no more off RQ's lists."),
+        ),
+    ),
+    Family(
+        "ratelimit",
+        LIMITS,
+        "Test a request against RateLimitPolicies, see the top keys, understand a policy.",
+        (
+            _redis(
+                "test",
+                "ratelimit",
+                "try_request",
+                "Say which limits a request meets, what is left of each, and what the answer "
+                "would be.",
+                LIMITS,
+            ),
+            Entry(
+                "top",
+                f"{_COMMANDS}.ratelimit",
+                LIMITS,
+                "Show the keys that were asked for most, by policy and limit, while it is "
+                "recorded.",
+            ),
+            _redis(
+                "explain",
+                "ratelimit",
+                "explain",
+                "Say whether a policy is accepted, programmed and enforced, why, and what bound "
+                "holds.",
+                LIMITS,
+            ),
         ),
     ),
     Entry(

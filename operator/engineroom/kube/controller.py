@@ -196,8 +196,12 @@ class Context:
     epoch: Callable[[], int] = field(default=lambda: 0)
     #: Who we are among all operators that may share a Redis; "" without a lease.
     installation: Callable[[], str] = field(default=lambda: "")
-    #: Registers a figure to be read when metrics are scraped: name, description, value.
-    gauge: Callable[[str, str, Callable[[], float]], None] = field(default=lambda *_: None)
+    #: Registers a figure to be read when metrics are scraped: name, description, value, and labels.
+    gauge: Callable[..., None] = field(default=lambda *_: None)
+    #: Makes a histogram of seconds from its name and description; returns what observes.
+    histogram: Callable[[str, str], Callable[[float], None]] = field(
+        default=lambda *_: lambda _: None
+    )
     resync: tuple[float, float] = RESYNC
     informers: list[Informer[Any]] = field(default_factory=list)
 

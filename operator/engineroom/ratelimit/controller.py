@@ -26,6 +26,7 @@ from engineroom.kube.errors import Forbidden, NotFound
 from engineroom.kube.resources import RATELIMITPOLICIES
 from engineroom.kube.secrets import Secrets
 from engineroom.queue.address import Address, reason_of
+from engineroom.ratelimit.census import Census
 from engineroom.ratelimit.compile import (
     Candidate,
     Compiled,
@@ -136,6 +137,7 @@ class RateLimitPolicyController:
         self._secrets: Secrets
         self._links: Links
         self._targets: Targets
+        self._census: Census
 
     # -- what happens outside --------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class RateLimitPolicyController:
         self._secrets = Secrets(context.client, context.clock)
         self._links = Links(self._worded, self._up)
         self._targets = Targets(context, self._look)
+        self._census = Census(context.gauge, context.histogram)
         context.queue.add_after(SWEEP_KEY, 0.0)
 
     async def stop(self) -> None:
@@ -160,6 +163,7 @@ class RateLimitPolicyController:
         if obj is None:
             group.dirty = True
             group.names.discard(name)
+            self._census.gone(key)
             self._context.queue.forget(key)
             self._context.queue.add(namespace, urgent=True)
             return
@@ -167,6 +171,7 @@ class RateLimitPolicyController:
         known = group.known.get(name)
         if known is None or (known.uid, known.generation) != (obj.uid, obj.generation):
             group.dirty = True
+            self._census.changed(key, obj.generation, self._context.clock.monotonic())
         if known is not None:
             known.told = None  # somebody else may have written its status
 
@@ -288,7 +293,13 @@ class RateLimitPolicyController:
             for name in names:
                 self._doubt(namespace, group.known[name])
             return _Result(line.compiled, line.head, None, (reason_of(error), str(error)))
+        self._followed(namespace, address, seen, line.head)
         return _Result(compiled, line.head, seen, None)
+
+    def _followed(self, namespace: str, address: Address, seen: Roll, head: Head | None) -> None:
+        newest = "" if head is None else head.hash
+        current = sum(each.word is not None and each.word.hash == newest for each in seen.enforcers)
+        self._census.followed(namespace, address, len(seen.enforcers), current)
 
     def _compile(self, group: _Group, line: _Line, names: list[str]) -> Compiled:
         inputs = []
@@ -447,6 +458,7 @@ class RateLimitPolicyController:
             self._context.store.wrote(answer)
             self._event(namespace, name, known, old, status)
         known.told, known.told_at = seen, self._context.clock.monotonic()
+        self._census.told(f"{namespace}/{name}", old, status, known.told_at)
 
     def _event(
         self, namespace: str, name: str, known: _Known, old: dict[str, Any], new: dict[str, Any]

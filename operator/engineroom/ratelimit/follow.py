@@ -23,7 +23,7 @@ from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from engineroom.core.clock import SystemClock
@@ -262,6 +262,9 @@ class AsyncFollower(_Core):
                         await self._pause(listener)
             except _FAILURES as error:
                 self._say(f"Redis does not answer: {type(error).__name__}")
+                if isinstance(error, ReadOnlyError):
+                    # A primary that became a replica: connect anew, to whoever is the primary now.
+                    await self._redis.connection_pool.disconnect()
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 # nosec B311
             wait = min(wait * 2, RETRY_LAST)
 
@@ -368,6 +371,8 @@ class Follower(_Core):
                         self._pause(listener)
             except _FAILURES as error:
                 self._say(f"Redis does not answer: {type(error).__name__}")
+                if isinstance(error, ReadOnlyError):
+                    self._redis.connection_pool.disconnect()
                 self._ending.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 # nosec B311
                 wait = min(wait * 2, RETRY_LAST)
 

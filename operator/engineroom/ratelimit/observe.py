@@ -59,6 +59,11 @@ async def roll(redis: Redis, namespace: str) -> Roll:
                 rows = await execute("EVAL", channel.ROLL, *arguments)
     except _FAILURES as error:
         raise MeasurementError(f"Redis did not say who enforces: {type(error).__name__}") from error
+    return parse_roll(rows)
+
+
+def parse_roll(rows: list[Any]) -> Roll:
+    """What the script ROLL answered."""
     texts = [_text(row) for row in rows]
     now = int(texts[1])
     return Roll(

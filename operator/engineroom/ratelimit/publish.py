@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from engineroom.core.errors import ConflictError, DependencyError
 from engineroom.ratelimit import channel
@@ -38,6 +38,9 @@ async def replace(redis: Redis, namespace: str, before: str, document: Text) -> 
                 before, head, document.text, keep,
             )  # fmt: skip
     except (RedisError, OSError, TimeoutError) as error:
+        if isinstance(error, ReadOnlyError):
+            # A primary that became a replica: connect anew, to whoever is the primary now.
+            await redis.connection_pool.disconnect()
         raise DependencyError(
             f"the compiled policies could not be written to Redis: {type(error).__name__}"
         ) from error

@@ -29,6 +29,8 @@ from .samples import NOW
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from engineroom.kube.resources import Resource
+
 
 class MemoryCluster:
     """Pools, pods and events in memory; ``writes`` is what was written, in order."""
@@ -83,6 +85,14 @@ class MemoryCluster:
 
     def installation(self) -> Installation:
         return self.parts
+
+    def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
+        raise NotFoundError(f"{resource.kind} {namespace}/{name} is not there")
+
+    def read_all(
+        self, resource: Resource, namespace: str | None, selector: str | None = None
+    ) -> list[Document]:
+        return []
 
     def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:
         after = merge(pool, patch)

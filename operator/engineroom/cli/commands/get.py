@@ -1,4 +1,4 @@
-"""``engineroom get``: pools as a list or as objects."""
+"""``engineroom get``: pools or RateLimitPolicies, as a list or as objects."""
 
 from typing import Annotated
 
@@ -8,9 +8,24 @@ from rich.text import Text
 from engineroom.cli.commands.arguments import POOLS, OutputOption, complete_pools, pool_name
 from engineroom.cli.errors import UsageError
 from engineroom.cli.model import RESOURCE, Pool
-from engineroom.cli.session import AllNamespaces, Selector, Session
+from engineroom.cli.policies import RESOURCE as POLICY_RESOURCE
+from engineroom.cli.policies import WORDS, get_policy, list_policies
+from engineroom.cli.session import AllNamespaces, Selector, Session, Shared
 from engineroom.cli.views.pools import pools_table
 from engineroom.cli.views.shape import Output, dump, listing
+
+
+def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of policies for the shell; nothing at all when the cluster does not answer."""
+    given = ctx.params
+    session = Session(Shared(given.get("kubeconfig"), given.get("context"), given.get("namespace")))
+    try:
+        names = [
+            one["metadata"]["name"] for one in list_policies(session.cluster, session.namespace)
+        ]
+    except Exception:  # noqa: BLE001 - a shell that completes must never see an error
+        return []
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def get(
@@ -18,8 +33,9 @@ def get(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="pools|NAME",
-            help="Names of pools; without any, or with `pools`, all of them.",
+            metavar="pools|policies|NAME",
+            help="Names of pools; without any, or with `pools`, all of them. With `policies` or "
+            "`rlp/NAME` RateLimitPolicies.",
             autocompletion=complete_pools,
         ),
     ] = None,
@@ -27,16 +43,21 @@ def get(
     selector: Selector = None,
     all_namespaces: AllNamespaces = False,
 ) -> None:
-    """Show pools: their state, size, load and age."""
+    """Show pools: their state, size, load and age; or RateLimitPolicies."""
     wanted = list(names or ())
-    if wanted and wanted[0] in POOLS:
+    kind, named, _ = (wanted[0] if wanted else "").partition("/")
+    policies = kind.partition(".")[0] in WORDS
+    if not named and (policies or kind in POOLS):
         wanted = wanted[1:]
+    if wanted and (all_namespaces or selector):
+        raise UsageError(
+            "a name and --all-namespaces or --selector exclude each other",
+            fix="name the object and its namespace with -n, or leave out the name",
+        )
+    if policies:
+        _print_policies(session, wanted, output, selector, all_namespaces=all_namespaces)
+        return
     if wanted:
-        if all_namespaces or selector:
-            raise UsageError(
-                "a name and --all-namespaces or --selector exclude each other",
-                fix="name the pool and its namespace with -n, or leave out the name",
-            )
         pools = tuple(session.cluster.pool(session.namespace, pool_name(one)) for one in wanted)
     else:
         pools = session.cluster.pools(session.scope(all_namespaces), selector)
@@ -59,3 +80,34 @@ def _print(
         return
     wide = output is Output.WIDE
     session.show(pools_table(pools, session.clock.now(), namespaces=namespaces, wide=wide))
+
+
+def _print_policies(
+    session: Session,
+    names: list[str],
+    output: Output,
+    selector: str | None,
+    *,
+    all_namespaces: bool,
+) -> None:
+    cluster = session.cluster
+    if names:
+        found = [get_policy(cluster, session.namespace, one) for one in names]
+    else:
+        found = list_policies(cluster, session.scope(all_namespaces), selector)
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump(found[0] if len(names) == 1 else listing(found), output))
+        return
+    if not found:
+        where = "any namespace" if all_namespaces else f"namespace {session.namespace}"
+        session.note(f"no policies in {where}")
+        return
+    if output is Output.NAME:
+        told = "\n".join(f"{POLICY_RESOURCE}/{one['metadata']['name']}" for one in found)
+        session.show(Text(told))
+        return
+    # Imported here: the library's model takes a moment, and pools do not need it.
+    from engineroom.cli.views.ratelimits import policies_table
+
+    wide = output is Output.WIDE
+    session.show(policies_table(found, session.clock.now(), namespaces=all_namespaces, wide=wide))

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
-from engineroom.cli.model import Pod, Pool  # noqa: TC001
+from engineroom.cli.model import Document, Pod, Pool
+from engineroom.cli.policies import list_policies
 from engineroom.cli.session import Selector, Session
 from engineroom.cli.views.shape import Report, dump
 from engineroom.cli.views.status import Overview, status_document, status_text
@@ -50,4 +51,15 @@ def _look(session: Session, selector: str | None) -> Overview:
         # Without the kind there are no pools; the overview itself says what is missing.
         if installation.definition is not None:
             raise
-    return Overview(installation, pools, pods, scope, session.clock.now(), program())
+    now = session.clock.now()
+    return Overview(
+        installation, pools, pods, scope, now, program(), _policies(session, scope, selector)
+    )
+
+
+def _policies(session: Session, scope: str | None, selector: str | None) -> tuple[Document, ...]:
+    """The RateLimitPolicies there; none where the kind is not served or may not be looked at."""
+    try:
+        return tuple(list_policies(session.cluster, scope, selector))
+    except (NotFoundError, ForbiddenError):
+        return ()

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from engineroom.cli.diagnose import Check, Severity, checks, pool_findings, pool_state
+from engineroom.cli.policies import rate_limits
 from engineroom.cli.views.explain import finding_document, findings_list
 from engineroom.cli.views.shape import Indent, table, word
 from engineroom.cli.views.top import by_pool, summary
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engineroom.cli.diagnose import Finding
-    from engineroom.cli.model import Installation, Pod, Pool
+    from engineroom.cli.model import Document, Installation, Pod, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,14 @@ class Overview:
     scope: str | None
     now: datetime
     program: str
+    #: RateLimitPolicies of the scope.
+    policies: tuple[Document, ...] = ()
 
     @property
     def checks(self) -> tuple[Check, ...]:
         """The parts of the installation, and the pools as one of them."""
-        return (*checks(self.installation, self.pools), self._pools())
+        parts = (*checks(self.installation, self.pools), self._pools())
+        return (*parts, rate_limits(self.policies, self.program)) if self.policies else parts
 
     def _pools(self) -> Check:
         where = f"in namespace {self.scope}" if self.scope else "in all namespaces"

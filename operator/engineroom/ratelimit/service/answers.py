@@ -163,6 +163,16 @@ def explained(found: dict[str, object] | Missing) -> tuple[int, bytes]:
     return status, problem(status, detail)
 
 
+def charged(found: dict[str, int] | Missing | None) -> tuple[int, bytes]:
+    """Status and answer of ``/v1/charge``."""
+    if found is None:
+        return 503, problem(503, "Redis did not take it")
+    if isinstance(found, Missing) and found is not Missing.UNATTACHED:
+        status, detail = _MISSING[found]
+        return status, problem(status, detail)
+    return 200, _json({"charged": {} if isinstance(found, Missing) else found})
+
+
 def _json(document: object) -> bytes:
     body = orjson.dumps(document)
     head = (

@@ -136,6 +136,14 @@ def of_document(document: object) -> Question:
     return Question(namespace, name, view, cost)
 
 
+def response_headers(document: object) -> dict[str, str]:
+    """Headers of the response in the JSON of ``/v1/charge``, by lower-case names; raises
+    UnreadableError."""
+    told = _mapping(_mapping(document, "the body").get("response"), "response")
+    headers = _texts(told.get("headers", {}), "response.headers")
+    return {each.lower(): value for each, value in headers.items()}
+
+
 def segment(text: str) -> str:
     """A segment of a path, decoded."""
     return unquote(text) if "%" in text else text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from engineroom.ratelimit.decision import Decision, Reason, Source
 from engineroom.ratelimit.middleware import policy_header
 from engineroom.ratelimit.service.explain import explain
-from engineroom.ratelimit.sources import subject_of
+from engineroom.ratelimit.sources import response_costs, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,14 +124,35 @@ class Engine:
 
     async def explain(self, question: Question) -> dict[str, object] | Missing:
         """Which limits the request meets and what is left of each; takes nothing."""
+        found = await self._found(question)
+        if isinstance(found, Missing):
+            return found
+        view = _seen_by(found.policy, question.view)
+        return await explain(found.policy, found.limiter, view, question.cost)
+
+    async def charge(
+        self, question: Question, headers: Mapping[str, str]
+    ) -> dict[str, int] | Missing | None:
+        """Take what a response says that its request cost, by limit; None: Redis did not take it.
+
+        It is never refused: what is over is not taken, and the limit is then empty.
+        """
+        found = await self._found(question)
+        if isinstance(found, Missing):
+            return found
+        costs = response_costs(found.policy, headers)
+        if not costs:
+            return {}
+        subject = subject_of(found.policy, _seen_by(found.policy, question.view))
+        return costs if await found.limiter.charge(subject, costs) else None
+
+    async def _found(self, question: Question) -> Enforced | Missing:
+        """The policy that is asked about; waits while it is being looked for."""
         found = self._directory.find(question.namespace, question.name)
         if not isinstance(found, Enforced | Missing):
             await asyncio.wait([found])
             found = self._directory.find(question.namespace, question.name)
-        if isinstance(found, Enforced):
-            view = _seen_by(found.policy, question.view)
-            return await explain(found.policy, found.limiter, view, question.cost)
-        return found if isinstance(found, Missing) else Missing.UNREAD
+        return found if isinstance(found, Enforced | Missing) else Missing.UNREAD
 
     def _ask_again(self, question: Question, done: Callable[[Verdict], None]) -> None:
         """After looking: what is still being looked for counts as unread."""

@@ -282,6 +282,11 @@ class HttpConnection(asyncio.Protocol):
             if self._posted(slot, method):
                 question = asking.of_document(_document(body))
                 self._service.spawn(self._explain(slot, question))
+        elif target == "/v1/charge":
+            if self._posted(slot, method):
+                told = _document(body)
+                question, spent = asking.of_document(told), asking.response_headers(told)
+                self._service.spawn(self._charge(slot, question, spent))
         elif target == "/json":
             if self._posted(slot, method):
                 self._as_json(slot, body)
@@ -290,6 +295,10 @@ class HttpConnection(asyncio.Protocol):
 
     async def _explain(self, slot: _Slot, question: Question) -> None:
         self._answer(slot, *answers.explained(await self._engine.explain(question)), "explain")
+
+    async def _charge(self, slot: _Slot, question: Question, spent: dict[str, str]) -> None:
+        found = await self._engine.charge(question, spent)
+        self._answer(slot, *answers.charged(found), "charge")
 
     def _posted(self, slot: _Slot, method: str) -> bool:
         if method == "POST":

@@ -1,0 +1,208 @@
+"""``engineroom ratelimit``: test a request, see the top keys, understand a policy."""
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from engineroom.cli.commands.get import complete_policies
+from engineroom.cli.errors import ExitCode, UsageError
+from engineroom.cli.link import open_redis
+from engineroom.cli.policies import (
+    chosen,
+    get_policy,
+    policy_name,
+    read_policies,
+    read_roll,
+    redis_of,
+    request_view,
+    top_keys,
+)
+from engineroom.cli.session import Session
+from engineroom.cli.views.ratelimits import (
+    PolicyExplanation,
+    explanation_document,
+    explanation_text,
+    rehearsals_document,
+    rehearsals_text,
+    top_document,
+    top_text,
+)
+from engineroom.cli.views.shape import Report, dump
+from engineroom.core.errors import EngineroomError
+from engineroom.ratelimit.document import Policies  # noqa: TC001
+from engineroom.ratelimit.rehearse import rehearse
+
+_HELD = "Policy; without any, all of the namespace."
+OutputOption = Annotated[
+    Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+]
+
+
+def try_request(
+    session: Session,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[POLICY]...", help=_HELD, autocompletion=complete_policies),
+    ] = None,
+    path: Annotated[
+        str, typer.Option("--path", "-p", help="Path, with the query string if there is one.")
+    ] = "/",
+    method: Annotated[str, typer.Option("--method", "-X", help="Method.")] = "GET",
+    headers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--header", "-H", metavar="NAME: VALUE", help="A header; may be given several times."
+        ),
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="The header Host.")] = None,
+    client_ip: Annotated[
+        str,
+        typer.Option(
+            "--client-ip",
+            help="Address of the connection. What a proxy writes is a header X-Forwarded-For.",
+        ),
+    ] = "",
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="What the enforcer knows as the tenant.")
+    ] = None,
+    route: Annotated[
+        str | None, typer.Option("--route", help="What the enforcer knows as the route.")
+    ] = None,
+    claims: Annotated[
+        list[str] | None,
+        typer.Option("--claim", metavar="NAME=VALUE", help="A claim of a verified token."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="KIND/NAME[/SECTION]",
+            help="Only the policy attached to this: HTTPRoute/checkout.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="LABELS", help="Only the policy of an application: app=shop."
+        ),
+    ] = None,
+    cost: Annotated[
+        int, typer.Option("--cost", min=1, max=1_000_000_000, help="What the request costs.")
+    ] = 1,
+    consume: Annotated[
+        bool, typer.Option("--consume", help="Really count the request, as an enforcer would.")
+    ] = False,
+    output: OutputOption = Report.TABLE,
+) -> None:
+    """Say which limits a request meets, what is left of each, and what the answer would be.
+
+    Nothing is consumed, unless --consume is given. The policies are those that enforcers follow,
+    the states those in Redis, at Redis's own time. Values that may be secrets are shown as
+    digests, the same as in `ratelimit top`. Where a policy is leased, an enforcer may still admit
+    from tokens that it took ahead.
+
+    Ends with 1 when any of the policies refuses the request, with 4 when there is no such policy.
+    """
+    view = request_view(path, method, headers, host, client_ip, tenant, route, claims)
+    wanted = [policy_name(one) for one in names or ()]
+    namespace = session.namespace
+    spec = redis_of(session, wanted[0] if wanted else None)
+    with open_redis(session, namespace, spec) as (redis, _):
+        policies = chosen(read_policies(redis, namespace), wanted, target, labels)
+        done = [rehearse(one.policy, redis, view, cost, consume=consume) for one in policies]
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump(rehearsals_document(done), output))
+    elif not done:
+        session.note("no policy is for that: the request is not limited")
+    else:
+        session.show(rehearsals_text(done))
+    if not all(one.decision.allowed for one in done):
+        raise typer.Exit(ExitCode.PROBLEM)
+
+
+def top(
+    session: Session,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[POLICY]", help="Only keys of this policy.", autocompletion=complete_policies
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, max=60.0, help="How long to record.")
+    ] = 5.0,
+    keys: Annotated[int, typer.Option("--keys", min=1, max=100, help="Most keys to show.")] = 20,
+    limiter: Annotated[
+        str | None,
+        typer.Option(
+            "--limiter",
+            metavar="HOST:PORT",
+            help="Port of probes and metrics of a decision service, instead of all its pods.",
+        ),
+    ] = None,
+    output: OutputOption = Report.TABLE,
+) -> None:
+    """Show the keys that were asked for most, by policy and limit, while it is recorded.
+
+    Asks every pod of the decision service at once, through the API server, of all namespaces unless
+    one is named with -n. Counts may be too high where there are very many keys; then the least and
+    the most are shown. Values that may be secrets are shown as digests.
+    """
+    wanted = policy_name(name) if name else None
+    namespace = session.namespace if wanted else session.shared.namespace
+    found = top_keys(session, limiter, seconds, 1000)
+    kept = [
+        one
+        for one in found.keys
+        if namespace in (None, one.namespace) and wanted in (None, one.policy)
+    ]
+    found = replace(found, keys=tuple(kept[:keys]))
+    for failure in found.failures:
+        session.note(f"not counted: {failure}")
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump(top_document(found), output))
+        return
+    if not found.keys:
+        session.note(f"nothing was asked for in {seconds:g} s")
+        return
+    session.show(top_text(found))
+
+
+def explain(
+    session: Session,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="POLICY", help="Its name.", autocompletion=complete_policies),
+    ],
+    output: OutputOption = Report.TABLE,
+) -> None:
+    """Say whether a policy is accepted, programmed and enforced, why, and what bound holds.
+
+    Shows conflicts and what to do, who has acknowledged the policy and who has not, and for each
+    limit the most that it admits. Without a way to Redis it shows what status says.
+    """
+    policy = get_policy(session.cluster, session.namespace, name)
+    namespace = policy["metadata"]["namespace"]
+    policies: Policies | None = None
+    roll, blind = None, ""
+    try:
+        with open_redis(session, namespace, policy["spec"].get("redis")) as (redis, _):
+            roll = read_roll(redis, namespace)
+            policies = read_policies(redis, namespace)
+    except UsageError:
+        raise
+    except EngineroomError as error:
+        blind = str(error)
+    explanation = PolicyExplanation(
+        policy,
+        None if policies is None else policies.get(policy["metadata"]["name"]),
+        None if policies is None else (policies.hash, policies.revision, policies.lineage),
+        roll,
+        blind,
+        session.clock.now(),
+    )
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump(explanation_document(explanation), output))
+    else:
+        session.show(explanation_text(explanation))

@@ -1,0 +1,396 @@
+"""Rate limits on the screen: policies, a rehearsed request, top keys, who enforces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from engineroom.cli.policies import condition, state_of
+from engineroom.cli.views.shape import Indent, table, word
+from engineroom.cli.views.text import ABSENT, age
+from engineroom.ratelimit.bound import bound_text, without_redis_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import RenderableType
+
+    from engineroom.cli.model import Document
+    from engineroom.cli.policies import Top
+    from engineroom.ratelimit.document import CompiledPolicy
+    from engineroom.ratelimit.model import Limit
+    from engineroom.ratelimit.observe import Enforcer, Roll
+    from engineroom.ratelimit.rehearse import Asked, Rehearsal
+
+_KINDS = ("Accepted", "Programmed", "Enforced")
+_FIXES = {
+    "Conflicted": "delete one of the two, or attach this one to something else",
+    "PartlyConflicted": "take the lost targets out of the spec, or delete the older policy",
+    "TargetNotFound": "create it, or correct spec.targetRefs; the policy holds when it appears",
+    "InvalidSpec": "`engineroom lint` shows the same offline; correct the spec",
+    "NoEnforcers": "run the decision service (limiter.enabled=true), or the middleware "
+    "AsgiPolicies with this namespace",
+    "AwaitingEnforcers": "the enforcers named above have not taken it: look at their logs",
+    "RedisUnreachable": "bring Redis back; enforcers go on with the last policies meanwhile",
+    "Unseen": "`engineroom status` says whether an operator runs",
+    "Outdated": "wait a second; `engineroom status` says whether an operator runs",
+}
+
+
+def policies_table(
+    policies: Iterable[Document], now: datetime, *, namespaces: bool, wide: bool
+) -> RenderableType:
+    """One line a policy."""
+    columns = ["NAME", "STATE", "ENFORCERS", "LIMITS", "MODE", "AGE"]
+    columns += ["FAILURE", "ATTACHED TO", "MESSAGE"] if wide else []
+    columns = ["NAMESPACE", *columns] if namespaces else columns
+    rows: list[list[str | Text]] = []
+    for policy in policies:
+        metadata, spec = policy["metadata"], policy["spec"]
+        row: list[str | Text] = [
+            metadata["name"],
+            word(state_of(policy)),
+            _enforcers(policy),
+            str(len(spec["limits"])),
+            str((spec.get("distribution") or {}).get("mode", "Strict")),
+            age(_time(metadata.get("creationTimestamp")), now),
+        ]
+        if wide:
+            row += [
+                str((spec.get("failure") or {}).get("mode", "Local")),
+                attached_to(spec),
+                str(condition(policy, "Ready").get("message", "")),
+            ]
+        rows.append([metadata["namespace"], *row] if namespaces else row)
+    return table(columns, rows, right=("LIMITS",))
+
+
+def _enforcers(policy: Document) -> str:
+    told = (policy.get("status") or {}).get("enforcers")
+    return f"{told.get('ready', 0)}/{told.get('total', 0)}" if told else ABSENT
+
+
+def attached_to(spec: Document) -> str:
+    """What a policy is for, in one line."""
+    selector = (spec.get("selector") or {}).get("matchLabels") or {}
+    if selector:
+        return "applications with " + ",".join(f"{k}={v}" for k, v in sorted(selector.items()))
+    return ", ".join(
+        "/".join(part for part in (one["kind"], one["name"], one.get("sectionName")) if part)
+        for one in spec.get("targetRefs") or ()
+    )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+# -- test ---------------------------------------------------------------------------------------
+
+
+def source_text(source: object, value: str | None) -> str:
+    """``ClientIP=192.0.2.7``; what may be a secret as the digest that `top` shows too."""
+    from engineroom.ratelimit.document import encode_source
+    from engineroom.ratelimit.service.top import shown
+
+    kind, *rest = encode_source(source)  # type: ignore[arg-type]  # what a policy names
+    name = str(rest[0]) if rest and kind in ("Header", "Query", "Cookie", "JWTClaim") else ""
+    return f"{kind}{f' {name}' if name else ''}={shown(source, value)}"
+
+
+def _key_text(asked: Asked) -> str:
+    if not asked.key:
+        return "" if asked.limit.key else "all requests"
+    pairs = zip(asked.limit.key, asked.key, strict=True)
+    return " ".join(source_text(source, value) for source, value in pairs)
+
+
+def rehearsals_text(rehearsals: Sequence[Rehearsal]) -> RenderableType:
+    """Each policy's answer, and below it each of its limits."""
+    parts: list[RenderableType] = []
+    for each in rehearsals:
+        parts += [Text()] if parts else []
+        parts += [_answer(each), Indent(_limits(each))]
+    return Group(*parts)
+
+
+def _answer(rehearsal: Rehearsal) -> Text:
+    decision = rehearsal.decision
+    verb = "is" if rehearsal.consumed else "would be"
+    verdict = ("admitted", "green") if decision.allowed else ("refused", "bold red")
+    told = Text.assemble((decision.policy, "bold"), f"  {verb} ", verdict)
+    status = response_status(rehearsal)
+    told.append(f" ({decision.reason.value}" + (f", {status})" if status else ")"))
+    if not decision.allowed:
+        told.append(f" by limit {decision.limit}")
+        wait = decision.retry_after
+        told.append(": waiting does not help" if wait is None else f": try again in {wait:.3g} s")
+    if decision.shadowed:
+        told.append(f"; in the shadow it is refused by {', '.join(decision.shadowed)}")
+    return told
+
+
+def response_status(rehearsal: Rehearsal) -> int | None:
+    """What the client gets from a middleware; None for what is admitted."""
+    from engineroom.ratelimit.middleware import status_of
+
+    if rehearsal.decision.allowed:
+        return None
+    return status_of(rehearsal.decision, rehearsal.policy.response.status)
+
+
+def _limits(rehearsal: Rehearsal) -> RenderableType:
+    columns = ("LIMIT", "SAYS", "LEFT", "OF", "NEEDS", "FULL IN", "MODE", "KEY")
+    rows = []
+    for asked in rehearsal.limits:
+        limit = asked.limit
+        if asked.not_applied:
+            told = f"does not apply: {asked.not_applied}"
+            rows.append((limit.name, "-", ABSENT, ABSENT, ABSENT, ABSENT, limit.mode.value, told))
+            continue
+        left = ABSENT if asked.left is None else str(asked.left)
+        full = ABSENT if asked.left is None else f"{asked.reset:.3g}s"
+        rows.append(
+            (
+                limit.name, says(asked), left, str(limit.burst), str(asked.needed), full,
+                limit.mode.value, _key_text(asked),
+            )
+        )  # fmt: skip
+    return table(columns, rows, right=("LEFT", "OF", "NEEDS"))
+
+
+def says(asked: Asked) -> str:
+    """What one limit says by itself."""
+    if asked.wait is None:
+        return "never"
+    return f"wait {asked.wait:.3g}s" if asked.wait > 0 else "admits"
+
+
+def rehearsals_document(rehearsals: Sequence[Rehearsal]) -> dict[str, Any]:
+    """The same for programs; times in seconds."""
+    return {
+        "allowed": all(each.decision.allowed for each in rehearsals),
+        "policies": [
+            {
+                "policy": each.decision.policy,
+                "allowed": each.decision.allowed,
+                "consumed": each.consumed,
+                "reason": each.decision.reason.value,
+                "status": response_status(each),
+                "limit": each.decision.limit,
+                "retryAfter": each.decision.retry_after,
+                "shadowed": list(each.decision.shadowed),
+                "limits": [_limit_document(asked) for asked in each.limits],
+            }
+            for each in rehearsals
+        ],
+    }
+
+
+def _limit_document(asked: Asked) -> dict[str, Any]:
+    limit = asked.limit
+    told: dict[str, Any] = {"limit": limit.name, "applies": not asked.not_applied}
+    if asked.not_applied:
+        return {**told, "why": asked.not_applied}
+    pairs = zip(limit.key, asked.key, strict=True)
+    return {
+        **told,
+        "mode": limit.mode.value,
+        "algorithm": limit.algorithm.value,
+        "key": [source_text(source, value) for source, value in pairs],
+        "left": asked.left,
+        "quota": limit.burst,
+        "needed": asked.needed,
+        "wait": asked.wait,
+        "reset": asked.reset,
+    }
+
+
+# -- top ----------------------------------------------------------------------------------------
+
+
+def top_text(top: Top) -> RenderableType:
+    """One line a key, most first."""
+    columns = ("ASKED", "PER SECOND", "POLICY", "LIMIT", "KEY")
+    rows = [
+        (
+            f"{key.times}" if not key.error else f"{key.times - key.error}..{key.times}",
+            f"{key.times / top.seconds:.1f}",
+            f"{key.namespace}/{key.policy}",
+            key.limit,
+            key.key or "all requests",
+        )
+        for key in top.keys
+    ]
+    return table(columns, rows, right=("ASKED", "PER SECOND"))
+
+
+def top_document(top: Top) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "seconds": top.seconds,
+        "total": top.total,
+        "limiters": {"asked": top.asked, "failures": list(top.failures)},
+        "keys": [key._asdict() for key in top.keys],
+    }
+
+
+# -- explain ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyExplanation:
+    """All that ``ratelimit explain`` shows; None where Redis could not be asked."""
+
+    policy: Document
+    compiled: CompiledPolicy | None
+    #: Digest, revision and lineage of the document that stands in Redis.
+    head: tuple[str, int, str] | None
+    roll: Roll | None
+    #: Why Redis was not asked; "" when it was.
+    blind: str
+    now: datetime
+
+    @property
+    def spec_limits(self) -> tuple[Limit, ...]:
+        """The limits with their tiers; of the last valid spec when this one is none."""
+        return () if self.compiled is None else self.compiled.policy.places
+
+
+def acknowledged(explanation: PolicyExplanation, enforcer: Enforcer) -> bool | None:
+    """Whether an enforcer has this policy as it stands in Redis; None when that is not known."""
+    from engineroom.ratelimit.decide import Standing, has
+
+    if explanation.head is None or explanation.compiled is None:
+        return None
+    return has(enforcer, Standing(*explanation.head), explanation.compiled.since)
+
+
+def explanation_text(explanation: PolicyExplanation) -> RenderableType:
+    """Conditions with what to do, targets, enforcers, and the bound of each limit."""
+    policy, now = explanation.policy, explanation.now
+    metadata, spec = policy["metadata"], policy["spec"]
+    name = f"{metadata['namespace']}/{metadata['name']}"
+    parts: list[RenderableType] = [
+        Text.assemble((name, "bold"), "  ", word(state_of(policy))),
+        Text(f"for {attached_to(spec)}"),
+        Text(),
+    ]
+    conditions = [condition(policy, kind) for kind in _KINDS]
+    rows = [
+        (
+            one["type"], str(one["status"]), word(str(one["reason"])),
+            age(_time(one.get("lastTransitionTime")), now), str(one.get("message", "")),
+        )
+        for one in conditions
+    ]  # fmt: skip
+    parts.append(table(("CONDITION", "STATUS", "REASON", "FOR", "MESSAGE"), rows))
+    fixes = dict.fromkeys(_FIXES.get(str(one["reason"]), "") for one in conditions)
+    parts += [Text(f"fix: {fix}") for fix in fixes if fix]
+    ancestors = (policy.get("status") or {}).get("ancestors") or ()
+    if ancestors:
+        parts += [Text(), _targets(ancestors)]
+    parts += [Text(), _enforcing(explanation)]
+    if explanation.spec_limits:
+        parts += [Text(), *_bounds(explanation)]
+    return Group(*parts)
+
+
+def _targets(ancestors: Iterable[Document]) -> RenderableType:
+    rows = []
+    for one in ancestors:
+        reference, told = one["ancestorRef"], (one.get("conditions") or [{}])[0]
+        place = (reference["kind"], reference["name"], reference.get("sectionName"))
+        rows.append(
+            (
+                "/".join(part for part in place if part),
+                str(told.get("reason", "")),
+                str(told.get("message", "")),
+            )
+        )
+    return table(("TARGET", "REASON", "MESSAGE"), rows)
+
+
+def _enforcing(explanation: PolicyExplanation) -> RenderableType:
+    roll = explanation.roll
+    if roll is None:
+        told = _enforcers(explanation.policy)
+        return Text(f"enforcers: {told} by status; Redis was not asked: {explanation.blind}", "dim")
+    if not roll.enforcers:
+        return Text("enforcers: none follows this namespace, so nothing is limited", "bold red")
+    rows = []
+    for each in sorted(roll.enforcers, key=lambda one: one.identity):
+        has = acknowledged(explanation, each)
+        state = {True: "acknowledged", False: "not yet", None: "follows"}[has]
+        found = each.word
+        rows.append(
+            (
+                each.identity,
+                found.role if found is not None else ABSENT,
+                Text(state, "yellow" if has is False else ""),
+                f"{each.silent:.1f}s ago",
+                "its word cannot be read" if found is None else found.trouble,
+            )
+        )
+    return table(("ENFORCER", "ROLE", "STATE", "HEARD OF", "TROUBLE"), rows)
+
+
+def _bounds(explanation: PolicyExplanation) -> list[RenderableType]:
+    compiled = explanation.compiled
+    if compiled is None:
+        return []
+    policy = compiled.policy
+    rows = [
+        (
+            limit.name,
+            limit.algorithm.value,
+            limit.mode.value,
+            bound_text(policy, limit),
+            " ".join(type(source).__name__ for source in limit.key) or "all requests",
+        )
+        for limit in explanation.spec_limits
+    ]
+    mode = policy.distribution.mode.value
+    return [
+        table(("LIMIT", "ALGORITHM", "MODE", f"AT MOST ({mode.upper()})", "COUNTED BY"), rows),
+        Text(f"while Redis does not decide: {without_redis_text(policy)}"),
+    ]
+
+
+def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
+    """The same for programs."""
+    policy, compiled, roll = explanation.policy, explanation.compiled, explanation.roll
+    return {
+        "namespace": policy["metadata"]["namespace"],
+        "name": policy["metadata"]["name"],
+        "state": state_of(policy),
+        "conditions": [condition(policy, kind) for kind in (*_KINDS, "Ready")],
+        "ancestors": (policy.get("status") or {}).get("ancestors") or [],
+        "redis": explanation.blind or "asked",
+        "enforcers": None
+        if roll is None
+        else [
+            {
+                "name": each.identity,
+                "role": each.word.role if each.word is not None else None,
+                "acknowledged": acknowledged(explanation, each),
+                "silentSeconds": round(each.silent, 3),
+                "trouble": each.word.trouble if each.word is not None else None,
+            }
+            for each in sorted(roll.enforcers, key=lambda one: one.identity)
+        ],
+        "distribution": None if compiled is None else compiled.policy.distribution.mode.value,
+        "limits": [
+            {
+                "limit": limit.name,
+                "mode": limit.mode.value,
+                "bound": bound_text(compiled.policy, limit),
+            }
+            for limit in explanation.spec_limits
+            if compiled is not None
+        ],
+    }  # fmt: skip

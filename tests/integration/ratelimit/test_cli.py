@@ -1,0 +1,391 @@
+"""`engineroom ratelimit`: what would be answered is what is answered, and nothing is taken."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engineroom.cli.commands.get import get as get_command
+from engineroom.cli.commands.ratelimit import explain, top, try_request
+from engineroom.cli.commands.status import status
+from engineroom.cli.errors import NotFoundError, UnreachableError, UsageError
+from engineroom.cli.views.shape import Output, Report
+from engineroom.core.errors import DependencyError
+from engineroom.ratelimit import channel
+from engineroom.ratelimit.bound import bound_text, leased_ahead
+from engineroom.ratelimit.document import Target, digest
+from engineroom.ratelimit.limiter import Limiter
+from engineroom.ratelimit.matching import Condition
+from engineroom.ratelimit.model import (
+    Algorithm,
+    Distribution,
+    DistributionMode,
+    Failure,
+    Limit,
+    MissingKey,
+    Mode,
+    Policy,
+    Rate,
+    Tier,
+)
+from engineroom.ratelimit.rehearse import rehearse
+from engineroom.ratelimit.sources import ClientIP, Header, JWTClaim, RequestView, subject_of
+from tests.limiter import compiled, get, limiter_process, publish
+from tests.support import free_port
+from tests.unit.cli.memory import MemoryCluster, Trial
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import redis
+
+    from engineroom.kube.resources import Resource
+    from tests.support import RedisServer
+
+ADDRESS = "192.0.2.7"
+
+
+class World(MemoryCluster):
+    """A cluster that has policies and nothing else."""
+
+    def __init__(self, *policies: dict[str, Any]) -> None:
+        super().__init__()
+        self.namespace = "shop"
+        self.policies = list(policies)
+
+    def read(self, resource: Resource, namespace: str | None, name: str) -> dict[str, Any]:
+        for one in self.read_all(resource, namespace):
+            if one["metadata"]["name"] == name:
+                return one
+        raise NotFoundError(f"{resource.kind} {namespace}/{name} is not there")
+
+    def read_all(
+        self, resource: Resource, namespace: str | None, selector: str | None = None
+    ) -> list[dict[str, Any]]:
+        del selector
+        if resource.kind != "RateLimitPolicy":
+            return []
+        return [one for one in self.policies if namespace in (None, one["metadata"]["namespace"])]
+
+
+def trial(world: World, url: str = "") -> Trial:
+    made = Trial(world, namespace="shop")
+    shared = made.session.shared
+    made.session.shared = type(shared)(namespace="shop", redis_url=url or None)
+    return made
+
+
+def manifest(name: str = "api", **conditions: tuple[str, str, str]) -> dict[str, Any]:
+    told = [
+        {
+            "type": kind,
+            "status": value,
+            "reason": reason,
+            "message": message,
+            "observedGeneration": 2,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        for kind, (value, reason, message) in conditions.items()
+    ]
+    return {
+        "apiVersion": "engineroom.dev/v1alpha1",
+        "kind": "RateLimitPolicy",
+        "metadata": {"namespace": "shop", "name": name, "generation": 2},
+        "spec": {
+            "selector": {"matchLabels": {"app": "shop"}},
+            "limits": [{"name": "per-address", "rate": {"requests": 3, "period": "1h"}}],
+        },
+        "status": {"conditions": told, "enforcers": {"ready": 1, "total": 1}},
+    }
+
+
+ENFORCED = ("True", "Enforced", "every live enforcer acknowledged it")
+POLICY = Policy(
+    "shop/api",
+    (
+        Limit(
+            "per-address",
+            Rate(3, 3600),
+            key=(ClientIP(),),
+            tiers=(Tier("gold", (Condition(JWTClaim("plan"), values=("gold",)),), Rate(30, 3600)),),
+        ),
+        Limit("per-key", Rate(2, 3600), key=(Header("X-Api-Key"),), missing_key=MissingKey.SKIP),
+        Limit("tried", Rate(1, 3600), mode=Mode.SHADOW),
+    ),
+    Failure(timeout=1.0),
+)
+
+
+def ask(trial: Trial, *names: str, code: int = 0, **options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"client_ip": ADDRESS, **options}
+    if code:
+        with pytest.raises(typer.Exit) as end:
+            try_request(trial.session, list(names), output=Report.JSON, **given)
+        assert end.value.exit_code == code
+    else:
+        try_request(trial.session, list(names), output=Report.JSON, **given)
+    found: dict[str, Any] = json.loads(trial.out)
+    return found
+
+
+def test_a_request_is_tried_without_being_counted(store: redis.Redis, server: RedisServer) -> None:
+    publish(store, [compiled(POLICY)])
+    before = sorted(store.keys())
+    for _ in range(5):
+        found = ask(trial(World(), server.url), "api")
+    assert sorted(store.keys()) == before, "nothing was taken"
+    (one,) = found["policies"]
+    assert (one["allowed"], one["status"], one["limit"]) == (True, None, "per-address")
+    limits = {each["limit"]: each for each in one["limits"]}
+    assert limits["per-address"]["left"] == 3
+    assert limits["per-address"]["key"] == ["ClientIP=192.0.2.7"]
+    assert limits["per-key"] == {
+        "limit": "per-key", "applies": False, "why": "its key is missing, and missingKey is Skip",
+    }  # fmt: skip
+
+
+def test_with_consume_it_is_counted_and_then_refused_with_1(
+    store: redis.Redis, server: RedisServer
+) -> None:
+    publish(store, [compiled(POLICY)])
+    for left in (3, 2, 1):
+        found = ask(trial(World(), server.url), "api", consume=True)
+        (one,) = found["policies"]
+        assert one["consumed"]
+        assert one["limits"][0]["left"] == left
+    found = ask(trial(World(), server.url), "api", code=1)
+    (one,) = found["policies"]
+    assert (one["status"], one["reason"], one["limit"]) == (429, "Limited", "per-address")
+    assert 1190 < one["retryAfter"] <= 1200
+    assert one["shadowed"] == ["tried"]
+    shown = trial(World(), server.url)
+    with pytest.raises(typer.Exit):
+        try_request(shown.session, ["rlp/api"], client_ip=ADDRESS)
+    assert "would be refused (Limited, 429) by limit per-address: try again in" in shown.out
+
+
+def test_tiers_cost_and_secrets(store: redis.Redis, server: RedisServer) -> None:
+    publish(store, [compiled(POLICY)])
+    asked = {"claims": ["plan=gold"], "headers": ["X-Api-Key: hunter2"], "cost": 2}
+    found = ask(trial(World(), server.url), "api", **asked)
+    assert "hunter2" not in json.dumps(found)
+    first, tier, per_key, _ = found["policies"][0]["limits"]
+    assert first["why"] == "tier gold counts in its place"
+    assert (tier["limit"], tier["quota"], tier["needed"]) == ("per-address/gold", 30, 2)
+    assert per_key["key"][0].startswith("Header X-Api-Key=#")
+    found = ask(trial(World(), server.url), "api", code=1, **{**asked, "cost": 3})
+    one = found["policies"][0]
+    assert (one["reason"], one["retryAfter"], one["limit"]) == ("CostAboveBurst", None, "per-key")
+
+
+def test_by_target_by_labels_and_by_name(store: redis.Redis, server: RedisServer) -> None:
+    publish(store, [compiled(POLICY, [Target("g", "HTTPRoute", "checkout")])])
+    world = World()
+    assert len(ask(trial(world, server.url), target="HTTPRoute/checkout")["policies"]) == 1
+    assert ask(trial(world, server.url), target="HTTPRoute/other")["policies"] == []
+    assert ask(trial(world, server.url), labels="app=other")["policies"] == []
+    for wrong in ({"target": "checkout"}, {"labels": "app"}, {"client_ip": "x"},
+                  {"headers": ["x"]}, {"claims": ["x"]},
+                  {"target": "HTTPRoute/a", "labels": "a=b"}):  # fmt: skip
+        with pytest.raises(UsageError):
+            try_request(trial(world, server.url).session, None, **wrong)
+    with pytest.raises(NotFoundError, match="nobody"):
+        try_request(trial(world, server.url).session, ["nobody"])
+    store.flushall()
+    with pytest.raises(NotFoundError, match="no policies"):
+        try_request(trial(world, server.url).session, None)
+    with pytest.raises(DependencyError):
+        try_request(trial(world, f"redis://127.0.0.1:{free_port()}").session, None)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_what_would_be_answered_is_what_is_answered(data: st.DataObject, store: Any) -> None:
+    store.flushall()
+    limits = tuple(
+        Limit(
+            f"l{place}",
+            Rate(data.draw(st.integers(1, 5)), 3600),
+            algorithm=data.draw(st.sampled_from(Algorithm)),
+            cost=1,
+            mode=data.draw(st.sampled_from(Mode)),
+            key=(Header("k"),),
+            missing_key=data.draw(st.sampled_from(MissingKey)),
+        )
+        for place in range(data.draw(st.integers(1, 4)))
+    )
+    policy = Policy("shop/drawn", limits, Failure(timeout=2.0))
+    with Limiter(policy, store) as limiter:
+        for _ in range(data.draw(st.integers(1, 8))):
+            headers = data.draw(st.sampled_from([{}, {"k": "a"}, {"k": "b"}]))
+            cost = data.draw(st.integers(1, 6))
+            view = RequestView(headers=headers)
+            keys = state(store)
+            told = rehearse(policy, store, view, cost)
+            assert state(store) == keys
+            done = limiter.hit(subject_of(policy, view), cost)
+            assert (told.decision.allowed, told.decision.reason, told.decision.limit) == (
+                done.allowed, done.reason, done.limit,
+            )  # fmt: skip
+            assert told.decision.shadowed == done.shadowed
+            enforced = [one for one in told.limits if one.limit.mode is Mode.ENFORCE]
+            refusing = [one for one in enforced if not one.not_applied and one.wait != 0.0]
+            assert bool(refusing) != done.allowed
+
+
+def state(store: redis.Redis) -> dict[str, Any]:
+    keys: Any = store.keys()
+    return {key: store.get(key) for key in keys}
+
+
+def test_explain_says_who_has_it_and_what_bound_holds(
+    store: redis.Redis, server: RedisServer
+) -> None:
+    leased = Policy(
+        "shop/api",
+        (Limit("per-address", Rate(100, 1), burst=50, key=(ClientIP(),)),),
+        distribution=Distribution(DistributionMode.LEASED, "0.5", lease_ttl=0.1),
+    )
+    publish(store, [compiled(leased)])
+    standing = json.loads(store.get(channel.keys_of("shop").document) or "{}")
+    beat(store, "new", channel.Word(standing["hash"], standing["revision"], "test", "asgi"))
+    beat(store, "old", channel.Word(digest("older"), 0, "test", "limiter", "cannot read it"))
+    world = World(manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED))
+    shown = trial(world, server.url)
+    explain(shown.session, "api", output=Report.JSON)
+    found = json.loads(shown.out)
+    assert [(one["name"], one["acknowledged"]) for one in found["enforcers"]] == [
+        ("new", True), ("old", False),
+    ]  # fmt: skip
+    assert found["distribution"] == "Leased"
+    assert found["limits"][0]["bound"] == "50 + 100 every 1 s + 10 leased"
+    shown = trial(world, server.url)
+    explain(shown.session, "rlp/api")
+    assert "cannot read it" in shown.out
+    assert "not yet" in shown.out
+    assert "each enforcer admits its share" in shown.out
+
+
+def beat(store: redis.Redis, identity: str, word: channel.Word) -> None:
+    keys = channel.keys_of("shop")
+    store.eval(
+        channel.BEAT, 4, keys.head, keys.alive, keys.entries, keys.words,
+        identity, word.text(), "10000000", "10",
+    )  # fmt: skip
+
+
+def test_explain_says_conflicts_and_what_to_do_also_without_redis(store: redis.Redis) -> None:
+    lost = "the selector belongs to the older policy first"
+    world = World(
+        manifest(
+            Accepted=("False", "Conflicted", lost),
+            Programmed=("False", "NotProgrammed", "see Accepted"),
+            Ready=("False", "Conflicted", lost),
+        )
+    )
+    shown = trial(world, f"redis://127.0.0.1:{free_port()}")
+    explain(shown.session, "api")
+    assert lost in shown.out
+    assert "fix: delete one of the two" in shown.out
+    assert "Redis was not asked" in shown.out
+    assert "Unknown" in shown.out, "of Enforced nothing is known"
+    # Without a Redis that can be found it says so and goes on.
+    explain(trial(world).session, "api", output=Report.YAML)
+    with pytest.raises(NotFoundError):
+        explain(trial(world).session, "other")
+
+
+def test_what_a_condition_said_of_an_older_spec_counts_for_nothing() -> None:
+    policy = manifest(Ready=ENFORCED)
+    policy["metadata"]["generation"] = 3
+    world = World(policy)
+    shown = trial(world)
+    get_command(shown.session, ["policies"])
+    assert "Outdated" in shown.out
+    assert "Ready" not in shown.out
+
+
+def test_get_and_status_show_policies() -> None:
+    good = manifest("good", Ready=ENFORCED)
+    bad = manifest("bad", Ready=("False", "InvalidSpec", "spec.limits: at least one"))
+    for words in (["policies"], ["rlp"], ["ratelimitpolicies.engineroom.dev"]):
+        shown = trial(World(good, bad))
+        get_command(shown.session, words)
+        assert [line.split()[:2] for line in shown.out.splitlines()] == [
+            ["NAME", "STATE"], ["bad", "InvalidSpec"], ["good", "Ready"],
+        ]  # fmt: skip
+    shown = trial(World(good, bad))
+    get_command(shown.session, ["rlp/good"], output=Output.JSON)
+    assert json.loads(shown.out)["metadata"]["name"] == "good"
+    shown = trial(World(good, bad))
+    get_command(shown.session, ["policies"], output=Output.WIDE)
+    assert "applications with app=shop" in shown.out
+    shown = trial(World(good, bad))
+    with pytest.raises(typer.Exit):
+        status(shown.session)
+    assert "2 policies, 1 not enforced: shop/bad (InvalidSpec)" in shown.out
+    assert "ratelimit explain bad -n shop" in shown.out
+
+
+def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
+    store: redis.Redis, server: RedisServer, tmp_path: Path
+) -> None:
+    secret = Limit("per-key", Rate(1000, 1), key=(Header("X-Api-Key"),))
+    publish(store, [compiled(POLICY), compiled(Policy("shop/other", (secret,)))])
+    with limiter_process(server.url, tmp_path, namespaces="shop") as process:
+        ended = threading.Event()
+
+        def load() -> None:
+            while not ended.is_set():
+                for name in ("api", "other"):
+                    headers = {"X-Forwarded-For": ADDRESS, "X-Api-Key": "hunter2"}
+                    get(f"{process.url}/v1/forward/shop/{name}", headers)
+                time.sleep(0.01)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            door = f"127.0.0.1:{process.admin_port}"
+            shown = trial(World())
+            top(shown.session, "other", seconds=0.5, limiter=door, output=Report.JSON)
+            found = json.loads(shown.out)
+            plain = trial(World())
+            top(plain.session, None, seconds=0.5, limiter=door)
+        finally:
+            ended.set()
+            thread.join()
+    assert {key["policy"] for key in found["keys"]} == {"other"}
+    assert "hunter2" not in shown.out + plain.out
+    assert "192.0.2.7" in plain.out
+    with pytest.raises(NotFoundError, match="decision service"):
+        top(trial(World()).session, None, seconds=0.1)
+    with pytest.raises(UnreachableError):
+        top(trial(World()).session, None, seconds=0.1, limiter=f"127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (Algorithm.TOKEN_BUCKET, "5 + 10 every 60 s"),
+        (Algorithm.SLIDING_WINDOW, "10 in any 60 s"),
+        (Algorithm.FIXED_WINDOW, "10 from tick to tick, 20 in any 60 s"),
+    ],
+)
+def test_bounds(algorithm: Algorithm, expected: str) -> None:
+    burst = 5 if algorithm is Algorithm.TOKEN_BUCKET else 0
+    limit = Limit("all", Rate(10, timedelta(minutes=1)), burst=burst, algorithm=algorithm)
+    policy = Policy("shop/api", (limit,))
+    assert bound_text(policy, limit) == expected
+    assert leased_ahead(policy, limit) == 0
