@@ -35,8 +35,8 @@ POOL = "orders"
 BOOK = "today"
 ORDERS = 500
 MANIFESTS = ROOT / "examples/shop"
-#: One limiter to begin with, to show that three admit no more; the API has no part in it.
-VALUES = {"limiter": {"enabled": True, "replicas": 1}, "api": {"enabled": False}}
+#: One limiter to begin with, to show that three admit no more.
+VALUES = {"limiter": {"enabled": True, "replicas": 1}}
 #: The whole show, from the first order to the last pod; past it something is broken.
 PATIENCE = 300.0
 

@@ -131,9 +131,9 @@ def _line(told: Mapping[str, float]) -> str:
     elif not told["refused"]:
         why = f"the policy holds; its burst of {BURST} is being used up"
     elif told["admitted"] > RATE * 1.15:
-        why = f"the burst is used up: from now on {RATE} a second"
+        why = f"the burst is used up; what is left is {RATE} a second"
     else:
-        why = f"{RATE} a second come back; the others are told 429 and when to try again"
+        why = f"{RATE} a second; the others get 429 and when to try again"
     return (
         f"{told['at']:5.1f} s  sent {told['sent']:3.0f}  admitted {told['admitted']:3.0f}  "
         f"refused {told['refused']:3.0f}  {why}"
@@ -141,8 +141,11 @@ def _line(told: Mapping[str, float]) -> str:
 
 
 def _report(console: Console, trials: tuple[Trial, ...], applied: Applied) -> None:
-    table = Table(title="What the limit let through", title_justify="left")
-    table.add_column("nginx, shop and limiter, each")
+    table = Table(
+        title="What the limit let through, with so many pods of nginx, shop and limiter",
+        title_justify="left",
+    )
+    table.add_column("of each")
     for trial in trials:
         table.add_column(str(trial.replicas), justify="right")
     table.add_column("", style="dim")
@@ -151,18 +154,18 @@ def _report(console: Console, trials: tuple[Trial, ...], applied: Applied) -> No
         table.add_row(name, *values, note)
 
     loads = [trial.load for trial in trials]
-    row("admitted", [str(load.admitted) for load in loads], "200, counted by the client")
+    row("admitted", [str(load.admitted) for load in loads], "200, as the client saw it")
     row("refused", [str(load.refused) for load in loads], "429")
     row("anything else", [str(sum(load.failed.values())) for load in loads], "5xx, broken off")
     bounds = [f"{load.bound:.0f}" for load in loads]
     windows = " and ".join(f"{load.window:.1f} s" for load in loads)
-    row("the bound", bounds, f"B + r x w = {BURST} + {RATE}/s x {windows}")
+    row("the bound", bounds, f"{BURST} + {RATE}/s x {windows}")
     shares = [f"{load.worst:.3f}" for load in loads]
-    row("most of it in any window", shares, "admitted / (B + r x w): never above 1")
+    row("worst window", shares, "admitted / (B + r x w) <= 1")
     decided = [" / ".join(map(str, trial.decided)) for trial in trials]
-    row("decided by each limiter", decided, "from their metrics")
+    row("each limiter", decided, "decisions, by its metrics")
     without = [str(trial.without_redis) for trial in trials]
-    row("decided without Redis", without, "it would be each one's share")
+    row("without Redis", without, "then each has its share")
     console.print(table)
     table = Table(title="From kubectl apply to enforced", title_justify="left", show_header=False)
     table.add_column()
@@ -180,6 +183,6 @@ def _report(console: Console, trials: tuple[Trial, ...], applied: Applied) -> No
     table.add_row(
         "first refusal",
         f"{applied.first_refused:.2f} s",
-        f"{OFFERED} - {RATE} a second use the burst of {BURST} up in {BURST / (OFFERED - RATE):g} s",
+        f"the burst lasts {BURST} / ({OFFERED} - {RATE}) s = {BURST / (OFFERED - RATE):g} s",
     )
     console.print(table)

@@ -229,16 +229,12 @@ def _pod(name: str, rate: int, seconds: float) -> Object:
         "--bound-burst": BURST,
         "--bound-rate": RATE,
     }
-    command = [
-        "python",
-        "/load/load.py",
-        *(str(part) for pair in arguments.items() for part in pair),
-    ]
+    flags = [str(part) for pair in arguments.items() for part in pair]
     container = {
         "name": "load",
         "image": images.SHOP.name,
         "imagePullPolicy": "IfNotPresent",
-        "command": command,
+        "command": ["python", "/load/load.py", *flags],
         "volumeMounts": [{"name": "script", "mountPath": "/load"}],
         "securityContext": {
             "allowPrivilegeEscalation": False,

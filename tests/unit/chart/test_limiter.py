@@ -90,7 +90,9 @@ def test_namespaces_bound_what_it_follows() -> None:
 
 
 def test_without_redis_it_is_refused() -> None:
-    assert "limiter.enabled" in refusal({**ON, "redis": {"enabled": False}})
+    assert "limiter.enabled" in refusal(
+        {**ON, "redis": {"enabled": False}, "api": {"enabled": False}}
+    )
 
 
 async def test_the_dashboard_shows_metrics_that_exist() -> None:
