@@ -1,6 +1,6 @@
 """Requests at a fixed rate, and what became of them. Runs in a pod, on the standard library alone.
 
-Prints a line of JSON a second, and at the end one with the key `result`.
+Prints a line of JSON a second, and at the end one with the key `result`. Ends early on SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -69,8 +70,10 @@ class Client:
 
 
 async def run(options: argparse.Namespace, tally: Tally) -> None:
-    """Ask until the time is over."""
+    """Ask until the time is over, or somebody ends it."""
     began = time.monotonic()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     steps = iter(range(int(options.rate * options.seconds)))
 
     async def one() -> None:
@@ -79,6 +82,8 @@ async def run(options: argparse.Namespace, tally: Tally) -> None:
             # Several at once: what they meet is not one after the other.
             due = began + step // options.together * options.together / options.rate
             await asyncio.sleep(due - time.monotonic())
+            if stop.is_set():
+                return
             await client.ask()
 
     async def tell() -> None:

@@ -162,6 +162,10 @@ class Running:
                 return
             yield told
 
+    def stop(self) -> None:
+        """End it before its time; `result` has what came until then."""
+        self._installation.kube.delete("pods", NAMESPACE, self._name)
+
     def result(self) -> Load:
         """What became of all, once the load has ended."""
         if self._result is None:
@@ -196,7 +200,9 @@ class Running:
                 text=True,
             )
         assert self._process.stdout is not None
-        yield from self._process.stdout
+        # Not by iterating over it: whoever stops looking for a while would close it.
+        while line := self._process.stdout.readline():
+            yield line
 
 
 def _load(told: dict[str, Any]) -> Load:
