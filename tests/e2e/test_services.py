@@ -81,8 +81,11 @@ def test_prometheus_finds_the_limiters_and_grafana_their_dashboard(
     }
     assert f"{LIMITER}-metrics" in services
     (endpoint,) = monitor["spec"]["endpoints"]
-    told = installation.kube.raw(
-        f"/api/v1/namespaces/{SYSTEM}/services/{LIMITER}-metrics:{endpoint['port']}/proxy/metrics"
+    told = "".join(
+        installation.kube.raw(
+            f"/api/v1/namespaces/{SYSTEM}/services/{name}:{endpoint['port']}/proxy/metrics"
+        )
+        for name in (f"{LIMITER}-metrics", "engineroom-operator-metrics")
     )
     dashboards = installation.kube.get("configmaps", SYSTEM, "engineroom-dashboards")
     assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
