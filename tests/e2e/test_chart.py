@@ -204,6 +204,7 @@ def test_helm_test_finds_it_in_order(release: Release) -> None:
         "ok    right pool is admitted",
         "ok    wrong pool is refused",
         "ok    redis answers",
+        "ok    api answers",
     ]
     # Its rights were its own, and are gone.
     accounts = {a["metadata"]["name"] for a in release.kube.all("serviceaccounts", NAMESPACE)}
@@ -266,8 +267,9 @@ def test_helm_test_says_what_is_wrong(release: Release) -> None:
     with pytest.raises(ClusterError):
         release.test()
     said = release.kube.logs(NAMESPACE, "engineroom-test", "test")
-    (failure,) = [line for line in said.splitlines() if line.startswith("FAIL")]
-    assert failure.startswith("FAIL  redis answers: Redis does not answer")
+    failures = [line for line in said.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failures] == ["FAIL  redis answers", "FAIL  api answers"]
+    assert failures[0].startswith("FAIL  redis answers: Redis does not answer")
 
 
 def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None:

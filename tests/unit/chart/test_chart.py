@@ -581,3 +581,21 @@ def test_the_api_needs_a_redis_and_says_how_to_do_without_both() -> None:
 
 def test_without_the_api_nothing_of_it_is_left() -> None:
     assert "engineroom-api" not in json.dumps(render(VARIANTS["no api"]))
+
+
+def test_helm_test_reaches_the_api_even_where_only_some_peers_may() -> None:
+    objects = render(VARIANTS["api, namespaced"])
+    pod = named(objects, "Pod", "engineroom-test")
+    url = environment(pod["spec"]["containers"][0])["ENGINEROOM_TEST_API"]["value"]
+    assert url == "http://engineroom-api.engineroom/readyz"
+    labels = pod["metadata"]["labels"]
+    (rule,) = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
+    selectors = [peer["podSelector"] for peer in rule["from"]]
+    assert any("matchLabels" in each and matches(each, labels) for each in selectors)
+    api = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["metadata"]["labels"]
+    egress = named(objects, "NetworkPolicy", "engineroom-test")["spec"]["egress"]
+    (to,) = [each for each in egress if each["ports"] == [{"port": "api"}]]
+    assert matches(to["to"][0]["podSelector"], api)
+    tls = named(render(VARIANTS["api"]), "Pod", "engineroom-test")["spec"]["containers"][0]
+    url = environment(tls)["ENGINEROOM_TEST_API"]["value"]
+    assert url == "https://engineroom-api.engineroom/readyz"
