@@ -71,6 +71,7 @@ def up(cluster: Cluster) -> int:
     with installed(cluster, VALUES) as installation, installation.redis() as forward:
         with step("deploy the shop: an application with its own image"):
             deploy(installation, forward)
+        with step("deploy its web application behind nginx"):
             limits.deploy(installation)
         watcher = Watcher(installation.kube, forward, NAMESPACE, POOL, BOOK)
         looks = run(installation, watcher)

@@ -50,8 +50,10 @@ class Trial:
 
 
 def deploy(installation: Installation) -> None:
-    """Begin to run the web application and nginx, without a limit."""
-    Web(installation).deploy()
+    """Run the web application and nginx, one of each, without a limit."""
+    web = Web(installation)
+    web.deploy()
+    web.scale(1)
 
 
 def run(installation: Installation) -> bool:
@@ -59,13 +61,13 @@ def run(installation: Installation) -> bool:
     console = Console(highlight=False, soft_wrap=True)
     web = Web(installation)
     console.print("\nA rate limit in front of the shop's web application\n", style="italic")
-    with step("one nginx, one pod of the shop, one limiter"):
-        web.scale(1)
-    console.print(f"nginx asks the limiter before it passes a request on. {OFFERED} requests/s:")
+    console.print(
+        f"nginx asks the limiter before it passes a request on. One of each, {OFFERED} requests/s:"
+    )
     first, applied = _first(web, console)
     with step("three of each: nginx, shop and limiter"):
         web.scale(3)
-    console.print("Three limiters count in one Redis, so the bound is the same one:")
+    console.print("Three limiters count in one Redis, so the bound is the same one. The same load:")
     second = _second(web, console)
     _report(console, (first, second), applied)
     return first.good and second.good

@@ -67,12 +67,12 @@ class Web:
         self.installation = installation
         self.kube: Kube = installation.kube
 
-    def deploy(self) -> None:
-        """Begin to run it, without a limit; `ready` waits."""
+    def deploy(self, example: Path = EXAMPLE) -> None:
+        """Begin to run it, without a limit; `scale` and `rolled_out` wait."""
         kubectl = self.installation.kubectl
         kubectl("apply", "-f", str(EXAMPLE.parent / "namespace.yaml"))
         self.forget()
-        kubectl("apply", "-k", str(EXAMPLE))
+        kubectl("apply", "-k", str(example))
 
     def forget(self) -> None:
         """Take the policy away."""
@@ -111,10 +111,8 @@ class Web:
         """Whether the policy's status says so of its present spec."""
         policy = self.kube.get("ratelimitpolicies", NAMESPACE, POLICY)
         found = condition(policy, "Enforced")
-        return (
-            found["status"] == "True"
-            and found["observedGeneration"] == policy["metadata"]["generation"]
-        )
+        current = found.get("observedGeneration") == policy["metadata"]["generation"]
+        return found["status"] == "True" and bool(current)
 
     def decisions(self) -> dict[str, dict[str, int]]:
         """Decisions of each limiter's pod so far, by who decided: Redis, Memory, Local, ..."""
