@@ -144,7 +144,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
         building.build(image.dockerfile, image.target, image.name, image.context)
         for image in (images.ENGINEROOM, images.RUNTIME)
     ]
-    cluster = choose.select("engineroom-chart", owner=astuple(owner))
+    # Two runs on one machine must not take each other's.
+    cluster = choose.select(f"chart-{secrets.token_hex(4)}", owner=astuple(owner))
     cluster.up(Shape.NODE)
     release = Release(Installation(cluster), tmp_path_factory.mktemp("chart"))
     try:

@@ -33,8 +33,8 @@ SERVICES = ("api", "limiter")
 def web(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """The example's web application, limited by its policy.
 
-    nginx and limiters are more patient than in the example: on a machine that runs other tests, too,
-    somebody may not get the processor for half a second, and that is not what is looked for.
+    nginx and limiters are more patient than in the example: on a machine that runs other tests,
+    too, somebody may not get the processor for half a second, and that is not what is looked for.
     """
     example = tmp_path_factory.mktemp("example") / "web"
     shutil.copytree(EXAMPLE, example)
