@@ -1,4 +1,5 @@
-"""Bring up a cluster, install Engineroom, give a pool 500 jobs, and count what became of them."""
+"""Bring up a cluster, install Engineroom, give a pool 500 jobs and a web application a limit, and
+count what became of them."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ from tests.cluster import choose
 from tests.cluster.api import Cluster, ClusterError
 from tests.cluster.local import Local
 from tests.cluster.progress import step
+from tests.demo import limits
 from tests.demo.show import Show
 from tests.demo.watch import FAILURES, Look, Watcher
-from tests.deployed import images, shop
+from tests.deployed import images, shop, web
 from tests.deployed.installation import Installation, installed
 from tests.deployed.kube import condition, wait_for
 from tests.support import ROOT
@@ -33,12 +35,15 @@ POOL = "orders"
 BOOK = "today"
 ORDERS = 500
 MANIFESTS = ROOT / "examples/shop"
+#: One limiter to begin with, to show that three admit no more.
+VALUES = {"limiter": {"enabled": True, "replicas": 1}}
 #: The whole show, from the first order to the last pod; past it something is broken.
 PATIENCE = 300.0
 
 
 def main() -> int:
-    """Run what was asked for; the exit status says whether every order was done exactly once."""
+    """Run what was asked for; the exit status says whether every order was done exactly once, and
+    the limit held."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("command", choices=("up", "down", "images"), nargs="?", default="up")
     options = parser.parse_args()
@@ -63,12 +68,16 @@ def main() -> int:
 def up(cluster: Cluster) -> int:
     """The demonstration."""
     began = time.monotonic()
-    with installed(cluster) as installation, installation.redis() as forward:
+    with installed(cluster, VALUES) as installation, installation.redis() as forward:
         with step("deploy the shop: an application with its own image"):
             deploy(installation, forward)
+        with step("deploy its web application behind nginx"):
+            limits.deploy(installation)
         watcher = Watcher(installation.kube, forward, NAMESPACE, POOL, BOOK)
         looks = run(installation, watcher)
-        good = report(watcher, looks, forward, time.monotonic() - began)
+        good = report(watcher, looks, forward)
+        good = limits.run(installation) and good
+    print(f"\nThe whole demonstration took {time.monotonic() - began:.0f} s.")
     look_around(cluster)
     return 0 if good else 1
 
@@ -124,7 +133,7 @@ def run(installation: Installation, watcher: Watcher) -> list[Look]:
     return looks
 
 
-def report(watcher: Watcher, looks: list[Look], forward: Forward, seconds: float) -> bool:
+def report(watcher: Watcher, looks: list[Look], forward: Forward) -> bool:
     """The closing table; whether every order was done exactly once."""
     client = forward.client
     account = shop.account(client, BOOK)
@@ -164,7 +173,6 @@ def report(watcher: Watcher, looks: list[Look], forward: Forward, seconds: float
         "yes" if back else "no",
         f"{looks[-1].at:.0f} s after it began" if looks else "",
     )
-    table.add_row("the whole demonstration", f"{seconds:.0f} s", "cluster, images, chart and jobs")
     Console(highlight=False, soft_wrap=True).print(table)
     return account.clean and account.enqueued == ORDERS and failed == 0 and back
 
@@ -179,6 +187,7 @@ def look_around(cluster: Cluster) -> None:
         print(f"  export PATH={shlex.quote(first)}:{shlex.quote(ours)}:$PATH")
     print(f"  kubectl get workerpools -A; engineroom explain -n {NAMESPACE} {POOL}")
     print(f"  kubectl -n {NAMESPACE} replace --force -f examples/shop/enqueue.yaml   # 500 more")
+    print(f"  kubectl -n {NAMESPACE} describe ratelimitpolicy {web.POLICY}")
     print("\nmake demo-down removes it.")
 
 

@@ -35,7 +35,13 @@ SHOP = Image(
     None,
     ROOT / "examples/shop",
 )
-ALL = (ENGINEROOM, RUNTIME, SHOP)
+NGINX = Image(
+    "docker.io/library/engineroom-shop-nginx:dev",
+    ROOT / "examples/shop/web/Dockerfile",
+    None,
+    ROOT / "examples/shop/web",
+)
+ALL = (ENGINEROOM, RUNTIME, SHOP, NGINX)
 
 
 def build() -> list[Path]:

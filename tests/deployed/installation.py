@@ -40,6 +40,7 @@ def local_values() -> dict[str, Any]:
         "runtime": {"image": image(images.RUNTIME.name)},
         "operator": {"replicas": 1},
         "webhooks": {"replicas": 1},
+        "api": {"enabled": False},
         "redis": {"image": building.full_name(building.REDIS)},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from typing import TYPE_CHECKING
@@ -22,6 +23,36 @@ if TYPE_CHECKING:
 
 _failed = pytest.StashKey[bool]()
 
+#: The kind that the Prometheus operator brings, as far as the chart needs it to be there.
+SERVICE_MONITORS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "servicemonitors.monitoring.coreos.com"},
+    "spec": {
+        "group": "monitoring.coreos.com",
+        "scope": "Namespaced",
+        "names": {
+            "kind": "ServiceMonitor",
+            "listKind": "ServiceMonitorList",
+            "plural": "servicemonitors",
+            "singular": "servicemonitor",
+        },
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
@@ -41,10 +72,20 @@ def installation(node_cluster: Cluster) -> Installation:
     installation = Installation(node_cluster)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     installation.kube.apply("namespaces", None, namespace)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    restricted = {**namespace, "metadata": {"name": SYSTEM, "labels": labels}}
+    installation.kube.apply("namespaces", None, restricted)
+    installation.kubectl("apply", "-f", "-", stdin=json.dumps(SERVICE_MONITORS))
     installation.upgrade(
         {
             "redis": {"secretNamespaces": [NAMESPACE]},
             "rightSizing": {"intervalSeconds": 5},
+            "api": {"enabled": True},
+            "limiter": {"enabled": True},
+            "metrics": {
+                "serviceMonitor": {"enabled": True},
+                "dashboards": {"enabled": True},
+            },
         }
     )
     return installation

@@ -53,7 +53,7 @@ class Release:
         """A file with these values on top of those of the local images."""
         base = local_values()
         # As it is delivered: two of each.
-        del base["operator"], base["webhooks"]
+        del base["operator"], base["webhooks"], base["api"]
         path = self._folder / f"values-{secrets.token_hex(4)}.json"
         path.write_text(json.dumps({**base, **values}))
         return str(path)
@@ -98,6 +98,17 @@ class Release:
         )  # fmt: skip
         return set(found.split())
 
+    def all_of_the_namespace(self) -> set[str]:
+        """Whatever there is in the release's namespace, labelled or not, but for Events."""
+        kubectl = self.installation.kubectl
+        kinds = set(
+            kubectl("api-resources", "--namespaced", "--verbs=list", "--output", "name").split()
+        ) - {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
+        found = kubectl(
+            "get", ",".join(sorted(kinds)), "--namespace", NAMESPACE, "--output", "name"
+        )
+        return set(found.split())
+
 
 def pool(name: str, **spec: Any) -> Object:
     """A pool without work, and so without pods."""
@@ -133,7 +144,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
         building.build(image.dockerfile, image.target, image.name, image.context)
         for image in (images.ENGINEROOM, images.RUNTIME)
     ]
-    cluster = choose.select("engineroom-chart", owner=astuple(owner))
+    # Two runs on one machine must not take each other's.
+    cluster = choose.select(f"chart-{secrets.token_hex(4)}", owner=astuple(owner))
     cluster.up(Shape.NODE)
     release = Release(Installation(cluster), tmp_path_factory.mktemp("chart"))
     try:
@@ -174,7 +186,11 @@ def test_it_installs_where_pods_must_be_restricted(release: Release) -> None:
         d["metadata"]["name"]: d["status"].get("readyReplicas")
         for d in release.kube.all("deployments", NAMESPACE)
     }
-    assert deployments == {"engineroom-operator": 2, "engineroom-webhooks": 2}
+    assert deployments == {
+        "engineroom-operator": 2,
+        "engineroom-webhooks": 2,
+        "engineroom-api": 2,
+    }
     for pod in release.kube.all("pods", NAMESPACE):
         assert condition(pod, "Ready")["status"] == "True"
 
@@ -189,10 +205,12 @@ def test_helm_test_finds_it_in_order(release: Release) -> None:
         "ok    right pool is admitted",
         "ok    wrong pool is refused",
         "ok    redis answers",
+        "ok    api answers",
     ]
     # Its rights were its own, and are gone.
     accounts = {a["metadata"]["name"] for a in release.kube.all("serviceaccounts", NAMESPACE)}
-    assert accounts == {"default", "engineroom-operator", "engineroom-webhooks"}
+    ours = {f"engineroom-{each}" for each in ("operator", "webhooks", "api")}
+    assert accounts == {"default", *ours}
 
 
 def test_a_pool_is_run_and_a_wrong_one_refused(release: Release) -> None:
@@ -207,14 +225,16 @@ def test_a_pool_is_run_and_a_wrong_one_refused(release: Release) -> None:
 
 def test_an_upgrade_changes_what_was_asked_and_nothing_else(release: Release) -> None:
     redis = release.kube.get("pods", NAMESPACE, "engineroom-redis-0")["metadata"]["uid"]
-    before = release.secret("engineroom-redis"), release.authorities()
+    names = ("engineroom-redis", "engineroom-api")
+    before = [release.secret(name) for name in names], release.authorities()
     steady = release.kube.get("workerpools", SHOP, "steady")["metadata"]["resourceVersion"]
-    release.upgrade(operator={"replicas": 1, "logLevel": "debug"})
+    release.upgrade(operator={"replicas": 1, "logLevel": "debug"}, limiter={"enabled": True})
+    assert release.kube.get("deployments", NAMESPACE, "engineroom-limiter")
     operator = release.kube.get("deployments", NAMESPACE, "engineroom-operator")["spec"]
     assert operator["replicas"] == 1
     environment = operator["template"]["spec"]["containers"][0]["env"]
     assert {"name": "ENGINEROOM_LOG_LEVEL", "value": "DEBUG"} in environment
-    assert (release.secret("engineroom-redis"), release.authorities()) == before
+    assert ([release.secret(name) for name in names], release.authorities()) == before
     assert release.secret("engineroom-webhooks-tls")["tls.crt"]
     pod = release.kube.get("pods", NAMESPACE, "engineroom-redis-0")["metadata"]["uid"]
     assert pod == redis
@@ -248,8 +268,9 @@ def test_helm_test_says_what_is_wrong(release: Release) -> None:
     with pytest.raises(ClusterError):
         release.test()
     said = release.kube.logs(NAMESPACE, "engineroom-test", "test")
-    (failure,) = [line for line in said.splitlines() if line.startswith("FAIL")]
-    assert failure.startswith("FAIL  redis answers: Redis does not answer")
+    failures = [line for line in said.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failures] == ["FAIL  redis answers", "FAIL  api answers"]
+    assert failures[0].startswith("FAIL  redis answers: Redis does not answer")
 
 
 def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None:
@@ -259,6 +280,17 @@ def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None
         lambda: release.leftovers() <= {"pod/engineroom-test"},
         60,
         lambda: f"gone: {release.leftovers()}",
+    )
+    kept = {
+        "configmap/kube-root-ca.crt",  # Kubernetes' own
+        "serviceaccount/default",
+        "lease.coordination.k8s.io/engineroom-operator",
+        "pod/engineroom-test",
+    }
+    wait_for(
+        lambda: release.all_of_the_namespace() <= kept,
+        60,
+        lambda: f"gone: {release.all_of_the_namespace() - kept}",
     )
     found = release.kube.get("workerpools", SHOP, "steady")
     assert not found["metadata"].get("finalizers")
@@ -296,6 +328,7 @@ def test_the_kustomize_base_is_as_good(release: Release, tmp_path: Path) -> None
     example = tmp_path / "kustomize/example"
     url = "redis://:abc@engineroom-redis.engineroom.svc:6379/0"
     (example / "redis.env").write_text(f"password=abc\nurl={url}\n")
+    (example / "api.env").write_text(f"secret={secrets.token_hex(32)}\nadmin-password=\n")
     path = example / "kustomization.yaml"
     overlay = yaml.safe_load(path.read_text())
     values = local_values()
@@ -313,12 +346,13 @@ def test_the_kustomize_base_is_as_good(release: Release, tmp_path: Path) -> None
     # The kinds were Helm's; whoever changes the tool takes them over.
     kubectl("apply", "--server-side", "--force-conflicts", "-k", str(example))
     try:
-        for workload in ("statefulset/engineroom-redis", "deployment/engineroom-webhooks"):
+        for workload in (
+            "statefulset/engineroom-redis",
+            "deployment/engineroom-webhooks",
+            "deployment/engineroom-operator",
+            "deployment/engineroom-api",
+        ):
             kubectl("rollout", "status", workload, "-n", "engineroom", "--timeout=90s")
-        kubectl(
-            "rollout", "status", "deployment/engineroom-operator", "-n", "engineroom",
-            "--timeout=90s",
-        )  # fmt: skip
         release.kube.patch("workerpools", SHOP, "steady", {"spec": {"suspend": True}})
         ready(release, "steady")
     finally:
@@ -335,6 +369,12 @@ def test_reinstalling_takes_the_pools_up_again(release: Release) -> None:
     )  # fmt: skip
     ready(release, "steady")
     release.uninstall()
+    # As an installation was before the API was a part of it.
+    release.upgrade(api={"enabled": False})
+    redis = release.secret("engineroom-redis")
+    assert release.kube.find("secrets", NAMESPACE, "engineroom-api") is None
     release.upgrade()
+    assert release.secret("engineroom-redis") == redis
+    assert release.secret("engineroom-api").keys() == {"secret", "admin-password"}
     ready(release, "steady")
     release.test()

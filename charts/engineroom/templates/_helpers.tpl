@@ -179,7 +179,7 @@ imagePullSecrets:
 {{- fail "redis.existingSecret: redis.url is set too; keep one of them" -}}
 {{- end -}}
 {{- if and .Values.api.enabled (not (include "engineroom.redisSecret" .)) -}}
-{{- fail "api.enabled: the API keeps sessions and logs in Redis; set redis.enabled, redis.url or redis.existingSecret" -}}
+{{- fail "api.enabled: the API keeps sessions and logs in Redis; set redis.enabled, redis.url or redis.existingSecret, or do without it by api.enabled=false" -}}
 {{- end -}}
 {{- if and .Values.limiter.enabled (not (include "engineroom.redisSecret" .)) -}}
 {{- fail "limiter.enabled: the limiter counts in Redis; set redis.enabled, redis.url or redis.existingSecret" -}}

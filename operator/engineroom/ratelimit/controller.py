@@ -39,7 +39,7 @@ from engineroom.ratelimit.document import head_of
 from engineroom.ratelimit.links import Links
 from engineroom.ratelimit.observe import Roll, roll, standing
 from engineroom.ratelimit.publish import replace
-from engineroom.ratelimit.status import Seen, invalid_text, policy_status
+from engineroom.ratelimit.status import Seen, invalid_text, is_enforced, policy_status
 from engineroom.ratelimit.targets import Targets
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class _Known:
     #: What its status was made from last, and when (monotonic seconds).
     told: Seen | None = None
     told_at: float = _NEVER
+    enforced: bool = False
 
 
 @dataclass(slots=True)
@@ -149,6 +150,15 @@ class RateLimitPolicyController:
         self._targets = Targets(context, self._look)
         self._census = Census(context.gauge, context.histogram)
         context.queue.add_after(SWEEP_KEY, 0.0)
+        context.gauge(
+            "engineroom_ratelimit_policies_unenforced",
+            "Policies that not every live enforcer has acknowledged, or that nobody follows.",
+            self._unenforced,
+        )
+
+    def _unenforced(self) -> float:
+        every = (known for group in self._groups.values() for known in group.known.values())
+        return float(sum(not known.enforced for known in every))
 
     async def stop(self) -> None:
         """Close the connections to Redis and the caches."""
@@ -371,6 +381,7 @@ class RateLimitPolicyController:
         more = False
         for name, known in group.known.items():
             seen = await self._seen(namespace, known, name, results[name], counts)
+            known.enforced = is_enforced(seen)
             if seen == known.told:
                 continue
             if known.told is not None and _same_verdict(seen, known.told):

@@ -47,6 +47,11 @@ def invalid_text(error: InvalidSpecError) -> str:
     return "; ".join(str(problem) for problem in error.problems)[:1024]
 
 
+def is_enforced(seen: Seen) -> bool:
+    """Whether every live enforcer has acknowledged the policy, and there is one."""
+    return _enforced(seen, _programmed(seen))[0] == "True"
+
+
 def policy_status(old: Mapping[str, Any], seen: Seen, now: datetime) -> Status:
     """The status to publish; equal to ``old`` at the fixed point."""
     words = _words(seen)

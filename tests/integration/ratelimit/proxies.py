@@ -80,15 +80,21 @@ def shop() -> Iterator[int]:
 
 
 @contextmanager
-def nginx(folder: Path, limiter: int, application: int, *, admits: bool = False) -> Iterator[int]:
-    """nginx as the page has it; gives its port. ``admits``: while no limiter answers."""
+def nginx(
+    folder: Path, limiter: int, application: int, *, admits: bool = False, policy: str = ""
+) -> Iterator[int]:
+    """nginx as the page has it; gives its port. ``admits``: while no limiter answers; ``policy``:
+    named, instead of whatever is attached to the Service."""
     text, inside, beside = blocks("nginx")
     port = free_port()
+    if policy:
+        assert "/shop/Service:shop;" in text
+        text = text.replace("/shop/Service:shop;", f"/shop/{policy};")
     if admits:
         text = text.replace("        internal;\n", "        internal;\n" + inside)
         text = text.rstrip().removesuffix("}") + beside + "}\n"
     text = text.replace("listen 80;", f"listen 127.0.0.1:{port};")
-    text = text.replace("engineroom-limiter.engineroom:8080", f"127.0.0.1:{limiter}")
+    text = text.replace("engineroom-limiter.engineroom-system:8080", f"127.0.0.1:{limiter}")
     text = text.replace("shop.shop:8000", f"127.0.0.1:{application}")
     folder.mkdir()
     for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
@@ -117,7 +123,7 @@ def traefik(folder: Path, limiter: int, application: int) -> Iterator[int]:
     """Traefik as the page has it; gives its port."""
     (text,) = blocks("Traefik")
     port = free_port()
-    text = text.replace("engineroom-limiter.engineroom:8080", f"127.0.0.1:{limiter}")
+    text = text.replace("engineroom-limiter.engineroom-system:8080", f"127.0.0.1:{limiter}")
     text = text.replace("shop.shop:8000", f"127.0.0.1:{application}")
     folder.mkdir()
     (folder / "dynamic.yaml").write_text(text)
@@ -143,7 +149,7 @@ def envoy(heading: str, folder: Path, limiter: int, application: int) -> Iterato
         "address: 0.0.0.0, port_value: 80}", f"address: 127.0.0.1, port_value: {port}}}"
     )
     text = re.sub(
-        r"address: engineroom-limiter.engineroom, port_value: \d+",
+        r"address: engineroom-limiter.engineroom-system, port_value: \d+",
         f"address: 127.0.0.1, port_value: {limiter}",
         text,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engineroom.ratelimit.document import Target
 from engineroom.ratelimit.matching import Condition
 from engineroom.ratelimit.model import (
     Failure,
@@ -42,6 +43,8 @@ ENVOY = {
     "envoy-authz": "Envoy, ext_authz over HTTP",
     "envoy-rls": "Envoy, rate limit service over gRPC",
 }
+#: What the page's nginx asks by; the other proxies name the policy.
+TARGETS = (Target("", "Service", "shop"),)
 
 
 def policy(requests: int = 3, **more: object) -> Policy:
@@ -55,7 +58,7 @@ def policy(requests: int = 3, **more: object) -> Policy:
 
 @pytest.fixture
 def limiter(server: RedisServer, store: redis.Redis, tmp_path: Path) -> Iterator[LimiterProcess]:
-    publish(store, [compiled(policy())])
+    publish(store, [compiled(policy(), TARGETS)])
     with limiter_process(server.url, tmp_path) as process:
         yield process
 
@@ -67,10 +70,11 @@ def application() -> Iterator[int]:
 
 
 def in_front(
-    name: str, limiter: LimiterProcess, application: int, folder: Path
+    name: str, limiter: LimiterProcess, application: int, folder: Path, *, named: bool = False
 ) -> AbstractContextManager[int]:
     if name == "nginx":
-        return proxies.nginx(folder / name, limiter.http_port, application)
+        policy = "api" if named else ""
+        return proxies.nginx(folder / name, limiter.http_port, application, policy=policy)
     if name == "traefik":
         return proxies.traefik(folder / name, limiter.http_port, application)
     port = limiter.grpc_port if name == "envoy-rls" else limiter.http_port
@@ -108,7 +112,8 @@ def test_what_is_over_the_limit_is_refused_with_429_and_told_when_to_come_back(
 def test_a_policy_that_does_not_exist_lets_nobody_through(
     name: str, limiter: LimiterProcess, application: int, tmp_path: Path, store: redis.Redis
 ) -> None:
-    with in_front(name, limiter, application, tmp_path) as port:
+    with in_front(name, limiter, application, tmp_path, named=True) as port:
+        assert ask(port, "/items").status == 200
         publish(store, [], revision=2)
         statuses = set()
         for _ in range(100):
@@ -116,6 +121,16 @@ def test_a_policy_that_does_not_exist_lets_nobody_through(
             if 200 not in statuses or len(statuses) > 1:
                 break
         assert ask(port, "/items").status in (404, 503)
+
+
+def test_a_service_without_a_policy_is_not_limited(
+    limiter: LimiterProcess, application: int, tmp_path: Path, store: redis.Redis
+) -> None:
+    with in_front("nginx", limiter, application, tmp_path) as port:
+        assert [ask(port).status for _ in range(4)] == [200, 200, 200, 429]
+        publish(store, [compiled(policy())], revision=2)
+        statuses = [ask(port).status for _ in range(200)]
+        assert statuses[-1] == 200, "the policy is attached no more"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +159,7 @@ def test_through_nginx_each_refusal_keeps_its_status(
     limiter: LimiterProcess, application: int, tmp_path: Path, store: redis.Redis
 ) -> None:
     keyed = Limit("per-key", Rate(1, 60), key=(APIKey(),), missing_key=MissingKey.DENY)
-    publish(store, [compiled(Policy("shop/api", (keyed,)))], revision=2)
+    publish(store, [compiled(Policy("shop/api", (keyed,)), TARGETS)], revision=2)
     key = {"X-Api-Key": "k"}
     with proxies.nginx(tmp_path / "nginx", limiter.http_port, application) as port:
         assert ask(port, headers=key).status == 200
@@ -164,7 +179,7 @@ def test_closed_refuses_while_redis_is_away(
 ) -> None:  # fmt: skip
     limit = Limit("per-address", Rate(1000, 1), key=(ClientIP(),))
     closed = Policy("shop/api", (limit,), Failure(FailureMode.CLOSED, timeout=0.2))
-    publish(store, [compiled(closed)], revision=2)
+    publish(store, [compiled(closed, TARGETS)], revision=2)
     with in_front(name, limiter, application, tmp_path) as port:
         assert ask(port).status == 200
         server.stop()

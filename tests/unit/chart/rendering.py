@@ -27,15 +27,15 @@ VARIANTS: dict[str, Object] = {
     "defaults": {},
     "namespaced": {"watchNamespaces": ["shop", "blog"], "redis": {"secretNamespaces": ["shop"]}},
     "own redis": {"redis": {"enabled": False, "existingSecret": "elsewhere"}},
-    "no redis": {"redis": {"enabled": False}},
+    "no redis": {"redis": {"enabled": False}, "api": {"enabled": False}},
     "redis by url": {"redis": {"enabled": False, "url": "rediss://:secret@redis.example:6380/0"}},
     "no webhooks": {"webhooks": {"enabled": False}},
     "cert-manager": {"webhooks": {"certManager": {"enabled": True}}},
-    "api": {"api": {"enabled": True, "tlsSecret": "api-tls"}},
+    "no api": {"api": {"enabled": False}},
+    "api": {"api": {"tlsSecret": "api-tls"}},
     "api, namespaced": {
         "watchNamespaces": ["shop", "blog"],
         "api": {
-            "enabled": True,
             "existingSecret": "elsewhere",
             "ingressFrom": [{"podSelector": {}}],
         },

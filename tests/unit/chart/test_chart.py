@@ -124,7 +124,8 @@ def test_budgets_let_nodes_be_drained(values: Object) -> None:
 
 
 def test_a_single_replica_has_no_budget() -> None:
-    objects = render({"operator": {"replicas": 1}, "webhooks": {"replicas": 1}})
+    one = {"replicas": 1}
+    objects = render({"operator": one, "webhooks": one, "api": one})
     assert of(objects, "PodDisruptionBudget") == []
 
 
@@ -206,17 +207,26 @@ def test_nobody_may_raise_rights_or_enter_pods(values: Object) -> None:
 
 def test_a_namespaced_installation_has_no_cluster_role_but_for_reviews() -> None:
     objects = render(VARIANTS["namespaced"])
-    (role,) = of(objects, "ClusterRole")
-    resources = {resource for rule in rules(role) for resource in rule["resources"]}
-    assert resources == {"validatingwebhookconfigurations", "subjectaccessreviews", "namespaces"}
-    for _, rule in about([role], "namespaces"):
+    roles = of(objects, "ClusterRole")
+    found = {
+        role["metadata"]["name"].rpartition("-")[2]: {
+            resource for rule in rules(role) for resource in rule["resources"]
+        }
+        for role in roles
+    }
+    assert found == {
+        "webhooks": {"validatingwebhookconfigurations", "subjectaccessreviews", "namespaces"},
+        "api": {"tokenreviews", "subjectaccessreviews", "namespaces"},
+    }
+    for _, rule in about(roles, "namespaces"):
         assert rule["resourceNames"] == ["shop", "blog"]
     namespaces = {r["metadata"]["namespace"] for r, _ in about(of(objects, "Role"), "deployments")}
     assert namespaces == {"shop", "blog"}
 
 
-def test_a_namespaced_installation_without_webhooks_has_none_at_all() -> None:
-    objects = render({"watchNamespaces": ["shop"], "webhooks": {"enabled": False}})
+def test_a_namespaced_installation_without_webhooks_and_api_has_none_at_all() -> None:
+    off = {"enabled": False}
+    objects = render({"watchNamespaces": ["shop"], "webhooks": off, "api": off})
     assert of(objects, "ClusterRole", "ClusterRoleBinding", "ValidatingWebhookConfiguration") == []
 
 
@@ -261,14 +271,17 @@ def test_every_pod_is_closed_and_has_its_own_openings(values: Object) -> None:
         assert deny[0] in applying
 
 
-def test_redis_is_reached_by_the_operator_by_workers_and_by_who_says_so() -> None:
+def test_redis_is_reached_by_operator_and_api_by_workers_and_by_who_says_so() -> None:
     policy = named(render(), "NetworkPolicy", "engineroom-redis")["spec"]
     assert "egress" not in policy
     (rule,) = policy["ingress"]
     assert rule["ports"] == [{"port": "redis"}]
-    operator, test, workers, clients = rule["from"]
-    assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
-    assert test["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
+    *ours, workers, clients = rule["from"]
+    assert [each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for each in ours] == [
+        "operator",
+        "api",
+        "test",
+    ]
     pool = {"key": "engineroom.dev/pool", "operator": "Exists"}
     assert workers == {"namespaceSelector": {}, "podSelector": {"matchExpressions": [pool]}}
     label = {"key": "engineroom.dev/redis-client", "operator": "In", "values": ["true"]}
@@ -397,7 +410,7 @@ def test_the_password_is_on_no_command_line_and_in_no_configmap() -> None:
         ({"redis": {"existingSecret": "mine"}}, "mine"),
         ({"redis": {"enabled": False, "existingSecret": "mine"}}, "mine"),
         ({"redis": {"enabled": False, "url": "redis://r:6379"}}, "engineroom-redis"),
-        ({"redis": {"enabled": False}}, None),
+        (VARIANTS["no redis"], None),
     ],
 )
 def test_the_operator_is_told_of_redis_by_a_secret(values: Object, secret: str | None) -> None:
@@ -556,8 +569,33 @@ def test_the_webhooks_leave_the_question_of_the_author_to_the_api() -> None:
         return [each["value"] for each in container["env"] if each["name"] == name]
 
     assert trusted(VARIANTS["api"]) == ["system:serviceaccount:engineroom:engineroom-api"]
-    assert trusted({}) == []
+    assert trusted(VARIANTS["no api"]) == []
 
 
-def test_the_api_needs_a_redis() -> None:
-    assert "api.enabled" in refusal({"api": {"enabled": True}, "redis": {"enabled": False}})
+def test_the_api_needs_a_redis_and_says_how_to_do_without_both() -> None:
+    assert "or do without it by api.enabled=false" in refusal({"redis": {"enabled": False}})
+    kinds = {thing["kind"] for thing in render(VARIANTS["no redis"])}
+    assert "Deployment" in kinds
+    assert "StatefulSet" not in kinds
+
+
+def test_without_the_api_nothing_of_it_is_left() -> None:
+    assert "engineroom-api" not in json.dumps(render(VARIANTS["no api"]))
+
+
+def test_helm_test_reaches_the_api_even_where_only_some_peers_may() -> None:
+    objects = render(VARIANTS["api, namespaced"])
+    pod = named(objects, "Pod", "engineroom-test")
+    url = environment(pod["spec"]["containers"][0])["ENGINEROOM_TEST_API"]["value"]
+    assert url == "http://engineroom-api.engineroom/readyz"
+    labels = pod["metadata"]["labels"]
+    (rule,) = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
+    selectors = [peer["podSelector"] for peer in rule["from"]]
+    assert any("matchLabels" in each and matches(each, labels) for each in selectors)
+    api = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["metadata"]["labels"]
+    egress = named(objects, "NetworkPolicy", "engineroom-test")["spec"]["egress"]
+    (to,) = [each for each in egress if each["ports"] == [{"port": "api"}]]
+    assert matches(to["to"][0]["podSelector"], api)
+    tls = named(render(VARIANTS["api"]), "Pod", "engineroom-test")["spec"]["containers"][0]
+    url = environment(tls)["ENGINEROOM_TEST_API"]["value"]
+    assert url == "https://engineroom-api.engineroom/readyz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -58,13 +59,24 @@ def test_the_base_builds_without_a_trace_of_helm() -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_the_example_gives_every_pod_the_password_that_the_user_made(tmp_path: Path) -> None:
+def test_the_example_gives_every_pod_the_secrets_that_the_user_made(tmp_path: Path) -> None:
     shutil.copytree(KUSTOMIZE, tmp_path / "kustomize")
     example = tmp_path / "kustomize/example"
     (example / "redis.env").write_text("password=abc\nurl=redis://:abc@engineroom-redis:6379/0\n")
+    (example / "api.env").write_text("secret=0123456789abcdef\nadmin-password=def\n")
     objects = build(example)
-    (secret,) = [o for o in objects if o["kind"] == "Secret" and "data" in o]
-    name = secret["metadata"]["name"]
+    secrets = {
+        o["metadata"]["name"].rpartition("-")[0]: o["metadata"]["name"]
+        for o in objects
+        if o["kind"] == "Secret" and "data" in o
+    }
+    assert secrets.keys() == {"engineroom-redis", "engineroom-api"}
     workloads = [o for o in objects if o["kind"] in ("Deployment", "StatefulSet")]
-    used = [w for w in workloads if f"name: {name}\n" in yaml.safe_dump(w)]
-    assert {w["metadata"]["name"] for w in used} == {"engineroom-operator", "engineroom-redis"}
+
+    def users(secret: str) -> set[str]:
+        found = [w for w in workloads if re.search(f"[nN]ame: {secret}\n", yaml.safe_dump(w))]
+        return {w["metadata"]["name"] for w in found}
+
+    everybody = {"engineroom-operator", "engineroom-redis", "engineroom-api"}
+    assert users(secrets["engineroom-redis"]) == everybody
+    assert users(secrets["engineroom-api"]) == {"engineroom-api"}

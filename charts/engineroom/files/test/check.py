@@ -148,6 +148,20 @@ def redis_answers() -> str:
     return "PONG"
 
 
+def api_answers() -> str:
+    """The API has its Redis and has read the pools."""
+    url = os.environ["ENGINEROOM_TEST_API"]
+    # Its certificate is for the name that people use, not for the Service's.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with urllib.request.urlopen(url, timeout=5, context=context) as answer:  # noqa: S310
+            return f"{answer.status} from {url}"
+    except OSError as error:
+        raise NotYetError(f"{url}: {error}") from error
+
+
 def wait_for(check: Callable[[], str]) -> bool:
     """Try until it holds or time is up; print how it ended."""
     while True:
@@ -168,6 +182,8 @@ def main() -> int:
     if os.environ.get("ENGINEROOM_TEST_WEBHOOKS") == "true":
         checks.append(wrong_pool_is_refused)
     checks.append(redis_answers)
+    if os.environ.get("ENGINEROOM_TEST_API"):
+        checks.append(api_answers)
     return 0 if all([wait_for(check) for check in checks]) else 1  # noqa: C419  every one of them
 
 
