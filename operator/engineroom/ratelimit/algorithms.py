@@ -301,8 +301,8 @@ return answers
 #: What EVALSHA calls it.
 SCRIPT_SHA = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
-#: SCRIPT for what is asked most: one token bucket a request, that none of them exceeds at once. KEYS:
-#: one a request. ARGV: tolerance in microseconds, and what is taken, in microseconds, by each
+#: SCRIPT for what is asked most: one token bucket a request, and no cost above its burst.
+#: KEYS: one a request. ARGV: tolerance in microseconds, and what is taken, in microseconds, by each
 #: request or once for all. Answers for each in how many microseconds its bucket will be full: with
 #: what was taken, or -1 less that number when it was refused.
 BUCKET_SCRIPT = (
@@ -406,9 +406,7 @@ def script_arguments(
     return keys, arguments
 
 
-def parse_answers(
-    reply: Sequence[int], requests: Sequence[Sequence[object]]
-) -> list[list[Answer]]:
+def parse_answers(reply: Sequence[int], requests: Sequence[Sequence[object]]) -> list[list[Answer]]:
     """SCRIPT's reply, by request; of the requests only the number of checks counts."""
     answers = []
     at = 0

@@ -59,7 +59,7 @@ Identity = str | tuple[str | Applied | None, ...]
 #: Requests in one call of the script: Redis does nothing else meanwhile, half a millisecond.
 MAX_BATCH = 128
 #: Calls under way at once; further requests wait for one to end and then go together.
-MAX_CALLS = 4
+MAX_CALLS = 2
 #: Subjects remembered as refused, with leases, or counted locally; the oldest are forgotten.
 MAX_REMEMBERED = 10_000
 _FAILURES = (RedisError, OSError, TimeoutError)
@@ -154,9 +154,7 @@ class _Core:
         only = places[0]
         self._single = len(places) == 1
         self._bucket = (
-            self._single
-            and only.algorithm is Algorithm.TOKEN_BUCKET
-            and only.mode is Mode.ENFORCE
+            self._single and only.algorithm is Algorithm.TOKEN_BUCKET and only.mode is Mode.ENFORCE
         )
         self._leased = policy.leased
         self._node = secrets.token_hex(6)
@@ -502,7 +500,7 @@ class AsyncLimiter(_Core):
                 self._refill_early(identity, now)
             return known
         ask = self._ask(identity, cost)
-        if type(ask) is Decision:
+        if isinstance(ask, Decision):
             return ask
         if not self._breaker.admits(now):
             return self._without_redis(ask, now)

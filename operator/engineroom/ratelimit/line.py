@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis.asyncio import Redis
-    from redis.asyncio.connection import AbstractConnection
 
     Part = str | bytes | int | float
 
@@ -126,9 +125,12 @@ class Line:
 
     async def close(self) -> None:
         """Close; calls under way are told so."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+        # A task that was cancelled before it began has not said so.
+        self._refuse(RedisConnectionError("the connection is being closed"))
         wires = [*self._left, self._wire] if self._wire is not None else list(self._left)
         self._left.clear()
         self._wire = None
@@ -139,21 +141,25 @@ class Line:
 
     async def _open(self) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
-                connection = self._pool.make_connection()
-                await connection.connect()
-            wire = self._wire = _Wire(connection)
+            wire = self._wire = _Wire(await self._connected())
         except _FAILURES as error:
             self._refuse(error)
-        except BaseException:
-            self._refuse(RedisConnectionError("the connection is being closed"))
-            raise
         else:
             queued, self._queued = self._queued, []
             for call in queued:
                 wire.send(call)
         finally:
             self._opening = None
+
+    async def _connected(self) -> Any:
+        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     def _refuse(self, error: BaseException) -> None:
         queued, self._queued = self._queued, []
@@ -164,7 +170,7 @@ class Line:
 class _Wire(asyncio.Protocol):
     """A connection that redis-py has made, and the calls on it."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: Any) -> None:
         loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=_NOTHING)
         self._calls: deque[Call] = deque()
@@ -185,7 +191,9 @@ class _Wire(asyncio.Protocol):
         """Write a call."""
         call.wire = self
         self._calls.append(call)
-        self._transport.write(hiredis.pack_command(call.command))
+        # Its stub says a tuple of one part.
+        command: Any = call.command
+        self._transport.write(hiredis.pack_command(command))
 
     def data_received(self, data: bytes) -> None:
         """Some replies."""

@@ -97,7 +97,7 @@ class Counts(Collector):
             labels=["form", "status"],
         )
         for (form, status), count in self._requests.items():
-            requests.add_metric([form, str(status)], count)
+            requests.add_metric([str(form), str(status)], count)
         yield requests
         yield HistogramMetricFamily(
             "engineroom_ratelimit_decision_seconds",
