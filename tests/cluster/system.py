@@ -67,7 +67,6 @@ NEEDS = (
     Need("make", "make", "the project's targets"),
     Need("redis-server", "redis-server", "the project's integration tests"),
     Need("nginx", "nginx-light", "tests of rate limits"),
-    Need("h2load", "nghttp2-client", "benchmarks of rate limits"),
     Need("wrk", "wrk", "benchmarks of rate limits"),
     Need("/usr/lib/postgresql/*/bin/initdb", "postgresql", "tests of transactions"),
 )

@@ -96,9 +96,17 @@ def bucket_key(policy: Policy, limit: Limit, subject: str, prefix: str = "er:rl"
     All keys of a policy share a hash tag, so that one script may touch them in a Redis Cluster.
     Of the subject only a digest is stored: it may be long, and it may be somebody's API key.
     """
-    digest = blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    code = _CODES[limit.algorithm]
-    return f"{prefix}:{{{policy.name}}}:{limit.name}:{code}{SCHEMA}:{digest}"
+    return bucket_prefix(policy, limit, prefix) + digest(subject)
+
+
+def bucket_prefix(policy: Policy, limit: Limit, prefix: str = "er:rl") -> str:
+    """What the keys of all subjects of a limit begin with."""
+    return f"{prefix}:{{{policy.name}}}:{limit.name}:{_CODES[limit.algorithm]}{SCHEMA}:"
+
+
+def digest(subject: str) -> str:
+    """What stands for a subject in its key."""
+    return blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 #: The script's only source of time. It takes no argument, so no caller can tell it the time.
@@ -293,6 +301,48 @@ return answers
 #: What EVALSHA calls it.
 SCRIPT_SHA = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
+#: SCRIPT for what is asked most: one token bucket a request, and no cost above its burst.
+#: KEYS: one a request. ARGV: tolerance in microseconds, and what is taken, in microseconds, by each
+#: request or once for all. Answers for each in how many microseconds its bucket will be full: with
+#: what was taken, or -1 less that number when it was refused.
+BUCKET_SCRIPT = (
+    CLOCK
+    + LIFETIME
+    + """
+local most, each, fulls, changed = tonumber(ARGV[1]), #ARGV > 2, {}, {}
+local raws, answers, taken = redis.call('MGET', unpack(KEYS)), {}, tonumber(ARGV[2])
+for place, key in ipairs(KEYS) do
+  local full, raw = fulls[key], raws[place]
+  if not full then
+    full = raw and #raw <= 16 and string.find(raw, '^%d+$') and tonumber(raw) or 0
+  end
+  if each then taken = tonumber(ARGV[place + 1]) end
+  if full < now then
+    full = now
+  elseif full - now > most then
+    full = now + most
+    if taken > 0 then changed[key] = true end
+  end
+  if full + taken - now > most then
+    answers[place] = now - full - 1
+  else
+    full = full + taken
+    answers[place] = full - now
+    if taken > 0 then changed[key] = true end
+  end
+  fulls[key] = full
+end
+-- Redis itself may write a large number as 1e+15.
+local write = string.format
+for key in pairs(changed) do
+  local full = fulls[key]
+  redis.call('SET', key, write('%.0f', full), 'PX', write('%.0f', lifetime(full - now)))
+end
+return answers
+"""
+)
+BUCKET_SHA = sha1(BUCKET_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
 #: Takes tokens for what has happened already: as many as are there, and no more.
 #: KEYS: one a charge. ARGV: for each its limit's code, unit, most, and the tokens.
 #: Answers how many were taken from each.
@@ -317,6 +367,15 @@ return taken
 """
 )
 CHARGE_SHA = sha1(CHARGE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+
+def bucket_answer(terms: Terms, tokens: int, value: int) -> Answer:
+    """What BUCKET_SCRIPT's answer to one request says."""
+    if value >= 0:
+        return Answer(Status.ADMITTED, (terms.most - value) // terms.unit, 0, value)
+    full = -1 - value
+    wait = full + tokens * terms.unit - terms.most
+    return Answer(Status.REFUSED, (terms.most - full) // terms.unit, wait, full)
 
 
 def charge_arguments(
@@ -347,8 +406,8 @@ def script_arguments(
     return keys, arguments
 
 
-def parse_answers(reply: Sequence[int], requests: Sequence[Sequence[Check]]) -> list[list[Answer]]:
-    """SCRIPT's reply, by request."""
+def parse_answers(reply: Sequence[int], requests: Sequence[Sequence[object]]) -> list[list[Answer]]:
+    """SCRIPT's reply, by request; of the requests only the number of checks counts."""
     answers = []
     at = 0
     for checks in requests:

@@ -26,9 +26,11 @@ from redis.retry import Retry
 
 from engineroom.core.clock import SystemClock
 from engineroom.ratelimit import algorithms, leases
-from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms
+from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
+from engineroom.ratelimit.algorithms import digest as _digest
 from engineroom.ratelimit.decision import Decision, Reason, Source
 from engineroom.ratelimit.leases import Holder, LeaseTerms
+from engineroom.ratelimit.line import calls_of
 from engineroom.ratelimit.model import (
     MAX_REQUESTS,
     Algorithm,
@@ -44,33 +46,40 @@ if TYPE_CHECKING:
     from typing import Self
 
     from engineroom.core.clock import Clock
+    from engineroom.ratelimit.line import Calls
     from engineroom.ratelimit.model import Policy
 
 #: By what a request counts: one string for all limits, or one for each limit by its name, None
 #: where the request has none and NOT_APPLIED where the limit does not apply; a tier is
 #: ``limit/tier`` and does not apply unless it is there. ``sources.subject_of`` makes it.
 Subject = str | Mapping[str, str | Applied | None]
+#: The same by the limits' places.
+Identity = str | tuple[str | Applied | None, ...]
 
 #: Requests in one call of the script: Redis does nothing else meanwhile, half a millisecond.
 MAX_BATCH = 128
 #: Calls under way at once; further requests wait for one to end and then go together.
-MAX_CALLS = 4
+MAX_CALLS = 2
 #: Subjects remembered as refused, with leases, or counted locally; the oldest are forgotten.
 MAX_REMEMBERED = 10_000
 _FAILURES = (RedisError, OSError, TimeoutError)
 #: What making the first connection, and giving leases back, may take (seconds).
 _PATIENCE = 1.0
 _SECOND = 1_000_000
+_FIRST = (0,)
 
 
 class _Ask(NamedTuple):
     """A request that has to be decided: who, which limits by place, their keys, and the cost."""
 
-    identity: object
+    identity: Identity
     places: tuple[int, ...]
-    subjects: tuple[str, ...]
     keys: tuple[str, ...]
     cost: int
+
+
+#: A request in the queue to Redis, and whom to tell.
+_Waiting = tuple[_Ask, "Callable[[Decision], None]"]
 
 
 class _Held(NamedTuple):
@@ -121,11 +130,13 @@ class _Core:
         self._enforcers = enforcers
         #: Decisions that were made without Redis because it did not decide.
         self.failed = 0
-        self._prefix = prefix
         self._monotonic = (clock or SystemClock()).monotonic
         places = self._places = policy.places
         self._names = tuple(limit.name for limit in places)
         self._all = tuple(range(len(policy.limits)))
+        # Of a limit that a subject does not name; a tier that is not named does not apply.
+        self._absent = tuple(None if at in self._all else NOT_APPLIED for at in range(len(places)))
+        self._prefixes = tuple(bucket_prefix(policy, limit, prefix) for limit in places)
         self._costs = tuple(limit.cost for limit in places)
         self._terms = tuple(Terms.of(limit) for limit in places)
         self._local_terms = tuple(_share(limit, enforcers) for limit in places)
@@ -138,6 +149,12 @@ class _Core:
         self._lease_terms = tuple(
             LeaseTerms(terms, limit.cost, policy.distribution.most_leased(limit.burst))
             for terms, limit in zip(self._terms, places, strict=True)
+        )
+        # Most policies are one bucket, which takes a shorter way.
+        only = places[0]
+        self._single = len(places) == 1
+        self._bucket = (
+            self._single and only.algorithm is Algorithm.TOKEN_BUCKET and only.mode is Mode.ENFORCE
         )
         self._leased = policy.leased
         self._node = secrets.token_hex(6)
@@ -155,12 +172,11 @@ class _Core:
             self._enforcers = enforcers
             self._local_terms = tuple(_share(limit, enforcers) for limit in self._places)
 
-    def _known(self, subject: Subject, cost: int, now: float) -> Decision | None:
+    def _known(self, identity: Identity, cost: int, now: float) -> Decision | None:
         """A decision that needs nobody: from an earlier refusal or from a lease."""
         # A cost that is none, or never admitted, is said to be so whatever is remembered.
         if type(cost) is not int or not 0 < cost <= self._most:
             return None
-        identity = self._identity(subject)
         if self._refused:
             refusal = self._refused.get(identity)
             if refusal is not None:
@@ -169,27 +185,32 @@ class _Core:
                     del self._refused[identity]
                 elif cost >= refused_cost:
                     return decision._replace(retry_after=until - now, source=Source.DENY_CACHE)
-        held = self._holders.get(identity)
-        if held is not None and held.holder.take(cost, now):
-            return held.decision
+        if self._leased:
+            held = self._holders.get(identity)
+            if held is not None and held.holder.take(cost, now):
+                return held.decision
         return None
 
-    def _identity(self, subject: Subject) -> object:
-        if isinstance(subject, str):
+    def _identity(self, subject: Subject) -> Identity:
+        if isinstance(subject, str | tuple):
             return subject
-        return tuple([subject.get(name) for name in self._names])
+        absent = self._absent
+        return tuple([subject.get(name, absent[at]) for at, name in enumerate(self._names)])
 
-    def _ask(self, subject: Subject, cost: int) -> _Ask | Decision:
+    def _ask(self, identity: Identity, cost: int) -> _Ask | Decision:
         """What to ask Redis, or the decision where it need not be asked."""
         if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
             raise ValueError(f"cost: {cost!r} is no whole number of at least 0; 0 only looks")
-        identity = self._identity(subject)
-        if isinstance(subject, str):
-            places, subjects = self._all, (f"={subject}",) * len(self._all)
+        if cost <= self._most and self._single:
+            value = identity if isinstance(identity, str) else identity[0]
+            if isinstance(value, str):
+                return _Ask(identity, _FIRST, (self._prefixes[0] + _digest(f"={value}"),), cost)
+        if isinstance(identity, str):
+            places, subjects = self._all, (f"={identity}",) * len(self._all)
         else:
             found: list[tuple[int, str]] = []
             for place, limit in enumerate(self._places):
-                value = subject.get(limit.name, None if place < len(self._all) else NOT_APPLIED)
+                value = identity[place]
                 if isinstance(value, Applied):
                     continue
                 if value is not None:
@@ -206,11 +227,11 @@ class _Core:
             limit = self._places[place]
             if cost * limit.cost > limit.burst and limit.mode is Mode.ENFORCE:
                 return self._plain(place, allowed=False, reason=Reason.COST_ABOVE_BURST)
+        prefixes = self._prefixes
         keys = tuple(
-            algorithms.bucket_key(self.policy, self._places[place], each, self._prefix)
-            for place, each in zip(places, subjects, strict=True)
+            prefixes[place] + _digest(each) for place, each in zip(places, subjects, strict=True)
         )
-        return _Ask(identity, places, subjects, keys, cost)
+        return _Ask(identity, places, keys, cost)
 
     def _checks(self, ask: _Ask) -> list[Check]:
         costs, cost = self._costs, ask.cost
@@ -223,7 +244,7 @@ class _Core:
         self, subject: Subject, tokens: Mapping[str, int]
     ) -> tuple[list[str], list[str | int]] | None:
         """KEYS and ARGV of the charges, by the places that the request was counted under."""
-        ask = self._ask(subject, 0)
+        ask = self._ask(self._identity(subject), 0)
         if isinstance(ask, Decision):
             return None
         found = []
@@ -368,6 +389,41 @@ class _Core:
         )
 
 
+class _Round:
+    """One call of the script for all of a batch, with its deadline."""
+
+    __slots__ = (
+        "_batch", "_call", "_command", "_limiter", "_line", "_script", "_sent", "_timer",
+    )  # fmt: skip
+
+    def __init__(
+        self, limiter: AsyncLimiter, line: Calls, batch: Sequence[_Waiting], since: float
+    ) -> None:
+        self._limiter, self._line, self._batch = limiter, line, batch
+        self._script, sha, keys, arguments = limiter._command(batch)
+        self._command = ("EVALSHA", sha, len(keys), *keys, *arguments)
+        self._sent = limiter._monotonic()
+        left = max(0.0, since + limiter._timeout - self._sent)
+        self._timer = asyncio.get_running_loop().call_later(left, self._late)
+        self._call = line.send(self._command, self._replied)
+
+    def _replied(self, reply: Any) -> None:
+        if isinstance(reply, NoScriptError):
+            self._call = self._line.send(("EVAL", self._script, *self._command[2:]), self._replied)
+            return
+        self._timer.cancel()
+        self._limiter._ended()
+        if isinstance(reply, Exception):
+            self._limiter._unanswered(self._batch, reply)
+        else:
+            self._limiter._answered(self._batch, reply, self._sent)
+
+    def _late(self) -> None:
+        self._line.give_up(self._call)
+        self._limiter._ended()
+        self._limiter._unanswered(self._batch, TimeoutError("Redis did not answer in time"))
+
+
 class AsyncLimiter(_Core):
     """Decides for one policy on one event loop.
 
@@ -388,11 +444,14 @@ class AsyncLimiter(_Core):
         super().__init__(policy, clock=clock, enforcers=enforcers, prefix=prefix)
         self._redis = _own_async(redis)
         self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
-        self._waiting: list[tuple[_Ask, asyncio.Future[Decision]]] = []
+        self._line = line_of(self._redis)
+        self._waiting: list[_Waiting] = []
         self._waiting_since = 0.0
         self._calls = 0
         self._lease_calls = 0
         self._scheduled = False
+        #: Set once somebody waits for all calls to end.
+        self._idle: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -420,22 +479,31 @@ class AsyncLimiter(_Core):
         return answer if isinstance(answer, Decision) else await answer
 
     def submit(self, subject: Subject, cost: int = 1) -> Decision | asyncio.Future[Decision]:
-        """The same as ``hit`` without a coroutine: a decision that is known, else its future.
+        """The same as ``hit`` without a coroutine: a decision that is known, else its future."""
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        known = self.decide(self._identity(subject), cost, functools.partial(_settle, future))
+        return future if known is None else known
 
-        For servers of many requests a second, where a task for each costs more than the decision.
+    def decide(
+        self, identity: Identity, cost: int, done: Callable[[Decision], None]
+    ) -> Decision | None:
+        """The same as ``hit`` with a callback: a decision that is known, else None, and ``done``
+        is called with it later; it must not raise.
+
+        For servers of many requests a second, where a task or a future for each costs more than
+        the decision. ``identity`` is a subject by the limits' places; see ``policy.places``.
         """
         now = self._monotonic()
-        known = self._known(subject, cost, now)
+        known = self._known(identity, cost, now)
         if known is not None:
             if known.source is Source.LEASE:
-                self._refill_early(subject, now)
+                self._refill_early(identity, now)
             return known
-        ask = self._ask(subject, cost)
+        ask = self._ask(identity, cost)
         if isinstance(ask, Decision):
             return ask
         if not self._breaker.admits(now):
             return self._without_redis(ask, now)
-        loop = asyncio.get_running_loop()
         if self._leased and cost:
             holder = self._holder(ask)
             # One lease at a time for the same keys, and few at once; the others are decided singly.
@@ -445,15 +513,16 @@ class AsyncLimiter(_Core):
                     # Before the task runs: the next request of this turn must not ask as well.
                     holder.refilling = True
                     self._lease_calls += 1
+                    loop = asyncio.get_running_loop()
                     task = loop.create_task(self._with_lease(ask, holder, wanted, now))
-                    task.add_done_callback(functools.partial(self._lease_ended, holder))
-                    return task
-        future: asyncio.Future[Decision] = loop.create_future()
+                    task.add_done_callback(functools.partial(self._lease_ended, holder, done))
+                    return None
         if not self._waiting:
             self._waiting_since = now
-        self._waiting.append((ask, future))
-        self._schedule()
-        return future
+        self._waiting.append((ask, done))
+        if not self._scheduled:
+            self._schedule()
+        return None
 
     async def peek(self, subject: Subject) -> Decision:
         """What is left, without taking any of it."""
@@ -483,8 +552,12 @@ class AsyncLimiter(_Core):
 
     async def close(self) -> None:
         """Give leases back and close the connections; waits for calls under way."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks or self._calls or self._waiting:
+            if self._tasks:
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+            else:
+                self._idle = asyncio.get_running_loop().create_future()
+                await self._idle
         try:
             async with asyncio.timeout(_PATIENCE):
                 for ask, holder, _ in list(self._holders.values()):
@@ -494,6 +567,8 @@ class AsyncLimiter(_Core):
         except _FAILURES:
             self._breaker.fail(self._monotonic())
         self._holders.clear()
+        if not isinstance(self._redis, _AsyncShared):
+            await self._line.close()
         await self._redis.aclose()
 
     def _schedule(self) -> None:
@@ -503,43 +578,77 @@ class AsyncLimiter(_Core):
 
     def _start_call(self) -> None:
         self._scheduled = False
-        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-        if batch:
-            self._calls += 1
-            self._spawn(self._call(batch, self._waiting_since))
-            if self._waiting:
-                self._schedule()
+        waiting = self._waiting
+        if not waiting:
+            return
+        batch, self._waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
+        self._calls += 1
+        _Round(self, self._line, batch, self._waiting_since)
+        if self._waiting:
+            self._schedule()
 
-    async def _call(self, batch: list[tuple[_Ask, asyncio.Future[Decision]]], since: float) -> None:
-        requests = [self._checks(ask) for ask, _ in batch]
-        keys, arguments = algorithms.script_arguments(self._terms, requests)
-        sent = self._monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, since + self._timeout - sent)):
-                reply = await self._run(algorithms.SCRIPT, algorithms.SCRIPT_SHA, keys, arguments)
-            rows = algorithms.parse_answers(reply, requests)
-        except _FAILURES as error:
-            await self._failed(error)
-            now = self._monotonic()
-            for ask, future in batch:
-                if not future.done():
-                    future.set_result(self._without_redis(ask, now))
-        except BaseException:
-            self._breaker.probing = False
-            for _, future in batch:
-                future.cancel()
-            raise
-        else:
-            self._breaker.succeeded()
-            for (ask, future), answers in zip(batch, rows, strict=True):
-                decision = self._decision(ask.places, answers, Source.REDIS)
-                self._remember(ask, decision, sent)
-                if not future.done():
-                    future.set_result(decision)
-        finally:
-            self._calls -= 1
-            if self._waiting:
-                self._schedule()
+    def _ended(self) -> None:
+        """A call is over, whatever came of it."""
+        self._calls -= 1
+        if self._waiting:
+            self._schedule()
+        elif self._idle is not None and not self._calls and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _command(self, batch: Sequence[_Waiting]) -> tuple[str, str, list[str], list[str | int]]:
+        """Script, its digest, KEYS and ARGV that decide on all of a batch."""
+        if not self._bucket:
+            requests = [self._checks(ask) for ask, _ in batch]
+            keys, arguments = algorithms.script_arguments(self._terms, requests)
+            return algorithms.SCRIPT, algorithms.SCRIPT_SHA, keys, arguments
+        unit = self._costs[0] * self._terms[0].unit
+        keys = [ask.keys[0] for ask, _ in batch]
+        taken: list[str | int] = [ask.cost * unit for ask, _ in batch]
+        if taken.count(taken[0]) == len(taken):
+            del taken[1:]
+        return algorithms.BUCKET_SCRIPT, algorithms.BUCKET_SHA, keys, [self._terms[0].most, *taken]
+
+    def _answered(self, batch: Sequence[_Waiting], reply: Any, sent: float) -> None:
+        """Redis has decided on a batch."""
+        self._breaker.succeeded()
+        if self._bucket:
+            self._answered_by_buckets(batch, reply, sent)
+            return
+        rows = algorithms.parse_answers(reply, [ask.places for ask, _ in batch])
+        for (ask, done), answers in zip(batch, rows, strict=True):
+            decision = self._decision(ask.places, answers, Source.REDIS)
+            self._remember(ask, decision, sent)
+            done(decision)
+
+    def _answered_by_buckets(
+        self, batch: Sequence[_Waiting], reply: Sequence[int], sent: float
+    ) -> None:
+        terms, tokens, quota = self._terms[0], self._costs[0], self._quotas[0]
+        policy, name = self.policy.name, self._names[0]
+        unit, most = terms.unit, terms.most
+        for (ask, done), value in zip(batch, reply, strict=True):
+            if value >= 0:
+                done(
+                    Decision(
+                        True, Reason.ADMITTED, policy, name, quota, (most - value) // unit, 0.0,
+                        value / _SECOND, Source.REDIS,
+                    )
+                )  # fmt: skip
+                continue
+            answer = algorithms.bucket_answer(terms, ask.cost * tokens, value)
+            decision = self._decision(ask.places, (answer,), Source.REDIS)
+            self._remember(ask, decision, sent)
+            done(decision)
+
+    def _unanswered(self, batch: Sequence[_Waiting], error: BaseException) -> None:
+        """Redis has not decided on a batch."""
+        now = self._monotonic()
+        self._breaker.fail(now)
+        if isinstance(error, ReadOnlyError):
+            # A primary that became a replica: connect anew, to whoever is the primary now.
+            self._line.renew()
+        for ask, done in batch:
+            done(self._without_redis(ask, now))
 
     async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
         name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
@@ -554,15 +663,19 @@ class AsyncLimiter(_Core):
         self._remember(ask, decision, now)
         return decision
 
-    def _lease_ended(self, holder: Holder, task: asyncio.Task[Decision]) -> None:
+    def _lease_ended(
+        self, holder: Holder, done: Callable[[Decision], None], task: asyncio.Task[Decision]
+    ) -> None:
         """Also of a task that was cancelled before it began."""
         holder.refilling = False
         self._lease_calls -= 1
         if task.cancelled() or task.exception() is not None:
             self._breaker.probing = False
+            done(self._plain(0, allowed=False, reason=Reason.FAILED_CLOSED))
+        else:
+            done(task.result())
 
-    def _refill_early(self, subject: Subject, now: float) -> None:
-        identity = self._identity(subject)
+    def _refill_early(self, identity: Identity, now: float) -> None:
         ask, holder, _ = self._holders[identity]
         idle = self._lease_calls < MAX_CALLS and self._breaker.failed == 0
         if idle and holder.wants_refill(now):
@@ -585,8 +698,8 @@ class AsyncLimiter(_Core):
     async def _failed(self, error: BaseException) -> None:
         self._breaker.fail(self._monotonic())
         if isinstance(error, ReadOnlyError):
-            # A primary that became a replica: connect anew, to whoever is the primary now.
             await self._redis.connection_pool.disconnect()
+            self._line.renew()
 
     async def _run(self, script: str, sha: str, keys: list[str], arguments: list[str | int]) -> Any:
         try:
@@ -636,11 +749,12 @@ class Limiter(_Core):
         that is none.
         """
         now = self._monotonic()
+        identity = self._identity(subject)
         with self._lock:
-            known = self._known(subject, cost, now)
+            known = self._known(identity, cost, now)
             if known is not None:
                 return known
-            ask = self._ask(subject, cost)
+            ask = self._ask(identity, cost)
             if isinstance(ask, Decision):
                 return ask
             if not self._breaker.admits(now):
@@ -770,12 +884,32 @@ class _Shared(Redis):
 class _AsyncShared(AsyncRedis):
     """A client that several limiters use; none of them closes it."""
 
+    #: Their calls go over it; made for the first of them.
+    line: Calls | None = None
+
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Nothing: it is closed by whoever made it."""
 
     async def end(self) -> None:
         """Close it."""
+        if self.line is not None:
+            await self.line.close()
         await super().aclose(close_connection_pool=True)
+
+
+def line_of(client: AsyncRedis) -> Calls:
+    """What carries a limiter's calls: of a shared client the same for all."""
+    if not isinstance(client, _AsyncShared):
+        return calls_of(client)
+    if client.line is None:
+        client.line = calls_of(client)
+    return client.line
+
+
+def _settle(future: asyncio.Future[Decision], decision: Decision) -> None:
+    """Tell a future that may have been given up."""
+    if not future.done():
+        future.set_result(decision)
 
 
 def share(client: Redis, timeout: float) -> Redis:

@@ -11,7 +11,8 @@ import ipaddress
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from engineroom.core.errors import Problem
@@ -19,7 +20,7 @@ from engineroom.ratelimit.errors import InvalidPolicyError
 from engineroom.ratelimit.matching import all_hold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from engineroom.ratelimit.model import Limit, Policy
 
@@ -40,15 +41,19 @@ class Applied(Enum):
 NOT_APPLIED: Final = Applied.NOT
 
 
-@dataclass(frozen=True, slots=True)
-class RequestView:
+#: Of a request without any.
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+# A named tuple and no dataclass: it is made once a decision, and takes a third of the time.
+class RequestView(NamedTuple):
     """What key sources see of a request. ``headers`` has lower-case names; of a repeated header
     the values joined by a comma. ``peer`` is the address of the connection's other end."""
 
     method: str = "GET"
     path: str = "/"
     query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = _NONE
     peer: str = ""
     #: Proxies in front that can be trusted to append to X-Forwarded-For.
     trusted_proxy_hops: int = 0
@@ -57,7 +62,7 @@ class RequestView:
     tenant: str | None = None
     route: str | None = None
     #: Claims of a token that somebody has verified.
-    claims: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, str] = _NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +82,15 @@ class Header:
     """A header's value, by its name."""
 
     name: str
+    _key: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _named(self.name, "Header")
+        object.__setattr__(self, "_key", self.name.lower())
 
     def __call__(self, request: RequestView) -> str | None:
         """The value, or None."""
-        return request.headers.get(self.name.lower()) or None
+        return request.headers.get(self._key) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +276,28 @@ def subject_of(policy: Policy, request: RequestView) -> dict[str, str | Applied 
     return subject
 
 
+def identity_of(policy: Policy) -> Callable[[RequestView], tuple[str | Applied | None, ...]]:
+    """What ``subject_of`` says of a request, by the limits' places: made once for a policy.
+
+    See ``policy.places``. Of a limit without conditions only the key is looked at.
+    """
+    names = tuple(limit.name for limit in policy.places)
+    plain = len(names) == len(policy.limits) and not any(
+        limit.when or limit.exempt for limit in policy.limits
+    )
+    if plain and len(names) == 1:
+        only = policy.limits[0]
+        return lambda request: (_key_of(only, request),)
+    if plain:
+        return lambda request: tuple([_key_of(limit, request) for limit in policy.limits])
+
+    def found(request: RequestView) -> tuple[str | Applied | None, ...]:
+        subject = subject_of(policy, request)
+        return tuple([subject.get(name, NOT_APPLIED) for name in names])
+
+    return found
+
+
 def response_costs(policy: Policy, headers: Mapping[str, str]) -> dict[str, int]:
     """What a response says that its request took, by limit; ``headers`` has lower-case names.
 
@@ -285,6 +314,12 @@ def response_costs(policy: Policy, headers: Mapping[str, str]) -> dict[str, int]
 
 
 def _key_of(limit: Limit, request: RequestView) -> str | None:
+    if len(limit.key) == 1:
+        only = limit.key[0](request)
+        if only is None:
+            return None
+        only = only[:MAX_VALUE]
+        return f"{len(only)}:{only}"
     parts: list[str] = []
     for source in limit.key:
         value = source(request)

@@ -381,3 +381,71 @@ def test_redis_restarted_or_flushed_starts_with_full_buckets(store: redis.Redis)
     assert [run_now(store, terms, [[Check("k", 0, 1)]])[0][0].status for _ in "12"] == [1, 0]
     store.flushall()
     assert run_now(store, terms, [[Check("k", 0, 1)]])[0][0].status == 1
+
+
+BUCKETS_TIMED = timed(algorithms.BUCKET_SCRIPT)
+
+
+@st.composite
+def bucket_histories(
+    draw: st.DrawFn,
+) -> tuple[Terms, list[tuple[int, dict[str, str], list[tuple[str, int]]]]]:
+    unit, burst = draw(st.integers(1, 2_000_000)), draw(st.integers(1, 30))
+    request = st.tuples(st.sampled_from("abc"), st.integers(0, burst))
+    step = st.one_of(st.integers(0, 1000), st.integers(0, 10_000_000), st.integers(-7_000_000, -1))
+    # Now and then somebody else has written something there.
+    junk = st.one_of(
+        st.sampled_from(["", "nan", "-5", "1e300", "0x10", "17,4", "9" * 17]),
+        st.integers(0, 2 * START).map(str),
+    )
+    written = st.dictionaries(st.sampled_from("abc"), junk, max_size=1)
+    steps = st.tuples(step, written, st.lists(request, min_size=1, max_size=8))
+    return Terms("t", unit, burst * unit), draw(st.lists(steps, min_size=1, max_size=12))
+
+
+@SETTINGS
+@given(bucket_histories(), st.booleans())
+def test_the_script_of_buckets_and_the_model_agree(
+    store: redis.Redis,
+    history: tuple[Terms, list[tuple[int, dict[str, str], list[tuple[str, int]]]]],
+    once: bool,
+) -> None:
+    store.flushall()
+    terms, steps = history
+    model: dict[str, str] = {}
+    now = START
+    for step, written, asked in steps:
+        now += step
+        requests = [(key, asked[0][1]) for key, _ in asked] if once else asked
+        for key, state in written.items():
+            model[key] = state
+            store.set(key, state)
+        expected = [
+            algorithms.decide(model, [terms], [Check(key, 0, tokens)], now)[0]
+            for key, tokens in requests
+        ]
+        taken = [tokens * terms.unit for _, tokens in requests]
+        if once:
+            del taken[1:]
+        keys = [key for key, _ in requests]
+        reply: Any = store.eval(BUCKETS_TIMED, len(keys), *keys, terms.most, *taken, now)
+        answers = [
+            algorithms.bucket_answer(terms, tokens, value)
+            for (_, tokens), value in zip(requests, reply, strict=True)
+        ]
+        assert answers == expected
+        for key, state in model.items():
+            found: Any = store.get(key)
+            assert algorithms._judge(terms, state, 0, now) == algorithms._judge(
+                terms, found or "", 0, now
+            )
+
+
+def test_a_bucket_that_is_no_string_counts_as_full(store: redis.Redis) -> None:
+    store.lpush("k", "x")
+    keys = ["k", "other", "k"]
+    reply: Any = store.eval(algorithms.BUCKET_SCRIPT, 3, *keys, 1_000_000, 1_000_000)
+    assert reply[:2] == [1_000_000, 1_000_000]
+    assert reply[2] < 0
+    assert store.type("k") == "string"
+    assert 0 < store.pttl("k") <= 1000  # type: ignore[operator]

@@ -119,14 +119,16 @@ def admitted(enforced: Enforced, decision: Decision) -> bytes:
     policy = enforced.policy
     style = policy.response.headers
     if style is HeaderStyle.DRAFT and decision.reason is Reason.ADMITTED:
-        seconds = -int(-decision.reset // 1)
-        told = (
-            f"RateLimit-Policy: {enforced.header}\r\n"
-            f'RateLimit: "{decision.limit}";r={decision.remaining};t={seconds}\r\n\r\n'
-        )
-        return _ADMITTED + told.encode("latin-1")
+        before, _ = enforced.encoded(decision.limit, _admission)
+        return b"%s%d;t=%d\r\n\r\n" % (before, decision.remaining, math.ceil(decision.reset))
     headers = limit_headers(policy, decision, style)
     return response(200, headers, b"") if headers else _PLAIN_OK
+
+
+def _admission(enforced: Enforced, name: str) -> tuple[bytes, bytes]:
+    """What every admission by a limit begins with."""
+    told = f'RateLimit-Policy: {enforced.header}\r\nRateLimit: "{name}";r='
+    return _ADMITTED + told.encode("latin-1"), b""
 
 
 def decided(verdict: Verdict) -> tuple[int, bytes]:

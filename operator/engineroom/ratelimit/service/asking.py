@@ -61,20 +61,21 @@ def of_proxy(
     """
     chain, _, peer = headers.get("x-forwarded-for", "").rpartition(",")
     headers["x-forwarded-for"] = chain
+    peer = peer.strip()
     if form is Form.ENVOY:
-        view = RequestView(method, f"/{rest}", query, headers, peer.strip())
+        view = RequestView(method, f"/{rest}", query, headers, peer)
         return Question(namespace, name, view)
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
     method = headers.get("x-forwarded-method", method)
     if not query:
-        return Question(namespace, name, RequestView(method, path, asked, headers, peer.strip()))
+        return Question(namespace, name, RequestView(method, path, asked, headers, peer))
     told = _parameters(query)
     view = RequestView(
         method,
         path,
         asked,
         headers,
-        peer.strip(),
+        peer,
         tenant=told.get("tenant"),
         route=told.get("route"),
         claims=_claims(told),

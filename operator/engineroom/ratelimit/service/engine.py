@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from engineroom.ratelimit.decision import Decision, Reason, Source
 from engineroom.ratelimit.middleware import policy_header
 from engineroom.ratelimit.service.explain import explain
-from engineroom.ratelimit.sources import response_costs, subject_of
+from engineroom.ratelimit.sources import identity_of, response_costs, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engineroom.ratelimit.limiter import AsyncLimiter
+    from engineroom.ratelimit.decision import Decision
+    from engineroom.ratelimit.limiter import AsyncLimiter, Identity
     from engineroom.ratelimit.model import Limit, Policy
     from engineroom.ratelimit.service.asking import Question
     from engineroom.ratelimit.service.metrics import Counts
@@ -48,7 +48,9 @@ class Enforced:
     header: str
     #: All that is counted, by name.
     limits: Mapping[str, Limit]
-    _encoded: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    #: By what a request counts.
+    identify: Callable[[RequestView], Identity]
+    _encoded: dict[tuple[object, str], tuple[bytes, bytes]] = field(default_factory=dict)
     #: Parts of refusals that were given, by what they depend on: a flood asks for the same ones.
     _refusals: dict[tuple[object, ...], tuple[bytes, bytes]] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Enforced:
     def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
         """Ready to decide."""
         limits = {each.name: each for each in policy.places}
-        return cls(policy, limiter, policy_header(policy), limits)
+        return cls(policy, limiter, policy_header(policy), limits, identity_of(policy))
 
     def refusal(
         self, key: tuple[object, ...], make: Callable[[], tuple[bytes, bytes]]
@@ -73,14 +75,14 @@ class Enforced:
         self, name: str, make: Callable[[Enforced, str], tuple[bytes, bytes]]
     ) -> tuple[bytes, bytes]:
         """What ``make`` makes of a limit, made once."""
-        known = self._encoded.get(name)
+        key = make, name
+        known = self._encoded.get(key)
         if known is None:
-            known = self._encoded[name] = make(self, name)
+            known = self._encoded[key] = make(self, name)
         return known
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What came of a question: a decision by a policy, or why there is none."""
 
     decision: Decision | None
@@ -114,12 +116,12 @@ class Engine:
     def ask(self, question: Question, done: Callable[[Verdict], None]) -> None:
         """Call ``done`` with the verdict: at once where it is known, else later. Raises nothing."""
         found = self._directory.find(question.namespace, question.name)
-        if isinstance(found, Enforced):
+        if type(found) is Enforced:
             self._decide(found, question, done)
         elif isinstance(found, Missing):
             self._counts.missed(found.value)
             done(Verdict(None, missing=found))
-        else:
+        elif isinstance(found, asyncio.Future):
             found.add_done_callback(lambda _: self._ask_again(question, done))
 
     async def explain(self, question: Question) -> dict[str, object] | Missing:
@@ -167,39 +169,23 @@ class Engine:
     def _decide(
         self, enforced: Enforced, question: Question, done: Callable[[Verdict], None]
     ) -> None:
-        policy = enforced.policy
+        policy, counts = enforced.policy, self._counts
         view = _seen_by(policy, question.view)
-        counts = self._counts
         if self._recordings.active:
             self._recordings.seen(policy, view)
-        answer = enforced.limiter.submit(subject_of(policy, view), question.cost)
-        if isinstance(answer, Decision):
-            counts.decided(answer, 0.0)
-            done(Verdict(answer, enforced))
-            return
         began = counts.clock()
 
-        def decided(future: asyncio.Future[Decision]) -> None:
-            if future.cancelled() or future.exception() is not None:
-                # Only when the service ends in the middle of a call.
-                decision = _ended(policy)
-            else:
-                decision = future.result()
+        def decided(decision: Decision) -> None:
             counts.decided(decision, counts.clock() - began)
             done(Verdict(decision, enforced))
 
-        answer.add_done_callback(decided)
+        known = enforced.limiter.decide(enforced.identify(view), question.cost, decided)
+        if known is not None:
+            counts.decided(known, 0.0)
+            done(Verdict(known, enforced))
 
 
 def _seen_by(policy: Policy, view: RequestView) -> RequestView:
     """The request as a policy sees it, with the proxies that it trusts."""
     hops = policy.trusted_proxy_hops
-    return replace(view, trusted_proxy_hops=hops) if hops else view
-
-
-def _ended(policy: Policy) -> Decision:
-    limit = policy.limits[0]
-    return Decision(
-        False, Reason.FAILED_CLOSED, policy.name, limit.name, limit.burst, 0, 1.0, 0.0,
-        Source.POLICY,
-    )  # fmt: skip
+    return view._replace(trusted_proxy_hops=hops) if hops else view

@@ -42,10 +42,14 @@ READ_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT = 5.0, 75.0, 5.0
 #: Seconds that a refused request's remainder is read for.
 LINGER = 1.0
 _SWEEP = 1.0
+_METHODS = {b"GET": "GET", b"POST": "POST", b"HEAD": "HEAD"}
 _FORMS = {form.value: form for form in Form}
 #: Names of headers as they were sent, and in lower case: the same few come again and again.
 _names: dict[bytes, str] = {}
 _MAX_NAMES, _MAX_NAME = 1024, 64
+#: Who asks about which policy, by addresses that say nothing else; there are few.
+_routes: dict[bytes, tuple[Form, str, str]] = {}
+_MAX_ROUTES, _MAX_ROUTE = 4096, 1024
 
 
 class _Slot:
@@ -241,7 +245,7 @@ class HttpConnection(asyncio.Protocol):
         if self._closing:
             return
         self._since = 0.0
-        method = self._parser.get_method().decode("latin-1")
+        method = _METHODS.get(self._parser.get_method()) or self._method()
         slot = _Slot(head=method == "HEAD")
         self._slots.append(slot)
         if len(self._slots) > MAX_PIPELINED:
@@ -252,26 +256,32 @@ class HttpConnection(asyncio.Protocol):
         if not keep or self._service.draining:
             slot.last = self._closing = True
         try:
-            self._ask(slot, method, url.decode("latin-1"), headers, body)
+            route = _routes.get(url)
+            if route is None:
+                self._ask(slot, method, url, headers, body)
+            else:
+                self._ask_for(slot, *route, "", "", method, headers)
         except UnreadableError as error:
             self._answer(slot, 400, answers.problem(400, str(error)), "unreadable")
 
     # -- questions and answers ------------------------------------------------------------------
 
+    def _method(self) -> str:
+        return self._parser.get_method().decode("latin-1")
+
     def _ask(
-        self, slot: _Slot, method: str, url: str, headers: dict[str, str], body: bytes
+        self, slot: _Slot, method: str, url: bytes, headers: dict[str, str], body: bytes
     ) -> None:
-        target, _, query = url.partition("?")
+        target, _, query = url.decode("latin-1").partition("?")
         parts = target.split("/", 5)
         if len(parts) > 4 and parts[1] == "v1" and (form := _FORMS.get(parts[2])) is not None:
             namespace, name = asking.segment(parts[3]), asking.segment(parts[4])
             rest = parts[5] if len(parts) > 5 else ""
-            question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
-
-            def to_proxy(verdict: Verdict) -> None:
-                self._answer(slot, *answers.to_proxy(form, verdict), form.value)
-
-            self._engine.ask(question, to_proxy)
+            if not rest and not query and len(url) <= _MAX_ROUTE:
+                if len(_routes) >= _MAX_ROUTES:
+                    _routes.clear()
+                _routes[url] = form, namespace, name
+            self._ask_for(slot, form, namespace, name, rest, query, method, headers)
         elif target == "/v1/decide":
             if self._posted(slot, method):
                 self._engine.ask(
@@ -292,6 +302,18 @@ class HttpConnection(asyncio.Protocol):
                 self._as_json(slot, body)
         else:
             self._answer(slot, 404, answers.problem(404, "there is nothing here"), "none")
+
+    def _ask_for(
+        self, slot: _Slot, form: Form, namespace: str, name: str, rest: str, query: str,
+        method: str, headers: dict[str, str],
+    ) -> None:  # fmt: skip
+        question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+
+        def to_proxy(verdict: Verdict) -> None:
+            status, answer = answers.to_proxy(form, verdict)
+            self._answer(slot, status, answer, form)
+
+        self._engine.ask(question, to_proxy)
 
     async def _explain(self, slot: _Slot, question: Question) -> None:
         self._answer(slot, *answers.explained(await self._engine.explain(question)), "explain")

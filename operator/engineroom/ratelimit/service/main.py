@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -44,6 +45,10 @@ _MAX_TOP = 1000
 _RESTART = 1.0
 _FETCH_TIMEOUT = 3.0
 _BACKLOG = 1024
+#: Objects made and not freed until young ones are looked through for cycles, and how many times
+#: that happens until the older ones are. Python's own 700, 10, 10 stop a busy service some times a
+#: second, for up to 20 ms.
+_COLLECT = (50_000, 20, 100)
 _MODULE = "engineroom.ratelimit.service.main"
 
 
@@ -244,6 +249,10 @@ async def _serve(settings: Settings) -> None:
         return
     service = Service(settings)
     await service.start()
+    # What is there now stays: collecting it again and again would only take time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
     await stop.wait()
     await service.stop()
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from engineroom.ratelimit.decision import Decision
+    from engineroom.ratelimit.decision import Decision, Reason, Source
 
 #: Upper bounds, seconds: from memory, from Redis at loopback, from Redis under load, time-out.
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
@@ -34,7 +34,7 @@ class Counts(Collector):
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self._decisions: dict[tuple[str, str, str, str], int] = {}
+        self._decisions: dict[tuple[str, str, Reason, Source], int] = {}
         self._shadowed: dict[tuple[str, str], int] = {}
         self._missing: dict[str, int] = {}
         self._requests: dict[tuple[str, int], int] = {}
@@ -44,7 +44,7 @@ class Counts(Collector):
 
     def decided(self, decision: Decision, seconds: float) -> None:
         """A decision that took so long."""
-        key = (decision.policy, decision.limit, decision.reason.value, decision.source.value)
+        key = (decision.policy, decision.limit, decision.reason, decision.source)
         self._decisions[key] = self._decisions.get(key, 0) + 1
         self._buckets[bisect_left(BUCKETS, seconds)] += 1
         self._seconds += seconds
@@ -72,8 +72,8 @@ class Counts(Collector):
             "Decisions, by the limit that decided, why, and who decided.",
             labels=["policy", "limit", "reason", "source"],
         )
-        for key, count in self._decisions.items():
-            decisions.add_metric(key, count)
+        for (policy, limit, reason, source), count in self._decisions.items():
+            decisions.add_metric([policy, limit, reason.value, source.value], count)
         yield decisions
         shadowed = CounterMetricFamily(
             "engineroom_ratelimit_shadowed",
@@ -97,7 +97,7 @@ class Counts(Collector):
             labels=["form", "status"],
         )
         for (form, status), count in self._requests.items():
-            requests.add_metric([form, str(status)], count)
+            requests.add_metric([str(form), str(status)], count)
         yield requests
         yield HistogramMetricFamily(
             "engineroom_ratelimit_decision_seconds",

@@ -14,11 +14,11 @@ from __future__ import annotations
 import functools
 import math
 import secrets
+from base64 import b64encode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
 from engineroom.ratelimit.middleware import limit_headers, refusal
@@ -79,6 +79,7 @@ _ENUMS = {
     "Code": ("UNKNOWN", "OK", "OVER_LIMIT"),
     "Unit": ("UNIT_UNKNOWN", "SECOND", "MINUTE", "HOUR", "DAY"),
 }
+_CODES = _ENUMS["Code"]
 #: Periods that have a name, microseconds.
 _UNITS = {1_000_000: 1, 60_000_000: 2, 3_600_000_000: 3, 86_400_000_000: 4}
 _MOST = 2**32 - 1
@@ -262,12 +263,37 @@ class Rated:
 
     def document(self) -> dict[str, Any]:
         """As RateLimitResponse in JSON."""
-        document: dict[str, Any] = MessageToDict(self.message())
-        for status in document.get("statuses", ()):
-            span = status.get("durationUntilReset")
-            if span is not None:
-                status["durationUntilReset"] = f"{span.get('seconds', 0)}s"
+        response = self.message()
+        document: dict[str, Any] = {
+            "overallCode": _CODES[response.overall_code],
+            "statuses": [_status_document(status) for status in response.statuses],
+        }
+        headers = [
+            {"key": each.key, "value": each.value} for each in response.response_headers_to_add
+        ]
+        if headers:
+            document["responseHeadersToAdd"] = headers
+        if response.raw_body:
+            document["rawBody"] = b64encode(response.raw_body).decode()
         return document
+
+
+def _status_document(status: Any) -> dict[str, Any]:
+    """As protobuf's mapping to JSON says, which leaves out what is 0; json_format takes twenty
+    times as long."""
+    document: dict[str, Any] = {"code": _CODES[status.code]}
+    if status.HasField("current_limit"):
+        limit = status.current_limit
+        document["currentLimit"] = {
+            "requestsPerUnit": limit.requests_per_unit,
+            "unit": _ENUMS["Unit"][limit.unit],
+            "name": limit.name,
+        }
+    if status.limit_remaining:
+        document["limitRemaining"] = status.limit_remaining
+    if status.HasField("duration_until_reset"):
+        document["durationUntilReset"] = f"{status.duration_until_reset.seconds}s"
+    return document
 
 
 def rate(engine: Engine, questions: Sequence[Question], done: Callable[[Rated], None]) -> None:

@@ -1,0 +1,209 @@
+"""Calls over a line: replies in order, late ones to nobody, and a new connection after a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis.asyncio.connection import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+
+from engineroom.ratelimit.limiter import AsyncLimiter, share_async, unshare_async
+from engineroom.ratelimit.line import Line, Tasks, calls_of
+from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
+from tests.support import RedisServer, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engineroom.ratelimit.line import Calls
+
+POLICY = Policy("p", (Limit("a", Rate(5, 3600)),), Failure(timeout=2.0))
+
+
+#: As the limiters set it, which answer instead of trying again.
+ONCE = Retry(NoBackoff(), 0)
+
+
+def client(server: RedisServer) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis(port=server.port, retry=ONCE)
+
+
+def asked(calls: Calls, *command: str) -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    calls.send(command, future.set_result)
+    return asyncio.ensure_future(asyncio.wait_for(future, 10))
+
+
+def connections(store: redis.Redis) -> int:
+    return sum(each["name"] == "line" for each in store.client_list())
+
+
+@pytest.mark.parametrize("make", [lambda own: Line(own.connection_pool), Tasks])
+async def test_replies_are_told_to_those_who_asked(
+    server: RedisServer, store: redis.Redis, make: Callable[[redis.asyncio.Redis], Calls]
+) -> None:
+    own = client(server)
+    calls = make(own)
+    replies = [asked(calls, "ECHO", str(number)) for number in range(50)]
+    wrong = asked(calls, "NOSUCH")
+    forgotten = asked(calls, "EVALSHA", "0" * 40, "0")
+    assert await asyncio.gather(*replies) == [b"%d" % number for number in range(50)]
+    assert isinstance(await wrong, ResponseError)
+    assert isinstance(await forgotten, NoScriptError)
+    await calls.close()
+    await own.aclose()
+
+
+async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    own = redis.asyncio.Redis(port=server.port, client_name="line")
+    line = Line(own.connection_pool)
+    await asked(line, "PING")
+    told: list[Any] = []
+    late = line.send(("BLPOP", "nothing", "0.2"), told.append)
+    behind = asked(line, "ECHO", "behind")
+    await asyncio.sleep(0)
+    line.give_up(late)
+    begun = time.monotonic()
+    assert await asked(line, "ECHO", "ahead") == b"ahead"
+    assert time.monotonic() - begun < 0.2
+    assert not behind.done()
+    assert await behind == b"behind"
+    assert told == []
+    # The old connection is closed once nobody waits for it.
+    async with asyncio.timeout(5):
+        while connections(store) != 1:
+            await asyncio.sleep(0.01)
+    await line.close()
+    await own.aclose()
+
+
+async def test_a_call_that_waits_for_a_connection_can_be_given_up(store: redis.Redis) -> None:
+    own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
+    line = Line(own.connection_pool)
+    told: list[Any] = []
+    line.give_up(line.send(("INCR", "n"), told.append))
+    assert isinstance(await asked(line, "PING"), RedisConnectionError)
+    assert told == []
+    await line.close()
+    await own.aclose()
+
+
+async def test_calls_of_a_lost_connection_are_told_so_and_the_next_has_a_new_one() -> None:
+    server = RedisServer()
+    server.start()
+    own = client(server)
+    line = Line(own.connection_pool)
+    try:
+        await asked(line, "PING")
+        waiting = asked(line, "BLPOP", "nothing", "0")
+        server.stop()
+        assert isinstance(await waiting, RedisConnectionError)
+        server.start()
+        assert await asked(line, "PING") == b"PONG"
+    finally:
+        await line.close()
+        await own.aclose()
+        server.close()
+
+
+async def test_what_is_no_reply_ends_the_connection() -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (said := await reader.read(4096)) and b"GARBAGE" not in said:
+            writer.write(b"+OK\r\n" * (said.count(b"\r\n*") + 1))
+        writer.write(b"this is not RESP\r\n")
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(babble, "127.0.0.1", 0)
+    own = redis.asyncio.Redis(port=listening.sockets[0].getsockname()[1])
+    line = Line(own.connection_pool)
+    try:
+        assert await asked(line, "PING") == b"OK"
+        assert isinstance(await asked(line, "GARBAGE"), RedisConnectionError)
+        assert await asked(line, "PING") == b"OK"
+    finally:
+        await line.close()
+        await own.aclose()
+        listening.close()
+
+
+async def test_closing_ends_what_is_under_way(server: RedisServer, store: redis.Redis) -> None:
+    own = client(server)
+    line = Line(own.connection_pool)
+    opening = asked(line, "PING")
+    await line.close()
+    assert isinstance(await opening, RedisConnectionError)
+    await asked(line, "PING")
+    waiting = asked(line, "BLPOP", "nothing", "0")
+    await line.close()
+    assert isinstance(await waiting, RedisConnectionError)
+    await own.aclose()
+
+
+async def test_an_address_says_all_it_can(tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    process = subprocess.Popen(
+        [
+            *("redis-server", "--port", "0", "--unixsocket", str(socket), "--save", ""),
+            *("--requirepass", "secret", "--dir", str(tmp_path)),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(10):
+            while not socket.exists():
+                await asyncio.sleep(0.01)
+        for protocol in (2, 3):
+            own = redis.asyncio.Redis.from_url(
+                f"unix://:secret@{socket}?db=3&protocol={protocol}", client_name="line"
+            )
+            async with AsyncLimiter(POLICY, own) as limiter:
+                assert isinstance(limiter._line, Line)
+                decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
+                assert sum(each.allowed for each in decisions) == 5
+                assert limiter.failed == 0
+            assert await own.dbsize() == protocol - 1
+            await own.aclose()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def test_limiters_that_share_a_client_share_a_connection(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    own = redis.asyncio.Redis(port=server.port, client_name="line")
+    shared = share_async(own)
+    limiters = [AsyncLimiter(POLICY, shared) for _ in range(20)]
+    await asyncio.gather(*(each.hit("me") for each in limiters))
+    assert connections(store) == 1
+    await limiters[0].close()
+    assert (await limiters[1].hit("you")).allowed
+    await unshare_async(shared)
+    async with asyncio.timeout(5):
+        while connections(store):
+            await asyncio.sleep(0.01)
+    await own.aclose()
+
+
+async def test_a_pool_of_another_kind_keeps_its_ways(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    pool = BlockingConnectionPool(port=server.port, max_connections=1)
+    own = redis.asyncio.Redis.from_pool(pool)
+    assert isinstance(calls_of(own), Tasks)
+    async with AsyncLimiter(POLICY, own) as limiter:
+        decisions = await asyncio.gather(*(limiter.hit("me") for _ in range(7)))
+        assert sum(each.allowed for each in decisions) == 5
