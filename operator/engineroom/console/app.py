@@ -10,7 +10,6 @@ import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -35,8 +34,7 @@ from engineroom.core.errors import (
 )
 from engineroom.core.logging import get_logger
 from engineroom.core.mapping import problem_document
-from engineroom.core.validation.documents import read_json
-from engineroom.core.validation.paths import child
+from engineroom.core.validation.models import read_body, read_query
 from engineroom.core.validation.requests import RequestLimits
 
 if TYPE_CHECKING:
@@ -174,8 +172,9 @@ class _Run:
             if route.needs is not Access.SIGNED_IN:
                 await services.authority.demand(self._caller, route.needs, path.get("namespace"))
         await self._limited()
-        query, raw = _query(route, request), await _raw(route, request)
-        body = None if route.body is None else _validated(route.body, raw)
+        query = read_query(route.query, request.scope["query_string"])
+        raw = await _raw(route, request)
+        body = None if route.body is None else read_body(route.body, raw)
         if route.changes and self._caller is not None:
             kept = await self._first(raw)
             if kept is not None:
@@ -309,19 +308,6 @@ def _path(route: Route, request: Request) -> dict[str, str]:
     return found
 
 
-def _query(route: Route, request: Request) -> Any:
-    pairs = request.query_params.multi_items()
-    given = dict(pairs)
-    if len(given) != len(pairs):
-        twice = next(name for name, _ in pairs if sum(n == name for n, _ in pairs) > 1)
-        told = Problem(child("query", twice), "comes more than once", "send it once")
-        raise InvalidInputError([told])
-    try:
-        return route.query.model_validate(given, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise InvalidInputError(_problems(error, "query")) from error
-
-
 async def _raw(route: Route, request: Request) -> bytes:
     if not route.changes:
         return b""
@@ -335,30 +321,6 @@ async def _raw(route: Route, request: Request) -> bytes:
     if kind != _JSON:
         raise MediaTypeError(f"content-type: is not read here; send {_JSON}")
     return raw
-
-
-def _validated(model: type[Any], raw: bytes) -> Any:
-    value = read_json(raw)  # within limits of depth and number, and no key twice
-    try:
-        return model.model_validate_json(
-            json.dumps(value), strict=True, by_alias=True, by_name=False
-        )
-    except ValidationError as error:
-        raise InvalidInputError(_problems(error, "body")) from error
-
-
-def _problems(error: ValidationError, root: str) -> list[Problem]:
-    """Pydantic's findings as ours; what was sent is not repeated, it may be a secret."""
-    found = []
-    for each in error.errors(include_input=False, include_url=False, include_context=False)[:20]:
-        path = root
-        for part in each["loc"]:
-            path = f"{path}[{part}]" if isinstance(part, int) else child(path, str(part)[:80])
-        unknown = each["type"] == "extra_forbidden"
-        fix = "remove it" if unknown else "see the API's document"
-        message = "is not a known field" if unknown else f"is not valid: {each['msg'][:200]}"
-        found.append(Problem(path, message, fix))
-    return found
 
 
 __all__ = ["Nothing", "application", "refusal"]

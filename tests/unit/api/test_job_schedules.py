@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from engineroom.api.times import cron_problem, zone_problem
+from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.api.validation import parse, problems
 from engineroom.cli.lint import lint_files
 from tests.support import ROOT

@@ -202,6 +202,33 @@ class _Reader:
         return {**message, "body": made}
 
 
+class Problems:
+    """ASGI middleware: an EngineroomError that nobody answered becomes a problem document.
+
+    For applications without ``AuthMiddleware``, which does so too. What is no EngineroomError is
+    raised on: it is for the server's log.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except EngineroomError as error:
+            if started or scope["type"] != "http":
+                raise
+            await _refuse(error, send)
+
+
 async def _refuse(error: EngineroomError, send: Send) -> None:
     document = problem_document(error)
     body = json.dumps(document.body).encode()
