@@ -1,7 +1,8 @@
 """Forms of fields and files (``multipart/form-data``, RFC 7578), read as they come, within limits.
 
-Needs multipart (extra ``forms``). A file's type is what is in it (``files.detect``), whatever its name
-and its header say; it goes to a temporary file without a name, and nothing is left after a refusal.
+Needs multipart (extra ``forms``). A file's type is what is in it (``files.detect``), whatever its
+name and its header say; it goes to a temporary file without a name, and nothing is left after a
+refusal.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class _Reader:
         self._form = Form()
         self._opened: list[Any] = []
         self._total = 0
-        self._ended = False
+        self._held = b""
         self._part: Any = None
         self._data = b""
         self._file: Any = None
@@ -134,11 +135,20 @@ class _Reader:
 
     def feed(self, data: bytes) -> None:
         """One piece of the body."""
-        from multipart import MultipartError, ParserLimitReached
-
         self._total += len(data)
         if self._total > self._limits.total:
             raise TooLargeError(f"the form has over {self._limits.total} bytes; send less")
+        data = self._held + data
+        text = data.rstrip(b"\r\n")
+        # The line's end after the last boundary may come in a piece of its own, which the parser
+        # would take for something after the form; so what may be it waits for what comes next.
+        text = data[: max(len(text), len(data) - 2)]
+        self._held = data[len(text) :]
+        self._parse(text)
+
+    def _parse(self, data: bytes) -> None:
+        from multipart import MultipartError, ParserLimitReached
+
         if not data:
             return
         try:
@@ -160,11 +170,11 @@ class _Reader:
         """The form, once all of the body was fed."""
         from multipart import MultipartError
 
-        if not self._parser.closed:
-            try:
-                self._parser.close()
-            except MultipartError as error:
-                raise _wrong("body", "ends too early", "send all of the form") from error
+        self._parse(b"" if self._held == b"\r\n" else self._held)
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            raise _wrong("body", "ends too early", "send all of the form") from error
         for upload in self._form.files.values():
             upload.content.seek(0)
         return self._form

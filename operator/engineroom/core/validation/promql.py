@@ -1,7 +1,7 @@
 """PromQL that others wrote, parsed and judged before it is sent to a Prometheus.
 
-Needs promql-parser (extra ``promql``). Its grammar is compiled code whose time grows with the square
-of the nesting, so a query is bounded before it is given to it.
+Needs promql-parser (extra ``promql``). That is compiled code whose time grows with the square of
+the nesting, so a query is bounded before it is given to it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _bounds(text: str) -> tuple[str, str] | None:
     if len(text) > MAX_CHARACTERS:
         return (
             f"has {len(text)} characters",
-            f"write at most {MAX_CHARACTERS}; use a recording rule",
+            f"write at most {MAX_CHARACTERS}",
         )
     control = next((c for c in text if not c.isprintable() and c not in "\n\t\r"), None)
     if control is not None:

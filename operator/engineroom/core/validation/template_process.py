@@ -1,7 +1,7 @@
 """What runs in the process that ``templates`` starts; nothing else imports it.
 
-Everything that a filter may import later is loaded first; then the process gives up its files and its
-memory beyond the bound, and reads templates from its standard input until that ends.
+Everything that a filter may import later is loaded first; then the process gives up its files and
+its memory beyond the bound, and reads templates from its standard input until that ends.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 _TOLD = 300
 #: Seconds by which the process outlives its limit, so that the parent is the first to know.
 _GRACE = 1.0
-
-
-class _LongError(Exception):
-    """The output passed its limit."""
 
 
 def environment(*, html: bool) -> ImmutableSandboxedEnvironment:
@@ -71,11 +67,9 @@ def _outcome(
         for part in template.generate(json.loads(question["data"])):
             length += len(part)
             if length > most:
-                raise _LongError
+                return {"is": "long", "last": True}
             parts.append(part)
         return {"is": "well", "text": "".join(parts)}
-    except _LongError:
-        return {"is": "long", "last": True}
     except MemoryError:
         return {"is": "memory", "last": True}
     except RecursionError:
@@ -107,7 +101,8 @@ def _warm(made: ImmutableSandboxedEnvironment) -> None:
 
     sample = (
         "{{ ['b','a']|sort|join(',')|upper|urlencode|wordwrap(10)|indent }}{{ {'a':1}|tojson }}"
-        "{{ [1]|random }}{{ [1,2]|batch(2)|list }}{{ 1.5|round|filesizeformat }}{{ 'x'|e|striptags }}"
+        "{{ [1]|random }}{{ [1,2]|batch(2)|list }}{{ 1.5|round|filesizeformat }}"
+        "{{ 'x'|e|striptags }}"
         "{{ [{'a':1}]|groupby('a')|list }}{{ 'http://a.b'|urlize }}{{ '%s'|format(1) }}"
         "{{ [1]|sum }}{{ {'a':1}|xmlattr }}{{ 'a b'|title|truncate(9) }}{{ {'b':1}|dictsort }}"
     )

@@ -1,10 +1,10 @@
 """Templates that others wrote, rendered where they can do no harm.
 
 Jinja2's sandbox keeps a template away from Python, but not from time and memory, and it has had
-holes. So rendering happens in a process of its own that has no file, no socket, no environment and a
-bound on its memory, and that is killed when it takes too long. What goes in is JSON, what comes out
-is text. Needs Jinja2 (extra ``templates``); the process starts with the first use, takes some 25 MiB
-and then a millisecond a template.
+holes. So rendering happens in a process of its own that has no file, no socket, no environment and
+a bound on its memory, and that is killed when it takes too long. What goes in is JSON, what comes
+out is text. Needs Jinja2 (extra ``templates``) and Linux; the process starts with the first use,
+takes some 25 MiB and then half a millisecond a template.
 """
 
 from __future__ import annotations
