@@ -31,6 +31,7 @@ from engineroom.core.errors import (
     MissingError,
     PermissionDeniedError,
     Problem,
+    TooLargeError,
 )
 from engineroom.core.logging import get_logger
 from engineroom.core.mapping import problem_document
@@ -54,6 +55,8 @@ log = get_logger(__name__)
 _KEPT_STATUS = frozenset({200, 201, 202, 204, 404, 409, 412, 422})
 #: Refused before the body was read to its end.
 _UNREAD = frozenset({408, 413, 431})
+#: Bytes of a body that anybody may send who did not sign in; others have the limit of ``Limits``.
+STRANGERS_BODY = 64 * 1024
 _REPLAYED = "idempotent-replayed"
 _JSON = "application/json"
 
@@ -157,7 +160,12 @@ class _Run:
         except Exception as unknown:
             log.exception("a request failed", method=self._route.method, path=self._route.path)
             error, response = unknown, refusal(unknown)
-        await self._noted(response, error)
+        try:
+            await self._noted(response, error)
+        finally:
+            # An error holds this frame and what it read, and this frame must not hold it: together
+            # they would stay until the next collection.
+            del error
         await self._remembered(response)
         return response
 
@@ -311,7 +319,7 @@ def _path(route: Route, request: Request) -> dict[str, str]:
 async def _raw(route: Route, request: Request) -> bytes:
     if not route.changes:
         return b""
-    raw = await request.body()
+    raw = await _body(route, request)
     if route.body is None:
         if raw:
             told = Problem("body", "is not expected here", "send none")
@@ -321,6 +329,24 @@ async def _raw(route: Route, request: Request) -> bytes:
     if kind != _JSON:
         raise MediaTypeError(f"content-type: is not read here; send {_JSON}")
     return raw
+
+
+async def _body(route: Route, request: Request) -> bytes:
+    """The body; where anybody may send one it is refused at a lower limit than elsewhere."""
+    if route.needs is not Access.PUBLIC:
+        return await request.body()
+    parts, size = [], 0
+    said = int(request.headers.get("content-length", "0"))  # digits: RequestLimits has looked
+    if said <= STRANGERS_BODY:
+        async for part in request.stream():
+            size += len(part)
+            if size > STRANGERS_BODY:
+                parts.clear()
+                break
+            parts.append(part)
+    if max(said, size) > STRANGERS_BODY:
+        raise TooLargeError(f"the body has over {STRANGERS_BODY} bytes; send less")
+    return b"".join(parts)
 
 
 __all__ = ["Nothing", "application", "refusal"]

@@ -74,18 +74,24 @@ class Inflater:
     def feed(self, data: bytes) -> bytes:
         """What ``data`` inflates to. Raises TooLargeError and EncodingError."""
         self._sent += len(data)
-        try:
-            made = self._inflate.decompress(data, self._most - self._made + 1)
-        except zlib.error as error:
-            raise EncodingError("the body is no gzip; send it plain") from error
-        self._made += len(made)
-        if self._made > self._most:
-            raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
-        if self._made > self._FREE and self._made > self._ratio * self._sent:
-            raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
-        if self._inflate.unused_data:
-            raise EncodingError("something follows the gzip body; send one member")
-        return made
+        parts = []
+        # In pieces, so that a bomb is known by its first one and not by all that it makes.
+        while True:
+            try:
+                made = self._inflate.decompress(data, self._FREE)
+            except zlib.error as error:
+                raise EncodingError("the body is no gzip; send it plain") from error
+            self._made += len(made)
+            if self._made > self._most:
+                raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
+            if self._made > self._FREE and self._made > self._ratio * self._sent:
+                raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
+            if self._inflate.unused_data:
+                raise EncodingError("something follows the gzip body; send one member")
+            parts.append(made)
+            data = self._inflate.unconsumed_tail
+            if not data and len(made) < self._FREE:  # a full piece may leave more within
+                return b"".join(parts)
 
     def close(self) -> None:
         """Raises EncodingError when the end is missing."""
@@ -135,6 +141,9 @@ class RequestLimits:
             await _refuse(reader.refused, send)
             if error is not reader.refused and not isinstance(error, EngineroomError):
                 raise
+        finally:
+            # It holds the frames that raised it, and they hold the reader and what was read.
+            reader.refused = None
 
     def _checked(self, scope: Message) -> Inflater | None:
         """What the headers say; an inflater where the body is in gzip."""
