@@ -84,7 +84,8 @@ class Inflater:
             self._made += len(made)
             if self._made > self._most:
                 raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
-            if self._made > self._FREE and self._made > self._ratio * self._sent:
+            taken = self._sent - len(self._inflate.unconsumed_tail)
+            if self._made > self._FREE and self._made > self._ratio * taken:
                 raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
             if self._inflate.unused_data:
                 raise EncodingError("something follows the gzip body; send one member")
