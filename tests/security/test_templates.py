@@ -33,7 +33,7 @@ DATA: dict[str, Any] = {
     "text": "<b>",
 }
 
-#: Ways out of a sandbox that were published: of Jinja2's own advisories and of the SSTI collections.
+#: Ways out of a sandbox that were published: Jinja2's own advisories, collections of injections.
 ESCAPES = (
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ ''['__class__'] }}",
@@ -92,8 +92,7 @@ GREEDY = (
     "{{ 'a'|center(999999999) }}",
     "{{ (9**9**6)|string }}",
     "{{ 7 ** 7 ** 8 }}",
-    "{% set x = namespace(a='aaaaaaaaaaaaaaaa') %}"
-    "{% for i in range(40) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
+    "{% set x = namespace(a='aaaa') %}{% for i in range(40) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
     "{{ queues|batch(99999999, 'x')|list }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "{{ '" + "a" * 5000 + "'|wordwrap(1)|replace('a', 'b' * 90000) }}",
@@ -181,7 +180,7 @@ def test_the_process_has_no_file_no_socket_no_environment(templates: Templates) 
     templates.render("", {})
     pid = templates._child.pid  # type: ignore[union-attr]
     of = Path(f"/proc/{pid}")
-    assert sorted(os.listdir(of / "fd")) == ["0", "1", "2"]
+    assert sorted(file.name for file in (of / "fd").iterdir()) == ["0", "1", "2"]
     names = {line.partition(b"=")[0] for line in (of / "environ").read_bytes().split(b"\0")}
     assert names <= {b"LANG", b"LC_CTYPE", b""}
     assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (3, 3)

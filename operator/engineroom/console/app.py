@@ -335,7 +335,8 @@ async def _body(route: Route, request: Request) -> bytes:
     """The body; where anybody may send one it is refused at a lower limit than elsewhere."""
     if route.needs is not Access.PUBLIC:
         return await request.body()
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     said = int(request.headers.get("content-length", "0"))  # digits: RequestLimits has looked
     if said <= STRANGERS_BODY:
         async for part in request.stream():

@@ -190,9 +190,10 @@ UNDO_POLICY = Policy(attempts=8, base=0.1, longest=10.0, total=120.0)
 
 
 #: Seconds from a coordinator's last sign of life until another may take over. With a look every 2 s
-#: and some 3 s for a thousand sagas all are brought to their ends within 10 s of a kill. The price: who
-#: hears nothing from Redis for this long, or gets no processor, loses his sagas to another, which does
-#: the step at hand again under its key; and a running step is a write to Redis every third of it.
+#: and a second or two for a thousand sagas all are brought to their ends within 10 s of a kill. The
+#: price: a coordinator that hears nothing from Redis for so long, or gets no processor, loses its
+#: sagas to another one, which does the step at hand again under its key; and a running step is a
+#: write to Redis every third of it.
 LEASE = 5.0
 
 #: Sagas recovered at once: each holds a connection to Redis, of which a client has 100.

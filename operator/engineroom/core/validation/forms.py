@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from email.message import Message
-from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import (
@@ -100,6 +98,8 @@ async def read_form(
 
 
 def _boundary(content_type: str) -> str:
+    from email.message import Message
+
     message = Message()
     message["content-type"] = content_type[:1024]
     boundary = message.get_param("boundary")
@@ -211,6 +211,8 @@ class _Reader:
             if len(self._data) == HEAD:
                 require_type(self._data, self._limits.types)
         if self._file is None:
+            from tempfile import SpooledTemporaryFile
+
             self._file = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see close
             self._opened.append(self._file)
         self._file.write(data)

@@ -11,8 +11,6 @@ import json
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ValidationError
-
 from engineroom.core.errors import InvalidInputError, Problem, TooLargeError
 from engineroom.core.validation.documents import read_json
 from engineroom.core.validation.paths import child
@@ -20,6 +18,7 @@ from engineroom.core.validation.paths import child
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
 #: Parameters of one query string, and problems that are told at once.
@@ -27,7 +26,7 @@ MAX_PARAMETERS = 100
 MAX_PROBLEMS = 20
 
 _SEVERAL = (list, tuple, set, frozenset)
-_M = TypeVar("_M", bound=BaseModel)
+_M = TypeVar("_M", bound="BaseModel")
 _R = TypeVar("_R")
 
 
@@ -67,6 +66,8 @@ def read_body(model: type[_M], body: bytes | str) -> _M:
 
     Raises InvalidInputError, and UnreadableError for what is no JSON within the limits.
     """
+    from pydantic import ValidationError
+
     value = read_json(body)
     try:
         return model.model_validate_json(
@@ -78,6 +79,8 @@ def read_body(model: type[_M], body: bytes | str) -> _M:
 
 def model_of(model: type[_M], pairs: Sequence[tuple[str, str]], root: str) -> _M:
     """A model of names and texts, such as parameters; see ``read_query``."""
+    from pydantic import ValidationError
+
     lists = {
         each.alias or name
         for name, each in model.model_fields.items()
