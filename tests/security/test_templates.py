@@ -92,7 +92,7 @@ GREEDY = (
     "{{ 'a'|center(999999999) }}",
     "{{ (9**9**6)|string }}",
     "{{ 7 ** 7 ** 8 }}",
-    "{% set x = namespace(a='aaaa') %}{% for i in range(40) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
+    "{% set x = namespace(a='aaaa') %}{% for i in range(40) %}{% set x.a=x.a~x.a %}{% endfor %}",
     "{{ queues|batch(99999999, 'x')|list }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "{{ '" + "a" * 5000 + "'|wordwrap(1)|replace('a', 'b' * 90000) }}",

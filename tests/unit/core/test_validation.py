@@ -58,6 +58,8 @@ def test_json_comes_back_as_it_was_written(value: Any) -> None:
         '"\n"',
         b"\xff",
         '"\ud800"',
+        r'"\ud800"',
+        r'{"a": ["\uDC00\ud800"]}',
         "\ufeff{}",
     ],
     ids=lambda text: repr(text)[:20],

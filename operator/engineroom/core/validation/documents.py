@@ -84,7 +84,12 @@ class _Frame:
 
 def read(text: str) -> Iterator[Document]:
     """The documents of a file, empty ones left out; raises UnreadableError where reading ends."""
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        raise UnreadableError(line, "has half of a surrogate pair", "encode it as UTF-8") from error
+    if size > MAX_BYTES:
         raise UnreadableError(1, f"is larger than {MAX_BYTES} bytes", "split it")
     if text.lstrip()[:1] in {"{", "["}:
         # JSON may be indented by tabs, YAML may not.
@@ -316,15 +321,23 @@ def read_json(data: bytes | str) -> Any:
         raise UnreadableError(1, f"is not UTF-8 at byte {error.start}", "encode it") from error
     _bounded(text)
     try:
-        return json.loads(
+        value = json.loads(
             text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
         )
     except json.JSONDecodeError as error:
         raise UnreadableError(error.lineno, f"is not JSON: {error.msg}", "correct it") from error
     except ValueError as error:  # a whole number of thousands of digits
         raise UnreadableError(1, "has a number that is too long", "write it as text") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            # It could be written nowhere: whoever encodes it later would fail.
+            raise UnreadableError(1, "has half of a surrogate pair", "write both halves") from error
+    return value
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Possessive, and the closing quote may be missing: no text makes it go back and so quadratic.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
 

@@ -210,6 +210,8 @@ def _zip(file: IO[bytes], count: _Count) -> list[str]:
             if member.flag_bits & 0x1:
                 raise ArchiveError(f"the member {shown(member.filename)} is encrypted")
             if member.is_dir():
+                if member.file_size or member.compress_size:
+                    raise ArchiveError(f"the folder {shown(member.filename)} has content")
                 continue
             so_far = 0
             with archive.open(member) as content:
