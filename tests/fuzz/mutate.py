@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 #: Pieces that parsers stumble over, put in anywhere.
 TOKENS: tuple[bytes, ...] = (
-    b"&a ", b"*a", b"<<: *a\n", b"!!python/object/apply:os.system ", b"!!binary ", b"!x ", b"!!set ",
-    b"? ", b"- ", b": ", b"---\n", b"...\n", b"%YAML 1.1\n", b"{", b"}", b"[", b"]", b",", b"\n", b"\t",
+    b"&a ", b"*a", b"<<: *a\n", b"!!python/object/apply:os.system ", b"!!binary ", b"!x ",
+    b"? ", b"- ", b": ", b"---\n", b"...\n", b"%YAML 1.1\n", b"{", b"}", b"[", b"]", b",", b"\n",
+    b"\t", b"!!set ",
     b"'", b'"', b"|\n ", b">-\n ", b"#", b"~", b"null", b"yes", b"0x1F", b"0o17", b"017", b"1_000",
     b".inf", b".nan", b"1e999", b"-0", b"12:30:45", b"2026-01-01", b"9" * 400, b"\x00", b"\xff\xfe",
     b"\xef\xbb\xbf", b"\xc3", b"\xe2\x80\xae", b"\\u0000", b"\\ud800", b"NaN", b"Infinity", b"true",
@@ -32,9 +33,9 @@ TOKENS: tuple[bytes, ...] = (
 )  # fmt: skip
 
 NAMES = (
-    "a.txt", "b/c.txt", "../x", "a/../../x", "/etc/passwd", "..\\x", "C:\\x", "C:x", "a\x00b", "a:b",
-    "A.TXT", "a.txt/", "./a.txt", "x" * 300, "caf\u00e9", "cafe\u0301", "con", ".", "..", "a//b", "",
-    " ", "a/./b", "b\\c.txt", "\u202ex", "d/",
+    "a.txt", "b/c.txt", "../x", "a/../../x", "/etc/passwd", "..\\x", "C:\\x", "C:x", "a\x00b",
+    "A.TXT", "a.txt/", "./a.txt", "x" * 300, "caf\u00e9", "cafe\u0301", "con", ".", "..", "a//b",
+    "", "a:b", " ", "a/./b", "b\\c.txt", "\u202ex", "d/",
 )  # fmt: skip
 
 
@@ -165,9 +166,9 @@ def archive(random: Random) -> bytes:
 
 def objects() -> list[Any]:
     """Sound objects of our kinds, of the examples."""
-    found = []
-    for path in sorted((ROOT / "examples").rglob("*.yaml")):
-        for each in yaml.safe_load_all(path.read_text()):
-            if isinstance(each, dict) and str(each.get("apiVersion", "")).startswith("engineroom"):
-                found.append(each)
-    return found
+    return [
+        each
+        for path in sorted((ROOT / "examples").rglob("*.yaml"))
+        for each in yaml.safe_load_all(path.read_text())
+        if isinstance(each, dict) and str(each.get("apiVersion", "")).startswith("engineroom")
+    ]

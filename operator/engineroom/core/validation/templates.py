@@ -14,7 +14,7 @@ import json
 import os
 import select
 import struct
-import subprocess
+import subprocess  # nosec B404 - of this interpreter only
 import sys
 import threading
 import time
@@ -163,7 +163,7 @@ class Templates:
             "html": self._html,
             "path": sys.path,
         }
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # nosec B603 - a list without a word from outside
             [sys.executable, "-I", "-S", "-c", _BOOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
