@@ -87,6 +87,10 @@ test-integration: $(READY) $(READY_RQ2) system ## Tests against a real API serve
 test-security: $(READY) ## Attacks on what guards the doors; needs a redis-server
 	$(PYTEST) tests/security $(ARGS)
 
+.PHONY: audit
+audit: $(READY) system helm ## Bandit, pip-audit, gitleaks and kube-score, each finding fixed or explained
+	@$(BIN)/python -m tests.audit $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(READY) ## 100,000 documents and files made by mutation (ARGS="--count 1000000 --seed 1")
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -29,19 +29,17 @@ def yaml_wrong(text: str) -> str:
     """Why this text must not be read; "" if it may be."""
     if len(text.encode("utf-8", "replace")) > _BYTES:
         return "size"
-    # The parser in pure Python is another implementation than the C one that is judged. It knows less
-    # of YAML 1.2 (a tab for a blank, say); there the C one, whose port kubectl has, tells what is
-    # YAML, and limits and keys are counted anew all the same.
+    # The parser in pure Python is another implementation than the C one that is judged. It knows
+    # less of YAML 1.2 (a tab for a blank, say); there the C one, whose port kubectl has, tells what
+    # is YAML, and limits and keys are counted anew all the same.
     for loader in (yaml.SafeLoader, yaml.CSafeLoader):
         try:
-            return _events_wrong(text, loader) or next(
-                (wrong for node in yaml.compose_all(text, Loader=loader)
-                 if (wrong := _node_wrong(node, {}))), "",
-            )  # fmt: skip
+            wrong = _events_wrong(text, loader)
+            return wrong or _nodes_wrong(text, loader)
         except yaml.YAMLError:
             continue
     # JSON may be indented by tabs, which neither takes.
-    return "no YAML" if "\n\t" not in text else yaml_wrong(text.replace("\t", " "))
+    return "no YAML" if "\t" not in text else yaml_wrong(text.replace("\t", " "))
 
 
 def _events_wrong(text: str, loader: Any) -> str:
@@ -57,6 +55,19 @@ def _events_wrong(text: str, loader: Any) -> str:
             return f"tag {tag}"
         if depth > _DEPTH or aliases > _ALIASES or documents > _DOCUMENTS:
             return "depth, aliases or documents"
+    return ""
+
+
+def _nodes_wrong(text: str, loader: Any) -> str:
+    try:
+        for node in yaml.compose_all(text, Loader=loader):
+            wrong = _node_wrong(node, {})
+            if wrong:
+                return wrong
+    except yaml.composer.ComposerError as error:
+        # YAML lets an anchor be set anew, PyYAML's composer does not.
+        if "duplicate anchor" not in str(error):
+            raise
     return ""
 
 

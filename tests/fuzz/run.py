@@ -38,10 +38,11 @@ _QUERIES = (
     b"histogram_quantile(0.9, sum by (le) (rate(x_bucket[5m])))",
 )
 _LINES = (b"0 8 * * 1-5", b"*/5 0-6,22 1,15 JAN-MAR MON", b"59 23 31 12 *")
-_FORMS = [
-    b'--X\r\nContent-Disposition: form-data; name="a"\r\n\r\nvalue\r\n--X\r\n'
-    b'Content-Disposition: form-data; name="f"; filename="x.txt"\r\n\r\nhello\r\n--X--\r\n',
-]
+_FORM_PARTS = (
+    b'Content-Disposition: form-data; name="a"\r\n\r\nvalue\r\n',
+    b'Content-Disposition: form-data; name="f"; filename="x.txt"\r\n\r\nhello\r\n',
+)
+_FORMS = [b"".join(b"--X\r\n" + part for part in _FORM_PARTS) + b"--X--\r\n"]
 _HEADS = (
     b"\x89PNG\r\n\x1a\n\0\0", b"GIF89a..", b"%PDF-1.7\n", b"PK\x03\x04\x14\0",
     b"RIFF\0\0\0\0WEBPVP8 ", b"\x1f\x8b\x08\0", b"text\n\twith \xe2\x82\xac",
