@@ -1,7 +1,7 @@
 """``make audit``: bandit, pip-audit, gitleaks and kube-score; the last line is JSON.
 
-What could not be looked at is said and counted as ``unreachable``; only what was looked at and found
-wanting fails.
+What could not be looked at is said and counted as ``unreachable``; only what was looked at and
+found wanting fails.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from structlog.contextvars import get_contextvars
@@ -155,6 +156,8 @@ class _Run:
         error: Exception | None = None
         try:
             response = await self._through()
+        except ClientDisconnect:
+            return Response(None, 400)  # gone before its body was here; nobody reads this
         except EngineroomError as known:
             error, response = known, refusal(known)
         except Exception as unknown:
