@@ -52,8 +52,10 @@ def documents() -> list[bytes]:
         b"a: 1\nb: [x, {y: z}]\n---\nk: |\n  text\n  more\n",
         b"&a [&b [&c [x, x], *c], *b]\n",
         b'{"a": [1, 2.5, null, true, "x\\n"], "b": {"c": {}}}',
-        b"".join(b"%s: &l%d [%s]\n" % (b"k%d" % n, n, b"*l%d, *l%d" % (n - 1, n - 1) if n else b"1")
-                 for n in range(12)),
+        # Near the limits, so that one change passes them: values with aliases written out, aliases.
+        b"k0: &l0 [1]\n"
+        + b"".join(b"k%d: &l%d [*l%d, *l%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 14)),
+        b"a: &a 1\nb: [" + b"*a, " * 60 + b"]\n",
         b"[" * 30 + b"1" + b"]" * 30,
         b"- {a: b, c: [d, e]}\n" * 20,
     ]  # fmt: skip
