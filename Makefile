@@ -14,6 +14,8 @@ PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
 # More arguments for pytest: make test-unit ARGS="-k drain"
 ARGS ?=
+# Requests for each route in `make fuzz-api`.
+EXAMPLES ?= 500
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
@@ -84,6 +86,19 @@ test-integration: $(READY) $(READY_RQ2) system ## Tests against a real API serve
 .PHONY: test-security
 test-security: $(READY) ## Attacks on what guards the doors; needs a redis-server
 	$(PYTEST) tests/security $(ARGS)
+
+.PHONY: audit
+audit: $(READY) system helm ## Bandit, pip-audit, gitleaks and kube-score, each finding fixed or explained
+	@$(BIN)/python -m tests.audit $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(READY) ## 100,000 documents and files made by mutation (ARGS="--count 1000000 --seed 1")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+.PHONY: fuzz-api
+fuzz-api: $(READY) system ## The API's document by schemathesis, 500 requests a route (EXAMPLES=...)
+	ENGINEROOM_TEST_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 7200 \
+		tests/integration/console/test_schema.py $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: $(READY) system ## Tests with real pods

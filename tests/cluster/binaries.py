@@ -123,6 +123,14 @@ PROGRAMS: dict[str, Program] = {
             ("traefik",),
             module=_TRAEFIK,
         ),
+        # What `make audit` looks with: for secrets in the history, at the rendered chart.
+        Program("gitleaks", "v8.30.1", ("github.com/zricethezav/gitleaks/v8",), ("gitleaks",)),
+        Program(
+            "kube-score",
+            "v1.20.0",
+            ("github.com/zegl/kube-score/cmd/kube-score",),
+            ("kube-score",),
+        ),
         # What the benchmark of rate limits compares with.
         Program(
             "envoy-ratelimit",

@@ -6,11 +6,11 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.schema import describe_pattern, nearest
-from engineroom.api.times import cron_problem, zone_problem
+from engineroom.api.schema import describe_pattern
 from engineroom.api.v1alpha1.jobschedule import AT_PATTERN, FUNCTION_PATTERN
 from engineroom.core.errors import Problem
-from engineroom.core.validation.paths import shown
+from engineroom.core.validation.cron import cron_problem, zone_problem
+from engineroom.core.validation.paths import nearest, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,17 +7,16 @@ messages of one kind: the field's path, what is wrong, what to write instead.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.core.errors import Problem
-from engineroom.core.validation.paths import child, shown
+from engineroom.core.validation.paths import child, nearest, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 #: No more problems than this are told at once: a document of rubbish must not make a book.
 MAX_PROBLEMS = 40
@@ -83,16 +82,6 @@ class Node:
         if not self._compiled:
             self._compiled.append(re.compile(self.pattern))
         return self._compiled[0].fullmatch(value) is not None
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known spelling that ``word`` was probably meant to be, or None."""
-    by_folded: dict[str, str] = {}
-    for candidate in known:
-        by_folded.setdefault(candidate.casefold().replace("_", ""), candidate)
-    folded = word[:100].casefold().replace("_", "").replace("-", "")
-    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.7)
-    return by_folded[close[0]] if close else None
 
 
 def kind_of(value: object) -> str:

@@ -29,15 +29,15 @@ from engineroom.api import (
 from engineroom.api.crd import MAX_NAME, spec_node
 from engineroom.api.pod_security import Level
 from engineroom.api.quantity import QuantityError, parse_quantity
-from engineroom.api.schema import MAX_PROBLEMS, check, describe_pattern, kind_of, nearest
-from engineroom.api.times import cron_problem, zone_problem
+from engineroom.api.schema import MAX_PROBLEMS, check, describe_pattern, kind_of
 from engineroom.api.v1alpha1 import ratelimitpolicy, workerpool
 from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
 from engineroom.api.v1alpha1.types import DURATION_PATTERN, read_duration
 from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.core.errors import InvalidSpecError, Problem
+from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.core.validation.documents import MAX_DEPTH
-from engineroom.core.validation.paths import child, shown
+from engineroom.core.validation.paths import child, nearest, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -10,9 +10,9 @@ import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from structlog.contextvars import get_contextvars
@@ -32,11 +32,11 @@ from engineroom.core.errors import (
     MissingError,
     PermissionDeniedError,
     Problem,
+    TooLargeError,
 )
 from engineroom.core.logging import get_logger
 from engineroom.core.mapping import problem_document
-from engineroom.core.validation.documents import read_json
-from engineroom.core.validation.paths import child
+from engineroom.core.validation.models import read_body, read_query
 from engineroom.core.validation.requests import RequestLimits
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ log = get_logger(__name__)
 _KEPT_STATUS = frozenset({200, 201, 202, 204, 404, 409, 412, 422})
 #: Refused before the body was read to its end.
 _UNREAD = frozenset({408, 413, 431})
+#: Bytes of a body that anybody may send who did not sign in; others have the limit of ``Limits``.
+STRANGERS_BODY = 64 * 1024
 _REPLAYED = "idempotent-replayed"
 _JSON = "application/json"
 
@@ -154,12 +156,19 @@ class _Run:
         error: Exception | None = None
         try:
             response = await self._through()
+        except ClientDisconnect:
+            return Response(None, 400)  # gone before its body was here; nobody reads this
         except EngineroomError as known:
             error, response = known, refusal(known)
         except Exception as unknown:
             log.exception("a request failed", method=self._route.method, path=self._route.path)
             error, response = unknown, refusal(unknown)
-        await self._noted(response, error)
+        try:
+            await self._noted(response, error)
+        finally:
+            # An error holds this frame and what it read, and this frame must not hold it: together
+            # they would stay until the next collection.
+            del error
         await self._remembered(response)
         return response
 
@@ -174,8 +183,9 @@ class _Run:
             if route.needs is not Access.SIGNED_IN:
                 await services.authority.demand(self._caller, route.needs, path.get("namespace"))
         await self._limited()
-        query, raw = _query(route, request), await _raw(route, request)
-        body = None if route.body is None else _validated(route.body, raw)
+        query = read_query(route.query, request.scope["query_string"])
+        raw = await _raw(route, request)
+        body = None if route.body is None else read_body(route.body, raw)
         if route.changes and self._caller is not None:
             kept = await self._first(raw)
             if kept is not None:
@@ -309,23 +319,10 @@ def _path(route: Route, request: Request) -> dict[str, str]:
     return found
 
 
-def _query(route: Route, request: Request) -> Any:
-    pairs = request.query_params.multi_items()
-    given = dict(pairs)
-    if len(given) != len(pairs):
-        twice = next(name for name, _ in pairs if sum(n == name for n, _ in pairs) > 1)
-        told = Problem(child("query", twice), "comes more than once", "send it once")
-        raise InvalidInputError([told])
-    try:
-        return route.query.model_validate(given, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise InvalidInputError(_problems(error, "query")) from error
-
-
 async def _raw(route: Route, request: Request) -> bytes:
     if not route.changes:
         return b""
-    raw = await request.body()
+    raw = await _body(route, request)
     if route.body is None:
         if raw:
             told = Problem("body", "is not expected here", "send none")
@@ -337,28 +334,23 @@ async def _raw(route: Route, request: Request) -> bytes:
     return raw
 
 
-def _validated(model: type[Any], raw: bytes) -> Any:
-    value = read_json(raw)  # within limits of depth and number, and no key twice
-    try:
-        return model.model_validate_json(
-            json.dumps(value), strict=True, by_alias=True, by_name=False
-        )
-    except ValidationError as error:
-        raise InvalidInputError(_problems(error, "body")) from error
-
-
-def _problems(error: ValidationError, root: str) -> list[Problem]:
-    """Pydantic's findings as ours; what was sent is not repeated, it may be a secret."""
-    found = []
-    for each in error.errors(include_input=False, include_url=False, include_context=False)[:20]:
-        path = root
-        for part in each["loc"]:
-            path = f"{path}[{part}]" if isinstance(part, int) else child(path, str(part)[:80])
-        unknown = each["type"] == "extra_forbidden"
-        fix = "remove it" if unknown else "see the API's document"
-        message = "is not a known field" if unknown else f"is not valid: {each['msg'][:200]}"
-        found.append(Problem(path, message, fix))
-    return found
+async def _body(route: Route, request: Request) -> bytes:
+    """The body; where anybody may send one it is refused at a lower limit than elsewhere."""
+    if route.needs is not Access.PUBLIC:
+        return await request.body()
+    parts: list[bytes] = []
+    size = 0
+    said = int(request.headers.get("content-length", "0"))  # digits: RequestLimits has looked
+    if said <= STRANGERS_BODY:
+        async for part in request.stream():
+            size += len(part)
+            if size > STRANGERS_BODY:
+                parts.clear()
+                break
+            parts.append(part)
+    if max(said, size) > STRANGERS_BODY:
+        raise TooLargeError(f"the body has over {STRANGERS_BODY} bytes; send less")
+    return b"".join(parts)
 
 
 __all__ = ["Nothing", "application", "refusal"]

@@ -18,8 +18,6 @@ import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 
@@ -53,13 +51,17 @@ def bound(**ids: str) -> Iterator[None]:
     unknown = sorted(set(ids) - set(IDS))
     if unknown:
         raise ValueError(f"{unknown[0]} is no id that is carried; write one of {', '.join(IDS)}")
-    with structlog.contextvars.bound_contextvars(**plain(ids)):
+    from structlog.contextvars import bound_contextvars
+
+    with bound_contextvars(**plain(ids)):
         yield
 
 
 def carried() -> dict[str, dict[str, str]]:
     """What to put into a job's meta so that its worker logs under the same ids."""
-    ids = plain(structlog.contextvars.get_contextvars())
+    from structlog.contextvars import get_contextvars
+
+    ids = plain(get_contextvars())
     return {META_KEY: ids} if ids else {}
 
 

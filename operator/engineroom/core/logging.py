@@ -9,15 +9,15 @@ import logging
 import sys
 import threading
 from collections import OrderedDict
-from typing import IO, TYPE_CHECKING, Any, Literal
-
-import structlog
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from engineroom.core.clock import SystemClock
 from engineroom.core.redaction import REDACTED, is_secret_key, redact, redact_text
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
+
+    import structlog
 
     from engineroom.core.clock import Clock
 
@@ -100,6 +100,8 @@ def configure(
     ``style`` "auto" is readable text on a terminal and JSON anywhere else. ``stream`` defaults to
     standard error.
     """
+    import structlog
+
     out = stream if stream is not None else sys.stderr
     console = style == "console" or (style == "auto" and out.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -145,7 +147,23 @@ def configure(
     root.setLevel(level.upper())
 
 
+class _Later:
+    """A logger that loads structlog with the first line: importing a module should not."""
+
+    __slots__ = ("_logger", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._logger: Any = None
+
+    def __getattr__(self, attribute: str) -> Any:
+        if self._logger is None:
+            import structlog
+
+            self._logger = structlog.stdlib.get_logger(self._name)
+        return getattr(self._logger, attribute)
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module; ``name`` is its ``__name__``."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
-    return logger
+    return cast("structlog.stdlib.BoundLogger", _Later(name))

@@ -25,8 +25,6 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import tenacity
-
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import Category, CircuitOpenError, EngineroomError
 from engineroom.core.wrapping import wrap
@@ -295,6 +293,8 @@ class Recovery:
         Raises the last EngineroomError when no fallback is given. Library errors are wrapped; other
         exceptions pass at once and unchanged.
         """
+        import tenacity
+
         attempts = self._begin(policy)
         retrying = tenacity.Retrying(sleep=self._sleep, **self._options(attempts))
         try:
@@ -316,6 +316,8 @@ class Recovery:
         dead_letter: Callable[[EngineroomError], None] | None = None,
     ) -> _T:
         """As ``call`` for a coroutine function; being cancelled is never retried."""
+        import tenacity
+
         attempts = self._begin(policy)
         retrying = tenacity.AsyncRetrying(sleep=self._sleep_async, **self._options(attempts))
         try:
@@ -333,6 +335,8 @@ class Recovery:
         return _Attempts(self, policy, self.clock.monotonic())
 
     def _options(self, attempts: _Attempts) -> dict[str, Any]:
+        import tenacity
+
         def again(state: tenacity.RetryCallState) -> bool:
             outcome = state.outcome
             error = None if outcome is None else outcome.exception()

@@ -47,7 +47,7 @@ class Algorithm(StrEnum):
     """How a limit counts."""
 
     #: Smooth: after a burst one request every period / requests. GCRA, one number a key.
-    TOKEN_BUCKET = "TokenBucket"  # noqa: S105  # no password
+    TOKEN_BUCKET = "TokenBucket"  # noqa: S105 - no password
     #: At most ``requests`` in any window of length ``period``.
     SLIDING_WINDOW = "SlidingWindow"
     #: At most ``requests`` between two ticks; twice as many around a tick.

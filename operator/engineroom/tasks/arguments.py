@@ -7,7 +7,7 @@ values are followed, and whatever names a class or calls something becomes a wor
 from __future__ import annotations
 
 import json
-import pickletools
+import pickletools  # nosec B403 - reads opcodes and loads nothing
 import zlib
 from dataclasses import dataclass
 from typing import Any

@@ -7,7 +7,7 @@ so jobs that come and go in a set shift nothing. A step ends after so many jobs 
 from __future__ import annotations
 
 import json
-import pickletools
+import pickletools  # nosec B403 - reads opcodes and loads nothing
 import re
 import zlib
 from base64 import b64decode

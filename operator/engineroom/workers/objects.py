@@ -27,7 +27,7 @@ CA_VOLUME = "engineroom-redis-ca"
 RUNTIME_PATH = "/engineroom"
 CA_PATH = "/engineroom-redis-ca"
 METRICS_PORT = 9477
-REDIS_SECRET_KEY = "url"  # noqa: S105  the name of a key, not a password
+REDIS_SECRET_KEY = "url"  # noqa: S105 - the name of a key
 #: What a worker gets over maxJobDuration to put its job down in order (seconds).
 GRACE_MARGIN = 30
 #: User of a container whose template names none: what restricted Pod Security needs.
@@ -266,10 +266,10 @@ def _equip(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -
     if tls is not None and tls.ca_secret_ref is not None:
         ours.append({"name": "ENGINEROOM_REDIS_CA_FILE", "value": f"{CA_PATH}/ca.crt"})
         mounts.append({"name": CA_VOLUME, "mountPath": CA_PATH, "readOnly": True})
-    if not any(m.get("mountPath") == "/tmp" for m in mounts):  # noqa: S108  the pod's own
-        mounts.append({"name": TMP_VOLUME, "mountPath": "/tmp"})  # noqa: S108
+    if not any(m.get("mountPath") == "/tmp" for m in mounts):  # noqa: S108 - in the pod
+        mounts.append({"name": TMP_VOLUME, "mountPath": "/tmp"})  # noqa: S108 - in the pod
     if "HOME" not in names:
-        ours.append({"name": "HOME", "value": "/tmp"})  # noqa: S108
+        ours.append({"name": "HOME", "value": "/tmp"})  # noqa: S108 - in the pod
     container["env"] = [*env, *ours]
     container["volumeMounts"] = mounts
     ports = list(container.get("ports") or ())

@@ -50,8 +50,8 @@ TOO_LARGE = (
     r"args: 2\d{3} bytes are more than 1000; "
     r"store the data elsewhere and pass its key, or raise max_bytes"
 )
-LINE = r"cron: '61 \* \* \* \*' is no cron line; .+"
-ZONE = r"zone: 'Europe/Berlim' is not known; .+"
+LINE = r'cron: "61 .+" is not a cron line; .+'
+ZONE = r'zone: "Europe/Berlim" is not a time zone; did you mean Europe/Berlin.?'
 CYCLE = r"flow: a -> b -> a is a cycle; let one of them not wait"
 NOTHING = r"where: matches none of the 1 failed jobs of 'default'; look with failures\(\)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import time
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engineroom.core.errors import EngineroomError
 from engineroom.core.validation.documents import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -21,7 +23,7 @@ from engineroom.core.validation.documents import (
     read,
     read_json,
 )
-from engineroom.core.validation.requests import Limits, RequestLimits
+from engineroom.core.validation.requests import Inflater, Limits, RequestLimits
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False,
@@ -56,6 +58,8 @@ def test_json_comes_back_as_it_was_written(value: Any) -> None:
         '"\n"',
         b"\xff",
         '"\ud800"',
+        r'"\ud800"',
+        r'{"a": ["\uDC00\ud800"]}',
         "\ufeff{}",
     ],
     ids=lambda text: repr(text)[:20],
@@ -186,6 +190,44 @@ def test_gzip_is_inflated_within_the_limits() -> None:
     assert Client([b"x"], {"Content-Encoding": "br"}).ask(LIMITS) == 415
     bomb = gzip.compress(bytes(10_000_000))
     assert Client([bomb], headers).ask(Limits(body=20_000_000)) == 413
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 131072, 200_000])
+@pytest.mark.parametrize("piece", [1, 100, 100_000])
+def test_what_was_packed_comes_back_whole(size: int, piece: int) -> None:
+    body = bytes(n * n % 251 for n in range(size))
+    packed, inflater = gzip.compress(body), Inflater(1_000_000, 100_000)
+    made = [inflater.feed(packed[at : at + piece]) for at in range(0, len(packed), piece)]
+    inflater.close()
+    assert b"".join(made) == body
+
+
+def test_a_bomb_is_refused_by_its_first_piece() -> None:
+    packed, inflater = gzip.compress(bytes(50_000_000)), Inflater(100_000_000, 100)
+    tracemalloc.start()
+    with pytest.raises(EngineroomError, match="times its size"):
+        inflater.feed(packed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500_000
+
+
+def test_what_was_refused_is_let_go_at_once() -> None:
+    """An error holds the frames that raised it: nothing may wait for the collector with a body."""
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            client = Client([bytes(n) for n in (99_999, 100_000, 900_000)])
+            assert client.ask(Limits(body=1_000_000)) == 413
+            del client
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < 1_000_000
 
 
 def test_a_bomb_takes_no_memory() -> None:

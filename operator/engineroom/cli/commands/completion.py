@@ -40,4 +40,5 @@ def completion(
 
     scripts: Any = typers
     script = scripts.get_completion_script
+    # nosec B604 - the name of a shell, and nothing is run
     typer.echo(script(prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, shell=shell))

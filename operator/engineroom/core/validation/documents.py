@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.validation.paths import child, shown
@@ -26,8 +25,6 @@ MAX_ALIASES = 64
 MAX_VALUES = 50_000
 MAX_DOCUMENTS = 1_000
 
-_PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-_RESOLVER: Any = yaml.resolver.Resolver()
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(
     _TAG + kind
@@ -87,14 +84,22 @@ class _Frame:
 
 def read(text: str) -> Iterator[Document]:
     """The documents of a file, empty ones left out; raises UnreadableError where reading ends."""
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        raise UnreadableError(line, "has half of a surrogate pair", "encode it as UTF-8") from error
+    if size > MAX_BYTES:
         raise UnreadableError(1, f"is larger than {MAX_BYTES} bytes", "split it")
     if text.lstrip()[:1] in {"{", "["}:
         # JSON may be indented by tabs, YAML may not.
         text = re.sub(r"^\t+", lambda tabs: " " * len(tabs[0]), text, flags=re.MULTILINE)
+    import yaml  # takes 20 ms, which an application that reads JSON only should not
+
     count = 0
+    parser = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
     try:
-        events: Any = yaml.parse(text, Loader=_PARSER)
+        events: Any = yaml.parse(text, Loader=parser)
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 count += 1
@@ -127,6 +132,8 @@ class _Builder:
         self._root: Any = None
 
     def build(self, events: Iterable[Any]) -> Document:
+        import yaml
+
         first = 0
         for event in events:
             line = _line(event)
@@ -144,6 +151,8 @@ class _Builder:
         return Document(self._root, first, self._lines)
 
     def _open(self, event: Any, line: int) -> None:
+        import yaml
+
         _known_tag(event.tag, line)
         is_map = isinstance(event, yaml.MappingStartEvent)
         if len(self._stack) >= MAX_DEPTH:
@@ -247,11 +256,20 @@ def _known_tag(tag: str | None, line: int) -> None:
     raise UnreadableError(line, f"the tag {shown(tag)} is not allowed", "write a plain value")
 
 
+@cache
+def _resolver() -> tuple[Any, Any]:
+    """The kind of node that a scalar is, and what tells a plain one's tag."""
+    import yaml
+
+    return yaml.ScalarNode, yaml.resolver.Resolver()
+
+
 def _value(event: Any) -> Any:
     """The scalar as kubectl reads it."""
     tag = event.tag
     if tag is None or tag == "!":
-        tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)
+        node, resolver = _resolver()
+        tag = resolver.resolve(node, event.value, event.implicit)
     kind, text = tag.removeprefix(_TAG), event.value
     if kind == "null":
         return None
@@ -303,15 +321,23 @@ def read_json(data: bytes | str) -> Any:
         raise UnreadableError(1, f"is not UTF-8 at byte {error.start}", "encode it") from error
     _bounded(text)
     try:
-        return json.loads(
+        value = json.loads(
             text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
         )
     except json.JSONDecodeError as error:
         raise UnreadableError(error.lineno, f"is not JSON: {error.msg}", "correct it") from error
     except ValueError as error:  # a whole number of thousands of digits
         raise UnreadableError(1, "has a number that is too long", "write it as text") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            # It could be written nowhere: whoever encodes it later would fail.
+            raise UnreadableError(1, "has half of a surrogate pair", "write both halves") from error
+    return value
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Possessive, and the closing quote may be missing: no text makes it go back and so quadratic.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
 

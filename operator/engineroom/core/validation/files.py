@@ -209,14 +209,15 @@ def _zip(file: IO[bytes], count: _Count) -> list[str]:
                 raise ArchiveError(f"the member {shown(member.filename)} is a link or a device")
             if member.flag_bits & 0x1:
                 raise ArchiveError(f"the member {shown(member.filename)} is encrypted")
-            if member.is_dir():
-                continue
+            if member.is_dir() and (member.file_size or member.compress_size):
+                raise ArchiveError(f"the folder {shown(member.filename)} has content")
             so_far = 0
             with archive.open(member) as content:
                 while data := content.read(_READ):
                     count.size(member.filename, len(data), so_far)
                     so_far += len(data)
-            found.append(member.filename)
+            if not member.is_dir():
+                found.append(member.filename)
     return found
 
 

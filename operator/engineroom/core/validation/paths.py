@@ -1,8 +1,12 @@
-"""Paths of fields and values as messages show them."""
+"""Paths of fields, and values and spellings as messages show them."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _SHOWN = 60
 
@@ -22,3 +26,15 @@ def shown(value: object) -> str:
         text = type(value).__name__
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known spelling that ``word`` was probably meant to be, or None."""
+    import difflib
+
+    by_folded: dict[str, str] = {}
+    for candidate in known:
+        by_folded.setdefault(candidate.casefold().replace("_", ""), candidate)
+    folded = word[:100].casefold().replace("_", "").replace("-", "")
+    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.7)
+    return by_folded[close[0]] if close else None

@@ -74,18 +74,25 @@ class Inflater:
     def feed(self, data: bytes) -> bytes:
         """What ``data`` inflates to. Raises TooLargeError and EncodingError."""
         self._sent += len(data)
-        try:
-            made = self._inflate.decompress(data, self._most - self._made + 1)
-        except zlib.error as error:
-            raise EncodingError("the body is no gzip; send it plain") from error
-        self._made += len(made)
-        if self._made > self._most:
-            raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
-        if self._made > self._FREE and self._made > self._ratio * self._sent:
-            raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
-        if self._inflate.unused_data:
-            raise EncodingError("something follows the gzip body; send one member")
-        return made
+        parts = []
+        # In pieces, so that a bomb is known by its first one and not by all that it makes.
+        while True:
+            try:
+                made = self._inflate.decompress(data, self._FREE)
+            except zlib.error as error:
+                raise EncodingError("the body is no gzip; send it plain") from error
+            self._made += len(made)
+            if self._made > self._most:
+                raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
+            taken = self._sent - len(self._inflate.unconsumed_tail)
+            if self._made > self._FREE and self._made > self._ratio * taken:
+                raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
+            if self._inflate.unused_data:
+                raise EncodingError("something follows the gzip body; send one member")
+            parts.append(made)
+            data = self._inflate.unconsumed_tail
+            if not data and len(made) < self._FREE:  # a full piece may leave more within
+                return b"".join(parts)
 
     def close(self) -> None:
         """Raises EncodingError when the end is missing."""
@@ -135,6 +142,9 @@ class RequestLimits:
             await _refuse(reader.refused, send)
             if error is not reader.refused and not isinstance(error, EngineroomError):
                 raise
+        finally:
+            # It holds the frames that raised it, and they hold the reader and what was read.
+            reader.refused = None
 
     def _checked(self, scope: Message) -> Inflater | None:
         """What the headers say; an inflater where the body is in gzip."""
@@ -200,6 +210,33 @@ class _Reader:
         if self._ended:
             self._inflater.close()
         return {**message, "body": made}
+
+
+class Problems:
+    """ASGI middleware: an EngineroomError that nobody answered becomes a problem document.
+
+    For applications without ``AuthMiddleware``, which does so too. What is no EngineroomError is
+    raised on: it is for the server's log.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except EngineroomError as error:
+            if started or scope["type"] != "http":
+                raise
+            await _refuse(error, send)
 
 
 async def _refuse(error: EngineroomError, send: Send) -> None:

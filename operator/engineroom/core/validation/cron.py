@@ -1,4 +1,8 @@
-"""Whether cron lines and time zones mean something, and what was probably meant."""
+"""Whether cron lines and time zones mean something, and what was probably meant.
+
+The one validator of both, for kinds, the command line and schedules in code. ``cron_problem`` needs
+croniter (extra ``schedules``).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ import zoneinfo
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 
-from croniter import CroniterBadDateError, CroniterError, croniter
-
-from engineroom.api.schema import nearest
-from engineroom.core.validation.paths import shown
+from engineroom.core.errors import InvalidInputError, Problem
+from engineroom.core.validation.paths import nearest, shown
 
 _CRON_FIELDS = 5
+#: Characters of a cron line; all the lists and ranges that mean something fit.
+MAX_LINE = 200
 _NICKNAMES = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -50,7 +54,11 @@ _WORDS = frozenset(
 @lru_cache(maxsize=4096)
 def cron_problem(line: str) -> tuple[str, str] | None:
     """(problem, fix) of a cron line; None when it is five fields that fire some day."""
+    from croniter import CroniterBadDateError, CroniterError, croniter
+
     example = "such as 0 8 * * 1-5 (minute, hour, day, month, weekday)"
+    if len(line) > MAX_LINE:
+        return f"has {len(line)} characters", f"write at most {MAX_LINE}, {example}"
     if line.startswith("@"):
         guess = nearest(line, _NICKNAMES)
         fix = f"write {_NICKNAMES[guess]}" if guess else f"write the five fields, {example}"
@@ -73,6 +81,14 @@ def cron_problem(line: str) -> tuple[str, str] | None:
                 return f"{shown(line)} is not a cron line", f"did you mean {guess}?"
         return f"{shown(line)} is not a cron line", f"write five fields, {example}"
     return None
+
+
+def check_cron(line: str, zone: str = "UTC", *, path: str = "schedule") -> None:
+    """Raises InvalidInputError unless ``line`` ticks some day and ``zone`` is a time zone."""
+    found = {f"{path}.cron": cron_problem(line), f"{path}.zone": zone_problem(zone)}
+    problems = [Problem(field, *told) for field, told in found.items() if told]
+    if problems:
+        raise InvalidInputError(problems)
 
 
 def zone_problem(zone: str) -> tuple[str, str] | None:

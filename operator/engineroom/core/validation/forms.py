@@ -1,0 +1,234 @@
+"""Forms of fields and files (``multipart/form-data``, RFC 7578), read as they come, within limits.
+
+Needs multipart (extra ``forms``). A file's type is what is in it (``files.detect``), whatever its
+name and its header say; it goes to a temporary file without a name, and nothing is left after a
+refusal.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engineroom.core.errors import (
+    Category,
+    EngineroomError,
+    InvalidInputError,
+    Problem,
+    TooLargeError,
+)
+from engineroom.core.validation.files import HEAD, require_type, shown_name, stored_name
+from engineroom.core.validation.paths import child
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+    from typing import IO
+
+#: Bytes of a file that stay in memory; larger ones are on disk.
+IN_MEMORY = 64 * 1024
+_MAX_BOUNDARY = 70  # RFC 2046, 5.1.1
+_HEADER_BYTES = 1024
+_HEADERS = 4
+
+
+class FormTypeError(EngineroomError):
+    """The body is no form; send multipart/form-data with a boundary."""
+
+    code = "form_type"
+    category = Category.VALIDATION
+    http_status = 415
+
+
+@dataclass(frozen=True, slots=True)
+class FormLimits:
+    """How many parts, and bytes of a field, of a file and of all together.
+
+    ``types``: the media types that a file may have; none means that no file is taken.
+    """
+
+    parts: int = 50
+    field: int = 64 * 1024
+    file: int = 10 * 1024 * 1024
+    total: int = 20 * 1024 * 1024
+    types: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Upload:
+    """A file that was sent. ``content`` is at its beginning and closed with the form."""
+
+    #: What its name was, to be shown; never a path to store it under.
+    name: str
+    #: By its content.
+    type: str
+    size: int
+    content: IO[bytes] = field(repr=False)
+
+    @property
+    def stored_name(self) -> str:
+        """A new name to store it under."""
+        return stored_name(self.type)
+
+
+@dataclass(slots=True)
+class Form:
+    """Fields and files by their names; each name comes once."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Upload] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def read_form(
+    content_type: str, body: AsyncIterable[bytes], limits: FormLimits | None = None
+) -> AsyncIterator[Form]:
+    """The form in ``body``; its files are gone with the block.
+
+    Raises FormTypeError, TooLargeError, FileTypeError and InvalidInputError as soon as it is known:
+    the rest of the body is not read.
+    """
+    reader = _Reader(_boundary(content_type), limits or FormLimits())
+    try:
+        async for data in body:
+            reader.feed(data)
+        yield reader.end()
+    finally:
+        reader.close()
+
+
+def _boundary(content_type: str) -> str:
+    from email.message import Message
+
+    message = Message()
+    message["content-type"] = content_type[:1024]
+    boundary = message.get_param("boundary")
+    if message.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+        raise FormTypeError("content-type: send multipart/form-data with a boundary")
+    if not 0 < len(boundary) <= _MAX_BOUNDARY or not boundary.isascii():
+        raise FormTypeError(f"content-type: the boundary needs 1 to {_MAX_BOUNDARY} characters")
+    return boundary
+
+
+class _Reader:
+    """Takes pieces, keeps what is whole."""
+
+    def __init__(self, boundary: str, limits: FormLimits) -> None:
+        from multipart import PushMultipartParser
+
+        self._parser: Any = PushMultipartParser(
+            boundary,
+            max_header_size=_HEADER_BYTES,
+            max_header_count=_HEADERS,
+            max_segment_count=limits.parts,
+            strict=True,
+        )
+        self._limits = limits
+        self._form = Form()
+        self._opened: list[Any] = []
+        self._total = 0
+        self._held = b""
+        self._part: Any = None
+        self._data = b""
+        self._file: Any = None
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        """One piece of the body."""
+        self._total += len(data)
+        if self._total > self._limits.total:
+            raise TooLargeError(f"the form has over {self._limits.total} bytes; send less")
+        data = self._held + data
+        text = data.rstrip(b"\r\n")
+        # The line's end after the last boundary may come in a piece of its own, which the parser
+        # would take for something after the form; so what may be it waits for what comes next.
+        text = data[: max(len(text), len(data) - 2)]
+        self._held = data[len(text) :]
+        self._parse(text)
+
+    def _parse(self, data: bytes) -> None:
+        from multipart import MultipartError, ParserLimitReached
+
+        if not data:
+            return
+        try:
+            for event in self._parser.parse(data):
+                if event is None:
+                    self._end_part()
+                elif isinstance(event, bytes | bytearray):
+                    self._more(bytes(event))
+                else:
+                    self._begin_part(event)
+        except ParserLimitReached as error:
+            raise TooLargeError(
+                f"the form has over {self._limits.parts} parts or long headers; send less"
+            ) from error
+        except MultipartError as error:
+            raise _wrong("body", "is not a well-formed form", "encode it by RFC 7578") from error
+
+    def end(self) -> Form:
+        """The form, once all of the body was fed."""
+        from multipart import MultipartError
+
+        self._parse(b"" if self._held == b"\r\n" else self._held)
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            raise _wrong("body", "ends too early", "send all of the form") from error
+        for upload in self._form.files.values():
+            upload.content.seek(0)
+        return self._form
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._opened:
+            file.close()
+
+    def _begin_part(self, part: Any) -> None:
+        name = part.name
+        where = child("form", name[:80])
+        if not name or len(name) > 100 or not name.isprintable():
+            raise _wrong(where, "has no usable name", "use 1 to 100 printable characters")
+        if name in self._form.fields or name in self._form.files:
+            raise _wrong(where, "comes more than once", "send it once")
+        if part.filename is not None and not self._limits.types:
+            raise _wrong(where, "is a file", "send no files here")
+        self._part, self._data, self._size, self._file = part, b"", 0, None
+
+    def _more(self, data: bytes) -> None:
+        self._size += len(data)
+        is_file = self._part.filename is not None
+        most = self._limits.file if is_file else self._limits.field
+        if self._size > most:
+            where = child("form", self._part.name)
+            raise TooLargeError(f"{where}: has over {most} bytes; send less")
+        if not is_file:
+            self._data += data
+            return
+        if len(self._data) < HEAD:
+            # Judged as soon as its head is there, and before anything is stored.
+            self._data += data[: HEAD - len(self._data)]
+            if len(self._data) == HEAD:
+                require_type(self._data, self._limits.types)
+        if self._file is None:
+            from tempfile import SpooledTemporaryFile
+
+            self._file = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - see close
+            self._opened.append(self._file)
+        self._file.write(data)
+
+    def _end_part(self) -> None:
+        name = self._part.name
+        if self._part.filename is None:
+            try:
+                self._form.fields[name] = self._data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _wrong(child("form", name), "is not UTF-8", "encode it") from error
+            return
+        kind = require_type(self._data, self._limits.types)
+        shown = shown_name(self._part.filename)
+        self._form.files[name] = Upload(shown, kind, self._size, self._file)
+
+
+def _wrong(field_: str, problem: str, fix: str) -> InvalidInputError:
+    return InvalidInputError([Problem(field_, problem, fix)])

@@ -1,0 +1,208 @@
+"""``make audit``: bandit, pip-audit, gitleaks and kube-score; the last line is JSON.
+
+What could not be looked at is said and counted as ``unreachable``; only what was looked at and
+found wanting fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.binaries import path_of
+from tests.performance.outcome import Goal, outcome
+from tests.support import ROOT
+
+REQUIREMENTS = ("requirements/image.txt", "requirements/build.txt", "requirements/dev.txt")
+
+#: Of kube-score's checks those that are not followed, and why.
+NOT_FOLLOWED = {
+    "container-image-pull-policy": "tags name one release and a digest can be given; Always would "
+    "make a pod that restarts depend on the registry",
+    "container-ephemeral-storage-request-and-limit": "the root is read-only, /tmp is an emptyDir",
+    "container-security-context-user-group-id": "Redis runs as the user of its image, 999; the "
+    "namespace's Pod Security is restricted",
+    "deployment-has-host-podantiaffinity": "spreading is by topologySpreadConstraints, which a "
+    "cluster of one node survives",
+    "statefulset-has-host-podantiaffinity": "one replica",
+    "pod-topology-spread-constraints": "the values' own; by default none, as nodes may be one",
+    "statefulset-has-servicename": "reached by its Service; nobody needs the name of its pod",
+}
+
+#: Bandit's tests whose marked lines all have one reason.
+ONE_REASON = {"B311": "jitter: it spreads load and guards nothing; secrets are made by `secrets`"}
+
+GOALS = (
+    Goal("bandit_unexplained", 0),
+    Goal("secrets", 0),
+    Goal("chart_findings", 0),
+    Goal("vulnerable", 0),
+    Goal("unhashed", 0),
+)
+
+
+@dataclass
+class Looked:
+    """What one check found; ``findings`` are lines for people."""
+
+    findings: list[str] = field(default_factory=list)
+    #: How much was looked at; of what could not be, how much.
+    seen: int = 0
+    unreachable: int = 0
+
+
+def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command's result; what it exits with is the caller's to judge."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def bandit() -> Looked:
+    """Each finding has its reason at its line, by ruff's mark or bandit's own."""
+    done = ran(
+        sys.executable, "-m", "bandit", "--quiet", "--ignore-nosec", "-f", "json", "-r",
+        "operator", "webhooks", "scripts",
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    if document["errors"]:
+        raise RuntimeError(f"bandit: {document['errors']}")
+    looked = Looked(seen=len(document["results"]))
+    for found in document["results"]:
+        lines = (ROOT / found["filename"]).read_text().splitlines()
+        number = found["line_number"] - 1
+        if not explained(found["test_id"], lines[max(0, number - 1) : number + 1]):
+            place = f"{found['filename']}:{found['line_number']}"
+            looked.findings.append(f"{place}: {found['test_id']} {found['issue_text']}")
+    return looked
+
+
+def explained(test: str, lines: list[str]) -> bool:
+    """Whether a line, or a comment above it, gives a reason for this finding."""
+    reason = "" if test in ONE_REASON else r" - \w+"
+    mark = rf"(noqa: [A-Z0-9, ]*S{test[1:]}\b[A-Z0-9, ]*|nosec {test}){reason}"
+    above = [line for line in lines[:-1] if line.lstrip().startswith("#")]
+    return any(re.search(mark, line) for line in [*above, lines[-1]])
+
+
+def secrets() -> Looked:
+    """Nothing in any commit looks like a secret, but what .gitleaks.toml explains."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        done = ran(
+            path_of("gitleaks"), "git", ".", "--no-banner", "--redact", "--log-level", "error",
+            "--report-format", "json", "--report-path", report,
+        )  # fmt: skip
+        if not report.exists():
+            raise RuntimeError(f"gitleaks: {done.stderr[-500:]}")
+        found = json.loads(report.read_text())
+    seen = int(ran("git", "rev-list", "--count", "--all").stdout)
+    told = [f"{f['File']}:{f['StartLine']} in {f['Commit'][:10]}: {f['RuleID']}" for f in found]
+    return Looked(told, seen)
+
+
+def chart() -> Looked:
+    """The chart with each set of values of its tests, all options on among them."""
+    from tests.unit.chart.rendering import VARIANTS, render
+
+    looked = Looked()
+    ignored = [part for name in NOT_FOLLOWED for part in ("--ignore-test", name)]
+    for name, values in VARIANTS.items():
+        kinds = {"CustomResourceDefinition", "ServiceMonitor"}
+        objects = [thing for thing in render(values) if thing["kind"] not in kinds]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump_all(objects, file)
+            file.flush()
+            done = ran(
+                path_of("kube-score"), "score", "--output-format", "json",
+                "--ignore-container-cpu-limit", *ignored, file.name,
+            )  # fmt: skip
+        for thing in json.loads(done.stdout):
+            for check in thing["checks"]:
+                looked.seen += not check["skipped"]
+                if not check["skipped"] and check["grade"] < 10:
+                    why = "; ".join(c["summary"] for c in check["comments"] or ())
+                    looked.findings.append(f"{name}: {thing['object_name']}: {why}")
+    return looked
+
+
+def dependencies() -> Looked:
+    """Known vulnerabilities of what the images hold; needs the service that knows them."""
+    done = ran(
+        sys.executable, "-m", "pip_audit", "--requirement", REQUIREMENTS[0], "--require-hashes",
+        "--disable-pip", "--progress-spinner", "off", "--format", "json",
+    )  # fmt: skip
+    looked = Looked()
+    try:
+        listed: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+    except (ValueError, KeyError):
+        looked.unreachable = len(pinned(ROOT / REQUIREMENTS[0]))
+        return looked
+    for each in listed:
+        if "skip_reason" in each:
+            looked.unreachable += 1
+            continue
+        looked.seen += 1
+        looked.findings += [f"{each['name']} {each['version']}: {v['id']}" for v in each["vulns"]]
+    return looked
+
+
+def pinned(path: Path) -> dict[str, bool]:
+    """The requirements of a lock file: whether each has a hash."""
+    blocks = re.split(r"\n(?=[A-Za-z0-9])", path.read_text())
+    names = [
+        (block.partition(" ")[0], "--hash=sha256:" in block) for block in blocks if "==" in block
+    ]
+    return dict(names)
+
+
+def locks() -> Looked:
+    """Everything that is installed is pinned by a hash."""
+    looked = Looked()
+    for name in REQUIREMENTS:
+        for requirement, hashed in pinned(ROOT / name).items():
+            looked.seen += 1
+            if not hashed or "==" not in requirement:
+                looked.findings.append(f"{name}: {requirement} has no hash")
+    return looked
+
+
+CHECKS = {
+    "bandit": (bandit, "bandit_unexplained"),
+    "gitleaks": (secrets, "secrets"),
+    "kube-score": (chart, "chart_findings"),
+    "pip-audit": (dependencies, "vulnerable"),
+    "locks": (locks, "unhashed"),
+}
+
+
+def main() -> int:
+    """Make the checks and print what they found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=sorted(CHECKS), action="append")
+    wanted = parser.parse_args().only or list(CHECKS)
+    figures: dict[str, int] = {}
+    for name in wanted:
+        check, figure = CHECKS[name]
+        looked = check()
+        print(f"{name}: looked at {looked.seen}, found {len(looked.findings)}")
+        if looked.unreachable:
+            print(f"{name}: NOT LOOKED AT {looked.unreachable}: the service is not reachable here")
+        for line in looked.findings:
+            print(f"  {line}")
+        figures[figure] = len(looked.findings)
+        figures[f"{name.replace('-', '_')}_seen"] = looked.seen
+        figures[f"{name.replace('-', '_')}_unreachable"] = looked.unreachable
+    return outcome("audit", figures, [goal for goal in GOALS if goal.figure in figures])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

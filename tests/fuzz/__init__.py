@@ -1,0 +1,1 @@
+"""Documents and files made by mutation, each judged by a second reader."""
