@@ -26,6 +26,7 @@ from engineroom.console.accounts import Accounts
 from engineroom.console.apply import LEASE, Applier, RedisBundles
 from engineroom.console.authority import Authority
 from engineroom.console.idempotency import Idempotency
+from engineroom.console.operations import Operations
 from engineroom.console.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
@@ -80,6 +81,8 @@ class Services:
     bundles: RedisBundles
     coordinator: Coordinator
     revocations: Revocations
+    operations: Operations
+    clock: Clock
     proxies: int = 0
 
     def address(self, request: Request) -> str:
@@ -155,6 +158,8 @@ async def opened(
         recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
         following = asyncio.create_task(services.revocations.run(), name="revocations")
         stack.push_async_callback(_cancel, following)
+        working = asyncio.create_task(services.operations.run(stopping), name="operations")
+        stack.push_async_callback(_finish, working, stopping)
         stack.push_async_callback(_finish, recovery, stopping)
         yield services
 
@@ -205,6 +210,8 @@ async def _made(
         bundles=bundles,
         coordinator=coordinator,
         revocations=revocations,
+        operations=Operations(redis, AsyncTasks(redis), clock),
+        clock=clock,
         proxies=settings.trusted_proxy_hops,
     )
 
