@@ -23,6 +23,7 @@ from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.errors import MediaTypeError, MethodNotAllowedError
 from engineroom.console.routes import BASE, PATH_PARAMETERS, Answer, Call, Nothing
+from engineroom.core import tracing
 from engineroom.core.context import RequestContext
 from engineroom.core.errors import (
     AuthenticationError,
@@ -166,6 +167,7 @@ class _Run:
     async def _through(self) -> Response:
         route, request, services = self._route, self._request, self._services
         path = _path(route, request)
+        tracing.note(name=f"{route.method} {route.path}", http__route=route.path)
         if route.needs is not Access.PUBLIC:
             if self._caller is None:
                 raise AuthenticationError(

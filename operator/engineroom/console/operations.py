@@ -11,6 +11,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Category, DependencyError, EngineroomError
@@ -22,8 +23,6 @@ from engineroom.tasks.failures import Where
 from engineroom.tasks.jobs import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
@@ -140,14 +139,14 @@ class Operations:
     async def get(self, operation: str) -> Operation | None:
         """One operation, or None. Raises DependencyError."""
         with wrapped("operations.get"):
-            said = await self._redis.hgetall(_key(operation))  # type: ignore[misc]
+            said = await self._redis.hgetall(_key(operation))
             known = {_text(name): _text(value) for name, value in said.items()}
             if "status" not in known:
                 return None
             done, skipped = int(known.get("done", 0)), int(known.get("skipped", 0))
             parts = [v for n, v in known.items() if n.startswith("part:")]
             for part in parts:
-                row = await self._redis.hmget(failures.operation_key(part), "requeued", "skipped")  # type: ignore[misc]
+                row = await self._redis.hmget(failures.operation_key(part), "requeued", "skipped")
                 done, skipped = done + int(row[0] or 0), skipped + int(row[1] or 0)
         return Operation(
             id=operation,
@@ -174,7 +173,7 @@ class Operations:
                 rank = await self._redis.zrevrank(index, after)
                 if rank is None:
                     return []
-                start = int(rank) + 1
+                start = int(str(rank)) + 1
             ids = await self._redis.zrevrange(index, start, start + limit - 1)
         found = [await self.get(_text(each)) for each in ids]
         return [each for each in found if each is not None]
@@ -184,7 +183,7 @@ class Operations:
         with wrapped("operations.stop"):
             return bool(await self._stop(keys=[_key(operation), _OPEN], args=[operation, KEPT]))
 
-    # -- done ----------------------------------------------------------------------------------------
+    # -- done --------------------------------------------------------------------------------------
 
     async def run(self, stopping: asyncio.Event, every: float = 2.0) -> None:
         """Go on with what is open until ``stopping``; waits through outages of Redis."""
@@ -213,7 +212,10 @@ class Operations:
                 continue
             task = asyncio.create_task(self._work(each), name=f"operation {each}")
             self._running[each] = task
-            task.add_done_callback(lambda _, name=each: self._running.pop(name, None))
+            task.add_done_callback(partial(self._ended, each))
+
+    def _ended(self, operation: str, _task: asyncio.Task[None]) -> None:
+        self._running.pop(operation, None)
 
     async def _work(self, operation: str) -> None:
         """Take the lease and go on until it is done, stopped, lost, or Redis is away."""
@@ -280,13 +282,13 @@ class Operations:
         """The queue's failed jobs, by an operation of ``tasks.failures``, resumable by itself."""
         key, field = _key(known.id), f"part:{queue}"
         with wrapped("operations.part"):
-            part = _text(await self._redis.hget(key, field))  # type: ignore[misc]
+            part = _text(await self._redis.hget(key, field))
         if not part:
             # Killed here, a part was noted that nobody begins and that expires.
             made = await self._tasks.start_requeueing(queue, known.where)
             with wrapped("operations.part"):
-                await self._redis.hsetnx(key, field, made.operation)  # type: ignore[misc]
-                part = _text(await self._redis.hget(key, field))  # type: ignore[misc]
+                await self._redis.hsetnx(key, field, made.operation)
+                part = _text(await self._redis.hget(key, field))
 
         def told(_: Requeueing) -> None:
             _go_on(halted)
@@ -300,19 +302,19 @@ class Operations:
         """Look up what matches, then cancel it: places in a list move while it is being emptied."""
         done_key, found_key = f"done:{queue}", f"{_key(known.id)}:{queue}"
         with wrapped("operations.part"):
-            if await self._redis.hexists(_key(known.id), done_key):  # type: ignore[misc]
+            if await self._redis.hexists(_key(known.id), done_key):
                 return
         full = True
         while full:
             with wrapped("operations.found"):
-                left = await self._redis.llen(found_key)  # type: ignore[misc]
+                left = await self._redis.llen(found_key)
             if left:
                 full = True
             else:
                 full = await self._find(known, queue, found_key, halted)
             await self._empty(known, found_key, halted)
         with wrapped("operations.part"):
-            await self._redis.hset(_key(known.id), done_key, 1)  # type: ignore[misc]
+            await self._redis.hset(_key(known.id), done_key, 1)
 
     async def _find(
         self, known: Operation, queue: str, found_key: str, halted: asyncio.Event
@@ -346,7 +348,7 @@ class Operations:
         while True:
             _go_on(halted)
             with wrapped("operations.found"):
-                ids = await self._redis.lrange(found_key, 0, STEP - 1)  # type: ignore[misc]
+                ids = await self._redis.lrange(found_key, 0, STEP - 1)
             if not ids:
                 return
             done = skipped = 0

@@ -190,6 +190,7 @@ async def _hold(call: Call, pause: str) -> Answer:
 
 
 async def read(call: Call) -> dict[str, Any]:
+    """The pool of the path as the API server has it."""
     return await call.services.client.get(WORKERPOOLS, call.namespace, call.path["pool"])
 
 
@@ -199,7 +200,7 @@ async def change(
     """Patch what was read, and nothing newer: what was checked is what is changed."""
     version = pool["metadata"]["resourceVersion"]
     asked = check_match(call.request, version)
-    patch = {**patch, "metadata": {"resourceVersion": version}}
+    patch = {**patch, "metadata": {**patch.get("metadata", {}), "resourceVersion": version}}
     client, name = call.services.client, call.path["pool"]
     try:
         changed = await client.merge_patch(

@@ -5,7 +5,7 @@ A queue that pools of several namespaces read is one queue, and what is said of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -115,7 +115,7 @@ async def limit_queue(call: Call) -> Answer:
     wanted: QueueLimit = call.body
     name = owned(call, call.path["queue"])
     await call.services.tasks.limit_queue(name, concurrency=wanted.concurrency, rate=wanted.rate)
-    details = {"concurrency": wanted.concurrency, "rate": wanted.rate}
+    details: dict[str, Any] = {"concurrency": wanted.concurrency, "rate": wanted.rate}
     return Answer(await _look(call, name), details=details)
 
 
@@ -146,7 +146,9 @@ def _queue(counts: QueueCounts) -> QueueView:
         held=counts.held,
         paused=counts.paused,
         reason=counts.reason,
-        limit=limit and QueueLimitView(concurrency=limit.concurrency, rate=limit.rate),
+        limit=None
+        if limit is None
+        else QueueLimitView(concurrency=limit.concurrency, rate=limit.rate),
     )
 
 

@@ -32,7 +32,7 @@ class RetryRule(Model):
     maximum: Annotated[int, Field(ge=1, le=1000)]
     intervals: Annotated[
         list[Annotated[int, Field(ge=0, le=MAX_SECONDS)]], Field(min_length=1, max_length=100)
-    ] = [0]
+    ] = Field(default_factory=lambda: [0])
 
 
 class Work(Model):
@@ -43,8 +43,8 @@ class Work(Model):
     """
 
     function: Annotated[str, Field(min_length=1, max_length=200)]
-    args: Annotated[list[Any], Field(max_length=100)] = []
-    kwargs: Annotated[dict[str, Any], Field(max_length=100)] = {}
+    args: Annotated[list[Any], Field(max_length=100)] = Field(default_factory=list)
+    kwargs: Annotated[dict[str, Any], Field(max_length=100)] = Field(default_factory=dict)
     queue: Annotated[str, Field(min_length=1, max_length=200)]
     timeout: _Seconds = DEFAULT_TIMEOUT
     result_ttl: _Kept | None = None

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
+from engineroom.core import tracing
 from engineroom.core.errors import ConflictError, EngineroomError
 from engineroom.core.logging import get_logger
 
@@ -497,8 +498,9 @@ class WorkQueue:
     async def _run_one(self, key: str, reconcile: Callable[[str], Awaitable[float | None]]) -> None:
         began = self._started[key] = self._clock()
         try:
-            async with asyncio.timeout(self.timeout) as limit:
-                again = await reconcile(key)
+            with tracing.span("reconcile", queue=self.name, key=key):
+                async with asyncio.timeout(self.timeout) as limit:
+                    again = await reconcile(key)
         except asyncio.CancelledError:
             self.schedule.done(key, self._clock(), again=0.0)
             self._metrics.finished(self._clock() - began, "cancelled")

@@ -189,7 +189,7 @@ def _words(
     if task.depends_on:
         raise InvalidTaskError("task.depends_on", "stands in a schedule", "leave it out")
     # The same task has the same bytes whenever it is stored: what differs is set at the tick.
-    job = encode(replace(task, job_id="tick"), rules, now)
+    job = encode(replace(task, job_id="tick"), rules, now, carry=False)
     template = list(zip(job.fields[::2], job.fields[1::2], strict=True))
     fixed = [pair for pair in template if pair[0] not in ("created_at", "enqueued_at")]
     spec = _spec(schedule, job.queue, str(dict(template)["description"]))

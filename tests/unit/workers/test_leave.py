@@ -220,4 +220,6 @@ def test_a_pod_that_its_pool_names_leaves_like_one_that_was_asked_itself():
     assert named == {"b", "gone"}
     leave = plan_leave(with_named(pods, named), workers, replicas=2, target=2)
     assert [name for name, _ in leave.drain] == ["b.0.0a1b2c3d"]
-    assert plan_leave(with_named(pods, named_to_leave(None)), workers, 2, 2) == Leave()
+    assert (
+        plan_leave(with_named(pods, named_to_leave(None)), workers, replicas=2, target=2) == Leave()
+    )

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import tracing
 from engineroom.core.errors import EngineroomError, PermanentError, TooLargeError
 from engineroom.core.logging import get_logger
 from engineroom.core.recovery import Policy, Recovery
@@ -298,7 +299,8 @@ class Coordinator:
     async def _do(self, course: _Course, step: Step) -> None:
         await self._write(course, Line(Kind.DOING, step.name))
         try:
-            answer = _as_json(await self._held(course, step, step.action, None))
+            with tracing.span("saga step", saga=course.id, step=step.name):
+                answer = _as_json(await self._held(course, step, step.action, None))
         except SagaFencedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an action raises is undone
@@ -311,7 +313,8 @@ class Coordinator:
     async def _undo(self, course: _Course, step: Step) -> None:
         await self._write(course, Line(Kind.UNDOING, step.name))
         try:
-            await self._held(course, step, step.undo, self._undo_policy)
+            with tracing.span("saga undo", saga=course.id, step=step.name):
+                await self._held(course, step, step.undo, self._undo_policy)
         except SagaFencedError:
             raise
         except Exception as error:
