@@ -15,6 +15,7 @@ from engineroom.console.app import application
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
 from engineroom.console.table import ROUTES
+from engineroom.core import tracing
 from engineroom.core.logging import configure, get_logger
 from engineroom.core.validation.requests import Limits
 from engineroom.kube import config as kube_config
@@ -80,7 +81,9 @@ def main() -> int:
         return EXIT_CONFIG
     running = server(settings, config)
     log.info("api starting", version=__version__, port=settings.listen_port)
+    tracing.start("engineroom-api", __version__)
     asyncio.run(running.serve())
+    tracing.stop()
     return 0 if running.started else 1
 
 
