@@ -22,6 +22,7 @@ from engineroom.auth.middleware import AuthMiddleware, problem, who
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.errors import MediaTypeError, MethodNotAllowedError
+from engineroom.console.metrics import ROUTE, ApiMetrics, Measured
 from engineroom.console.routes import BASE, PATH_PARAMETERS, Answer, Call, Nothing
 from engineroom.core import tracing
 from engineroom.core.context import RequestContext
@@ -36,6 +37,7 @@ from engineroom.core.errors import (
 )
 from engineroom.core.logging import get_logger
 from engineroom.core.mapping import problem_document
+from engineroom.core.recovery import ONCE, Recovery
 from engineroom.core.validation.documents import read_json
 from engineroom.core.validation.paths import child
 from engineroom.core.validation.requests import RequestLimits
@@ -65,8 +67,10 @@ def application(
     services: Callable[[], AbstractAsyncContextManager[Services]],
     routes: Sequence[Route],
     limits: Limits,
+    metrics: ApiMetrics | None = None,
 ) -> Starlette:
     """The ASGI application over ``routes``; ``services`` are opened with it and closed with it."""
+    counted = metrics or ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -87,10 +91,11 @@ def application(
 
     return Starlette(
         routes=[
-            StarletteRoute(path, _endpoint(by_method), methods=list(by_method))
+            StarletteRoute(path, _endpoint(by_method, counted), methods=list(by_method))
             for path, by_method in _by_path(routes).items()
         ],
         middleware=[
+            Middleware(Measured, metrics=counted),
             Middleware(RequestContext),
             Middleware(RequestLimits, limits=limits),
             Middleware(_Authenticated),
@@ -130,11 +135,14 @@ def _matches(route: Route, path: str) -> bool:
     return re.fullmatch(pattern, path) is not None
 
 
-def _endpoint(by_method: dict[str, Route]) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    by_method: dict[str, Route], metrics: ApiMetrics
+) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         route = by_method.get(request.method) or by_method["GET"]  # HEAD is GET without its body
+        request.scope[ROUTE] = route.path
         services: Services = request.app.state.services
-        return await _Run(route, request, services).answer()
+        return await _Run(route, request, services, metrics).answer()
 
     return endpoint
 
@@ -142,7 +150,10 @@ def _endpoint(by_method: dict[str, Route]) -> Callable[[Request], Awaitable[Resp
 class _Run:
     """One request on its way through the pipeline."""
 
-    def __init__(self, route: Route, request: Request, services: Services) -> None:
+    def __init__(
+        self, route: Route, request: Request, services: Services, metrics: ApiMetrics
+    ) -> None:
+        self._metrics = metrics
         self._route = route
         self._request = request
         self._services = services
@@ -160,6 +171,8 @@ class _Run:
         except Exception as unknown:
             log.exception("a request failed", method=self._route.method, path=self._route.path)
             error, response = unknown, refusal(unknown)
+        if error is not None:
+            self._metrics.failed(self._route.action, error)
         await self._noted(response, error)
         await self._remembered(response)
         return response
@@ -265,11 +278,16 @@ class _Run:
             address=self._services.address(self._request),
             details=self._details,
         )
-        try:
-            await self._services.audit.write(entry)
-        except EngineroomError as failure:
-            # What was done stays done; the record is on standard output all the same.
-            log.error("the audit log did not take a record", code=failure.code, error=str(failure))  # noqa: TRY400
+        # Once: a record that is there twice is no better than one that is missing.
+        await _RECORDS.call_async(self._services.audit.write, entry, policy=ONCE, fallback=_unkept)
+
+
+_RECORDS = Recovery("audit")
+
+
+def _unkept(failure: EngineroomError) -> Any:
+    """What was done stays done; the record is on standard output all the same."""
+    log.error("the audit log did not take a record", code=failure.code, error=str(failure))
 
 
 def refusal(error: BaseException) -> Response:

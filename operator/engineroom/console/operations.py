@@ -106,6 +106,11 @@ class Operations:
         self._hold = redis.register_script(_HOLD)
         self._note = redis.register_script(_NOTE)
 
+    @property
+    def working(self) -> int:
+        """How many operations this replica is at."""
+        return len(self._running)
+
     # -- asked for ---------------------------------------------------------------------------------
 
     async def start(self, operation: Operation) -> Operation:

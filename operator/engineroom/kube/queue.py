@@ -22,7 +22,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
 from engineroom.core import tracing
-from engineroom.core.errors import ConflictError, EngineroomError
+from engineroom.core.errors import ConflictError, EngineroomError, TimeLimitError
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class QueueMetrics(Protocol):
         """A failed key was scheduled again."""
         ...
 
+    def failed(self, code: str, category: str) -> None:
+        """A run ended with an error of that code."""
+        ...
+
 
 class NullQueueMetrics:
     """Tells nobody."""
@@ -63,6 +67,9 @@ class NullQueueMetrics:
         """Ignore."""
 
     def retried(self) -> None:
+        """Ignore."""
+
+    def failed(self, code: str, category: str) -> None:
         """Ignore."""
 
 
@@ -519,6 +526,10 @@ class WorkQueue:
         at_least = getattr(error, "retry_after", None) or 0.0
         wait, failures = self.schedule.failed(key, now, at_least)
         self._metrics.retried()
+        kind = type(error) if isinstance(error, EngineroomError) else EngineroomError
+        if timed_out:
+            kind = TimeLimitError
+        self._metrics.failed(kind.code, kind.category.value)
         keys = {
             "queue": self.name,
             "key": key,

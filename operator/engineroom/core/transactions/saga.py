@@ -194,11 +194,16 @@ UNDO_POLICY = Policy(attempts=8, base=0.1, longest=10.0, total=120.0)
 SIDE_BY_SIDE = 32
 
 
+def _unheard(name: str, outcome: str) -> None:
+    """Nobody asked."""
+
+
 class Coordinator:
     """Runs sagas and takes over those of coordinators that died.
 
     ``lease`` is in seconds: so long after the last sign of life another may take over. It is
-    renewed every third of it while a step runs.
+    renewed every third of it while a step runs. ``on_end`` hears the name of each saga that came
+    to its end here, and its outcome.
     """
 
     def __init__(
@@ -209,7 +214,9 @@ class Coordinator:
         lease: float = 15.0,
         recovery: Recovery | None = None,
         undo_policy: Policy = UNDO_POLICY,
+        on_end: Callable[[str, str], None] = _unheard,
     ) -> None:
+        self._on_end = on_end
         self._log = log_
         self._sagas = {saga.name: saga for saga in sagas}
         self._lease = lease
@@ -295,6 +302,7 @@ class Coordinator:
                 await self._undo(course, steps[move.step])
             elif move.end is not None:
                 await self._write(course, Line(move.end))
+                self._on_end(course.definition.name, move.end.value)
 
     async def _do(self, course: _Course, step: Step) -> None:
         await self._write(course, Line(Kind.DOING, step.name))
