@@ -22,7 +22,7 @@ from engineroom.auth.middleware import AuthMiddleware, problem, who
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.errors import MediaTypeError, MethodNotAllowedError
-from engineroom.console.metrics import ROUTE, ApiMetrics, Measured
+from engineroom.console.metrics import TAKEN, ApiMetrics, Measured
 from engineroom.console.routes import BASE, PATH_PARAMETERS, Answer, Call, Nothing
 from engineroom.core import tracing
 from engineroom.core.context import RequestContext
@@ -91,7 +91,7 @@ def application(
 
     return Starlette(
         routes=[
-            StarletteRoute(path, _endpoint(by_method, counted), methods=list(by_method))
+            StarletteRoute(path, _endpoint(by_method), methods=list(by_method))
             for path, by_method in _by_path(routes).items()
         ],
         middleware=[
@@ -135,14 +135,12 @@ def _matches(route: Route, path: str) -> bool:
     return re.fullmatch(pattern, path) is not None
 
 
-def _endpoint(
-    by_method: dict[str, Route], metrics: ApiMetrics
-) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(by_method: dict[str, Route]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         route = by_method.get(request.method) or by_method["GET"]  # HEAD is GET without its body
-        request.scope[ROUTE] = route.path
+        request.scope[TAKEN].update(route=route.path, action=route.action)
         services: Services = request.app.state.services
-        return await _Run(route, request, services, metrics).answer()
+        return await _Run(route, request, services).answer()
 
     return endpoint
 
@@ -150,10 +148,7 @@ def _endpoint(
 class _Run:
     """One request on its way through the pipeline."""
 
-    def __init__(
-        self, route: Route, request: Request, services: Services, metrics: ApiMetrics
-    ) -> None:
-        self._metrics = metrics
+    def __init__(self, route: Route, request: Request, services: Services) -> None:
         self._route = route
         self._request = request
         self._services = services
@@ -171,8 +166,6 @@ class _Run:
         except Exception as unknown:
             log.exception("a request failed", method=self._route.method, path=self._route.path)
             error, response = unknown, refusal(unknown)
-        if error is not None:
-            self._metrics.failed(self._route.action, error)
         await self._noted(response, error)
         await self._remembered(response)
         return response

@@ -5,6 +5,7 @@ Routes are named by their pattern, so that nobody who asks for many paths makes 
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -21,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from engineroom.core.clock import SystemClock
-from engineroom.core.errors import Category, EngineroomError
+from engineroom.core.errors import Category
 from engineroom.core.prometheus import PrometheusRecovery
 from engineroom.kube.health import HttpServer
 
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
     Scope = MutableMapping[str, Any]
 
-#: In a request's scope: the pattern of the route that took it.
-ROUTE = "engineroom.route"
+#: In a request's scope: a map for the pattern of the route that took it, and for what it changes.
+TAKEN = "engineroom.taken"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIGN_INS = frozenset({"session.open", "token.issue", "token.refresh"})
+_REFUSALS = frozenset({Category.AUTHENTICATION, Category.LIMIT, Category.PERMISSION})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -81,16 +83,16 @@ class ApiMetrics:
         ):  # fmt: skip
             Gauge(name, told, registry=self.registry).set_function(value)
 
-    def failed(self, action: str, error: Exception) -> None:
-        """A request was answered with an error; ``action`` is its route's, "" for reads."""
-        if not isinstance(error, EngineroomError):
-            self.recovery.failed(EngineroomError.code, Category.BUG.value)
+    def refused(self, action: str, body: bytes) -> None:
+        """A problem document was answered, whoever wrote it; ``action`` is its route's."""
+        try:
+            said = json.loads(body)
+            code, category = str(said["code"]), str(said["category"])
+        except (ValueError, KeyError, TypeError):
             return
-        self.recovery.failed(error.code, error.category.value)
-        if action in _SIGN_INS and error.category in (
-            Category.AUTHENTICATION, Category.LIMIT, Category.PERMISSION,
-        ):  # fmt: skip
-            self._refused.labels(error.code).inc()
+        self.recovery.failed(code, category)
+        if action in _SIGN_INS and category in _REFUSALS:
+            self._refused.labels(code).inc()
 
     def saga(self, name: str, outcome: str) -> None:
         """A transaction ended; the number of its steps is no part of its name here."""
@@ -144,10 +146,19 @@ class Measured:
             return
         began, metrics = self._clock.monotonic(), self._metrics
 
+        bad = False
+        # A map, because what is between here and the route hands on copies of the scope.
+        taken = scope[TAKEN] = {"route": "", "action": ""}
+
         async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal bad
             if message["type"] == "http.response.start":
-                route, seconds = scope.get(ROUTE, ""), self._clock.monotonic() - began
+                bad = message["status"] >= 400
+                route, seconds = taken["route"], self._clock.monotonic() - began
                 metrics.answered(scope["method"], route, message["status"], seconds)
+            elif bad:
+                bad = False
+                metrics.refused(taken["action"], message.get("body", b""))
             await send(message)
 
         metrics.began()

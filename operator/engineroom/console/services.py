@@ -166,8 +166,8 @@ async def opened(
     async with AsyncExitStack() as stack:
         metrics = metrics or ApiMetrics()
         redis = GuardedRedis.guarded(
-            guarding("redis", metrics, clock), url, socket_timeout=5.0, socket_connect_timeout=2.0, max_connections=200,
-            health_check_interval=15,
+            guarding("redis", metrics, clock), url, socket_timeout=5.0,
+            socket_connect_timeout=2.0, max_connections=200, health_check_interval=15,
         )  # fmt: skip
         stack.push_async_callback(redis.aclose)
         client = await stack.enter_async_context(

@@ -38,7 +38,7 @@ def samples(text: str) -> Samples:
     }
 
 
-def said(found: Samples, name: str, **labels: str) -> float | None:
+def said(found: Samples, name: str, /, **labels: str) -> float | None:
     return found.get((name, tuple(sorted(labels.items()))))
 
 
