@@ -20,6 +20,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from engineroom import __version__
+from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import configure, get_logger
@@ -505,6 +506,7 @@ async def _run(settings: Settings) -> int:
     process = Process(settings, load_config(settings))
     code = await process.run()
     if process.abandon:
+        tracing.stop()
         logging.shutdown()
         os._exit(code)
     return code
@@ -524,11 +526,14 @@ def main() -> int:
     logging.captureWarnings(capture=True)
     # Kopf's thread must not keep a push of Redis waiting for Python's 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL)
+    tracing.start("engineroom-operator", __version__)
     try:
         return asyncio.run(_run(settings))
     except (ConfigError, OSError) as error:
         log.error("the operator cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
+    finally:
+        tracing.stop()
 
 
 if __name__ == "__main__":

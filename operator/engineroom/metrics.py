@@ -19,6 +19,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from engineroom.core.prometheus import PrometheusRecovery
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,6 +35,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.recovery = PrometheusRecovery(self.registry)
         self._gauges: dict[str, Gauge] = {}
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -101,6 +104,7 @@ class QueueMetrics:
         self._wait = metrics.wait.labels(queue)
         self._duration = metrics.duration
         self._retries = metrics.retries.labels(queue)
+        self._failed = metrics.recovery.failed
         self._queue = queue
 
     def started(self, waited: float) -> None:
@@ -114,3 +118,7 @@ class QueueMetrics:
     def retried(self) -> None:
         """A failed key was scheduled again."""
         self._retries.inc()
+
+    def failed(self, code: str, category: str) -> None:
+        """A run ended with an error of that code."""
+        self._failed(code, category)

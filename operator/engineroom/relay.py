@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import configure, get_logger
@@ -221,7 +222,9 @@ class Host:
                     application_name="engineroom-relay",
                     options=_DATABASE_OPTIONS,
                 )
-            jobs = Relay(self._connection, self._redis, self._clock).once()
+            with tracing.span("relay") as span:
+                jobs = Relay(self._connection, self._redis, self._clock).once()
+                span.note(messaging__batch__message_count=len(jobs))
             self._look_at_what_waits()
         except psycopg.Error as error:
             self._disconnect()
@@ -329,7 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: host.stop())
     log.info("relay starting", port=server.server_address[1])
+    tracing.start("engineroom-relay")
     host.run()
+    tracing.stop()
     server.shutdown()
     log.info("relay ends")
     return EXIT_OK

@@ -42,9 +42,10 @@ def main() -> int:
         _check_serializer(settings)
     except ConfigError as error:
         return _refuse(str(error))
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    from engineroom_worker import logs, oom
 
-    from engineroom_worker import oom
+    logs.configure()
+
     from engineroom_worker.metrics import Board, MetricsServer
     from engineroom_worker.supervisor import Supervisor
 

@@ -30,7 +30,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
 from rq.worker import Worker
 
-from engineroom_worker import drain, limits, oom
+from engineroom_worker import drain, limits, logs, oom, tracing
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
 from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, cpu_seconds, resident_bytes
@@ -113,6 +113,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         self._drain_shown = ""
         self._running: Any = None
         self._has_priority = False
+        self._tracing: tracing.Tracing | tracing.NoTracing = tracing.NoTracing()
         self._limit = ""
         self._born = False
         self._next_weighing = 0.0
@@ -217,6 +218,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         Redis being away never ends it.  Scheduled jobs are promoted by the worker itself.
         """
         self._install_signal_handlers()
+        self._tracing = tracing.start(self.settings.pool, VERSION)
         self._until_redis(lambda: self.bootstrap(logging_level or self.settings.log_level))
         self._board.set(self._slot, "alive", 1)
         done = 0
@@ -251,6 +253,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             self._board.set(self._slot, "alive", 0)
             self._desk.close()
             self.teardown()
+            self._tracing.stop()
         return bool(done)
 
     def _turn(self, burst: bool) -> int | None:
@@ -300,7 +303,10 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
         started = time.monotonic()
         self._board.set(self._slot, "started", time.time())
         try:
-            self.execute_job(job, queue)
+            with self._tracing.job(job, queue.name) as traced:
+                ids = {**logs.ids_of(job.meta), **traced}
+                with logs.bound(**{**ids, "object": self.settings.pool, "job_id": job.id}):
+                    self.execute_job(job, queue)
         finally:
             self._board.set(self._slot, "started", 0)
             self._board.set(self._slot, "state", STATES.index("idle"))

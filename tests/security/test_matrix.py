@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 HERE = "shop"
-FILLED = {"namespace": HERE, "session": "0" * 16, "key": "0" * 16}
+FILLED = {"namespace": HERE, "session": "0" * 16, "key": "0" * 16, "operation": "0" * 32}
 #: Routes that anybody may ask; whoever adds one has to write it down here too.
 PUBLIC = {
     ("GET", "/healthz"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from engineroom.core.prometheus import PrometheusRecovery
+
 REQUESTS = Counter(
     "engineroom_admission_requests",
     "Admission reviews answered, by operation and outcome (allowed, refused, unread, failed).",
@@ -26,3 +28,5 @@ CERTIFICATE_END = Gauge(
 ROTATIONS = Counter(
     "engineroom_admission_certificate_steps", "Steps of certificate rotation taken.", ["step"]
 )
+#: Errors that reviews met, by code; the same series as in the other processes.
+ERRORS = PrometheusRecovery()

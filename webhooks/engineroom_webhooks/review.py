@@ -11,6 +11,7 @@ from engineroom.api.pod_security import Level
 from engineroom.api.validation import Context
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
+from engineroom_webhooks import metrics
 from engineroom_webhooks.author import Author
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ async def answer(review: Any, authority: Authority) -> Answer:
         if asks and not await authority.may_create_pods(author, namespace):
             return Answer(uid, operation, forbidden=_forbidden(author, namespace, asks), name=name)
     except EngineroomError as error:
+        metrics.ERRORS.failed(error.code, error.category.value)
         logger.warning("an author could not be checked", code=error.code, error=str(error))
         trouble = (
             "the API server did not say whether the author may create pods; try again in a moment"

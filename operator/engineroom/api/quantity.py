@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal, InvalidOperation
 
+from engineroom.core.errors import Category, EngineroomError
+
 _QUANTITY = re.compile(
     r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))((?:[KMGTPE]i)|[numkMGTPE]|[eE][+-]?[0-9]{1,3})?"
 )
@@ -29,8 +31,12 @@ _SUFFIXES = {
 }
 
 
-class QuantityError(ValueError):
-    """The text is no Kubernetes quantity."""
+class QuantityError(EngineroomError, ValueError):
+    """The text is no Kubernetes quantity; write one such as 500m, 2 or 1Gi."""
+
+    code = "quantity"
+    category = Category.VALIDATION
+    http_status = 422
 
 
 def parse_quantity(value: str | float) -> Decimal:

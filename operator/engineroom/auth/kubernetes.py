@@ -73,7 +73,7 @@ _OBJECTS: Mapping[str, Attributes] = {
     Permission.NAMESPACE_LOGS_READ: Attributes(_READS, "pods", "log", group=""),
     Permission.NAMESPACE_MANIFESTS_APPLY: Attributes("patch", "workerpools"),
     Permission.NAMESPACE_MANIFESTS_READ: Attributes(_READS, "workerpools"),
-    Permission.NAMESPACE_POOLS_DRAIN: Attributes("patch", "pods", group=""),
+    Permission.NAMESPACE_POOLS_DRAIN: Attributes("patch", "workerpools"),
     Permission.NAMESPACE_POOLS_PAUSE: Attributes("patch", "workerpools"),
     Permission.NAMESPACE_POOLS_READ: Attributes(_READS, "workerpools"),
     Permission.NAMESPACE_POOLS_SCALE: Attributes("patch", "workerpools", "scale"),

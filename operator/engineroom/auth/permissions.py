@@ -55,6 +55,8 @@ class Permission(StrEnum):
     NAMESPACE_POOLS_PAUSE = "namespace:pools:pause"
     NAMESPACE_POOLS_READ = "namespace:pools:read"
     NAMESPACE_POOLS_SCALE = "namespace:pools:scale"
+    NAMESPACE_QUEUES_LIMIT = "namespace:queues:limit"
+    NAMESPACE_QUEUES_PAUSE = "namespace:queues:pause"
     NAMESPACE_QUEUES_READ = "namespace:queues:read"
     NAMESPACE_SCHEDULES_READ = "namespace:schedules:read"
     NAMESPACE_SCHEDULES_WRITE = "namespace:schedules:write"

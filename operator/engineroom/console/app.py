@@ -22,7 +22,9 @@ from engineroom.auth.middleware import AuthMiddleware, problem, who
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.errors import MediaTypeError, MethodNotAllowedError
+from engineroom.console.metrics import TAKEN, ApiMetrics, Measured
 from engineroom.console.routes import BASE, PATH_PARAMETERS, Answer, Call, Nothing
+from engineroom.core import tracing
 from engineroom.core.context import RequestContext
 from engineroom.core.errors import (
     AuthenticationError,
@@ -36,6 +38,7 @@ from engineroom.core.errors import (
 )
 from engineroom.core.logging import get_logger
 from engineroom.core.mapping import problem_document
+from engineroom.core.recovery import ONCE, Recovery
 from engineroom.core.validation.models import read_body, read_query
 from engineroom.core.validation.requests import RequestLimits
 
@@ -66,8 +69,10 @@ def application(
     services: Callable[[], AbstractAsyncContextManager[Services]],
     routes: Sequence[Route],
     limits: Limits,
+    metrics: ApiMetrics | None = None,
 ) -> Starlette:
     """The ASGI application over ``routes``; ``services`` are opened with it and closed with it."""
+    counted = metrics or ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -92,6 +97,7 @@ def application(
             for path, by_method in _by_path(routes).items()
         ],
         middleware=[
+            Middleware(Measured, metrics=counted),
             Middleware(RequestContext),
             Middleware(RequestLimits, limits=limits),
             Middleware(_Authenticated),
@@ -134,6 +140,7 @@ def _matches(route: Route, path: str) -> bool:
 def _endpoint(by_method: dict[str, Route]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         route = by_method.get(request.method) or by_method["GET"]  # HEAD is GET without its body
+        request.scope[TAKEN].update(route=route.path, action=route.action)
         services: Services = request.app.state.services
         return await _Run(route, request, services).answer()
 
@@ -175,6 +182,7 @@ class _Run:
     async def _through(self) -> Response:
         route, request, services = self._route, self._request, self._services
         path = _path(route, request)
+        tracing.note(name=f"{route.method} {route.path}", http__route=route.path)
         if route.needs is not Access.PUBLIC:
             if self._caller is None:
                 raise AuthenticationError(
@@ -273,11 +281,16 @@ class _Run:
             address=self._services.address(self._request),
             details=self._details,
         )
-        try:
-            await self._services.audit.write(entry)
-        except EngineroomError as failure:
-            # What was done stays done; the record is on standard output all the same.
-            log.error("the audit log did not take a record", code=failure.code, error=str(failure))  # noqa: TRY400
+        # Once: a record that is there twice is no better than one that is missing.
+        await _RECORDS.call_async(self._services.audit.write, entry, policy=ONCE, fallback=_unkept)
+
+
+_RECORDS = Recovery("audit")
+
+
+def _unkept(failure: EngineroomError) -> Any:
+    """What was done stays done; the record is on standard output all the same."""
+    log.error("the audit log did not take a record", code=failure.code, error=str(failure))
 
 
 def refusal(error: BaseException) -> Response:

@@ -27,7 +27,7 @@ from engineroom.core.transactions.saga import Saga, Step, StepContext
 from engineroom.core.validation.paths import child
 from engineroom.core.wrapping import wrapped
 from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.resources import WORKERPOOLS, Resource
+from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS, Resource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAX_OBJECTS = 50
 #: Which kinds may be applied; what the process may write is bounded by its own rights too.
 KINDS: Mapping[tuple[str, str], Resource] = {
-    (kind.api_version, kind.kind): kind for kind in (WORKERPOOLS,)
+    (kind.api_version, kind.kind): kind for kind in (WORKERPOOLS, RATELIMITPOLICIES)
 }
 ANNOTATION = f"{GROUP}/transaction"
 LEASE = 15.0

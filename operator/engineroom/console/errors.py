@@ -64,6 +64,13 @@ class PoolSizingError(EngineroomError):
     http_status = 422
 
 
+class ImpactError(ConflictError):
+    """More jobs match than whoever decided had seen; nothing was done."""
+
+    code = "impact_exceeded"
+    retryable = False
+
+
 class ManifestUndoneError(ConflictError):
     """One object could not be applied, so all others were put back as they were."""
 

@@ -1,4 +1,4 @@
-"""Queues, jobs and schedules of a namespace: those of the queues that its pools read.
+"""Jobs of a namespace: those of the queues that its pools read.
 
 A queue belongs to a namespace where a WorkerPool there reads it in the installation's Redis. What
 is of another namespace is answered like what does not exist. Pools with a Redis of their own are
@@ -10,61 +10,21 @@ from __future__ import annotations
 from datetime import datetime  # noqa: TC003 - pydantic needs it at run time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.pages import Paged
+from engineroom.console.queues import owned
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
-from engineroom.core.errors import JobMissingError, MissingError
+from engineroom.console.work import Work
+from engineroom.core.errors import JobMissingError
 from engineroom.tasks.failures import Where
 from engineroom.tasks.jobs import State
+from engineroom.tasks.task import MAX_SECONDS, Task, Unique
 
 if TYPE_CHECKING:
     from engineroom.tasks.failures import Attempt
     from engineroom.tasks.jobs import JobDetail, JobSummary
-    from engineroom.tasks.queues import QueueCounts
-    from engineroom.tasks.schedules import Known
-
-
-class QueueView(Model):
-    """How many jobs of a queue are where."""
-
-    name: str
-    waiting: int
-    running: int
-    scheduled: int
-    due: int
-    deferred: int
-    finished: int
-    failed: int
-    canceled: int
-    paused: bool
-    reason: str
-
-
-class QueueList(Model):
-    """The queues of a namespace, by name."""
-
-    items: list[QueueView]
-
-
-class ScheduleView(Model):
-    """A schedule; times are Unix seconds."""
-
-    name: str
-    queue: str
-    description: str
-    trigger: str
-    missed: str
-    grace: float
-    next: float | None
-    last: float | None
-
-
-class ScheduleList(Model):
-    """Schedules by their next tick."""
-
-    items: list[ScheduleView]
 
 
 _Filter = Annotated[str, Field(max_length=200)]
@@ -155,6 +115,29 @@ class JobShown(Model):
     expires_at: datetime | None
 
 
+class Enqueue(Work):
+    """A job: now, or `delay` seconds from now, or `at` a time.
+
+    With `uniqueKey` a second one of that key within `uniqueWindow` seconds is the same job.
+    """
+
+    delay: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | None = None
+    at: AwareDatetime | None = None
+    ttl: Annotated[int, Field(ge=1, le=MAX_SECONDS)] | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] = 0
+    job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")] | None = None
+    unique_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    unique_window: Annotated[float, Field(ge=0.001, le=MAX_SECONDS)] = 3600.0
+
+
+class EnqueuedJob(Model):
+    """The job that does the work; `created` is false where an earlier one stands for it."""
+
+    id: str
+    queue: str
+    created: bool
+
+
 class Retried(Model):
     """Where a failed job went."""
 
@@ -178,17 +161,6 @@ class Canceled(Model):
     running: list[str]
 
 
-#: Schedules that are looked at for one list.
-MAX_SCHEDULES = 5_000
-
-
-async def list_queues(call: Call) -> Answer:
-    """The queues with their counts."""
-    names = sorted(call.services.hub.queues(call.namespace))
-    counts = await call.services.tasks.counts(names) if names else []
-    return Answer(QueueList(items=[_queue(each) for each in counts]))
-
-
 async def list_jobs(call: Call) -> Answer:
     """A page of jobs, state by state, queue by queue."""
     wanted: JobsQuery = call.query
@@ -210,6 +182,23 @@ async def list_jobs(call: Call) -> Answer:
         limit=wanted.limit,
     )
     return Answer(JobList(items=[_job(each) for each in page.jobs], next_cursor=page.cursor))
+
+
+async def enqueue_job(call: Call) -> Answer:
+    """Enqueue a job; its worker logs under the ids of this request."""
+    wanted: Enqueue = call.body
+    owned(call, wanted.queue)
+    unique = wanted.unique_key and Unique(wanted.unique_key, wanted.unique_window)
+    task = Task(
+        wanted.function, wanted.args, wanted.kwargs, delay=wanted.delay, at=wanted.at,
+        ttl=wanted.ttl, priority=wanted.priority, job_id=wanted.job_id, unique=unique or None,
+        **wanted.options(),
+    )  # fmt: skip
+    done = await wanted.tasks(call).enqueue(task)
+    return Answer(
+        EnqueuedJob(id=done.job_id, queue=done.queue, created=done.created),
+        details={"job": done.job_id, "queue": done.queue, "function": wanted.function},
+    )
 
 
 async def show_job(call: Call) -> Answer:
@@ -299,76 +288,17 @@ def _attempt(attempt: Attempt) -> AttemptView:
     )
 
 
-async def list_schedules(call: Call) -> Answer:
-    """The schedules that enqueue to the namespace's queues."""
-    found = [_schedule(each) for each in await _schedules(call)]
-    return Answer(ScheduleList(items=found))
-
-
-async def remove_schedule(call: Call) -> Answer:
-    """Forget a schedule; jobs that it has made stay."""
-    name = call.path["schedule"]
-    if not any(each.name == name for each in await _schedules(call)):
-        raise MissingError("schedule: there is none of that name here; look at the list")
-    await call.services.tasks.remove_schedule(name)
-    return Answer()
-
-
-async def _schedules(call: Call) -> list[Known]:
-    queues = call.services.hub.queues(call.namespace)
-    if not queues:
-        return []
-    seen, after = 0, ""
-    found: list[Known] = []
-    while seen < MAX_SCHEDULES:
-        page = await call.services.tasks.schedules(after=after, limit=1000)
-        found += [each for each in page if each.queue in queues]
-        seen += len(page)
-        if len(page) < 1000:
-            break
-        after = page[-1].name
-    return found
-
-
-def _queue(counts: QueueCounts) -> QueueView:
-    return QueueView(
-        name=counts.name,
-        waiting=counts.waiting,
-        running=counts.running,
-        scheduled=counts.scheduled,
-        due=counts.due,
-        deferred=counts.deferred,
-        finished=counts.finished,
-        failed=counts.failed,
-        canceled=counts.canceled,
-        paused=counts.paused,
-        reason=counts.reason,
-    )
-
-
-def _schedule(known: Known) -> ScheduleView:
-    return ScheduleView(
-        name=known.name,
-        queue=known.queue,
-        description=known.description,
-        trigger=str(known.trigger),
-        missed=known.missed.value,
-        grace=known.grace,
-        next=known.next,
-        last=known.last,
-    )
-
-
 _HERE = f"{BASE}/namespaces/{{namespace}}"
 ROUTES = (
-    Route(
-        method="GET", path=f"{_HERE}/queues", needs=Permission.NAMESPACE_QUEUES_READ,
-        handler=list_queues, summary="Queues with their counts", tag="queues", answer=QueueList,
-    ),
     Route(
         method="GET", path=f"{_HERE}/jobs", needs=Permission.NAMESPACE_JOBS_READ,
         handler=list_jobs, summary="Jobs in any state", tag="jobs", query=JobsQuery,
         answer=JobList, cost=5,
+    ),
+    Route(
+        method="POST", path=f"{_HERE}/jobs", needs=Permission.NAMESPACE_JOBS_ENQUEUE,
+        handler=enqueue_job, summary="Enqueue a job", tag="jobs", body=Enqueue,
+        answer=EnqueuedJob, action="job.enqueue", errors=(404, 409),
     ),
     Route(
         method="GET", path=f"{_HERE}/jobs/{{job}}", needs=Permission.NAMESPACE_JOBS_READ,
@@ -390,15 +320,5 @@ ROUTES = (
         answer=Canceled,
         action="job.cancel",
         errors=(404,),
-    ),
-    Route(
-        method="GET", path=f"{_HERE}/schedules", needs=Permission.NAMESPACE_SCHEDULES_READ,
-        handler=list_schedules, summary="Schedules", tag="schedules", answer=ScheduleList, cost=2,
-    ),
-    Route(
-        method="DELETE", path=f"{_HERE}/schedules/{{schedule}}",
-        needs=Permission.NAMESPACE_SCHEDULES_WRITE, handler=remove_schedule,
-        summary="Forget a schedule", tag="schedules", status=204, action="schedule.remove",
-        cost=2, errors=(404,),
     ),
 )  # fmt: skip

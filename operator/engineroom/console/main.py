@@ -12,17 +12,22 @@ from pydantic import ValidationError
 
 from engineroom import __version__
 from engineroom.console.app import application
+from engineroom.console.metrics import ApiMetrics
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
 from engineroom.console.table import ROUTES
+from engineroom.core import tracing
 from engineroom.core.logging import configure, get_logger
 from engineroom.core.validation.requests import Limits
 from engineroom.kube import config as kube_config
 from engineroom.kube.errors import ConfigError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from starlette.applications import Starlette
 
+    from engineroom.console.services import Services
     from engineroom.kube.config import ApiConfig
 
 log = get_logger(__name__)
@@ -32,16 +37,23 @@ EXIT_CONFIG = 2
 GRACE = 10
 
 
-def made(settings: ApiSettings, config: ApiConfig) -> Starlette:
+def made(settings: ApiSettings, config: ApiConfig, metrics: ApiMetrics | None = None) -> Starlette:
     """The application as the process serves it."""
-    return application(lambda: opened(settings, config), ROUTES, Limits())
+    counted = metrics or ApiMetrics()
+
+    def services() -> AbstractAsyncContextManager[Services]:
+        return opened(settings, config, metrics=counted)
+
+    return application(services, ROUTES, Limits(), counted)
 
 
-def server(settings: ApiSettings, config: ApiConfig) -> uvicorn.Server:
+def server(
+    settings: ApiSettings, config: ApiConfig, metrics: ApiMetrics | None = None
+) -> uvicorn.Server:
     """The server, not yet started."""
     return uvicorn.Server(
         uvicorn.Config(
-            made(settings, config),
+            made(settings, config, metrics),
             host=settings.listen_host,
             port=settings.listen_port,
             ssl_certfile=settings.tls_certificate,
@@ -78,10 +90,23 @@ def main() -> int:
     except (ConfigError, OSError, ValueError) as error:
         log.error("the API cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
-    running = server(settings, config)
+    metrics = ApiMetrics()
+    running = server(settings, config, metrics)
     log.info("api starting", version=__version__, port=settings.listen_port)
-    asyncio.run(running.serve())
+    tracing.start("engineroom-api", __version__)
+    try:
+        asyncio.run(_serve(running, metrics, settings))
+    except OSError as error:
+        log.error("the API cannot start", error=str(error))  # noqa: TRY400
+        return EXIT_CONFIG
+    finally:
+        tracing.stop()
     return 0 if running.started else 1
+
+
+async def _serve(running: uvicorn.Server, metrics: ApiMetrics, settings: ApiSettings) -> None:
+    async with metrics.server(settings.metrics_port, settings.host):
+        await running.serve()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from engineroom.core.errors import InvalidInputError, InvalidSpecError, Problem
 from engineroom.core.transactions.errors import SagaUndoneError
 from engineroom.core.validation.documents import Document, read
 from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.resources import NAMESPACES
+from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,15 +219,17 @@ def _valid(objects: list[tuple[Resource, dict[str, Any]]], level: Level) -> None
 async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
     """What kubectl would need: create and patch the object, and create what it makes.
 
-    Who writes a pool makes pods. The admission server asks that of the author, who is this process
-    for it; so it is asked here, of the person.
+    Who writes a pool makes pods, and who names a Redis reaches for a Secret as a pod does. The
+    admission server asks that of the author, who is this process for it; so it is asked here, of
+    the person.
     """
     name = obj["metadata"]["name"]
     wanted = [
         Attributes("create", resource.plural, group=resource.group),
         Attributes("patch", resource.plural, group=resource.group, name=name),
-        Attributes("create", "pods", group=""),
     ]
+    if resource is WORKERPOOLS or obj["spec"].get("redis") is not None:
+        wanted.append(Attributes("create", "pods", group=""))
     for each in wanted:
         await call.services.authority.demand_object(call.principal, each, call.namespace)
 

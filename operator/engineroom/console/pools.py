@@ -134,7 +134,7 @@ async def list_pools(call: Call) -> Answer:
 
 async def show_pool(call: Call) -> Answer:
     """One pool."""
-    return _shown(await _read(call))
+    return _shown(await read(call))
 
 
 async def scale_pool(call: Call) -> Answer:
@@ -146,7 +146,7 @@ async def scale_pool(call: Call) -> Answer:
             "body", "says not one thing", "send replicas, or minReplicas and maxReplicas"
         )
         raise InvalidInputError([told])
-    pool = await _read(call)
+    pool = await read(call)
     auto = (pool.get("spec") or {}).get("autoscaling")
     call_name = call.path["pool"]
     if by_hand:
@@ -155,7 +155,7 @@ async def scale_pool(call: Call) -> Answer:
                 f"replicas: {call_name} scales by itself; send minReplicas and maxReplicas"
             )
         patch: dict[str, Any] = {"spec": {"replicas": wanted.replicas}}
-        changed = await _change(call, pool, patch, subresource="scale")
+        changed = await change(call, pool, patch, subresource="scale")
         return _shown(changed, replicas=wanted.replicas)
     if auto is None:
         raise PoolSizingError(f"minReplicas: {call_name} is sized by hand; send replicas")
@@ -165,7 +165,7 @@ async def scale_pool(call: Call) -> Answer:
     if low > high:
         raise PoolSizingError(f"minReplicas: {low} is above maxReplicas {high}; send both")
     sizes = {"minReplicas": low, "maxReplicas": high}
-    changed = await _change(call, pool, {"spec": {"autoscaling": sizes}})
+    changed = await change(call, pool, {"spec": {"autoscaling": sizes}})
     return _shown(changed, minReplicas=low, maxReplicas=high)
 
 
@@ -180,26 +180,27 @@ async def resume_pool(call: Call) -> Answer:
 
 
 async def _hold(call: Call, pause: str) -> Answer:
-    pool = await _read(call)
+    pool = await read(call)
     if (pool.get("spec") or {}).get("autoscaling") is None:
         raise PoolSizingError(
             f"pause: {call.path['pool']} is sized by hand, so it has no scaling to hold"
         )
-    changed = await _change(call, pool, {"spec": {"autoscaling": {"pause": pause}}})
+    changed = await change(call, pool, {"spec": {"autoscaling": {"pause": pause}}})
     return _shown(changed, pause=pause)
 
 
-async def _read(call: Call) -> dict[str, Any]:
+async def read(call: Call) -> dict[str, Any]:
+    """The pool of the path as the API server has it."""
     return await call.services.client.get(WORKERPOOLS, call.namespace, call.path["pool"])
 
 
-async def _change(
+async def change(
     call: Call, pool: Mapping[str, Any], patch: dict[str, Any], *, subresource: str | None = None
 ) -> dict[str, Any]:
     """Patch what was read, and nothing newer: what was checked is what is changed."""
     version = pool["metadata"]["resourceVersion"]
     asked = check_match(call.request, version)
-    patch = {**patch, "metadata": {"resourceVersion": version}}
+    patch = {**patch, "metadata": {**patch.get("metadata", {}), "resourceVersion": version}}
     client, name = call.services.client, call.path["pool"]
     try:
         changed = await client.merge_patch(
@@ -210,7 +211,7 @@ async def _change(
         if not asked:
             raise
         raise PreconditionFailedError("if-match: the object has just changed; read it") from error
-    return await _read(call) if subresource else changed
+    return await read(call) if subresource else changed
 
 
 def _shown(pool: Mapping[str, Any], **details: Any) -> Answer:

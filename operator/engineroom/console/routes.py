@@ -27,8 +27,11 @@ _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 PATH_PARAMETERS: Mapping[str, tuple[str, int, str]] = {
     "namespace": (_LABEL, 63, "Namespace."),
     "pool": (_LABEL, 63, "Name of the WorkerPool."),
+    "pod": (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", 253, "Name of the pod."),
+    "queue": (r"[^\s,{}/]+", 200, "Name of the queue."),
+    "operation": (r"[0-9a-f]+", 32, "Id of the operation."),
     "job": (r"[A-Za-z0-9_-]+", 200, "Id of the job."),
-    "schedule": (r"[A-Za-z0-9_-]+", 100, "Name of the schedule."),
+    "schedule": (r"[A-Za-z0-9_-]+", 160, "Name of the schedule."),
     "transaction": (r"[A-Za-z0-9_-]+", 100, "Id of the transaction."),
     "key": (r"[0-9A-Za-z]+", 16, "Id of the API key; not the key itself."),
     "session": (r"[0-9a-f]+", 16, "Handle of the session; not its id."),

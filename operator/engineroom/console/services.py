@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
-
 from engineroom.auth.api_keys import ApiKeys
 from engineroom.auth.audit import AuditLog
 from engineroom.auth.keys import Keys, RedisKeyStore
@@ -18,7 +16,7 @@ from engineroom.auth.kubernetes import KubernetesIdentity
 from engineroom.auth.lockout import RedisCounter, SignIn
 from engineroom.auth.middleware import Authenticator, asked_of
 from engineroom.auth.passwords import Passwords
-from engineroom.auth.permissions import Policy
+from engineroom.auth.permissions import Policy as Roles
 from engineroom.auth.revocation import Revocations
 from engineroom.auth.sessions import Sessions
 from engineroom.auth.tokens import Tokens
@@ -26,14 +24,18 @@ from engineroom.console.accounts import Accounts
 from engineroom.console.apply import LEASE, Applier, RedisBundles
 from engineroom.console.authority import Authority
 from engineroom.console.idempotency import Idempotency
+from engineroom.console.metrics import ApiMetrics
+from engineroom.console.operations import Operations
 from engineroom.console.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.core.errors import EngineroomError
+from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
+from engineroom.core.recovery import ONCE, POLICIES, Breaker, Policy, Recovery
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client import Client
 from engineroom.kube.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from engineroom.queue.guard import GuardedRedis
 from engineroom.ratelimit.limiter import AsyncLimiter
 from engineroom.ratelimit.model import Failure, Limit, Rate
 from engineroom.ratelimit.model import Policy as RatePolicy
@@ -42,6 +44,7 @@ from engineroom.tasks.client import AsyncTasks
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 
+    from redis.asyncio import Redis
     from starlette.requests import Request
 
     from engineroom.auth.permissions import Principal
@@ -55,6 +58,16 @@ log = get_logger(__name__)
 RECOVERY = 2.0
 #: Seconds that such work gets to end when the process does.
 GRACE = 5.0
+#: Failures in a row after which Redis or the API server is left alone, and for how many seconds.
+BREAKER_FAILURES, BREAKER_PAUSE = 5, 1.0
+#: Somebody waits for the answer: once or twice more, and soon.
+READS = {
+    **POLICIES,
+    **dict.fromkeys((Category.DEPENDENCY, Category.TRANSIENT),
+                    Policy(attempts=3, base=0.05, longest=0.5, total=3.0)),
+    Category.CONFLICT: ONCE,
+    Category.LIMIT: ONCE,
+}  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +93,8 @@ class Services:
     bundles: RedisBundles
     coordinator: Coordinator
     revocations: Revocations
+    operations: Operations
+    clock: Clock
     proxies: int = 0
 
     def address(self, request: Request) -> str:
@@ -124,9 +139,20 @@ def derived(secret: bytes, purpose: str) -> bytes:
     return hmac.new(secret, f"engineroom:{purpose}".encode(), hashlib.sha256).digest()
 
 
+def guarding(name: str, metrics: ApiMetrics, clock: Clock) -> Recovery:
+    """Recovery of calls to a dependency: what it fails with is counted where it is answered."""
+    breaker = Breaker(
+        name, failures=BREAKER_FAILURES, pause=BREAKER_PAUSE, clock=clock, metrics=metrics.recovery
+    )
+    return Recovery(name, policies=READS, breaker=breaker, clock=clock)
+
+
 @asynccontextmanager
 async def opened(
-    settings: ApiSettings, config: ApiConfig, clock: Clock | None = None
+    settings: ApiSettings,
+    config: ApiConfig,
+    clock: Clock | None = None,
+    metrics: ApiMetrics | None = None,
 ) -> AsyncIterator[Services]:
     """The services of a process; raises ValueError and OSError for settings that are wrong.
 
@@ -138,15 +164,20 @@ async def opened(
     if not url:
         raise ValueError("ENGINEROOM_REDIS_URL: is missing; the API keeps sessions and logs there")
     async with AsyncExitStack() as stack:
-        redis = Redis.from_url(
-            url, socket_timeout=5.0, socket_connect_timeout=2.0, max_connections=200,
-            health_check_interval=15,
+        metrics = metrics or ApiMetrics()
+        redis = GuardedRedis.guarded(
+            guarding("redis", metrics, clock), url, socket_timeout=5.0,
+            socket_connect_timeout=2.0, max_connections=200, health_check_interval=15,
         )  # fmt: skip
         stack.push_async_callback(redis.aclose)
         client = await stack.enter_async_context(
-            Client(config, timeout=settings.api_timeout, user_agent="engineroom-api")
-        )
-        services = await _made(settings, redis, client, secret, clock)
+            Client(
+                config, timeout=settings.api_timeout, user_agent="engineroom-api",
+                recovery=guarding("kubernetes", metrics, clock),
+            )
+        )  # fmt: skip
+        services = await _made(settings, redis, client, secret, clock, metrics)
+        metrics.observe(services)
         await stack.enter_async_context(services.limiter)
         await services.keys.ensure()
         await services.hub.pools.start()
@@ -155,12 +186,19 @@ async def opened(
         recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
         following = asyncio.create_task(services.revocations.run(), name="revocations")
         stack.push_async_callback(_cancel, following)
+        working = asyncio.create_task(services.operations.run(stopping), name="operations")
+        stack.push_async_callback(_finish, working, stopping)
         stack.push_async_callback(_finish, recovery, stopping)
         yield services
 
 
 async def _made(
-    settings: ApiSettings, redis: Redis, client: Client, secret: bytes, clock: Clock
+    settings: ApiSettings,
+    redis: Redis,
+    client: Client,
+    secret: bytes,
+    clock: Clock,
+    metrics: ApiMetrics,
 ) -> Services:
     keys = Keys(RedisKeyStore(redis, derived(secret, "signing")), clock)
     revocations = Revocations(redis, clock)
@@ -179,7 +217,9 @@ async def _made(
     rate = settings.requests_per_second
     limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * 10),)
     bundles, sagas = RedisBundles(redis), RedisSagaLog(redis)
-    coordinator = Coordinator(sagas, Applier(client, bundles, clock).sagas(), lease=LEASE)
+    coordinator = Coordinator(
+        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga
+    )
     return Services(
         redis=redis,
         client=client,
@@ -189,7 +229,7 @@ async def _made(
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
         ),
-        authority=Authority(Policy(), kubernetes),
+        authority=Authority(Roles(), kubernetes),
         limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
         idempotency=Idempotency(redis),
         audit=AuditLog(redis, clock, derived(secret, "audit")),
@@ -205,6 +245,8 @@ async def _made(
         bundles=bundles,
         coordinator=coordinator,
         revocations=revocations,
+        operations=Operations(redis, AsyncTasks(redis), clock),
+        clock=clock,
         proxies=settings.trusted_proxy_hops,
     )
 

@@ -19,6 +19,9 @@ class ApiSettings(Settings):
         description="Address that the API listens at.",
     )
     listen_port: int = Field(default=8000, ge=0, le=65535, description="Port of the API.")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of /metrics; empty: none."
+    )
     tls_certificate: Path | None = Field(
         default=None, description="Certificate chain (PEM); empty: TLS ends before this process."
     )

@@ -89,6 +89,11 @@ class Hub:
         self._streams: set[Stream] = set()
         self._open: Counter[str] = Counter()
 
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return self._open.total()
+
     def queues(self, namespace: str) -> set[str]:
         """Queues that pools of the namespace read, in the Redis of the installation."""
         return {

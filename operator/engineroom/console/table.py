@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from engineroom.console import identity, jobs, manifests, meta, pools, records, stream
+from engineroom.console import (
+    bulk,
+    drain,
+    explain,
+    identity,
+    jobs,
+    manifests,
+    meta,
+    pools,
+    queues,
+    records,
+    schedules,
+    stream,
+)
 
 ROUTES = (
     *meta.ROUTES,
     *identity.ROUTES,
     *pools.ROUTES,
+    *explain.ROUTES,
+    *drain.ROUTES,
+    *queues.ROUTES,
     *jobs.ROUTES,
+    *bulk.ROUTES,
+    *schedules.ROUTES,
     *manifests.ROUTES,
     *records.ROUTES,
     *stream.ROUTES,

@@ -18,6 +18,8 @@ import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from engineroom.core import tracing
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 
@@ -62,7 +64,18 @@ def carried() -> dict[str, dict[str, str]]:
     from structlog.contextvars import get_contextvars
 
     ids = plain(get_contextvars())
-    return {META_KEY: ids} if ids else {}
+    if "trace_id" not in ids:
+        ids |= tracing.foreign()
+    if not ids:
+        return {}
+    line = traceparent(ids)
+    return {META_KEY: {**ids, "traceparent": line} if line else ids}
+
+
+def traceparent(ids: Mapping[str, str]) -> str:
+    """The ids as W3C Trace Context has them, for whoever goes on with the trace; "" without."""
+    trace, span = ids.get("trace_id"), ids.get("span_id")
+    return f"00-{trace}-{span}-01" if trace and span else ""
 
 
 @contextmanager
@@ -112,9 +125,16 @@ class RequestContext:
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
+                span.note(http__response__status_code=message["status"])
                 header = (b"x-request-id", ids["request_id"].encode())
                 message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
-        with bound(**ids):
+        method = str(scope.get("method", "GET"))[:20]
+        with (
+            bound(**ids),
+            tracing.span(
+                method, kind="server", parent=traceparent(ids), http__request__method=method
+            ) as span,
+        ):
             await self._app(scope, receive, answer)

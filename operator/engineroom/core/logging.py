@@ -45,6 +45,18 @@ def _redact_event(
     return event
 
 
+def _ids_of_record(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Structlog processor: ids that Engineroom's worker put on the record, of the job in hand."""
+    record = event.get("_record")
+    for name in ("request_id", "trace_id", "span_id", "object", "job_id"):
+        value = getattr(record, name, None)
+        if isinstance(value, str):
+            event.setdefault(name, value)
+    return event
+
+
 class _Repetition(logging.Filter):
     """Lets ``burst`` lines of the same logger, level and message through in ``seconds``.
 
@@ -130,6 +142,7 @@ def configure(
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
+            _ids_of_record,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
             _redact_event,

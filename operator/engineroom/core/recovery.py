@@ -20,6 +20,7 @@ import random
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -30,7 +31,7 @@ from engineroom.core.errors import Category, CircuitOpenError, EngineroomError
 from engineroom.core.wrapping import wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from engineroom.core.clock import Clock
 
@@ -307,6 +308,19 @@ class Recovery:
             return self._given_up(error, fallback, dead_letter)
         raise AssertionError("tenacity ends with an answer or an error")
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A call that somebody else makes: its end is told to the breaker and counted.
+
+        Errors pass as they are and nothing is tried again. Whoever calls asks the breaker before.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._ended(error)
+            raise
+        self._ended(None)
+
     async def call_async(
         self,
         function: Callable[..., Awaitable[_T]],
@@ -366,6 +380,21 @@ class Recovery:
         """An attempt failed with ``error``."""
         self._metrics.failed(error.code, error.category.value)
 
+    def _ended(self, error: BaseException | None) -> EngineroomError | None:
+        """Tell the breaker how a call ended, and count it; the error as ours, if it is one."""
+        breaker = self.breaker
+        ours = None if error is None else wrap(error, operation=self.name)
+        if breaker is not None:
+            if ours is not None and ours.category in _UNWELL:
+                breaker.failed()
+            elif error is None or ours is not None:
+                breaker.succeeded()  # it answered, if only to say no
+            else:
+                breaker.abandoned()
+        if ours is not None:
+            self.counted(ours)
+        return ours
+
 
 class _Attempt:
     """Around one attempt: the breaker before, wrapping and counting after."""
@@ -386,21 +415,6 @@ class _Attempt:
             raise
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        breaker = self._recovery.breaker
-        if error is None:
-            if breaker is not None:
-                breaker.succeeded()
-            return
-        ours = wrap(error, operation=self._recovery.name)
-        if breaker is not None:
-            if ours is not None and ours.category in _UNWELL:
-                breaker.failed()
-            elif ours is not None:
-                breaker.succeeded()  # it answered, if only to say no
-            else:
-                breaker.abandoned()
-        if ours is None:
-            return
-        self._recovery.counted(ours)
-        if ours is not error:
+        ours = self._recovery._ended(error)
+        if ours is not None and ours is not error:
             raise ours from error

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import random
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
@@ -18,6 +19,7 @@ import orjson
 
 from engineroom.api import FIELD_MANAGER
 from engineroom.core.clock import Clock, SystemClock
+from engineroom.core.recovery import ONCE
 from engineroom.kube import config as kube_config
 from engineroom.kube.config import TOKEN_MAX_AGE, ApiConfig
 from engineroom.kube.errors import ApiError, ConfigError, Unauthorized, Unreachable, from_status
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from engineroom.core.recovery import Recovery
     from engineroom.kube.resources import Resource
 
 #: Objects as the API server gives them. (``list`` is a verb of the client.)
@@ -67,7 +70,8 @@ class Client:
     ``timeout`` is in seconds and bounds each request as a whole, waiting for retries not counted;
     lists get four times as much. ``observer`` is told method, status (0: no answer) and seconds of
     each request, watches excepted. ``connections`` bounds how many requests are under way at once,
-    watches included.
+    watches included. With a ``recovery`` what only reads is tried again as it says, and its breaker
+    holds back all requests but watches; without one each caller has a loop of its own that does.
     """
 
     def __init__(
@@ -82,8 +86,10 @@ class Client:
         user_agent: str = "engineroom",
         clock: Clock | None = None,
         observer: Callable[[str, int, float], None] | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         self.config = config
+        self._recovery = recovery
         self._observer = observer
         self._timeout = timeout
         self._connections = connections
@@ -393,6 +399,21 @@ class Client:
             total=timeout or self._timeout, sock_connect=min(5.0, timeout or self._timeout)
         )
         data = orjson.dumps(body) if body is not None else None
+        ask = partial(self._request, method, path, params, data, content_type, limits)
+        if self._recovery is None:
+            return await ask()
+        # What a lost answer was to is not known: only what changes nothing is asked again.
+        return await self._recovery.call_async(ask, policy=None if method == "GET" else ONCE)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        data: bytes | None,
+        content_type: str,
+        limits: aiohttp.ClientTimeout,
+    ) -> dict[str, Any]:
         began = self._clock.monotonic()
         status = 0
         try:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
-from engineroom.core.errors import ConflictError, EngineroomError
+from engineroom.core import tracing
+from engineroom.core.errors import ConflictError, EngineroomError, TimeLimitError
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class QueueMetrics(Protocol):
         """A failed key was scheduled again."""
         ...
 
+    def failed(self, code: str, category: str) -> None:
+        """A run ended with an error of that code."""
+        ...
+
 
 class NullQueueMetrics:
     """Tells nobody."""
@@ -62,6 +67,9 @@ class NullQueueMetrics:
         """Ignore."""
 
     def retried(self) -> None:
+        """Ignore."""
+
+    def failed(self, code: str, category: str) -> None:
         """Ignore."""
 
 
@@ -497,8 +505,9 @@ class WorkQueue:
     async def _run_one(self, key: str, reconcile: Callable[[str], Awaitable[float | None]]) -> None:
         began = self._started[key] = self._clock()
         try:
-            async with asyncio.timeout(self.timeout) as limit:
-                again = await reconcile(key)
+            with tracing.span("reconcile", queue=self.name, key=key):
+                async with asyncio.timeout(self.timeout) as limit:
+                    again = await reconcile(key)
         except asyncio.CancelledError:
             self.schedule.done(key, self._clock(), again=0.0)
             self._metrics.finished(self._clock() - began, "cancelled")
@@ -517,6 +526,10 @@ class WorkQueue:
         at_least = getattr(error, "retry_after", None) or 0.0
         wait, failures = self.schedule.failed(key, now, at_least)
         self._metrics.retried()
+        kind = type(error) if isinstance(error, EngineroomError) else EngineroomError
+        if timed_out:
+            kind = TimeLimitError
+        self._metrics.failed(kind.code, kind.category.value)
         keys = {
             "queue": self.name,
             "key": key,

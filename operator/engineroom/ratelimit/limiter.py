@@ -109,6 +109,13 @@ class Breaker:
         self.probing = True
         return True
 
+    @property
+    def state(self) -> str:
+        """One of ``core.recovery.BreakerState``'s words."""
+        if self.failed < self.failures:
+            return "closed"
+        return "half_open" if self.probing else "open"
+
     def succeeded(self) -> None:
         """Redis decided."""
         self.failed, self.probing = 0, False
@@ -122,6 +129,13 @@ class Breaker:
 
 class _Core:
     """What both limiters share: everything but the waiting."""
+
+    _breaker: Breaker
+
+    @property
+    def breaker_state(self) -> str:
+        """Whether Redis is asked."""
+        return self._breaker.state
 
     def __init__(self, policy: Policy, *, clock: Clock | None, enforcers: int, prefix: str) -> None:
         if not isinstance(enforcers, int) or enforcers < 1:

@@ -284,17 +284,21 @@ class Tasks(_Shared):
         """
         return run(self.redis, failures.carry_on(operation, self.clock.now, told))
 
-    def put_schedule(self, schedule: Schedule) -> bool:
+    def put_schedule(self, schedule: Schedule, *, expected: int | None = None) -> bool:
         """Store a schedule, new or instead of the one of that name; True if it is new.
 
-        The same again changes nothing, and one that is paused stays so. Raises InvalidTaskError,
-        ScheduleOwnedError.
+        The same again changes nothing, and one that is paused stays so. ``expected`` is the version
+        that it has to have, 0: that there is none. Raises InvalidTaskError, ScheduleOwnedError,
+        ScheduleChangedError.
         """
-        return run(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
+        return run(self.redis, schedules.put(schedule, self.rules, self.clock.now(), expected))
 
-    def remove_schedule(self, name: str) -> None:
-        """Forget a schedule. Raises ScheduleNotFoundError, ScheduleOwnedError."""
-        run(self.redis, schedules.remove(name))
+    def remove_schedule(self, name: str, *, expected: int | None = None) -> None:
+        """Forget a schedule, in the version ``expected`` if given.
+
+        Raises ScheduleNotFoundError, ScheduleOwnedError, ScheduleChangedError.
+        """
+        run(self.redis, schedules.remove(name, expected))
 
     def pause_schedule(self, name: str) -> None:
         """Have a schedule not tick until it is resumed; what it misses is not made up for.
@@ -480,13 +484,14 @@ class AsyncTasks(_Shared):
         """See Tasks.carry_on_requeueing."""
         return await run_async(self.redis, failures.carry_on(operation, self.clock.now, told))
 
-    async def put_schedule(self, schedule: Schedule) -> bool:
+    async def put_schedule(self, schedule: Schedule, *, expected: int | None = None) -> bool:
         """See Tasks.put_schedule."""
-        return await run_async(self.redis, schedules.put(schedule, self.rules, self.clock.now()))
+        steps = schedules.put(schedule, self.rules, self.clock.now(), expected)
+        return await run_async(self.redis, steps)
 
-    async def remove_schedule(self, name: str) -> None:
+    async def remove_schedule(self, name: str, *, expected: int | None = None) -> None:
         """See Tasks.remove_schedule."""
-        await run_async(self.redis, schedules.remove(name))
+        await run_async(self.redis, schedules.remove(name, expected))
 
     async def pause_schedule(self, name: str) -> None:
         """See Tasks.pause_schedule."""

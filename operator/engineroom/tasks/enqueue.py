@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import tracing
 from engineroom.queue import keys
 from engineroom.queue.order import PUT, WALK
 from engineroom.tasks import dependents
@@ -45,13 +46,34 @@ def unique_key(key: str) -> str:
 
 def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
     """One round trip, all or nothing."""
-    job = encode(task, rules, now)
-    reply = yield invocation(job)
-    return _enqueued(job, reply)
+    with tracing.span("enqueue", kind="producer", messaging__destination__name=task.queue) as span:
+        job = encode(task, rules, now)
+        span.note(messaging__message__id=job.job_id)
+        reply = yield invocation(job)
+        return _enqueued(job, reply)
 
 
 def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[list[Enqueued]]:
     """All are checked before the first is written; each CHUNK is written whole or not at all."""
+    with tracing.span("enqueue many", kind="producer") as span:
+        jobs = _all(tasks, rules, now)
+        span.note(messaging__batch__message_count=len(jobs))
+        done: list[Enqueued] = []
+        for chunk in _chunks(jobs):
+            commands, answers = _commands(chunk)
+            try:
+                replies = yield Batch(commands, atomic=True)
+            except TasksUnavailableError as error:
+                error.done = len(done)
+                raise
+            for job, answer in zip(chunk, answers, strict=True):
+                reply = None if answer is None else replies[answer]
+                done.append(_enqueued(job, reply, refuse=False))
+        return done
+
+
+def _all(tasks: Iterable[Task], rules: Rules, now: datetime) -> list[Encoded]:
+    """The jobs. Raises InvalidTaskError, with the place of the task that is none."""
     jobs: list[Encoded] = []
     named: set[str] = set()
     awaited: dict[str, int] = {}
@@ -76,19 +98,7 @@ def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[li
         for parent in job.depends_on:
             awaited.setdefault(parent, at)
         jobs.append(job)
-
-    done: list[Enqueued] = []
-    for chunk in _chunks(jobs):
-        commands, answers = _commands(chunk)
-        try:
-            replies = yield Batch(commands, atomic=True)
-        except TasksUnavailableError as error:
-            error.done = len(done)
-            raise
-        for job, answer in zip(chunk, answers, strict=True):
-            reply = None if answer is None else replies[answer]
-            done.append(_enqueued(job, reply, refuse=False))
-    return done
+    return jobs
 
 
 def invocation(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> Invoke:

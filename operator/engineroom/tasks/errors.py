@@ -91,6 +91,14 @@ class ScheduleNotFoundError(TaskError):
     http_status = 404
 
 
+class ScheduleChangedError(TaskError):
+    """The schedule is not in the version that was named; nothing was written."""
+
+    code = "schedule_changed"
+    category = Category.CONFLICT
+    http_status = 409
+
+
 class JobEndedError(TaskError):
     """The job has ended, so it cannot be cancelled."""
 

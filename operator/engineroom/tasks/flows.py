@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
+from engineroom.core import tracing
 from engineroom.queue import keys
 from engineroom.tasks import dependents
 from engineroom.tasks.dependents import EncodedFlow
@@ -130,8 +131,10 @@ def enqueue_flow(
     unique: Unique | None = None,
 ) -> Steps[EnqueuedFlow]:
     """Write all jobs of the flow in one step or none; see Tasks.enqueue_flow."""
-    encoded = encode_flow(flow, rules, now, flow_id, unique)
-    reply = yield flow_invocation(encoded)
+    with tracing.span("enqueue flow", kind="producer") as span:
+        encoded = encode_flow(flow, rules, now, flow_id, unique)
+        span.note(flow=encoded.flow_id, messaging__batch__message_count=len(encoded.jobs))
+        reply = yield flow_invocation(encoded)
     if reply[0] == 3:
         raise dependents.parent_canceled(reply)
     if reply[0] == 2:

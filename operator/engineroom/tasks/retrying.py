@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
+from engineroom.core.mapping import JobFate, job_outcome
 from engineroom.core.redaction import redact_text
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, run
@@ -87,7 +88,8 @@ class Decision:
 def category_of(error: BaseException) -> FailureCategory:
     """The category where no rule says one."""
     if isinstance(error, EngineroomError):
-        return FailureCategory.TRANSIENT if error.retryable else FailureCategory.PERMANENT
+        again = job_outcome(error, retries_left=1).fate is JobFate.RETRY
+        return FailureCategory.TRANSIENT if again else FailureCategory.PERMANENT
     return FailureCategory.PERMANENT if isinstance(error, _BUGS) else FailureCategory.TRANSIENT
 
 

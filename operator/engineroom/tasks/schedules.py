@@ -24,6 +24,7 @@ from engineroom.queue import keys
 from engineroom.queue.order import PUT
 from engineroom.tasks.errors import (
     InvalidTaskError,
+    ScheduleChangedError,
     ScheduleNotFoundError,
     ScheduleOwnedError,
     TasksUnavailableError,
@@ -108,12 +109,16 @@ class Known:
     version: int = 0
 
 
-def put(schedule: Schedule, rules: Rules, now: datetime) -> Steps[bool]:
+def put(
+    schedule: Schedule, rules: Rules, now: datetime, expected: int | None = None
+) -> Steps[bool]:
     """Store the schedule, new or instead of the one of that name; True if it is new.
 
-    The same again changes nothing: its next tick stays. Raises InvalidTaskError.
+    The same again changes nothing: its next tick stays. ``expected`` is the version that it has to
+    have, 0: that there is none. Raises InvalidTaskError, ScheduleOwnedError,
+    ScheduleChangedError.
     """
-    words, first = _words(schedule, "", rules, now)
+    words, first = _words(schedule, "", rules, now, expected)
     if first is None:
         raise InvalidTaskError("trigger", "is in the past", "use a time to come")
     reply = yield Invoke(_PUT, *words)
@@ -165,7 +170,7 @@ def owned(owner: str) -> Steps[list[Known]]:
 
 
 def _words(
-    schedule: Schedule, owner: str, rules: Rules, now: datetime
+    schedule: Schedule, owner: str, rules: Rules, now: datetime, expected: int | None = None
 ) -> tuple[tuple[list[str], list[Any]], float | None]:
     """Keys and arguments of _PUT, and the first tick. Raises InvalidTaskError."""
     if not _NAME.fullmatch(schedule.name):
@@ -184,7 +189,7 @@ def _words(
     if task.depends_on:
         raise InvalidTaskError("task.depends_on", "stands in a schedule", "leave it out")
     # The same task has the same bytes whenever it is stored: what differs is set at the tick.
-    job = encode(replace(task, job_id="tick"), rules, now)
+    job = encode(replace(task, job_id="tick"), rules, now, carry=False)
     template = list(zip(job.fields[::2], job.fields[1::2], strict=True))
     fixed = [pair for pair in template if pair[0] not in ("created_at", "enqueued_at")]
     spec = _spec(schedule, job.queue, str(dict(template)["description"]))
@@ -193,6 +198,7 @@ def _words(
     arguments = [
         name, "inf" if first is None else _number(first), spec, MAX_SCHEDULES, owner,
         "1" if schedule.paused else "", _trigger_words(schedule.trigger),
+        "" if expected is None else expected,
         *(word for pair in fixed for word in pair),
     ]  # fmt: skip
     return ([INDEX, _key(name), _template_key(name), _owned_key(owner)], arguments), first
@@ -204,15 +210,20 @@ def _is_new(name: str, reply: Any) -> bool:
         raise InvalidTaskError("name", f"{MAX_SCHEDULES} schedules exist", "remove some first")
     if verdict == -2:
         raise ScheduleOwnedError(name, holder)
+    if verdict == -3:
+        raise _has_changed(name)
     return verdict == 1
 
 
-def remove(name: str) -> Steps[None]:
-    """Forget the schedule; jobs that it has enqueued stay.
+def remove(name: str, expected: int | None = None) -> Steps[None]:
+    """Forget the schedule, in the version ``expected`` if given; jobs that it enqueued stay.
 
-    Raises ScheduleNotFoundError, ScheduleOwnedError.
+    Raises ScheduleNotFoundError, ScheduleOwnedError, ScheduleChangedError.
     """
-    _changed(name, (yield Invoke(_REMOVE, *_removal(name, ""))))
+    its_keys, words = _removal(name, "")
+    if expected is not None:
+        words.append(expected)
+    _changed(name, (yield Invoke(_REMOVE, its_keys, words)))
 
 
 def pause(name: str) -> Steps[None]:
@@ -269,6 +280,12 @@ def _changed(name: str, reply: Any) -> None:
         raise _not_found(name)
     if verdict == -2:
         raise ScheduleOwnedError(name, holder)
+    if verdict == -3:
+        raise _has_changed(name)
+
+
+def _has_changed(name: str) -> ScheduleChangedError:
+    return ScheduleChangedError(f"name: schedule {name[:100]!r} has just changed; read it again")
 
 
 def _not_found(name: str) -> ScheduleNotFoundError:
@@ -518,15 +535,17 @@ def _number(seconds: float) -> str:
 _PUT = Script("""
 local index, schedule, template, owned = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local name, first, spec, owner, trigger = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[7]
-local now = redis.call('HMGET', schedule, 'spec', 'owner', 'paused', 'trigger')
+local now = redis.call('HMGET', schedule, 'spec', 'owner', 'paused', 'trigger', 'version')
 local new = not now[1]
+-- A name that was removed starts anew, so that there is none is version 0.
+if ARGV[8] ~= '' and (new and '0' or now[5] or '0') ~= ARGV[8] then return {-3, ''} end
 if new and redis.call('ZCARD', index) >= tonumber(ARGV[4]) then return {-1, ''} end
 if not new and (now[2] or '') ~= owner then return {-2, now[2] or ''} end
 local was_paused = now[3] == '1'
 local paused = was_paused
 if owner ~= '' then paused = ARGV[6] == '1' end
 local fields, same = {}, now[1] == spec and paused == was_paused
-for at = 8, #ARGV do fields[#fields + 1] = ARGV[at] end
+for at = 9, #ARGV do fields[#fields + 1] = ARGV[at] end
 if same then
   same = redis.call('HLEN', template) == #fields / 2
   for at = 1, #fields, 2 do
@@ -556,6 +575,7 @@ local owner = redis.call('HMGET', KEYS[2], 'owner', 'spec')
 if ARGV[2] ~= '' then redis.call('SREM', KEYS[4], ARGV[1]) end
 if not owner[2] then return {0, ''} end
 if (owner[1] or '') ~= ARGV[2] then return {-2, owner[1] or ''} end
+if ARGV[3] and (redis.call('HGET', KEYS[2], 'version') or '0') ~= ARGV[3] then return {-3, ''} end
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[2], KEYS[3])
 return {1, ''}

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
+from engineroom.core.context import carried
 from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.errors import InvalidTaskError, TaskTooLargeError, UnknownQueueError
 
@@ -216,13 +217,17 @@ class Encoded:
     allow_failure: bool = False
 
 
-def encode(task: Task, rules: Rules, now: datetime) -> Encoded:
-    """The RQ job of ``task``, enqueued at ``now``; raises InvalidTaskError."""
+def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> Encoded:
+    """The RQ job of ``task``, enqueued at ``now``; raises InvalidTaskError.
+
+    With ``carry`` its meta says under which ids (of request, trace) it was enqueued.
+    """
     check_queue(task.queue, rules)
     instance, name = resolve(task.function)
     args, kwargs = task.args, task.kwargs
     data = _serialised(rules.serializer, (name, instance, tuple(args), dict(kwargs)), task)
-    meta = _serialised_meta(rules.serializer, task.meta) if task.meta else b""
+    said = {**carried(), **(task.meta or {})} if carry else task.meta
+    meta = _serialised_meta(rules.serializer, said) if said else b""
     if len(data) + len(meta) > rules.max_bytes:
         raise TaskTooLargeError(
             "args",

@@ -27,10 +27,12 @@ from engineroom.workers.hosting import ScheduleHost
 from engineroom.workers.leave import (
     Leave,
     busy_pods,
+    named_to_leave,
     plan_leave,
     retired_pods,
     to_protect,
     unaccounted,
+    with_named,
 )
 from engineroom.workers.links import Address, Link, Links, Secrets, reason_of
 from engineroom.workers.monitor import Monitor
@@ -219,6 +221,7 @@ class WorkerPoolController:
         pool = self._remember(record)
         obj = record.load()
         spec, old = obj.get("spec") or {}, obj.get("status") or {}
+        pool.drain_pods = named_to_leave(obj["metadata"].get("annotations"))
         try:
             plan = pool.plan = pool.plan or plan_of(await self._parse(pool, spec))
         except InvalidSpecError as error:
@@ -240,7 +243,7 @@ class WorkerPoolController:
         facts, redis_trouble = await self._observe(pool, plan)
         schedules = await self._tend_schedules(pool, plan, facts, old)
         deployment = self._children.deployment(pool)
-        pods = self._pods.by_index(pool.key)
+        pods = with_named(self._pods.by_index(pool.key), pool.drain_pods)
         crews = _crews(facts)
         retired = _retired(deployment, pods, crews)
         decision = self._decide(pool, plan, facts, deployment, pods, crews, redis_trouble)

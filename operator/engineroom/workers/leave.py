@@ -9,9 +9,10 @@ takes SIGTERM as "finish and go".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from engineroom.api import ANNOTATION_DRAIN_PODS
 from engineroom.workers.views import RETIRED_COST
 
 if TYPE_CHECKING:
@@ -35,6 +36,21 @@ class Leave:
     shrink_by: int = 0
     #: Pods on their way out.
     leaving: int = 0
+
+
+def named_to_leave(annotations: Mapping[str, str] | None) -> frozenset[str]:
+    """The pods that a pool's own annotations ask to leave."""
+    said = (annotations or {}).get(ANNOTATION_DRAIN_PODS)
+    if not said:
+        return frozenset()
+    return frozenset(filter(None, (each.strip() for each in said.split(","))))
+
+
+def with_named(pods: Sequence[PodView], named: frozenset[str]) -> Sequence[PodView]:
+    """The pods, with those named by the pool as if they had been asked themselves."""
+    if not named:
+        return pods
+    return [replace(pod, drain_asked=True) if pod.name in named else pod for pod in pods]
 
 
 def retired_pods(

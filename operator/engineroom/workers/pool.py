@@ -46,6 +46,8 @@ class Pool:
     sight: DeploymentView | None = None
     #: Generation of the Deployment after our last write; another one is somebody's edit.
     own_generation: int = 0
+    #: Pods that the pool's own annotation asks to leave.
+    drain_pods: frozenset[str] = frozenset()
     #: When each worker was last asked to drain (monotonic seconds).
     asked: dict[str, float] = field(default_factory=dict)
     looked: float = NEVER

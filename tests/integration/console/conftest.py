@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
+from redis.asyncio import Redis as AsyncRedis
 
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
@@ -48,6 +49,20 @@ async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api
         await app.state.services.revocations.read()
         yield opened
     swept()
+
+
+@pytest_asyncio.fixture
+async def make_redis(redis: RedisServer) -> AsyncIterator[Any]:
+    """Makes clients of the same Redis, closed at the end."""
+    made: list[AsyncRedis] = []
+
+    def make() -> AsyncRedis:
+        made.append(AsyncRedis.from_url(redis.url))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.aclose()
 
 
 @pytest_asyncio.fixture

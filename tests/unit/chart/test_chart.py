@@ -533,6 +533,7 @@ def test_the_api_may_write_its_kinds_and_ask_and_nothing_else() -> None:
         "subjectaccessreviews": {"create"},
         "namespaces": {"get"},
         "workerpools": {"get", "list", "watch", "create", "patch", "delete"},
+        "ratelimitpolicies": {"get", "list", "watch", "create", "patch", "delete"},
         "workerpools/scale": {"patch"},
     }
     objects = render(VARIANTS["api, namespaced"])
@@ -559,6 +560,24 @@ def test_the_api_has_two_replicas_and_its_secrets_in_files() -> None:
     assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
     kept = render(VARIANTS["api, namespaced"])
     assert "engineroom-api" not in {o["metadata"]["name"] for o in of(kept, "Secret")}
+
+
+def test_the_api_is_scraped_at_a_port_of_its_own() -> None:
+    objects = render({**VARIANTS["api"], "metrics": {"serviceMonitor": {"enabled": True}}})
+    (container,) = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    told = {each["name"]: each.get("value") for each in container["env"]}
+    assert ports == {"api": 8000, "metrics": 8080}
+    assert told["ENGINEROOM_METRICS_PORT"] == "8080"
+    service = named(objects, "Service", "engineroom-api-metrics")
+    assert service["spec"]["ports"][0]["targetPort"] == "metrics"
+    assert [port["targetPort"] for port in named(objects, "Service", "engineroom-api")["spec"][
+        "ports"
+    ]] == ["api"]  # fmt: skip
+    rules = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
+    assert [each["ports"][0]["port"] for each in rules] == ["api", "metrics"]
 
 
 def test_the_webhooks_leave_the_question_of_the_author_to_the_api() -> None:

@@ -26,6 +26,7 @@ class Told:
         self.outcomes: Counter[str] = Counter()
         self.waits: list[float] = []
         self.retries = 0
+        self.errors: Counter[tuple[str, str]] = Counter()
 
     def started(self, waited: float) -> None:
         self.waits.append(waited)
@@ -35,6 +36,9 @@ class Told:
 
     def retried(self) -> None:
         self.retries += 1
+
+    def failed(self, code: str, category: str) -> None:
+        self.errors[code, category] += 1
 
 
 @asynccontextmanager
@@ -142,6 +146,7 @@ async def test_a_conflict_is_its_own_outcome() -> None:
     async with running(queue, reconcile):
         await until(lambda: len(done) == 2)
     assert told.outcomes["conflict"] == 1
+    assert told.errors == {("conflict", "conflict"): 1}
 
 
 async def test_a_run_that_takes_too_long_is_cancelled_and_retried() -> None:
@@ -160,6 +165,7 @@ async def test_a_run_that_takes_too_long_is_cancelled_and_retried() -> None:
     async with running(queue, reconcile):
         await until(lambda: len(ended) == 2)
     assert told.outcomes == {"timeout": 1, "ok": 1}
+    assert told.errors == {("time_limit", "transient"): 1}
 
 
 async def test_a_time_out_inside_the_reconcile_is_an_error_like_any_other() -> None:

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from engineroom.workers.leave import (
     Leave,
     busy_pods,
+    named_to_leave,
     plan_leave,
     retired_pods,
     to_protect,
     unaccounted,
+    with_named,
 )
 from tests.unit.workers.builders import NOW, pod, worker
 
@@ -209,3 +211,15 @@ def test_marked_pods_that_never_ran_go_before_those_that_do():
     ]
     workers = crews(worker("marked", drain="retired"))
     assert plan_leave(pods, workers, replicas=3, target=1).shrink_by == 1
+
+
+def test_a_pod_that_its_pool_names_leaves_like_one_that_was_asked_itself():
+    pods = [pod("a"), pod("b")]
+    workers = crews(worker("a"), worker("b"))
+    named = named_to_leave({"engineroom.dev/drain-pods": "b, gone,"})
+    assert named == {"b", "gone"}
+    leave = plan_leave(with_named(pods, named), workers, replicas=2, target=2)
+    assert [name for name, _ in leave.drain] == ["b.0.0a1b2c3d"]
+    assert (
+        plan_leave(with_named(pods, named_to_leave(None)), workers, replicas=2, target=2) == Leave()
+    )

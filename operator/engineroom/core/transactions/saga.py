@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import tracing
 from engineroom.core.errors import EngineroomError, PermanentError, TooLargeError
 from engineroom.core.logging import get_logger
 from engineroom.core.recovery import Policy, Recovery
@@ -200,11 +201,16 @@ LEASE = 5.0
 SIDE_BY_SIDE = 32
 
 
+def _unheard(name: str, outcome: str) -> None:
+    """Nobody asked."""
+
+
 class Coordinator:
     """Runs sagas and takes over those of coordinators that died.
 
     ``lease`` is in seconds: so long after the last sign of life another may take over. It is
-    renewed every third of it while a step runs.
+    renewed every third of it while a step runs. ``on_end`` hears the name of each saga that came
+    to its end here, and its outcome.
     """
 
     def __init__(
@@ -215,7 +221,9 @@ class Coordinator:
         lease: float = LEASE,
         recovery: Recovery | None = None,
         undo_policy: Policy = UNDO_POLICY,
+        on_end: Callable[[str, str], None] = _unheard,
     ) -> None:
+        self._on_end = on_end
         self._log = log_
         self._sagas = {saga.name: saga for saga in sagas}
         self._lease = lease
@@ -301,11 +309,13 @@ class Coordinator:
                 await self._undo(course, steps[move.step])
             elif move.end is not None:
                 await self._write(course, Line(move.end))
+                self._on_end(course.definition.name, move.end.value)
 
     async def _do(self, course: _Course, step: Step) -> None:
         await self._write(course, Line(Kind.DOING, step.name))
         try:
-            answer = _as_json(await self._held(course, step, step.action, None))
+            with tracing.span("saga step", saga=course.id, step=step.name):
+                answer = _as_json(await self._held(course, step, step.action, None))
         except SagaFencedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever an action raises is undone
@@ -318,7 +328,8 @@ class Coordinator:
     async def _undo(self, course: _Course, step: Step) -> None:
         await self._write(course, Line(Kind.UNDOING, step.name))
         try:
-            await self._held(course, step, step.undo, self._undo_policy)
+            with tracing.span("saga undo", saga=course.id, step=step.name):
+                await self._held(course, step, step.undo, self._undo_policy)
         except SagaFencedError:
             raise
         except Exception as error:

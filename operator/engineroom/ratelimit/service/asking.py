@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
+from engineroom.core.errors import Category, EngineroomError
 from engineroom.ratelimit.sources import RequestView
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ class Question(NamedTuple):
     cost: int = 1
 
 
-class UnreadableError(ValueError):
+class UnreadableError(EngineroomError, ValueError):
     """A question that cannot be answered; the message says what is wrong with it."""
+
+    code = "unreadable_question"
+    category = Category.VALIDATION
+    http_status = 400
 
 
 def of_proxy(

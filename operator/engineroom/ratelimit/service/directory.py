@@ -11,7 +11,7 @@ from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters
 from engineroom.ratelimit.service.engine import Enforced, Missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redis.asyncio import Redis
 
@@ -65,6 +65,11 @@ class Room:
         self._ready[name] = made
         return made
 
+    def breakers(self) -> Iterator[str]:
+        """Of each policy that was asked about."""
+        for each in self._ready.values():
+            yield each.limiter.breaker_state
+
     async def close(self) -> None:
         """Give leases back."""
         await self._limiters.close()
@@ -97,6 +102,11 @@ class FixedDirectory:
     def policies(self) -> Iterable[Policies]:
         """All that hold."""
         return [room.policies for room in self._rooms.values()]
+
+    def breakers(self) -> Iterator[str]:
+        """Of each policy that was asked about."""
+        for room in self._rooms.values():
+            yield from room.breakers()
 
     async def close(self) -> None:
         """Give leases back."""
@@ -162,6 +172,11 @@ class FollowingDirectory:
     def policies(self) -> Iterable[Policies]:
         """All that hold."""
         return [room.policies for room in self._rooms.values()]
+
+    def breakers(self) -> Iterator[str]:
+        """Of each policy that was asked about."""
+        for room in self._rooms.values():
+            yield from room.breakers()
 
     async def close(self) -> None:
         """Give leases back, and sign off everywhere."""

@@ -71,6 +71,7 @@ class Service:
                 only_given=settings.only_namespaces,
                 identity=f"{settings.who}-{os.getpid()}",
             )
+        self.counts.breakers(self.directory.breakers)
         engine = Engine(self.directory, self.counts, self._recordings)
         self.http = HttpService(engine, self.counts)
         self.grpc = GrpcService(engine, self.counts)

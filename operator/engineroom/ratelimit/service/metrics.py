@@ -14,6 +14,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from engineroom.core.recovery import BreakerState
+from engineroom.ratelimit.decision import Reason, Source
+from engineroom.ratelimit.errors import LimiterUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -40,6 +44,7 @@ class Counts(Collector):
         self._requests: dict[tuple[str, int], int] = {}
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
+        self._states: Callable[[], Iterable[str]] = tuple
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
 
     def decided(self, decision: Decision, seconds: float) -> None:
@@ -105,8 +110,40 @@ class Counts(Collector):
             buckets=list(self._cumulated()),
             sum_value=self._seconds,
         )
+        yield self._errors()
+        yield self._breakers()
         for name, documentation, value in self._gauges:
             yield GaugeMetricFamily(name, documentation, value())
+
+    def _errors(self) -> Metric:
+        """The same series as in the other processes: decisions that Redis did not make in time."""
+        errors = CounterMetricFamily(
+            "engineroom_errors", "Failed attempts.", labels=["code", "category"]
+        )
+        kind = LimiterUnavailableError
+        failed = sum(
+            count
+            for (_, _, reason, source), count in self._decisions.items()
+            if source == Source.LOCAL or reason in (Reason.FAILED_OPEN, Reason.FAILED_CLOSED)
+        )
+        errors.add_metric([kind.code, kind.category.value], failed)
+        return errors
+
+    def _breakers(self) -> Metric:
+        """One for Redis: the worst of all policies, each of which has a breaker of its own."""
+        states = GaugeMetricFamily(
+            "engineroom_breaker_state", "1 for the state.", labels=["name", "state"]
+        )
+        found = set(self._states())
+        order = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
+        worst = next((state for state in order if state.value in found), BreakerState.CLOSED)
+        for each in BreakerState:
+            states.add_metric(["redis", each.value], float(each is worst))
+        return states
+
+    def breakers(self, states: Callable[[], Iterable[str]]) -> None:
+        """Where the states of the breakers are read when they are scraped."""
+        self._states = states
 
     def _cumulated(self) -> Iterator[tuple[str, float]]:
         total = 0

@@ -1,0 +1,176 @@
+"""What the API tells of itself at its own port, and how it holds back from a Redis that is away."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from engineroom.console.main import made
+from engineroom.console.metrics import ApiMetrics
+from engineroom.console.services import BREAKER_FAILURES, BREAKER_PAUSE
+from engineroom.core.clock import FakeClock
+from engineroom.core.recovery import Breaker, BreakerState, Recovery
+from engineroom.queue.guard import GuardedRedis, RedisHeldBackError
+from tests.integration.console.api import Api, code, manifest, pool
+from tests.support import RedisServer, free_port, redis_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engineroom.console.settings import ApiSettings
+    from engineroom.kube.config import ApiConfig
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def said(found: Samples, name: str, /, **labels: str) -> float | None:
+    return found.get((name, tuple(sorted(labels.items()))))
+
+
+@pytest_asyncio.fixture
+async def measured(
+    settings: ApiSettings, api_config: ApiConfig
+) -> AsyncIterator[tuple[Api, ApiMetrics]]:
+    metrics = ApiMetrics()
+    app = made(settings, api_config, metrics)
+    async with app.router.lifespan_context(app):
+        api = Api(app)
+        await app.state.services.redis.flushall()
+        await app.state.services.keys.ensure()
+        await app.state.services.hub.pools.synced.wait()
+        yield api, metrics
+        await api.aclose()
+
+
+async def test_requests_errors_sign_ins_and_transactions_are_counted(
+    measured: tuple[Api, ApiMetrics], namespace: str
+) -> None:
+    api, metrics = measured
+    admin = await api.key("admin", namespace)
+    here = f"/namespaces/{namespace}"
+    for _ in range(3):
+        assert (await api.get(f"{here}/pools", admin)).status_code == 200
+    assert (await api.get(f"{here}/pools/none", admin)).status_code == 404
+    assert (await api.get("/nowhere/at/all", admin)).status_code == 404
+    assert (await api.post("/sessions", body={"nonsense": 1})).status_code == 422
+    refused = await api.post("/tokens/refresh", body={"refresh": "x"})
+    assert refused.status_code == 401, refused.text
+    done = await api.post(f"{here}/manifests", admin, {"manifest": manifest(pool("mail"))})
+    assert done.status_code == 200, done.text
+    async with metrics.server(0, "127.0.0.1") as server, httpx.AsyncClient() as http:
+        answer = await http.get(f"http://127.0.0.1:{server.port}/metrics")
+    found = samples(answer.text)
+    counted = "engineroom_http_request_seconds_count"
+    route = "/api/v1/namespaces/{namespace}/pools"
+    assert said(found, counted, method="GET", route=route, status="200") == 3
+    assert said(found, counted, method="GET", route=f"{route}/{{pool}}", status="404") == 1
+    assert said(found, counted, method="GET", route="", status="404") == 1
+    assert said(found, "engineroom_errors_total", code="not_found", category="not_found") == 1
+    assert said(found, "engineroom_sign_ins_refused_total", code=code(refused)) == 1
+    assert said(
+        found, "engineroom_sagas_total", saga="manifests.apply", outcome="committed"
+    ) == 1  # fmt: skip
+    assert said(found, "engineroom_sse_streams") == 0
+    assert said(found, "engineroom_http_requests_under_way") == 0
+    for name in ("redis", "kubernetes"):
+        assert said(found, "engineroom_breaker_state", name=name, state="closed") == 1
+    assert namespace not in answer.text
+
+
+async def test_a_redis_that_went_away_is_left_alone_and_asked_again(
+    settings: ApiSettings, api_config: ApiConfig
+) -> None:
+    metrics = ApiMetrics()
+    with redis_server() as mortal:
+        url = SecretStr(mortal.url)
+        app = made(settings.model_copy(update={"redis_url": url}), api_config, metrics)
+        async with app.router.lifespan_context(app):
+            api = Api(app)
+            token = await api.key("viewer", "shop")
+            assert (await api.get("/whoami", token)).status_code == 200
+            mortal.stop()
+            for _ in range(BREAKER_FAILURES + 1):
+                assert (await api.get("/whoami", token)).status_code == 503
+            began = time.perf_counter()
+            held = [await api.get("/whoami", token) for _ in range(20)]
+            # Some connect in vain where the pause has run out; most are answered at once.
+            assert time.perf_counter() - began < 20 * BREAKER_PAUSE
+            assert {each.status_code for each in held} == {503}
+            found = samples(metrics.exposition().decode())
+            open_, half = (
+                said(found, "engineroom_breaker_state", name="redis", state=state)
+                for state in ("open", "half_open")
+            )
+            assert (open_ or 0) + (half or 0) == 1
+            failures = [
+                value
+                for (name, labels), value in found.items()
+                if name == "engineroom_errors_total" and ("category", "dependency") in labels
+            ]
+            assert sum(failures) >= BREAKER_FAILURES + 21
+            mortal.start()
+            deadline = time.monotonic() + 15
+            while (await api.get("/readyz")).status_code != 200:
+                assert time.monotonic() < deadline
+            found = samples(metrics.exposition().decode())
+            assert said(found, "engineroom_breaker_state", name="redis", state="closed") == 1
+            await api.aclose()
+
+
+async def test_a_guarded_redis_fails_as_redis_does_and_then_at_once() -> None:
+    clock = FakeClock()
+    breaker = Breaker("redis", failures=2, pause=5.0, clock=clock)
+    nowhere = GuardedRedis.guarded(
+        Recovery("redis", breaker=breaker), f"redis://127.0.0.1:{free_port()}", retry=None
+    )
+    for _ in range(2):
+        with pytest.raises(RedisConnectionError) as refused:
+            await nowhere.get("a")
+        assert not isinstance(refused.value, RedisHeldBackError)
+    for call in (nowhere.get("a"), _piped(nowhere)):
+        with pytest.raises(RedisHeldBackError) as held:
+            await call
+        # Whoever handles either goes on to do so.
+        assert isinstance(held.value, RedisConnectionError)
+        assert held.value.retry_after == pytest.approx(5.0)
+    clock.advance(5.0)
+    with pytest.raises(RedisConnectionError):
+        await _piped(nowhere)
+    assert breaker.state is BreakerState.OPEN
+    await nowhere.aclose()
+
+
+async def test_what_redis_refuses_opens_nothing(redis: RedisServer) -> None:
+    breaker = Breaker("redis", failures=1, clock=FakeClock())
+    client = GuardedRedis.guarded(Recovery("redis", breaker=breaker), redis.url)
+    await client.set("a", "text")
+    for _ in range(3):
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            await client.lpush("a", "b")
+    async with client.pipeline(transaction=True) as pipeline:
+        pipeline.set("a", "1")
+        pipeline.get("a")
+        assert await pipeline.execute() == [True, b"1"]
+    assert breaker.state is BreakerState.CLOSED
+    await client.aclose()
+
+
+async def _piped(client: GuardedRedis) -> Any:
+    async with client.pipeline(transaction=True) as pipeline:
+        pipeline.get("a")
+        return await pipeline.execute()

@@ -1,0 +1,379 @@
+"""What people do to jobs, queues and schedules over the API: one, many by filter, now and later."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engineroom.api import ANNOTATION_DRAIN_PODS
+from engineroom.console import operations
+from engineroom.console.operations import Action, Operation, Operations, Status
+from engineroom.core.clock import SystemClock
+from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS
+from engineroom.tasks import AsyncTasks, Schedule, State, Task, Where
+from engineroom.tasks.triggers import Every
+from tests.integration.console.api import Api, code, manifest, pool
+from tests.integration.pools import eventually
+from tests.integration.ratelimit.policies import policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engineroom.kube.client import Client
+
+ADD = "tests.integration.tasks.work.add"
+
+
+async def stage(api: Api, client: Client, namespace: str, *queues: str, **spec: Any) -> str:
+    """A pool of the namespace that reads these queues; an operator's key."""
+    body = pool("mail", **spec)
+    body["metadata"]["namespace"] = namespace
+    body["spec"]["queues"] = [{"name": queue} for queue in queues]
+    await client.create(WORKERPOOLS, body)
+    await eventually("listed", lambda: api.services.hub.queues(namespace) >= set(queues), 5)
+    return await api.key("operator", namespace)
+
+
+async def fail(api: Api, count: int, queue: str, function: str = ADD) -> list[str]:
+    """Jobs that failed, made in one go."""
+    done = await api.services.tasks.enqueue_many(
+        [Task(function, (n,), queue=queue) for n in range(count)]
+    )
+    redis = api.services.redis
+    async with redis.pipeline(transaction=True) as pipeline:
+        pipeline.delete(f"rq:queue:{queue}")
+        for number, each in enumerate(done):
+            moment = "2026-01-01T00:00:00.000000Z"
+            said = {"status": "failed", "ended_at": moment}
+            pipeline.hset(f"rq:job:{each.job_id}", mapping=said)
+            pipeline.zadd(f"rq:failed:{queue}", {each.job_id: 1e12 + number})
+        await pipeline.execute()
+    return [each.job_id for each in done]
+
+
+async def ended(api: Api, token: str, path: str, within: float = 10) -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        shown = (await api.get(path, token)).json()
+        return None if shown["status"] == "running" else shown
+
+    found: dict[str, Any] = {}
+
+    async def good() -> bool:
+        seen = await look()
+        found.update(seen or {})
+        return seen is not None
+
+    await eventually("the operation ends", good, within)
+    return found
+
+
+# -- queues -----------------------------------------------------------------------------------
+
+
+async def test_a_queue_is_paused_limited_and_let_go(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail", "bills")
+    here = f"/namespaces/{namespace}/queues"
+    page = (await api.get(f"{here}?limit=1", operator)).json()
+    assert [each["name"] for each in page["items"]] == ["bills"]
+    rest = (await api.get(f"{here}?limit=1&cursor={page['nextCursor']}", operator)).json()
+    assert ([each["name"] for each in rest["items"]], rest["nextCursor"]) == (["mail"], None)
+    paused = await api.post(f"{here}/mail/pause", operator, {"reason": "upgrade"})
+    assert (paused.json()["paused"], paused.json()["reason"]) == (True, "upgrade")
+    assert (await api.post(f"{here}/mail/resume", operator)).json()["paused"] is False
+    limited = await api.call("PUT", f"{here}/mail/limit", operator, {"rate": "10/s"})
+    assert limited.json()["limit"] == {"concurrency": None, "rate": "10/s"}
+    empty = await api.call("PUT", f"{here}/mail/limit", operator, {})
+    assert (empty.status_code, code(empty)) == (422, "task_invalid")
+    assert (await api.call("DELETE", f"{here}/mail/limit", operator)).json()["limit"] is None
+    assert (await api.post(f"{here}/other/pause", operator, {})).status_code == 404
+    viewer = await api.key("viewer", namespace)
+    assert (await api.post(f"{here}/mail/pause", viewer, {})).status_code == 403
+
+
+# -- jobs and schedules -----------------------------------------------------------------------
+
+
+async def test_a_job_is_enqueued_once_and_under_the_ids_of_its_request(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    here = f"/namespaces/{namespace}/jobs"
+    wanted = {"function": ADD, "args": [1], "queue": "mail", "uniqueKey": "u"}
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    first = await api.post(here, operator, wanted, x_request_id="abc-1", traceparent=trace)
+    assert (first.status_code, first.json()["created"]) == (200, True), first.text
+    again = (await api.post(here, operator, wanted)).json()
+    assert again == {**first.json(), "created": False}
+    job = await api.services.redis.hgetall(f"rq:job:{first.json()['id']}")
+    meta = api.services.tasks.rules.serializer.loads(job[b"meta"])
+    assert meta["engineroom_context"]["request_id"] == "abc-1"
+    assert meta["engineroom_context"]["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    elsewhere = await api.post(here, operator, {**wanted, "queue": "bills"})
+    assert elsewhere.status_code == 404
+    bad = await api.post(here, operator, {**wanted, "function": "no path"})
+    assert (bad.status_code, code(bad)) == (422, "task_invalid")
+
+
+async def test_a_schedule_is_made_changed_by_its_version_paused_run_and_forgotten(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    here = f"/namespaces/{namespace}/schedules"
+    wanted = {"function": ADD, "args": [1], "queue": "mail", "every": 3600}
+    made = await api.call("PUT", f"{here}/nightly", operator, wanted)
+    assert (made.status_code, made.json()["version"]) == (200, 1), made.text
+    tag = made.headers["etag"]
+    changed = await api.call(
+        "PUT", f"{here}/nightly", operator, {**wanted, "every": 60}, if_match=tag
+    )
+    assert "60" in changed.json()["trigger"]
+    for method, body in (("PUT", wanted), ("DELETE", None)):
+        stale = await api.call(method, f"{here}/nightly", operator, body, if_match=tag)
+        assert (stale.status_code, code(stale)) == (412, "precondition_failed")
+    absent = await api.call("PUT", f"{here}/other", operator, wanted, if_match="*")
+    assert absent.status_code == 412
+    assert (await api.post(f"{here}/nightly/pause", operator)).json()["paused"] is True
+    assert (await api.post(f"{here}/nightly/resume", operator)).json()["next"] is not None
+    job = (await api.post(f"{here}/nightly/run", operator)).json()["id"]
+    assert (await api.get(f"/namespaces/{namespace}/jobs/{job}", operator)).json()["args"] == [1]
+    two = await api.call("PUT", f"{here}/x", operator, {**wanted, "cron": "* * * * *"})
+    assert two.json()["errors"][0]["field"] == "body"
+    assert (await api.call("DELETE", f"{here}/nightly", operator)).status_code == 204
+    assert (await api.get(f"{here}/nightly", operator)).status_code == 404
+
+
+async def test_a_name_of_another_namespace_is_taken_and_stays_untouched(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    tasks = api.services.tasks
+    await tasks.put_schedule(Schedule("theirs", Every(60.0), Task(ADD, (1,), queue="bills")))
+    here = f"/namespaces/{namespace}/schedules/theirs"
+    wanted = {"function": ADD, "queue": "mail", "every": 3600}
+    taken = await api.call("PUT", here, operator, wanted)
+    assert (taken.status_code, code(taken)) == (409, "schedule_owned")
+    for method, path in (("POST", "/pause"), ("POST", "/run"), ("DELETE", "")):
+        assert (await api.call(method, f"{here}{path}", operator)).status_code == 404
+    known = await tasks.schedule("theirs")
+    assert (known.queue, known.paused, known.version) == ("bills", False, 1)
+
+
+# -- many by a filter -------------------------------------------------------------------------
+
+
+async def test_failed_jobs_are_counted_and_put_back_by_a_filter(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail", "bills")
+    ours = await fail(api, 120, "mail")
+    await fail(api, 30, "bills", "shop.other")
+    await fail(api, 5, "elsewhere")
+    here = f"/namespaces/{namespace}/operations"
+    wanted = {"function": "tests.*"}
+    counted = (await api.post(f"{here}/retry", operator, {**wanted, "dryRun": True})).json()
+    assert (counted["id"], counted["status"], counted["matched"]) == (None, "counted", 120)
+    refused = await api.post(f"{here}/retry", operator, {**wanted, "atMost": 119})
+    assert (refused.status_code, code(refused)) == (409, "impact_exceeded")
+    assert (await api.post(f"{here}/retry", operator, {})).status_code == 422
+    begun = await api.post(f"{here}/retry", operator, wanted, idempotency_key="k")
+    assert begun.status_code == 200, begun.text
+    again = await api.post(f"{here}/retry", operator, wanted, idempotency_key="k")
+    assert again.json()["id"] == begun.json()["id"]
+    shown = await ended(api, operator, f"{here}/{begun.json()['id']}")
+    assert (shown["status"], shown["done"], shown["skipped"]) == ("done", 120, 0)
+    redis = api.services.redis
+    assert {each.decode() for each in await redis.lrange("rq:queue:mail", 0, -1)} == set(ours)
+    assert await redis.zcard("rq:failed:bills") == 30
+    assert await redis.zcard("rq:failed:elsewhere") == 5
+    listed = (await api.get(here, operator)).json()["items"]
+    assert [each["id"] for each in listed] == [begun.json()["id"]]
+    stranger = await api.key("operator", "somewhere-else")
+    assert (await api.get(f"{here}/{shown['id']}", stranger)).status_code == 403
+
+
+async def test_waiting_jobs_are_cancelled_by_a_filter(
+    api: Api, client: Client, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "ROUND", 100)  # several rounds, as with very many jobs
+    operator = await stage(api, client, namespace, "mail")
+    tasks = api.services.tasks
+    await tasks.enqueue_many([Task(ADD, (n,), queue="mail") for n in range(260)])
+    kept = await tasks.enqueue(Task("tests.integration.tasks.work.step", (1,), queue="mail"))
+    here = f"/namespaces/{namespace}/operations"
+    wanted = {"state": "waiting", "function": ADD, "atMost": 260}
+    begun = await api.post(f"{here}/cancel", operator, wanted)
+    assert begun.status_code == 200, begun.text
+    shown = await ended(api, operator, f"{here}/{begun.json()['id']}")
+    assert (shown["status"], shown["done"], shown["skipped"]) == ("done", 260, 0)
+    assert await api.services.redis.lrange("rq:queue:mail", 0, -1) == [kept.job_id.encode()]
+    ended_already = await api.call("DELETE", f"{here}/{shown['id']}", operator)
+    assert ended_already.json()["status"] == "done"
+
+
+class Dying:
+    """Tasks of a replica that dies at the n-th call of Redis."""
+
+    def __init__(self, redis: Any, allowed: int) -> None:
+        self._execute = redis.execute_command
+        self.left = allowed
+
+    async def __call__(self, *words: Any, **options: Any) -> Any:
+        if self.left <= 0:
+            raise asyncio.CancelledError
+        self.left -= 1
+        return await self._execute(*words, **options)
+
+
+@pytest.mark.parametrize("action", [Action.RETRY, Action.CANCEL])
+async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twice(
+    api: Api, client: Client, namespace: str, action: Action, make_redis: Callable[[], Any]
+) -> None:
+    await stage(api, client, namespace, "mail")
+    jobs = 60
+    for allowed in range(0, 40, 3):
+        redis = api.services.redis
+        await redis.flushall()
+        if action is Action.RETRY:
+            await fail(api, jobs, "mail")
+        else:
+            await api.services.tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * jobs)
+        state = State.FAILED if action is Action.RETRY else State.WAITING
+        known = Operation(
+            "ab" * 16, namespace, action, state, ("mail",), Where(), "test",
+            SystemClock().now().timestamp(), jobs,
+        )  # fmt: skip
+        mortal = make_redis()
+        mortal.execute_command = Dying(mortal, allowed)
+        first = Operations(mortal, AsyncTasks(mortal), SystemClock())
+        second = Operations(redis, AsyncTasks(redis), SystemClock())
+        await second.start(known)
+        with_lease = first._work(known.id)
+        await asyncio.gather(with_lease, return_exceptions=True)
+        await redis.delete(f"engineroom:console:operation:{known.id}:lease")  # it runs out
+        await second._work(known.id)
+        ends = await second.get(known.id)
+        assert ends is not None
+        assert ends.status is Status.DONE, allowed
+        waiting = {each.decode() for each in await redis.lrange("rq:queue:mail", 0, -1)}
+        if action is Action.RETRY:
+            assert (len(waiting), ends.done) == (jobs, jobs), allowed
+            assert await redis.llen("rq:queue:mail") == jobs
+        else:
+            assert waiting == set(), allowed
+            # Killed between a step and its note, the step's jobs count as found cancelled.
+            assert ends.done + ends.skipped == jobs, allowed
+
+
+async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
+    api: Api, client: Client, namespace: str
+) -> None:
+    await stage(api, client, namespace, "mail")
+    redis = api.services.redis
+    both = [Operations(redis, AsyncTasks(redis), SystemClock()) for _ in range(2)]
+    known = Operation(
+        "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), Where(), "test",
+        SystemClock().now().timestamp(), 0,
+    )  # fmt: skip
+    await both[0].start(known)
+    assert await both[0]._held(known.id)
+    assert not await both[1]._held(known.id)
+    assert await both[1].stop(known.id)
+    assert not await both[0]._held(known.id)
+    found = await both[0].get(known.id)
+    assert found is not None
+    assert found.status is Status.STOPPED
+    assert not await both[1].stop(known.id)
+
+
+# -- pools ------------------------------------------------------------------------------------
+
+
+async def test_a_pool_and_its_pods_are_drained_and_called_back(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    here = f"/namespaces/{namespace}/pools/mail"
+    shown = await api.post(f"{here}/drain", operator)
+    assert (shown.json()["draining"], shown.json()["held"]) == (True, None), shown.text
+    assert (await api.call("DELETE", f"{here}/drain", operator)).json()["draining"] is False
+    unknown = await api.post(f"{here}/pods/mail-1-x/drain", operator)
+    assert unknown.status_code == 404
+    redis = api.services.redis
+    record = {"er_pool": f"{namespace}/mail", "er_pod": "mail-1-x", "state": "idle",
+              "last_heartbeat": "2999-01-01T00:00:00.000000Z", "queues": "mail"}  # fmt: skip
+    await redis.hset("rq:worker:w1", mapping=record)
+    await redis.sadd("rq:workers", "rq:worker:w1")
+    asked = await api.post(f"{here}/pods/mail-1-x/drain", operator)
+    assert asked.json()["pods"] == ["mail-1-x"], asked.text
+    live = await client.get(WORKERPOOLS, namespace, "mail")
+    assert live["metadata"]["annotations"][ANNOTATION_DRAIN_PODS] == "mail-1-x"
+    back = await api.call("DELETE", f"{here}/pods/mail-1-x/drain", operator)
+    assert back.json()["pods"] == []
+    workers = (await api.get(f"/namespaces/{namespace}/workers?pool=mail", operator)).json()
+    assert [(w["name"], w["pool"], w["health"]) for w in workers["items"]] == [
+        ("w1", "mail", "well")
+    ]
+    stranger = await api.key("operator", "somewhere-else")
+    others = await api.get("/namespaces/somewhere-else/workers", stranger)
+    assert others.json()["items"] == []
+
+
+async def test_a_pool_says_why_it_has_its_size(api: Api, client: Client, namespace: str) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    here = f"/namespaces/{namespace}/pools/mail/why"
+    unseen = (await api.get(here, operator)).json()
+    assert (unseen["current"], unseen["findings"][0]["what"]) == (False, "Unseen")
+    status = {
+        "observedGeneration": 1, "decision": "3 jobs / 1 per worker = 3", "desiredReplicas": 3,
+        "conditions": [
+            {"type": "Ready", "status": "False", "reason": "Scaling", "message": "1 of 3",
+             "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1},
+            {"type": "RedisReachable", "status": "True", "reason": "Reconciled", "message": "",
+             "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1},
+        ],
+    }  # fmt: skip
+    await client.merge_patch(
+        WORKERPOOLS, namespace, "mail", {"status": status}, subresource="status"
+    )
+    told = (await api.get(here, operator)).json()
+    assert (told["current"], told["decision"], told["desired"]) == (
+        True, "3 jobs / 1 per worker = 3", 3,
+    )  # fmt: skip
+    assert [each["what"] for each in told["findings"]] == ["Ready=False"]
+
+
+# -- rate limits ------------------------------------------------------------------------------
+
+
+async def test_policies_are_applied_with_pools_as_one_transaction(
+    api: Api, client: Client, namespace: str, person: Any
+) -> None:
+    limits = {"apiVersion": "engineroom.dev/v1alpha1", "kind": "RateLimitPolicy",
+              **policy(namespace)}  # fmt: skip
+    admin = await api.key("admin", namespace)
+    here = f"/namespaces/{namespace}/manifests"
+    done = await api.post(here, admin, {"manifest": manifest(pool("mail"), limits)})
+    assert done.status_code == 200, done.text
+    assert [(o["kind"], o["action"]) for o in done.json()["objects"]] == [
+        ("WorkerPool", "create"), ("RateLimitPolicy", "create"),
+    ]  # fmt: skip
+    assert await client.get(RATELIMITPOLICIES, namespace, "api")
+    limits["spec"] = {**limits["spec"], "limits": []}
+    wrong = await api.post(here, admin, {"manifest": manifest(limits)})
+    assert (wrong.status_code, code(wrong)) == (422, "invalid_spec")
+    assert "spec.limits" in wrong.json()["errors"][0]["field"]
+    # Who limits rates makes no pods, unless a Secret is reached for as a pod does.
+    kinds = {"apiGroups": ["engineroom.dev"], "resources": ["workerpools", "ratelimitpolicies"]}
+    token = await person("limiter", {**kinds, "verbs": ["get", "create", "patch"]})
+    limits = {**limits, **policy(namespace, "second")}
+    allowed = await api.post(here, token, {"manifest": manifest(limits)})
+    assert allowed.status_code == 200, allowed.text
+    limits["metadata"]["name"] = "third"
+    limits["spec"]["redis"] = {"urlSecretRef": {"name": "redis", "key": "url"}}
+    refused = await api.post(here, token, {"manifest": manifest(limits)})
+    assert (refused.status_code, code(refused)) == (403, "permission_denied")
+    assert "create pods" in refused.json()["detail"]
