@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,16 @@ from engineroom.auth.kubernetes import KubernetesIdentity
 from engineroom.auth.lockout import RedisCounter, SignIn
 from engineroom.auth.middleware import Authenticator, asked_of
 from engineroom.auth.passwords import Passwords
-from engineroom.auth.permissions import Policy
 from engineroom.auth.revocation import Revocations
 from engineroom.auth.sessions import Sessions
 from engineroom.auth.tokens import Tokens
-from engineroom.console.accounts import Accounts
+from engineroom.console import directory
+from engineroom.console.accounts import Accounts, Follower
 from engineroom.console.apply import LEASE, Applier, RedisBundles
 from engineroom.console.authority import Authority
 from engineroom.console.idempotency import Idempotency
+from engineroom.console.oidc import provider
+from engineroom.console.people import People
 from engineroom.console.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from engineroom.auth.oidc import Oidc
     from engineroom.auth.permissions import Principal
     from engineroom.console.settings import ApiSettings
     from engineroom.core.transactions.sagalog import SagaLog
@@ -55,6 +59,8 @@ log = get_logger(__name__)
 RECOVERY = 2.0
 #: Seconds that such work gets to end when the process does.
 GRACE = 5.0
+#: Requests that a caller may make at once, as seconds of his rate.
+AT_ONCE = 10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +79,7 @@ class Services:
     keys: Keys
     api_keys: ApiKeys
     accounts: Accounts
+    follower: Follower
     sign_in: SignIn
     tasks: AsyncTasks
     hub: Hub
@@ -81,6 +88,10 @@ class Services:
     coordinator: Coordinator
     revocations: Revocations
     proxies: int = 0
+    oidc: Oidc | None = None
+    oidc_logout_url: str = ""
+    #: Requests in a second that a caller has.
+    rate: int = 50
 
     def address(self, request: Request) -> str:
         """Where a request came from: the connection's end, or what our own proxies saw."""
@@ -91,6 +102,13 @@ class Services:
         told = [part.strip() for part in header.split(",") if part.strip()]
         # Each trusted proxy appends whom it saw; what stands before that anybody may have written.
         return told[-self.proxies][:64] if len(told) >= self.proxies else peer
+
+    def cost(self, caller: Principal, cost: int) -> int:
+        """What a request counts of somebody with a rate of his own, so that he has no more."""
+        if caller.rate is None or caller.rate >= self.rate:
+            return cost
+        # No more than there is at once: a request must stay possible.
+        return min(math.ceil(cost * self.rate / caller.rate), self.rate * AT_ONCE)
 
     async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
         """Who asks, looked at anew; see ``Authenticator.authenticate``."""
@@ -155,6 +173,8 @@ async def opened(
         recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
         following = asyncio.create_task(services.revocations.run(), name="revocations")
         stack.push_async_callback(_cancel, following)
+        looking = asyncio.create_task(services.follower.run(), name="accounts")
+        stack.push_async_callback(_cancel, looking)
         stack.push_async_callback(_finish, recovery, stopping)
         yield services
 
@@ -175,9 +195,16 @@ async def _made(
             ClusterReviewer(client), clock, audiences=settings.audiences
         )
     passwords = Passwords()
-    accounts = await Accounts.of(settings.read_admin_password(), passwords)
+    source = directory.read(settings.accounts_file, settings.passwords_directory)
+    accounts = await Accounts.of(
+        settings.read_admin_password(),
+        passwords,
+        People(redis, clock, remember=settings.oidc_remember),
+        issuer=settings.oidc_issuer,
+        directory=directory.parse(source),
+    )
     rate = settings.requests_per_second
-    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * 10),)
+    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * AT_ONCE),)
     bundles, sagas = RedisBundles(redis), RedisSagaLog(redis)
     coordinator = Coordinator(sagas, Applier(client, bundles, clock).sagas(), lease=LEASE)
     return Services(
@@ -188,8 +215,9 @@ async def _made(
             api_keys=api_keys,
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
+            current=accounts.current,
         ),
-        authority=Authority(Policy(), kubernetes),
+        authority=Authority(lambda: accounts.policy, kubernetes),
         limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
         idempotency=Idempotency(redis),
         audit=AuditLog(redis, clock, derived(secret, "audit")),
@@ -198,6 +226,10 @@ async def _made(
         keys=keys,
         api_keys=api_keys,
         accounts=accounts,
+        follower=Follower(
+            accounts, sessions, tokens, document=settings.accounts_file,
+            hashes=settings.passwords_directory, source=source,
+        ),
         sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
@@ -206,7 +238,10 @@ async def _made(
         coordinator=coordinator,
         revocations=revocations,
         proxies=settings.trusted_proxy_hops,
-    )
+        oidc=provider(settings, redis, clock),
+        oidc_logout_url=settings.oidc_logout_url,
+        rate=rate,
+    )  # fmt: skip
 
 
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:

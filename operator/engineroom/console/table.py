@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from engineroom.console import identity, jobs, manifests, meta, pools, records, stream
+from engineroom.console import identity, jobs, manifests, meta, oidc, pools, records, stream, users
 
 ROUTES = (
     *meta.ROUTES,
     *identity.ROUTES,
+    *oidc.ROUTES,
+    *users.ROUTES,
     *pools.ROUTES,
     *jobs.ROUTES,
     *manifests.ROUTES,
