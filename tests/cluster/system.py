@@ -69,6 +69,8 @@ NEEDS = (
     Need("nginx", "nginx-light", "tests of rate limits"),
     Need("h2load", "nghttp2-client", "benchmarks of rate limits"),
     Need("wrk", "wrk", "benchmarks of rate limits"),
+    Need("node", "nodejs", "the OIDC provider of the tests"),
+    Need("npm", "npm", "the OIDC provider of the tests"),
     Need("/usr/lib/postgresql/*/bin/initdb", "postgresql", "tests of transactions"),
 )
 

@@ -369,12 +369,7 @@ class Oidc:
         known.tried = now
         url = self.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
         try:
-            response = await self._fetch(url)
-            if response.status != 200:
-                raise OidcProviderError(
-                    f"provider: answers {response.status} for its description; check the issuer"
-                )
-            found = read_metadata(response.body, self.client)
+            found = read_metadata(await self._description(url), self.client)
         except OidcProviderError as error:
             known.failure = str(error)
             return
@@ -382,6 +377,14 @@ class Oidc:
         if before is None or (before.jwks, before.algorithms) != (found.jwks, found.algorithms):
             known.keys = None
         known.metadata, known.loaded = found, now
+
+    async def _description(self, url: str) -> bytes:
+        response = await self._fetch(url)
+        if response.status != 200:
+            raise OidcProviderError(
+                f"provider: answers {response.status} for its description; check the issuer"
+            )
+        return response.body
 
     async def _take(self, state: str) -> dict[str, Any]:
         """The sign-in that a state stands for; it is used up by that."""
@@ -502,7 +505,7 @@ class Oidc:
 
     def _fingerprint(self) -> str:
         client = self.client
-        return _hash("\n".join((client.issuer, client.client_id, client.redirect_url)))
+        return _hash(f"{client.issuer}\n{client.client_id}\n{client.redirect_url}")
 
     def _now(self) -> float:
         return self._clock.now().timestamp()
