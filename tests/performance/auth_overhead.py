@@ -64,9 +64,9 @@ async def measure(requests: int) -> dict[str, float]:
             services: Any = app.state.services
             await services.revocations.read()
             grants = [Grant("viewer", frozenset({"shop"}))]
-            pair = await services.tokens.issue("user:bench", grants)
-            made = await services.api_keys.create("user:bench", "bench", grants)
-            session = await services.sessions.open("user:bench", grants)
+            pair = await services.tokens.issue("program:bench", grants)
+            made = await services.api_keys.create("program:bench", "bench", grants)
+            session = await services.sessions.open("program:bench", grants)
             headers = {
                 "bare": {},
                 "token": {"authorization": f"Bearer {pair.access}"},

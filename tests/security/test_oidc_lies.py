@@ -115,6 +115,7 @@ def running() -> Iterator[Liar]:
     made = Liar()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()
         made.issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = uvicorn.Server(uvicorn.Config(made.app(), log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -422,11 +423,13 @@ def test_settings_that_cannot_be_right(changes: dict[str, Any], told: str) -> No
 
 
 async def test_redis_that_does_not_answer_lets_nobody_in(liar: Liar) -> None:
-    from redis.asyncio import Redis as Client_
+    from redis.asyncio import Redis as Connected
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
 
     from engineroom.auth.errors import AuthStoreError
 
-    away = Client_(port=1)
+    away = Connected(port=1, retry=Retry(NoBackoff(), 0))
     with pytest.raises(AuthStoreError):
         await connected(liar, away).start("/")
     with pytest.raises(AuthStoreError):

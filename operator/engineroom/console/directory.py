@@ -257,7 +257,9 @@ class _Reader:
             return
         for index, each in enumerate(value):
             at = f"{path}[{index}]"
-            yield at, self._object(each, at, kind or path)
+            found = self._object(each, at, kind or path)
+            if isinstance(each, dict):
+                yield at, found
 
     def _object(self, value: Any, path: str, kind: str) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -269,7 +271,9 @@ class _Reader:
         return value
 
     def _list(self, entry: dict[str, Any], name: str, path: str) -> list[Any]:
-        value = entry.get(name) or []
+        value = entry.get(name)
+        if value is None:
+            return []
         if not isinstance(value, list):
             self.wrong(child(path, name), "is no list", "write a list")
             return []
