@@ -8,10 +8,11 @@ from pydantic import Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.accounts import SUBJECT
+from engineroom.console.errors import DeclaredError
 from engineroom.console.identity import GrantView, grant_views
 from engineroom.console.people import PATH_PREFIX, path_of
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
-from engineroom.core.errors import ConflictError, MissingError
+from engineroom.core.errors import MissingError
 
 if TYPE_CHECKING:
     from engineroom.console.people import Person
@@ -41,13 +42,6 @@ class UserList(Model):
 
     items: list[UserView]
     more: bool
-
-
-class DeclaredError(ConflictError):
-    """The account is declared in a file; take it out there."""
-
-    code = "account_declared"
-    retryable = False
 
 
 async def users(call: Call) -> Answer:

@@ -275,7 +275,7 @@ async def test_anothers_key_is_answered_like_none(api: Api) -> None:
         assert (answer.status_code, code(answer)) == (404, "not_found")
     assert (await api.get("/whoami", theirs)).status_code == 200
     admin = await api.key("admin")
-    assert (await api.call("DELETE", f"/users/user:viewer/keys/{identity}", admin)).is_success
+    assert (await api.call("DELETE", f"/users/program:viewer/keys/{identity}", admin)).is_success
     assert (await api.get("/whoami", theirs)).status_code == 401
 
 
