@@ -311,7 +311,7 @@ async def test_a_file_that_is_wrong_changes_nothing(
 ) -> None:
     one, _ = two
     headers = session(await one.sign_in("ada", "right"))
-    one.files.declare({**ADA, "grants": [{"role": "opreator", "namespaces": ["shop"]}]})
+    one.files.declare({**ADA, "grants": [{"role": "operatr", "namespaces": ["shop"]}]})
     told = ""
 
     async def said() -> bool:

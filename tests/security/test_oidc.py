@@ -5,27 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import httpx
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
+from engineroom.auth.errors import OidcSignInError
 from engineroom.auth.issuers import Caching
 from engineroom.auth.oidc import FLOW_COOKIE, challenge
+from engineroom.auth.outbound import Rules
 from engineroom.auth.sessions import COOKIE
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.config import ApiConfig
 from tests.oidc_provider import Browser, Provider, provider
-from tests.support import free_port
+from tests.support import ROOT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
-
-    import httpx
 
     from engineroom.console.services import Services
     from tests.support import RedisServer
@@ -47,6 +50,7 @@ CLIENTS: list[dict[str, Any]] = [
     {**CLIENT, "client_id": "post", "token_endpoint_auth_method": "client_secret_post"},
     PUBLIC,
     {**CLIENT, "client_id": "es256", "id_token_signed_response_alg": "ES256"},
+    {**CLIENT, "client_id": "shop", "redirect_uris": ["https://shop.example/callback"]},
     {**CLIENT, "client_id": "eddsa", "id_token_signed_response_alg": "EdDSA"},
 ]
 DIRECTORY = {
@@ -509,6 +513,36 @@ async def test_subjects_of_a_provider_that_is_not_ours_any_more_are_out(
         stranger.http.cookies.set(COOKIE, identity, domain="api.test", path="/")
         assert refused(await stranger.http.get("/api/v1/whoami")) == "account_gone"
         assert (await later.browser().start()).status_code == 404
+
+
+async def test_the_example_in_the_documentation_works(redis: Any, idp: Provider) -> None:
+    text = (ROOT / "docs/auth.md").read_text()
+    first, example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for said, here in (
+        ('issuer="https://idp.example"', f'issuer="{idp.issuer}", insecure_loopback=True'),
+        ("Outbound()", 'Outbound(Rules.of(allow=["127.0.0.0/8"], schemes=["http"]))'),
+    ):
+        assert said in example
+        example = example.replace(said, here)
+    source = textwrap.indent(first + example + "return start, callback, sessions", "    ")
+    names: dict[str, Any] = {
+        "redis": redis, "secret": b"s" * 32, "pepper": b"p" * 32, "Rules": Rules,
+        "client_secret": SECRET,
+    }  # fmt: skip
+    exec(compile(f"async def example():\n{source}", "docs/auth.md", "exec"), names)  # noqa: S102
+    start, callback, sessions = await names["example"]()
+    idp.know({"ada": ADA})
+    async with contextlib.aclosing(Browser(None, "https://shop.example")) as browser:
+        status, headers = await start(())
+        sent = httpx.Response(status, headers={"location": headers["location"]})
+        back = await browser.at_provider("ada", sent)
+        kept = (headers["set-cookie"].split(";")[0],)
+        status, headers = await callback(_query(back), kept)
+        assert (status, headers["location"]) == (303, "/orders")
+        identity = headers["set-cookie"].split(";")[0].split("=", 1)[1]
+        assert (await sessions.resume(identity)).subject == f"{idp.issuer}#ada"
+        with pytest.raises(OidcSignInError):
+            await callback(_query(back), kept)
 
 
 def _query(url: str) -> dict[str, str]:

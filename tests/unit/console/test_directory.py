@@ -97,7 +97,7 @@ def test_roles_accounts_and_groups() -> None:
         ({"accounts": [{"name": "../x"}]}, "accounts[0].name", "no name"),
         ({"accounts": [{"name": "ada", "password": "x"}]}, "accounts[0].password", "no field"),
         (
-            {"accounts": [{"name": "ada", "grants": [{"role": "opreator", "namespaces": ["x"]}]}]},
+            {"accounts": [{"name": "ada", "grants": [{"role": "operatr", "namespaces": ["x"]}]}]},
             "accounts[0].grants[0].role",
             "did you mean operator?",
         ),
