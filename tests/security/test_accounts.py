@@ -401,6 +401,24 @@ async def test_sessions_are_listed_and_ended_by_their_owner_and_by_an_administra
     assert (refused.status_code, refused.json()["code"]) == (409, "account_declared")
 
 
+async def test_a_browser_whose_session_is_over_signs_in_again(
+    two: tuple[Replica, Replica],
+) -> None:
+    one, _ = two
+    over = session(await one.sign_in("ada", "right"))
+    await one.services.sessions.end_all("user:ada")
+    assert (await one.me(over)).status_code == 401
+    again = await one.ask(
+        "POST", "/sessions", json={"name": "ada", "password": "right"}, headers=over
+    )
+    assert (await one.me(session(again))).status_code == 200
+    # A session that lives still has to show that a page of ours asks.
+    foreign = {"cookie": session(again)["cookie"]}
+    body = {"name": "bob", "password": "also right"}
+    refused = await one.ask("POST", "/sessions", json=body, headers=foreign)
+    assert refused.json()["code"] == "csrf_token_invalid"
+
+
 async def test_the_id_changes_at_every_sign_in(two: tuple[Replica, Replica]) -> None:
     one, _ = two
     first = session(await one.sign_in("ada", "right"))

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from engineroom.auth.api_keys import PREFIX
 from engineroom.auth.errors import (
+    AccountGoneError,
     ApiKeyError,
     CsrfError,
     OutboundError,
@@ -229,9 +230,15 @@ class AuthMiddleware:
         authenticator: Authenticator,
         *,
         headers: Mapping[str, str] = SECURITY_HEADERS,
+        public: Callable[[Scope], bool] = lambda _: False,
     ) -> None:
+        """``public`` tells requests that need nobody: there a session that is over is none.
+
+        Else somebody whose session ended could not even sign in again.
+        """
         self._app = app
         self._authenticator = authenticator
+        self._public = public
         self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -254,7 +261,12 @@ class AuthMiddleware:
             # Somebody before us may have left one: who asks is decided here and nowhere else.
             scope = dict(scope)
             asked = asked_of(scope)
-            scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
+            try:
+                scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
+            except (SessionError, AccountGoneError):
+                if not self._public(scope):
+                    raise
+                scope[PRINCIPAL], scope[SESSION] = None, ""
             await self._app(scope, receive, sending)
         except EngineroomError as error:
             if started:

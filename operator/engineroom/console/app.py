@@ -92,7 +92,10 @@ def application(
         middleware=[
             Middleware(RequestContext),
             Middleware(RequestLimits, limits=limits),
-            Middleware(_Authenticated),
+            Middleware(
+                _Authenticated,
+                public={(r.method, r.path) for r in routes if r.needs is Access.PUBLIC},
+            ),
         ],
         exception_handlers={404: missing, 405: wrong_method},
         lifespan=lifespan,
@@ -102,8 +105,9 @@ def application(
 class _Authenticated:
     """``AuthMiddleware`` with the authenticator of the services, which open after it is made."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, public: set[tuple[str, str]]) -> None:
         self._app = app
+        self._public = public
         self._made: AuthMiddleware | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -111,7 +115,11 @@ class _Authenticated:
             await self._app(scope, receive, send)
             return
         if self._made is None:
-            self._made = AuthMiddleware(self._app, scope["app"].state.services.authenticator)
+            self._made = AuthMiddleware(
+                self._app,
+                scope["app"].state.services.authenticator,
+                public=lambda scope: (scope.get("method"), scope["path"]) in self._public,
+            )
         await self._made(scope, receive, send)
 
 

@@ -6,6 +6,7 @@ provider sends it back.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,8 @@ from engineroom.core.errors import MissingError, PermissionDeniedError
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from redis.asyncio import Redis
 
     from engineroom.console.settings import ApiSettings
@@ -82,7 +85,8 @@ async def oidc_start(call: Call) -> Answer:
     """Send the browser to the provider."""
     oidc = _provider(call)
     headers = call.request.headers
-    started = await oidc.start(call.query.return_to, flow_of(tuple(headers.getlist("cookie"))))
+    with _asking_provider():
+        started = await oidc.start(call.query.return_to, flow_of(tuple(headers.getlist("cookie"))))
     return Answer(headers={"location": started.url, "set-cookie": started.cookie})
 
 
@@ -91,9 +95,10 @@ async def oidc_callback(call: Call) -> Answer:
     oidc, services, said = _provider(call), call.services, call.query
     cookies = tuple(call.request.headers.getlist("cookie"))
     try:
-        signed_in = await oidc.complete(
-            Callback(said.state, said.code, said.iss, said.error), flow_of(cookies)
-        )
+        with _asking_provider():
+            signed_in = await oidc.complete(
+                Callback(said.state, said.code, said.iss, said.error), flow_of(cookies)
+            )
     except OidcSignInError as error:
         log.warning("no sign-in at the provider", reason=error.reason, address=call.address)
         raise
@@ -135,6 +140,18 @@ async def oidc_logout(call: Call) -> Answer:
         except OidcProviderError as error:
             log.warning("no sign-out at the provider", error=str(error))
     return Answer(OidcLogout(location=location), headers={"set-cookie": FORGET_COOKIE})
+
+
+@contextlib.contextmanager
+def _asking_provider() -> Iterator[None]:
+    """What is wrong with the provider goes to the log: who asks here may be anybody."""
+    try:
+        yield
+    except OidcProviderError as error:
+        log.warning("the OIDC provider cannot be asked", error=str(error))
+        raise OidcProviderError(
+            "sign-in: the provider cannot be asked; try again soon, or tell who runs this"
+        ) from error
 
 
 def _provider(call: Call) -> Oidc:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: Seconds for which an answer of Redis is good: so long a replica may not know of a change.
 KEEP = 0.5
 #: Seconds for which a removed account stays out on replicas that have not seen the change: the
-#: kubelet brings a ConfigMap within a minute or two.
-GONE = 600
+#: kubelet brings a ConfigMap within a minute or two, unless it cannot reach the API server.
+GONE = 3600
 #: What stands in a path for somebody whose subject has a URL in it.
 PATH_PREFIX = "oidc:"
 
