@@ -17,6 +17,7 @@ import pytest_asyncio
 from argon2 import PasswordHasher
 from pydantic import SecretStr
 
+from engineroom.auth.id_token import Identity
 from engineroom.auth.sessions import COOKIE, CSRF_HEADER
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
@@ -396,9 +397,38 @@ async def test_sessions_are_listed_and_ended_by_their_owner_and_by_an_administra
     assert (await other.ask("DELETE", path, headers=bob)).status_code == 204
     assert (await one.me(first)).status_code == 401
     listed = (await one.ask("GET", "/users", headers=bob)).json()["items"]
-    assert [each["subject"] for each in listed] == ["user:admin", "user:ada", "user:bob"]
+    assert [each["subject"] for each in listed] == ["user:ada", "user:admin", "user:bob"]
     refused = await one.ask("DELETE", "/users/user:ada", headers=bob)
     assert (refused.status_code, refused.json()["code"]) == (409, "account_declared")
+
+
+async def test_everybody_is_listed_once_page_by_page(two: tuple[Replica, Replica]) -> None:
+    one, _ = two
+    bob = session(await one.sign_in("bob", "also right"))
+    people = [f"p{number}" for number in range(7)]
+    for name in people:
+        await one.services.accounts.people.signed_in(Identity("https://idp.example", name))
+    expected = ["user:admin", "user:ada", "user:bob"]
+    expected = sorted(expected, key=lambda s: s.removeprefix("user:"))
+    expected += [f"https://idp.example#{name}" for name in reversed(people)]
+    for limit in (1, 2, 3, 4, 50):
+        found, cursor = [], ""
+        while cursor is not None:
+            page = await one.ask("GET", f"/users?limit={limit}&cursor={cursor}", headers=bob)
+            assert page.status_code == 200, page.text
+            assert len(page.json()["items"]) <= limit
+            found += [each["subject"] for each in page.json()["items"]]
+            cursor = page.json()["nextCursor"]
+        assert found == expected
+    # Who signs in while somebody turns pages comes twice rather than hiding another.
+    page = await one.ask("GET", "/users?limit=5", headers=bob)
+    await one.services.accounts.people.signed_in(Identity("https://idp.example", "p5"))
+    rest = await one.ask("GET", f"/users?limit=50&cursor={page.json()['nextCursor']}", headers=bob)
+    seen = {each["subject"] for each in (*page.json()["items"], *rest.json()["items"])}
+    assert seen == set(expected)
+    for cursor in ("x", "cGVyc29uOng", "YWNjb3VudA"):
+        bad = await one.ask("GET", f"/users?cursor={cursor}", headers=bob)
+        assert bad.json()["errors"][0]["field"] == "query.cursor"
 
 
 async def test_a_browser_whose_session_is_over_signs_in_again(
@@ -442,6 +472,22 @@ async def test_the_id_changes_at_every_sign_in(two: tuple[Replica, Replica]) -> 
         (
             {"ENGINEROOM_OIDC_ISSUER": "https://idp.x", "ENGINEROOM_OIDC_URL": "https://a.x"},
             "client_id",
+        ),
+        (
+            {
+                "ENGINEROOM_OIDC_ISSUER": "https://idp.x",
+                "ENGINEROOM_OIDC_URL": "https://a.x",
+                "ENGINEROOM_OIDC_ALLOWED_NETWORKS": "10.0.0.1/8",
+            },
+            "ENGINEROOM_OIDC_ALLOWED_NETWORKS",
+        ),
+        (
+            {
+                "ENGINEROOM_OIDC_ISSUER": "https://idp.x",
+                "ENGINEROOM_OIDC_URL": "https://a.x",
+                "ENGINEROOM_OIDC_CA_FILE": "absent.pem",
+            },
+            "ENGINEROOM_OIDC_CA_FILE",
         ),
     ],
 )

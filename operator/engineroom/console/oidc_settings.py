@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path  # noqa: TC003 - pydantic needs it at run time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -106,6 +107,13 @@ class AccountSettings(BaseSettings):
                 f"ENGINEROOM_OIDC_ALGORITHMS: {min(unknown)} is not taken; write RS256, "
                 "ES256 or EdDSA"
             )
+        for network in self.oidc_allowed_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"ENGINEROOM_OIDC_ALLOWED_NETWORKS: {error}") from error
+        if self.oidc_ca_file is not None and not self.oidc_ca_file.is_file():
+            raise ValueError(f"ENGINEROOM_OIDC_CA_FILE: {self.oidc_ca_file} is no file")
         file, value = self.oidc_client_secret_file, self.oidc_client_secret
         secret = value.get_secret_value() if value is not None else ""
         try:

@@ -103,18 +103,30 @@ class People:
         self._people.forget(key)
         return bool(deleted)
 
-    async def page(self, start: int, count: int) -> tuple[list[Person], bool]:
-        """``count`` people from ``start`` on, who signed in last first; and whether there are more.
+    async def page(self, after: str, count: int) -> tuple[list[Person], str]:
+        """``count`` people, who signed in last first, and the place after them or "" at the end.
 
-        Raises AuthStoreError.
+        ``after`` is such a place, or "" for the beginning. Somebody who signs in meanwhile may come
+        twice; nobody is left out. Raises AuthStoreError.
         """
+        score, _, last = after.partition(":")
         with asking():
-            keys = [
-                text(key) for key in await self._redis.zrevrange(self._index, start, start + count)
-            ]
+            start = 0
+            if last:
+                async with self._redis.pipeline(transaction=True) as pipeline:
+                    pipeline.zscore(self._index, last)
+                    pipeline.zrevrank(self._index, last)
+                    pipeline.zcount(self._index, f"({score}", "+inf")
+                    now, rank, higher = await pipeline.execute()
+                start = rank + 1 if now is not None and repr(float(now)) == score else higher
+            rows: Any = await self._redis.zrevrange(
+                self._index, start, start + count, withscores=True
+            )
+            keys = [text(key) for key, _ in rows[:count]]
             found = await self._redis.mget([self._person(key) for key in keys]) if keys else []
-        people = [_read(raw) for raw in found[:count] if raw is not None]
-        return people, len(keys) > count
+        people = [_read(raw) for raw in found if raw is not None]
+        more = len(rows) > count
+        return people, f"{float(rows[count - 1][1])!r}:{keys[-1]}" if more else ""
 
     async def bar(self, subject: str) -> None:
         """Keep a removed account out, on every replica. Raises AuthStoreError."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+import re
+from typing import TYPE_CHECKING
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.accounts import SUBJECT
+from engineroom.console.accounts import NAME
 from engineroom.console.errors import DeclaredError
 from engineroom.console.identity import GrantView, grant_views
+from engineroom.console.pages import Cursor, Limit, Paged, bad_cursor, packed, unpacked
 from engineroom.console.people import PATH_PREFIX, path_of
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import MissingError
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from engineroom.console.people import Person
 
 
-class UsersQuery(Model):
-    """Which part of the list."""
+_PLACE = re.compile(r"account:[a-z0-9._-]{0,63}|person:([0-9.]+:[0-9a-f]{40})?")
 
-    start: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    limit: Annotated[int, Field(ge=1, le=500)] = 100
+
+class UsersQuery(Paged):
+    """Which page."""
+
+    limit: Limit = 100
+    cursor: Cursor = ""
 
 
 class UserView(Model):
@@ -38,31 +41,33 @@ class UserView(Model):
 
 
 class UserList(Model):
-    """Accounts, on the first page, and people, who signed in last first."""
+    """First accounts by name, then people of the provider, who signed in last first."""
 
     items: list[UserView]
-    more: bool
+    next_cursor: str | None
 
 
 async def users(call: Call) -> Answer:
     """Everybody who may come in, with what he may do now."""
-    accounts, query = call.services.accounts, call.query
+    accounts, limit = call.services.accounts, call.query.limit
+    place = unpacked(call.query.cursor) if call.query.cursor else "account:"
+    if not _PLACE.fullmatch(place):
+        raise bad_cursor()
+    kind, _, after = place.partition(":")
     found: list[UserView] = []
-    if query.start == 0:
-        declared = accounts.directory.accounts.values()
-        subjects = [SUBJECT, *(each.subject for each in declared)]
-        found = [
-            UserView(
-                subject=subject, path=subject, name=subject.removeprefix("user:"), email="",
-                groups=[], grants=grant_views(accounts.grants(subject)), signed_in=None,
-            )
-            for subject in subjects
-            if accounts.grants(subject)
-        ]  # fmt: skip
-    people, more = await accounts.people.page(query.start, query.limit)
-    for person in people:
-        found.append(_person(call, person))
-    return Answer(UserList(items=found, more=more))
+    if kind == "account":
+        names = sorted(n for n in (NAME, *accounts.directory.accounts) if n > after)
+        found = [_account(call, n) for n in names if accounts.grants(f"user:{n}")]
+        if len(found) > limit:
+            found = found[:limit]
+            return Answer(UserList(items=found, next_cursor=packed(f"account:{found[-1].name}")))
+        after = ""
+        if len(found) == limit:
+            return Answer(UserList(items=found, next_cursor=packed("person:")))
+    people, following = await accounts.people.page(after, limit - len(found))
+    found += [_person(call, person) for person in people]
+    more = f"person:{following}" if following else None
+    return Answer(UserList(items=found, next_cursor=packed(more)))
 
 
 async def forget_user(call: Call) -> Answer:
@@ -84,6 +89,15 @@ async def forget_user(call: Call) -> Answer:
     await services.tokens.revoke_subject(person.subject)
     await services.sessions.end_all(person.subject)
     return Answer(details={"subject": person.subject})
+
+
+def _account(call: Call, name: str) -> UserView:
+    subject = f"user:{name}"
+    grants = grant_views(call.services.accounts.grants(subject))
+    return UserView(
+        subject=subject, path=subject, name=name, email="", groups=[], grants=grants,
+        signed_in=None,
+    )  # fmt: skip
 
 
 def _person(call: Call, person: Person) -> UserView:
