@@ -84,7 +84,7 @@ test-integration: $(READY) $(READY_RQ2) system ## Tests against a real API serve
 	$(PYTEST) tests/integration $(ARGS)
 
 .PHONY: test-security
-test-security: $(READY) ## Attacks on what guards the doors; needs a redis-server
+test-security: $(READY) ## Attacks on what guards the doors; needs a redis-server and npm
 	$(PYTEST) tests/security $(ARGS)
 
 .PHONY: audit

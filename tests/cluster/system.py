@@ -68,6 +68,8 @@ NEEDS = (
     Need("redis-server", "redis-server", "the project's integration tests"),
     Need("nginx", "nginx-light", "tests of rate limits"),
     Need("wrk", "wrk", "benchmarks of rate limits"),
+    Need("node", "nodejs", "the OIDC provider of the tests"),
+    Need("npm", "npm", "the OIDC provider of the tests"),
     Need("/usr/lib/postgresql/*/bin/initdb", "postgresql", "tests of transactions"),
 )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -51,12 +54,17 @@ ROUTES = tuple(
 
 async def measure(requests: int) -> dict[str, float]:
     """Medians in milliseconds: of the bare route, and what each way adds to it."""
-    with redis_server() as redis:
+    with redis_server() as redis, tempfile.TemporaryDirectory() as place:
+        # A declared account: its rights of now are looked up with each request.
+        accounts = Path(place) / "accounts.json"
+        grant = {"role": "viewer", "namespaces": ["shop"]}
+        accounts.write_text(json.dumps({"accounts": [{"name": "bench", "grants": [grant]}]}))
         settings = ApiSettings(
             redis_url=SecretStr(redis.url),
             api_secret=SecretStr("s" * 48),
             requests_per_second=100_000,
             kubernetes_identities=False,
+            accounts_file=accounts,
         )
         nowhere = ApiConfig(server=f"http://127.0.0.1:{free_port()}")
         app = application(lambda: opened(settings, nowhere), ROUTES, Limits())

@@ -6,6 +6,7 @@ Handlers are replaced by one that lets in; what is checked is the way to it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,15 @@ import pytest_asyncio
 from pydantic import SecretStr
 from starlette.responses import Response
 
-from engineroom.auth.permissions import Access, Permission, Policy, matrix, unruled
+from engineroom.auth.permissions import (
+    VIEWER,
+    Access,
+    Permission,
+    Policy,
+    Role,
+    matrix,
+    unruled,
+)
 from engineroom.console.app import application
 from engineroom.console.routes import Answer, Call, Model, Route
 from engineroom.console.services import opened
@@ -27,6 +36,7 @@ from tests.support import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from starlette.applications import Starlette
 
@@ -34,6 +44,18 @@ if TYPE_CHECKING:
 
 HERE = "shop"
 FILLED = {"namespace": HERE, "session": "0" * 16, "key": "0" * 16, "operation": "0" * 32}
+#: Roles as an installation may declare them: one of its own permissions, one that adds to another.
+CUSTOM = {
+    "roles": [
+        {"name": "retrier", "permissions": ["namespace:jobs:read", "namespace:jobs:retry"]},
+        {"name": "auditor", "include": ["viewer"], "permissions": ["cluster:audit:read"]},
+    ]
+}
+#: The same as the matrix has to see it, not taken from what is tested.
+POLICY = Policy.of(
+    Role("retrier", frozenset({Permission.NAMESPACE_JOBS_READ, Permission.NAMESPACE_JOBS_RETRY})),
+    Role("auditor", VIEWER.permissions | {Permission.CLUSTER_AUDIT_READ}),
+)
 #: Routes that anybody may ask; whoever adds one has to write it down here too.
 PUBLIC = {
     ("GET", "/healthz"),
@@ -42,6 +64,8 @@ PUBLIC = {
     ("GET", "/api/v1/openapi.json"),
     ("GET", "/api/v1/docs"),
     ("GET", "/api/v1/docs.css"),
+    ("GET", "/api/v1/oidc/start"),
+    ("GET", "/api/v1/oidc/callback"),
     ("POST", "/api/v1/sessions"),
     ("POST", "/api/v1/tokens"),
     ("POST", "/api/v1/tokens/refresh"),
@@ -54,12 +78,14 @@ async def let_in(call: Call) -> Response:
 
 
 @pytest_asyncio.fixture
-async def app(server: RedisServer, redis: Any) -> AsyncIterator[Starlette]:
+async def app(server: RedisServer, redis: Any, tmp_path: Path) -> AsyncIterator[Starlette]:
     del redis  # empties it
+    (tmp_path / "accounts.json").write_text(json.dumps(CUSTOM))
     settings = ApiSettings(
         redis_url=SecretStr(server.url),
         api_secret=SecretStr("s" * 48),
         requests_per_second=10_000,
+        accounts_file=tmp_path / "accounts.json",
     )
     nowhere = ApiConfig(server=f"http://127.0.0.1:{free_port()}")
     routes = [dataclasses.replace(route, handler=let_in, body=None) for route in ROUTES]
@@ -74,8 +100,8 @@ async def test_every_route_with_every_role(app: Starlette) -> None:
     wrong = []
     async with httpx.AsyncClient(transport=transport, base_url="https://api.test") as http:
         keys: dict[str, str] = {}
-        cases = list(matrix([r.rule for r in ROUTES], Policy(), namespace=HERE))
-        assert len(cases) == len(ROUTES) * 7
+        cases = list(matrix([r.rule for r in ROUTES], POLICY, namespace=HERE))
+        assert len(cases) == len(ROUTES) * (1 + 2 * len(POLICY.roles))
         for case in cases:
             headers = {}
             if case.principal is not None:
@@ -107,7 +133,11 @@ def test_what_anybody_may_ask_is_written_down() -> None:
     public = {(r.method, r.path) for r in ROUTES if r.needs is Access.PUBLIC}
     assert public == PUBLIC
     signed_in = {(r.method, r.path) for r in ROUTES if r.needs is Access.SIGNED_IN}
-    assert signed_in == {("DELETE", "/api/v1/sessions")}
+    assert signed_in == {
+        ("DELETE", "/api/v1/sessions"),
+        ("POST", "/api/v1/sessions/renew"),
+        ("POST", "/api/v1/oidc/logout"),
+    }
 
 
 def test_a_route_without_a_rule_cannot_be_declared() -> None:

@@ -56,6 +56,8 @@ class ApiKey:
     expires: float | None = None
     last_used: float | None = None
     revoked: float | None = None
+    #: Requests in a second, kept by whoever limits; None: as many as anybody.
+    rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +106,18 @@ class ApiKeys:
         *,
         scopes: Iterable[str] | None = None,
         lifetime: timedelta | None = None,
+        rate: int | None = None,
     ) -> NewApiKey:
         """A new key of ``owner``. The caller has checked that he has what ``grants`` give.
 
-        Raises ValueError for a name, a scope or a number of keys out of bounds; AuthStoreError.
+        ``rate`` is requests in a second, for whoever limits by key. Raises ValueError for a name, a
+        scope, a rate or a number of keys out of bounds; AuthStoreError.
         """
         if not 0 < len(owner) <= 255 or not 0 < len(name) <= 100:
             msg = "API key: owner needs 1 to 255 characters and name 1 to 100"
             raise ValueError(msg)
+        if rate is not None and rate < 1:
+            raise ValueError(f"API key: rate is {rate}; write 1 or more requests in a second")
         wanted = None if scopes is None else frozenset(scopes)
         for scope in wanted or ():
             scope_of(scope)
@@ -124,6 +130,7 @@ class ApiKeys:
             grants=tuple(grants),
             scopes=wanted,
             expires=None if lifetime is None else now + lifetime.total_seconds(),
+            rate=rate,
         )
         body = f"{PREFIX}_{key.id}_{_random(_SECRET)}"
         secret = body + _check(body)
@@ -135,6 +142,7 @@ class ApiKeys:
             "grants": json.dumps([[g.role, sorted(g.namespaces)] for g in key.grants]),
             "scopes": json.dumps(None if wanted is None else sorted(wanted)),
             "expires": "" if key.expires is None else repr(key.expires),
+            "rate": "" if rate is None else str(rate),
         }
         with asking():
             made = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
@@ -214,7 +222,7 @@ class ApiKeys:
 
         lifetime = None if old.expires is None else seconds(seconds=old.expires - old.created)
         new = await self.create(
-            old.owner, old.name, old.grants, scopes=old.scopes, lifetime=lifetime
+            old.owner, old.name, old.grants, scopes=old.scopes, lifetime=lifetime, rate=old.rate
         )
         last = now + overlap.total_seconds()
         await self._end(old, "expires", min(old.expires or last, last))
@@ -299,6 +307,7 @@ def _key(identity: str, fields: dict[str, str]) -> ApiKey:
         expires=_moment(fields.get("expires")),
         last_used=_moment(fields.get("last_used")),
         revoked=_moment(fields.get("revoked")),
+        rate=int(fields["rate"]) if fields.get("rate") else None,
     )
 
 

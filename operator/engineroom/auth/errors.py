@@ -53,6 +53,28 @@ class CredentialsError(AuthenticationError):
     code = "credentials_invalid"
 
 
+class AccountGoneError(AuthenticationError):
+    """Who asks had an account, and has none any more; an administrator may make one again."""
+
+    code = "account_gone"
+
+
+class OidcSignInError(AuthenticationError):
+    """A sign-in at the provider came to nothing. ``reason`` is a stable word for logs."""
+
+    code = "oidc_sign_in_failed"
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class OidcProviderError(DependencyError):
+    """The OIDC provider does not answer, or not as it has to; nobody is let in meanwhile."""
+
+    code = "oidc_provider_unavailable"
+
+
 class CsrfError(PermissionDeniedError):
     """A request that changes something came with a cookie and without its session's token."""
 

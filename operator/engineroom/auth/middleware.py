@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from engineroom.auth.api_keys import PREFIX
 from engineroom.auth.errors import (
+    AccountGoneError,
     ApiKeyError,
     CsrfError,
     OutboundError,
@@ -95,12 +96,18 @@ class Authenticator:
         api_keys: ApiKeys | None = None,
         sessions: Sessions | None = None,
         external: Callable[[str], Awaitable[Principal]] | None = None,
+        current: Callable[[Principal], Awaitable[Principal]] | None = None,
     ) -> None:
-        """``external`` is asked about a token that is not by our keys, and raises TokenError."""
+        """``external`` is asked about a token that is not by our keys, and raises TokenError.
+
+        ``current`` gives whom it is shown the rights that he has now, or raises AuthenticationError
+        where he has no account any more; see ``permissions.meet``.
+        """
         self._tokens = tokens
         self._api_keys = api_keys
         self._sessions = sessions
         self._external = external
+        self._current = current
 
     async def authenticate(self, asked: Asked) -> tuple[Principal | None, str]:
         """Who asks, and the id of the session or "". An Authorization header goes before a cookie.
@@ -112,19 +119,22 @@ class Authenticator:
             kind, _, credential = header.partition(" ")
             if kind.lower() != "bearer" or not credential.strip():
                 raise AuthenticationError("authorization: must be Bearer with a token or API key")
-            return await self._bearer(credential.strip()), ""
+            return await self._now(await self._bearer(credential.strip())), ""
         identity = _cookie(asked.headers.get("cookie", ()))
         if identity and self._sessions is not None:
             session = await self._sessions.resume(identity)
             self._same_site(asked, identity)
             principal = Principal(session.subject, session.grants, "session", session.handle)
-            return principal, identity
+            return await self._now(principal), identity
         return None, ""
+
+    async def _now(self, principal: Principal) -> Principal:
+        return principal if self._current is None else await self._current(principal)
 
     async def _bearer(self, credential: str) -> Principal:
         if self._api_keys is not None and credential.startswith(f"{PREFIX}_"):
             key = await self._api_keys.verify(credential)
-            return Principal(key.owner, key.grants, "key", key.id, key.scopes)
+            return Principal(key.owner, key.grants, "key", key.id, key.scopes, key.rate)
         if self._tokens is None:
             raise AuthenticationError("authorization: no kind of token is taken here")
         try:
@@ -220,9 +230,15 @@ class AuthMiddleware:
         authenticator: Authenticator,
         *,
         headers: Mapping[str, str] = SECURITY_HEADERS,
+        public: Callable[[Scope], bool] = lambda _: False,
     ) -> None:
+        """``public`` tells requests that need nobody: there a session that is over is none.
+
+        Else somebody whose session ended could not even sign in again.
+        """
         self._app = app
         self._authenticator = authenticator
+        self._public = public
         self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -245,7 +261,12 @@ class AuthMiddleware:
             # Somebody before us may have left one: who asks is decided here and nowhere else.
             scope = dict(scope)
             asked = asked_of(scope)
-            scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
+            try:
+                scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
+            except (SessionError, AccountGoneError):
+                if not self._public(scope):
+                    raise
+                scope[PRINCIPAL], scope[SESSION] = None, ""
             await self._app(scope, receive, sending)
         except EngineroomError as error:
             if started:

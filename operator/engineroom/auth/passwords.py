@@ -1,8 +1,12 @@
-"""Passwords by argon2id (RFC 9106); slow by design, so never on the event loop."""
+"""Passwords by argon2id (RFC 9106); slow by design, so never on the event loop.
+
+``python -m engineroom.auth.passwords`` reads a password from standard input and writes its hash.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -10,6 +14,8 @@ from dataclasses import dataclass
 MAX_BYTES = 1_024
 #: Hashes computed at one time in a process; each takes 64 MiB.
 CONCURRENCY = 2
+#: What a hash that somebody else made may cost us: KiB, passes, lanes.
+MOST = (262_144, 10, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +75,35 @@ class Passwords:
             if not self._dummy:
                 self._dummy = self._hasher.hash(secrets.token_hex(16))
             return self._dummy
+
+
+def hash_problem(kept: str) -> str:
+    """What is wrong with a hash that somebody else made, or ""."""
+    from argon2 import Type, extract_parameters
+    from argon2.exceptions import Argon2Error, InvalidHashError
+
+    try:
+        said = extract_parameters(kept)
+    except (Argon2Error, InvalidHashError, ValueError):
+        return "is no hash of argon2id"
+    if said.type is not Type.ID:
+        return "is no hash of argon2id but of another argon2"
+    costs = (said.memory_cost, said.time_cost, said.parallelism)
+    if any(cost > most for cost, most in zip(costs, MOST, strict=True)):
+        return "costs more than is verified here (256 MiB, 10 passes, 16 lanes)"
+    return ""
+
+
+def main() -> int:
+    """Hash the password on standard input; its last line end does not count."""
+    password = sys.stdin.readline(MAX_BYTES + 2).removesuffix("\n")
+    try:
+        print(asyncio.run(Passwords().hash(password)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -134,6 +134,8 @@ class Principal:
     reference: str = ""
     #: None: all that the grants give. Else no more than these, however much the grants give.
     scopes: frozenset[str] | None = None
+    #: Requests in a second that what he came with may make; None: as many as anybody.
+    rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,43 @@ class Policy:
         """Every permission of the roles that ``principal`` has there, sorted: what-may-I."""
         known = {p for role in self.roles.values() for p in role.permissions}
         return sorted(p for p in known if self.decide(principal, p, namespace).allowed)
+
+
+def meet(one: Iterable[Grant], other: Iterable[Grant], policy: Policy) -> tuple[Grant, ...]:
+    """Grants that give nothing but what both give: of what a credential was made with and what its
+    owner has now.
+
+    Of two roles the one that is within the other is taken, where both hold; of two of which neither
+    is within the other nothing is, since no role says what they share.
+    """
+    found: dict[str, set[str]] = {}
+    others = tuple(other)
+    for left in one:
+        for right in others:
+            role = _smaller(left.role, right.role, policy)
+            if role:
+                found.setdefault(role, set()).update(_both(left.namespaces, right.namespaces))
+    return tuple(
+        Grant(role, frozenset({EVERYWHERE}) if EVERYWHERE in names else frozenset(names))
+        for role, names in found.items()
+        if names
+    )
+
+
+def _smaller(left: str, right: str, policy: Policy) -> str:
+    """Whichever of two roles is within the other, or ""."""
+    if left not in policy.roles or right not in policy.roles:
+        return ""
+    mine, theirs = policy.roles[left].permissions, policy.roles[right].permissions
+    if mine <= theirs:
+        return left
+    return right if theirs <= mine else ""
+
+
+def _both(left: frozenset[str], right: frozenset[str]) -> frozenset[str]:
+    if EVERYWHERE in left:
+        return right
+    return left if EVERYWHERE in right else left & right
 
 
 class Access(StrEnum):

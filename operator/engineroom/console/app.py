@@ -100,7 +100,10 @@ def application(
             Middleware(Measured, metrics=counted),
             Middleware(RequestContext),
             Middleware(RequestLimits, limits=limits),
-            Middleware(_Authenticated),
+            Middleware(
+                _Authenticated,
+                public={(r.method, r.path) for r in routes if r.needs is Access.PUBLIC},
+            ),
         ],
         exception_handlers={404: missing, 405: wrong_method},
         lifespan=lifespan,
@@ -110,8 +113,9 @@ def application(
 class _Authenticated:
     """``AuthMiddleware`` with the authenticator of the services, which open after it is made."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, public: set[tuple[str, str]]) -> None:
         self._app = app
+        self._public = public
         self._made: AuthMiddleware | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -119,7 +123,11 @@ class _Authenticated:
             await self._app(scope, receive, send)
             return
         if self._made is None:
-            self._made = AuthMiddleware(self._app, scope["app"].state.services.authenticator)
+            self._made = AuthMiddleware(
+                self._app,
+                scope["app"].state.services.authenticator,
+                public=lambda scope: (scope.get("method"), scope["path"]) in self._public,
+            )
         await self._made(scope, receive, send)
 
 
@@ -205,13 +213,16 @@ class _Run:
         return _response(route, request, made)
 
     async def _limited(self) -> None:
-        caller = self._caller
-        subject = (
-            f"caller:{caller.subject}"
-            if caller
-            else (f"address:{self._services.address(self._request)}")
-        )
-        decision = await self._services.limiter.hit(subject, self._route.cost)
+        caller, cost = self._caller, self._route.cost
+        if caller is None:
+            subject = f"address:{self._services.address(self._request)}"
+        elif caller.how == "key":
+            # A limit of its own: a program that runs wild does not lock its owner out.
+            subject = f"key:{caller.reference}"
+            cost = self._services.cost(caller, cost)
+        else:
+            subject = f"caller:{caller.subject}"
+        decision = await self._services.limiter.hit(subject, cost)
         if not decision.allowed:
             raise LimitError(
                 "requests: too many in too short a time; wait", retry_after=decision.retry_after
@@ -257,7 +268,10 @@ class _Run:
     async def _noted(self, response: Response, error: Exception | None) -> None:
         """Every change and every attempt at one goes to the audit log."""
         route, caller = self._route, self._caller
-        if not route.changes or response.headers.get(_REPLAYED):
+        if not route.action or response.headers.get(_REPLAYED):
+            return
+        # A page that anybody can open with nothing in his hands would fill the log.
+        if not route.changes and error is not None and not isinstance(error, PermissionDeniedError):
             return
         # Somebody unknown at a closed door is the sign-in's and the proxy's business; a stream of
         # such requests would push everything else out of the log.

@@ -10,15 +10,23 @@ from engineroom.auth.permissions import Permission
 from engineroom.core.errors import PermissionDeniedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engineroom.auth.permissions import Decision, Policy, Principal
 
 
 class Authority:
     """Decides for every route and every object."""
 
-    def __init__(self, policy: Policy, kubernetes: KubernetesIdentity | None) -> None:
-        self.policy = policy
+    def __init__(self, policy: Callable[[], Policy], kubernetes: KubernetesIdentity | None) -> None:
+        """``policy`` gives the roles that there are now."""
+        self._policy = policy
         self._kubernetes = kubernetes
+
+    @property
+    def policy(self) -> Policy:
+        """The roles that there are now."""
+        return self._policy()
 
     async def decide(
         self, principal: Principal, permission: str, namespace: str | None = None

@@ -83,3 +83,10 @@ class ManifestChangedError(ConflictError):
 
     code = "manifest_changed"
     retryable = False
+
+
+class DeclaredError(ConflictError):
+    """The account is declared in the installation's values; take it out there."""
+
+    code = "account_declared"
+    retryable = False

@@ -12,6 +12,7 @@ from engineroom.auth.kubernetes import KubernetesPrincipal
 from engineroom.auth.middleware import SESSION
 from engineroom.auth.permissions import EVERYWHERE, Access, Grant, Permission
 from engineroom.auth.sessions import FORGET_COOKIE
+from engineroom.console.people import PATH_PREFIX
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import (
     InvalidInputError,
@@ -118,6 +119,10 @@ class NewKey(Model):
     grants: Annotated[list[GrantView], Field(max_length=20)] | None = None
     scopes: Annotated[list[Permission], Field(max_length=100)] | None = None
     days: Annotated[int, Field(ge=1, le=366, description="Days that it lives.")] = 90
+    rate: (
+        Annotated[int, Field(ge=1, le=100_000, description="Requests in a second; null: as many "
+                             "as anybody.")] | None
+    ) = None  # fmt: skip
 
 
 class Rotation(Model):
@@ -138,6 +143,7 @@ class KeyView(Model):
     expires: float | None
     last_used: float | None
     revoked: float | None
+    rate: int | None
 
 
 class KeyList(Model):
@@ -170,7 +176,7 @@ async def whoami(call: Call) -> Answer:
         WhoAmI(
             subject=caller.subject,
             how=caller.how,
-            grants=_grants(caller.grants),
+            grants=grant_views(caller.grants),
             scopes=None if caller.scopes is None else sorted(caller.scopes),
             groups=groups,
         )
@@ -219,7 +225,8 @@ async def refresh_tokens(call: Call) -> Answer:
     accounts = call.services.accounts
 
     async def grants(subject: str) -> Iterable[Grant]:
-        return accounts.grants(subject)
+        # Somebody whose account is gone ends here, before his token is used up.
+        return await accounts.rights(subject) or ()
 
     return Answer(_pair(await call.services.tokens.refresh(call.body.refresh, grants)))
 
@@ -233,6 +240,22 @@ async def _account(call: Call) -> tuple[str, tuple[Grant, ...]]:
     wanted: Credentials = call.body
     account = await call.services.sign_in.attempt(wanted.name, wanted.password, call.address)
     return account.subject, call.services.accounts.grants(account.subject)
+
+
+async def renew_session(call: Call) -> Answer:
+    """The session that asks under a new id, with all that its owner may do now.
+
+    What was taken from him is gone without this; what he was given since begins here.
+    """
+    caller, services = call.principal, call.services
+    if caller.how != "session":
+        raise PermissionDeniedError(f"session: you came with a {caller.how}; sign in to have one")
+    grants = await services.accounts.rights(caller.subject)
+    if grants is None:
+        raise PermissionDeniedError("session: its rights are not looked up here; sign in anew")
+    opened = await services.sessions.elevate(call.request.scope.get(SESSION, ""), grants)
+    body = SignedIn(session=_session(opened.session, opened.session.handle), csrf=opened.csrf)
+    return Answer(body, headers={"set-cookie": opened.cookie})
 
 
 def _pair(pair: Pair) -> TokenPair:
@@ -254,20 +277,31 @@ async def end_own_session(call: Call) -> Answer:
 
 async def sessions_of(call: Call) -> Answer:
     """Somebody's sessions."""
-    return await _sessions(call, call.path["subject"])
+    return await _sessions(call, await _subject(call))
 
 
 async def end_session_of(call: Call) -> Answer:
     """End one of somebody's sessions."""
-    return await _end_session(call, call.path["subject"])
+    return await _end_session(call, await _subject(call))
 
 
 async def end_all_of(call: Call) -> Answer:
     """End everything that somebody signed in with: sessions and tokens; keys stay."""
-    subject = call.path["subject"]
+    subject = await _subject(call)
     ended = await call.services.sessions.end_all(subject)
     await call.services.tokens.revoke_subject(subject)
     return Answer(details={"sessions": ended})
+
+
+async def _subject(call: Call) -> str:
+    """Whom the path names."""
+    named = call.path["subject"]
+    if not named.startswith(PATH_PREFIX):
+        return named
+    person = await call.services.accounts.people.at(named)
+    if person is None:
+        raise MissingError("user: there is none of that name; look at the list of users")
+    return person.subject
 
 
 async def _sessions(call: Call, subject: str) -> Answer:
@@ -323,7 +357,7 @@ async def make_key(call: Call) -> Answer:
     try:
         made = await call.services.api_keys.create(
             caller.subject, wanted.name, grants, scopes=scopes,
-            lifetime=timedelta(days=wanted.days),
+            lifetime=timedelta(days=wanted.days), rate=wanted.rate,
         )  # fmt: skip
     except ValueError as error:
         told = Problem("body.name", str(error), "revoke a key that is not used any more")
@@ -355,13 +389,13 @@ async def revoke_key(call: Call) -> Answer:
 
 async def keys_of(call: Call) -> Answer:
     """Somebody's keys."""
-    return await _keys(call, call.path["subject"])
+    return await _keys(call, await _subject(call))
 
 
 async def revoke_key_of(call: Call) -> Answer:
     """End one of somebody's keys."""
     key = await call.services.api_keys.get(call.path["key"])
-    if key is None or key.owner != call.path["subject"]:
+    if key is None or key.owner != await _subject(call):
         raise MissingError("key: there is none of that id; look at the list")
     await call.services.api_keys.revoke(key.id)
     return Answer()
@@ -402,15 +436,17 @@ def _key(key: ApiKey) -> KeyView:
         owner=key.owner,
         name=key.name,
         created=key.created,
-        grants=_grants(key.grants),
+        grants=grant_views(key.grants),
         scopes=None if key.scopes is None else sorted(key.scopes),
         expires=key.expires,
         last_used=key.last_used,
         revoked=key.revoked,
+        rate=key.rate,
     )
 
 
-def _grants(grants: Iterable[Grant]) -> list[GrantView]:
+def grant_views(grants: Iterable[Grant]) -> list[GrantView]:
+    """Grants as the API gives them."""
     return [GrantView(role=g.role, namespaces=sorted(g.namespaces)) for g in grants]
 
 
@@ -429,6 +465,11 @@ ROUTES = (
         method="POST", path=_SESSIONS, needs=Access.PUBLIC, handler=sign_in, summary="Sign in",
         tag="sessions", body=Credentials, answer=SignedIn, status=201, action="session.open",
         secret=True, cost=5, errors=(401, 429),
+    ),
+    Route(
+        method="POST", path=f"{_SESSIONS}/renew", needs=Access.SIGNED_IN, handler=renew_session,
+        summary="My session under a new id, with my rights of now", tag="sessions",
+        answer=SignedIn, status=201, action="session.renew", secret=True,
     ),
     Route(
         method="GET", path=_SESSIONS, needs=Permission.SELF_SESSIONS_READ, handler=own_sessions,

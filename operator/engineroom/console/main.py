@@ -11,12 +11,15 @@ import uvicorn
 from pydantic import ValidationError
 
 from engineroom import __version__
+from engineroom.console import directory
 from engineroom.console.app import application
 from engineroom.console.metrics import ApiMetrics
+from engineroom.console.oidc import CALLBACK
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
 from engineroom.console.table import ROUTES
 from engineroom.core import tracing
+from engineroom.core.errors import InvalidInputError
 from engineroom.core.logging import configure, get_logger
 from engineroom.core.validation.requests import Limits
 from engineroom.kube import config as kube_config
@@ -86,8 +89,10 @@ def main() -> int:
     logging.captureWarnings(capture=True)
     try:
         settings.read_secret()
+        settings.oidc_client(CALLBACK)
+        directory.parse(directory.read(settings.accounts_file, settings.passwords_directory))
         config = kube_config.load(settings.kubeconfig, settings.context)
-    except (ConfigError, OSError, ValueError) as error:
+    except (ConfigError, InvalidInputError, OSError, ValueError) as error:
         log.error("the API cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
     metrics = ApiMetrics()

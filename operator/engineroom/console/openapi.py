@@ -188,7 +188,7 @@ def _responses(route: Route) -> dict[str, Any]:
     if route.answer is not None:
         schema = {"$ref": _REFERENCE.format(model=route.answer.__name__)}
         good["content"] = {route.media: {"schema": schema}}
-    elif route.status != 204:
+    elif route.status not in {204, 303}:
         good["content"] = {route.media: {}}
     if route.conditional:
         good["headers"] = {"ETag": {"schema": {"type": "string"}}}

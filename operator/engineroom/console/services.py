@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,18 @@ from engineroom.auth.kubernetes import KubernetesIdentity
 from engineroom.auth.lockout import RedisCounter, SignIn
 from engineroom.auth.middleware import Authenticator, asked_of
 from engineroom.auth.passwords import Passwords
-from engineroom.auth.permissions import Policy as Roles
 from engineroom.auth.revocation import Revocations
 from engineroom.auth.sessions import Sessions
 from engineroom.auth.tokens import Tokens
-from engineroom.console.accounts import Accounts
+from engineroom.console import directory
+from engineroom.console.accounts import Accounts, Follower
 from engineroom.console.apply import LEASE, Applier, RedisBundles
 from engineroom.console.authority import Authority
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
+from engineroom.console.oidc import provider
 from engineroom.console.operations import Operations
+from engineroom.console.people import People
 from engineroom.console.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from starlette.requests import Request
 
+    from engineroom.auth.oidc import Oidc
     from engineroom.auth.permissions import Principal
     from engineroom.console.settings import ApiSettings
     from engineroom.core.transactions.sagalog import SagaLog
@@ -68,6 +72,8 @@ READS = {
     Category.CONFLICT: ONCE,
     Category.LIMIT: ONCE,
 }  # fmt: skip
+#: Requests that a caller may make at once, as seconds of his rate.
+AT_ONCE = 10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +92,7 @@ class Services:
     keys: Keys
     api_keys: ApiKeys
     accounts: Accounts
+    follower: Follower
     sign_in: SignIn
     tasks: AsyncTasks
     hub: Hub
@@ -96,6 +103,10 @@ class Services:
     operations: Operations
     clock: Clock
     proxies: int = 0
+    oidc: Oidc | None = None
+    oidc_logout_url: str = ""
+    #: Requests in a second that a caller has.
+    rate: int = 50
 
     def address(self, request: Request) -> str:
         """Where a request came from: the connection's end, or what our own proxies saw."""
@@ -106,6 +117,13 @@ class Services:
         told = [part.strip() for part in header.split(",") if part.strip()]
         # Each trusted proxy appends whom it saw; what stands before that anybody may have written.
         return told[-self.proxies][:64] if len(told) >= self.proxies else peer
+
+    def cost(self, caller: Principal, cost: int) -> int:
+        """What a request counts of somebody with a rate of his own, so that he has no more."""
+        if caller.rate is None or caller.rate >= self.rate:
+            return cost
+        # No more than there is at once: a request must stay possible.
+        return min(math.ceil(cost * self.rate / caller.rate), self.rate * AT_ONCE)
 
     async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
         """Who asks, looked at anew; see ``Authenticator.authenticate``."""
@@ -188,6 +206,8 @@ async def opened(
         stack.push_async_callback(_cancel, following)
         working = asyncio.create_task(services.operations.run(stopping), name="operations")
         stack.push_async_callback(_finish, working, stopping)
+        looking = asyncio.create_task(services.follower.run(), name="accounts")
+        stack.push_async_callback(_cancel, looking)
         stack.push_async_callback(_finish, recovery, stopping)
         yield services
 
@@ -213,9 +233,16 @@ async def _made(
             ClusterReviewer(client), clock, audiences=settings.audiences
         )
     passwords = Passwords()
-    accounts = await Accounts.of(settings.read_admin_password(), passwords)
+    source = directory.read(settings.accounts_file, settings.passwords_directory)
+    accounts = await Accounts.of(
+        settings.read_admin_password(),
+        passwords,
+        People(redis, clock, remember=settings.oidc_remember),
+        issuer=settings.oidc_issuer,
+        directory=directory.parse(source),
+    )
     rate = settings.requests_per_second
-    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * 10),)
+    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * AT_ONCE),)
     bundles, sagas = RedisBundles(redis), RedisSagaLog(redis)
     coordinator = Coordinator(
         sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga
@@ -228,8 +255,9 @@ async def _made(
             api_keys=api_keys,
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
+            current=accounts.current,
         ),
-        authority=Authority(Roles(), kubernetes),
+        authority=Authority(lambda: accounts.policy, kubernetes),
         limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
         idempotency=Idempotency(redis),
         audit=AuditLog(redis, clock, derived(secret, "audit")),
@@ -238,6 +266,10 @@ async def _made(
         keys=keys,
         api_keys=api_keys,
         accounts=accounts,
+        follower=Follower(
+            accounts, sessions, tokens, document=settings.accounts_file,
+            hashes=settings.passwords_directory, source=source,
+        ),
         sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
@@ -248,7 +280,10 @@ async def _made(
         operations=Operations(redis, AsyncTasks(redis), clock),
         clock=clock,
         proxies=settings.trusted_proxy_hops,
-    )
+        oidc=provider(settings, redis, clock),
+        oidc_logout_url=settings.oidc_logout_url,
+        rate=rate,
+    )  # fmt: skip
 
 
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from engineroom.console.oidc_settings import AccountSettings
 from engineroom.settings import Settings
 
 
-class ApiSettings(Settings):
+class ApiSettings(AccountSettings, Settings):
     """What can be set; the description of each field says what it does."""
 
     listen_host: str = Field(

@@ -10,16 +10,20 @@ from engineroom.console import (
     jobs,
     manifests,
     meta,
+    oidc,
     pools,
     queues,
     records,
     schedules,
     stream,
+    users,
 )
 
 ROUTES = (
     *meta.ROUTES,
     *identity.ROUTES,
+    *oidc.ROUTES,
+    *users.ROUTES,
     *pools.ROUTES,
     *explain.ROUTES,
     *drain.ROUTES,

@@ -37,6 +37,10 @@ class Kept(Generic[_T]):
             self._asking[key] = task
         return await asyncio.shield(task)
 
+    def forget(self, key: Hashable) -> None:
+        """Ask anew the next time."""
+        self._answers.pop(key, None)
+
     async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[tuple[_T, float]]]) -> _T:
         try:
             answer, seconds = await ask()

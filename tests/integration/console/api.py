@@ -43,7 +43,7 @@ class Api:
     async def key(self, role_name: str, *namespaces: str, owner: str = "") -> str:
         """An API key of somebody with that role there, or everywhere."""
         grants = [Grant(role_name, frozenset(namespaces or {EVERYWHERE}))]
-        made = await self.services.api_keys.create(owner or f"user:{role_name}", "test", grants)
+        made = await self.services.api_keys.create(owner or f"program:{role_name}", "test", grants)
         return made.secret
 
     async def call(

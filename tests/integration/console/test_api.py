@@ -135,7 +135,7 @@ async def test_a_repeated_change_is_done_once_and_answered_the_same(
     other = await api.post(path, operator, {"replicas": 3}, idempotency_key="one")
     assert (other.status_code, code(other)) == (422, "idempotency_key_reused")
     # Somebody else's key of the same name is another one.
-    someone = await api.key("operator", namespace, owner="user:other")
+    someone = await api.key("operator", namespace, owner="program:other")
     theirs = await api.post(path, someone, {"replicas": 3}, idempotency_key="one")
     assert "idempotent-replayed" not in theirs.headers
 
@@ -268,14 +268,14 @@ async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) 
 
 
 async def test_anothers_key_is_answered_like_none(api: Api) -> None:
-    mine, theirs = await api.key("viewer", "a", owner="user:a"), await api.key("viewer", "a")
+    mine, theirs = await api.key("viewer", "a", owner="program:a"), await api.key("viewer", "a")
     identity = (await api.get("/keys", theirs)).json()["items"][0]["id"]
     for other in (identity, "0" * 16):
         answer = await api.call("DELETE", f"/keys/{other}", mine)
         assert (answer.status_code, code(answer)) == (404, "not_found")
     assert (await api.get("/whoami", theirs)).status_code == 200
     admin = await api.key("admin")
-    assert (await api.call("DELETE", f"/users/user:viewer/keys/{identity}", admin)).is_success
+    assert (await api.call("DELETE", f"/users/program:viewer/keys/{identity}", admin)).is_success
     assert (await api.get("/whoami", theirs)).status_code == 401
 
 
@@ -296,9 +296,9 @@ async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
     page = (await api.get("/audit", admin)).json()
     said = [(r["body"]["who"], r["body"]["action"], r["body"]["outcome"]) for r in page["items"]]
     assert said == [
-        ("user:viewer", "pool.scale", "denied"),
-        ("user:operator", "pool.scale", "done"),
-        ("user:operator", "pool.scale", "failed"),
+        ("program:viewer", "pool.scale", "denied"),
+        ("program:operator", "pool.scale", "done"),
+        ("program:operator", "pool.scale", "failed"),
     ]
     done = page["items"][1]["body"]
     assert done["details"] == {"replicas": 2}

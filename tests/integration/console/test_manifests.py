@@ -81,7 +81,7 @@ async def test_all_are_applied_and_the_log_says_who(
     assert [f["operation"] for f in now["metadata"]["managedFields"]] == ["Apply"]
     here = f"/namespaces/{namespace}/transactions"
     shown = (await api.get(f"{here}/{body['transaction']}", admin)).json()
-    assert (shown["status"], shown["by"]) == ("committed", "user:admin")
+    assert (shown["status"], shown["by"]) == ("committed", "program:admin")
     assert shown["objects"] == ["create WorkerPool/bills", "update WorkerPool/mail"]
     listed = (await api.get(f"{here}?limit=1", admin)).json()
     assert [each["id"] for each in listed["items"]] == [body["transaction"]]

@@ -66,7 +66,7 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
     async def make() -> str:
         client = AsyncRedis.from_url(redis.url)
         keys = ApiKeys(client, SystemClock(), [derived(b"s" * 48, "api-keys")])
-        made = await keys.create("user:fuzz", "fuzz", [Grant.everywhere(ADMIN.name)])
+        made = await keys.create("program:fuzz", "fuzz", [Grant.everywhere(ADMIN.name)])
         await client.aclose()
         return made.secret
 

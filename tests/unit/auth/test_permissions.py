@@ -19,6 +19,7 @@ from engineroom.auth.permissions import (
     Role,
     Rule,
     matrix,
+    meet,
     scope_of,
     unruled,
 )
@@ -137,3 +138,46 @@ def test_the_matrix_agrees_with_the_decision_in_every_cell() -> None:
 def test_a_route_without_a_rule_is_found() -> None:
     rules = [Rule("GET", "/jobs", READ)]
     assert unruled([("get", "/jobs"), ("DELETE", "/jobs")], rules) == [("DELETE", "/jobs")]
+
+
+_CUSTOM = Policy.of(
+    Role("retrier", frozenset({Permission.NAMESPACE_JOBS_RETRY, Permission.NAMESPACE_JOBS_READ})),
+    Role("auditor", frozenset({Permission.CLUSTER_AUDIT_READ, Permission.NAMESPACE_JOBS_READ})),
+)
+_ROLES = st.sampled_from([*_CUSTOM.roles, "unknown"])
+_PLACES = st.sampled_from(["shop", "bank", EVERYWHERE])
+_GRANTS = st.lists(
+    st.builds(Grant, _ROLES, st.frozensets(_PLACES, min_size=1, max_size=2)), max_size=3
+).map(tuple)
+
+
+def _allowed(grants: tuple[Grant, ...]) -> set[tuple[str, str]]:
+    asking = Principal("ada", grants)
+    return {
+        (permission, place)
+        for permission in Permission
+        for place in ("shop", "bank", "elsewhere")
+        if _CUSTOM.decide(asking, permission, place).allowed
+    }
+
+
+@given(_GRANTS, _GRANTS)
+def test_what_two_sets_of_grants_share_is_in_both(
+    one: tuple[Grant, ...], other: tuple[Grant, ...]
+) -> None:
+    shared = _allowed(meet(one, other, _CUSTOM))
+    assert shared <= _allowed(one) & _allowed(other)
+    assert _allowed(meet(one, one, _CUSTOM)) == _allowed(one)
+    # Of roles that are within one another nothing is lost.
+    chain = {"viewer", "operator", "admin"}
+    if {g.role for g in (*one, *other)} <= chain:
+        assert shared == _allowed(one) & _allowed(other)
+
+
+def test_who_was_raised_keeps_what_he_had_and_who_was_lowered_does_not() -> None:
+    shop = frozenset({"shop"})
+    viewer, admin = Grant("viewer", shop), Grant.everywhere("admin")
+    assert meet([viewer], [admin], POLICY) == (viewer,)
+    assert meet([admin], [viewer], POLICY) == (viewer,)
+    assert meet([viewer], [Grant("viewer", frozenset({"bank"}))], POLICY) == ()
+    assert meet([admin], [], POLICY) == ()

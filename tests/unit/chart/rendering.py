@@ -40,6 +40,27 @@ VARIANTS: dict[str, Object] = {
             "ingressFrom": [{"podSelector": {}}],
         },
     },
+    "api, oidc": {
+        "api": {
+            "enabled": True,
+            "roles": [{"name": "retrier", "permissions": ["namespace:jobs:retry"]}],
+            "accounts": [{"name": "ada", "grants": [{"role": "retrier", "namespaces": ["shop"]}]}],
+            "accountsSecret": "passwords",
+            "oidc": {
+                "issuer": "https://idp.example/realms/shop",
+                "clientId": "engineroom",
+                "existingSecret": "oidc",
+                "url": "https://engineroom.example",
+                "caConfigMap": "ca",
+                "allowedNetworks": ["10.1.0.0/16"],
+                "egressTo": [{"ipBlock": {"cidr": "10.1.2.3/32"}}],
+                "port": 8443,
+                "roleMapping": [
+                    {"group": "ops", "grants": [{"role": "operator", "namespaces": ["*"]}]}
+                ],
+            },
+        },
+    },
     "persistent": {"redis": {"persistence": {"enabled": True, "storageClassName": "fast"}}},
     "limiter": {"limiter": {"enabled": True}},
     "everything": {

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from engineroom.auth.permissions import Grant
+from engineroom.console.directory import Directory, Source, parse
+from engineroom.console.settings import ApiSettings
 from tests.unit.chart.rendering import (
     CHART,
     NAMESPACE,
@@ -32,6 +35,7 @@ from tests.unit.chart.rendering import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 every_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -578,6 +582,74 @@ def test_the_api_is_scraped_at_a_port_of_its_own() -> None:
     ]] == ["api"]  # fmt: skip
     rules = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
     assert [each["ports"][0]["port"] for each in rules] == ["api", "metrics"]
+
+
+def test_the_api_is_told_of_accounts_and_of_the_provider_as_the_process_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = render(VARIANTS["api, oidc"])
+    text = named(objects, "ConfigMap", "engineroom-api-accounts")["data"]["accounts.json"]
+    found = parse(Source(text.encode()))
+    assert found.accounts["ada"].grants == (Grant("retrier", frozenset({"shop"})),)
+    assert [g.role for g in found.of_groups(["ops"])] == ["operator"]
+    pod = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for each in container["env"]:
+        if "value" in each:
+            monkeypatch.setenv(each["name"], each["value"])
+    (tmp_path / "secret").write_text("hush")
+    monkeypatch.setenv("ENGINEROOM_OIDC_CLIENT_SECRET_FILE", str(tmp_path / "secret"))
+    settings = ApiSettings()
+    client = settings.oidc_client("/api/v1/oidc/callback")
+    assert client is not None
+    assert client.redirect_url == "https://engineroom.example/api/v1/oidc/callback"
+    assert (client.client_secret, client.scopes) == ("hush", ("openid", "profile", "email"))
+    assert settings.oidc_allowed_networks == ("10.1.0.0/16",)
+    # Every file that it is told of is mounted, as a directory: a single file is never updated.
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    assert all("subPath" not in each for each in container["volumeMounts"])
+    assert {"/accounts", "/passwords", "/oidc", "/oidc-ca"} <= mounts
+    for path in (settings.accounts_file, settings.passwords_directory, settings.oidc_ca_file):
+        assert path is not None
+        assert f"/{path.parts[1]}" in mounts
+    policy = named(objects, "NetworkPolicy", "engineroom-api")["spec"]
+    assert {
+        "ports": [{"port": 8443, "protocol": "TCP"}],
+        "to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}],
+    } in policy["egress"]
+    bare = render(VARIANTS["api"])
+    assert (
+        parse(
+            Source(
+                named(bare, "ConfigMap", "engineroom-api-accounts")["data"][
+                    "accounts.json"
+                ].encode()
+            )
+        )
+        == Directory()
+    )
+    assert "OIDC" not in json.dumps(named(bare, "Deployment", "engineroom-api"))
+    without = named(bare, "NetworkPolicy", "engineroom-api")["spec"]["egress"]
+    assert without == policy["egress"][:-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"clientId": ""}, "api.oidc.clientId"),
+        ({"url": ""}, "api.oidc.url"),
+        ({"existingSecret": ""}, "api.oidc.existingSecret"),
+        ({"authentication": "none"}, "api.oidc.existingSecret"),
+        ({"issuer": "http://idp.example"}, "issuer"),
+        ({"url": "https://engineroom.example/path"}, "url"),
+        ({"algorithms": ["HS256"]}, "algorithms"),
+        ({"roleMapping": [{"group": "ops"}]}, "grants"),
+        ({"secret": "x"}, "secret"),
+    ],
+)
+def test_a_provider_that_is_half_described_is_refused(changes: Object, told: str) -> None:
+    api = VARIANTS["api, oidc"]["api"]
+    assert told in refusal({"api": {**api, "oidc": {**api["oidc"], **changes}}})
 
 
 def test_the_webhooks_leave_the_question_of_the_author_to_the_api() -> None:
