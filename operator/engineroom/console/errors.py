@@ -62,17 +62,3 @@ class PoolSizingError(EngineroomError):
     code = "pool_sizing"
     category = Category.VALIDATION
     http_status = 422
-
-
-class ManifestUndoneError(ConflictError):
-    """One object could not be applied, so all others were put back as they were."""
-
-    code = "manifest_undone"
-    retryable = False
-
-
-class ManifestChangedError(ConflictError):
-    """An object was changed or made by somebody else after it was read; apply again."""
-
-    code = "manifest_changed"
-    retryable = False

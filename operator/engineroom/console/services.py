@@ -23,7 +23,6 @@ from engineroom.auth.revocation import Revocations
 from engineroom.auth.sessions import Sessions
 from engineroom.auth.tokens import Tokens
 from engineroom.console.accounts import Accounts
-from engineroom.console.apply import LEASE, Applier, RedisBundles
 from engineroom.console.authority import Authority
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.stream import Hub
@@ -34,6 +33,7 @@ from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client import Client
 from engineroom.kube.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from engineroom.manifests.apply import LEASE, Applier, RedisBundles
 from engineroom.ratelimit.limiter import AsyncLimiter
 from engineroom.ratelimit.model import Failure, Limit, Rate
 from engineroom.ratelimit.model import Policy as RatePolicy
