@@ -45,6 +45,10 @@ PUBLIC = {
     ("POST", "/api/v1/sessions"),
     ("POST", "/api/v1/tokens"),
     ("POST", "/api/v1/tokens/refresh"),
+    ("POST", "/api/v1/tokens/revoke"),
+    ("POST", "/api/v1/sign-in-links/redeem"),
+    ("GET", "/sign-in"),
+    ("GET", "/sign-in.js"),
 }
 
 
@@ -107,7 +111,7 @@ def test_what_anybody_may_ask_is_written_down() -> None:
     public = {(r.method, r.path) for r in ROUTES if r.needs is Access.PUBLIC}
     assert public == PUBLIC
     signed_in = {(r.method, r.path) for r in ROUTES if r.needs is Access.SIGNED_IN}
-    assert signed_in == {("DELETE", "/api/v1/sessions")}
+    assert signed_in == {("DELETE", "/api/v1/sessions"), ("POST", "/api/v1/sign-in-links")}
 
 
 def test_a_route_without_a_rule_cannot_be_declared() -> None:

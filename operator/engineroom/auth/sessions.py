@@ -57,6 +57,8 @@ class Session:
     grants: tuple[Grant, ...] = ()
     address: str = ""
     agent: str = ""
+    #: Of somebody whom the cluster knows: who he is there. Empty for everybody else.
+    person: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,14 @@ class Sessions:
         previous: str = "",
         address: str = "",
         agent: str = "",
+        person: str = "",
+        ends: float | None = None,
     ) -> Opened:
         """A session for somebody who just proved who he is, under an id that nobody knew before.
 
-        ``previous`` is the id that the browser came with, which ends. Raises AuthStoreError.
+        ``previous`` is the id that the browser came with, which ends. ``ends`` (Unix seconds) is
+        when the session is over at the latest, if that is sooner than its own limit. Raises
+        AuthStoreError.
         """
         now = self._clock.now().timestamp()
         session = Session(
@@ -117,10 +123,13 @@ class Sessions:
             subject=subject,
             created=now,
             seen=now,
-            ends=now + self._limits.absolute,
+            ends=now + self._limits.absolute
+            if ends is None
+            else min(ends, now + self._limits.absolute),
             grants=tuple(grants),
             address=address[:64],
             agent=agent[:256],
+            person=person,
         )
         if previous:
             await self.close(previous)
@@ -290,6 +299,7 @@ def _fields(session: Session) -> dict[str, str]:
         "grants": json.dumps([[g.role, sorted(g.namespaces)] for g in session.grants]),
         "address": session.address,
         "agent": session.agent,
+        "person": session.person,
     }
 
 
@@ -303,4 +313,5 @@ def _session(fields: dict[str, str]) -> Session:
         grants=grants_of(json.loads(fields["grants"])),
         address=fields["address"],
         agent=fields["agent"],
+        person=fields.get("person", ""),
     )

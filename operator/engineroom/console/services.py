@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +11,10 @@ from redis.asyncio import Redis
 
 from engineroom.auth.api_keys import ApiKeys
 from engineroom.auth.audit import AuditLog
+from engineroom.auth.chain import derived
 from engineroom.auth.keys import Keys, RedisKeyStore
 from engineroom.auth.kubernetes import KubernetesIdentity
+from engineroom.auth.links import Links
 from engineroom.auth.lockout import RedisCounter, SignIn
 from engineroom.auth.middleware import Authenticator, asked_of
 from engineroom.auth.passwords import Passwords
@@ -74,12 +74,14 @@ class Services:
     api_keys: ApiKeys
     accounts: Accounts
     sign_in: SignIn
+    links: Links
     tasks: AsyncTasks
     hub: Hub
     sagas: SagaLog
     bundles: RedisBundles
     coordinator: Coordinator
     revocations: Revocations
+    clock: Clock
     proxies: int = 0
 
     def address(self, request: Request) -> str:
@@ -117,11 +119,6 @@ class ClusterReviewer:
             SUBJECT_ACCESS_REVIEWS, {"spec": dict(spec)}, timeout=5.0
         )
         return review.get("status") or {}
-
-
-def derived(secret: bytes, purpose: str) -> bytes:
-    """A secret for one purpose: who learns it learns nothing of the others."""
-    return hmac.new(secret, f"engineroom:{purpose}".encode(), hashlib.sha256).digest()
 
 
 @asynccontextmanager
@@ -199,12 +196,14 @@ async def _made(
         api_keys=api_keys,
         accounts=accounts,
         sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
+        links=Links(redis, clock),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
         sagas=sagas,
         bundles=bundles,
         coordinator=coordinator,
         revocations=revocations,
+        clock=clock,
         proxies=settings.trusted_proxy_hops,
     )
 

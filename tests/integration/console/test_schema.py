@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from redis import Redis
 
 from engineroom.auth.api_keys import ApiKeys
+from engineroom.auth.chain import derived
 from engineroom.auth.permissions import ADMIN, Grant
-from engineroom.console.services import derived
 from engineroom.console.table import ROUTES
 from engineroom.core.clock import SystemClock
 from tests.integration.console.process import ApiProcess, api_process
