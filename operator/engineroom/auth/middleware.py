@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from engineroom.auth.api_keys import ApiKeys
     from engineroom.auth.permissions import Policy
-    from engineroom.auth.sessions import Sessions
+    from engineroom.auth.sessions import Session, Sessions
     from engineroom.auth.tokens import Claims, Tokens
 
     Scope = MutableMapping[str, Any]

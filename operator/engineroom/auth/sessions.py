@@ -118,14 +118,13 @@ class Sessions:
         AuthStoreError.
         """
         now = self._clock.now().timestamp()
+        latest = now + self._limits.absolute
         session = Session(
             handle=secrets.token_hex(8),
             subject=subject,
             created=now,
             seen=now,
-            ends=now + self._limits.absolute
-            if ends is None
-            else min(ends, now + self._limits.absolute),
+            ends=latest if ends is None else min(ends, latest),
             grants=tuple(grants),
             address=address[:64],
             agent=agent[:256],

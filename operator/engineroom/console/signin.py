@@ -79,8 +79,7 @@ async def redeem_link(call: Call) -> Answer:
         await services.sessions.close(opened.id)
         raise LinkError
     body = SignedIn(session=session_view(opened.session, opened.session.handle), csrf=opened.csrf)
-    details = {"subject": bound.subject}
-    return Answer(body, headers={"set-cookie": opened.cookie}, details=details)
+    return Answer(body, headers={"set-cookie": opened.cookie}, details={"subject": bound.subject})
 
 
 async def page(call: Call) -> Response:
