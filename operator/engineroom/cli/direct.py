@@ -262,9 +262,8 @@ class Direct:
             asyncio.run(all_or_nothing())
         except SagaUndoneError as error:
             asyncio.run(self._bundles.drop(transaction))
-            raise ManifestUndoneError(
-                f"manifest: {error}; see transaction {transaction}"
-            ) from error
+            told = f"manifest: {error}; see transaction {transaction}"
+            raise ManifestUndoneError(told) from error
         except KeyboardInterrupt:
             self._session.note("interrupted: putting back what was written")
             self.recover()

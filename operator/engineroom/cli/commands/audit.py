@@ -150,16 +150,17 @@ def _records(file: Path) -> list[tuple[dict[str, Any], str]]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read", why=type(error).__name__) from error
-    found: list[tuple[dict[str, Any], str]] = []
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None
     if isinstance(document, dict) and isinstance(document.get("items"), list):
-        for one in document["items"]:
-            if isinstance(one, dict) and isinstance(one.get("body"), dict):
-                found.append((one["body"], str(one.get("mac", ""))))
-        return found
+        return [
+            (one["body"], str(one.get("mac", "")))
+            for one in document["items"]
+            if isinstance(one, dict) and isinstance(one.get("body"), dict)
+        ]
+    found: list[tuple[dict[str, Any], str]] = []
     for line in text.splitlines():
         # Between the records stand the process's other lines.
         if '"audit"' not in line[:4096] or len(line) > _MAX_LINE:

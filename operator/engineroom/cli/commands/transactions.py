@@ -1,15 +1,17 @@
 """``engineroom transactions``: what `apply` did, and how each step went."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.tasks import names_only
-from engineroom.cli.model import Document
 from engineroom.cli.session import Session
 from engineroom.cli.views.access import transaction_view, transactions_table
 from engineroom.cli.views.shape import Output, dump
+
+if TYPE_CHECKING:
+    from engineroom.cli.model import Document
 
 
 def list_transactions(

@@ -1,6 +1,6 @@
 """``engineroom whoami``: who you are to the API, and what you may do there."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -8,6 +8,9 @@ from rich.text import Text
 
 from engineroom.cli.session import Session
 from engineroom.cli.views.shape import Report, dump, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def whoami(
@@ -40,7 +43,7 @@ def whoami(
         rows.append(("groups", ", ".join(who["groups"])))
     if who["scopes"] is not None:
         rows.append(("scopes", ", ".join(who["scopes"]) or "none"))
-    parts = [table(["", ""], rows, header=False)]
+    parts: list[RenderableType] = [table(["", ""], rows, header=False)]
     for name, permissions in may.items():
         parts.append(Text(f"\nIn {name}", style="bold"))
         parts.append(Text("\n".join(f"  {one}" for one in permissions) or "  nothing"))

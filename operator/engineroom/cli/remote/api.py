@@ -174,8 +174,9 @@ class Api:
 
     def _unreachable(self, error: Exception) -> UnreachableError:
         why = " ".join(str(error).split())[:300]
-        fix = "check the URL and that the API runs; `kubectl get pods -A -l " + (
-            "app.kubernetes.io/component=api` shows it"
+        fix = (
+            "check the URL and that the API runs; "
+            "`kubectl get pods -A -l app.kubernetes.io/component=api` shows it"
         )
         if "CERTIFICATE_VERIFY_FAILED" in why:
             fix = "name the CA that signed its certificate by --ca-file; it is never not verified"

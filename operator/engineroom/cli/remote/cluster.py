@@ -98,7 +98,7 @@ class ApiCluster:
                 "minReplicas",
                 "maxReplicas",
             }:
-                self._api.post(f"{path}/scale", sizes)
+                self._api.post(f"{path}/scale", {str(k): v for k, v in sizes.items()})
             case _:
                 refuse("letting a drained pool work again")
         return self.pool(pool.namespace, pool.name)

@@ -135,9 +135,9 @@ class Store:
                 json.dump(document, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, self.path)
+            Path(name).replace(self.path)
         except BaseException:
-            os.unlink(name)
+            Path(name).unlink()
             raise
 
 

@@ -46,8 +46,7 @@ def keys_table(keys: Sequence[Document], now: datetime, *, wide: bool = False) -
             may += f" ({', '.join(scopes)})" if wide else f" ({len(scopes)} scopes)"
         rows.append(
             [key["id"], key["name"], word(state), when(_time(key["created"]), now),
-             when(ends, now), when(_time(key["last_used"] if "last_used" in key else
-             key["lastUsed"]), now), may]
+             when(ends, now), when(_time(key["lastUsed"]), now), may]
         )  # fmt: skip
     return table(columns, rows)
 
