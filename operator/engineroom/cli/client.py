@@ -132,6 +132,10 @@ class Cluster(Protocol):
         """A connection to a port of a pod, through the API server."""
         ...
 
+    def bearer(self) -> str | None:
+        """The token that it is logged in with, asked for anew; None where there is none."""
+        ...
+
 
 class KubernetesCluster:
     """The Cluster behind a kubeconfig, or the one that this process runs in.

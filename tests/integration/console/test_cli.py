@@ -8,16 +8,19 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import pytest_asyncio
 import redis as redis_client
 
 from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.kube.resources import DEPLOYMENTS, SECRETS, SERVICES, WORKERPOOLS
+from engineroom.kube.resources import PODS as PODS_RESOURCE
 from engineroom.manifests.apply import content
 from engineroom.tasks import Task, Tasks
 from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
@@ -240,8 +243,6 @@ async def test_the_audit_log_is_verified_at_the_server_and_in_an_export(
 
 
 async def test_sessions_are_listed_and_ended(admin: Command, process: ApiProcess) -> None:
-    import httpx
-
     body = {"name": "admin", "password": ADMIN_PASSWORD}
     async with httpx.AsyncClient(base_url=process.url) as http:
         opened = (await http.post("/api/v1/sessions", json=body)).json()["session"]
@@ -497,9 +498,8 @@ async def test_a_living_apply_is_not_recovered(
     try:
 
         async def standing() -> bool:
-            return (
-                Path(f"/proc/{stopped.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-            )
+            state = await asyncio.to_thread(Path(f"/proc/{stopped.pid}/stat").read_text)
+            return state.rpartition(")")[2].split()[0] == "T"
 
         await eventually("it has stopped itself", standing, 30)
         assert "nothing to put back" in command.run("apply", "--recover").stderr
@@ -510,3 +510,110 @@ async def test_a_living_apply_is_not_recovered(
             stopped.kill()
             await stopped.wait()
     assert await live(client, command.namespace, "beta") is not None
+
+
+# -- a browser ----------------------------------------------------------------------------------
+
+#: Pods there are none in these tests: what the API server would forward goes to the process.
+NEAR = """
+import os, socket
+from engineroom.cli.client import KubernetesCluster
+def near(self, namespace, pod, port):
+    assert (pod, port) == ("engineroom-api-0", 8000), (pod, port)
+    return socket.create_connection(("127.0.0.1", int(os.environ["API_PORT"])))
+KubernetesCluster.open_port = near
+"""
+
+
+async def test_a_login_makes_links(admin: Command, process: ApiProcess) -> None:
+    link = admin.run("ui", "--no-browser").stdout.strip()
+    base, _, code = link.partition("/sign-in#")
+    assert base == process.url
+    async with httpx.AsyncClient(base_url=process.url) as browser:
+        assert "sign-in.js" in (await browser.get("/sign-in")).text
+        done = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
+        assert done.json()["session"]["subject"] == "user:admin"
+        again = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
+    assert again.status_code == 401
+    log = await asyncio.to_thread(process.log.read_text)  # type: ignore[attr-defined]
+    assert "link.make" in log
+    assert code not in log
+
+
+async def installed(client: Client, namespace: str) -> None:
+    """What the chart makes of the API, as far as `ui` looks at it."""
+    labels = {"app.kubernetes.io/part-of": "engineroom", "app.kubernetes.io/component": "api"}
+    metadata = {"name": "engineroom-api", "namespace": namespace, "labels": labels}
+    port = {"port": 80, "targetPort": "api"}
+    await client.create(
+        SERVICES, {"metadata": metadata, "spec": {"selector": labels, "ports": [port]}}
+    )
+    container = {
+        "name": "api", "image": "example/api:1", "ports": [{"name": "api", "containerPort": 8000}]
+    }  # fmt: skip
+    volume = {"name": "secrets", "secret": {"secretName": "engineroom-api"}}
+    pod = {"containers": [container], "volumes": [volume]}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+    await client.create(DEPLOYMENTS, {"metadata": metadata, "spec": spec})
+    await client.create(
+        SECRETS, {"metadata": metadata, "stringData": {"admin-password": ADMIN_PASSWORD}}
+    )
+    standing = {**metadata, "name": "engineroom-api-0"}
+    await client.create(PODS_RESOURCE, {"metadata": standing, "spec": pod})
+    ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    await client.merge_patch(
+        PODS_RESOURCE, namespace, "engineroom-api-0", ready, subresource="status"
+    )
+
+
+@pytest.mark.parametrize("who", ["token", "certificate"])
+async def test_from_a_kubeconfig_alone_to_signed_in(
+    command: Command,
+    client: Client,
+    process: ApiProcess,
+    control_plane: Cluster,
+    person: Any,
+    tmp_path: Path,
+    who: str,
+) -> None:
+    namespace = command.namespace
+    await installed(client, namespace)
+    subject = "user:admin"
+    if who == "token":
+        subject = f"kubernetes:system:serviceaccount:{namespace}:reader"
+        rules = [{"apiGroups": [""], "resources": ["services", "pods"], "verbs": ["get", "list"]}]
+        token = await person("reader", {**POOLS, "verbs": ["get"]}, *rules)
+        command.environment["KUBECONFIG"] = str(
+            kubeconfig_of(tmp_path / "person", control_plane.kubeconfig, token, namespace)
+        )
+    began = time.monotonic()
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", NEAR + CODE, "-n", namespace, "ui",
+        env=command.environment | {"API_PORT": process.url.rpartition(":")[2]},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert running.stdout is not None
+        link = (await asyncio.wait_for(running.stdout.readline(), 30)).decode().strip()
+        base, _, code = link.partition("/sign-in#")
+        assert base.startswith("http://127.0.0.1:")
+        assert base != process.url
+        async with httpx.AsyncClient(base_url=base) as browser:
+            done = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
+            assert done.json()["session"]["subject"] == subject, done.text
+            assert time.monotonic() - began < 5
+            name, _, value = done.headers["set-cookie"].partition(";")[0].partition("=")
+            # A browser takes a Secure cookie of the loopback address; this client does not.
+            seen = await browser.get("/api/v1/whoami", headers={"cookie": f"{name}={value}"})
+            assert seen.json()["how"] == "session"
+        running.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(running.wait(), 10) == 0
+    finally:
+        if running.returncode is None:
+            running.kill()
+            await running.wait()
+
+
+async def test_without_an_api_process_there_is_no_link(command: Command) -> None:
+    assert "no API process" in command.run("ui", "--no-browser", code=4).stderr

@@ -67,18 +67,15 @@ def _api(session: Session, url: str, service: "Document") -> "Api":
     """The API at the forwarded port, as who the kubeconfig is."""
     from dataclasses import replace
 
-    from engineroom.cli.client import KubernetesCluster
     from engineroom.cli.forward import admin_password
     from engineroom.cli.remote.api import Api, bearer
     from engineroom.cli.remote.credentials import Account
 
     plain = Account(url, "token")
-    cluster = session.cluster
-    assert isinstance(cluster, KubernetesCluster)  # noqa: S101 - told by the only caller
     try:
-        return Api(replace(plain, access=bearer(cluster)))
+        return Api(replace(plain, access=bearer(session.cluster)))
     except ForbiddenError:
-        password = admin_password(cluster, service)
+        password = admin_password(session.cluster, service)
         if password is None:
             raise
     pair = Api(plain).ask(

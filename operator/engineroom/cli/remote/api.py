@@ -22,7 +22,9 @@ from engineroom.cli.remote.credentials import Account, Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from engineroom.cli.client import Cluster
     from engineroom.cli.model import Document
+    from engineroom.cli.session import Shared
 
 BASE = "/api/v1"
 #: Seconds to connect, seconds to answer: applying fifty objects takes some.
@@ -229,9 +231,9 @@ def token_of_kubeconfig(account: Account) -> str:
     return bearer(KubernetesCluster(account.kubeconfig, account.context))
 
 
-def bearer(cluster: Any) -> str:
+def bearer(cluster: Cluster) -> str:
     """The token that a kubeconfig logs in with. Raises ForbiddenError where it does without."""
-    token: str | None = cluster.bearer()
+    token = cluster.bearer()
     if token is None:
         raise ForbiddenError(
             "your kubeconfig logs in without a token, so there is none to show to the API",
@@ -290,7 +292,7 @@ def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
     return error
 
 
-def open_api(shared: Any, store: Store | None = None) -> Api:
+def open_api(shared: Shared, store: Store | None = None) -> Api:
     """The API that a command's options select. Raises UsageError where they select none."""
     from engineroom.cli.remote.credentials import account_of, selected
 

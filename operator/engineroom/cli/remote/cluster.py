@@ -130,6 +130,10 @@ class ApiCluster:
         """Refused: the API forwards to nothing."""
         refuse("forwarding to a pod")
 
+    def bearer(self) -> str | None:
+        """Refused: what it is logged in with is the API's own business."""
+        refuse("showing a token")
+
 
 def labels_of(selector: str | None) -> dict[str, str]:
     """``app=mail,tier=one`` as a map. Raises UsageError for other forms."""

@@ -56,7 +56,7 @@ class FileSagaLog:
         self._held: dict[str, tuple[int, int]] = {}
 
     async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
-        """See ``SagaLog``. Raises InvalidInputError for a bad id, TooLargeError, DependencyError."""
+        """See ``SagaLog``. Raises InvalidInputError, TooLargeError, DependencyError."""
         del lease
         _check_id(id_)
         said = {"id": id_, "name": name, "input": json.loads(as_json(input_)), "by": by[:200],
