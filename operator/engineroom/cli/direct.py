@@ -168,13 +168,12 @@ class FileBundles:
         """See Bundles."""
         self._path(transaction).unlink(missing_ok=True)
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float, begun: Callable[[str], bool]) -> None:
         """Forget the objects of what never began."""
         if not self._directory.is_dir():
             return
         for path in self._directory.glob("*.objects"):
-            begun = path.with_suffix(".saga").exists()
-            if not begun and path.stat().st_mtime < now - _ORPHANED:
+            if path.stat().st_mtime < now - _ORPHANED and not begun(path.stem):
                 path.unlink(missing_ok=True)
 
     def _path(self, transaction: str) -> Path:
@@ -293,7 +292,7 @@ class Direct:
             return found
 
         found = asyncio.run(all_of_them())
-        self._bundles.sweep(time.time())
+        self._bundles.sweep(time.time(), self.log.known)
         return found
 
     def refuse_if_left(self) -> None:

@@ -102,6 +102,9 @@ def verify(
         session.show(
             Text(f"{found['records']} records, {state}; ends at {found['sequence']}:{found['mac']}")
         )
+    first = found["sequence"] - found["records"] + 1
+    if file is not None and found["intact"] and first > 1 and noted is None:
+        session.note(f"it begins at record {first}: what was before it, it cannot tell")
     if not found["intact"]:
         raise typer.Exit(ExitCode.PROBLEM)
 

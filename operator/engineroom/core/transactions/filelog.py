@@ -151,6 +151,10 @@ class FileSagaLog:
         """See ``SagaLog``."""
         return self._do(lambda: self._read(id_))
 
+    def known(self, id_: str) -> bool:
+        """Whether a saga of that id was begun: its first line was written to the end."""
+        return self._do(lambda: self._read(id_)) is not None
+
     async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
         """See ``SagaLog``; at most ``MAX_PAGE`` at once."""
         most = max(1, min(count, MAX_PAGE))
