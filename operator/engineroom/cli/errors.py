@@ -39,10 +39,10 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done; nothing is wrong",
-    ExitCode.PROBLEM: "a problem was found, or the cluster refused what was asked",
+    ExitCode.PROBLEM: "a problem or a difference was found, or what was asked was refused",
     ExitCode.USAGE: "the command does not fit: wrong arguments, or not possible for such a pool",
-    ExitCode.UNREACHABLE: "the cluster or Redis cannot be reached, or the kubeconfig does not lead "
-    "to one",
+    ExitCode.UNREACHABLE: "the cluster, the API process or Redis cannot be reached, or the "
+    "kubeconfig does not lead to one",
     ExitCode.NOT_FOUND: "the pool, the pod, the job, the schedule or the WorkerPool kind itself is "
     "not there, or a filter matches nothing",
     ExitCode.FORBIDDEN: "not logged in, or your account may not do this",

@@ -62,9 +62,8 @@ def test_each_way_of_tampering_is_found(index: int, how: str) -> None:
     if how == "remove" and index == 0:
         # The beginning is gone: that is for the anchor from before it, or for the server.
         assert problems == []
-        assert verify_export(records, SECRET, (0, ""))[2] == [
-            "records 1 to 1: missing after the anchor"
-        ]
+        told = verify_export(records, SECRET, (0, ""))[2]
+        assert told == ["records 1 to 1: missing after the anchor"]
     else:
         assert problems != []
     assert verify_export(export(11), SECRET, anchor)[2] == []

@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,6 +32,7 @@ from engineroom.cli.remote.credentials import Account, Store, account_of, checke
 from engineroom.cli.session import Shared
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.mapping import problem_document
+from tests.cluster.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,34 +187,45 @@ def test_a_token_goes_nowhere_else(server: tuple[str, list[str]]) -> None:
     assert seen == ["Bearer s3cret"]
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
-    tmp_path: Path, server: tuple[str, list[str]]
-) -> None:
-    from tests.cluster.certificates import Authority
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers everything with an empty object."""
 
-    del server
-    authority = Authority.create("test")
-    certificate, key = authority.issue("localhost", hosts=["localhost"])
-    pem = tmp_path / "pem"
-    pem.write_bytes(certificate + key)
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def test_certificates_are_verified_by_the_ca_that_is_named(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    authority.ensure()
+    certificate, key = authority.issue("server", "localhost", hosts=["DNS:localhost"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-        def serve() -> None:
-            near, _ = listener.accept()
-            try:
-                with context.wrap_socket(near, server_side=True):
-                    pass
-            except OSError:
-                pass
-
-        thread = threading.Thread(target=serve)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        thread = threading.Thread(target=running.serve_forever)
         thread.start()
-        with pytest.raises(UnreachableError, match="--ca-file"):
-            Api(Account(f"https://localhost:{port}", "token", access="x")).get("/whoami")
-        thread.join()
+        try:
+            port = running.server_address[1]
+            known = Account(
+                f"https://localhost:{port}", "token", access="x", ca_file=str(authority.certificate)
+            )
+            assert Api(known).get("/whoami") == {}
+            # Nobody vouches for it; somebody does, for another name; the file is none.
+            with pytest.raises(UnreachableError, match="--ca-file"):
+                Api(replace(known, ca_file=None)).get("/whoami")
+            with pytest.raises(UnreachableError, match="--ca-file"):
+                Api(replace(known, server=f"https://127.0.0.1:{port}")).get("/whoami")
+            with pytest.raises(UsageError, match="CA file"):
+                Api(replace(known, ca_file=str(key))).get("/whoami")
+        finally:
+            running.shutdown()
+            thread.join()
 
 
 # -- the rest of the way --------------------------------------------------------------------------
