@@ -35,7 +35,8 @@ It has two ways. By your kubeconfig it talks to the API server, with your rights
 to the [API process](#through-the-api-process) it goes through that. What follows is of the first,
 unless it says otherwise.
 
-By the kubeconfig, what it shows of pools comes from their status, their pods, their events and, where there is one, the metrics server. Only the
+By the kubeconfig, what it shows of pools comes from their status, their pods, their events and,
+where there is one, the metrics server. Only the
 commands on [jobs, queues, schedules and workers](#which-redis) go to Redis. To pools it writes
 only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`, and what you
 [apply](#apply-all-or-nothing);
@@ -103,11 +104,11 @@ $ engineroom diff -f manifests/
 $ engineroom apply -f manifests/
 ```
 
-Up to 50 objects of one namespace are checked, rehearsed by the API server, and written one after the
-other, by server-side apply under the manager `engineroom-api` both ways, so that you may change the
-way. `diff` ends with 1 when something differs. When an object cannot be written, those before it are
-put back: what was created is deleted; of what was changed, fields and their owners are as before,
-but for what others changed meanwhile.
+Up to 50 objects of one namespace are checked, rehearsed by the API server, and written one after
+the other, by server-side apply under the manager `engineroom-api` both ways, so that you may change
+the way. `diff` ends with 1 when something differs. When an object cannot be written, those before it
+are put back: what was created is deleted; of what was changed, fields and their owners are as
+before, but for what others changed meanwhile.
 
 | what happens in the middle | through the API | by the kubeconfig |
 |---|---|---|
@@ -172,8 +173,9 @@ denied is named in the output |
 | `drain NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
 | `apply`, `diff` | `get`, `create`, `patch`, `delete` on `workerpools`; `get` on the namespace \
 where a template needs more than restricted |
-| `ui` with a kubeconfig alone | `list` on `services`, `get` on that one, `list` on `pods`, `create` \
-on `pods/portforward`; without a token `list` on `deployments` and `get` on the API's Secret |
+| `ui` with a kubeconfig alone | `list` on `services`, `get` on that one, `list` on `pods`, \
+`create` on `pods/portforward`; without a token `list` on `deployments` and `get` on the API's \
+Secret |
 | `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
 `workerpools`, `get` and `list` on `secrets`; for a Redis inside the cluster `get` on `services`, \
 `list` on `pods`, `create` on `pods/portforward`: what the role `edit` has |
