@@ -129,10 +129,14 @@ _SCRIPT = f"""\
     body: JSON.stringify({{code}}),
   }});
   const body = await answer.json();
-  state.textContent = answer.ok
-    ? "You are signed in as " + body.session.subject + ", until "
-      + new Date(body.session.ends * 1000).toLocaleTimeString() + " at the latest."
-    : body.detail;
+  if (!answer.ok) {{
+    state.textContent = body.detail;
+  }} else if (!(await fetch("{BASE}/whoami")).ok) {{
+    state.textContent = "This browser keeps the cookie of a session over https only.";
+  }} else {{
+    state.textContent = "You are signed in as " + body.session.subject + ", until "
+      + new Date(body.session.ends * 1000).toLocaleTimeString() + " at the latest.";
+  }}
 }})().catch((error) => {{
   document.getElementById("state").textContent = "That did not work: " + error;
 }});
