@@ -106,9 +106,9 @@ $ engineroom apply -f manifests/
 
 Up to 50 objects of one namespace are checked, rehearsed by the API server, and written one after
 the other, by server-side apply under the manager `engineroom-api` both ways, so that you may
-change the way. `diff` ends with 1 when something differs. When an object cannot be written, those before it
-are put back: what was created is deleted; of what was changed, fields and their owners are as
-before, but for what others changed meanwhile.
+change the way. `diff` ends with 1 when something differs. When an object cannot be written, those
+before it are put back: what was created is deleted; of what was changed, fields and their owners
+are as before, but for what others changed meanwhile.
 
 | what happens in the middle | through the API | by the kubeconfig |
 |---|---|---|
