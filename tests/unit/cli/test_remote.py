@@ -312,6 +312,25 @@ def test_a_forwarded_port_carries_both_ways_and_listens_to_this_machine_alone() 
             socket.create_connection((host, int(port)))
 
 
+def test_tls_of_the_pod_is_undone_inside_the_tunnel(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    authority.ensure()
+    certificate, key = authority.issue("server", "api", hosts=["DNS:engineroom-api.svc"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            address = ("127.0.0.1", running.server_address[1])
+            with Forward(lambda: socket.create_connection(address), tls=True) as way:
+                assert Api(Account(way.url, "token", access="x")).get("/whoami") == {}
+        finally:
+            running.shutdown()
+            thread.join()
+
+
 def test_a_way_that_fails_says_why() -> None:
     def refused() -> Any:
         raise ForbiddenError("you may not forward")

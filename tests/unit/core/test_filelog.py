@@ -121,6 +121,7 @@ async def test_who_works_on_a_saga_is_left_alone(tmp_path: Path) -> None:
     assert [record.id for record in other.left()] == ["one"]
     assert await other.claim(["another"], 1.0, 10) == []
     assert await other.claim(["order"], 1.0, 10) == [("one", 2)]
+    assert await FileSagaLog(tmp_path).claim(["order"], 1.0, 10) == []
     assert not await log.append("one", 1, [Line(Kind.COMMITTED)], 1.0)
     assert await other.renew("one", 2, 1.0)
     assert not await other.renew("one", 1, 1.0)
