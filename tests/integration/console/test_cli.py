@@ -369,6 +369,8 @@ async def test_apply_and_diff_by_both_ways(way: Command, client: Client, tmp_pat
     ]
     assert "nothing differs" in way.run("diff", "-f", str(folder)).stdout
     same = way.run("apply", "-f", "-", said=(folder / "a.yaml").read_text())
+    names = way.run("apply", "-f", str(folder / "a.yaml"), "-o", "name").stdout.splitlines()
+    assert names == ["workerpool.engineroom.dev/bills", "workerpool.engineroom.dev/ads"]
     assert same.stdout.splitlines() == ["WorkerPool/bills unchanged", "WorkerPool/ads unchanged"]
     listed = way.json("transactions", "list")["items"]
     assert [one["status"] for one in listed] == ["committed"]

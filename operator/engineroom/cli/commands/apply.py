@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from engineroom.api import GROUP
 from engineroom.cli.errors import CliError, ExitCode, RefusedError, UnreachableError, UsageError
 from engineroom.cli.manifests import Manifest, differences, gather, namespace_of
 from engineroom.cli.session import Session
@@ -188,7 +189,7 @@ def _report(session: Session, done: "Document", namespace: str, output: Output) 
 
 def _names(session: Session, objects: "list[Document]") -> None:
     if objects:
-        lines = [f"{one['kind'].lower()}s.engineroom.dev/{one['name']}" for one in objects]
+        lines = [f"{one['kind'].lower()}.{GROUP}/{one['name']}" for one in objects]
         session.show(Text("\n".join(lines)))
 
 

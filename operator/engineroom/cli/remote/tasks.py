@@ -122,11 +122,18 @@ class ApiTasks:
         return Canceled(tuple(done["canceled"]), tuple(done["running"]))
 
     def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
-        """Schedules by their next tick; all of them are one page."""
+        """Schedules by their next tick; all of them, whatever the API has on a page."""
         if after:
             return []
         del limit
-        return [_known(one) for one in self._api.get(f"{self._here}/schedules")["items"]]
+        found: list[Known] = []
+        cursor: str | None = None
+        while True:
+            page = self._api.get(f"{self._here}/schedules", cursor=cursor)
+            found += map(_known, page["items"])
+            cursor = page.get("nextCursor")
+            if cursor is None:
+                return found
 
     def schedule(self, name: str) -> Known:
         """One schedule. Raises NotFoundError."""
