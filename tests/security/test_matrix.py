@@ -69,6 +69,10 @@ PUBLIC = {
     ("POST", "/api/v1/sessions"),
     ("POST", "/api/v1/tokens"),
     ("POST", "/api/v1/tokens/refresh"),
+    ("POST", "/api/v1/tokens/revoke"),
+    ("POST", "/api/v1/sign-in-links/redeem"),
+    ("GET", "/sign-in"),
+    ("GET", "/sign-in.js"),
 }
 
 
@@ -137,6 +141,7 @@ def test_what_anybody_may_ask_is_written_down() -> None:
         ("DELETE", "/api/v1/sessions"),
         ("POST", "/api/v1/sessions/renew"),
         ("POST", "/api/v1/oidc/logout"),
+        ("POST", "/api/v1/sign-in-links"),
     }
 
 

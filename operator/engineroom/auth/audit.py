@@ -9,7 +9,6 @@ an anchor from outside, such as the last line that the standard output's collect
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import IO, TYPE_CHECKING, Any
 
+from engineroom.auth.chain import MAX_PROBLEMS, canonical, record_mac, seal
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.auth.store import asking, text, texts
 from engineroom.core.redaction import redact, redact_text
@@ -34,8 +34,6 @@ MAX_RECORD = 16_384
 #: Times that a writer starts over because another one was faster.
 MAX_TRIES = 200
 BATCH = 500
-#: Problems that a verification lists before it stops.
-MAX_PROBLEMS = 100
 
 
 class Outcome(StrEnum):
@@ -235,7 +233,7 @@ class AuditLog:
         for _ in range(MAX_TRIES):
             number = head.sequence + 1
             full = {"seq": number, **body}
-            raw = json.dumps(full, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+            raw = canonical(full)
             mac = self._mac(number, head.mac, raw)
             seal = self._seal("head", str(number), mac)
             with asking():
@@ -267,11 +265,10 @@ class AuditLog:
         return (first if first.isascii() and first.isdigit() else ""), second, third
 
     def _mac(self, number: int, previous: str, raw: str) -> str:
-        return self._seal("record", str(number), f"{previous}\n{raw}")
+        return record_mac(self._secret, number, previous, raw)
 
     def _seal(self, what: str, number: str, value: str) -> str:
-        message = f"{what}\n{number}\n{value}".encode()
-        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
+        return seal(self._secret, what, number, value)
 
     def _sealed(self, what: str, number: str, value: str, seal: str) -> bool:
         return hmac.compare_digest(self._seal(what, number, value).encode(), seal.encode())

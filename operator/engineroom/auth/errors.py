@@ -47,6 +47,15 @@ class SessionError(AuthenticationError):
     code = "session_invalid"
 
 
+class LinkError(AuthenticationError):
+    """A one-time link is unknown, used or over: which of them is never said."""
+
+    code = "sign_in_link_invalid"
+
+    def __init__(self) -> None:
+        super().__init__("link: is not valid, or not any more; `engineroom ui` makes a new one")
+
+
 class CredentialsError(AuthenticationError):
     """Name or password is wrong; which of them is never said."""
 

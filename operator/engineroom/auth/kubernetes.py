@@ -9,9 +9,11 @@ action as its verb, so that a ClusterRole can grant it.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import TokenError
@@ -54,6 +56,8 @@ class KubernetesPrincipal(Principal):
     uid: str = ""
     groups: tuple[str, ...] = ()
     extra: str = field(default="{}", repr=False)
+    #: When the token is over (Unix seconds), as far as it says so.
+    expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,45 @@ def attributes_of(permission: str) -> Attributes:
     return Attributes(_READS if action == "read" else action, resource)
 
 
+def expiry(token: str) -> float | None:
+    """When a token that the cluster has accepted is over; None where it does not say so.
+
+    Its signature was the API server's to check, and only a shorter life can come of this.
+    """
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        padded = parts[1] + "=" * (-len(parts[1]) % 4)
+        claims = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+    said = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        return None
+    return float(said) if 0 <= said < 1e11 else None
+
+
+def packed(principal: KubernetesPrincipal) -> str:
+    """Who somebody is in the cluster, as a session keeps it."""
+    said = [principal.username, principal.uid, list(principal.groups), principal.extra]
+    return json.dumps(said, separators=(",", ":"))
+
+
+def unpacked(person: str, subject: str, reference: str) -> KubernetesPrincipal:
+    """The principal of a session of somebody whom the cluster knows."""
+    username, uid, groups, extra = json.loads(person)
+    return KubernetesPrincipal(
+        subject=subject,
+        how="session",
+        reference=reference,
+        username=username,
+        uid=uid,
+        groups=tuple(groups),
+        extra=extra,
+    )
+
+
 class KubernetesIdentity:
     """Recognises tokens of the cluster and decides for those who came with one."""
 
@@ -120,6 +163,8 @@ class KubernetesIdentity:
             async with self._places:
                 status = await self._reviewer.review_token(token, self._audiences)
             principal = self._principal(status, key.hex()[:16])
+            if principal is not None:
+                principal = replace(principal, expires=expiry(token))
             return principal, KEEP_REFUSED if principal is None else self._keep
 
         principal = await self._principals.get(key, ask)
@@ -154,8 +199,8 @@ class KubernetesIdentity:
         """Whether the cluster's RBAC gives ``permission`` there."""
         scope = scope_of(permission)
         if scope == "self":
-            # Keys and sessions would outlive the token and its groups.
-            if permission == Permission.SELF_IDENTITY_READ:
+            # Keys would outlive the token and its groups; a session ends with it.
+            if permission != Permission.SELF_KEYS_MANAGE:
                 return Decision(True, "it is one's own")
             reason = f"{permission} is not for identities of the cluster: use kubectl create token"
             return Decision(False, reason)

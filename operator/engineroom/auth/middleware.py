@@ -24,8 +24,9 @@ from engineroom.auth.errors import (
     SessionError,
     TokenError,
 )
+from engineroom.auth.kubernetes import unpacked
 from engineroom.auth.permissions import Principal, scope_of
-from engineroom.auth.sessions import COOKIE, CSRF_HEADER
+from engineroom.auth.sessions import COOKIE, CSRF_HEADER, FORGET_COOKIE
 from engineroom.core.errors import AuthenticationError, EngineroomError
 from engineroom.core.mapping import problem_document
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from engineroom.auth.api_keys import ApiKeys
     from engineroom.auth.permissions import Policy
-    from engineroom.auth.sessions import Sessions
+    from engineroom.auth.sessions import Session, Sessions
     from engineroom.auth.tokens import Claims, Tokens
 
     Scope = MutableMapping[str, Any]
@@ -124,8 +125,9 @@ class Authenticator:
         if identity and self._sessions is not None:
             session = await self._sessions.resume(identity)
             self._same_site(asked, identity)
-            principal = Principal(session.subject, session.grants, "session", session.handle)
-            return await self._now(principal), identity
+            principal = of_session(session)
+            # Of whom the cluster knows, the cluster is asked.
+            return principal if session.person else await self._now(principal), identity
         return None, ""
 
     async def _now(self, principal: Principal) -> Principal:
@@ -156,6 +158,13 @@ class Authenticator:
                 raise CsrfError("origin: is not this site; open the page of this site")
         elif asked.method.upper() not in _SAFE:
             self._sessions.check_csrf(identity, asked.one(CSRF_HEADER))
+
+
+def of_session(session: Session) -> Principal:
+    """The principal of a session."""
+    if session.person:
+        return unpacked(session.person, session.subject, session.handle)
+    return Principal(session.subject, session.grants, "session", session.handle)
 
 
 def principal_of(claims: Claims) -> Principal:
@@ -216,6 +225,9 @@ def problem(error: EngineroomError) -> tuple[int, dict[str, str], bytes]:
     headers = {name.lower(): value for name, value in document.headers.items()}
     if isinstance(error, TokenError | ApiKeyError | RefreshReusedError):
         headers["www-authenticate"] = 'Bearer error="invalid_token"'
+    if isinstance(error, SessionError):
+        # Else a browser whose session is over could not even sign in again.
+        headers["set-cookie"] = FORGET_COOKIE
     if document.status == 503:
         headers.setdefault("retry-after", "1")
     return document.status, headers, json.dumps(document.body).encode()

@@ -57,6 +57,8 @@ class Session:
     grants: tuple[Grant, ...] = ()
     address: str = ""
     agent: str = ""
+    #: Of somebody whom the cluster knows: who he is there. Empty for everybody else.
+    person: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +108,27 @@ class Sessions:
         previous: str = "",
         address: str = "",
         agent: str = "",
+        person: str = "",
+        ends: float | None = None,
     ) -> Opened:
         """A session for somebody who just proved who he is, under an id that nobody knew before.
 
-        ``previous`` is the id that the browser came with, which ends. Raises AuthStoreError.
+        ``previous`` is the id that the browser came with, which ends. ``ends`` (Unix seconds) is
+        when the session is over at the latest, if that is sooner than its own limit. Raises
+        AuthStoreError.
         """
         now = self._clock.now().timestamp()
+        latest = now + self._limits.absolute
         session = Session(
             handle=secrets.token_hex(8),
             subject=subject,
             created=now,
             seen=now,
-            ends=now + self._limits.absolute,
+            ends=latest if ends is None else min(ends, latest),
             grants=tuple(grants),
             address=address[:64],
             agent=agent[:256],
+            person=person,
         )
         if previous:
             await self.close(previous)
@@ -290,6 +298,7 @@ def _fields(session: Session) -> dict[str, str]:
         "grants": json.dumps([[g.role, sorted(g.namespaces)] for g in session.grants]),
         "address": session.address,
         "agent": session.agent,
+        "person": session.person,
     }
 
 
@@ -303,4 +312,5 @@ def _session(fields: dict[str, str]) -> Session:
         grants=grants_of(json.loads(fields["grants"])),
         address=fields["address"],
         agent=fields["agent"],
+        person=fields.get("person", ""),
     )

@@ -268,6 +268,24 @@ class Tokens:
             await self._redis.delete(self._family(family))
         await self._revocations.revoke(Kind.FAMILY, family)
 
+    async def revoke_refresh(self, token: str) -> str:
+        """End the sign-in that a refresh token is of; whose it was.
+
+        Raises TokenError, AuthStoreError or KeyStoreError.
+        """
+        claims = await self._verified(token, REFRESH_TYPE)
+        await self.revoke_family(claims.family)
+        return claims.subject
+
+    async def ended(self, subject: str, since: float) -> bool:
+        """Whether all of somebody's sign-ins were ended at ``since`` (Unix seconds) or after.
+
+        Raises AuthStoreError.
+        """
+        with asking():
+            found = text(await self._redis.get(self._subject(subject)))
+        return bool(found) and float(found) >= since
+
     async def revoke_subject(self, subject: str) -> None:
         """End all tokens that somebody has, on all devices. Raises AuthStoreError."""
         with asking():

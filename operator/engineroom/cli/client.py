@@ -132,6 +132,10 @@ class Cluster(Protocol):
         """A connection to a port of a pod, through the API server."""
         ...
 
+    def bearer(self) -> str | None:
+        """The token that it is logged in with, asked for anew; None where there is none."""
+        ...
+
 
 class KubernetesCluster:
     """The Cluster behind a kubeconfig, or the one that this process runs in.
@@ -324,6 +328,14 @@ class KubernetesCluster:
         opened: socket = forward.socket(port)
         return opened
 
+    def bearer(self) -> str | None:
+        """The token that the kubeconfig logs in with, asked for anew; None where it has none."""
+        for name, value in self._authorization().items():
+            kind, _, token = value.partition(" ")
+            if name.lower() == "authorization" and kind.lower() == "bearer":
+                return token.strip() or None
+        return None
+
     def _authorization(self) -> dict[str, str]:
         """Headers that say who asks, asked anew: a token of a login helper may have run out."""
         return {
@@ -372,6 +384,27 @@ class KubernetesCluster:
         body: Document | None = None,
     ) -> Document:
         """One request and its JSON answer; every failure as a CliError about ``what``."""
+        status, reason, data = self.send(method, path, query, body, MERGE_PATCH)
+        if not 200 <= status < 300:
+            raise from_answer(what, status, reason, data, self.server)
+        try:
+            answer: Document = json.loads(data)
+        except ValueError as error:
+            # A captive portal or a proxy's own page, most likely.
+            raise unreachable(
+                self.server, f"what answers there is no API server: {error}"
+            ) from error
+        return answer
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | None] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> tuple[int, str, bytes]:
+        """One request: status, reason and body, whatever they are. Raises UnreachableError."""
         from urllib.parse import quote, urlencode
 
         from urllib3.exceptions import HTTPError
@@ -383,7 +416,7 @@ class KubernetesCluster:
         headers |= self._authorization()
         data = None
         if body is not None:
-            headers["Content-Type"] = MERGE_PATCH
+            headers["Content-Type"] = content_type
             data = json.dumps(body).encode()
         try:
             response = self._pool.request(
@@ -391,16 +424,7 @@ class KubernetesCluster:
             )
         except (HTTPError, OSError) as error:
             raise unreachable(self.server, str(error)) from error
-        if not 200 <= response.status < 300:
-            raise from_answer(what, response.status, response.reason, response.data, self.server)
-        try:
-            answer: Document = json.loads(response.data)
-        except ValueError as error:
-            # A captive portal or a proxy's own page, most likely.
-            raise unreachable(
-                self.server, f"what answers there is no API server: {error}"
-            ) from error
-        return answer
+        return int(response.status), str(response.reason or ""), bytes(response.data)
 
 
 def _called(resource: Resource, namespace: str | None, name: str) -> str:

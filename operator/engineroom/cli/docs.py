@@ -31,10 +31,15 @@ $ engineroom status
 $ engineroom explain mail
 ```
 
-It talks to the API server, with the rights of your kubeconfig: what it shows of pools comes from
-their status, their pods, their events and, where there is one, the metrics server. Only the
+It has two ways. By your kubeconfig it talks to the API server, with your rights there. Logged in
+to the [API process](#through-the-api-process) it goes through that. What follows is of the first,
+unless it says otherwise.
+
+By the kubeconfig, what it shows of pools comes from their status, their pods, their events and,
+where there is one, the metrics server. Only the
 commands on [jobs, queues, schedules, workers and rate limits](#which-redis) go to Redis. To pools
-it writes only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`;
+it writes only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`, and
+what you [apply](#apply-all-or-nothing);
 `--dry-run=server` shows the difference and writes nothing. To wait for a pool there is
 `kubectl wait --for=condition=Ready workerpool/NAME`.
 
@@ -51,6 +56,90 @@ nothing needs to be said. A Redis that only pods can reach is reached through th
 forwarding to a ready pod behind its Service; TLS and password go through unchanged, no local port
 is opened, and the way is closed when the command ends. `ratelimit` goes the same way to the Redis
 of a policy's `spec.redis`, or else to the chart's.
+"""
+
+_API = """\
+## Through the API process
+
+```console
+$ engineroom login --server https://engineroom.example           # shows the kubeconfig's token
+$ engineroom login --server https://engineroom.example --user admin
+$ pass show engineroom | engineroom login --server https://engineroom.example --token-stdin
+$ engineroom whoami
+$ engineroom logout
+```
+
+After `login` every command goes through the [API process](api-process.md) there, with what it lets
+you do. `--context` or `--kubeconfig` leads past it for one command, `--server` or
+`ENGINEROOM_SERVER` to another one, in this order: options, variable, last login. Where no file may
+be kept, `ENGINEROOM_TOKEN` has a token or an API key, and nothing is read or written.
+
+| you log in by | what is kept | what `logout` does |
+|---|---|---|
+| the kubeconfig's token | no secret: it is asked for anew for each request | forgets which one |
+| name and password | access and refresh token, renewed when due | revokes both at the server |
+| `--token-stdin` | the token or API key | forgets it; `keys revoke` ends a key |
+
+It is kept in `$XDG_CONFIG_HOME/engineroom/credentials.json`, mode 0600; with any other mode it is
+refused. A refresh token is good once, so programs renew it one after the other, under a lock. The
+server's certificate is always verified, by the machine's authorities or those of `--ca-file`;
+without TLS a server is spoken to on this machine only. No redirect is followed.
+
+| command | through the API |
+|---|---|
+| `get`, `scale`, `pause`, `resume`, `apply`, `diff` | in one namespace |
+| `queues list`, `jobs list`, `jobs show`, `jobs retry ID`, `jobs cancel ID`, `schedules list`, \
+`schedules show`, `schedules delete` | of the queues that the namespace's pools read in the \
+installation's Redis |
+| `keys`, `sessions`, `audit`, `whoami`, `ui` | nowhere else |
+| `transactions` | of the namespace; by the kubeconfig those of this machine |
+| all others, and `--dry-run=server` of a single change | no: they end with 2 and say so |
+
+`engineroom ui` needs no login. With a kubeconfig alone it forwards a port of this machine to the
+API process in the cluster and opens a browser that is signed in.
+
+## Apply: all or nothing
+
+```console
+$ engineroom diff -f manifests/
+$ engineroom apply -f manifests/
+```
+
+Up to 50 objects of one namespace are checked, rehearsed by the API server, and written one after
+the other, by server-side apply under the manager `engineroom-api` both ways, so that you may
+change the way. `diff` ends with 1 when something differs. When an object cannot be written, those
+before it are put back: what was created is deleted; of what was changed, fields and their owners
+are as before, but for what others changed meanwhile.
+
+| what happens in the middle | through the API | by the kubeconfig |
+|---|---|---|
+| an object is refused | put back | put back |
+| Ctrl-C, SIGTERM | it is completed: ask `transactions` | put back, then the command ends with 130 |
+| the command is killed, its machine stops | it is completed | **what was written stays** until \
+`apply --recover` |
+| the API process dies | another replica puts back within half a minute | |
+
+By the kubeconfig the log is on this machine, in `$XDG_STATE_HOME/engineroom`, with the objects as
+they were while a transaction runs (mode 0600); every line is on the disk before the step it is
+about. `apply --recover` finds there what no living process works on and puts it back; until then
+`apply` refuses to begin another one in that cluster. It has to be the same machine and the same
+user, and a home on a local disk, whose locks are the kernel's. Where nobody would come back to
+recover, as in a CI job whose machine is thrown away, go through the API.
+
+## Is the audit log what was written?
+
+`audit verify` has the server read the whole log; `--anchor`, a last line noted earlier, finds one
+that was set back as a whole. With `--file` it checks an export without any server, which needs the
+installation's secret:
+
+```console
+$ engineroom audit list --all -o json > audit.json
+$ engineroom audit verify --file audit.json --secret-file secret --anchor 4711:9f...
+```
+
+It ends with 0 for intact, with 1 for a record that was edited, removed, added or reordered, with
+another code when it could not be checked. An export that begins later than the log shows nothing of
+what was before it, unless an anchor does.
 """
 
 _REST = """\
@@ -83,6 +172,11 @@ denied is named in the output |
 | `scale NAME N` | `get` on `workerpools`, `patch` on `workerpools/scale` |
 | `drain NAME` | also `list` on `pods`, to wait |
 | `drain NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
+| `apply`, `diff` | `get`, `create`, `patch`, `delete` on `workerpools`; `get` on the namespace \
+where a template needs more than restricted |
+| `ui` with a kubeconfig alone | `list` on `services`, `get` on that one, `list` on `pods`, \
+`create` on `pods/portforward`; without a token `list` on `deployments` and `get` on the API's \
+Secret |
 | `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
 `workerpools`, `get` and `list` on `secrets`; for a Redis inside the cluster `get` on `services`, \
 `list` on `pods`, `create` on `pods/portforward`: what the role `edit` has |
@@ -120,6 +214,7 @@ def render() -> str:
             parts += _command(
                 one, f"{entry.name} {one.name}", command.get_command(None, one.name), shared
             )
+    parts.append(_API)
     parts.append(_REST)
     return "\n".join(parts)
 

@@ -11,11 +11,13 @@ import typer
 from engineroom.cli.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
 from engineroom.cli.lazy import Entry, Family, group
 from engineroom.cli.session import (
+    CaFile,
     Context,
     Debug,
     Kubeconfig,
     Namespace,
     NoColor,
+    Server,
     Shared,
     console,
 )
@@ -25,13 +27,19 @@ from engineroom.core.mapping import command_outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOOK, CHANGE, TASKS, LIMITS, OTHER = "Look", "Change", "Tasks", "Rate limits", "Other"
+LOOK, CHANGE, TASKS, LIMITS = "Look", "Change", "Tasks", "Rate limits"
+API, OTHER = "Through the API", "Other"
 _COMMANDS = "engineroom.cli.commands"
 
 
 def _redis(name: str, module: str, attribute: str, summary: str, panel: str = TASKS) -> Entry:
     """A command that works on Redis."""
     return Entry(name, f"{_COMMANDS}.{module}", panel, summary, redis=True, attribute=attribute)
+
+
+def _api(name: str, module: str, attribute: str, summary: str) -> Entry:
+    """A command that works on the API."""
+    return Entry(name, f"{_COMMANDS}.{module}", API, summary, attribute=attribute)
 
 
 ENTRIES: tuple[Entry | Family, ...] = (
@@ -67,6 +75,13 @@ ENTRIES: tuple[Entry | Family, ...] = (
         CHANGE,
         "Let a paused or drained pool scale and work again.",
     ),
+    Entry(
+        "apply",
+        f"{_COMMANDS}.apply",
+        CHANGE,
+        "Apply manifests as one transaction: all objects, or none.",
+    ),
+    Entry("diff", f"{_COMMANDS}.diff", CHANGE, "Show what `apply` would change; writes nothing."),
     Entry(
         "drain",
         f"{_COMMANDS}.drain",
@@ -159,6 +174,55 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
+    Entry("login", f"{_COMMANDS}.login", API, "Log in to the API process."),
+    Entry("logout", f"{_COMMANDS}.logout", API, "Revoke the login at the server, and forget it."),
+    Entry(
+        "ui",
+        f"{_COMMANDS}.ui",
+        API,
+        "Sign in to the API in a browser, by a link that is good once.",
+    ),
+    Entry("whoami", f"{_COMMANDS}.whoami", API, "Show who you are and what you may do."),
+    Family(
+        "keys",
+        API,
+        "List API keys, make, replace and revoke them.",
+        (
+            _api("list", "keys", "list_keys", "List API keys: one's own, or somebody's."),
+            _api("create", "keys", "create", "Make an API key; it is shown this once."),
+            _api(
+                "rotate", "keys", "rotate", "Replace an API key; the old one goes on for a while."
+            ),
+            _api("revoke", "keys", "revoke", "End an API key at once."),
+        ),
+    ),
+    Family(
+        "sessions",
+        API,
+        "List sessions of browsers, and end them.",
+        (
+            _api("list", "sessions", "list_sessions", "List sessions: one's own, or somebody's."),
+            _api("end", "sessions", "end", "End a session, or all that somebody signed in with."),
+        ),
+    ),
+    Family(
+        "audit",
+        API,
+        "Read the audit log, and check that it is as it was written.",
+        (
+            _api("list", "audit", "list_audit", "List the audit log."),
+            _api("verify", "audit", "verify", "Check that the audit log is as it was written."),
+        ),
+    ),
+    Family(
+        "transactions",
+        API,
+        "List transactions of `apply`, and look into one.",
+        (
+            _api("list", "transactions", "list_transactions", "List transactions, newest first."),
+            _api("show", "transactions", "show", "Show one transaction with all its steps."),
+        ),
+    ),
     Entry(
         "lint", "engineroom.cli.lint", OTHER, "Check manifests as admission would.", session=False
     ),
@@ -207,6 +271,8 @@ def _before(
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    server: Server = None,
+    ca_file: CaFile = None,
     no_color: NoColor = False,
     debug: Debug = False,
     version: Annotated[
@@ -221,7 +287,9 @@ def _before(
 ) -> None:
     """Keep the options that stand before the command's name for the command."""
     del version
-    ctx.obj = Shared(kubeconfig, context, namespace, no_color, debug)
+    ctx.obj = Shared(
+        kubeconfig, context, namespace, no_color, debug, server=server, ca_file=ca_file
+    )
 
 
 def show_error(error: CliError) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from engineroom.cli.client import Cluster
     from engineroom.cli.link import Link
+    from engineroom.cli.remote.api import Api
 
 #: For what is not a terminal: wide enough that no line is ever broken or cut, so grep works.
 _UNBROKEN = 10_000
@@ -66,6 +67,25 @@ NoColor = Annotated[
 Debug = Annotated[
     bool,
     typer.Option("--debug", help="Show the stack trace of an error.", rich_help_panel=_PANEL),
+]
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Go through the API process there, as logged in by `login`; also ENGINEROOM_SERVER.",
+        rich_help_panel=_PANEL,
+    ),
+]
+CaFile = Annotated[
+    str | None,
+    typer.Option(
+        "--ca-file",
+        metavar="FILE",
+        help="Certificates (PEM) to verify that server by; also ENGINEROOM_CA_FILE.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 _REDIS_PANEL = "Which Redis"
@@ -114,6 +134,8 @@ class Shared:
     debug: bool = False
     redis_url: str | None = field(default=None, repr=False)
     pool: str | None = None
+    server: str | None = None
+    ca_file: str | None = None
 
     def over(self, before: Shared) -> Shared:
         """These options, completed by those typed before the command's name."""
@@ -125,16 +147,37 @@ class Shared:
             self.debug or before.debug,
             self.redis_url or before.redis_url,
             self.pool or before.pool,
+            self.server or before.server,
+            self.ca_file or before.ca_file,
         )
 
 
 def _connect(shared: Shared) -> Cluster:
+    from engineroom.cli.remote.credentials import selected
+
+    if selected(shared) is not None:
+        from engineroom.cli.remote.api import open_api
+        from engineroom.cli.remote.cluster import ApiCluster
+
+        return ApiCluster(open_api(shared))
     from engineroom.cli.client import KubernetesCluster
 
     return KubernetesCluster(shared.kubeconfig, shared.context)
 
 
+def _api(shared: Shared) -> Api:
+    from engineroom.cli.remote.api import open_api
+
+    return open_api(shared)
+
+
 def _link(session: Session) -> AbstractContextManager[Link]:
+    from engineroom.cli.remote.credentials import selected
+
+    if not session.shared.redis_url and selected(session.shared) is not None:
+        from engineroom.cli.remote.tasks import api_link
+
+        return api_link(session)
     from engineroom.cli.link import open_link
 
     return open_link(session)
@@ -150,6 +193,8 @@ class Session:
 
     shared: Shared = field(default_factory=Shared)
     connect: Callable[[Shared], Cluster] = _connect
+    #: The API process, for what only it has.
+    open_api: Callable[[Shared], Api] = _api
     #: The way to Redis, for as long as the block runs.
     link: Callable[[Session], AbstractContextManager[Link]] = _link
     out: Console = field(default_factory=lambda: console(sys.stdout))
@@ -165,6 +210,21 @@ class Session:
         )
     )
     _cluster: Cluster | None = None
+    _opened_api: Api | None = None
+
+    @property
+    def api(self) -> Api:
+        """The API process that was chosen. Raises UsageError where none was."""
+        if self._opened_api is None:
+            self._opened_api = self.open_api(self.shared)
+        return self._opened_api
+
+    @property
+    def remote(self) -> bool:
+        """Whether the command goes through the API process, and not by the kubeconfig."""
+        from engineroom.cli.remote.credentials import selected
+
+        return selected(self.shared) is not None
 
     @property
     def cluster(self) -> Cluster:
@@ -218,6 +278,8 @@ _SHARED: dict[str, Any] = {
     "namespace": Namespace,
     "kubeconfig": Kubeconfig,
     "context": Context,
+    "server": Server,
+    "ca_file": CaFile,
     "no_color": NoColor,
     "debug": Debug,
 }

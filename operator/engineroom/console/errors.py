@@ -71,20 +71,6 @@ class ImpactError(ConflictError):
     retryable = False
 
 
-class ManifestUndoneError(ConflictError):
-    """One object could not be applied, so all others were put back as they were."""
-
-    code = "manifest_undone"
-    retryable = False
-
-
-class ManifestChangedError(ConflictError):
-    """An object was changed or made by somebody else after it was read; apply again."""
-
-    code = "manifest_changed"
-    retryable = False
-
-
 class DeclaredError(ConflictError):
     """The account is declared in the installation's values; take it out there."""
 

@@ -203,7 +203,7 @@ async def sign_in(call: Call) -> Answer:
         address=call.address,
         agent=call.request.headers.get("user-agent", ""),
     )
-    body = SignedIn(session=_session(opened.session, opened.session.handle), csrf=opened.csrf)
+    body = SignedIn(session=session_view(opened.session, opened.session.handle), csrf=opened.csrf)
     return Answer(body, headers={"set-cookie": opened.cookie}, details={"subject": subject})
 
 
@@ -229,6 +229,12 @@ async def refresh_tokens(call: Call) -> Answer:
         return await accounts.rights(subject) or ()
 
     return Answer(_pair(await call.services.tokens.refresh(call.body.refresh, grants)))
+
+
+async def revoke_tokens(call: Call) -> Answer:
+    """End a sign-in: its refresh token and all that came of it (as RFC 7009 has it)."""
+    subject = await call.services.tokens.revoke_refresh(call.body.refresh)
+    return Answer(details={"subject": subject})
 
 
 async def jwks(call: Call) -> Answer:
@@ -288,8 +294,9 @@ async def end_session_of(call: Call) -> Answer:
 async def end_all_of(call: Call) -> Answer:
     """End everything that somebody signed in with: sessions and tokens; keys stay."""
     subject = await _subject(call)
-    ended = await call.services.sessions.end_all(subject)
+    # First what a one-time link is compared with: one that is redeemed now must not stay.
     await call.services.tokens.revoke_subject(subject)
+    ended = await call.services.sessions.end_all(subject)
     return Answer(details={"sessions": ended})
 
 
@@ -308,7 +315,7 @@ async def _sessions(call: Call, subject: str) -> Answer:
     caller = call.principal
     here = caller.reference if caller.how == "session" else ""
     found = await call.services.sessions.of(subject)
-    return Answer(SessionList(items=[_session(session, here) for session in found]))
+    return Answer(SessionList(items=[session_view(session, here) for session in found]))
 
 
 async def _end_session(call: Call, subject: str) -> Answer:
@@ -317,7 +324,8 @@ async def _end_session(call: Call, subject: str) -> Answer:
     return Answer()
 
 
-def _session(session: Session, here: str) -> SessionView:
+def session_view(session: Session, here: str) -> SessionView:
+    """A session as the API gives it; ``here`` is the handle of the caller's own."""
     return SessionView(
         handle=session.handle,
         subject=session.subject,
@@ -493,6 +501,11 @@ ROUTES = (
         method="POST", path=f"{BASE}/tokens/refresh", needs=Access.PUBLIC, handler=refresh_tokens,
         summary="New tokens for a refresh token", tag="tokens", body=Refresh, answer=TokenPair,
         status=201, action="token.refresh", secret=True, errors=(401,),
+    ),
+    Route(
+        method="POST", path=f"{BASE}/tokens/revoke", needs=Access.PUBLIC, handler=revoke_tokens,
+        summary="End the sign-in that a refresh token is of", tag="tokens", body=Refresh,
+        status=204, action="token.revoke", errors=(401,),
     ),
     Route(
         method="GET", path="/.well-known/jwks.json", needs=Access.PUBLIC, handler=jwks,

@@ -10,38 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from engineroom.api import validation
-from engineroom.api.pod_security import Level
 from engineroom.auth.kubernetes import Attributes
 from engineroom.auth.permissions import Permission
 from engineroom.console import idempotency
-from engineroom.console.apply import (
-    ANNOTATION,
-    KINDS,
-    MAX_CHANGES,
-    MAX_OBJECTS,
-    SAGA,
-    Planned,
-    content,
-    create,
-    differences,
-)
-from engineroom.console.errors import ManifestChangedError, ManifestUndoneError
-from engineroom.console.pools import MANAGER
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
-from engineroom.core.errors import InvalidInputError, InvalidSpecError, Problem
 from engineroom.core.transactions.errors import SagaUndoneError
-from engineroom.core.validation.documents import Document, read
-from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
+from engineroom.kube.resources import WORKERPOOLS
+from engineroom.manifests.apply import SAGA, Planned
+from engineroom.manifests.errors import ManifestUndoneError
+from engineroom.manifests.plan import MAX_MANIFEST, changes, check, level, read_objects, rehearse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from engineroom.kube.resources import Resource
-
-#: Characters of a manifest.
-MAX_MANIFEST = 512 * 1024
 
 
 class Manifest(Model):
@@ -125,95 +105,11 @@ def _transaction(call: Call) -> str:
 
 async def _plan(call: Call, wanted: Manifest) -> list[Planned]:
     """What is to be done. Raises for whatever would be refused later; nothing is written."""
-    objects = _read(call.namespace, wanted.manifest)
-    level = await _level(call, objects)
-    _valid(objects, level)
+    objects = read_objects(call.namespace, wanted.manifest)
+    client = call.services.client
+    check(objects, await level(client, call.namespace, objects))
     await asyncio.gather(*(_permitted(call, *each) for each in objects))
-    limit = asyncio.Semaphore(8)
-
-    async def one(resource: Resource, obj: dict[str, Any]) -> Planned:
-        async with limit:
-            return await _rehearsed(call, resource, obj, force=wanted.force)
-
-    return list(await asyncio.gather(*(one(*each) for each in objects)))
-
-
-def _read(namespace: str, text: str) -> list[tuple[Resource, dict[str, Any]]]:
-    """The objects of a manifest. Raises UnreadableError and InvalidInputError."""
-    found: list[tuple[Resource, dict[str, Any]]] = []
-    problems: list[Problem] = []
-    for document in read(text):
-        where = f"document at line {document.line}"
-        value = document.value
-        problem = _unfit(document, namespace)
-        if problem is not None:
-            problems.append(Problem(f"{where}: {problem.field}", problem.problem, problem.fix))
-            continue
-        value["metadata"]["namespace"] = namespace
-        resource = KINDS[value["apiVersion"], value["kind"]]
-        name = value["metadata"]["name"]
-        if any(kind is resource and each["metadata"]["name"] == name for kind, each in found):
-            problems.append(Problem(f"{where}: metadata.name", "stands twice", "keep one of them"))
-            continue
-        found.append((resource, value))
-    if not found and not problems:
-        problems.append(Problem("body.manifest", "holds no object", "write one"))
-    if len(found) > MAX_OBJECTS:
-        told = f"holds {len(found)} objects"
-        problems.append(Problem("body.manifest", told, f"apply {MAX_OBJECTS} at a time"))
-    if problems:
-        raise InvalidInputError(problems[:20])
-    return found
-
-
-def _unfit(document: Document, namespace: str) -> Problem | None:
-    value = document.value
-    if not isinstance(value, dict):
-        return Problem("(document)", "is no object", "write apiVersion, kind, metadata and spec")
-    kind = (value.get("apiVersion"), value.get("kind"))
-    if not all(isinstance(each, str) for each in kind) or kind not in KINDS:
-        known = ", ".join(sorted(f"{name} of {version}" for version, name in KINDS))
-        return Problem("kind", "is not applied here", f"use kubectl, or write {known}")
-    metadata = value.get("metadata")
-    if not isinstance(metadata, dict):
-        return Problem("metadata", "is no map", "write a map with a name")
-    if not isinstance(metadata.get("name"), str) or not metadata["name"]:
-        return Problem("metadata.name", "is missing", "write a name")
-    if metadata.get("namespace") not in (None, namespace):
-        return Problem(
-            "metadata.namespace", f"is not {namespace}", "apply each namespace by itself"
-        )
-    unknown = sorted(set(metadata) - {"name", "namespace", "labels", "annotations"})
-    if unknown:
-        return Problem(f"metadata.{unknown[0][:80]}", "is not for you to write", "remove it")
-    for part in ("labels", "annotations"):
-        if not isinstance(metadata.get(part) or {}, dict):
-            return Problem(f"metadata.{part}", "is no map", "write a map of texts")
-    if ANNOTATION in (metadata.get("annotations") or {}):
-        return Problem(f"metadata.annotations[{ANNOTATION}]", "is Engineroom's own", "remove it")
-    return None
-
-
-async def _level(call: Call, objects: list[tuple[Resource, dict[str, Any]]]) -> Level:
-    """The Pod Security level of the namespace, asked only where a template needs it."""
-    if not any(validation.escalations(obj) for _, obj in objects):
-        return Level.RESTRICTED
-    try:
-        found = await call.services.client.get(NAMESPACES, None, call.namespace)
-    except NotFound:
-        return Level.RESTRICTED
-    return Level.of(found["metadata"].get("labels"))
-
-
-def _valid(objects: list[tuple[Resource, dict[str, Any]]], level: Level) -> None:
-    context = validation.Context(pod_security=level)
-    problems = [
-        Problem(f"{obj['kind']}/{obj['metadata']['name']}: {p.field}", p.problem, p.fix)
-        for _, obj in objects
-        for p in validation.problems(obj, context)
-    ]
-    if problems:
-        raise InvalidSpecError(problems[:50])
+    return await rehearse(client, call.namespace, objects, force=wanted.force)
 
 
 async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
@@ -234,55 +130,17 @@ async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> Non
         await call.services.authority.demand_object(call.principal, each, call.namespace)
 
 
-async def _rehearsed(
-    call: Call, resource: Resource, obj: dict[str, Any], *, force: bool
-) -> Planned:
-    """The plan for one object, by the API server's dry run: defaults, CEL, admission, quotas."""
-    client, name = call.services.client, obj["metadata"]["name"]
-    before: dict[str, Any] | None
-    try:
-        before = await client.get(resource, call.namespace, name)
-    except NotFound:
-        before = None
-    try:
-        if before is None:
-            after = await create(client, resource, obj, dry_run=True)
-        else:
-            version = before["metadata"]["resourceVersion"]
-            pinned = {**obj, "metadata": {**obj["metadata"], "resourceVersion": version}}
-            after = await client.apply(
-                resource, pinned, force=force, field_manager=MANAGER, dry_run=True
-            )
-    except AlreadyExists as error:
-        raise ManifestChangedError(f"{name}: was made by somebody else meanwhile") from error
-    except Conflict as error:
-        raise ManifestChangedError(
-            f"{resource.kind}/{name}: {error.message[:400]}; apply with force to take it over"
-        ) from error
-    action = "create" if before is None else "update"
-    if before is not None and content(before) == content(after):
-        action = "unchanged"
-    return Planned(
-        resource.api_version, resource.kind, call.namespace, name, action, before, obj, after
-    )
-
-
 def _applied(planned: Planned) -> AppliedObject:
     return AppliedObject(
         api_version=planned.api_version,
         kind=planned.kind,
         name=planned.name,
         action=planned.action,
-        changes=list(_changes(planned)),
+        changes=[
+            ChangeView(path=change.path, before=change.before, after=change.after)
+            for change in changes(planned)
+        ],
     )
-
-
-def _changes(planned: Planned) -> Iterator[ChangeView]:
-    found = differences(content(planned.before), content(planned.after))
-    for number, change in enumerate(found):
-        if number >= MAX_CHANGES:
-            return
-        yield ChangeView(path=change.path, before=change.before, after=change.after)
 
 
 ROUTES = (

@@ -13,12 +13,11 @@ from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, Problem
 from engineroom.kube.errors import BadRequest, Conflict, Gone
 from engineroom.kube.resources import WORKERPOOLS
+from engineroom.manifests.apply import MANAGER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Under which Kubernetes notes who set a field.
-MANAGER = "engineroom-api"
 _MOST = 10_000
 _PAUSES = {"all": "All", "in": "ScaleIn", "out": "ScaleOut"}
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from engineroom.auth.audit import Head
 from engineroom.auth.permissions import Permission
 from engineroom.console.pages import Cursor, Limit, Paged, bad_cursor, packed, unpacked
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
-from engineroom.core.errors import MissingError
+from engineroom.core.errors import InvalidInputError, MissingError, Problem
 
 if TYPE_CHECKING:
     from engineroom.core.transactions.sagalog import Record
@@ -39,6 +40,13 @@ class AuditPage(Model):
 
     items: list[AuditRecord]
     next_after: int | None
+
+
+class AnchorQuery(Model):
+    """A record noted earlier, with which a log that was set back is found."""
+
+    sequence: Annotated[int, Field(ge=0, le=2**53, description="Its number; 0: none.")] = 0
+    mac: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$", description="Its `mac`.")] = ""
 
 
 class AuditCheck(Model):
@@ -99,7 +107,12 @@ async def audit(call: Call) -> Answer:
 
 async def check_audit(call: Call) -> Answer:
     """Read the whole audit log and say whether it is as it was written."""
-    found = await call.services.audit.verify()
+    wanted: AnchorQuery = call.query
+    if bool(wanted.sequence) is not bool(wanted.mac):
+        told = Problem("query.mac", "does not stand with sequence", "send both or neither")
+        raise InvalidInputError([told])
+    anchor = Head(wanted.sequence, wanted.mac) if wanted.sequence else None
+    found = await call.services.audit.verify(anchor)
     return Answer(
         AuditCheck(
             intact=found.intact,
@@ -179,7 +192,7 @@ ROUTES = (
     Route(
         method="GET", path=f"{BASE}/audit/check", needs=Permission.CLUSTER_AUDIT_READ,
         handler=check_audit, summary="Whether the audit log is as it was written", tag="audit",
-        answer=AuditCheck, cost=50,
+        query=AnchorQuery, answer=AuditCheck, cost=50,
     ),
     Route(
         method="GET", path=_TRANSACTIONS, needs=Permission.NAMESPACE_TRANSACTIONS_READ,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import math
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.api_keys import ApiKeys
 from engineroom.auth.audit import AuditLog
+from engineroom.auth.chain import derived
 from engineroom.auth.keys import Keys, RedisKeyStore
 from engineroom.auth.kubernetes import KubernetesIdentity
+from engineroom.auth.links import Links
 from engineroom.auth.lockout import RedisCounter, SignIn
 from engineroom.auth.middleware import Authenticator, asked_of
 from engineroom.auth.passwords import Passwords
@@ -22,7 +22,6 @@ from engineroom.auth.sessions import Sessions
 from engineroom.auth.tokens import Tokens
 from engineroom.console import directory
 from engineroom.console.accounts import Accounts, Follower
-from engineroom.console.apply import LEASE, Applier, RedisBundles
 from engineroom.console.authority import Authority
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
@@ -38,6 +37,7 @@ from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client import Client
 from engineroom.kube.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from engineroom.manifests.apply import LEASE, Applier, RedisBundles
 from engineroom.queue.guard import GuardedRedis
 from engineroom.ratelimit.limiter import AsyncLimiter
 from engineroom.ratelimit.model import Failure, Limit, Rate
@@ -94,6 +94,7 @@ class Services:
     accounts: Accounts
     follower: Follower
     sign_in: SignIn
+    links: Links
     tasks: AsyncTasks
     hub: Hub
     sagas: SagaLog
@@ -150,11 +151,6 @@ class ClusterReviewer:
             SUBJECT_ACCESS_REVIEWS, {"spec": dict(spec)}, timeout=5.0
         )
         return review.get("status") or {}
-
-
-def derived(secret: bytes, purpose: str) -> bytes:
-    """A secret for one purpose: who learns it learns nothing of the others."""
-    return hmac.new(secret, f"engineroom:{purpose}".encode(), hashlib.sha256).digest()
 
 
 def guarding(name: str, metrics: ApiMetrics, clock: Clock) -> Recovery:
@@ -271,6 +267,7 @@ async def _made(
             hashes=settings.passwords_directory, source=source,
         ),
         sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
+        links=Links(redis, clock),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
         sagas=sagas,

@@ -14,15 +14,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from engineroom.console.apply import Applier, Planned, RedisBundles, content, create
-from engineroom.console.manifests import _read
-from engineroom.console.pools import MANAGER
 from engineroom.core.clock import SystemClock
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube import config as kube_config
 from engineroom.kube.client import Client
 from engineroom.kube.errors import NotFound
+from engineroom.manifests.apply import MANAGER, Applier, Planned, RedisBundles, content, create
+from engineroom.manifests.plan import read_objects
 
 #: Seconds: so soon the test may take over.
 LEASE = 0.4
@@ -50,7 +49,7 @@ async def run(config: str, url: str, namespace: str, text: str, number: int, aft
     redis = Redis.from_url(url)
     async with Dying(kube_config.from_kubeconfig(config)) as client:
         planned = []
-        for resource, obj in _read(namespace, text):
+        for resource, obj in read_objects(namespace, text):
             name = obj["metadata"]["name"]
             try:
                 before = await client.get(resource, namespace, name)

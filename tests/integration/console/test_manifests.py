@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.console import apply as applying
-from engineroom.console.apply import ANNOTATION, content, mark_of, merge_patch
 from engineroom.kube.errors import NotFound
 from engineroom.kube.resources import WORKERPOOLS
+from engineroom.manifests import apply as applying
+from engineroom.manifests.apply import ANNOTATION, content, mark_of, merge_patch
 from tests.integration.console.api import PODS, POOLS, Api, code, manifest, pool
 from tests.integration.pools import eventually
 from tests.support import ROOT

@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from engineroom.auth.api_keys import ApiKeys
+from engineroom.auth.chain import derived
 from engineroom.auth.permissions import ADMIN, Grant
-from engineroom.console.services import derived
 from engineroom.console.table import ROUTES
 from engineroom.core.clock import SystemClock
 from tests.integration.console.process import ApiProcess, api_process

@@ -12,10 +12,15 @@ from engineroom.cli.views.shape import Output
 POOLS = frozenset({"pools", "pool", "workerpools", "workerpool", "wp"})
 
 
+def _given(ctx: typer.Context) -> Shared:
+    """Which cluster the line names so far."""
+    said = {name: ctx.params.get(name) for name in ("kubeconfig", "context", "namespace", "server")}
+    return Shared(**said)  # type: ignore[arg-type]
+
+
 def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of pools for the shell; nothing at all when the cluster does not answer."""
-    given = ctx.params
-    session = Session(Shared(given.get("kubeconfig"), given.get("context"), given.get("namespace")))
+    session = Session(_given(ctx))
     try:
         pools = session.cluster.pools(session.namespace)
     except Exception:  # noqa: BLE001 - a shell that completes must never see an error
@@ -25,10 +30,9 @@ def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_pods(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the pool's pods for the shell."""
-    given = ctx.params
-    session = Session(Shared(given.get("kubeconfig"), given.get("context"), given.get("namespace")))
+    session = Session(_given(ctx))
     try:
-        pods = session.cluster.pods(session.namespace, given.get("name"))
+        pods = session.cluster.pods(session.namespace, ctx.params.get("name"))
     except Exception:  # noqa: BLE001 - as above
         return []
     return [pod.name for pod in pods if pod.name.startswith(incomplete)]

@@ -263,6 +263,9 @@ def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = Fals
 def trigger_text(trigger: Trigger) -> str:
     """When a schedule ticks, in a few words."""
     said = document(trigger)
+    if isinstance(said, str):
+        # As the API told it.
+        return said
     if "line" in said:
         return f"{said['line']} {said['zone']}"
     if "seconds" in said:
@@ -324,7 +327,9 @@ def schedule_view(known: Known, now: datetime) -> Group:
     while at is not None and len(ticks) < 5:
         moment = datetime.fromtimestamp(at, UTC)
         ticks.append((f"{moment:%Y-%m-%d %H:%M:%S} UTC", when(moment, now)))
-        at = known.trigger.after(at, known.name)
+        # What comes through the API is a text and knows no more than the next one.
+        after = getattr(known.trigger, "after", None)
+        at = after(at, known.name) if after is not None else None
     following = table(["", ""], ticks, header=False) if ticks else Text("none")
     return Group(
         Text(known.name, style="bold"),

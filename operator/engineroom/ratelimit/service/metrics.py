@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from engineroom.core.recovery import BreakerState
 from engineroom.ratelimit.decision import Reason, Source
+from engineroom.ratelimit.decision import Reason, Source
 from engineroom.ratelimit.errors import LimiterUnavailableError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from engineroom.ratelimit.decision import Decision, Reason, Source
+    from engineroom.ratelimit.decision import Decision
 
 #: Upper bounds, seconds: from memory, from Redis at loopback, from Redis under load, time-out.
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)

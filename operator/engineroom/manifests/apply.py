@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.api import GROUP
-from engineroom.console.errors import ManifestChangedError
-from engineroom.console.pools import MANAGER
 from engineroom.core.errors import TransientError
 from engineroom.core.redaction import REDACTED, is_secret_key, redact_text
 from engineroom.core.transactions.saga import Saga, Step, StepContext
@@ -28,6 +26,7 @@ from engineroom.core.validation.paths import child
 from engineroom.core.wrapping import wrapped
 from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
 from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS, Resource
+from engineroom.manifests.errors import ManifestChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,8 +34,10 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
-    from engineroom.kube.client import Client
 
+#: Under which Kubernetes notes who applied a field; one for API and command line, so that what was
+#: applied by one way can be applied by the other.
+MANAGER = "engineroom-api"
 #: Objects of one transaction.
 MAX_OBJECTS = 50
 #: Which kinds may be applied; what the process may write is bounded by its own rights too.
@@ -214,13 +215,62 @@ class RedisBundles:
         return f"{self._prefix}:{transaction}"
 
 
+class Writer(Protocol):
+    """What of an API server's client is needed here; raises the errors of engineroom.kube."""
+
+    async def get(self, ref: Resource, namespace: str | None, name: str) -> dict[str, Any]:
+        """One object. Raises NotFound."""
+        ...
+
+    async def apply(
+        self,
+        ref: Resource,
+        obj: Mapping[str, Any],
+        *,
+        force: bool,
+        field_manager: str,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Server-side apply. Raises Conflict."""
+        ...
+
+    async def merge_patch(
+        self,
+        ref: Resource,
+        namespace: str | None,
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        field_manager: str,
+    ) -> dict[str, Any]:
+        """JSON merge patch. Raises Conflict."""
+        ...
+
+    async def delete(
+        self, ref: Resource, namespace: str | None, name: str, *, uid: str | None = None
+    ) -> None:
+        """Delete. Raises NotFound, and Conflict when the uid is another."""
+        ...
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Any request with a JSON answer."""
+        ...
+
+
 # -- the steps ----------------------------------------------------------------------------------
 
 
 class Applier:
     """Applies and undoes single objects; what the saga's steps call."""
 
-    def __init__(self, client: Client, bundles: Bundles, clock: Clock) -> None:
+    def __init__(self, client: Writer, bundles: Bundles, clock: Clock) -> None:
         self._client = client
         self._bundles = bundles
         self._clock = clock
@@ -361,7 +411,7 @@ class Applier:
 
 
 async def create(
-    client: Client, resource: Resource, obj: Mapping[str, Any], *, dry_run: bool = False
+    client: Writer, resource: Resource, obj: Mapping[str, Any], *, dry_run: bool = False
 ) -> dict[str, Any]:
     """Create, or rehearse it; raises AlreadyExists."""
     params = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry_run else {})

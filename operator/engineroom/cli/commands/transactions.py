@@ -1,0 +1,63 @@
+"""``engineroom transactions``: what `apply` did, and how each step went."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.tasks import names_only
+from engineroom.cli.session import Session
+from engineroom.cli.views.access import transaction_view, transactions_table
+from engineroom.cli.views.shape import Output, dump
+
+if TYPE_CHECKING:
+    from engineroom.cli.model import Document
+
+
+def list_transactions(
+    session: Session,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=1000, help="Most that are shown.")
+    ] = 50,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List transactions, newest first.
+
+    Through the API those of the namespace; by the kubeconfig those that were made on this machine,
+    of which it keeps the log itself.
+    """
+    if session.remote:
+        path = f"/namespaces/{session.namespace}/transactions"
+        found: list[Document] = list(session.api.items(path, limit))
+    else:
+        from engineroom.cli.direct import local_transactions
+
+        found = local_transactions(session)[:limit]
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump({"items": found}, output))
+    elif output is Output.NAME:
+        names_only(session, [one["id"] for one in found])
+    elif found:
+        session.show(transactions_table(found, session.clock.now()))
+    else:
+        session.note(f"no transactions in namespace {session.namespace}")
+
+
+def show(
+    session: Session,
+    transaction: Annotated[str, typer.Argument(metavar="ID", help="Id of the transaction.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show one transaction with all its steps."""
+    if session.remote:
+        found = session.api.get(f"/namespaces/{session.namespace}/transactions/{transaction}")
+    else:
+        from engineroom.cli.direct import local_transaction
+
+        found = local_transaction(session, transaction)
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump(found, output))
+    elif output is Output.NAME:
+        names_only(session, [found["id"]])
+    else:
+        session.show(transaction_view(found, session.clock.now()))

@@ -1,0 +1,1 @@
+"""The way through the API process: where it is, who asks, and what it answers."""

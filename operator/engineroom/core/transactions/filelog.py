@@ -1,0 +1,286 @@
+"""The log of sagas in a directory: for a program that one person runs on one machine.
+
+A file a saga, one JSON line each, written to the disk before and after every step. Whoever works on
+a saga holds its file locked; the kernel lets go of the lock when the process dies, however it does,
+so there is no lease to wait for. Nobody takes over by himself: what a dead program left stands
+there until somebody runs ``Coordinator.recover`` over the same directory, on the same machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from engineroom.core.errors import DependencyError, InvalidInputError, Problem
+from engineroom.core.transactions.saga import ENDS, Kind, Line
+from engineroom.core.transactions.sagalog import (
+    MAX_PAGE,
+    RETENTION,
+    Page,
+    Record,
+    as_json,
+    check_id,
+    line_detail,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+
+_SUFFIX = ".saga"
+_SAFE = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_")
+
+
+class FileSagaLog:
+    """``SagaLog`` in ``directory``, which is made when it is needed, for its owner alone.
+
+    Needs a file system whose ``flock`` reaches everybody who uses the directory: a local one.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        retention: float = RETENTION,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._directory = directory
+        self._retention = retention
+        self._now = now
+        #: Descriptors of the sagas that this process works on, with their epochs.
+        self._held: dict[str, tuple[int, int]] = {}
+
+    async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
+        """See ``SagaLog``. Raises InvalidInputError, TooLargeError, DependencyError."""
+        del lease
+        _check_id(id_)
+        said = {"id": id_, "name": name, "input": json.loads(as_json(input_)), "by": by[:200],
+                "started": self._now()}  # fmt: skip
+        return self._do(lambda: self._begin(id_, said))
+
+    def _begin(self, id_: str, said: dict[str, Any]) -> int | None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self._path(id_), flags, 0o600)
+        except FileExistsError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._held[id_] = (descriptor, 1)
+        self._write(descriptor, [said, self._line(Line(Kind.BEGIN), 1)])
+        # The name too has to outlive the machine's crash.
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return 1
+
+    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
+        """See ``SagaLog``."""
+        del lease
+        descriptor, mine = self._held.get(id_, (-1, 0))
+        if mine != epoch:
+            return False
+        said = [self._line(line, epoch) for line in lines]
+        self._do(lambda: self._write(descriptor, said))
+        if lines[-1].kind in ENDS:
+            self.release(id_)
+        return True
+
+    async def renew(self, id_: str, epoch: int, lease: float) -> bool:
+        """See ``SagaLog``: as long as the process lives it holds the lock."""
+        del lease
+        return self._held.get(id_, (-1, 0))[1] == epoch
+
+    async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
+        """See ``SagaLog``: those whose process has died."""
+        del lease
+        return self._do(lambda: self._claim(frozenset(names), most))
+
+    def _claim(self, names: frozenset[str], most: int) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        for id_ in self._ids():
+            if len(found) == most:
+                break
+            record = self._read(id_)
+            if record is None or record.name not in names or record.ended is not None:
+                continue
+            epoch = self._take(id_)
+            if epoch is not None:
+                found.append((id_, epoch))
+        return found
+
+    def left(self) -> list[Record]:
+        """Sagas without an end that nobody works on, and those that are stuck; oldest first."""
+        return self._do(lambda: [record for record in self._all() if self._is_left(record)])
+
+    def _is_left(self, record: Record) -> bool:
+        if record.status == "stuck":
+            return True
+        if record.ended is not None or record.id in self._held:
+            return False
+        descriptor = self._lock(record.id)
+        if descriptor is None:
+            return False
+        os.close(descriptor)
+        return True
+
+    async def resume(self, id_: str, lease: float) -> int | None:
+        """See ``SagaLog``."""
+        del lease
+
+        def resumed() -> int | None:
+            record = self._read(id_)
+            if record is None or record.status != "stuck":
+                return None
+            epoch = self._take(id_)
+            if epoch is not None:
+                self._write(self._held[id_][0], [self._line(Line(Kind.RESUMED), epoch)])
+            return epoch
+
+        return self._do(resumed)
+
+    async def read(self, id_: str) -> Record | None:
+        """See ``SagaLog``."""
+        return self._do(lambda: self._read(id_))
+
+    def known(self, id_: str) -> bool:
+        """Whether a saga of that id was begun: its first line was written to the end."""
+        return self._do(lambda: self._read(id_)) is not None
+
+    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
+        """See ``SagaLog``; at most ``MAX_PAGE`` at once."""
+        most = max(1, min(count, MAX_PAGE))
+        found = self._do(lambda: sorted(self._all(), key=_place, reverse=True))
+        if cursor is not None:
+            found = [record for record in found if _place(record) < cursor]
+        return Page(tuple(found[:most]), _place(found[most - 1]) if len(found) > most else None)
+
+    def release(self, id_: str) -> None:
+        """Let go of a saga, as the end of the process would."""
+        descriptor, _ = self._held.pop(id_, (-1, 0))
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def release_all(self) -> None:
+        """Let go of all: others, or this process itself, may take them over."""
+        for id_ in tuple(self._held):
+            self.release(id_)
+
+    def _take(self, id_: str) -> int | None:
+        """Lock a saga, and forget a line that was not written to its end; the new epoch."""
+        descriptor = self._lock(id_)
+        if descriptor is None:
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+            if whole < size:
+                os.ftruncate(descriptor, whole)
+            record = self._read(id_)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if record is None:
+            os.close(descriptor)
+            return None
+        epoch = record.epoch + 1
+        self._held[id_] = (descriptor, epoch)
+        return epoch
+
+    def _lock(self, id_: str) -> int | None:
+        """The file locked, or None while somebody works on it."""
+        try:
+            descriptor = os.open(self._path(id_), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _all(self) -> Iterator[Record]:
+        for id_ in self._ids():
+            record = self._read(id_)
+            if record is not None:
+                yield record
+
+    def _ids(self) -> list[str]:
+        """In the order of their age."""
+        if not self._directory.is_dir():
+            return []
+        paths = [path for path in self._directory.iterdir() if path.suffix == _SUFFIX]
+        return [path.stem for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path))]
+
+    def _read(self, id_: str) -> Record | None:
+        _check_id(id_)
+        try:
+            content = self._path(id_).read_bytes()
+        except FileNotFoundError:
+            return None
+        # What has no end of its own was being written when the machine stopped.
+        head, *lines = [json.loads(line) for line in content.split(b"\n")[:-1]] or [None]
+        if head is None:
+            return None
+        return Record(
+            id=id_,
+            name=head["name"],
+            by=head["by"],
+            input=head["input"],
+            epoch=max([line["epoch"] for line in lines], default=1),
+            started=head["started"],
+            lines=tuple(
+                Line(Kind(one["kind"]), one["step"], one["detail"], one["at"], one["epoch"])
+                for one in lines
+            ),
+        )
+
+    def _line(self, line: Line, epoch: int) -> dict[str, Any]:
+        return {"kind": line.kind.value, "step": line.step,
+                "detail": json.loads(line_detail(line)), "at": self._now(),
+                "epoch": epoch}  # fmt: skip
+
+    def _write(self, descriptor: int, said: Sequence[dict[str, Any]]) -> None:
+        data = b"".join(json.dumps(one).encode() + b"\n" for one in said)
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+
+    def _sweep(self) -> None:
+        """Remove what ended long ago."""
+        oldest = self._now() - self._retention
+        for record in self._all():
+            if record.ended is not None and record.status != "stuck" and record.ended < oldest:
+                self._path(record.id).unlink(missing_ok=True)
+
+    def _path(self, id_: str) -> Path:
+        return self._directory / f"{id_}{_SUFFIX}"
+
+    def _do(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DependencyError(
+                f"the log of transactions in {self._directory} cannot be used: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _place(record: Record) -> str:
+    return f"{record.started:020.6f}:{record.id}"
+
+
+def _check_id(id_: str) -> None:
+    check_id(id_)
+    if not _SAFE.issuperset(id_):
+        problem = Problem("id", "cannot be the name of a file", "write letters, digits, - and _")
+        raise InvalidInputError([problem])

@@ -1,0 +1,170 @@
+"""What a manifest would do: its objects read, checked, and rehearsed by the API server."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api import validation
+from engineroom.api.pod_security import Level
+from engineroom.core.errors import InvalidInputError, InvalidSpecError, Problem
+from engineroom.core.validation.documents import Document, read
+from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
+from engineroom.kube.resources import NAMESPACES
+from engineroom.manifests.apply import (
+    ANNOTATION,
+    KINDS,
+    MANAGER,
+    MAX_CHANGES,
+    MAX_OBJECTS,
+    Change,
+    Planned,
+    content,
+    create,
+    differences,
+)
+from engineroom.manifests.errors import ManifestChangedError
+
+if TYPE_CHECKING:
+    from engineroom.kube.resources import Resource
+    from engineroom.manifests.apply import Writer
+
+    Objects = list[tuple[Resource, dict[str, Any]]]
+
+#: Characters of a manifest.
+MAX_MANIFEST = 512 * 1024
+#: Objects that are rehearsed at once.
+_AT_ONCE = 8
+
+
+def read_objects(namespace: str, text: str) -> Objects:
+    """The objects of a manifest. Raises UnreadableError and InvalidInputError."""
+    found: list[tuple[Resource, dict[str, Any]]] = []
+    problems: list[Problem] = []
+    for document in read(text):
+        where = f"document at line {document.line}"
+        value = document.value
+        problem = _unfit(document, namespace)
+        if problem is not None:
+            problems.append(Problem(f"{where}: {problem.field}", problem.problem, problem.fix))
+            continue
+        value["metadata"]["namespace"] = namespace
+        resource = KINDS[value["apiVersion"], value["kind"]]
+        name = value["metadata"]["name"]
+        if any(kind is resource and each["metadata"]["name"] == name for kind, each in found):
+            problems.append(Problem(f"{where}: metadata.name", "stands twice", "keep one of them"))
+            continue
+        found.append((resource, value))
+    if not found and not problems:
+        problems.append(Problem("body.manifest", "holds no object", "write one"))
+    if len(found) > MAX_OBJECTS:
+        told = f"holds {len(found)} objects"
+        problems.append(Problem("body.manifest", told, f"apply {MAX_OBJECTS} at a time"))
+    if problems:
+        raise InvalidInputError(problems[:20])
+    return found
+
+
+def _unfit(document: Document, namespace: str) -> Problem | None:
+    value = document.value
+    if not isinstance(value, dict):
+        return Problem("(document)", "is no object", "write apiVersion, kind, metadata and spec")
+    kind = (value.get("apiVersion"), value.get("kind"))
+    if not all(isinstance(each, str) for each in kind) or kind not in KINDS:
+        known = ", ".join(sorted(f"{name} of {version}" for version, name in KINDS))
+        return Problem("kind", "is not applied here", f"use kubectl, or write {known}")
+    metadata = value.get("metadata")
+    if not isinstance(metadata, dict):
+        return Problem("metadata", "is no map", "write a map with a name")
+    if not isinstance(metadata.get("name"), str) or not metadata["name"]:
+        return Problem("metadata.name", "is missing", "write a name")
+    if metadata.get("namespace") not in (None, namespace):
+        return Problem(
+            "metadata.namespace", f"is not {namespace}", "apply each namespace by itself"
+        )
+    unknown = sorted(set(metadata) - {"name", "namespace", "labels", "annotations"})
+    if unknown:
+        return Problem(f"metadata.{unknown[0][:80]}", "is not for you to write", "remove it")
+    for part in ("labels", "annotations"):
+        if not isinstance(metadata.get(part) or {}, dict):
+            return Problem(f"metadata.{part}", "is no map", "write a map of texts")
+    if ANNOTATION in (metadata.get("annotations") or {}):
+        return Problem(f"metadata.annotations[{ANNOTATION}]", "is Engineroom's own", "remove it")
+    return None
+
+
+async def level(client: Writer, namespace: str, objects: Objects) -> Level:
+    """The Pod Security level of the namespace, asked only where a template needs it."""
+    if not any(validation.escalations(obj) for _, obj in objects):
+        return Level.RESTRICTED
+    try:
+        found = await client.get(NAMESPACES, None, namespace)
+    except NotFound:
+        return Level.RESTRICTED
+    return Level.of(found["metadata"].get("labels"))
+
+
+def check(objects: Objects, pod_security: Level) -> None:
+    """What admission would check. Raises InvalidSpecError."""
+    context = validation.Context(pod_security=pod_security)
+    problems = [
+        Problem(f"{obj['kind']}/{obj['metadata']['name']}: {p.field}", p.problem, p.fix)
+        for _, obj in objects
+        for p in validation.problems(obj, context)
+    ]
+    if problems:
+        raise InvalidSpecError(problems[:50])
+
+
+async def rehearse(
+    client: Writer, namespace: str, objects: Objects, *, force: bool
+) -> list[Planned]:
+    """What is to be done, object by object. Raises for whatever would be refused later.
+
+    Nothing is written. Raises ManifestChangedError and the client's errors.
+    """
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(resource: Resource, obj: dict[str, Any]) -> Planned:
+        async with limit:
+            return await _rehearsed(client, namespace, resource, obj, force=force)
+
+    return list(await asyncio.gather(*(one(*each) for each in objects)))
+
+
+async def _rehearsed(
+    client: Writer, namespace: str, resource: Resource, obj: dict[str, Any], *, force: bool
+) -> Planned:
+    """The plan for one object, by the API server's dry run: defaults, CEL, admission, quotas."""
+    name = obj["metadata"]["name"]
+    before: dict[str, Any] | None
+    try:
+        before = await client.get(resource, namespace, name)
+    except NotFound:
+        before = None
+    try:
+        if before is None:
+            after = await create(client, resource, obj, dry_run=True)
+        else:
+            version = before["metadata"]["resourceVersion"]
+            pinned = {**obj, "metadata": {**obj["metadata"], "resourceVersion": version}}
+            after = await client.apply(
+                resource, pinned, force=force, field_manager=MANAGER, dry_run=True
+            )
+    except AlreadyExists as error:
+        raise ManifestChangedError(f"{name}: was made by somebody else meanwhile") from error
+    except Conflict as error:
+        raise ManifestChangedError(
+            f"{resource.kind}/{name}: {error.message[:400]}; apply with force to take it over"
+        ) from error
+    action = "create" if before is None else "update"
+    if before is not None and content(before) == content(after):
+        action = "unchanged"
+    return Planned(resource.api_version, resource.kind, namespace, name, action, before, obj, after)
+
+
+def changes(planned: Planned) -> list[Change]:
+    """What of an object differs, up to ``MAX_CHANGES``."""
+    found = differences(content(planned.before), content(planned.after))
+    return list(islice(found, MAX_CHANGES))

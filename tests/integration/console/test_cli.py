@@ -1,0 +1,632 @@
+"""The command line through the API process, and by a kubeconfig what it does the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import redis as redis_client
+
+from engineroom.kube.errors import NotFound
+from engineroom.kube.resources import DEPLOYMENTS, SECRETS, SERVICES, WORKERPOOLS
+from engineroom.kube.resources import PODS as PODS_RESOURCE
+from engineroom.manifests.apply import content
+from engineroom.tasks import Task, Tasks
+from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
+from tests.integration.console.command import CODE, Command, kubeconfig_of
+from tests.integration.console.process import ApiProcess, api_process
+from tests.integration.pools import eventually
+from tests.support import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engineroom.kube.client import Client
+    from tests.cluster.api import Cluster
+    from tests.support import RedisServer
+
+pytestmark = pytest.mark.usefixtures("namespace")
+
+
+@pytest.fixture(scope="module")
+def process(
+    control_plane: Cluster, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ApiProcess]:
+    log = tmp_path_factory.mktemp("api") / "log"
+    with redis_client.Redis.from_url(redis.url) as connection:
+        connection.flushall()
+    with api_process(control_plane.kubeconfig, redis.url, log) as running:
+        running.log = log  # type: ignore[attr-defined]
+        yield running
+
+
+@pytest.fixture
+def command(tmp_path: Path, control_plane: Cluster, namespace: str) -> Command:
+    return Command(tmp_path / "home", control_plane.kubeconfig, namespace)
+
+
+@pytest_asyncio.fixture
+async def admin(command: Command, process: ApiProcess) -> AsyncIterator[Command]:
+    """Logged in as the administrator."""
+    sign_in(command, process)
+    yield command
+
+
+def sign_in(command: Command, process: ApiProcess) -> None:
+    done = command.run(
+        "login", "--server", process.url, "--user", "admin", "--password-stdin",
+        said=ADMIN_PASSWORD + "\n",
+    )  # fmt: skip
+    assert "as user:admin" in done.stdout
+
+
+async def live(client: Client, namespace: str, name: str) -> dict[str, Any] | None:
+    try:
+        return await client.get(WORKERPOOLS, namespace, name)
+    except NotFound:
+        return None
+
+
+# -- who ----------------------------------------------------------------------------------------
+
+
+async def test_a_login_is_kept_for_its_owner_and_revoked_by_a_logout(
+    admin: Command, process: ApiProcess
+) -> None:
+    assert stat.S_IMODE(admin.credentials.stat().st_mode) == 0o600
+    kept = json.loads(admin.credentials.read_text())
+    assert ADMIN_PASSWORD not in admin.credentials.read_text()
+    who = admin.json("whoami")
+    assert (who["subject"], who["how"], who["server"]) == ("user:admin", "token", process.url)
+    assert "namespace:manifests:apply" in who["access"][admin.namespace]
+    admin.run("logout")
+    assert json.loads(admin.credentials.read_text()) == {"servers": {}}
+    # What somebody copied before is worth nothing.
+    admin.credentials.write_text(json.dumps(kept))
+    refused = admin.run("whoami", code=5)
+    assert "login" in refused.stderr
+    log = process.log.read_text()  # type: ignore[attr-defined]
+    assert "token.revoke" in log
+    secrets = kept["servers"][process.url]
+    assert ADMIN_PASSWORD not in log
+    assert secrets["access"] not in log
+    assert secrets["refresh"] not in log
+
+
+async def test_a_file_that_others_can_read_is_refused(admin: Command) -> None:
+    admin.credentials.chmod(0o640)
+    assert "can be read by others" in admin.run("whoami", code=2).stderr
+
+
+async def test_many_refresh_at_once_and_none_is_thrown_out(
+    admin: Command, process: ApiProcess
+) -> None:
+    kept = json.loads(admin.credentials.read_text())
+    kept["servers"][process.url]["expires"] = 1.0
+    admin.credentials.write_text(json.dumps(kept))
+    with ThreadPoolExecutor(4) as threads:
+        ran = [threads.submit(admin.json, "whoami") for _ in range(4)]
+    assert {one.result()["subject"] for one in ran} == {"user:admin"}
+    now = json.loads(admin.credentials.read_text())["servers"][process.url]
+    assert now["refresh"] != kept["servers"][process.url]["refresh"]
+    assert stat.S_IMODE(admin.credentials.stat().st_mode) == 0o600
+    admin.json("whoami")
+
+
+async def test_a_wrong_password_keeps_nothing(command: Command, process: ApiProcess) -> None:
+    done = command.run(
+        "login", "--server", process.url, "--user", "admin", "--password-stdin",
+        said="wrong\n", code=5,
+    )  # fmt: skip
+    assert "credentials_invalid" in done.stderr
+    assert not command.credentials.exists()
+
+
+async def test_a_token_does_not_go_over_a_network_in_the_clear(command: Command) -> None:
+    done = command.run(
+        "login", "--server", "http://engineroom.example", "--token-stdin", said="x", code=2
+    )
+    assert "without TLS" in done.stderr
+    assert "not logged in" in command.run("whoami", "--server", "https://x.example", code=5).stderr
+    assert "none is chosen" in command.run("whoami", code=2).stderr
+
+
+@pytest.mark.parametrize("by_exec", [False, True], ids=["token", "exec"])
+async def test_the_kubeconfig_logs_in_and_nothing_secret_is_kept(
+    command: Command,
+    process: ApiProcess,
+    control_plane: Cluster,
+    namespace: str,
+    person: Any,
+    tmp_path: Path,
+    by_exec: bool,
+) -> None:
+    token = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    config = kubeconfig_of(
+        tmp_path / "person", control_plane.kubeconfig, token, namespace, by_exec=by_exec
+    )
+    command.run("login", "--server", process.url, KUBECONFIG=str(config))
+    assert token not in command.credentials.read_text()
+    assert token.rpartition(".")[0] not in command.credentials.read_text()
+    command.environment["KUBECONFIG"] = str(config)
+    who = command.json("whoami")
+    assert who["subject"] == f"kubernetes:system:serviceaccount:{namespace}:reader"
+    assert who["access"][namespace] == [
+        "namespace:manifests:read", "namespace:pools:read", "self:identity:read",
+        "self:sessions:end", "self:sessions:read",
+    ]  # fmt: skip
+    assert command.run("get").returncode == 0
+    # By the cluster's own RBAC, which is asked each time.
+    assert "permission_denied" in command.run("keys", "list", code=5).stderr
+    assert "may not" in command.run("audit", "list", code=5).stderr
+
+
+async def test_a_certificate_is_no_token(command: Command, process: ApiProcess) -> None:
+    done = command.run("login", "--server", process.url, "--kube", code=5)
+    assert "client certificate" in done.stderr
+
+
+async def test_keys_are_shown_once_and_alone(admin: Command, process: ApiProcess) -> None:
+    narrow = ["keys", "create", "narrow", "--role", "viewer", "--in", admin.namespace]
+    refused = admin.run(*narrow, code=5)
+    assert refused.stdout == ""
+    assert "you do not have viewer there yourself" in refused.stderr
+    made = admin.run("keys", "create", "ci", "--scope", "namespace:pools:read")
+    key = made.stdout.strip()
+    assert "\n" not in key
+    assert key not in made.stderr
+    listed = admin.json("keys", "list")["items"]
+    assert [one["name"] for one in listed] == ["ci"]
+    assert key not in json.dumps(listed)
+    by_key = {"ENGINEROOM_TOKEN": key, "ENGINEROOM_SERVER": process.url}
+    assert admin.run("get", **by_key).returncode == 0
+    assert "permission_denied" in admin.run("queues", "list", code=5, **by_key).stderr
+    newer = admin.run("keys", "rotate", listed[0]["id"], "--overlap", "0s").stdout.strip()
+    assert newer != key
+    assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
+    fresh = next(one for one in admin.json("keys", "list")["items"] if not one["revoked"]
+                 and one["id"] != listed[0]["id"])  # fmt: skip
+    admin.run("keys", "revoke", fresh["id"])
+    by_key["ENGINEROOM_TOKEN"] = newer
+    assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
+
+
+# -- what was done ------------------------------------------------------------------------------
+
+
+async def test_the_audit_log_is_verified_at_the_server_and_in_an_export(
+    admin: Command, tmp_path: Path, process: ApiProcess
+) -> None:
+    admin.run("keys", "create", "one")
+    checked = admin.run("audit", "verify").stdout
+    assert "intact" in checked
+    anchor = checked.strip().rpartition(" ")[2]
+    admin.run("keys", "create", "two")
+    assert "intact" in admin.run("audit", "verify", "--anchor", anchor).stdout
+    number, _, mac = anchor.partition(":")
+    other = f"{number}:{'0' * 64 if mac[0] != '0' else '1' * 64}"
+    assert (
+        "not the one of the anchor"
+        in admin.run("audit", "verify", "--anchor", other, code=1).stdout
+    )
+    export = tmp_path / "export.json"
+    export.write_text(admin.run("audit", "list", "--all", "-o", "json").stdout)
+    secret = {"ENGINEROOM_API_SECRET": "s" * 48}
+    offline = ["audit", "verify", "--file", str(export)]
+    assert "installation's secret" in admin.run(*offline, code=2).stderr
+    assert "intact" in admin.run(*offline, **secret).stdout
+    assert "intact" in admin.run(*offline, "--anchor", anchor, **secret).stdout
+    # The pods' own output says the same.
+    lines = tmp_path / "log"
+    lines.write_bytes(process.log.read_bytes())  # type: ignore[attr-defined]
+    assert "intact" in admin.run("audit", "verify", "--file", str(lines), **secret).stdout
+    document = json.loads(export.read_text())
+    edited = json.loads(json.dumps(document))
+    edited["items"][1]["body"]["who"] = "user:nobody"
+    gone = {"items": document["items"][:1] + document["items"][2:]}
+    for said, told in ((edited, "record 2: edited"), (gone, "record 2: missing")):
+        export.write_text(json.dumps(said))
+        assert told in admin.run(*offline, code=1, **secret).stdout
+    export.write_text("{}")
+    assert "no record" in admin.run(*offline, code=1, **secret).stdout
+
+
+async def test_sessions_are_listed_and_ended(admin: Command, process: ApiProcess) -> None:
+    body = {"name": "admin", "password": ADMIN_PASSWORD}
+    async with httpx.AsyncClient(base_url=process.url) as http:
+        opened = (await http.post("/api/v1/sessions", json=body)).json()["session"]
+    listed = admin.json("sessions", "list")["items"]
+    assert opened["handle"] in [one["handle"] for one in listed]
+    admin.run("sessions", "end", opened["handle"])
+    assert "not_found" in admin.run("sessions", "end", opened["handle"], code=4).stderr
+    admin.run("sessions", "end", "--all", "--of", "user:admin", "--yes")
+    # That was our own login too.
+    assert "is over" in admin.run("whoami", code=5).stderr
+
+
+# -- commands that were there before --------------------------------------------------------------
+
+
+async def test_pools_queues_and_jobs_go_through_the_api(
+    admin: Command, client: Client, redis: RedisServer
+) -> None:
+    namespace = admin.namespace
+    queue = f"mail-{namespace}"
+    spec = {"queues": [{"name": queue}], "autoscaling": {"minReplicas": 0, "maxReplicas": 3}}
+    made = pool("mail", **spec)
+    made["metadata"] |= {"namespace": namespace, "labels": {"team": "mail"}}
+    await client.apply(WORKERPOOLS, made, field_manager="kubectl")
+    await client.apply(
+        WORKERPOOLS,
+        {**pool("bills", replicas=1), "metadata": {"namespace": namespace, "name": "bills"}},
+        field_manager="kubectl",
+    )
+    names = admin.run("get", "-o", "name").stdout.split()
+    assert [name.rpartition("/")[2] for name in names] == ["bills", "mail"]
+    assert "mail" in admin.run("get", "-l", "team=mail").stdout
+    shown = admin.json("get", "mail")
+    assert "template" not in shown["spec"]
+    admin.run("scale", "bills", "3")
+    admin.run("scale", "mail", "--max", "7")
+    admin.run("pause", "mail", "-d", "in")
+    spec = (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["autoscaling"]
+    assert (spec["maxReplicas"], spec["pause"]) == (7, "ScaleIn")
+    assert (await client.get(WORKERPOOLS, namespace, "bills"))["spec"]["replicas"] == 3
+    admin.run("resume", "mail")
+    with redis_client.Redis.from_url(redis.url) as connection:
+        tasks = Tasks(connection)
+        ours = tasks.enqueue(Task("shop.jobs.send", args=(1, 2), queue=queue)).job_id
+
+        async def seen() -> bool:
+            return queue in admin.run("queues", "list", "-o", "name").stdout.split()
+
+        await eventually("the API has seen the pool's queue", seen, 10)
+        assert admin.json("queues", "list", queue)["items"][0]["waiting"] == 1
+        listed = admin.json("jobs", "list", "--state", "waiting")["items"]
+        assert [one["jobId"] for one in listed] == [ours]
+        assert admin.json("jobs", "show", ours)["call"]["args"] == [1, 2]
+        assert "1 job cancelled" in admin.run("jobs", "cancel", ours, "--yes").stdout
+        assert "not_failed" in admin.run("jobs", "retry", ours, code=1).stderr
+    for refused in (
+        ["drain", "mail"],
+        ["workers", "list"],
+        ["queues", "pause", queue],
+        ["jobs", "list", "--since", "1h"],
+    ):
+        assert "--context" in admin.run(*refused, code=2).stderr
+    everywhere = Command(admin.home, admin.environment["KUBECONFIG"])
+    assert "--context" in everywhere.run("get", "-A", code=2).stderr
+    # Past the API, by the kubeconfig.
+    config = admin.environment["KUBECONFIG"]
+    assert "bills" in admin.run("get", "--kubeconfig", config).stdout
+
+
+async def test_errors_of_the_api_are_sentences_with_the_documented_codes(
+    admin: Command, process: ApiProcess
+) -> None:
+    missing = admin.run("get", "nobody", code=4).stderr
+    assert "kubernetes_not_found" in missing
+    assert "error:" in missing
+    wrong = admin.run("keys", "create", "x", "--scope", "nonsense", code=2).stderr
+    assert "body.scopes[0]" in wrong
+    away = admin.run("whoami", "--server", "http://127.0.0.1:9", code=5).stderr
+    assert "not logged in" in away
+    by_token = {"ENGINEROOM_TOKEN": "x"}
+    gone = admin.run("whoami", "--server", "http://127.0.0.1:9", code=3, **by_token).stderr
+    assert "cannot reach the API" in gone
+    refused = admin.run("whoami", "--server", process.url, code=5, **by_token).stderr
+    assert "token_invalid" in refused
+
+
+# -- manifests ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["api", "kubeconfig"])
+def way(request: pytest.FixtureRequest, command: Command, process: ApiProcess) -> Command:
+    if request.param == "api":
+        sign_in(command, process)
+    return command
+
+
+async def test_apply_and_diff_by_both_ways(way: Command, client: Client, tmp_path: Path) -> None:
+    namespace = way.namespace
+    before = {**pool("mail", replicas=1)}
+    before["metadata"] = {"name": "mail", "namespace": namespace}
+    await client.apply(WORKERPOOLS, before, field_manager="kubectl")
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(manifest(pool("bills"), pool("ads")))
+    changed = {**pool("mail", replicas=1), "metadata": {"name": "mail", "labels": {"tier": "one"}}}
+    (folder / "b.json").write_text(json.dumps(changed))
+    (folder / "notes.txt").write_text("no manifest")
+    shown = way.run("diff", "-f", str(folder), code=1).stdout
+    assert "create WorkerPool/bills" in shown
+    assert '+ metadata.labels.tier: "one"' in shown
+    assert await live(client, namespace, "bills") is None
+    planned = way.json("apply", "-f", str(folder), "--dry-run=server")
+    assert planned["outcome"] == "planned"
+    assert await live(client, namespace, "bills") is None
+    done = way.run("apply", "-f", str(folder))
+    assert done.stdout.splitlines() == [
+        "WorkerPool/bills created", "WorkerPool/ads created", "WorkerPool/mail configured",
+    ]  # fmt: skip
+    bills = await live(client, namespace, "bills")
+    assert bills is not None
+    # One manager by both ways, and owned as by an apply: what is left out next time goes.
+    assert [(f["manager"], f["operation"]) for f in bills["metadata"]["managedFields"]] == [
+        ("engineroom-api", "Apply")
+    ]
+    assert "nothing differs" in way.run("diff", "-f", str(folder)).stdout
+    same = way.run("apply", "-f", "-", said=(folder / "a.yaml").read_text())
+    names = way.run("apply", "-f", str(folder / "a.yaml"), "-o", "name").stdout.splitlines()
+    assert names == ["workerpool.engineroom.dev/bills", "workerpool.engineroom.dev/ads"]
+    assert same.stdout.splitlines() == ["WorkerPool/bills unchanged", "WorkerPool/ads unchanged"]
+    listed = way.json("transactions", "list")["items"]
+    assert [one["status"] for one in listed] == ["committed"]
+    steps = way.json("transactions", "show", listed[0]["id"])["steps"]
+    assert [one["kind"] for one in steps][-1] == "committed"
+    assert listed[0]["id"] in done.stderr
+    state = way.home / "state" / "engineroom"
+    assert not list(state.rglob("*.objects"))
+
+
+async def test_what_is_wrong_is_named_with_its_file_and_changes_nothing(
+    way: Command, client: Client, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(manifest(pool("good")))
+    bad.write_text(
+        "\n\n" + manifest({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}})
+    )
+    refused = way.run("apply", "-f", str(good), "-f", str(bad), code=2).stderr
+    assert f"{bad}, document at line 3: kind" in refused
+    bad.write_text(manifest(pool("bad", autoscaling={"minReplicas": 9, "maxReplicas": 1})))
+    refused = way.run("apply", "-f", str(good), "-f", str(bad), code=2).stderr
+    assert "WorkerPool/bad: spec.autoscaling" in refused
+    for text in ("a: 1\na: 2\n", ""):
+        bad.write_text(text)
+        way.run("apply", "-f", str(bad), code=2)
+    assert await live(client, way.namespace, "good") is None
+    other = {**pool("a"), "metadata": {"name": "a", "namespace": "other"}}
+    bad.write_text(manifest(pool("b"), other))
+    assert "apply each namespace by itself" in way.run("apply", "-f", str(bad), code=2).stderr
+
+
+async def test_fields_of_others_are_a_conflict_unless_taken(
+    way: Command, client: Client, tmp_path: Path
+) -> None:
+    mine = {**pool("mail", replicas=1), "metadata": {"name": "mail", "namespace": way.namespace}}
+    await client.apply(WORKERPOOLS, mine, field_manager="kubectl")
+    file = tmp_path / "mail.yaml"
+    file.write_text(manifest(pool("mail", replicas=4)))
+    refused = way.run("apply", "-f", str(file), code=1).stderr
+    assert "kubectl" in refused
+    assert "manifest_changed" in refused
+    way.run("apply", "-f", str(file), "--force")
+    found = await live(client, way.namespace, "mail")
+    assert found is not None
+    assert found["spec"]["replicas"] == 4
+
+
+#: Runs the command and kills it by SIGKILL, or interrupts it, at one of its writes.
+DYING = """
+import os, signal, sys
+from engineroom.cli.client import KubernetesCluster
+number, when, kind = int(os.environ["DIE_AT"]), os.environ["DIE_WHEN"], int(os.environ["DIE_BY"])
+send = KubernetesCluster.send
+def sending(self, method, path, query=None, body=None, content_type=""):
+    global number
+    write = method != "GET" and not (query or {}).get("dryRun")
+    if write:
+        number -= 1
+    if write and number == -1 and when == "before":
+        os.kill(os.getpid(), kind)
+    answer = send(self, method, path, query, body, content_type)
+    if write and number == -1 and when == "after":
+        os.kill(os.getpid(), kind)
+    return answer
+KubernetesCluster.send = sending
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (0, "before"),
+        (0, "after"),
+        (1, "after"),
+        (2, "before"),
+        (2, "after"),
+        (4, "before"),
+        (4, "after"),
+        (5, "before"),
+    ],
+)
+async def test_killed_at_every_write_and_recovered(
+    command: Command, client: Client, tmp_path: Path, number: int, when: str
+) -> None:
+    namespace = command.namespace
+    mine = {**pool("mail", replicas=1), "metadata": {"name": "mail", "namespace": namespace}}
+    before = await client.apply(WORKERPOOLS, mine, field_manager="kubectl")
+    file = tmp_path / "manifest.yaml"
+    file.write_text(manifest(pool("alpha"), pool("mail", replicas=4), pool("zeta")))
+    arguments = ["apply", "-f", str(file), "--force"]
+    die = {"DIE_AT": str(number), "DIE_WHEN": when, "DIE_BY": "9"}
+    # A creation is two writes and an update one: five, and one by which nobody dies.
+    code = 0 if number == 5 else -9
+    command.run(*arguments, code=code, runner=DYING + CODE, **die)
+    if code:
+        if number == 0:
+            assert "--recover" in command.run(*arguments, code=1).stderr
+        left = list((command.home / "state").rglob("*.objects"))
+        assert [stat.S_IMODE(one.stat().st_mode) for one in left] == [0o600]
+        found = command.json("apply", "--recover")["items"]
+        assert [one["status"] for one in found] == ["rolled_back"]
+        names = {o["metadata"]["name"] for o in (await client.list(WORKERPOOLS, namespace))[0]}
+        assert names == {"mail"}
+        now = await live(client, namespace, "mail")
+        assert now is not None
+        assert content(now) == content(before)
+        assert [f["manager"] for f in now["metadata"]["managedFields"]] == ["kubectl"]
+    assert not list((command.home / "state").rglob("*.objects"))
+    if (number, when) == (0, "after"):
+        assert "nothing to put back" in command.run("apply", "--recover").stderr
+        command.run(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["2", "15"], ids=["SIGINT", "SIGTERM"])
+async def test_interrupted_it_puts_back_first(
+    command: Command, client: Client, tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(manifest(pool("alpha"), pool("beta"), pool("zeta")))
+    die = {"DIE_AT": "2", "DIE_WHEN": "after", "DIE_BY": kind}
+    done = command.run("apply", "-f", str(file), code=130, runner=DYING + CODE, **die)
+    assert "putting back" in done.stderr
+    assert (await client.list(WORKERPOOLS, command.namespace))[0] == []
+    assert "nothing to put back" in command.run("apply", "--recover").stderr
+
+
+async def test_a_living_apply_is_not_recovered(
+    command: Command, client: Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(manifest(pool("alpha"), pool("beta")))
+    stopped = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DYING + CODE, "-n", command.namespace, "apply", "-f", str(file),
+        env=command.environment | {"DIE_AT": "2", "DIE_WHEN": "before", "DIE_BY": "19"},
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+
+        async def standing() -> bool:
+            state = await asyncio.to_thread(Path(f"/proc/{stopped.pid}/stat").read_text)
+            return state.rpartition(")")[2].split()[0] == "T"
+
+        await eventually("it has stopped itself", standing, 30)
+        assert "nothing to put back" in command.run("apply", "--recover").stderr
+        stopped.send_signal(signal.SIGCONT)
+        assert await asyncio.wait_for(stopped.wait(), 30) == 0
+    finally:
+        if stopped.returncode is None:
+            stopped.kill()
+            await stopped.wait()
+    assert await live(client, command.namespace, "beta") is not None
+
+
+# -- a browser ----------------------------------------------------------------------------------
+
+#: Pods there are none in these tests: what the API server would forward goes to the process.
+NEAR = """
+import os, socket
+from engineroom.cli.client import KubernetesCluster
+def near(self, namespace, pod, port):
+    assert (pod, port) == ("engineroom-api-0", 8000), (pod, port)
+    return socket.create_connection(("127.0.0.1", int(os.environ["API_PORT"])))
+KubernetesCluster.open_port = near
+"""
+
+
+async def test_a_login_makes_links(admin: Command, process: ApiProcess) -> None:
+    link = admin.run("ui", "--no-browser").stdout.strip()
+    base, _, code = link.partition("/sign-in#")
+    assert base == process.url
+    async with httpx.AsyncClient(base_url=process.url) as browser:
+        assert "sign-in.js" in (await browser.get("/sign-in")).text
+        done = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
+        assert done.json()["session"]["subject"] == "user:admin"
+        again = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
+    assert again.status_code == 401
+    log = await asyncio.to_thread(process.log.read_text)  # type: ignore[attr-defined]
+    assert "link.make" in log
+    assert code not in log
+
+
+async def installed(client: Client, namespace: str) -> None:
+    """What the chart makes of the API, as far as `ui` looks at it."""
+    labels = {"app.kubernetes.io/part-of": "engineroom", "app.kubernetes.io/component": "api"}
+    metadata = {"name": "engineroom-api", "namespace": namespace, "labels": labels}
+    port = {"port": 80, "targetPort": "api"}
+    await client.create(
+        SERVICES, {"metadata": metadata, "spec": {"selector": labels, "ports": [port]}}
+    )
+    container = {
+        "name": "api", "image": "example/api:1", "ports": [{"name": "api", "containerPort": 8000}]
+    }  # fmt: skip
+    volume = {"name": "secrets", "secret": {"secretName": "engineroom-api"}}
+    pod = {"containers": [container], "volumes": [volume]}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+    await client.create(DEPLOYMENTS, {"metadata": metadata, "spec": spec})
+    await client.create(
+        SECRETS, {"metadata": metadata, "stringData": {"admin-password": ADMIN_PASSWORD}}
+    )
+    standing = {**metadata, "name": "engineroom-api-0"}
+    await client.create(PODS_RESOURCE, {"metadata": standing, "spec": pod})
+    ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    await client.merge_patch(
+        PODS_RESOURCE, namespace, "engineroom-api-0", ready, subresource="status"
+    )
+
+
+@pytest.mark.parametrize("who", ["token", "certificate"])
+async def test_from_a_kubeconfig_alone_to_signed_in(
+    command: Command,
+    client: Client,
+    process: ApiProcess,
+    control_plane: Cluster,
+    person: Any,
+    tmp_path: Path,
+    who: str,
+) -> None:
+    namespace = command.namespace
+    await installed(client, namespace)
+    subject = "user:admin"
+    if who == "token":
+        subject = f"kubernetes:system:serviceaccount:{namespace}:reader"
+        rules = [{"apiGroups": [""], "resources": ["services", "pods"], "verbs": ["get", "list"]}]
+        token = await person("reader", {**POOLS, "verbs": ["get"]}, *rules)
+        command.environment["KUBECONFIG"] = str(
+            kubeconfig_of(tmp_path / "person", control_plane.kubeconfig, token, namespace)
+        )
+    began = time.monotonic()
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", NEAR + CODE, "-n", namespace, "ui",
+        env=command.environment | {"API_PORT": process.url.rpartition(":")[2]},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert running.stdout is not None
+        link = (await asyncio.wait_for(running.stdout.readline(), 30)).decode().strip()
+        base, _, code = link.partition("/sign-in#")
+        assert base.startswith("http://127.0.0.1:")
+        assert base != process.url
+        async with httpx.AsyncClient(base_url=base) as browser:
+            done = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
+            assert done.json()["session"]["subject"] == subject, done.text
+            assert time.monotonic() - began < 5
+            name, _, value = done.headers["set-cookie"].partition(";")[0].partition("=")
+            # A browser takes a Secure cookie of the loopback address; this client does not.
+            seen = await browser.get("/api/v1/whoami", headers={"cookie": f"{name}={value}"})
+            assert seen.json()["how"] == "session"
+        running.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(running.wait(), 10) == 0
+    finally:
+        if running.returncode is None:
+            running.kill()
+            await running.wait()
+
+
+async def test_without_an_api_process_there_is_no_link(command: Command) -> None:
+    assert "no API process" in command.run("ui", "--no-browser", code=4).stderr
