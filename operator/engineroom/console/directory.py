@@ -10,13 +10,12 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.schema import nearest
 from engineroom.auth.passwords import hash_problem
 from engineroom.auth.permissions import EVERYWHERE, Grant, Permission, Policy, Role
 from engineroom.core.errors import InvalidInputError, Problem
 from engineroom.core.validation.documents import UnreadableError
 from engineroom.core.validation.documents import read as read_documents
-from engineroom.core.validation.paths import child, shown
+from engineroom.core.validation.paths import child, nearest, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

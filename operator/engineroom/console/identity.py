@@ -260,7 +260,7 @@ async def renew_session(call: Call) -> Answer:
     if grants is None:
         raise PermissionDeniedError("session: its rights are not looked up here; sign in anew")
     opened = await services.sessions.elevate(call.request.scope.get(SESSION, ""), grants)
-    body = SignedIn(session=_session(opened.session, opened.session.handle), csrf=opened.csrf)
+    body = SignedIn(session=session_view(opened.session, opened.session.handle), csrf=opened.csrf)
     return Answer(body, headers={"set-cookie": opened.cookie})
 
 

@@ -108,7 +108,7 @@ def rehearse(
     ``trusted_proxy_hops`` of the request is replaced by the policy's. Raises DependencyError when
     Redis does not answer, and ValueError for a cost that is none.
     """
-    view = replace(request, trusted_proxy_hops=policy.trusted_proxy_hops)
+    view = request._replace(trusted_proxy_hops=policy.trusted_proxy_hops)
     subject = subject_of(policy, view)
     looker = _Looker(policy, redis)
     decision = looker.hit(subject, cost)

@@ -16,7 +16,6 @@ from prometheus_client.registry import Collector
 
 from engineroom.core.recovery import BreakerState
 from engineroom.ratelimit.decision import Reason, Source
-from engineroom.ratelimit.decision import Reason, Source
 from engineroom.ratelimit.errors import LimiterUnavailableError
 
 if TYPE_CHECKING:
