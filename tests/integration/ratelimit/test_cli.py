@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from datetime import timedelta
@@ -38,6 +39,7 @@ from engineroom.ratelimit.model import (
 )
 from engineroom.ratelimit.rehearse import rehearse
 from engineroom.ratelimit.sources import ClientIP, Header, JWTClaim, RequestView, subject_of
+from tests.integration.test_cli import Place
 from tests.limiter import compiled, get, limiter_process, publish
 from tests.support import free_port
 from tests.unit.cli.memory import MemoryCluster, Trial
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     import redis
 
     from engineroom.kube.resources import Resource
+    from tests.cluster.api import Cluster
     from tests.support import RedisServer
 
 ADDRESS = "192.0.2.7"
@@ -389,3 +392,33 @@ def test_bounds(algorithm: Algorithm, expected: str) -> None:
     policy = Policy("shop/api", (limit,))
     assert bound_text(policy, limit) == expected
     assert leased_ahead(policy, limit) == 0
+
+
+def test_as_a_program_with_its_exit_codes(
+    control_plane: Cluster, server: RedisServer, store: redis.Redis
+) -> None:
+    place = Place(control_plane, f"limits-{secrets.token_hex(4)}")
+    place.kubectl("create", "namespace", place.namespace)
+    try:
+        made = manifest()
+        made["metadata"] = {"name": "api", "namespace": place.namespace}
+        del made["status"]
+        place.kubectl("create", "-f", "-", document=made)
+        assert place.run("get", "rlp").stdout.split()[6:8] == ["api", "Unseen"]
+        told = place.run("ratelimit", "explain", "api").stdout
+        assert "no operator has looked at the policy yet" in told
+        place.run("ratelimit", "explain", "other", code=4)
+        place.environment["ENGINEROOM_REDIS_URL"] = server.url
+        place.run("ratelimit", "test", "api", code=4)
+        policy = Policy(f"{place.namespace}/api", (Limit("all", Rate(1, 3600)),))
+        publish(store, [compiled(policy)])
+        place.run("ratelimit", "test", "api", "--consume")
+        refused = place.run("ratelimit", "test", "api", "-p", "/a?b=c", code=1)
+        assert "would be refused (Limited, 429)" in refused.stdout
+        place.run("ratelimit", "test", "api", "--client-ip", "nowhere", code=2)
+        place.run("ratelimit", "test", "api", "--cost", "0", code=2)
+        place.run("ratelimit", "top", "--limiter", f"127.0.0.1:{free_port()}", code=3)
+        place.environment["ENGINEROOM_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
+        place.run("ratelimit", "test", "api", code=3)
+    finally:
+        place.kubectl("delete", "namespace", place.namespace, "--wait=false")

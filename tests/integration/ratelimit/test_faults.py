@@ -3,6 +3,7 @@ answers in time, and nobody gets more than the limit for it."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from engineroom.core.errors import DependencyError
+from engineroom.core.errors import DependencyError, InvalidSpecError
 from engineroom.ratelimit.channel import keys_of
 from engineroom.ratelimit.document import Text, part_hash, part_of, write
 from engineroom.ratelimit.follow import Follower
@@ -27,10 +28,13 @@ from engineroom.ratelimit.model import (
     Rate,
 )
 from engineroom.ratelimit.publish import replace
+from engineroom.ratelimit.service.file import read_rooms
 from engineroom.ratelimit.sources import ClientIP, Header
 from tests.integration.ratelimit.relay import Relay
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, publish
 from tests.support import RedisServer, redis_server
+from tests.unit.api.policies import WRONG
+from tests.unit.api.policies import policy as spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,3 +256,25 @@ def memory(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(pid)
+
+
+@pytest.mark.parametrize("wrong", [name for name in WRONG if name != "name-with-dots"])
+def test_a_file_with_a_policy_that_is_none_is_refused_whole(wrong: str, tmp_path: Path) -> None:
+    """What admission refuses in a cluster the service refuses at its start, in the same words."""
+    changes, expected = WRONG[wrong]
+    path = tmp_path / "limits.yaml"
+    path.write_text(json.dumps(spec(changes)))
+    with pytest.raises(InvalidSpecError) as caught:
+        read_rooms(path, redis.asyncio.Redis())
+    for words in expected:
+        assert words in str(caught.value)
+
+
+def test_the_service_does_not_start_with_such_a_file(server: RedisServer, tmp_path: Path) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text(json.dumps(spec(WRONG["rate-zero"][0])))
+    process = LimiterProcess(server.url, tmp_path / "log", policies=str(path))
+    with pytest.raises(RuntimeError, match="does not run"):
+        process.start()
+    assert "requests" in process.tail()
+    assert "Traceback" not in process.tail()
