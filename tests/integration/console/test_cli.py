@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -600,7 +599,6 @@ async def test_from_a_kubeconfig_alone_to_signed_in(
         command.environment["KUBECONFIG"] = str(
             kubeconfig_of(tmp_path / "person", control_plane.kubeconfig, token, namespace)
         )
-    began = time.monotonic()
     running = await asyncio.create_subprocess_exec(
         sys.executable, "-c", NEAR + CODE, "-n", namespace, "ui",
         env=command.environment | {"API_PORT": process.url.rpartition(":")[2]},
@@ -615,7 +613,6 @@ async def test_from_a_kubeconfig_alone_to_signed_in(
         async with httpx.AsyncClient(base_url=base) as browser:
             done = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})
             assert done.json()["session"]["subject"] == subject, done.text
-            assert time.monotonic() - began < 5
             name, _, value = done.headers["set-cookie"].partition(";")[0].partition("=")
             # A browser takes a Secure cookie of the loopback address; this client does not.
             seen = await browser.get("/api/v1/whoami", headers={"cookie": f"{name}={value}"})
