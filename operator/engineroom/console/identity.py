@@ -119,10 +119,10 @@ class NewKey(Model):
     grants: Annotated[list[GrantView], Field(max_length=20)] | None = None
     scopes: Annotated[list[Permission], Field(max_length=100)] | None = None
     days: Annotated[int, Field(ge=1, le=366, description="Days that it lives.")] = 90
-    rate: (
-        Annotated[int, Field(ge=1, le=100_000, description="Requests in a second; null: as many "
-                             "as anybody.")] | None
-    ) = None  # fmt: skip
+    rate: Annotated[
+        int | None,
+        Field(ge=1, le=100_000, description="Requests in a second; null: as many as anybody."),
+    ] = None
 
 
 class Rotation(Model):
