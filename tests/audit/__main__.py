@@ -158,9 +158,7 @@ def dependencies() -> Looked:
 def pinned(path: Path) -> dict[str, bool]:
     """The requirements of a lock file: whether each has a hash."""
     blocks = re.split(r"\n(?=[A-Za-z0-9])", path.read_text())
-    names = [
-        (block.partition(" ")[0], "--hash=sha256:" in block) for block in blocks if "==" in block
-    ]
+    names = [(block.split()[0], "--hash=sha256:" in block) for block in blocks if "==" in block]
     return dict(names)
 
 
