@@ -54,7 +54,7 @@ lock: $(READY) ## Lock the dependencies anew (UPGRADE=--upgrade for newer ones)
 	$(LOCK) $(UPGRADE) --all-extras --group dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) $(UPGRADE) --all-extras --group dev -c requirements/rq2.in \
 		pyproject.toml -o requirements/rq2.txt
-	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra console --extra limiter --extra cli -c requirements/dev.txt \
+	$(LOCK) $(UPGRADE) --extra operator --extra webhooks --extra console --extra limiter --extra cli --extra tracing -c requirements/dev.txt \
 		pyproject.toml -o requirements/image.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	$(LOCK) $(UPGRADE) examples/shop/requirements.in -o examples/shop/requirements.txt

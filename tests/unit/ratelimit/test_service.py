@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineroom.ratelimit.decision import Decision, Reason, Source
+from engineroom.ratelimit.limiter import Breaker
 from engineroom.ratelimit.model import Limit, Policy, Rate
 from engineroom.ratelimit.service import answers, rls
 from engineroom.ratelimit.service.admin import merge_metrics
@@ -136,6 +137,34 @@ def test_metrics_of_several_processes_are_added() -> None:
     assert 'engineroom_ratelimit_requests_total{form="nginx",status="200"} 5.0' in lines
     assert 'engineroom_ratelimit_decision_seconds_bucket{le="+Inf"} 5.0' in lines
     assert 'engineroom_ratelimit_decision_seconds_bucket{le="0.0001"} 0.0' in lines
+
+
+def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -> None:
+    counts = Counts()
+    for reason, source in (
+        (Reason.ADMITTED, Source.REDIS),
+        (Reason.FAILED_OPEN, Source.POLICY),
+        (Reason.ADMITTED, Source.LOCAL),
+    ):
+        counts.decided(Decision(True, reason, "shop/api", "a", 1, 0, 0.0, 0.0, source), 0.01)
+    breaker = Breaker(failures=1, pause=5.0)
+
+    def told() -> list[str]:
+        lines = Exposition(counts).text().decode().splitlines()
+        return [line for line in lines if line.startswith("engineroom_breaker") and "1.0" in line]
+
+    code = 'code="rate_limiter_unavailable"'
+    errors = f'engineroom_errors_total{{category="dependency",{code}}} 2.0'
+    assert errors in Exposition(counts).text().decode()
+    counts.breakers(lambda: ["closed", breaker.state])
+    for do, state in (
+        (lambda: None, "closed"),
+        (lambda: breaker.fail(0.0), "open"),
+        (lambda: breaker.admits(6.0), "half_open"),
+        (breaker.succeeded, "closed"),
+    ):
+        do()
+        assert told() == [f'engineroom_breaker_state{{name="redis",state="{state}"}} 1.0']
 
 
 @given(
