@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from tests.deployed import images
 from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.installation import Installation
 from tests.e2e.fragile import FragileRedis
-from tests.e2e.pool import NAMESPACE, Pool
+from tests.e2e.pool import NAMESPACE, VALUES, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -22,36 +21,6 @@ if TYPE_CHECKING:
     from tests.deployed.forward import Forward
 
 _failed = pytest.StashKey[bool]()
-
-#: The kind that the Prometheus operator brings, as far as the chart needs it to be there.
-SERVICE_MONITORS = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "servicemonitors.monitoring.coreos.com"},
-    "spec": {
-        "group": "monitoring.coreos.com",
-        "scope": "Namespaced",
-        "names": {
-            "kind": "ServiceMonitor",
-            "listKind": "ServiceMonitorList",
-            "plural": "servicemonitors",
-            "singular": "servicemonitor",
-        },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "x-kubernetes-preserve-unknown-fields": True,
-                    }
-                },
-            }
-        ],
-    },
-}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,19 +44,7 @@ def installation(node_cluster: Cluster) -> Installation:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     restricted = {**namespace, "metadata": {"name": SYSTEM, "labels": labels}}
     installation.kube.apply("namespaces", None, restricted)
-    installation.kubectl("apply", "-f", "-", stdin=json.dumps(SERVICE_MONITORS))
-    installation.upgrade(
-        {
-            "redis": {"secretNamespaces": [NAMESPACE]},
-            "rightSizing": {"intervalSeconds": 5},
-            "api": {"enabled": True},
-            "limiter": {"enabled": True},
-            "metrics": {
-                "serviceMonitor": {"enabled": True},
-                "dashboards": {"enabled": True},
-            },
-        }
-    )
+    installation.upgrade(VALUES)
     return installation
 
 

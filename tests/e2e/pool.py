@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from tests.deployed.kube import Object
 
 NAMESPACE = "e2e"
+#: What the chart is installed with.
+VALUES: dict[str, Any] = {
+    "redis": {"secretNamespaces": [NAMESPACE]},
+    "rightSizing": {"intervalSeconds": 5},
+}
 #: Quick enough for a test, with everything else as a user has it.
 QUICK = {
     "minReplicas": 0,

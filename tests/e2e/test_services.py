@@ -16,7 +16,7 @@ from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.kube import condition, wait_for
 from tests.deployed.web import EXAMPLE, LIMITER, POLICY, Web, wait_enforced
 from tests.deployed.web import NAMESPACE as SHOP
-from tests.e2e.pool import NAMESPACE
+from tests.e2e.pool import NAMESPACE, VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +24,59 @@ if TYPE_CHECKING:
     from tests.deployed.installation import Installation
     from tests.deployed.kube import Object
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 SERVICES = ("api", "limiter")
+VALUES_WITH_SERVICES = {
+    **VALUES,
+    "api": {"enabled": True},
+    "limiter": {"enabled": True},
+    "metrics": {"serviceMonitor": {"enabled": True}, "dashboards": {"enabled": True}},
+}
+#: The kind that the Prometheus operator brings, as far as the chart needs it to be there.
+SERVICE_MONITORS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "servicemonitors.monitoring.coreos.com"},
+    "spec": {
+        "group": "monitoring.coreos.com",
+        "scope": "Namespaced",
+        "names": {
+            "kind": "ServiceMonitor",
+            "listKind": "ServiceMonitorList",
+            "plural": "servicemonitors",
+            "singular": "servicemonitor",
+        },
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def services(installation: Installation) -> Iterator[None]:
+    """Both of them, added to what is there; gone again for the tests of pools."""
+    installation.kubectl("apply", "-f", "-", stdin=json.dumps(SERVICE_MONITORS))
+    installation.upgrade(VALUES_WITH_SERVICES)
+    yield
+    installation.upgrade(VALUES)
 
 
 @pytest.fixture(scope="module")
-def web(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+def web(
+    installation: Installation, services: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Web]:
     """The example's web application, limited by its policy.
 
     nginx and limiters are more patient than in the example: on a machine that runs other tests,
