@@ -22,7 +22,7 @@ from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from engineroom.ratelimit.line import Calls
@@ -42,6 +42,33 @@ def asked(calls: Calls, *command: str) -> asyncio.Future[Any]:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     calls.send(command, future.set_result)
     return asyncio.ensure_future(asyncio.wait_for(future, 10))
+
+
+def soon(check: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a Redis that listens nowhere else, with the password ``secret``."""
+    path = tmp_path / "redis.sock"
+    process = subprocess.Popen(
+        [
+            *("redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""),
+            *("--requirepass", "secret", "--dir", str(tmp_path)),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        soon(path.exists)
+        yield path
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def connections(store: redis.Redis) -> int:
@@ -82,9 +109,7 @@ async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
     assert await behind == b"behind"
     assert told == []
     # The old connection is closed once nobody waits for it.
-    async with asyncio.timeout(5):
-        while connections(store) != 1:
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(soon, lambda: connections(store) == 1)
     await line.close()
     await own.aclose()
 
@@ -152,33 +177,18 @@ async def test_closing_ends_what_is_under_way(server: RedisServer, store: redis.
     await own.aclose()
 
 
-async def test_an_address_says_all_it_can(tmp_path: Path) -> None:
-    socket = tmp_path / "redis.sock"
-    process = subprocess.Popen(
-        [
-            *("redis-server", "--port", "0", "--unixsocket", str(socket), "--save", ""),
-            *("--requirepass", "secret", "--dir", str(tmp_path)),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(10):
-            while not socket.exists():
-                await asyncio.sleep(0.01)
-        for protocol in (2, 3):
-            own = redis.asyncio.Redis.from_url(
-                f"unix://:secret@{socket}?db=3&protocol={protocol}", client_name="line"
-            )
-            async with AsyncLimiter(POLICY, own) as limiter:
-                assert isinstance(limiter._line, Line)
-                decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
-                assert sum(each.allowed for each in decisions) == 5
-                assert limiter.failed == 0
-            assert await own.dbsize() == protocol - 1
-            await own.aclose()
-    finally:
-        process.terminate()
-        process.wait(10)
+async def test_an_address_says_all_it_can(guarded: Path) -> None:
+    for protocol in (2, 3):
+        own = redis.asyncio.Redis.from_url(
+            f"unix://:secret@{guarded}?db=3&protocol={protocol}", client_name="line"
+        )
+        async with AsyncLimiter(POLICY, own) as limiter:
+            assert isinstance(limiter._line, Line)
+            decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
+            assert sum(each.allowed for each in decisions) == 5
+            assert limiter.failed == 0
+        assert await own.dbsize() == protocol - 1
+        await own.aclose()
 
 
 async def test_limiters_that_share_a_client_share_a_connection(
@@ -192,9 +202,7 @@ async def test_limiters_that_share_a_client_share_a_connection(
     await limiters[0].close()
     assert (await limiters[1].hit("you")).allowed
     await unshare_async(shared)
-    async with asyncio.timeout(5):
-        while connections(store):
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(soon, lambda: not connections(store))
     await own.aclose()
 
 
