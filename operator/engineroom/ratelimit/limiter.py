@@ -11,6 +11,7 @@ import asyncio
 import functools
 import secrets
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,6 @@ from redis.connection import ConnectionPool
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
-from engineroom.core.clock import SystemClock
 from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
 from engineroom.ratelimit.algorithms import digest as _digest
@@ -133,7 +133,7 @@ class _Core:
         self._enforcers = enforcers
         #: Decisions that were made without Redis because it did not decide.
         self.failed = 0
-        self._monotonic = (clock or SystemClock()).monotonic
+        self._monotonic = time.monotonic if clock is None else clock.monotonic
         places = self._places = policy.places
         self._names = tuple(limit.name for limit in places)
         self._all = tuple(range(len(policy.limits)))
@@ -195,7 +195,7 @@ class _Core:
         return None
 
     def _identity(self, subject: Subject) -> Identity:
-        if isinstance(subject, str | tuple):
+        if isinstance(subject, str):
             return subject
         absent = self._absent
         return tuple([subject.get(name, absent[at]) for at, name in enumerate(self._names)])
