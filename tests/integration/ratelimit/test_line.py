@@ -16,15 +16,17 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
+from engineroom.ratelimit.decision import Reason, Source
 from engineroom.ratelimit.limiter import AsyncLimiter, share_async, unshare_async
-from engineroom.ratelimit.line import Line, Tasks, calls_of
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.line import PATIENCE, Line, Tasks, calls_of
+from engineroom.ratelimit.model import Failure, FailureMode, Limit, Policy, Rate
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from engineroom.ratelimit.decision import Decision
     from engineroom.ratelimit.line import Calls
 
 POLICY = Policy("p", (Limit("a", Rate(5, 3600)),), Failure(timeout=2.0))
@@ -108,21 +110,53 @@ async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
     assert not behind.done()
     assert await behind == b"behind"
     assert told == []
-    # The old connection is closed once nobody waits for it.
+    # The old connection is closed once nobody waits for it, not only when it is given up on.
+    begun = time.monotonic()
     await asyncio.to_thread(soon, lambda: connections(store) == 1)
+    assert time.monotonic() - begun < PATIENCE * 0.8
     await line.close()
     await own.aclose()
 
 
-async def test_a_call_that_waits_for_a_connection_can_be_given_up(store: redis.Redis) -> None:
-    own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
+async def test_a_call_that_waits_for_a_connection_can_be_given_up(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    own = client(server)
     line = Line(own.connection_pool)
     told: list[Any] = []
     line.give_up(line.send(("INCR", "n"), told.append))
-    assert isinstance(await asked(line, "PING"), RedisConnectionError)
+    assert await asked(line, "PING") == b"PONG"
     assert told == []
+    assert store.get("n") is None
     await line.close()
     await own.aclose()
+
+
+async def test_calls_without_a_redis_are_told_so() -> None:
+    own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
+    line = Line(own.connection_pool)
+    assert isinstance(await asked(line, "PING"), RedisConnectionError)
+    await line.close()
+    await own.aclose()
+
+
+async def test_an_answer_that_comes_too_late_is_not_heard(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    failure = Failure(FailureMode.OPEN, timeout=0.05, breaker_failures=1000)
+    policy = Policy("p", (Limit("a", Rate(5, 3600)),), failure)
+    async with AsyncLimiter(policy, client(server)) as limiter:
+        decisions: list[Decision] = []
+        assert (await limiter.hit("me")).source is Source.REDIS
+        store.client_pause(200)
+        assert limiter.decide("me", 1, decisions.append) is None
+        # Answered by Redis before this is.
+        await asyncio.to_thread(soon, lambda: bool(store.ping()))
+        async with asyncio.timeout(5):
+            assert (await limiter.hit("you")).source is not Source.LEASE
+        assert [each.reason for each in decisions] == [Reason.FAILED_OPEN]
+        assert limiter._calls == 0
+        assert (await limiter.hit("me")).source is Source.REDIS
 
 
 async def test_calls_of_a_lost_connection_are_told_so_and_the_next_has_a_new_one() -> None:
