@@ -1,8 +1,8 @@
-"""Rate limits beside what else there is: `limits` in the application, envoyproxy/ratelimit in front.
+"""Rate limits: beside `limits` in the application and envoyproxy/ratelimit in front of it.
 
-Everything in turns, on one Redis and one machine, with the processor time of each. Ratios are of the
-same turn, and their median is told. Then whether limits are exact, also while clocks jump and Redis
-is restarted.
+Everything in turns, on one Redis and one machine, with the processor time of each. Ratios are of
+the same turn, and their median is told. Then whether limits are exact, also while clocks jump and
+Redis is restarted.
 """
 
 from __future__ import annotations

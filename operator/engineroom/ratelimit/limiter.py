@@ -11,6 +11,7 @@ import asyncio
 import functools
 import secrets
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,6 @@ from redis.connection import ConnectionPool
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
-from engineroom.core.clock import SystemClock
 from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
 from engineroom.ratelimit.algorithms import digest as _digest
@@ -58,8 +58,11 @@ Identity = str | tuple[str | Applied | None, ...]
 
 #: Requests in one call of the script: Redis does nothing else meanwhile, half a millisecond.
 MAX_BATCH = 128
-#: Calls under way at once; further requests wait for one to end and then go together.
+#: Calls under way at once; further requests wait for one to end and then go together. More of them
+#: would be smaller ones, which cost everybody more.
 MAX_CALLS = 2
+#: Leases asked for at once.
+MAX_LEASE_CALLS = 4
 #: Subjects remembered as refused, with leases, or counted locally; the oldest are forgotten.
 MAX_REMEMBERED = 10_000
 _FAILURES = (RedisError, OSError, TimeoutError)
@@ -144,7 +147,7 @@ class _Core:
         self._enforcers = enforcers
         #: Decisions that were made without Redis because it did not decide.
         self.failed = 0
-        self._monotonic = (clock or SystemClock()).monotonic
+        self._monotonic = time.monotonic if clock is None else clock.monotonic
         places = self._places = policy.places
         self._names = tuple(limit.name for limit in places)
         self._all = tuple(range(len(policy.limits)))
@@ -206,7 +209,7 @@ class _Core:
         return None
 
     def _identity(self, subject: Subject) -> Identity:
-        if isinstance(subject, str | tuple):
+        if isinstance(subject, str):
             return subject
         absent = self._absent
         return tuple([subject.get(name, absent[at]) for at, name in enumerate(self._names)])
@@ -494,8 +497,12 @@ class AsyncLimiter(_Core):
 
     def submit(self, subject: Subject, cost: int = 1) -> Decision | asyncio.Future[Decision]:
         """The same as ``hit`` without a coroutine: a decision that is known, else its future."""
+        identity, now = self._identity(subject), self._monotonic()
+        known = self._at_hand(identity, cost, now)
+        if known is not None:
+            return known
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        known = self.decide(self._identity(subject), cost, functools.partial(_settle, future))
+        known = self._start(identity, cost, now, functools.partial(_settle, future))
         return future if known is None else known
 
     def decide(
@@ -508,11 +515,19 @@ class AsyncLimiter(_Core):
         the decision. ``identity`` is a subject by the limits' places; see ``policy.places``.
         """
         now = self._monotonic()
+        known = self._at_hand(identity, cost, now)
+        return self._start(identity, cost, now, done) if known is None else known
+
+    def _at_hand(self, identity: Identity, cost: int, now: float) -> Decision | None:
         known = self._known(identity, cost, now)
-        if known is not None:
-            if known.source is Source.LEASE:
-                self._refill_early(identity, now)
-            return known
+        if known is not None and known.source is Source.LEASE:
+            self._refill_early(identity, now)
+        return known
+
+    def _start(
+        self, identity: Identity, cost: int, now: float, done: Callable[[Decision], None]
+    ) -> Decision | None:
+        """Ask Redis, unless there is no need to or it is left alone."""
         ask = self._ask(identity, cost)
         if isinstance(ask, Decision):
             return ask
@@ -521,7 +536,7 @@ class AsyncLimiter(_Core):
         if self._leased and cost:
             holder = self._holder(ask)
             # One lease at a time for the same keys, and few at once; the others are decided singly.
-            if not holder.refilling and self._lease_calls < MAX_CALLS:
+            if not holder.refilling and self._lease_calls < MAX_LEASE_CALLS:
                 wanted = holder.ask(now)
                 if wanted:
                     # Before the task runs: the next request of this turn must not ask as well.
@@ -691,7 +706,7 @@ class AsyncLimiter(_Core):
 
     def _refill_early(self, identity: Identity, now: float) -> None:
         ask, holder, _ = self._holders[identity]
-        idle = self._lease_calls < MAX_CALLS and self._breaker.failed == 0
+        idle = self._lease_calls < MAX_LEASE_CALLS and self._breaker.failed == 0
         if idle and holder.wants_refill(now):
             holder.refilling = True
             self._lease_calls += 1

@@ -16,15 +16,17 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
+from engineroom.ratelimit.decision import Reason, Source
 from engineroom.ratelimit.limiter import AsyncLimiter, share_async, unshare_async
-from engineroom.ratelimit.line import Line, Tasks, calls_of
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.line import PATIENCE, Line, Tasks, calls_of
+from engineroom.ratelimit.model import Failure, FailureMode, Limit, Policy, Rate
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from engineroom.ratelimit.decision import Decision
     from engineroom.ratelimit.line import Calls
 
 POLICY = Policy("p", (Limit("a", Rate(5, 3600)),), Failure(timeout=2.0))
@@ -42,6 +44,33 @@ def asked(calls: Calls, *command: str) -> asyncio.Future[Any]:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     calls.send(command, future.set_result)
     return asyncio.ensure_future(asyncio.wait_for(future, 10))
+
+
+def soon(check: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a Redis that listens nowhere else, with the password ``secret``."""
+    path = tmp_path / "redis.sock"
+    process = subprocess.Popen(
+        [
+            *("redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""),
+            *("--requirepass", "secret", "--dir", str(tmp_path)),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        soon(path.exists)
+        yield path
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def connections(store: redis.Redis) -> int:
@@ -81,23 +110,54 @@ async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
     assert not behind.done()
     assert await behind == b"behind"
     assert told == []
-    # The old connection is closed once nobody waits for it.
-    async with asyncio.timeout(5):
-        while connections(store) != 1:
-            await asyncio.sleep(0.01)
+    # The old connection is closed once nobody waits for it, not only when it is given up on.
+    begun = time.monotonic()
+    await asyncio.to_thread(soon, lambda: connections(store) == 1)
+    assert time.monotonic() - begun < PATIENCE * 0.6
     await line.close()
     await own.aclose()
 
 
-async def test_a_call_that_waits_for_a_connection_can_be_given_up(store: redis.Redis) -> None:
-    own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
+async def test_a_call_that_waits_for_a_connection_can_be_given_up(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    own = client(server)
     line = Line(own.connection_pool)
     told: list[Any] = []
     line.give_up(line.send(("INCR", "n"), told.append))
-    assert isinstance(await asked(line, "PING"), RedisConnectionError)
+    assert await asked(line, "PING") == b"PONG"
     assert told == []
+    assert store.get("n") is None
     await line.close()
     await own.aclose()
+
+
+async def test_calls_without_a_redis_are_told_so() -> None:
+    own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
+    line = Line(own.connection_pool)
+    assert isinstance(await asked(line, "PING"), RedisConnectionError)
+    await line.close()
+    await own.aclose()
+
+
+async def test_an_answer_that_comes_too_late_is_not_heard(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    failure = Failure(FailureMode.OPEN, timeout=0.05, breaker_failures=1000)
+    policy = Policy("p", (Limit("a", Rate(5, 3600)),), failure)
+    async with AsyncLimiter(policy, client(server)) as limiter:
+        decisions: list[Decision] = []
+        assert (await limiter.hit("me")).source is Source.REDIS
+        store.client_pause(200)
+        assert limiter.decide("me", 1, decisions.append) is None
+        # Answered by Redis before this is.
+        await asyncio.to_thread(soon, lambda: bool(store.ping()))
+        async with asyncio.timeout(5):
+            assert (await limiter.hit("you")).source is not Source.LEASE
+        assert [each.reason for each in decisions] == [Reason.FAILED_OPEN]
+        assert limiter._calls == 0
+        assert limiter._calls == 0
+        assert (await limiter.hit("me")).source is Source.REDIS
 
 
 async def test_calls_of_a_lost_connection_are_told_so_and_the_next_has_a_new_one() -> None:
@@ -152,33 +212,18 @@ async def test_closing_ends_what_is_under_way(server: RedisServer, store: redis.
     await own.aclose()
 
 
-async def test_an_address_says_all_it_can(tmp_path: Path) -> None:
-    socket = tmp_path / "redis.sock"
-    process = subprocess.Popen(
-        [
-            *("redis-server", "--port", "0", "--unixsocket", str(socket), "--save", ""),
-            *("--requirepass", "secret", "--dir", str(tmp_path)),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(10):
-            while not socket.exists():
-                await asyncio.sleep(0.01)
-        for protocol in (2, 3):
-            own = redis.asyncio.Redis.from_url(
-                f"unix://:secret@{socket}?db=3&protocol={protocol}", client_name="line"
-            )
-            async with AsyncLimiter(POLICY, own) as limiter:
-                assert isinstance(limiter._line, Line)
-                decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
-                assert sum(each.allowed for each in decisions) == 5
-                assert limiter.failed == 0
-            assert await own.dbsize() == protocol - 1
-            await own.aclose()
-    finally:
-        process.terminate()
-        process.wait(10)
+async def test_an_address_says_all_it_can(guarded: Path) -> None:
+    for protocol in (2, 3):
+        own = redis.asyncio.Redis.from_url(
+            f"unix://:secret@{guarded}?db=3&protocol={protocol}", client_name="line"
+        )
+        async with AsyncLimiter(POLICY, own) as limiter:
+            assert isinstance(limiter._line, Line)
+            decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
+            assert sum(each.allowed for each in decisions) == 5
+            assert limiter.failed == 0
+        assert await own.dbsize() == protocol - 1
+        await own.aclose()
 
 
 async def test_limiters_that_share_a_client_share_a_connection(
@@ -192,9 +237,7 @@ async def test_limiters_that_share_a_client_share_a_connection(
     await limiters[0].close()
     assert (await limiters[1].hit("you")).allowed
     await unshare_async(shared)
-    async with asyncio.timeout(5):
-        while connections(store):
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(soon, lambda: not connections(store))
     await own.aclose()
 
 

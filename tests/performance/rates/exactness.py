@@ -2,9 +2,9 @@
 
 The figure is the worst of all windows: admitted / (burst + rate * window), where a window runs from
 before its first request was sent until its last was answered. Clocks are turned by an
-hour (see clock.c): Redis' own, the only one that counts, and those of the processes. Each time that Redis' clock goes
-forward, or that a Redis that keeps nothing is restarted, a bucket is full again, which the bound
-then says; going back, and a Redis that keeps what it answered, give nothing.
+hour (see clock.c): Redis' own, the only one that counts, and those of the processes. Each time that
+Redis' clock goes forward, or that a Redis that keeps nothing is restarted, a bucket is full again,
+which the bound then says; going back, and a Redis that keeps what it answered, give nothing.
 
 As a module with a port and a mode it is one of the processes.
 """
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 BURST, RATE, PROCESSES, SECONDS = 200, 1000, 3, 2.5
 #: Without Redis nothing is admitted, so that every admission is Redis' or a lease's.
 FAILURE = Failure(FailureMode.CLOSED, timeout=2.0, breaker_pause=0.05)
-#: Ten times the period in which the bucket is full again, and some.
+#: Seconds that a clock jumps: a bucket is full again long before.
 JUMP = 3600
 _LEASES = BURST * 0.1
 
