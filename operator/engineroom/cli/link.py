@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from engineroom.cli.model import Document, Pool
     from engineroom.cli.session import Session
+    from engineroom.cli.remote.bulk import Bulk
     from engineroom.kube.resources import Resource
     from engineroom.tasks import Tasks
+    from engineroom.tasks.task import Serializer
 
 #: Where an URL is taken from before the cluster is asked.
 VARIABLE = "ENGINEROOM_REDIS_URL"
@@ -83,6 +85,10 @@ class Link:
     tasks: Tasks
     declared: frozenset[str]
     title: str
+    #: The tasks for writing what workers with that serializer read, of at most so many bytes.
+    writing: Callable[[Serializer, int], Tasks]
+    #: Changes of many jobs, where somebody else carries them out.
+    bulk: Bulk | None = None
 
 
 @contextmanager
@@ -109,6 +115,9 @@ def open_link(session: Session) -> Iterator[Link]:
             _tasks(redis, session),
             frozenset(queue.name for pool in pools for queue in pool.queues),
             title,
+            lambda serializer, max_bytes: _tasks(
+                redis, session, serializer=serializer, max_bytes=max_bytes
+            ),
         )
     finally:
         redis.close()
@@ -146,10 +155,10 @@ def open_redis(
         client.close()
 
 
-def _tasks(redis: Redis, session: Session) -> Tasks:
+def _tasks(redis: Redis, session: Session, **options: Any) -> Tasks:
     from engineroom.tasks import Tasks
 
-    return Tasks(redis, clock=session.clock)
+    return Tasks(redis, clock=session.clock, **options)
 
 
 def from_cluster(

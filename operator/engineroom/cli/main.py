@@ -223,6 +223,16 @@ ENTRIES: tuple[Entry | Family, ...] = (
             _api("show", "transactions", "show", "Show one transaction with all its steps."),
         ),
     ),
+    Family(
+        "operations",
+        API,
+        "List changes of many jobs, watch one, and stop it.",
+        (
+            _api("list", "operations", "list_operations", "List changes of many jobs."),
+            _api("show", "operations", "show", "Show how far a change of many jobs is."),
+            _api("stop", "operations", "stop", "End a change of many jobs after its step."),
+        ),
+    ),
     Entry(
         "lint", "engineroom.cli.lint", OTHER, "Check manifests as admission would.", session=False
     ),

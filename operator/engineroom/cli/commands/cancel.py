@@ -57,7 +57,8 @@ def cancel(
     """Cancel jobs, and what waits for them.
 
     By id, or all of one queue and state that match a filter: first it says how many that are. What
-    depends on a cancelled job is cancelled with it. Interrupted, the same command does the rest.
+    depends on a cancelled job is cancelled with it. Interrupted, the same command does the rest;
+    through the API the server goes on, and `operations` shows and stops it.
     """
     from engineroom.tasks import State
 
@@ -90,6 +91,9 @@ def cancel(
     )
     with session.link(session) as link:
         known_queue(link, queue)
+        if link.bulk is not None:
+            link.bulk.change("cancel", State(state), queue, asked, output, yes=yes, stop=stop)
+            return
         found = _matching(session, link, queue, State(state), asked, yes)
         _each(session, link.tasks, found, stop, output)
 

@@ -143,7 +143,9 @@ def _pool(session: Session, pool: Pool, limit: float | None, dry_run: bool, yes:
                 ),
                 fix="find out who resumed it, then drain it again",
             )  # fmt: skip
-        return pool_progress(now, session.cluster.pods(pool.namespace, pool.name))
+        # The API knows no pods; its workers' jobs are in the pool's status.
+        pods = () if session.remote else session.cluster.pods(pool.namespace, pool.name)
+        return pool_progress(now, pods)
 
     _wait(session, look, limit, _SETTLE, f"Draining {pool.id}", undo)
     session.show(Text(f"workerpool {pool.id} is drained: no worker holds a job; {undo}"))
@@ -171,7 +173,7 @@ def _pod(
         session.show(Text(f"pod {pool.namespace}/{name} marked: it takes no more jobs"))
     if limit is None or dry_run:
         return
-    undo = f"`kubectl annotate pod {name} -n {pool.namespace} {ANNOTATION_DRAIN}-` calls it back"
+    undo = f"`{program()} resume {pool.name} {name} -n {pool.namespace}` calls it back"
 
     def look() -> Progress:
         try:

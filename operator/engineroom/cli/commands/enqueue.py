@@ -126,7 +126,7 @@ def enqueue(
     All is checked first: that the queue is known, the arguments can be read and are not too large.
     Then the job is written whole, or not at all.
     """
-    from engineroom.tasks import JSONSerializer, Limit, PickleSerializer, Task, Tasks, Unique
+    from engineroom.tasks import JSONSerializer, Limit, PickleSerializer, Task, Unique
 
     now = session.clock.now()
     if delay is not None and at is not None:
@@ -151,8 +151,7 @@ def enqueue(
         if not create_queue:
             known_queue(link, queue)
         form = JSONSerializer if serializer is Form.JSON else PickleSerializer
-        tasks = Tasks(link.tasks.redis, max_bytes=max_bytes, serializer=form, clock=session.clock)
-        made = tasks.enqueue(task)
+        made = link.writing(form, max_bytes).enqueue(task)
     text = f"job {made.job_id} waits on {made.queue}"
     if not made.created:
         text = f"job {made.job_id} of {made.queue} stands for this work already"

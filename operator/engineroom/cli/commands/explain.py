@@ -21,13 +21,13 @@ def explain(
     """Say why a pool has its size, and what would change it.
 
     Shows the operator's decision and the arithmetic behind it, findings with their fix, queues,
-    conditions, pods and events.
+    conditions, pods and events. Through the API it knows neither pods nor events.
     """
     pool = session.cluster.pool(session.namespace, pool_name(name))
     explanation = Explanation(
         pool=pool,
-        pods=session.cluster.pods(pool.namespace, pool.name),
-        events=session.cluster.events(pool),
+        pods=None if session.remote else session.cluster.pods(pool.namespace, pool.name),
+        events=None if session.remote else session.cluster.events(pool),
         now=session.clock.now(),
         program=program(),
     )

@@ -1,16 +1,22 @@
 """``engineroom resume``: undo ``pause`` and ``drain``."""
 
+from typing import Annotated
+
+import typer
 from rich.text import Text
 
+from engineroom.api import ANNOTATION_DRAIN
 from engineroom.cli.commands.arguments import (
     DryRun,
     OutputOption,
     PoolName,
+    complete_pods,
     is_dry_run,
     pool_name,
 )
 from engineroom.cli.commands.change import change_pool
-from engineroom.cli.model import Document  # noqa: TC001
+from engineroom.cli.errors import UsageError
+from engineroom.cli.model import Document, Pool  # noqa: TC001
 from engineroom.cli.session import Session
 from engineroom.cli.views.shape import Output
 
@@ -18,12 +24,24 @@ from engineroom.cli.views.shape import Output
 def resume(
     session: Session,
     name: PoolName,
+    pod: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="POD", help="Call only this pod back.", autocompletion=complete_pods
+        ),
+    ] = None,
     output: OutputOption = Output.TABLE,
     dry_run: DryRun = "none",
 ) -> None:
-    """Let a paused or drained pool scale and work again."""
+    """Let a paused or drained pool scale and work again.
+
+    Or call one pod back that was asked to leave, as long as it has not begun to go.
+    """
     rehearse = is_dry_run(dry_run)
     pool = session.cluster.pool(session.namespace, pool_name(name))
+    if pod is not None:
+        _call_back(session, pool, pod.removeprefix("pod/"), rehearse)
+        return
     spec: Document = {}
     undone = []
     if pool.suspend:
@@ -37,3 +55,22 @@ def resume(
         return
     done = f"resumed: it {' and '.join(undone)} again"
     change_pool(session, pool, {"spec": spec}, done, output, dry_run=rehearse)
+
+
+def _call_back(session: Session, pool: Pool, name: str, dry_run: bool) -> None:
+    pod = session.cluster.pod(pool.namespace, name)
+    if pod.pool != pool.name:
+        raise UsageError(f"pod {name} is not of pool {pool.id}", fix="name its own pool")
+    if not pod.drain_requested:
+        session.show(Text(f"pod {pool.namespace}/{name} was not asked to leave"))
+        return
+    if pod.drained or pod.deleting:
+        raise UsageError(
+            f"pod {name} is on its way out already",
+            fix="where the work needs it, a new one comes by itself",
+        )
+    session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: None}, dry_run=dry_run)
+    if dry_run:
+        session.note("rehearsed by the server; nothing was changed")
+        return
+    session.show(Text(f"pod {pool.namespace}/{name} is called back: it takes jobs again"))

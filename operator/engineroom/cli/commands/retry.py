@@ -20,7 +20,7 @@ from engineroom.cli.commands.tasks import (
     report,
     where,
 )
-from engineroom.cli.errors import UsageError, program
+from engineroom.cli.errors import RefusedError, UsageError, program
 from engineroom.cli.session import Session, Yes
 from engineroom.cli.views.shape import Output
 from engineroom.cli.views.tasks import document, impact_text
@@ -60,8 +60,11 @@ def retry(
 
     By id, or all that match a filter, of one queue: first it says how many that are. It goes in
     small steps, each of which notes its place in Redis; interrupted, `--resume` goes on from there,
-    and no job is put back twice. A job that fails again meanwhile stays.
+    and no job is put back twice. A job that fails again meanwhile stays. Through the API the server
+    does it and goes on when this is interrupted; `--resume` watches it, and so does `operations`.
     """
+    from engineroom.tasks import State
+
     filters = (function, category, error, text, since, until, prefix)
     filtered = everything or queue is not None or any(one is not None for one in filters)
     if sum((bool(job_ids), filtered, resume is not None)) != 1:
@@ -83,6 +86,11 @@ def retry(
     with session.link(session) as link:
         if job_ids:
             _by_id(session, link.tasks, job_ids, output)
+        elif link.bulk is not None and resume is not None:
+            link.bulk.watch(resume, output)
+        elif link.bulk is not None:
+            name = _queue(link, queue)
+            link.bulk.change("retry", State.FAILED, name, asked, output, yes=yes)
         elif resume is not None:
             _carry_on(session, link.tasks, resume, output)
         else:
@@ -93,11 +101,12 @@ def retry(
 def _by_id(session: Session, tasks: "Tasks", job_ids: list[str], output: Output) -> None:
     from engineroom.tasks import NotFailedError
 
-    done, refused = [], None
+    refused: NotFailedError | RefusedError | None = None
+    done = []
     for job_id in dict.fromkeys(job_ids):
         try:
             done.append({"jobId": job_id, "queue": tasks.requeue(job_id)})
-        except NotFailedError as error:
+        except (NotFailedError, RefusedError) as error:
             if refused is not None:
                 session.note(str(refused))
             refused = error
@@ -109,22 +118,29 @@ def _by_id(session: Session, tasks: "Tasks", job_ids: list[str], output: Output)
         raise refused
 
 
+def _queue(link: "Link", queue: str | None) -> str:
+    """The queue that was named, else the only one with failed jobs."""
+    from engineroom.tasks import NothingMatchesError
+
+    if queue is not None:
+        return known_queue(link, queue)
+    counts = link.tasks.counts(known_queues(link))
+    failed = [one.name for one in counts if one.failed]
+    if len(failed) > 1:
+        raise UsageError(
+            f"there are failed jobs in {count(len(failed), 'queue')}",
+            why=", ".join(failed[:20]),
+            fix="name one of them with --queue",
+        )
+    if not failed:
+        raise NothingMatchesError(f"where: there is no failed job in {link.title}")
+    return failed[0]
+
+
 def _begin(session: Session, link: "Link", queue: str | None, asked: "Where", yes: bool) -> str:
     from engineroom.tasks import NothingMatchesError, State
 
-    if queue is None:
-        counts = link.tasks.counts(known_queues(link))
-        failed = [one.name for one in counts if one.failed]
-        if len(failed) > 1:
-            raise UsageError(
-                f"there are failed jobs in {count(len(failed), 'queue')}",
-                why=", ".join(failed[:20]),
-                fix="name one of them with --queue",
-            )
-        if not failed:
-            raise NothingMatchesError(f"where: there is no failed job in {link.title}")
-        queue = failed[0]
-    known_queue(link, queue)
+    queue = _queue(link, queue)
     impact = link.tasks.count_jobs(State.FAILED, asked, queues=[queue])
     if impact.complete and not impact.matched:
         raise NothingMatchesError(

@@ -141,7 +141,6 @@ def add(
         PickleSerializer,
         Schedule,
         Task,
-        Tasks,
     )
 
     trigger = _trigger(session, cron, zone, every, jitter, at)
@@ -154,7 +153,7 @@ def add(
         if not create_queue:
             known_queue(link, queue)
         form = JSONSerializer if serializer is Form.JSON else PickleSerializer
-        tasks = Tasks(link.tasks.redis, max_bytes=max_bytes, serializer=form, clock=session.clock)
+        tasks = link.writing(form, max_bytes)
         new = tasks.put_schedule(schedule)
         known = tasks.schedule(name)
     text = f"schedule {name} {'made' if new else 'is as said'}"

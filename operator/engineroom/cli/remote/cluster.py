@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from engineroom.cli.errors import UsageError
+from engineroom.api import ANNOTATION_DRAIN
+from engineroom.cli.errors import NotFoundError, UsageError, program
 from engineroom.cli.model import (
     Document,
     Event,
@@ -70,8 +72,41 @@ class ApiCluster:
         refuse("looking at pods")
 
     def pod(self, namespace: str, name: str) -> Pod:
-        """Refused: the API process reads no pods."""
-        refuse("looking at pods")
+        """A pod by the workers that say they run in it. Raises NotFoundError where none does.
+
+        Of workers in a pool's own Redis the API knows nothing.
+        """
+        workers = [
+            one
+            for one in self._api.items(f"/namespaces/{namespace}/workers")
+            if one["pod"] == name and one["health"] != "ghost"
+        ]
+        if not workers:
+            raise NotFoundError(
+                f"no worker is in a pod {name[:253]} of namespace {namespace}",
+                why="through the API a pod is known by its workers; those of pools with a Redis "
+                "of their own are not",
+                fix=f"`{program()} workers list -o wide -n {namespace}` shows where they are",
+            )
+        pool = workers[0]["pool"]
+        asked = self._api.get(f"/namespaces/{namespace}/pools/{pool}/drain")["pods"]
+        return Pod(
+            namespace=namespace,
+            name=name,
+            uid=name,
+            pool=pool,
+            created=None,
+            phase="Running",
+            ready=True,
+            restarts=0,
+            node="",
+            trouble="",
+            trouble_message="",
+            deleting=False,
+            busy=any(one["job"] for one in workers),
+            drain_requested=name in asked,
+            drained=False,
+        )
 
     def events(self, pool: Pool) -> tuple[Event, ...]:
         """None: the API process reads no events."""
@@ -82,11 +117,15 @@ class ApiCluster:
         refuse("looking at the installation")
 
     def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:
-        """Set a range, or pause or resume; any other patch is refused."""
+        """Set a range, pause, drain, or undo these; any other patch is refused."""
         if dry_run:
             refuse("--dry-run=server of a single change")
         path = f"/namespaces/{pool.namespace}/pools/{pool.name}"
         match patch:
+            case {"spec": {"suspend": bool(suspend), **more}}:
+                self._api.ask("POST" if suspend else "DELETE", f"{path}/drain")
+                if more:
+                    return self.patch_pool(pool, {"spec": more})
             case {"spec": {"autoscaling": {"pause": str(pause), **rest}, **more}} if (
                 not rest and not more
             ):
@@ -100,7 +139,7 @@ class ApiCluster:
             }:
                 self._api.post(f"{path}/scale", {str(k): v for k, v in sizes.items()})
             case _:
-                refuse("letting a drained pool work again")
+                refuse("this change of a pool")
         return self.pool(pool.namespace, pool.name)
 
     def scale_pool(self, pool: Pool, replicas: int, *, dry_run: bool = False) -> int:
@@ -113,8 +152,15 @@ class ApiCluster:
     def annotate_pod(
         self, pod: Pod, annotations: Mapping[str, str | None], *, dry_run: bool = False
     ) -> Pod:
-        """Refused: the API process writes no pods."""
-        refuse("draining a pod")
+        """Ask a pod to leave, or call it back; other annotations are refused."""
+        if dry_run:
+            refuse("--dry-run=server of a single change")
+        if annotations.keys() != {ANNOTATION_DRAIN}:
+            refuse("annotating a pod")
+        path = f"/namespaces/{pod.namespace}/pools/{pod.pool}/pods/{pod.name}/drain"
+        asked = annotations[ANNOTATION_DRAIN] is not None
+        self._api.ask("POST" if asked else "DELETE", path)
+        return replace(pod, drain_requested=asked)
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
         """Refused: objects of other kinds are not the API's."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from engineroom.cli.errors import NotFoundError, UsageError
 from engineroom.cli.link import Link
+from engineroom.cli.remote.bulk import Bulk
 from engineroom.cli.remote.cluster import refuse
 
 if TYPE_CHECKING:
@@ -17,13 +18,30 @@ if TYPE_CHECKING:
     from engineroom.cli.model import Document
     from engineroom.cli.remote.api import Api
     from engineroom.cli.session import Session
-    from engineroom.tasks import Canceled, JobDetail, JobPage, JobSummary, QueueCounts, State, Where
+    from engineroom.core.clock import Clock
+    from engineroom.tasks import (
+        Canceled,
+        Enqueued,
+        JobDetail,
+        JobPage,
+        JobSummary,
+        QueueCounts,
+        QueueLimit,
+        Schedule,
+        State,
+        Task,
+        Where,
+        Worker,
+    )
     from engineroom.tasks.schedules import Known
+    from engineroom.tasks.task import Serializer
 
 _COUNTS = (
     "name", "waiting", "running", "scheduled", "due", "deferred", "finished", "failed", "canceled",
-    "paused", "reason",
+    "held", "paused", "reason",
 )  # fmt: skip
+#: Bytes that the API takes of a job's function and arguments.
+MAX_WORK = 256 * 1024
 
 
 @contextmanager
@@ -34,17 +52,41 @@ def api_link(session: Session) -> Iterator[Link]:
             "--pool says which Redis, and the API has one",
             fix="leave it out; pools with a Redis of their own are reached by the kubeconfig alone",
         )
-    tasks = ApiTasks(session.api, session.namespace)
+    tasks = ApiTasks(session.api, session.namespace, session.clock)
     # Only what it has is called by its name; the rest is refused by ApiTasks.__getattr__.
-    yield Link(cast("Any", tasks), frozenset(), f"namespace {session.namespace} of the API")
+    yield Link(
+        cast("Any", tasks),
+        frozenset(),
+        f"namespace {session.namespace} of the API",
+        lambda serializer, max_bytes: cast("Any", tasks.writing(serializer, max_bytes)),
+        Bulk(session),
+    )
 
 
 class ApiTasks:
     """What of ``Tasks`` the API has routes for; anything else is refused with the way round."""
 
-    def __init__(self, api: Api, namespace: str) -> None:
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        clock: Clock,
+        *,
+        serializer: Serializer | None = None,
+        max_bytes: int = MAX_WORK,
+    ) -> None:
         self._api = api
+        self._namespace = namespace
+        self._clock = clock
         self._here = f"/namespaces/{namespace}"
+        self._serializer = serializer
+        self._max_bytes = min(max_bytes, MAX_WORK)
+
+    def writing(self, serializer: Serializer, max_bytes: int) -> ApiTasks:
+        """The same, for workers that read so; larger jobs than the API takes are refused."""
+        return ApiTasks(
+            self._api, self._namespace, self._clock, serializer=serializer, max_bytes=max_bytes
+        )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """For every other method of Tasks: one that refuses."""
@@ -69,10 +111,58 @@ class ApiTasks:
 
         wanted = None if names is None else set(names)
         return [
-            QueueCounts(**{key: one[key] for key in _COUNTS})
+            QueueCounts(**{key: one[key] for key in _COUNTS}, limit=_limit(one["limit"]))
             for one in self._queues()
             if wanted is None or one["name"] in wanted
         ]
+
+    def pause_queue(self, name: str, reason: str = "") -> bool:
+        """Have workers take no job from it; whether that is new."""
+        before = self._api.get(self._queue(name))
+        self._api.post(f"{self._queue(name)}/pause", {"reason": reason})
+        return not before["paused"]
+
+    def resume_queue(self, name: str) -> bool:
+        """Let workers take jobs from it again; whether that is new."""
+        before = self._api.get(self._queue(name))
+        self._api.post(f"{self._queue(name)}/resume")
+        return bool(before["paused"])
+
+    def limit_queue(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None
+    ) -> None:
+        """Limit how many of its jobs run at once, and how many begin."""
+        body = {"concurrency": concurrency, "rate": rate}
+        self._api.ask("PUT", f"{self._queue(name)}/limit", body=body)
+
+    def unlimit_queue(self, name: str) -> bool:
+        """Take its limit away; whether it had one."""
+        before = self._api.get(self._queue(name))
+        self._api.delete(f"{self._queue(name)}/limit")
+        return before["limit"] is not None
+
+    def workers(self, queue: str | None = None) -> list[Worker]:
+        """The workers of the namespace's pools, by name."""
+        found = self._api.items(f"{self._here}/workers", queue=queue)
+        return [_worker(one, self._namespace) for one in found]
+
+    def enqueue(self, task: Task) -> Enqueued:
+        """Enqueue a job. Raises InvalidTaskError before anything is sent."""
+        from engineroom.tasks import Enqueued
+
+        if task.limit is not None:
+            refuse("a limit of a key")
+        delay = task.delay
+        body = self._work(task) | {
+            "delay": delay.total_seconds() if isinstance(delay, timedelta) else delay,
+            "at": None if task.at is None else task.at.isoformat(),
+            "priority": task.priority,
+            "jobId": task.job_id,
+        }
+        if task.unique is not None:
+            body |= {"uniqueKey": task.unique.key, "uniqueWindow": task.unique.window}
+        made = self._api.post(f"{self._here}/jobs", body)
+        return Enqueued(made["id"], made["queue"], made["created"])
 
     def jobs(
         self,
@@ -137,22 +227,72 @@ class ApiTasks:
 
     def schedule(self, name: str) -> Known:
         """One schedule. Raises NotFoundError."""
-        for one in self.schedules():
-            if one.name == name:
-                return one
-        raise NotFoundError(
-            f"schedule {name[:100]} is not there", fix="`schedules list` shows those that are"
-        )
+        try:
+            return _known(self._api.get(self._schedule(name)))
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"schedule {name[:100]} is not there", fix="`schedules list` shows those that are"
+            ) from error
+
+    def put_schedule(self, schedule: Schedule) -> bool:
+        """Make or change a schedule, if nobody else changes it meanwhile; whether it is new."""
+        try:
+            before = self._api.get(self._schedule(schedule.name))
+        except NotFoundError:
+            before = None
+        body = self._work(schedule.task) | _when(schedule)
+        headers = {} if before is None else {"If-Match": f'"{before["version"]}"'}
+        self._api.ask("PUT", self._schedule(schedule.name), body=body, headers=headers)
+        return before is None
+
+    def pause_schedule(self, name: str) -> None:
+        """Have it not tick."""
+        self._api.post(f"{self._schedule(name)}/pause")
+
+    def resume_schedule(self, name: str) -> None:
+        """Let it tick again."""
+        self._api.post(f"{self._schedule(name)}/resume")
+
+    def run_schedule(self, name: str) -> str:
+        """Enqueue its job now; the job's id."""
+        return str(self._api.post(f"{self._schedule(name)}/run")["id"])
 
     def remove_schedule(self, name: str) -> None:
         """Forget a schedule."""
-        self._api.delete(f"{self._here}/schedules/{quote(name, safe='')}")
+        self._api.delete(self._schedule(name))
+
+    def _work(self, task: Task) -> Document:
+        """What is run, as the API reads it. Raises InvalidTaskError."""
+        from engineroom.tasks import JSONSerializer
+        from engineroom.tasks.task import PickleSerializer, Rules, encode, resolve
+
+        form = self._serializer or PickleSerializer
+        # Checked as everywhere, and before it is sent: the API knows some of it only by its limits.
+        encode(task, Rules(max_bytes=self._max_bytes, serializer=form), self._clock.now())
+        if task.timeout < 0:
+            refuse("a job without a time-out")
+        retry = task.retry
+        return {
+            "function": resolve(task.function)[1],
+            "args": list(task.args),
+            "kwargs": dict(task.kwargs),
+            "queue": task.queue,
+            "timeout": task.timeout,
+            "serializer": "json" if form is JSONSerializer else "pickle",
+            "retry": retry and {"maximum": retry.maximum, "intervals": list(retry.intervals)},
+        }
+
+    def _queue(self, name: str) -> str:
+        return f"{self._here}/queues/{quote(name, safe='')}"
+
+    def _schedule(self, name: str) -> str:
+        return f"{self._here}/schedules/{quote(name, safe='')}"
 
     def _job(self, job_id: str) -> str:
         return f"{self._here}/jobs/{quote(job_id, safe='')}"
 
     def _queues(self) -> list[Document]:
-        return list(self._api.get(f"{self._here}/queues")["items"])
+        return list(self._api.items(f"{self._here}/queues"))
 
 
 def _time(text: str | None) -> datetime | None:
@@ -232,4 +372,51 @@ def _known(one: Document) -> Known:
         grace=one["grace"],
         next=one["next"],
         last=one["last"],
+        paused=one["paused"],
+        owner=one["owner"],
+        last_job=one["lastJob"],
+        dropped=one["dropped"],
+        version=one["version"],
     )
+
+
+def _limit(said: Document | None) -> QueueLimit | None:
+    from engineroom.tasks import QueueLimit
+
+    return None if said is None else QueueLimit(said["concurrency"], said["rate"])
+
+
+def _worker(one: Document, namespace: str) -> Worker:
+    from engineroom.tasks import Worker
+    from engineroom.tasks.workers import Health
+
+    return Worker(
+        name=one["name"],
+        health=Health(one["health"]),
+        state=one["state"],
+        queues=tuple(one["queues"]),
+        job=one["job"],
+        job_started=_time(one["jobStarted"]),
+        heartbeat=_time(one["heartbeat"]),
+        memory=one["memory"],
+        cpu=one["cpu"],
+        pool=f"{namespace}/{one['pool']}",
+        pod=one["pod"],
+        rq_version=one["rqVersion"],
+        finished=one["finished"],
+        failed=one["failed"],
+    )
+
+
+def _when(schedule: Schedule) -> Document:
+    """When it ticks, as the API reads it."""
+    from engineroom.tasks.triggers import Cron, Every
+
+    said: Document = {"missed": schedule.missed.value, "grace": schedule.grace}
+    match schedule.trigger:
+        case Cron(line, zone, jitter):
+            return said | {"cron": line, "zone": zone, "jitter": jitter}
+        case Every(seconds, jitter):
+            return said | {"every": seconds, "jitter": jitter}
+        case once:
+            return said | {"at": datetime.fromtimestamp(once.at, UTC).isoformat()}

@@ -94,6 +94,30 @@ def transactions_table(found: Sequence[Document], now: datetime) -> Table:
     return table(columns, rows)
 
 
+def operations_table(found: Sequence[Document], now: datetime) -> Table:
+    """One line a change of many jobs."""
+    columns = ["ID", "ACTION", "STATUS", "DONE", "QUEUES", "BY", "BEGUN"]
+    rows: list[list[str | Text]] = [
+        [one["id"], f"{one['action']} {one['state']}", word(one["status"]),
+         f"{one['done']} of {one['matched']}",
+         ", ".join(one["queues"][:3]) + (", ..." if len(one["queues"]) > 3 else ""),
+         one["by"], when(_time(one["started"]), now)]
+        for one in found
+    ]  # fmt: skip
+    return table(columns, rows)
+
+
+def operation_text(one: Document) -> str:
+    """A change of many jobs in a sentence."""
+    said = (
+        f"operation {one['id']} ({one['action']} {one['state']} jobs of "
+        f"{', '.join(one['queues'])}) is {one['status']}: {one['done']} of {one['matched']} done"
+    )
+    if one["skipped"]:
+        said += f", {one['skipped']} left alone"
+    return f"{said}; {one['problem']}" if one["problem"] else said
+
+
 def transaction_view(one: Document, now: datetime) -> Group:
     """A transaction with its steps."""
     facts = [

@@ -29,18 +29,21 @@ _PODS_SHOWN = 50
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything that bears on one pool's size, at one time."""
+    """Everything that bears on one pool's size, at one time.
+
+    ``pods`` and ``events`` are None where they could not be looked at.
+    """
 
     pool: Pool
-    pods: tuple[Pod, ...]
-    events: tuple[Event, ...]
+    pods: tuple[Pod, ...] | None
+    events: tuple[Event, ...] | None
     now: datetime
     program: str
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong with it."""
-        return pool_findings(self.pool, self.pods, self.now, self.program)
+        return pool_findings(self.pool, self.pods or (), self.now, self.program)
 
 
 def headline(pool: Pool) -> str:
@@ -353,8 +356,12 @@ def explain_document(explanation: Explanation) -> dict[str, Any]:
         ],
         "conditions": list(pool.document.get("status", {}).get("conditions") or []),
         "recommendedResources": status.recommended if status else None,
-        "pods": [pod_document(pod) for pod in explanation.pods],
-        "events": [
+        "pods": None
+        if explanation.pods is None
+        else [pod_document(pod) for pod in explanation.pods],
+        "events": None
+        if explanation.events is None
+        else [
             {
                 "type": one.type,
                 "reason": one.reason,
