@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from engineroom.cli.model import Document, Pool
-    from engineroom.cli.session import Session
     from engineroom.cli.remote.bulk import Bulk
+    from engineroom.cli.session import Session
     from engineroom.kube.resources import Resource
     from engineroom.tasks import Tasks
     from engineroom.tasks.task import Serializer

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from engineroom.api import ANNOTATION_DRAIN
+from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
 from engineroom.cli.commands.arguments import (
     DryRun,
     OutputOption,
@@ -16,7 +16,7 @@ from engineroom.cli.commands.arguments import (
 )
 from engineroom.cli.commands.change import change_pool
 from engineroom.cli.errors import UsageError
-from engineroom.cli.model import Document, Pool  # noqa: TC001
+from engineroom.cli.model import Document, Pool
 from engineroom.cli.session import Session
 from engineroom.cli.views.shape import Output
 
@@ -61,16 +61,28 @@ def _call_back(session: Session, pool: Pool, name: str, dry_run: bool) -> None:
     pod = session.cluster.pod(pool.namespace, name)
     if pod.pool != pool.name:
         raise UsageError(f"pod {name} is not of pool {pool.id}", fix="name its own pool")
-    if not pod.drain_requested:
-        session.show(Text(f"pod {pool.namespace}/{name} was not asked to leave"))
-        return
     if pod.drained or pod.deleting:
         raise UsageError(
             f"pod {name} is on its way out already",
             fix="where the work needs it, a new one comes by itself",
         )
-    session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: None}, dry_run=dry_run)
+    named = _named(pool)
+    if not session.remote and name in named:
+        # Asked through the API, which notes it at the pool.
+        rest = ",".join(one for one in named if one != name) or None
+        patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: rest}}}
+        session.cluster.patch_pool(pool, patch, dry_run=dry_run)
+    elif not pod.drain_requested:
+        session.show(Text(f"pod {pool.namespace}/{name} was not asked to leave"))
+        return
+    if pod.drain_requested:
+        session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: None}, dry_run=dry_run)
     if dry_run:
         session.note("rehearsed by the server; nothing was changed")
         return
     session.show(Text(f"pod {pool.namespace}/{name} is called back: it takes jobs again"))
+
+
+def _named(pool: Pool) -> list[str]:
+    said = (pool.document["metadata"].get("annotations") or {}).get(ANNOTATION_DRAIN_PODS) or ""
+    return [one.strip() for one in said.split(",") if one.strip()]

@@ -4,12 +4,14 @@ from typing import Annotated
 
 import typer
 
+from engineroom.cli.diagnose import Check, Severity
 from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
-from engineroom.cli.model import Document, Pod, Pool
+from engineroom.cli.model import Document, Installation, Pod, Pool, Status
 from engineroom.cli.policies import list_policies
 from engineroom.cli.session import Selector, Session
 from engineroom.cli.views.shape import Report, dump
 from engineroom.cli.views.status import Overview, status_document, status_text
+from engineroom.cli.views.text import count
 
 
 def status(
@@ -22,9 +24,10 @@ def status(
     """Show whether Engineroom is well: operator, webhooks, Redis, CRD, and pools with problems.
 
     Looks at the pools of all namespaces, or of the one named with -n; where the account may not
-    look at all of them, at the context's own. Ends with 1 when there is a problem.
+    look at all of them, at the context's own. Through the API at those of one namespace and at its
+    queues, not at what is installed. Ends with 1 when there is a problem.
     """
-    overview = _look(session, selector)
+    overview = (_through_api if session.remote else _look)(session, selector)
     if output in (Report.JSON, Report.YAML):
         session.show(dump(status_document(overview), output))
     else:
@@ -55,6 +58,34 @@ def _look(session: Session, selector: str | None) -> Overview:
     return Overview(
         installation, pools, pods, scope, now, program(), _policies(session, scope, selector)
     )
+
+
+def _through_api(session: Session, selector: str | None) -> Overview:
+    who = session.api.get("/whoami")["subject"]
+    scope = session.namespace
+    pools = session.cluster.pools(scope, selector)
+    parts = [Check("API", Severity.OK, f"answers, you are {who}")]
+    try:
+        with session.link(session) as link:
+            counts = link.tasks.counts()
+    except ForbiddenError:
+        parts.append(Check("queues", Severity.WARNING, "you may not look at them"))
+    else:
+        waiting, failed = sum(one.waiting for one in counts), sum(one.failed for one in counts)
+        said = f"{count(len(counts), 'queue')}, {waiting} waiting, {failed} failed"
+        parts.append(Check("queues", Severity.OK, said))
+    unreached = [one.name for one in pools if one.status and _cut_off(one.status)]
+    if unreached:
+        said = f"not reached for {', '.join(unreached[:5])}"
+        parts.append(Check("Redis", Severity.PROBLEM, said, "see the pools below"))
+    installation = Installation(session.api.server, "", None)
+    return Overview(
+        installation, pools, (), scope, session.clock.now(), program(), through_api=tuple(parts)
+    )
+
+
+def _cut_off(status: Status) -> bool:
+    return status.holds("RedisReachable", "False") is not None
 
 
 def _policies(session: Session, scope: str | None, selector: str | None) -> tuple[Document, ...]:

@@ -35,10 +35,14 @@ class Overview:
     program: str
     #: RateLimitPolicies of the scope.
     policies: tuple[Document, ...] = ()
+    #: What the API process told of itself, in place of the parts of the installation.
+    through_api: tuple[Check, ...] | None = None
 
     @property
     def checks(self) -> tuple[Check, ...]:
         """The parts of the installation, and the pools as one of them."""
+        if self.through_api is not None:
+            return (*self.through_api, self._pools())
         parts = (*checks(self.installation, self.pools), self._pools())
         return (*parts, rate_limits(self.policies, self.program)) if self.policies else parts
 
@@ -76,9 +80,10 @@ class Overview:
 def status_text(overview: Overview) -> RenderableType:
     """One line a part, then each pool that needs attention with its fix."""
     installation = overview.installation
+    version = f" (Kubernetes {installation.server_version})"
     parts: list[RenderableType] = [
         Text(
-            f"Engineroom on {installation.server} (Kubernetes {installation.server_version})",
+            f"Engineroom on {installation.server}" + ("" if overview.through_api else version),
             "bold",
         ),
         Text(),
@@ -112,7 +117,7 @@ def status_document(overview: Overview) -> dict[str, Any]:
     return {
         "healthy": overview.healthy,
         "server": installation.server,
-        "kubernetes": installation.server_version,
+        "kubernetes": installation.server_version or None,
         "namespace": overview.scope,
         "checks": [
             {
@@ -123,7 +128,9 @@ def status_document(overview: Overview) -> dict[str, Any]:
             }
             for check in overview.checks
         ],
-        "components": [
+        "components": None
+        if overview.through_api is not None
+        else [
             {
                 "kind": one.kind,
                 "namespace": one.namespace,
