@@ -17,8 +17,15 @@ import pytest
 import pytest_asyncio
 import redis as redis_client
 
+from engineroom.api import ANNOTATION_DRAIN_PODS
 from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import DEPLOYMENTS, SECRETS, SERVICES, WORKERPOOLS
+from engineroom.kube.resources import (
+    DEPLOYMENTS,
+    RATELIMITPOLICIES,
+    SECRETS,
+    SERVICES,
+    WORKERPOOLS,
+)
 from engineroom.kube.resources import PODS as PODS_RESOURCE
 from engineroom.manifests.apply import content
 from engineroom.tasks import Task, Tasks
@@ -26,6 +33,7 @@ from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
 from tests.integration.console.command import CODE, Command, kubeconfig_of
 from tests.integration.console.process import ApiProcess, api_process
 from tests.integration.pools import eventually
+from tests.integration.ratelimit.policies import policy
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -298,10 +306,13 @@ async def test_pools_queues_and_jobs_go_through_the_api(
         assert "1 job cancelled" in admin.run("jobs", "cancel", ours, "--yes").stdout
         assert "not_failed" in admin.run("jobs", "retry", ours, code=1).stderr
     for refused in (
-        ["drain", "mail"],
-        ["workers", "list"],
-        ["queues", "pause", queue],
+        ["top"],
+        ["version"],
+        ["get", "policies"],
+        ["workers", "clear"],
+        ["queues", "empty", queue, "--confirm", queue],
         ["jobs", "list", "--since", "1h"],
+        ["scale", "bills", "4", "--dry-run=server"],
     ):
         assert "--context" in admin.run(*refused, code=2).stderr
     everywhere = Command(admin.home, admin.environment["KUBECONFIG"])
@@ -309,6 +320,207 @@ async def test_pools_queues_and_jobs_go_through_the_api(
     # Past the API, by the kubeconfig.
     config = admin.environment["KUBECONFIG"]
     assert "bills" in admin.run("get", "--kubeconfig", config).stdout
+
+
+async def stage(admin: Command, client: Client, **spec: Any) -> str:
+    """A pool `mail` that reads a queue of its own, which the API has seen."""
+    queue = f"mail-{admin.namespace}"
+    made = pool("mail", queues=[{"name": queue}], **spec)
+    made["metadata"]["namespace"] = admin.namespace
+    await client.apply(WORKERPOOLS, made, field_manager="kubectl")
+
+    async def seen() -> bool:
+        return queue in admin.run("queues", "list", "-o", "name").stdout.split()
+
+    await eventually("the API has seen the pool's queue", seen, 10)
+    return queue
+
+
+def fail(redis: redis_client.Redis, queue: str, number: int, function: str) -> list[str]:
+    """Jobs that have failed."""
+    made = Tasks(redis).enqueue_many([Task(function, (n,), queue=queue) for n in range(number)])
+    with redis.pipeline(transaction=True) as pipeline:
+        pipeline.delete(f"rq:queue:{queue}")
+        for place, each in enumerate(made):
+            ended = {"status": "failed", "ended_at": "2026-01-01T00:00:00.000000Z"}
+            pipeline.hset(f"rq:job:{each.job_id}", mapping=ended)
+            pipeline.zadd(f"rq:failed:{queue}", {each.job_id: 1e12 + place})
+        pipeline.execute()
+    return [each.job_id for each in made]
+
+
+@pytest.fixture
+def rows(redis: RedisServer) -> Iterator[redis_client.Redis]:
+    with redis_client.Redis.from_url(redis.url) as connection:
+        yield connection
+
+
+async def test_a_queue_is_paused_and_limited_through_the_api(
+    admin: Command, client: Client
+) -> None:
+    queue = await stage(admin, client)
+    assert "is paused" in admin.run("queues", "pause", queue, "--reason", "upgrade").stdout
+    assert "already paused" in admin.run("queues", "pause", queue, "--reason", "upgrade").stdout
+    limited = admin.run("queues", "limit", queue, "--concurrency", "3", "--rate", "10/s").stdout
+    assert "3 at once and 10/s" in limited
+    [shown] = admin.json("queues", "list", queue)["items"]
+    assert (shown["paused"], shown["reason"]) == (True, "upgrade")
+    assert shown["limit"] == {"concurrency": 3, "rate": "10/s"}
+    assert "not limited any more" in admin.run("queues", "unlimit", queue).stdout
+    assert "had no limit" in admin.run("queues", "unlimit", queue).stdout
+    assert "is resumed" in admin.run("queues", "resume", queue).stdout
+    assert "was not paused" in admin.run("queues", "resume", queue).stdout
+    assert "task_invalid" in admin.run("queues", "limit", queue, "--rate", "x", code=2).stderr
+    assert "is not known" in admin.run("queues", "pause", "other", code=4).stderr
+
+
+async def test_jobs_and_schedules_are_made_through_the_api(admin: Command, client: Client) -> None:
+    queue = await stage(admin, client)
+    enqueue = ["enqueue", "shop.jobs.send", "-q", queue, "--arg", "1", "--kwarg", 'to="x"']
+    made = admin.json(*enqueue, "--unique", "u", "--retry", "2:5", "--priority", "3")
+    again = admin.json(*enqueue, "--unique", "u")
+    assert (made["created"], again) == (True, {**made, "created": False})
+    shown = admin.json("jobs", "show", made["jobId"])
+    assert (shown["call"]["args"], shown["call"]["kwargs"]) == ([1], {"to": "x"})
+    assert shown["job"]["retriesLeft"] == 2
+    later = admin.json(*enqueue, "--delay", "1h", "--id", "later", "--serializer", "json")
+    assert later["jobId"] == "later"
+    assert admin.json("jobs", "show", "later")["job"]["state"] == "scheduled"
+    large = ["--arg", json.dumps("x" * 300_000)]
+    for refused, why in (
+        (["--limit", "k", "--concurrency", "1"], "--context"),
+        (["--timeout", "-1"], "--context"),
+        (large, "more than 262144"),
+        (["--max-bytes", "10"], "more than 10"),
+        (["--queue", "elsewhere"], "not known"),
+        (["--queue", "elsewhere", "--create-queue"], "not_found"),
+    ):
+        code = 4 if "elsewhere" in refused else 2
+        assert why in admin.run(*enqueue, *refused, code=code).stderr
+    name = f"nightly-{admin.namespace}"
+    add = ["schedules", "add", name, "shop.jobs.send", "-q", queue, "--arg", "7"]
+    assert f"{name} made" in admin.run(*add, "--cron", "0 3 * * 1", "--zone", "Europe/Rome").stdout
+    assert "is as said" in admin.run(*add, "--every", "1h", "--missed", "run-all").stdout
+    changed = admin.json("schedules", "show", name)
+    assert (changed["missed"], changed["version"]) == ("run_all", 2)
+    assert admin.json("schedules", "pause", name)["paused"] is True
+    ran = admin.run("schedules", "run", name, "-o", "name").stdout.strip()
+    assert admin.json("jobs", "show", ran)["call"]["args"] == [7]
+    assert admin.json("schedules", "resume", name)["next"] is not None
+    admin.run("schedules", "delete", name, "--yes")
+    assert "is not there" in admin.run("schedules", "show", name, code=4).stderr
+
+
+#: Interrupts the command when it first looks how far its operation is.
+INTERRUPTED = """
+import os, signal
+from engineroom.cli.remote.api import Api
+get = Api.get
+def getting(self, path, **query):
+    if "/operations/" in path:
+        os.kill(os.getpid(), signal.SIGINT)
+    return get(self, path, **query)
+Api.get = getting
+"""
+
+
+async def test_many_jobs_are_changed_by_an_operation(
+    admin: Command, client: Client, rows: redis_client.Redis
+) -> None:
+    queue = await stage(admin, client)
+    mails = fail(rows, queue, 3, "shop.mail.send")
+    fail(rows, queue, 2, "shop.bills.make")
+    nothing = admin.run("jobs", "retry", "--function", "shop.none", code=4).stderr
+    assert "matches none of the failed jobs" in nothing
+    done = admin.run("jobs", "retry", "--function", "shop.mail.*", "--since", "2025-01-01")
+    assert f"matches 3 jobs of queue {queue}" in done.stderr
+    assert "3 jobs put back" in done.stdout
+    assert sorted(rows.lrange(f"rq:queue:{queue}", 0, -1)) == sorted(m.encode() for m in mails)
+    # Interrupted, it goes on at the server and can be looked after.
+    left = admin.run("jobs", "retry", "--all", "-q", queue, code=130, runner=INTERRUPTED + CODE)
+    assert "the operation goes on" in left.stderr
+    operation = admin.run("operations", "list", "-o", "name").stdout.split()[0]
+    assert f"operations stop {operation}" in left.stderr
+    seen = admin.json("operations", "show", operation, "--wait")
+    assert (seen["status"], seen["done"]) == ("done", 2)
+    assert "2 jobs put back" in admin.run("jobs", "retry", "--resume", operation).stdout
+    assert "is done: 2 of 2" in admin.run("operations", "stop", operation).stdout
+    assert rows.llen(f"rq:queue:{queue}") == 5
+    cancel = ["jobs", "cancel", "-q", queue, "--state", "waiting"]
+    canceled = admin.run(*cancel, "--function", "shop.bills.*")
+    assert "2 jobs cancelled" in canceled.stdout
+    assert sorted(rows.lrange(f"rq:queue:{queue}", 0, -1)) == sorted(m.encode() for m in mails)
+    assert [one["action"] for one in admin.json("operations", "list")["items"]] == [
+        "cancel", "retry", "retry",
+    ]  # fmt: skip
+    # By id: one that is not failed keeps no other from being put back.
+    [bad] = fail(rows, queue, 1, "shop.mail.send")
+    refused = admin.run("jobs", "retry", mails[0], bad, code=1)
+    assert f"job {bad} is back on {queue}" in refused.stdout
+
+
+async def test_pools_are_explained_and_drained_through_the_api(
+    admin: Command, client: Client, rows: redis_client.Redis
+) -> None:
+    namespace = admin.namespace
+    await stage(admin, client, replicas=1)
+    unseen = admin.json("explain", "mail")
+    assert (unseen["decision"], unseen["pods"], unseen["events"]) == (None, None, None)
+
+    async def told(**more: Any) -> None:
+        generation = (await client.get(WORKERPOOLS, namespace, "mail"))["metadata"]["generation"]
+        status = {"observedGeneration": generation, "decision": "set by hand: 1", "replicas": 1}
+        await client.merge_patch(
+            WORKERPOOLS, namespace, "mail", {"status": status | more}, subresource="status"
+        )
+
+    await told()
+    assert "set by hand: 1" in admin.run("explain", "mail").stdout
+    assert "1 queue, 0 waiting" in admin.run("status").stdout
+    cut_off = {"type": "RedisReachable", "status": "False", "reason": "X", "message": "gone",
+               "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}  # fmt: skip
+    await told(conditions=[cut_off])
+    ill = admin.json("status", code=1)
+    assert (ill["healthy"], ill["components"]) == (False, None)
+    await told(conditions=None)
+    # The pool as a whole: the operator, played here, says when nobody has a job any more.
+    assert "take no more jobs" in admin.run("drain", "mail", "--no-wait").stdout
+    assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["suspend"] is True
+    await told(busyWorkers=1)
+    busy = admin.run("drain", "mail", "--timeout", "1s", code=1).stderr
+    assert "1 of 0 workers hold a job" in busy
+    await told(busyWorkers=0)
+    assert "is drained" in admin.run("drain", "mail").stdout
+    assert "takes jobs again" in admin.run("resume", "mail").stdout
+    assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["suspend"] is False
+    # One pod, which is known by its worker.
+    key = f"rq:worker:w-{namespace}"
+    said = {"er_pool": f"{namespace}/mail", "er_pod": "mail-1-x", "state": "busy",
+            "last_heartbeat": "2999-01-01T00:00:00.000000Z", "queues": "mail",
+            "current_job": "j"}  # fmt: skip
+    rows.hset(key, mapping=said)
+    rows.sadd("rq:workers", key)
+    [worker] = admin.json("workers", "list")["items"]
+    assert (worker["pool"], worker["pod"], worker["job"]) == (
+        f"{namespace}/mail", "mail-1-x", "j",
+    )  # fmt: skip
+    assert "no worker is in a pod" in admin.run("drain", "mail", "other", code=4).stderr
+    late = admin.run("drain", "mail", "mail-1-x", "--timeout", "1s", code=1).stderr
+    assert "finishing its job" in late
+    assert f"resume mail mail-1-x -n {namespace}" in late
+
+    async def asked() -> str:
+        notes = (await client.get(WORKERPOOLS, namespace, "mail"))["metadata"].get("annotations")
+        return str((notes or {}).get(ANNOTATION_DRAIN_PODS, ""))
+
+    assert await asked() == "mail-1-x"
+    assert "takes jobs again" in admin.run("resume", "mail", "mail-1-x").stdout
+    assert await asked() == ""
+    assert "was not asked" in admin.run("resume", "mail", "mail-1-x").stdout
+    admin.run("drain", "mail", "mail-1-x", "--no-wait")
+    rows.delete(key)
+    rows.srem("rq:workers", key)
+    assert "no worker is in a pod" in admin.run("drain", "mail", "mail-1-x", code=4).stderr
 
 
 async def test_errors_of_the_api_are_sentences_with_the_documented_codes(
@@ -400,6 +612,27 @@ async def test_what_is_wrong_is_named_with_its_file_and_changes_nothing(
     other = {**pool("a"), "metadata": {"name": "a", "namespace": "other"}}
     bad.write_text(manifest(pool("b"), other))
     assert "apply each namespace by itself" in way.run("apply", "-f", str(bad), code=2).stderr
+
+
+async def test_rate_limits_are_checked_offline_and_applied_by_both_ways(
+    way: Command, client: Client, tmp_path: Path
+) -> None:
+    limits = {"apiVersion": "engineroom.dev/v1alpha1", "kind": "RateLimitPolicy",
+              **policy(way.namespace)}  # fmt: skip
+    file = tmp_path / "limits.yaml"
+    file.write_text(manifest(pool("mail"), limits))
+    assert "create RateLimitPolicy/api" in way.run("diff", "-f", str(file), code=1).stdout
+    assert "RateLimitPolicy/api created" in way.run("apply", "-f", str(file)).stdout
+    assert await client.get(RATELIMITPOLICIES, way.namespace, "api")
+    assert "nothing differs" in way.run("diff", "-f", str(file)).stdout
+    # Without a server, and by whatever is chosen: what is wrong is wrong.
+    alone = Command(way.home, "/dev/null")
+    assert "2 objects checked" in alone.run("lint", str(file)).stdout
+    limits["spec"] = {**limits["spec"], "limits": []}
+    file.write_text(manifest(pool("other"), limits))
+    assert "spec.limits" in alone.run("lint", str(file), code=1).stdout
+    assert "spec.limits" in way.run("apply", "-f", str(file), code=2).stderr
+    assert await live(client, way.namespace, "other") is None
 
 
 async def test_fields_of_others_are_a_conflict_unless_taken(
