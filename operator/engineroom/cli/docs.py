@@ -87,13 +87,32 @@ without TLS a server is spoken to on this machine only. No redirect is followed.
 
 | command | through the API |
 |---|---|
-| `get`, `scale`, `pause`, `resume`, `apply`, `diff` | in one namespace |
-| `queues list`, `jobs list`, `jobs show`, `jobs retry ID`, `jobs cancel ID`, `schedules list`, \
-`schedules show`, `schedules delete` | of the queues that the namespace's pools read in the \
-installation's Redis |
+| `get`, `scale`, `pause`, `resume`, `drain`, `explain`, `status`, `apply`, `diff` | in one \
+namespace; of pools, not of `policies`, which `apply` and `diff` do take |
+| `jobs`, `enqueue`, `schedules`, `queues list`, `pause`, `resume`, `limit`, `unlimit`, `workers \
+list` | of the queues that the namespace's pools read in the installation's Redis |
+| `operations` | changes of many jobs, see below; nowhere else |
 | `keys`, `sessions`, `audit`, `whoami`, `ui` | nowhere else |
 | `transactions` | of the namespace; by the kubeconfig those of this machine |
-| all others, and `--dry-run=server` of a single change | no: they end with 2 and say so |
+| `lint` | needs neither |
+| all others, `jobs list` by time, category or id, a job with a `--limit` or without a time-out, \
+and `--dry-run=server` of a single change | no: they end with 2 and say so |
+
+What the API does not see is shown as unknown: `explain` has neither pods nor events, `status` looks
+at the API, the queues and the pools, not at what is installed, and a pod is known by its workers.
+
+`jobs retry` and `jobs cancel` with a filter first say how many jobs that is, and ask. The change is
+then the server's, as an operation with progress; somebody who was asked gets no more changed than
+was said: if more match by then, it is refused. Ctrl-C ends the watching, not the operation:
+
+```console
+$ engineroom jobs cancel --queue mail --state waiting --function 'shop.mail.*'
+matches 12000 jobs of queue mail
+operation 4be0643f1d98573b97caa7c1b0e8f6a2 has begun at the server
+^C
+$ engineroom operations show 4be0643f1d98573b97caa7c1b0e8f6a2 --wait
+$ engineroom operations stop 4be0643f1d98573b97caa7c1b0e8f6a2     # what is done stays done
+```
 
 `engineroom ui` needs no login. With a kubeconfig alone it forwards a port of this machine to the
 API process in the cluster and opens a browser that is signed in.
@@ -171,7 +190,7 @@ denied is named in the output |
 | `pause`, `resume`, `drain NAME`, `scale --min/--max` | also `patch` on `workerpools` |
 | `scale NAME N` | `get` on `workerpools`, `patch` on `workerpools/scale` |
 | `drain NAME` | also `list` on `pods`, to wait |
-| `drain NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
+| `drain NAME POD`, `resume NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
 | `apply`, `diff` | `get`, `create`, `patch`, `delete` on `workerpools`; `get` on the namespace \
 where a template needs more than restricted |
 | `ui` with a kubeconfig alone | `list` on `services`, `get` on that one, `list` on `pods`, \

@@ -228,9 +228,16 @@ ENTRIES: tuple[Entry | Family, ...] = (
         API,
         "List changes of many jobs, watch one, and stop it.",
         (
-            _api("list", "operations", "list_operations", "List changes of many jobs, newest first."),
+            _api(
+                "list", "operations", "list_operations", "List changes of many jobs, newest first."
+            ),
             _api("show", "operations", "show", "Show how far a change of many jobs is."),
-            _api("stop", "operations", "stop", "End a change of many jobs after its step."),
+            _api(
+                "stop",
+                "operations",
+                "stop",
+                "End a change of many jobs after its step; what is done stays done.",
+            ),
         ),
     ),
     Entry(

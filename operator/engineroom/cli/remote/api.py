@@ -130,6 +130,7 @@ class Api:
         from urllib3.exceptions import HTTPError
         from urllib3.util import Timeout
 
+        connect, answer = _TIMEOUT
         given = {k: str(v) for k, v in (query or {}).items() if v not in (None, "", 0, False)}
         url = f"{BASE}{quote(path, safe='/:@+')}" + (f"?{urlencode(given)}" if given else "")
         said = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
@@ -143,8 +144,8 @@ class Api:
         try:
             # Nothing is followed: a token goes to the server that was named, and to no other.
             response = self._connections().request(
-                method, url, body=data, headers=said, timeout=Timeout(*_TIMEOUT), retries=False,
-                redirect=False, preload_content=False,
+                method, url, body=data, headers=said, retries=False, redirect=False,
+                timeout=Timeout(connect=connect, read=answer), preload_content=False,
             )  # fmt: skip
             try:
                 content = response.read(_MAX_ANSWER)
