@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer
 
+from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
 from engineroom.cli.commands.drain import drain, pod_progress, pool_progress
 from engineroom.cli.commands.explain import explain
 from engineroom.cli.commands.get import get
@@ -24,7 +25,7 @@ from engineroom.cli.errors import (
     UnreachableError,
     UsageError,
 )
-from engineroom.cli.model import parse_pod, parse_pool
+from engineroom.cli.model import ANNOTATION_DELETION_COST, DRAINED_COST, parse_pod, parse_pool
 from engineroom.cli.views.shape import Output, Report
 
 if TYPE_CHECKING:
@@ -340,6 +341,31 @@ def test_drain_of_a_pod_of_another_pool_is_refused() -> None:
             drain(Trial(cluster).session, "mail", name)
         assert caught.value.why == why
     assert cluster.writes == []
+
+
+def test_a_pod_is_called_back_by_whichever_way_it_was_asked() -> None:
+    asked = {**BUSY, ANNOTATION_DRAIN: "true"}
+    cluster = MemoryCluster(pool(), pods=[pod("mail-1", annotations=asked)])
+    trial = Trial(cluster)
+    resume(trial.session, "mail", "pod/mail-1")
+    assert cluster.writes == [("annotate", "mail-1", {ANNOTATION_DRAIN: None})]
+    assert trial.out == "pod default/mail-1 is called back: it takes jobs again\n"
+    named = {"annotations": {ANNOTATION_DRAIN_PODS: "mail-1,mail-2"}}
+    cluster = MemoryCluster(
+        pool(metadata=named), pods=[pod("mail-1", annotations=dict(BUSY)), pod("mail-3")]
+    )
+    resume(Trial(cluster).session, "mail", "mail-1")
+    patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: "mail-2"}}}
+    assert cluster.writes == [("patch", "default/mail", patch)]
+    other = Trial(cluster)
+    resume(other.session, "mail", "mail-3")
+    assert "was not asked to leave" in other.out
+    gone = {**asked, ANNOTATION_DELETION_COST: str(DRAINED_COST)}
+    late = MemoryCluster(pool(), pods=[pod("mail-1", annotations=gone), pod("x", pool="other")])
+    for name, why in (("mail-1", "on its way out"), ("x", "not of pool")):
+        with pytest.raises(UsageError, match=why):
+            resume(Trial(late).session, "mail", name)
+    assert late.writes == []
 
 
 def test_drain_asks_on_a_terminal() -> None:

@@ -122,6 +122,8 @@ class ApiCluster:
             refuse("--dry-run=server of a single change")
         path = f"/namespaces/{pool.namespace}/pools/{pool.name}"
         match patch:
+            case {"spec": {**wanted}} if not wanted:
+                pass
             case {"spec": {"suspend": bool(suspend), **more}}:
                 self._api.ask("POST" if suspend else "DELETE", f"{path}/drain")
                 if more:

@@ -1,0 +1,129 @@
+"""Many jobs through the API: what is asked of it, when it does not answer, how it can end."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+
+from engineroom.cli.errors import CliError, RefusedError, UnreachableError
+from engineroom.cli.remote.api import Api
+from engineroom.cli.remote.bulk import Bulk
+from engineroom.cli.remote.credentials import Account
+from engineroom.cli.views.shape import Output
+from engineroom.tasks import NothingMatchesError, State, Where
+
+from .memory import MemoryCluster, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engineroom.cli.model import Document
+
+ID = "4be0643f1d98573b97caa7c1b0e8f6a2"
+LOST = UnreachableError("cannot reach the API")
+
+
+def operation(status: str = "running", done: int = 0, **more: Any) -> dict[str, Any]:
+    return {
+        "id": ID, "action": "retry", "status": status, "matched": 7, "complete": True,
+        "done": done, "skipped": 0, "problem": "", **more,
+    }  # fmt: skip
+
+
+class ToldApi(Api):
+    """Gives the answers that it is told to, and keeps what it was asked."""
+
+    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
+        super().__init__(Account("https://x", "token"))
+        self.answers = list(answers)
+        self.asked: list[tuple[str, Any, Any]] = []
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Document | None = None,
+        headers: Mapping[str, str] | None = None,
+        credentials: bool = True,
+    ) -> Document:
+        del query, credentials
+        self.asked.append((f"{method} {path}", json.loads(json.dumps(body)), headers))
+        # The last one is the answer from then on.
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def retried(trial: Trial, api: ToldApi, *, yes: bool = False) -> None:
+    trial.session.open_api = lambda shared: api
+    Bulk(trial.session).change(
+        "retry", State.FAILED, "mail", Where(function="mail.*"), Output.TABLE, yes=yes
+    )
+
+
+COUNTED = operation("counted", id=None)
+
+
+def test_it_is_counted_asked_begun_and_watched() -> None:
+    api = ToldApi(COUNTED, operation(), operation(done=3), operation("done", 6, skipped=1))
+    trial = Trial(MemoryCluster(), answer=True)
+    retried(trial, api)
+    assert trial.questions == ["Put 7 jobs back on mail?"]
+    assert trial.out == "6 jobs put back; 1 left alone, which were not as they had been\n"
+    asked = [(what, body) for what, body, _ in api.asked]
+    wanted = {"queue": "mail", "function": "mail.*"}
+    path = "POST /namespaces/default/operations/retry"
+    assert asked[:2] == [(path, wanted | {"dryRun": True}), (path, wanted | {"atMost": 7})]
+    assert {what for what, _ in asked[2:]} == {f"GET /namespaces/default/operations/{ID}"}
+
+
+def test_a_no_and_nothing_to_do_change_nothing() -> None:
+    api = ToldApi(COUNTED)
+    with pytest.raises(typer.Abort):
+        retried(Trial(MemoryCluster(), answer=False), api)
+    assert len(api.asked) == 1
+    with pytest.raises(NothingMatchesError, match="--state failed"):
+        retried(Trial(MemoryCluster()), ToldApi(operation("counted", matched=0)))
+
+
+def test_whoever_was_not_asked_or_not_told_all_sets_no_bound() -> None:
+    part = operation("counted", complete=False)
+    cases = ((None, False, COUNTED), (True, True, COUNTED), (True, False, part))
+    for answer, yes, counted in cases:
+        api = ToldApi(counted, operation(), operation("done", 7))
+        retried(Trial(MemoryCluster(), answer=answer), api, yes=yes)
+        assert "atMost" not in api.asked[1][1]
+
+
+def test_a_lost_answer_is_asked_for_under_the_same_key() -> None:
+    api = ToldApi(COUNTED, LOST, operation(), operation("done", 7))
+    retried(Trial(MemoryCluster()), api)
+    keys = [headers["Idempotency-Key"] for _, _, headers in api.asked if headers]
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+    with pytest.raises(UnreachableError):
+        retried(Trial(MemoryCluster()), ToldApi(COUNTED, LOST))
+
+
+def test_the_api_may_be_away_for_a_while_and_not_for_ever() -> None:
+    api = ToldApi(COUNTED, operation(), *[LOST] * 50, operation("done", 7))
+    trial = Trial(MemoryCluster())
+    retried(trial, api)
+    assert trial.out == "7 jobs put back\n"
+    with pytest.raises(UnreachableError):
+        retried(Trial(MemoryCluster()), ToldApi(COUNTED, operation(), LOST))
+
+
+def test_an_end_that_is_none_says_how_far_it_came() -> None:
+    stopped = ToldApi(COUNTED, operation(), operation("stopped", 3))
+    with pytest.raises(RefusedError, match="3 jobs of 7 put back"):
+        retried(Trial(MemoryCluster()), stopped)
+    failed = ToldApi(COUNTED, operation(), operation("failed", 3, problem="task_invalid: x"))
+    with pytest.raises(CliError, match="task_invalid: x; 3 jobs of 7"):
+        retried(Trial(MemoryCluster()), failed)
