@@ -517,10 +517,17 @@ async def test_pools_are_explained_and_drained_through_the_api(
     assert "takes jobs again" in admin.run("resume", "mail", "mail-1-x").stdout
     assert await asked() == ""
     assert "was not asked" in admin.run("resume", "mail", "mail-1-x").stdout
-    admin.run("drain", "mail", "mail-1-x", "--no-wait")
-    rows.delete(key)
-    rows.srem("rq:workers", key)
-    assert "no worker is in a pod" in admin.run("drain", "mail", "mail-1-x", code=4).stderr
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(admin.run, "drain", "mail", "mail-1-x")
+
+        async def marked() -> bool:
+            return await asked() == "mail-1-x"
+
+        await eventually("the pod is asked to leave", marked, 10)
+        rows.delete(key)
+        rows.srem("rq:workers", key)
+        done = await asyncio.to_thread(waiting.result)
+    assert "pod mail-1-x is gone" in done.stdout.replace(f"{namespace}/", "")
 
 
 async def test_errors_of_the_api_are_sentences_with_the_documented_codes(

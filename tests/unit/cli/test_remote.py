@@ -200,6 +200,29 @@ class Answers(http.server.BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def test_an_answer_may_take_longer_than_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Answers):
+        def do_GET(self) -> None:
+            answering.wait(10)
+            super().do_GET()
+
+    answering = threading.Event()
+    monkeypatch.setattr("engineroom.cli.remote.api._TIMEOUT", (0.2, 10.0))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        later = threading.Timer(0.5, answering.set)
+        later.start()
+        try:
+            url = f"http://127.0.0.1:{running.server_address[1]}"
+            assert Api(Account(url, "token", access="x")).get("/whoami") == {}
+        finally:
+            later.cancel()
+            answering.set()
+            running.shutdown()
+            thread.join()
+
+
 def test_certificates_are_verified_by_the_ca_that_is_named(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     authority.ensure()

@@ -30,7 +30,7 @@ def complete_queues(ctx: typer.Context, incomplete: str) -> list[str]:
     url = given.get("redis_url")
     shared = Shared(
         given.get("kubeconfig"), given.get("context"), given.get("namespace"),
-        redis_url=url, pool=given.get("pool"),
+        redis_url=url, pool=given.get("pool"), server=given.get("server"),
     )  # fmt: skip
     session = Session(shared)
     try:

@@ -1,4 +1,4 @@
-"""Many jobs through the API: what is asked of it, when it does not answer, how it can end."""
+"""Jobs, queues and schedules through the API: what is asked of it, and what answers mean."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from engineroom.cli.errors import CliError, RefusedError, UnreachableError
+from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
 from engineroom.cli.remote.api import Api
 from engineroom.cli.remote.bulk import Bulk
 from engineroom.cli.remote.credentials import Account
+from engineroom.cli.remote.tasks import ApiTasks
 from engineroom.cli.views.shape import Output
-from engineroom.tasks import NothingMatchesError, State, Where
+from engineroom.core.clock import FakeClock
+from engineroom.tasks import NothingMatchesError, Schedule, State, Task, Where
+from engineroom.tasks.triggers import Every
 
 from .memory import MemoryCluster, Trial
+from .samples import NOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,3 +131,22 @@ def test_an_end_that_is_none_says_how_far_it_came() -> None:
     failed = ToldApi(COUNTED, operation(), operation("failed", 3, problem="task_invalid: x"))
     with pytest.raises(CliError, match="task_invalid: x; 3 jobs of 7"):
         retried(Trial(MemoryCluster()), failed)
+
+
+def test_a_schedule_that_somebody_changes_meanwhile_is_not_overwritten() -> None:
+    schedule = Schedule("nightly", Every(60.0), Task("shop.jobs.send", queue="mail"))
+    path = "PUT /namespaces/shop/schedules/nightly"
+    for before, new, sent in (
+        (NotFoundError("gone"), True, {}),
+        ({"version": 4}, False, {"If-Match": '"4"'}),
+    ):
+        api = ToldApi(before, {})
+        assert ApiTasks(api, "shop", FakeClock(NOW)).put_schedule(schedule) is new
+        (what, body, headers) = api.asked[1]
+        assert (what, headers, body["every"]) == (path, sent, 60.0)
+
+
+def test_queues_are_of_all_pages() -> None:
+    first = {"items": [{"name": "a"}], "nextCursor": "x"}
+    last = {"items": [{"name": "b"}], "nextCursor": None}
+    assert ApiTasks(ToldApi(first, last), "shop", FakeClock(NOW)).queue_names() == ["a", "b"]
