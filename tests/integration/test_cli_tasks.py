@@ -335,7 +335,7 @@ NAME = "tests.integration.tasks.work.add"
         (["jobs", "cancel", "-q", "mail", "-s", "waiting"], 2, "which waiting jobs"),
         (["jobs", "cancel", "-q", "mail", "-s", "waiting", "--function", "no"], 4, "matches none"),
         (["schedules", "add", "n", NAME, "-q", "mail", "--cron", "61 2 * * *"], 2, "cron"),
-        (["schedules", "add", "n", NAME, "-q", "mail", "--cron", "0 0 30 2 *"], 2, "never ticks"),
+        (["schedules", "add", "n", NAME, "-q", "mail", "--cron", "0 0 30 2 *"], 2, "never comes"),
         (
             [
                 "schedules",
