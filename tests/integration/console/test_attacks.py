@@ -69,7 +69,7 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
     async def make() -> str:
         client = Redis.from_url(redis.url)
         keys = ApiKeys(client, SystemClock(), [derived(b"s" * 48, "api-keys")])
-        made = await keys.create("user:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
+        made = await keys.create("program:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
         await client.aclose()
         return made.secret
 
