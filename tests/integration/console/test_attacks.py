@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 HERE, THERE = "attack-here", "attack-there"
-FILLED = {"session": "0" * 16, "key": "0" * 16, "pool": "mail", "schedule": "x", "job": "x"}
+FILLED = {
+    "session": "0" * 16,
+    "key": "0" * 16,
+    "pool": "mail",
+    "schedule": "x",
+    "job": "x",
+    "operation": "0" * 32,
+}
 
 
 @pytest.fixture(scope="module")
