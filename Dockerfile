@@ -26,6 +26,9 @@ COPY webhooks webhooks
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /opt/wheels . \
     && /opt/build/bin/pip --python /opt/engineroom/bin/python install --no-cache-dir --no-deps --no-index \
     /opt/wheels/*.whl
+# What is in it, for whoever has to know: CycloneDX, beside Debian's own list of packages.
+RUN /opt/build/bin/cyclonedx-py environment --output-reproducible --output-format JSON \
+    --output-file /opt/engineroom/sbom.cdx.json /opt/engineroom/bin/python
 
 FROM builder AS copier
 COPY deploy/worker-runtime /src

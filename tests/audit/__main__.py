@@ -196,7 +196,9 @@ def main() -> int:
             print(f"{name}: NOT LOOKED AT {looked.unreachable}: the service is not reachable here")
         for line in looked.findings:
             print(f"  {line}")
-        figures[figure] = len(looked.findings)
+        # Nothing found where nothing was looked at is no figure, and no goal that was met.
+        if looked.seen:
+            figures[figure] = len(looked.findings)
         figures[f"{name.replace('-', '_')}_seen"] = looked.seen
         figures[f"{name.replace('-', '_')}_unreachable"] = looked.unreachable
     return outcome("audit", figures, [goal for goal in GOALS if goal.figure in figures])

@@ -17,6 +17,7 @@ from tests.deployed.kube import condition, wait_for
 from tests.deployed.web import EXAMPLE, LIMITER, POLICY, Web, wait_enforced
 from tests.deployed.web import NAMESPACE as SHOP
 from tests.e2e.pool import NAMESPACE, VALUES
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,3 +266,20 @@ def test_the_api_answers_what_the_clusters_own_rights_allow(installation: Instal
     subject = f"kubernetes:system:serviceaccount:{NAMESPACE}:{name}"
     assert [body["subject"] for _, body in answers[1:6:2]] == [subject] * 3
     assert name in [each["name"] for each in answers[7][1]["items"]]
+
+
+def test_the_image_says_what_is_in_it(installation: Installation) -> None:
+    told = installation.kubectl(
+        "exec", "--namespace", SYSTEM, "deployment/engineroom-operator",
+        "--", "cat", "/opt/engineroom/sbom.cdx.json",
+    )  # fmt: skip
+    found = {
+        (re.sub(r"[-_.]+", "-", each["name"]).lower(), each["version"])
+        for each in json.loads(told)["components"]
+    }
+    locked = (ROOT / "requirements/image.txt").read_text()
+    pinned = set(re.findall(r"^([\w.-]+)==([^\s;]+)", locked, re.MULTILINE))
+    ours = {each for each in found if each[0] == "engineroom"}
+    assert len(ours) == 1
+    assert found - ours <= pinned
+    assert {"redis", "kopf", "cryptography"} <= {name for name, _ in found}

@@ -207,7 +207,7 @@ def archive_wrong(data: bytes) -> str:
         return "a name twice"
     for name in names:
         for separator in ("/", "\\"):
-            path = os.path.normpath("/root/in/" + name.replace(separator, "/"))
-            if not path.startswith("/root/in/") or name.startswith(("/", "\\")) or "\0" in name:
+            path = os.path.normpath("/base/in/" + name.replace(separator, "/"))
+            if not path.startswith("/base/in/") or name.startswith(("/", "\\")) or "\0" in name:
                 return f"leads out: {name!r}"
     return ""

@@ -101,7 +101,7 @@ async def site(server: RedisServer, redis: Redis) -> AsyncIterator[Site]:
     async with app.router.lifespan_context(app):
         services, cluster = app.state.services, Cluster()
         identity = KubernetesIdentity(cluster, services.clock)
-        services.authority = Authority(services.authority.policy, identity)
+        services.authority = Authority(lambda: services.accounts.policy, identity)
         services.authenticator._external = identity.authenticate
         await services.revocations.read()
         yield Site(app, cluster)

@@ -317,20 +317,18 @@ for place, key in ipairs(KEYS) do
     full = raw and #raw <= 16 and string.find(raw, '^%d+$') and tonumber(raw) or 0
   end
   if each then taken = tonumber(ARGV[place + 1]) end
-  if full < now then
-    full = now
-  elseif full - now > most then
-    full = now + most
-    if taken > 0 then changed[key] = true end
-  end
+  local write = full - now > most
+  if write then full = now + most elseif full < now then full = now end
   if full + taken - now > most then
     answers[place] = now - full - 1
   else
-    full = full + taken
+    full, write = full + taken, true
     answers[place] = full - now
-    if taken > 0 then changed[key] = true end
   end
-  fulls[key] = full
+  if taken > 0 then
+    fulls[key] = full
+    if write then changed[key] = true end
+  end
 end
 -- Redis itself may write a large number as 1e+15.
 local write = string.format

@@ -472,10 +472,16 @@ class AsyncLimiter(_Core):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
+        # Connect now: a decision's deadline is too short for it.
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        call = self._line.send(("PING",), functools.partial(_settle, answer))
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._redis.ping()
-        except _FAILURES:
+                failed = isinstance(await answer, Exception)
+        except TimeoutError:
+            self._line.give_up(call)
+            failed = True
+        if failed:
             self._breaker.fail(self._monotonic())
         return self
 
@@ -935,10 +941,10 @@ def line_of(client: AsyncRedis) -> Calls:
     return client.line
 
 
-def _settle(future: asyncio.Future[Decision], decision: Decision) -> None:
+def _settle(future: asyncio.Future[Any], answer: Any) -> None:
     """Tell a future that may have been given up."""
     if not future.done():
-        future.set_result(decision)
+        future.set_result(answer)
 
 
 def share(client: Redis, timeout: float) -> Redis:

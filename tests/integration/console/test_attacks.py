@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 HERE, THERE = "attack-here", "attack-there"
-FILLED = {"session": "0" * 16, "key": "0" * 16, "pool": "mail", "schedule": "x", "job": "x"}
+FILLED = {
+    "session": "0" * 16,
+    "key": "0" * 16,
+    "pool": "mail",
+    "schedule": "x",
+    "job": "x",
+    "operation": "0" * 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
     async def make() -> str:
         client = Redis.from_url(redis.url)
         keys = ApiKeys(client, SystemClock(), [derived(b"s" * 48, "api-keys")])
-        made = await keys.create("user:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
+        made = await keys.create("program:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
         await client.aclose()
         return made.secret
 

@@ -250,3 +250,14 @@ async def test_a_pool_of_another_kind_keeps_its_ways(
     async with AsyncLimiter(POLICY, own) as limiter:
         decisions = await asyncio.gather(*(limiter.hit("me") for _ in range(7)))
         assert sum(each.allowed for each in decisions) == 5
+
+
+async def test_entering_a_limiter_connects_and_decisions_take_that_connection(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    own = redis.asyncio.Redis(port=server.port, client_name="line")
+    async with AsyncLimiter(POLICY, own) as limiter:
+        assert connections(store) == 1
+        assert (await limiter.hit("me")).source is Source.REDIS
+        assert connections(store) == 1
+    await own.aclose()

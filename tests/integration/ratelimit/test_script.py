@@ -405,6 +405,10 @@ def bucket_histories(
 
 @SETTINGS
 @given(bucket_histories(), st.booleans())
+# Somebody only looks at a state from the future, and the next one has to draw it in.
+@example(
+    history=(Terms("t", 1000, 5000), [(0, {"a": str(2 * START)}, [("a", 0), ("a", 5)])]), once=False
+)
 def test_the_script_of_buckets_and_the_model_agree(
     store: redis.Redis,
     history: tuple[Terms, list[tuple[int, dict[str, str], list[tuple[str, int]]]]],

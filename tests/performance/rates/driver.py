@@ -137,6 +137,7 @@ class Grpc(asyncio.Protocol):
         self._load, self._idle, self._streams = load, idle, streams
         self._due: dict[int, float] = {}
         self._stream = 1
+        self._told: set[int] = set()
         self._read = b""
         self._out: list[bytes] = []
         self._transport: Any = None
@@ -184,6 +185,7 @@ class Grpc(asyncio.Protocol):
             body = at + 9
             at = body + length
             if kind == _DATA:
+                self._told.add(stream)
                 # The message begins with overall_code: OVER_LIMIT.
                 if data[body + 5 : body + 7] == b"\x08\x02":
                     self._load.refused += 1
@@ -191,9 +193,12 @@ class Grpc(asyncio.Protocol):
                 self._transport.write(frame(_SETTINGS, _ACK, 0, b""))
             elif kind == _PING and not flags & _ACK:
                 self._transport.write(frame(_PING, _ACK, 0, data[body:at]))
-            elif kind in (_RESET, _GOAWAY):
-                self._load.failed += 1
-            if flags & _END_STREAM and kind in (_DATA, _HEADERS):
+            elif kind == _GOAWAY:
+                raise RuntimeError("the service ends a connection under load")
+            if kind == _RESET or (flags & _END_STREAM and kind in (_DATA, _HEADERS)):
+                # Without a message it was an error.
+                self._load.failed += stream not in self._told
+                self._told.discard(stream)
                 self._load.times.append(now - self._due.pop(stream))
                 self._idle.append(self)
                 if self.on_answer is not None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 CONNECTIONS, CHANNELS, STREAMS = 64, 8, 8
 #: Requests a second at the fixed rate: what either takes easily.
 FIXED_RATE = 4000
+#: Share of answers that may be errors, as of a Redis that is late on a busy machine.
+_MOST_FAILED = 0.001
 OPEN, TIGHT = "open", "tight"
 OURS, ALONE, THEIRS = "ours", "one_process", "theirs"
 
@@ -89,6 +91,12 @@ class Result:
     #: Commands that Redis executed a decision, also those of scripts.
     commands: float
 
+    @property
+    def per_second(self) -> float:
+        """Decisions a second of processor time, the service's and Redis' together: what tells most
+        while the machine has other things to do as well."""
+        return 1e6 / max(0.1, self.cpu + self.redis_cpu)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -138,27 +146,29 @@ def _figures(found: dict[tuple[str, str], list[Result]]) -> dict[str, Figure]:
             continue
         # Of each turn, so that what else the machine did in it falls on both.
         pairs = list(zip(results, found[name, THEIRS], strict=True))
-        fields = ("p99_ms",) if name.endswith("fixed_rate") else ("rate", "p99_ms", "cpu")
+        fields = ("p99_ms",) if name.endswith("fixed_rate") else ("rate", "p99_ms", "per_second")
         for field in fields:
             ratios = [getattr(mine, field) / getattr(other, field) for mine, other in pairs]
             figures[f"{begin}_{field}_ratio"] = round(statistics.median(ratios), 2)
+    return figures | _summaries(figures)
+
+
+def _summaries(figures: dict[str, Figure]) -> dict[str, Figure]:
+    """Of all keys together, by protocol and share of refusals."""
+    summaries: dict[str, Figure] = {}
     for who in (OURS, ALONE):
         for protocol in ("http", "grpc"):
-            for share, loads in (
-                ("admitted", [each for each in CLOSED if each.refused == 0.0]),
-                ("50_refused", [each for each in CLOSED if each.refused == 0.5]),
-                ("99_refused", [each for each in CLOSED if each.refused == 0.99]),
-            ):
-                names = [f"{each.name}_{who}_rate_ratio" for each in loads]
-                ratios = [
-                    float(figures[name] or 0)
-                    for name in names
-                    if name.startswith(protocol) and name in figures
+            for share, title in ((0.0, "admitted"), (0.5, "50_refused"), (0.99, "99_refused")):
+                loads = [
+                    each for each in CLOSED if (each.protocol, each.refused) == (protocol, share)
                 ]
-                if ratios:
-                    key = f"{protocol}_{share}_{who}_ratio"
-                    figures[key] = round(statistics.geometric_mean(ratios), 2)
-    return figures
+                for field, end in (("rate", ""), ("per_second", "_per_second")):
+                    names = [f"{each.name}_{who}_{field}_ratio" for each in loads]
+                    ratios = [float(figures[name] or 0) for name in names if name in figures]
+                    if ratios:
+                        mean = statistics.geometric_mean(ratios)
+                        summaries[f"{protocol}_{title}_{who}{end}_ratio"] = round(mean, 2)
+    return summaries
 
 
 def goals() -> list[Goal]:
@@ -183,7 +193,7 @@ def _measured(
         own = _children_processor()
         said = _driven(folder, target, load, seconds)
         done = max(1, said["done"])
-        if said["failed"]:
+        if said["failed"] > done * _MOST_FAILED:
             raise RuntimeError(f"{load.name}: {said['failed']} of {done} answers were failures")
         return Result(
             round(said["rate"]),

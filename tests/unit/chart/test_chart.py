@@ -599,8 +599,10 @@ def test_the_api_is_told_of_accounts_and_of_the_provider_as_the_process_reads_it
             monkeypatch.setenv(each["name"], each["value"])
     (tmp_path / "secret").write_text("hush")
     monkeypatch.setenv("ENGINEROOM_OIDC_CLIENT_SECRET_FILE", str(tmp_path / "secret"))
+    (tmp_path / "ca.crt").write_text("of a private authority")
     settings = ApiSettings()
-    client = settings.oidc_client("/api/v1/oidc/callback")
+    here = settings.model_copy(update={"oidc_ca_file": tmp_path / "ca.crt"})
+    client = here.oidc_client("/api/v1/oidc/callback")
     assert client is not None
     assert client.redirect_url == "https://engineroom.example/api/v1/oidc/callback"
     assert (client.client_secret, client.scopes) == ("hush", ("openid", "profile", "email"))
@@ -680,7 +682,8 @@ def test_helm_test_reaches_the_api_even_where_only_some_peers_may() -> None:
     url = environment(pod["spec"]["containers"][0])["ENGINEROOM_TEST_API"]["value"]
     assert url == "http://engineroom-api.engineroom/readyz"
     labels = pod["metadata"]["labels"]
-    (rule,) = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
+    rules = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
+    (rule,) = [each for each in rules if each["ports"] == [{"port": "api"}]]
     selectors = [peer["podSelector"] for peer in rule["from"]]
     assert any("matchLabels" in each and matches(each, labels) for each in selectors)
     api = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["metadata"]["labels"]

@@ -34,14 +34,18 @@ OUTSIDE = {
     "engineroom_worker.transactions.NotHeldError": "control flow: the job is another worker's now",
     "engineroom_worker.transactions.OutageError": "control flow: Redis is away, wait",
     "engineroom.console.operations._HaltedError": "control flow: an operation was stopped",
+    "engineroom.core.validation.templates._SilentError": "control flow: the process is made anew",
 }
 #: `except Exception` that neither logs nor raises, each with why.
 SILENT = {
     ("engineroom/cli/commands/arguments.py", "complete_pods"): "a shell that completes",
     ("engineroom/cli/commands/arguments.py", "complete_pools"): "a shell that completes",
+    ("engineroom/cli/commands/get.py", "complete_policies"): "a shell that completes",
     ("engineroom/cli/commands/tasks.py", "complete_queues"): "a shell that completes",
     ("engineroom/core/transactions/saga.py", "_do"): "written to the saga's log, and undone",
     ("engineroom/core/transactions/twophase.py", "_rollback"): "raised after the others' turn",
+    ("engineroom/core/validation/template_process.py", "_outcome"): "told to the parent process",
+    ("engineroom/core/validation/template_process.py", "serve"): "told to the parent process",
     ("engineroom/kube/queue.py", "_run_one"): "logged by _failed, with the key",
     ("engineroom/tasks/task.py", "_culprit"): "looks for the one argument that fails",
 }
