@@ -41,7 +41,6 @@ _SECRETS = (
 
 # One job at a time: the ids are the process', and a work horse has them from its worker.
 _ids: dict[str, str] = {}
-_plain_records = logging.getLogRecordFactory()
 
 
 def ids_of(meta: Any) -> dict[str, str]:
@@ -68,12 +67,18 @@ def bound(**ids: str) -> Iterator[None]:
         _ids.update(before)
 
 
-def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-    record = _plain_records(*args, **kwargs)
-    for name, value in _ids.items():
-        if not hasattr(record, name):
-            setattr(record, name, value)
-    return record
+class Record(logging.LogRecord):
+    """A record that takes the ids over when it is formatted.
+
+    Not when it is made: logging refuses an ``extra`` of a name that a record has already, and RQ
+    itself logs with ``job_id``. What is said with a line wins.
+    """
+
+    def getMessage(self) -> str:  # noqa: N802 - its name there
+        """The message; every formatter asks for it before it looks at the rest."""
+        for name, value in _ids.items():
+            self.__dict__.setdefault(name, value)
+        return super().getMessage()
 
 
 class JsonFormatter(logging.Formatter):
@@ -119,5 +124,5 @@ def configure(environment: Mapping[str, str] | None = None, stream: IO[str] | No
     as_text = said == "console" or (said != "json" and out.isatty())
     handler = logging.StreamHandler(out)
     handler.setFormatter(TextFormatter("%(asctime)s %(message)s") if as_text else JsonFormatter())
-    logging.setLogRecordFactory(_record)
+    logging.setLogRecordFactory(Record)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -13,6 +13,9 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
+from rq.exceptions import InvalidJobOperation
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -77,8 +80,8 @@ class Tracing:
         try:
             yield {"trace_id": f"{told.trace_id:032x}", "span_id": f"{told.span_id:016x}"}
         finally:
-            # What RQ's own code has read of the job's end last; nothing is asked for it.
-            status = str(getattr(job, "_status", None) or "")
+            # The work horse has written it, and this process knows only whether that one died.
+            status = _status(job)
             span.set_attribute("rq.job.status", status.rpartition(".")[2].lower())
             if "fail" in status.lower():
                 span.set_status(self._trace.StatusCode.ERROR)
@@ -115,6 +118,14 @@ def start(pool: str, version: str) -> Tracing | NoTracing:
             "opentelemetry-exporter-otlp-proto-http to its requirements"
         )
         return NoTracing()
+
+
+def _status(job: Any) -> str:
+    """What became of the job; "" while Redis is away, or when it is gone already."""
+    try:
+        return str(job.get_status(refresh=True) or "")
+    except (RedisError, InvalidJobOperation):
+        return ""
 
 
 def _parent(meta: Any) -> str:
