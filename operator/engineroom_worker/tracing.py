@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
-from rq.exceptions import InvalidJobOperation
+from rq.exceptions import DeserializationError, InvalidJobOperation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,7 +66,7 @@ class Tracing:
         if parent:
             outer = self._propagator.extract({"traceparent": parent})
         span = self._tracer.start_span(
-            f"job {job.func_name}",
+            f"job {_function(job)}",
             outer,
             kind=self._trace.SpanKind.CONSUMER,
             attributes={
@@ -118,6 +118,14 @@ def start(pool: str, version: str) -> Tracing | NoTracing:
             "opentelemetry-exporter-otlp-proto-http to its requirements"
         )
         return NoTracing()
+
+
+def _function(job: Any) -> str:
+    """The dotted name; "?" for a job that cannot be read, which its work horse will find out."""
+    try:
+        return str(job.func_name)
+    except DeserializationError:
+        return "?"
 
 
 def _status(job: Any) -> str:
