@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: What docs/cli.md says that `engineroom ui` needs where the API runs.
 _WAY = (
     {"apiGroups": [""], "resources": ["services", "pods"], "verbs": ["get", "list"]},
-    {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["create"]},
+    {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
 )
 
 
