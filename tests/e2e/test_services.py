@@ -102,8 +102,11 @@ def services(installation: Installation) -> Iterator[None]:
     }
     installation.kubectl("apply", "-f", "-", stdin=json.dumps(passwords))
     installation.upgrade(VALUES_WITH_SERVICES)
+    secret = installation.kube.get("secrets", SYSTEM, "engineroom-api")["data"]
     yield
     installation.upgrade(VALUES)
+    # What the API left in Redis is sealed with it: without, it could not be switched on again.
+    assert installation.kube.get("secrets", SYSTEM, "engineroom-api")["data"] == secret
 
 
 @pytest.fixture(scope="module")

@@ -317,7 +317,7 @@ class KubernetesCluster:
                 raise ForbiddenError(
                     f"you may not forward to pod {namespace}/{pod}",
                     why=why,
-                    # The API server takes an upgrade of GET for `get`; later ones want `create` too.
+                    # API servers take an upgrade of GET for `get`; newer ones want `create`, too.
                     fix="ask for the rights to `get` and `create` `pods/portforward` there (the "
                     "role edit has them), or give an URL that can be reached from here",
                 ) from error
