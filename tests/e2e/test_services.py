@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import functools
 import json
 import re
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import yaml
 
+from engineroom.auth.passwords import Passwords
+from engineroom.cli.client import KubernetesCluster
+from engineroom.cli.forward import Forward
 from tests.deployed import images
 from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.kube import condition, wait_for
 from tests.deployed.web import EXAMPLE, LIMITER, POLICY, Web, wait_enforced
 from tests.deployed.web import NAMESPACE as SHOP
-from tests.e2e.pool import NAMESPACE, VALUES
+from tests.e2e.person import cookie, person, ui
+from tests.e2e.pool import NAMESPACE, VALUES, template
+from tests.integration.console.command import Command
 from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.deployed.installation import Installation
     from tests.deployed.kube import Object
@@ -28,9 +40,22 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)
 
 SERVICES = ("api", "limiter")
+PEOPLE = "people-passwords"
+PASSWORD = "a password for three"  # nosec B105
+
+
+def accounts(**roles: str) -> dict[str, Any]:
+    """The chart's values of the API, with these people."""
+    people = [
+        {"name": name, "grants": [{"role": role, "namespaces": [NAMESPACE]}]}
+        for name, role in roles.items()
+    ]
+    return {"api": {"enabled": True, "accountsSecret": PEOPLE, "accounts": people}}
+
+
 VALUES_WITH_SERVICES = {
     **VALUES,
-    "api": {"enabled": True},
+    **accounts(ada="operator", bob="viewer"),
     "limiter": {"enabled": True},
     "metrics": {"serviceMonitor": {"enabled": True}, "dashboards": {"enabled": True}},
 }
@@ -69,9 +94,20 @@ SERVICE_MONITORS = {
 def services(installation: Installation) -> Iterator[None]:
     """Both of them, added to what is there; gone again for the tests of pools."""
     installation.kubectl("apply", "-f", "-", stdin=json.dumps(SERVICE_MONITORS))
+    hashed = asyncio.run(Passwords().hash(PASSWORD))
+    passwords = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": PEOPLE, "namespace": SYSTEM},
+        "stringData": dict.fromkeys(("ada", "bob", "eve"), hashed),
+    }
+    installation.kubectl("apply", "-f", "-", stdin=json.dumps(passwords))
     installation.upgrade(VALUES_WITH_SERVICES)
+    secret = installation.kube.get("secrets", SYSTEM, "engineroom-api")["data"]
     yield
     installation.upgrade(VALUES)
+    # What the API left in Redis is sealed with it: without, it could not be switched on again.
+    assert installation.kube.get("secrets", SYSTEM, "engineroom-api")["data"] == secret
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +203,39 @@ def test_a_policy_holds_behind_nginx_whichever_limiter_is_asked(web: Web) -> Non
     told = policy["status"]["enforcers"]
     assert (told["ready"], told["total"]) == (2, 2)
     assert sorted(map(bool, web.decisions().values())) == [True, True]
+
+
+def test_the_command_line_tells_of_a_limit_what_the_limiters_do(
+    web: Web, tmp_path: Path, installation: Installation
+) -> None:
+    command = Command(tmp_path / "home", installation.cluster.kubeconfig, SHOP)
+    with web.load(300, 120) as running:
+        next(running.seconds())
+        # A limiter follows a namespace once it was asked about it.
+        wait_enforced(web)
+        told = command.json("ratelimit", "explain", POLICY)
+        assert (told["state"], told["redis"]) == ("Ready", "asked")
+        limiters = {pod["metadata"]["name"] for pod in pods(installation, "limiter")}
+        # The name of a process is its pod's with a number.
+        known = {one["name"].rpartition("-")[0] for one in told["enforcers"] if one["acknowledged"]}
+        assert known >= limiters
+        top = command.json("ratelimit", "top", POLICY, "--seconds", "1")
+        assert top["limiters"] == {"asked": 2, "failures": []}
+        (asked,) = top["keys"]
+        # Half a bucket: so much is never left for somebody who asks for thrice what he may have.
+        busy = ["--client-ip", asked["key"], "--cost", "100"]
+        refused = command.json("ratelimit", "test", POLICY, *busy, code=1)
+        running.stop()
+    assert (asked["namespace"], asked["policy"], asked["limit"]) == (SHOP, POLICY, "per-address")
+    assert asked["times"] > 100
+    (refused,) = refused["policies"]
+    assert (refused["allowed"], refused["status"], refused["consumed"]) == (False, 429, False)
+    (limit,) = refused["limits"]
+    assert (limit["quota"], limit["key"]) == (200, [f"ClientIP={asked['key']}"])
+    assert limit["left"] < 100
+    at_rest = ["--client-ip", "192.0.2.7", "--cost", "200"]
+    for _ in range(2):
+        assert command.json("ratelimit", "test", POLICY, *at_rest)["allowed"]
 
 
 def test_a_rolling_update_of_the_limiter_refuses_nobody_and_admits_nobody_unasked(
@@ -283,3 +352,147 @@ def test_the_image_says_what_is_in_it(installation: Installation) -> None:
     assert len(ours) == 1
     assert found - ours <= pinned
     assert {"redis", "kopf", "cryptography"} <= {name for name, _ in found}
+
+
+@pytest.fixture(scope="module")
+def somebody(
+    installation: Installation, services: None, tmp_path_factory: pytest.TempPathFactory
+) -> Command:
+    """Who has a kubeconfig with a token, and the rights of `edit` in one namespace."""
+    return person(
+        installation, f"person-{secrets.token_hex(3)}", tmp_path_factory.mktemp("person") / "home"
+    )
+
+
+def test_from_a_kubeconfig_alone_to_signed_in(somebody: Command) -> None:
+    with ui(somebody) as link, link.browser() as browser:
+        assert browser.get("/api/v1/whoami").status_code == 401
+        opened = link.redeem(browser)
+        seen = browser.get("/api/v1/whoami", headers=cookie(opened))
+        seconds = time.monotonic() - link.begun
+        assert (seen.status_code, seen.json()["how"]) == (200, "session")
+        subject = seen.json()["subject"]
+        assert subject.startswith(f"kubernetes:system:serviceaccount:{NAMESPACE}:person-")
+        again = link.redeem(browser)
+        assert (again.status_code, again.headers.get("set-cookie")) == (401, None)
+    print(f"from the command to signed in: {seconds:.2f} s")
+    # The design says 5 s; this is for a machine that is busy with other things.
+    assert seconds < 30
+
+
+def test_a_transaction_of_somebody_who_is_logged_in_by_a_kubeconfig(
+    somebody: Command, installation: Installation, tmp_path: Path
+) -> None:
+    name = f"both-{secrets.token_hex(3)}"
+    kube = installation.kube
+    pool = {
+        "apiVersion": "engineroom.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": name},
+        "spec": {
+            "queues": [{"name": name}],
+            "autoscaling": {"minReplicas": 0},
+            "template": template(),
+        },
+    }
+    policy = yaml.safe_load((EXAMPLE / "policy.yaml").read_text())
+    policy["metadata"] = {"name": name}
+    policy["spec"]["targetRefs"][0]["name"] = name
+    right = tmp_path / "right.yaml"
+    right.write_text(yaml.safe_dump_all([pool, policy]))
+    policy["spec"]["limits"] *= 2
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump_all([pool, policy]))
+
+    def there() -> list[bool]:
+        found = [kube.find(kind, NAMESPACE, name) for kind in ("workerpools", "ratelimitpolicies")]
+        return [one is not None for one in found]
+
+    secret = kube.get("secrets", SYSTEM, "engineroom-api")["data"]
+    password, key = (
+        base64.b64decode(secret[each]).decode() for each in ("admin-password", "secret")
+    )
+    with ui(somebody) as link:
+        somebody.run("login", "--server", link.base)
+        try:
+            who = somebody.json("whoami")
+            assert (who["how"], who["server"]) == ("kubernetes", link.base)
+            assert "namespace:manifests:apply" in who["access"][NAMESPACE]
+            refused = somebody.run("apply", "-f", str(wrong), code=2)
+            assert "spec.limits[1]" in refused.stderr
+            assert there() == [False, False]
+            done = somebody.json("apply", "-f", str(right))
+            assert there() == [True, True]
+            assert [one["action"] for one in done["objects"]] == ["create", "create"]
+            assert name in somebody.run("get", name).stdout
+            (latest, *_) = somebody.json("transactions", "list")["items"]
+            assert (latest["id"], latest["status"]) == (done["transaction"], "committed")
+            assert latest["by"] == who["subject"]
+            # The log is the installation's: the rights of a namespace do not reach so far.
+            assert "permission_denied" in somebody.run("audit", "verify", code=5).stderr
+        finally:
+            somebody.run("logout")
+            for kind in ("workerpools", "ratelimitpolicies"):
+                kube.delete(kind, NAMESPACE, name)
+        administrator = Command(tmp_path / "admin", installation.cluster.kubeconfig)
+        administrator.run(
+            "login", "--server", link.base, "--user", "admin", "--password-stdin", said=password
+        )
+        checked = administrator.run("audit", "verify").stdout
+        assert " intact; ends at " in checked
+        administrator.run("logout")
+    # What the pods wrote, each a part of it, says the same to who asks none of them.
+    logs = tmp_path / "log"
+    logs.write_text(
+        "".join(
+            kube.logs(SYSTEM, pod["metadata"]["name"], "api") for pod in pods(installation, "api")
+        )
+    )
+    offline = ["audit", "verify", "--file", str(logs)]
+    anchor = checked.strip().rpartition(" ")[2]
+    told = administrator.run(*offline, "--anchor", anchor, ENGINEROOM_API_SECRET=key).stdout
+    assert " intact; ends at " in told
+
+
+def test_a_change_of_the_accounts_reaches_the_pods_that_run(installation: Installation) -> None:
+    before = {pod["metadata"]["uid"] for pod in pods(installation, "api")}
+    cluster = KubernetesCluster(str(installation.cluster.kubeconfig))
+    with contextlib.ExitStack() as stack:
+        doors = []
+        for pod in pods(installation, "api"):
+            name = pod["metadata"]["name"]
+            way = stack.enter_context(
+                Forward(functools.partial(cluster.open_port, SYSTEM, name, 8000))
+            )
+            doors.append(stack.enter_context(httpx.Client(base_url=way.url, timeout=30)))
+
+        def signed_in(door: httpx.Client, name: str) -> dict[str, str] | None:
+            answer = door.post("/api/v1/tokens", json={"name": name, "password": PASSWORD})
+            if answer.status_code == 401:
+                return None
+            return {"authorization": f"Bearer {answer.json()['access']}"}
+
+        def roles(door: httpx.Client, who: dict[str, str] | None) -> list[str]:
+            answer = door.get("/api/v1/whoami", headers=who)
+            assert answer.status_code == 200, answer.text
+            return [grant["role"] for grant in answer.json()["grants"]]
+
+        ada, bob = signed_in(doors[0], "ada"), signed_in(doors[0], "bob")
+        assert [roles(door, ada) for door in doors] == [["operator"]] * 2
+        assert [roles(door, bob) for door in doors] == [["viewer"]] * 2
+        assert signed_in(doors[0], "eve") is None
+        begun = time.monotonic()
+        installation.upgrade({**VALUES_WITH_SERVICES, **accounts(ada="viewer", eve="operator")})
+        wait_for(
+            lambda: [roles(door, ada) for door in doors] == [["viewer"]] * 2,
+            75,
+            "both pods have taken the change over",
+        )
+        print(f"from the values to the pods: {time.monotonic() - begun:.1f} s")
+        for door in doors:
+            assert door.get("/api/v1/whoami", headers=bob).status_code == 401
+            assert signed_in(door, "bob") is None
+            assert roles(door, signed_in(door, "eve")) == ["operator"]
+    after = pods(installation, "api")
+    assert {pod["metadata"]["uid"] for pod in after} == before
+    assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in after] == [0, 0]

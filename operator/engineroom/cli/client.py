@@ -317,8 +317,9 @@ class KubernetesCluster:
                 raise ForbiddenError(
                     f"you may not forward to pod {namespace}/{pod}",
                     why=why,
-                    fix="ask for the right to `create` `pods/portforward` there (the role edit has "
-                    "it), or give an URL that can be reached from here in ENGINEROOM_REDIS_URL",
+                    # API servers take an upgrade of GET for `get`; newer ones want `create`, too.
+                    fix="ask for the rights to `get` and `create` `pods/portforward` there (the "
+                    "role edit has them), or give an URL that can be reached from here",
                 ) from error
             raise UnreachableError(
                 f"cannot forward to port {port} of pod {namespace}/{pod}",

@@ -194,14 +194,14 @@ denied is named in the output |
 | `apply`, `diff` | `get`, `create`, `patch`, `delete` on `workerpools`; `get` on the namespace \
 where a template needs more than restricted |
 | `ui` with a kubeconfig alone | `list` on `services`, `get` on that one, `list` on `pods`, \
-`create` on `pods/portforward`; without a token `list` on `deployments` and `get` on the API's \
-Secret |
+`get` and `create` on `pods/portforward`; without a token `list` on `deployments` \
+and `get` on the API's Secret |
 | `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
 `workerpools`, `get` and `list` on `secrets`; for a Redis inside the cluster `get` on `services`, \
-`list` on `pods`, `create` on `pods/portforward`: what the role `edit` has |
+`list` on `pods`, `get` and `create` on `pods/portforward`: what the role `edit` has |
 | `ratelimit test`, `ratelimit explain` | the same, and `get`, `list` on `ratelimitpolicies` |
-| `ratelimit top` | `list` on `pods` and `create` on `pods/portforward` in the namespace of the \
-decision service |
+| `ratelimit top` | `list` on `pods`, `get` and `create` on `pods/portforward` in the namespace of \
+the decision service |
 """
 
 

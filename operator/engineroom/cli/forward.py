@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LABELS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=api"
 #: Where it is looked for by who may not look everywhere.
 NAMESPACES = ("engineroom-system", "engineroom")
+#: What the port is called, in the Service and in the pod.
+_PORT = "api"
 #: Connections at one time: a browser opens six.
 _MOST = 32
 
@@ -126,6 +128,8 @@ def find(cluster: Cluster, namespace: str | None) -> Document:
         for name in NAMESPACES:
             with contextlib.suppress(ForbiddenError):
                 found += cluster.read_all(SERVICES, name, LABELS)
+    # Beside it stands the Service that metrics are read by, with the same labels.
+    found = [one for one in found if any(p.get("name") == _PORT for p in one["spec"]["ports"])]
     if not found:
         raise NotFoundError(
             "there is no API process in this cluster",
@@ -147,7 +151,7 @@ def find(cluster: Cluster, namespace: str | None) -> Document:
 def forward(cluster: Cluster, service: Document) -> Forward:
     """A way to the Service. Raises UnreachableError where no pod stands behind it."""
     metadata = service["metadata"]
-    port = int(service["spec"]["ports"][0]["port"])
+    port = next(int(p["port"]) for p in service["spec"]["ports"] if p.get("name") == _PORT)
     host = f"{metadata['name']}.{metadata['namespace']}.svc"
     connect = way(cluster, host, port, metadata["namespace"])
     if connect is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import json
@@ -332,7 +333,8 @@ def _pods(cluster: Cluster) -> list[Callable[[], socket]]:
 def _ask(door: Callable[[], socket], target: str, seconds: float) -> bytes | str:
     """The body of an answer of 200, or what went wrong."""
     try:
-        with door() as connection:
+        # What forwards to a pod is no context manager by itself.
+        with contextlib.closing(door()) as connection:
             connection.settimeout(seconds)
             connection.sendall(f"GET {target} HTTP/1.1\r\nHost: limiter\r\n\r\n".encode())
             answer = b""

@@ -796,9 +796,14 @@ async def installed(client: Client, namespace: str) -> None:
     """What the chart makes of the API, as far as `ui` looks at it."""
     labels = {"app.kubernetes.io/part-of": "engineroom", "app.kubernetes.io/component": "api"}
     metadata = {"name": "engineroom-api", "namespace": namespace, "labels": labels}
-    port = {"port": 80, "targetPort": "api"}
+    port = {"name": "api", "port": 80, "targetPort": "api"}
     await client.create(
         SERVICES, {"metadata": metadata, "spec": {"selector": labels, "ports": [port]}}
+    )
+    port = {"name": "metrics", "port": 8080, "targetPort": "metrics"}
+    beside = {**metadata, "name": "engineroom-api-metrics"}
+    await client.create(
+        SERVICES, {"metadata": beside, "spec": {"selector": labels, "ports": [port]}}
     )
     container = {
         "name": "api", "image": "example/api:1", "ports": [{"name": "api", "containerPort": 8000}]
