@@ -216,7 +216,10 @@ async def _made(
     clock: Clock,
     metrics: ApiMetrics,
 ) -> Services:
-    keys = Keys(RedisKeyStore(redis, derived(secret, "signing")), clock)
+    # By the secret's name: with a new one there are new keys, instead of some that nobody can read,
+    # and replicas that still have the old one go on.
+    name = f"engineroom:auth:keys:{derived(secret, 'signing-name').hex()[:16]}"
+    keys = Keys(RedisKeyStore(redis, derived(secret, "signing"), name=name), clock)
     revocations = Revocations(redis, clock)
     tokens = Tokens(
         redis, keys, revocations, clock, issuer=settings.issuer, audience=settings.issuer
