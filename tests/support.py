@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -10,8 +11,9 @@ import socket
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import redis
 
@@ -23,16 +25,34 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 #: Below those that the kernel gives to outgoing connections, which may take one that is about to
-#: be listened on, and below Kubernetes' node ports.
-_PORTS = range(20_000, 30_000)
+#: be listened on, below Kubernetes' node ports, and apart from the ports of clusters.
+_PORTS = range(20_000, 28_000)
+
+
+#: What this process has been given.
+_TAKEN: set[int] = set()
+
+
+@cache
+def _ports() -> IO[bytes]:
+    """A file of which each byte stands for a port; open until the process ends."""
+    return (Path(tempfile.gettempdir()) / "engineroom-ports").open("wb")
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now, by lot: others look for one at the same time."""
+    """A loopback port that nobody listens on, and that no other test process has been given.
+
+    Whoever is to listen on it does so later, and others look for one meanwhile: so its byte is
+    locked, which ends with the process.
+    """
     while True:
         port = secrets.choice(_PORTS)
+        if port in _TAKEN:
+            continue
         with contextlib.suppress(OSError), socket.socket() as listener:
+            fcntl.lockf(_ports(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             listener.bind(("127.0.0.1", port))
+            _TAKEN.add(port)
             return port
 
 

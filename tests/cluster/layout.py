@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
 # Below the range from which Linux takes the ports of outgoing connections: a restarted server finds
-# its port free.
-_PORTS = range(20000, 30000)
+# its port free. Apart from the ports of what tests start (tests/support.py).
+_PORTS = range(28000, 30000)
 _PORT_NAMES = ("apiserver", "etcd", "etcd-peer")
 # The benchmarking range (RFC 2544), where nothing real is. One half for links and pods, the other
 # for services.
