@@ -1,10 +1,18 @@
-"""A million failed jobs: pages of them, and how long Redis is held by requeueing by filter."""
+"""A million failed jobs: pages of them, and how long Redis is held by requeueing by filter.
+
+Redis has a processor to itself, as far as the machine lets it: the step is to be measured, not who
+else is given the processor in the middle of it. How long the machine stops a program that does
+nothing but look at the clock is measured before and after, and told beside the slowest step.
+"""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import contextlib
+import os
+import re
+import subprocess
 import time
 import zlib
 from itertools import pairwise
@@ -50,6 +58,27 @@ def _busy_ms(redis: Redis) -> float:
     return int(spent) / 1e6
 
 
+def _on_its_own(redis: Redis) -> int:
+    """Give Redis the last processor, which is returned, and this program the others."""
+    pid = redis.info("server")["process_id"]
+    *others, last = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(pid, {last})
+    os.sched_setaffinity(0, others or [last])
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, pid, -20)
+    return last
+
+
+def _stopped_ms(processor: int, seconds: int) -> float:
+    """The longest that a program which only looks at the clock is stopped, in milliseconds."""
+    command = ["redis-cli", "--intrinsic-latency", str(seconds)]
+    told = subprocess.run(
+        command, capture_output=True, text=True, check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {processor}),
+    ).stdout  # fmt: skip
+    return max(int(each) for each in re.findall(r"Max latency so far: (\d+) micro", told)) / 1000
+
+
 def main() -> int:
     """Print the times of pages, and the longest that one step of requeueing held Redis."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,6 +87,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10, help="how long to requeue")
     wanted = parser.parse_args()
     with redis_server() as server, Redis(port=server.port, socket_timeout=60) as redis:
+        processor = _on_its_own(redis)
+        stopped = _stopped_ms(processor, 10)
         tasks = Tasks(redis)
         made = tasks.enqueue(Task(FUNCTION))
         data = redis.hget(f"rq:job:{made.job_id}", "data")
@@ -99,6 +130,7 @@ def main() -> int:
         with contextlib.suppress(_EnoughError):
             tasks.carry_on_requeueing(operation, told)
         spent = time.perf_counter() - began
+        stopped = max(stopped, _stopped_ms(processor, 10))
         held = [entry["duration"] / 1000 for entry in redis.slowlog_get(10_000)]
     figures = {
         "jobs": wanted.jobs,
@@ -107,6 +139,7 @@ def main() -> int:
         "requeued": seen[-1].requeued,
         "steps": len(seen),
         "slowest_step_ms": round(max(held, default=0.0), 2),
+        "machine_stops_ms": round(stopped, 2),
         # What Redis itself worked for in the busiest turn, of three steps: where the slowest step
         # took longer than this, the machine had given the processor to others.
         "busiest_turn_cpu_ms": round(max(b - a for a, b in pairwise(busy)), 2),
