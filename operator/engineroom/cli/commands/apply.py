@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 
 from engineroom.api import GROUP
+from engineroom.cli.commands.present import present
 from engineroom.cli.errors import CliError, ExitCode, RefusedError, UnreachableError, UsageError
 from engineroom.cli.manifests import Manifest, differences, gather, namespace_of
 from engineroom.cli.session import Session
@@ -203,13 +204,10 @@ def _recover(session: Session, output: Output) -> None:
             fix="for an `apply` by a kubeconfig name its context with --context",
         )
     found = [transaction_document(record) for record in Direct(session).recover()]
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump({"items": found}, output))
-    elif output is Output.NAME:
-        session.show(Text("\n".join(one["id"] for one in found)))
-    elif found:
-        session.show(Text("\n".join(f"{one['id']} {one['status']}" for one in found)))
-    else:
-        session.note("there is nothing to put back")
+    present(
+        session, output, {"items": found}, [one["id"] for one in found],
+        lambda: Text("\n".join(f"{one['id']} {one['status']}" for one in found)),
+        none="there is nothing to put back",
+    )  # fmt: skip
     if any(one["status"] not in ("rolled_back", "committed") for one in found):
         raise typer.Exit(ExitCode.PROBLEM)

@@ -3,16 +3,16 @@
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from engineroom.cli.commands.arguments import POOLS, OutputOption, complete_pools, pool_name
+from engineroom.cli.commands.present import present
 from engineroom.cli.errors import UsageError
 from engineroom.cli.model import RESOURCE, Pool
 from engineroom.cli.policies import RESOURCE as POLICY_RESOURCE
 from engineroom.cli.policies import WORDS, get_policy, list_policies
 from engineroom.cli.session import AllNamespaces, Selector, Session, Shared
 from engineroom.cli.views.pools import pools_table
-from engineroom.cli.views.shape import Output, dump, listing
+from engineroom.cli.views.shape import Output, listing
 
 
 def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -67,19 +67,18 @@ def get(
 def _print(
     session: Session, pools: tuple[Pool, ...], output: Output, *, single: bool, namespaces: bool
 ) -> None:
-    if output in (Output.JSON, Output.YAML):
-        documents = [pool.document for pool in pools]
-        session.show(dump(documents[0] if single else listing(documents), output))
-        return
-    if not pools:
-        where = "any namespace" if namespaces else f"namespace {session.namespace}"
-        session.note(f"no pools in {where}")
-        return
-    if output is Output.NAME:
-        session.show(Text("\n".join(f"{RESOURCE}/{pool.name}" for pool in pools)))
-        return
+    documents = [pool.document for pool in pools]
     wide = output is Output.WIDE
-    session.show(pools_table(pools, session.clock.now(), namespaces=namespaces, wide=wide))
+    present(
+        session, output, documents[0] if single else listing(documents),
+        [f"{RESOURCE}/{pool.name}" for pool in pools],
+        lambda: pools_table(pools, session.clock.now(), namespaces=namespaces, wide=wide),
+        none=f"no pools in {_where(session, namespaces)}",
+    )  # fmt: skip
+
+
+def _where(session: Session, everywhere: bool) -> str:
+    return "any namespace" if everywhere else f"namespace {session.namespace}"
 
 
 def _print_policies(
@@ -95,19 +94,13 @@ def _print_policies(
         found = [get_policy(cluster, session.namespace, one) for one in names]
     else:
         found = list_policies(cluster, session.scope(all_namespaces), selector)
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(found[0] if len(names) == 1 else listing(found), output))
-        return
-    if not found:
-        where = "any namespace" if all_namespaces else f"namespace {session.namespace}"
-        session.note(f"no policies in {where}")
-        return
-    if output is Output.NAME:
-        told = "\n".join(f"{POLICY_RESOURCE}/{one['metadata']['name']}" for one in found)
-        session.show(Text(told))
-        return
     # Imported here: the library's model takes a moment, and pools do not need it.
     from engineroom.cli.views.ratelimits import policies_table
 
     wide = output is Output.WIDE
-    session.show(policies_table(found, session.clock.now(), namespaces=all_namespaces, wide=wide))
+    present(
+        session, output, found[0] if len(names) == 1 else listing(found),
+        [f"{POLICY_RESOURCE}/{one['metadata']['name']}" for one in found],
+        lambda: policies_table(found, session.clock.now(), namespaces=all_namespaces, wide=wide),
+        none=f"no policies in {_where(session, all_namespaces)}",
+    )  # fmt: skip

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.present import present
 from engineroom.cli.commands.tasks import (
     Category,
     ErrorClass,
@@ -17,12 +17,11 @@ from engineroom.cli.commands.tasks import (
     Until,
     known_queue,
     known_queues,
-    names_only,
     where,
 )
 from engineroom.cli.errors import UsageError
 from engineroom.cli.session import Session
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 from engineroom.cli.views.tasks import document, job_view, jobs_table, page_document
 
 if TYPE_CHECKING:
@@ -92,16 +91,12 @@ def list_jobs(
             waited = session.clock.monotonic() - began
             if cursor is None or len(found) >= limit or waited > _PATIENCE:
                 break
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(page_document(found, cursor), output))
-        return
-    if not found:
-        session.note("no such jobs" if cursor is None else "no such jobs so far")
-    elif output is Output.NAME:
-        names_only(session, [job.job_id for job in found])
-    else:
-        session.show(jobs_table(found, session.clock.now(), wide=output is Output.WIDE))
-    if cursor is not None:
+    present(
+        session, output, page_document(found, cursor), [job.job_id for job in found],
+        lambda: jobs_table(found, session.clock.now(), wide=output is Output.WIDE),
+        none="no such jobs" if cursor is None else "no such jobs so far",
+    )  # fmt: skip
+    if cursor is not None and output not in (Output.JSON, Output.YAML):
         session.note(f"there are more: the same command with --after {cursor}")
 
 
@@ -118,9 +113,7 @@ def show(
     """
     with session.link(session) as link:
         detail = link.tasks.job(job_id)
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(document(detail), output))
-    elif output is Output.NAME:
-        session.show(Text(detail.job.job_id))
-    else:
-        session.show(job_view(detail, session.clock.now(), wide=output is Output.WIDE))
+    present(
+        session, output, document(detail), [detail.job.job_id],
+        lambda: job_view(detail, session.clock.now(), wide=output is Output.WIDE),
+    )  # fmt: skip

@@ -7,7 +7,8 @@ import typer
 from rich.text import Text
 
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.tasks import names_only, report, seconds
+from engineroom.cli.commands.present import present
+from engineroom.cli.commands.tasks import report, seconds
 from engineroom.cli.errors import UsageError
 from engineroom.cli.session import Session, Yes
 from engineroom.cli.views.access import keys_table
@@ -23,14 +24,11 @@ Of = Annotated[
 def list_keys(session: Session, of: Of = None, output: OutputOption = Output.TABLE) -> None:
     """List API keys: one's own, or somebody's."""
     found = session.api.get(f"{_base(of)}/keys")["items"]
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump({"items": found}, output))
-    elif output is Output.NAME:
-        names_only(session, [one["id"] for one in found])
-    elif found:
-        session.show(keys_table(found, session.clock.now(), wide=output is Output.WIDE))
-    else:
-        session.note("no API keys")
+    present(
+        session, output, {"items": found}, [one["id"] for one in found],
+        lambda: keys_table(found, session.clock.now(), wide=output is Output.WIDE),
+        none="no API keys",
+    )  # fmt: skip
 
 
 def create(

@@ -6,10 +6,10 @@ import typer
 from rich.text import Text
 
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.tasks import names_only
+from engineroom.cli.commands.present import present
 from engineroom.cli.session import Session
 from engineroom.cli.views.access import operation_text, operations_table
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 
 if TYPE_CHECKING:
     from engineroom.cli.model import Document
@@ -26,14 +26,11 @@ def list_operations(
 ) -> None:
     """List changes of many jobs, newest first."""
     found = list(session.api.items(f"/namespaces/{session.namespace}/operations", limit))
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump({"items": found}, output))
-    elif output is Output.NAME:
-        names_only(session, [one["id"] for one in found])
-    elif found:
-        session.show(operations_table(found, session.clock.now()))
-    else:
-        session.note(f"no operations in namespace {session.namespace}")
+    present(
+        session, output, {"items": found}, [one["id"] for one in found],
+        lambda: operations_table(found, session.clock.now()),
+        none=f"no operations in namespace {session.namespace}",
+    )  # fmt: skip
 
 
 def show(
@@ -63,9 +60,4 @@ def _path(session: Session, operation: str) -> str:
 
 
 def _print(session: Session, found: "Document", output: Output) -> None:
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(found, output))
-    elif output is Output.NAME:
-        names_only(session, [found["id"]])
-    else:
-        session.show(Text(operation_text(found)))
+    present(session, output, found, [found["id"]], lambda: Text(operation_text(found)))

@@ -5,17 +5,17 @@ from typing import Annotated
 import typer
 
 from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.present import present
 from engineroom.cli.commands.tasks import (
     QueueName,
     complete_queues,
     known_queue,
     known_queues,
-    names_only,
     report,
 )
 from engineroom.cli.errors import UsageError, program
 from engineroom.cli.session import Session, Yes
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 from engineroom.cli.views.tasks import page_document, queues_table
 from engineroom.cli.views.text import count
 
@@ -37,14 +37,10 @@ def list_queues(
         chosen = [known_queue(link, name) for name in names or ()] or known_queues(link)
         counts = link.tasks.counts(chosen)
         title = link.title
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(page_document(counts, None), output))
-    elif output is Output.NAME:
-        names_only(session, [one.name for one in counts])
-    elif counts:
-        session.show(queues_table(counts, wide=output is Output.WIDE))
-    else:
-        session.note(f"no queues in {title}")
+    present(
+        session, output, page_document(counts, None), [one.name for one in counts],
+        lambda: queues_table(counts, wide=output is Output.WIDE), none=f"no queues in {title}",
+    )  # fmt: skip
 
 
 def pause(

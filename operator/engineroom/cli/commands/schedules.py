@@ -4,7 +4,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.enqueue import (
@@ -22,10 +21,11 @@ from engineroom.cli.commands.enqueue import (
     keywords,
     retries,
 )
-from engineroom.cli.commands.tasks import known_queue, moment, names_only, report, seconds
+from engineroom.cli.commands.present import present
+from engineroom.cli.commands.tasks import known_queue, moment, report, seconds
 from engineroom.cli.errors import UsageError
 from engineroom.cli.session import Session, Yes
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 from engineroom.cli.views.tasks import (
     page_document,
     schedule_document,
@@ -67,17 +67,13 @@ def list_schedules(
         title = link.title
     following = known[-1].name if len(known) == limit else None
     now = session.clock.now()
-    if output in (Output.JSON, Output.YAML):
-        items = [schedule_document(one) for one in known]
-        session.show(dump(page_document(items, following), output))
-        return
-    if not known:
-        session.note(f"no schedules in {title}" if after is None else "no more schedules")
-    elif output is Output.NAME:
-        names_only(session, [one.name for one in known])
-    else:
-        session.show(schedules_table(known, now, wide=output is Output.WIDE))
-    if following is not None:
+    present(
+        session, output, page_document([schedule_document(one) for one in known], following),
+        [one.name for one in known],
+        lambda: schedules_table(known, now, wide=output is Output.WIDE),
+        none=f"no schedules in {title}" if after is None else "no more schedules",
+    )  # fmt: skip
+    if following is not None and output not in (Output.JSON, Output.YAML):
         session.note(f"there may be more: the same command with --after {following}")
 
 
@@ -85,12 +81,10 @@ def show(session: Session, name: Name, output: OutputOption = Output.TABLE) -> N
     """Show one schedule and its next ticks."""
     with session.link(session) as link:
         known = link.tasks.schedule(name)
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(schedule_document(known), output))
-    elif output is Output.NAME:
-        session.show(Text(known.name))
-    else:
-        session.show(schedule_view(known, session.clock.now()))
+    present(
+        session, output, schedule_document(known), [known.name],
+        lambda: schedule_view(known, session.clock.now()),
+    )  # fmt: skip
 
 
 def add(

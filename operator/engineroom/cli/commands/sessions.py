@@ -7,24 +7,21 @@ import typer
 
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.keys import Of
-from engineroom.cli.commands.tasks import names_only, report
+from engineroom.cli.commands.present import present
+from engineroom.cli.commands.tasks import report
 from engineroom.cli.errors import UsageError
 from engineroom.cli.session import Session, Yes
 from engineroom.cli.views.access import sessions_table
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 
 
 def list_sessions(session: Session, of: Of = None, output: OutputOption = Output.TABLE) -> None:
     """List sessions: one's own, or somebody's."""
     found = session.api.get(f"{_base(of)}/sessions")["items"]
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump({"items": found}, output))
-    elif output is Output.NAME:
-        names_only(session, [one["handle"] for one in found])
-    elif found:
-        session.show(sessions_table(found, session.clock.now()))
-    else:
-        session.note("no sessions")
+    present(
+        session, output, {"items": found}, [one["handle"] for one in found],
+        lambda: sessions_table(found, session.clock.now()), none="no sessions",
+    )  # fmt: skip
 
 
 def end(

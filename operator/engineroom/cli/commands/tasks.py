@@ -15,7 +15,7 @@ from engineroom.cli.session import Session, Shared
 from engineroom.cli.views.shape import Output, dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from engineroom.cli.link import Link
     from engineroom.tasks import Where
@@ -176,12 +176,6 @@ def report(session: Session, done: Any, text: str, output: Output, *, name: str 
         session.show(Text(name))
     else:
         session.show(Text(text))
-
-
-def names_only(session: Session, names: Sequence[str]) -> None:
-    """One name a line, as ``-o name`` has it."""
-    if names:
-        session.show(Text("\n".join(names)))
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.tasks import names_only
+from engineroom.cli.commands.present import present
 from engineroom.cli.session import Session
 from engineroom.cli.views.access import transaction_view, transactions_table
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 
 if TYPE_CHECKING:
     from engineroom.cli.model import Document
@@ -33,14 +33,11 @@ def list_transactions(
         from engineroom.cli.direct import local_transactions
 
         found = local_transactions(session)[:limit]
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump({"items": found}, output))
-    elif output is Output.NAME:
-        names_only(session, [one["id"] for one in found])
-    elif found:
-        session.show(transactions_table(found, session.clock.now()))
-    else:
-        session.note(f"no transactions in namespace {session.namespace}")
+    present(
+        session, output, {"items": found}, [one["id"] for one in found],
+        lambda: transactions_table(found, session.clock.now()),
+        none=f"no transactions in namespace {session.namespace}",
+    )  # fmt: skip
 
 
 def show(
@@ -55,9 +52,7 @@ def show(
         from engineroom.cli.direct import local_transaction
 
         found = local_transaction(session, transaction)
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(found, output))
-    elif output is Output.NAME:
-        names_only(session, [found["id"]])
-    else:
-        session.show(transaction_view(found, session.clock.now()))
+    present(
+        session, output, found, [found["id"]],
+        lambda: transaction_view(found, session.clock.now()),
+    )  # fmt: skip

@@ -3,9 +3,10 @@
 from rich.text import Text
 
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.tasks import names_only, report
+from engineroom.cli.commands.present import present
+from engineroom.cli.commands.tasks import report
 from engineroom.cli.session import Session
-from engineroom.cli.views.shape import Output, dump
+from engineroom.cli.views.shape import Output
 from engineroom.cli.views.tasks import page_document, workers_table
 from engineroom.cli.views.text import count
 
@@ -19,14 +20,11 @@ def list_workers(session: Session, output: OutputOption = Output.TABLE) -> None:
     with session.link(session) as link:
         workers = link.tasks.workers()
         title = link.title
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(page_document(workers, None), output))
-    elif output is Output.NAME:
-        names_only(session, [one.name for one in workers])
-    elif workers:
-        session.show(workers_table(workers, session.clock.now(), wide=output is Output.WIDE))
-    else:
-        session.note(f"no workers in {title}")
+    present(
+        session, output, page_document(workers, None), [one.name for one in workers],
+        lambda: workers_table(workers, session.clock.now(), wide=output is Output.WIDE),
+        none=f"no workers in {title}",
+    )  # fmt: skip
 
 
 def clear(session: Session, output: OutputOption = Output.TABLE) -> None:
