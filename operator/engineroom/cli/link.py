@@ -361,7 +361,7 @@ def way(cluster: Reader, host: str, port: int, namespace: str) -> Callable[[], s
     if not ready:
         raise UnreachableError(
             f"no ready pod stands behind Service {where}/{name}",
-            why="Redis is not up, or not yet",
+            why="what it leads to is not up, or not yet",
             fix=f"`kubectl get pods -n {where} -l {wanted}` shows why",
         )
     pod = ready[0]
