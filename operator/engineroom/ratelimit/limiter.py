@@ -81,8 +81,8 @@ class _Ask(NamedTuple):
     cost: int
 
 
-#: A request in the queue to Redis, and whom to tell.
-_Waiting = tuple[_Ask, "Callable[[Decision], None]"]
+#: A request in the queue to Redis, whom to tell, and since when (monotonic seconds) it waits.
+_Waiting = tuple[_Ask, "Callable[[Decision], None]", float]
 
 
 class _Held(NamedTuple):
@@ -414,14 +414,13 @@ class _Round:
     )  # fmt: skip
 
     def __init__(
-        self, limiter: AsyncLimiter, line: Calls, batch: Sequence[_Waiting], since: float
+        self, limiter: AsyncLimiter, line: Calls, batch: Sequence[_Waiting], sent: float
     ) -> None:
         self._limiter, self._line, self._batch = limiter, line, batch
         self._script, sha, keys, arguments = limiter._command(batch)
         self._command = ("EVALSHA", sha, len(keys), *keys, *arguments)
-        self._sent = limiter._monotonic()
-        left = max(0.0, since + limiter._timeout - self._sent)
-        self._timer = asyncio.get_running_loop().call_later(left, self._late)
+        self._sent = sent
+        self._timer = asyncio.get_running_loop().call_later(limiter._timeout, self._late)
         self._call = line.send(self._command, self._replied)
 
     def _replied(self, reply: Any) -> None:
@@ -463,7 +462,6 @@ class AsyncLimiter(_Core):
         self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._line = line_of(self._redis)
         self._waiting: list[_Waiting] = []
-        self._waiting_since = 0.0
         self._calls = 0
         self._lease_calls = 0
         self._scheduled = False
@@ -552,9 +550,7 @@ class AsyncLimiter(_Core):
                     task = loop.create_task(self._with_lease(ask, holder, wanted, now))
                     task.add_done_callback(functools.partial(self._lease_ended, holder, done))
                     return None
-        if not self._waiting:
-            self._waiting_since = now
-        self._waiting.append((ask, done))
+        self._waiting.append((ask, done, now))
         if not self._scheduled:
             self._schedule()
         return None
@@ -613,32 +609,55 @@ class AsyncLimiter(_Core):
 
     def _start_call(self) -> None:
         self._scheduled = False
+        now = self._monotonic()
+        self._without_the_late(now)
         waiting = self._waiting
         if not waiting:
+            self._tell_idle()
             return
         batch, self._waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         self._calls += 1
-        _Round(self, self._line, batch, self._waiting_since)
+        _Round(self, self._line, batch, now)
         if self._waiting:
             self._schedule()
+
+    def _without_the_late(self, now: float) -> None:
+        """Decide on those whose turn has not come within the policy's deadline.
+
+        Redis has not failed them, so the breaker hears nothing of it; a call has a deadline of its
+        own from when it is sent, or a queue that is never empty would leave its calls no time.
+        """
+        waiting, since = self._waiting, now - self._timeout
+        late = 0
+        while late < len(waiting) and waiting[late][2] < since:
+            late += 1
+        if late:
+            self._waiting = waiting[late:]
+            self._breaker.probing = False
+            for ask, done, _ in waiting[:late]:
+                done(self._without_redis(ask, now))
 
     def _ended(self) -> None:
         """A call is over, whatever came of it."""
         self._calls -= 1
         if self._waiting:
             self._schedule()
-        elif self._idle is not None and not self._calls and not self._idle.done():
+        else:
+            self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._calls and not self._idle.done():
             self._idle.set_result(None)
 
     def _command(self, batch: Sequence[_Waiting]) -> tuple[str, str, list[str], list[str | int]]:
         """Script, its digest, KEYS and ARGV that decide on all of a batch."""
         if not self._bucket:
-            requests = [self._checks(ask) for ask, _ in batch]
+            requests = [self._checks(ask) for ask, _, _ in batch]
             keys, arguments = algorithms.script_arguments(self._terms, requests)
             return algorithms.SCRIPT, algorithms.SCRIPT_SHA, keys, arguments
         unit = self._costs[0] * self._terms[0].unit
-        keys = [ask.keys[0] for ask, _ in batch]
-        taken: list[str | int] = [ask.cost * unit for ask, _ in batch]
+        keys = [ask.keys[0] for ask, _, _ in batch]
+        taken: list[str | int] = [ask.cost * unit for ask, _, _ in batch]
         if taken.count(taken[0]) == len(taken):
             del taken[1:]
         return algorithms.BUCKET_SCRIPT, algorithms.BUCKET_SHA, keys, [self._terms[0].most, *taken]
@@ -649,8 +668,8 @@ class AsyncLimiter(_Core):
         if self._bucket:
             self._answered_by_buckets(batch, reply, sent)
             return
-        rows = algorithms.parse_answers(reply, [ask.places for ask, _ in batch])
-        for (ask, done), answers in zip(batch, rows, strict=True):
+        rows = algorithms.parse_answers(reply, [ask.places for ask, _, _ in batch])
+        for (ask, done, _), answers in zip(batch, rows, strict=True):
             decision = self._decision(ask.places, answers, Source.REDIS)
             self._remember(ask, decision, sent)
             done(decision)
@@ -661,7 +680,7 @@ class AsyncLimiter(_Core):
         terms, tokens, quota = self._terms[0], self._costs[0], self._quotas[0]
         policy, name = self.policy.name, self._names[0]
         unit, most = terms.unit, terms.most
-        for (ask, done), value in zip(batch, reply, strict=True):
+        for (ask, done, _), value in zip(batch, reply, strict=True):
             if value >= 0:
                 done(
                     Decision(
@@ -682,7 +701,7 @@ class AsyncLimiter(_Core):
         if isinstance(error, ReadOnlyError):
             # A primary that became a replica: connect anew, to whoever is the primary now.
             self._line.renew()
-        for ask, done in batch:
+        for ask, done, _ in batch:
             done(self._without_redis(ask, now))
 
     async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:

@@ -316,7 +316,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What happens when Redis does not decide within ``timeout`` seconds.
+    """What happens when Redis does not decide within ``timeout`` seconds, from when it is asked.
 
     After ``breaker_failures`` failures in a row Redis is not asked for ``breaker_pause`` seconds,
     then by one request at a time. Raises InvalidPolicyError.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,7 @@ from engineroom.ratelimit.model import (
     Policy,
     Rate,
 )
+from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
@@ -86,6 +88,47 @@ async def test_more_requests_than_fit_one_call_are_all_decided(
     async with AsyncLimiter(policy(), client(server)) as limiter:
         decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(1000)))
         assert all(each.allowed and each.source is Source.REDIS for each in decisions)
+
+
+async def test_a_queue_that_is_never_empty_leaves_its_calls_their_time(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    """More callers at once than fit two calls, for longer than the deadline."""
+    made = policy(failure=Failure(timeout=0.25))
+    rounds = Counter[str]()
+
+    async def caller(name: str) -> None:
+        end = time.monotonic() + 4 * made.failure.timeout
+        while time.monotonic() < end:
+            decision = await limiter.hit(name, 0)
+            rounds[decision.source] += 1
+
+    with Relay(server.port) as relay:
+        relay.delay = 0.01
+        address = redis.asyncio.Redis.from_url(relay.url)
+        async with AsyncLimiter(made, address) as limiter:
+            await asyncio.gather(*(caller(f"k{n}") for n in range(600)))
+            assert limiter.failed == 0
+            assert set(rounds) == {Source.REDIS}
+        await address.aclose()
+
+
+async def test_who_has_no_turn_within_the_deadline_is_decided_without_redis(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    """All at once, and Redis slow: the first calls are answered, the rest waits no longer."""
+    made = policy(failure=Failure(timeout=1.0))
+    with Relay(server.port) as relay:
+        address = redis.asyncio.Redis.from_url(relay.url)
+        async with AsyncLimiter(made, address) as limiter:
+            relay.delay = 0.4
+            decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
+            sources = Counter(each.source for each in decisions)
+            assert sources[Source.REDIS] >= 128
+            assert sources[Source.LOCAL] >= 1000
+            # Redis answers, late or not: nobody is to stop asking it.
+            assert limiter.breaker_state == "closed"
+        await address.aclose()
 
 
 async def test_a_script_that_redis_forgot_is_sent_again(
