@@ -86,7 +86,9 @@ if admitted and granted > 0 then
     local tokens = granted * limit.tokens
     save(limit.key, limit, load(limit.key, limit) + tokens * limit.unit)
     redis.call('HSET', limit.book, name, text(now) .. ',' .. text(tokens) .. ',' .. text(now + ttl))
-    redis.call('PEXPIRE', limit.book, text(lifetime(ttl)))
+    -- A shorter TTL, after an edit, must not have the book forget longer leases that are still out.
+    local kept = math.max(lifetime(ttl), redis.call('PTTL', limit.book))
+    redis.call('PEXPIRE', limit.book, text(kept))
   end
   reply[1] = granted
 end
