@@ -272,15 +272,18 @@ def test_a_file_with_a_policy_that_is_none_is_refused_whole(wrong: str, tmp_path
     path = tmp_path / "limits.yaml"
     path.write_text(json.dumps(spec(changes)))
     with pytest.raises(InvalidSpecError) as caught:
-        read_rooms(path, redis.asyncio.Redis())
+        read_rooms(path, redis.asyncio.Redis(), 1)
     for words in expected:
         assert words in str(caught.value)
 
 
-def test_the_service_does_not_start_with_such_a_file(server: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_service_does_not_start_with_such_a_file(
+    processes: str, server: RedisServer, tmp_path: Path
+) -> None:
     path = tmp_path / "limits.yaml"
     path.write_text(json.dumps(spec(WRONG["rate-zero"][0])))
-    process = LimiterProcess(server.url, tmp_path / "log", policies=str(path))
+    process = LimiterProcess(server.url, tmp_path / "log", policies=str(path), processes=processes)
     with pytest.raises(RuntimeError, match="does not run"):
         process.start()
     assert "requests" in process.tail()

@@ -29,6 +29,7 @@ from engineroom.ratelimit.model import (
 from engineroom.ratelimit.service import rls
 from engineroom.ratelimit.sources import ClientIP, Header, Method, Route, Tenant
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, publish
+from tests.support import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -493,6 +494,31 @@ spec:
         url = f"{process.url}/v1/forward/shop/api"
         assert [get(url, FROM)[0] for _ in range(3)] == [200, 200, 429]
         assert get(f"{process.url}/v1/forward/blog/api", FROM)[0] == 404
+
+
+@pytest.mark.parametrize(("enforcers", "most"), [("0", 6), ("4", 2)])
+def test_processes_that_share_a_file_share_a_rate_without_redis(
+    enforcers: str, most: int, tmp_path: Path
+) -> None:
+    (tmp_path / "limits.yaml").write_text(
+        """\
+apiVersion: engineroom.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: api, namespace: shop}
+spec:
+  selector: {matchLabels: {app: shop}}
+  failure: {mode: Local, timeout: 50ms}
+  limits: [{name: all, rate: {requests: 6, period: 1h}}]
+"""
+    )
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+    with limiter_process(
+        nowhere, tmp_path, policies=str(tmp_path / "limits.yaml"), processes="2",
+        enforcers=enforcers,
+    ) as process:  # fmt: skip
+        url = f"{process.url}/v1/forward/shop/api"
+        # Each is a connection of its own, which the kernel gives to either process.
+        assert [get(url)[0] for _ in range(60)].count(200) == most
 
 
 def test_a_killed_enforcer_admits_nothing_extra(

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 _KIND = "RateLimitPolicy"
 
 
-def read_rooms(path: Path, redis: Redis) -> dict[str, Room]:
+def read_rooms(path: Path, redis: Redis, enforcers: int) -> dict[str, Room]:
     """The policies of the manifests in a file, by namespace; other kinds are passed over.
+
+    ``enforcers`` processes share a rate when each has to decide alone: nobody counts them here.
 
     A policy without a namespace is in ``default``, an older one stands further up. Raises OSError,
     UnreadableError for what is no YAML, and InvalidSpecError.
@@ -39,5 +41,5 @@ def read_rooms(path: Path, redis: Redis) -> dict[str, Room]:
     for namespace, candidates in found.items():
         parts = compile_all(candidates).parts
         text = write(namespace, parts, revision=1, lineage="file", before={}).text
-        rooms[namespace] = Room(StaticPolicies(read(text)), redis)
+        rooms[namespace] = Room(StaticPolicies(read(text), enforcers), redis)
     return rooms

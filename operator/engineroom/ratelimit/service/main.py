@@ -63,7 +63,8 @@ class Service:
         self._recordings = Recordings()
         self.directory: FixedDirectory | FollowingDirectory
         if settings.policies is not None:
-            self.directory = FixedDirectory(read_rooms(settings.policies, self._redis))
+            sharing = settings.enforcers or settings.processes
+            self.directory = FixedDirectory(read_rooms(settings.policies, self._redis, sharing))
         else:
             self.directory = FollowingDirectory(
                 self._redis,
@@ -180,34 +181,43 @@ class Supervisor:
         self._settings = settings
         self._sockets = [str(folder / f"{number}") for number in range(settings.processes)]
         self._running: dict[str, asyncio.subprocess.Process] = {}
-        self._stopping = False
+        self._code = EXIT_OK
         self._admin = Admin(
             {"/healthz": self._all, "/readyz": self._all_ready, "/metrics": self._metrics,
              "/top": self._top},
         )  # fmt: skip
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop``."""
+    async def run(self, stop: asyncio.Event) -> int:
+        """Until ``stop``, or until a process says that it cannot start; the exit code."""
         await self._admin.listen(self._settings.host, self._settings.admin_port)
-        keepers = [asyncio.create_task(self._keep(socket)) for socket in self._sockets]
+        keepers = [asyncio.create_task(self._keep(socket, stop)) for socket in self._sockets]
         await stop.wait()
-        self._stopping = True
         for process in self._running.values():
             if process.returncode is None:
                 process.terminate()
         await asyncio.wait(keepers)
         self._admin.close()
+        return self._code
 
-    async def _keep(self, socket: str) -> None:
-        while not self._stopping:
+    async def _keep(self, socket: str, stop: asyncio.Event) -> None:
+        while not stop.is_set():
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", _MODULE, *sys.argv[1:], "--worker", socket
             )
             self._running[socket] = process
+            if stop.is_set():
+                # It came too late to be ended with the others.
+                process.terminate()
             code = await process.wait()
-            if not self._stopping:
-                log.error("a process of the limiter ended", code=code)
-                await asyncio.sleep(_RESTART)
+            if stop.is_set():
+                return
+            log.error("a process of the limiter ended", code=code)
+            if code == EXIT_CONFIG:
+                # It would say the same again: whoever runs the service is to see that it ended.
+                self._code = code
+                stop.set()
+                return
+            await asyncio.sleep(_RESTART)
 
     async def _fetch_all(self, target: str, seconds: float) -> list[tuple[int, bytes]]:
         calls = (admin.fetch(each, target, seconds) for each in self._sockets)
@@ -239,15 +249,14 @@ class Supervisor:
         return 200, JSON, admin.merge_top(bodies, many)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if settings.processes > 1 and not settings.worker:
         with tempfile.TemporaryDirectory(prefix="limiter-") as folder:
-            await Supervisor(settings, Path(folder)).run(stop)
-        return
+            return await Supervisor(settings, Path(folder)).run(stop)
     service = Service(settings)
     await service.start()
     # What is there now stays: collecting it again and again would only take time.
@@ -256,6 +265,7 @@ async def _serve(settings: Settings) -> None:
     gc.set_threshold(*_COLLECT)
     await stop.wait()
     await service.stop()
+    return EXIT_OK
 
 
 def main() -> int:
@@ -271,21 +281,19 @@ def main() -> int:
     configure(settings.log_level, settings.log_format)
     logging.captureWarnings(capture=True)
     try:
-        _run(settings)
+        return _run(settings)
     except (EngineroomError, OSError, ValueError) as error:
         log.error("the limiter cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
-    return EXIT_OK
 
 
-def _run(settings: Settings) -> None:
+def _run(settings: Settings) -> int:
     # Imported here: it is quicker than asyncio's own loop, and not on every platform.
     try:
         import uvloop
     except ImportError:
-        asyncio.run(_serve(settings))
-    else:
-        uvloop.run(_serve(settings))
+        return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 def run() -> NoReturn:

@@ -48,6 +48,13 @@ class Settings(BaseSettings):
         default=None,
         description="File of RateLimitPolicies to enforce instead of those of a cluster.",
     )
+    enforcers: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="With a file of policies: how many processes of all replicas share a rate when "
+        "Redis does not decide and failure.mode is Local; 0: those of this service.",
+    )
     host: str = Field(
         default="0.0.0.0",  # noqa: S104 # nosec B104 - proxies ask from outside the pod
         description="Address to listen at.",
