@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.made
 READY_RQ2 := $(VENV_RQ2)/.made
 PYTEST := $(BIN)/python -m pytest
-# Two at once, the longest first: end-to-end tests wait for pods most of their time. ARGS="-n0" for one.
-SIDE_BY_SIDE := -n 2 --dist loadscope --no-loadscope-reorder
+# Three at once, the longest first: on two cores they wait for pods and clocks more than half of their time. ARGS="-n0" for one.
+SIDE_BY_SIDE := -n 3 --dist loadscope --no-loadscope-reorder
 # More arguments for pytest: make test-unit ARGS="-k drain"
 ARGS ?=
 # Requests for each route in `make fuzz-api`.
