@@ -13,7 +13,7 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import redis
 
@@ -34,9 +34,10 @@ _TAKEN: set[int] = set()
 
 
 @cache
-def _ports() -> IO[bytes]:
-    """A file of which each byte stands for a port; open until the process ends."""
-    return (Path(tempfile.gettempdir()) / "engineroom-ports").open("wb")
+def _ports() -> int:
+    """Descriptor of a file of which each byte stands for a port; open until the process ends."""
+    path = Path(tempfile.gettempdir()) / "engineroom-ports"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def free_port() -> int:

@@ -87,7 +87,7 @@ without TLS a server is spoken to on this machine only. No redirect is followed.
 
 | command | through the API |
 |---|---|
-| `get`, `scale`, `pause`, `resume`, `drain`, `explain`, `status`, `apply`, `diff` | in one \
+| `get`, `top`, `scale`, `pause`, `resume`, `drain`, `explain`, `status`, `apply`, `diff` | in one \
 namespace; of pools, not of `policies`, which `apply` and `diff` do take |
 | `jobs`, `enqueue`, `schedules`, `queues list`, `pause`, `resume`, `limit`, `unlimit`, `workers \
 list` | of the queues that the namespace's pools read in the installation's Redis |
@@ -99,7 +99,8 @@ list` | of the queues that the namespace's pools read in the installation's Redi
 and `--dry-run=server` of a single change | no: they end with 2 and say so |
 
 What the API does not see is shown as unknown: `explain` has neither pods nor events, `status` looks
-at the API, the queues and the pools, not at what is installed, and a pod is known by its workers.
+at the API, the queues and the pools, not at what is installed, and a pod is known by its workers:
+`top` has neither nodes nor restarts, nor what a pod uses beside its workers.
 
 `jobs retry` and `jobs cancel` with a filter first say how many jobs that is, and ask. The change is
 then the server's, as an operation with progress; somebody who was asked gets no more changed than

@@ -306,7 +306,6 @@ async def test_pools_queues_and_jobs_go_through_the_api(
         assert "1 job cancelled" in admin.run("jobs", "cancel", ours, "--yes").stdout
         assert "not_failed" in admin.run("jobs", "retry", ours, code=1).stderr
     for refused in (
-        ["top"],
         ["version"],
         ["get", "policies"],
         ["workers", "clear"],
@@ -316,7 +315,8 @@ async def test_pools_queues_and_jobs_go_through_the_api(
     ):
         assert "--context" in admin.run(*refused, code=2).stderr
     everywhere = Command(admin.home, admin.environment["KUBECONFIG"])
-    assert "--context" in everywhere.run("get", "-A", code=2).stderr
+    for command in ("get", "top"):
+        assert "--context" in everywhere.run(command, "-A", code=2).stderr
     # Past the API, by the kubeconfig.
     config = admin.environment["KUBECONFIG"]
     assert "bills" in admin.run("get", "--kubeconfig", config).stdout
@@ -497,13 +497,19 @@ async def test_pools_are_explained_and_drained_through_the_api(
     key = f"rq:worker:w-{namespace}"
     said = {"er_pool": f"{namespace}/mail", "er_pod": "mail-1-x", "state": "busy",
             "last_heartbeat": "2999-01-01T00:00:00.000000Z", "queues": "mail",
-            "er_job": "j"}  # fmt: skip
+            "er_job": "j", "er_memory": f"{3 * 2**20}", "er_cpu": "0.25"}  # fmt: skip
     rows.hset(key, mapping=said)
     rows.sadd("rq:workers", key)
     [worker] = admin.json("workers", "list")["items"]
     assert (worker["pool"], worker["pod"], worker["job"]) == (
         f"{namespace}/mail", "mail-1-x", "j",
     )  # fmt: skip
+    [pod] = admin.json("top", "workers", "mail")["workers"]
+    assert (pod["name"], pod["state"], pod["usage"]) == (
+        "mail-1-x", "busy", {"memory": 3 * 2**20, "cpu": 250},
+    )  # fmt: skip
+    top = {one["name"]: one for one in admin.json("top")["pools"]}
+    assert (top["mail"]["memory"], top["mail"]["cpu"]) == (3 * 2**20, 250)
     assert "no worker is in a pod" in admin.run("drain", "mail", "other", code=4).stderr
     late = admin.run("drain", "mail", "mail-1-x", "--timeout", "1s", code=1).stderr
     assert "finishing its job" in late

@@ -13,11 +13,12 @@ from engineroom.cli.model import (
     Installation,
     Pod,
     Pool,
+    Usage,
     parse_pool,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from socket import socket
 
     from engineroom.cli.remote.api import Api
@@ -68,8 +69,17 @@ class ApiCluster:
         return parse_pool(self._api.get(f"/namespaces/{namespace}/objects/{name}")["object"])
 
     def pods(self, namespace: str | None, pool: str | None = None) -> tuple[Pod, ...]:
-        """Refused: the API process reads no pods."""
-        refuse("looking at pods")
+        """Pods by the workers that say they run in them, with what those say they use.
+
+        Those that only start are missing, and so are those of pools with a Redis of their own.
+        """
+        if namespace is None:
+            refuse("looking at all namespaces at once")
+        groups: dict[str, list[Document]] = {}
+        for worker in self._api.items(f"/namespaces/{namespace}/workers", pool=pool or ""):
+            if worker["pod"] and worker["health"] != "ghost":
+                groups.setdefault(worker["pod"], []).append(worker)
+        return tuple(_pod(namespace, name, found, ()) for name, found in sorted(groups.items()))
 
     def pod(self, namespace: str, name: str) -> Pod:
         """A pod by the workers that say they run in it. Raises NotFoundError where none does.
@@ -90,23 +100,7 @@ class ApiCluster:
             )
         pool = workers[0]["pool"]
         asked = self._api.get(f"/namespaces/{namespace}/pools/{pool}/drain")["pods"]
-        return Pod(
-            namespace=namespace,
-            name=name,
-            uid=name,
-            pool=pool,
-            created=None,
-            phase="Running",
-            ready=True,
-            restarts=0,
-            node="",
-            trouble="",
-            trouble_message="",
-            deleting=False,
-            busy=any(one["job"] for one in workers),
-            drain_requested=name in asked,
-            drained=False,
-        )
+        return _pod(namespace, name, workers, asked)
 
     def events(self, pool: Pool) -> tuple[Event, ...]:
         """None: the API process reads no events."""
@@ -181,6 +175,38 @@ class ApiCluster:
     def bearer(self) -> str | None:
         """Refused: what it is logged in with is the API's own business."""
         refuse("showing a token")
+
+
+def _pod(namespace: str, name: str, workers: Sequence[Document], leaving: Collection[str]) -> Pod:
+    """A pod as its workers describe it; ``leaving`` are the pods that were asked to."""
+    return Pod(
+        namespace=namespace,
+        name=name,
+        uid=name,
+        pool=workers[0]["pool"],
+        created=None,
+        phase="Running",
+        ready=True,
+        restarts=0,
+        node="",
+        trouble="",
+        trouble_message="",
+        deleting=False,
+        busy=any(one["job"] for one in workers),
+        drain_requested=name in leaving,
+        drained=False,
+        usage=_usage(workers),
+    )
+
+
+def _usage(workers: Sequence[Document]) -> Usage | None:
+    """What they use together; None where one does not say."""
+    told = [(one["memory"], one["cpu"]) for one in workers]
+    if any(memory is None or cores is None for memory, cores in told):
+        return None
+    return Usage(
+        sum(int(memory) for memory, _ in told), round(sum(cores for _, cores in told) * 1000)
+    )
 
 
 def labels_of(selector: str | None) -> dict[str, str]:
