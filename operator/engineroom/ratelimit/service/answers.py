@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -88,21 +89,35 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
     return _refused(form, status, headers, body)
 
 
+class _Limited(NamedTuple):
+    """A refusal that can be tried again, but for the random part of its Retry-After."""
+
+    status: int
+    before: bytes
+    after: bytes
+    #: Retry-After is up to so many seconds later than it need be.
+    spread: int
+
+
 def _limited(form: Form, enforced: Enforced, decision: Decision, wait: float) -> tuple[int, bytes]:
     """A refusal that can be tried again: made once, but for the random part of Retry-After."""
-    needed = max(1, math.ceil(wait))
-
-    def make() -> tuple[bytes, bytes]:
-        policy = enforced.policy
-        told = refusal(policy, decision, policy.response.headers, lambda _: 0)
-        answer = _refused(form, *told)[1]
-        before, _, after = answer.partition(f"Retry-After: {needed}\r\n".encode())
-        return before, after
-
-    before, after = enforced.refusal((form, decision.limit, decision.remaining, needed), make)
-    later = needed + secrets.randbelow(max(2, math.ceil(needed * JITTER) + 1))
-    status = 403 if form is Form.NGINX else int(before[9:12])
+    needed = math.ceil(wait) or 1
+    key = (form, decision.limit, decision.remaining, needed)
+    known: _Limited | None = enforced.refusals.get(key)
+    if known is None:
+        known = enforced.keep(key, _parts(form, enforced, decision, needed))
+    status, before, after, spread = known
+    # It spreads retries and guards nothing, so what is quick is enough.
+    later = needed + int(random.random() * spread)  # noqa: S311
     return status, b"%sRetry-After: %d\r\n%s" % (before, later, after)
+
+
+def _parts(form: Form, enforced: Enforced, decision: Decision, needed: int) -> _Limited:
+    policy = enforced.policy
+    told = refusal(policy, decision, policy.response.headers, lambda _: 0)
+    status, answer = _refused(form, *told)
+    before, _, after = answer.partition(f"Retry-After: {needed}\r\n".encode())
+    return _Limited(status, before, after, max(2, math.ceil(needed * JITTER) + 1))
 
 
 def _refused(

@@ -55,12 +55,20 @@ _MAX_ROUTES, _MAX_ROUTE = 4096, 1024
 class _Slot:
     """Place of an answer in the order of its connection's requests."""
 
-    __slots__ = ("answer", "head", "last")
+    __slots__ = ("answer", "connection", "form", "head", "last")
 
-    def __init__(self, *, head: bool = False) -> None:
+    def __init__(self, connection: HttpConnection, *, head: bool = False) -> None:
+        self.connection = connection
+        self.form = Form.FORWARD
         self.answer: bytes | None = None
         self.head = head
         self.last = False
+
+    def told(self, verdict: Verdict) -> None:
+        """What came of a proxy's question."""
+        form = self.form
+        status, answer = answers.to_proxy(form, verdict)
+        self.connection.answer(self, status, answer, form)
 
 
 class HttpService:
@@ -246,7 +254,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._since = 0.0
         method = _METHODS.get(self._parser.get_method()) or self._method()
-        slot = _Slot(head=method == "HEAD")
+        slot = _Slot(self, head=method == "HEAD")
         self._slots.append(slot)
         if len(self._slots) > MAX_PIPELINED:
             self._pause()
@@ -262,7 +270,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._ask_for(slot, *route, "", "", method, headers)
         except UnreadableError as error:
-            self._answer(slot, 400, answers.problem(400, str(error)), "unreadable")
+            self.answer(slot, 400, answers.problem(400, str(error)), "unreadable")
 
     # -- questions and answers ------------------------------------------------------------------
 
@@ -284,10 +292,7 @@ class HttpConnection(asyncio.Protocol):
             self._ask_for(slot, form, namespace, name, rest, query, method, headers)
         elif target == "/v1/decide":
             if self._posted(slot, method):
-                self._engine.ask(
-                    asking.of_document(_document(body)),
-                    lambda verdict: self._answer(slot, *answers.decided(verdict), "decide"),
-                )
+                self._decide(slot, asking.of_document(_document(body)))
         elif target == "/v1/explain":
             if self._posted(slot, method):
                 question = asking.of_document(_document(body))
@@ -301,31 +306,37 @@ class HttpConnection(asyncio.Protocol):
             if self._posted(slot, method):
                 self._as_json(slot, body)
         else:
-            self._answer(slot, 404, answers.problem(404, "there is nothing here"), "none")
+            self.answer(slot, 404, answers.problem(404, "there is nothing here"), "none")
 
     def _ask_for(
         self, slot: _Slot, form: Form, namespace: str, name: str, rest: str, query: str,
         method: str, headers: dict[str, str],
     ) -> None:  # fmt: skip
         question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+        slot.form = form
+        verdict = self._engine.ask(question, slot.told)
+        if verdict is not None:
+            slot.told(verdict)
 
-        def to_proxy(verdict: Verdict) -> None:
-            status, answer = answers.to_proxy(form, verdict)
-            self._answer(slot, status, answer, form)
+    def _decide(self, slot: _Slot, question: Question) -> None:
+        def told(verdict: Verdict) -> None:
+            self.answer(slot, *answers.decided(verdict), "decide")
 
-        self._engine.ask(question, to_proxy)
+        verdict = self._engine.ask(question, told)
+        if verdict is not None:
+            told(verdict)
 
     async def _explain(self, slot: _Slot, question: Question) -> None:
-        self._answer(slot, *answers.explained(await self._engine.explain(question)), "explain")
+        self.answer(slot, *answers.explained(await self._engine.explain(question)), "explain")
 
     async def _charge(self, slot: _Slot, question: Question, spent: dict[str, str]) -> None:
         found = await self._engine.charge(question, spent)
-        self._answer(slot, *answers.charged(found), "charge")
+        self.answer(slot, *answers.charged(found), "charge")
 
     def _posted(self, slot: _Slot, method: str) -> bool:
         if method == "POST":
             return True
-        self._answer(slot, 405, answers.problem(405, "only POST is answered here"), "none")
+        self.answer(slot, 405, answers.problem(405, "only POST is answered here"), "none")
         return False
 
     def _as_json(self, slot: _Slot, body: bytes) -> None:
@@ -337,11 +348,12 @@ class HttpConnection(asyncio.Protocol):
             told = answers.response(
                 status, (("Content-Type", "application/json"),), orjson.dumps(found.document())
             )
-            self._answer(slot, status, told, "json")
+            self.answer(slot, status, told, "json")
 
         rls.rate(self._engine, questions, answered)
 
-    def _answer(self, slot: _Slot, status: int, answer: bytes, form: str) -> None:
+    def answer(self, slot: _Slot, status: int, answer: bytes, form: str) -> None:
+        """What a request is answered, in its turn."""
         self._service.counts.answered(form, status)
         if slot.head:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
@@ -370,10 +382,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer what cannot be read, behind all other answers, and close."""
-        slot = _Slot()
+        slot = _Slot(self)
         self._slots.append(slot)
         self._closing = self._lingering = True
-        self._answer(slot, status, answers.problem(status, detail, close=True), "unreadable")
+        self.answer(slot, status, answers.problem(status, detail, close=True), "unreadable")
 
     # -- the end --------------------------------------------------------------------------------
 
