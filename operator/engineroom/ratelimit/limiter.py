@@ -83,8 +83,8 @@ class _Ask(NamedTuple):
     cost: int
 
 
-#: A request in the queue to Redis, and whom to tell.
-_Waiting = tuple[_Ask, "Callable[[Decision], None]"]
+#: A request in the queue to Redis, whom to tell, and what else to tell it.
+_Waiting = tuple[_Ask, "Callable[..., None]", tuple[object, ...]]
 
 
 class _Held(NamedTuple):
@@ -477,7 +477,7 @@ class AsyncLimiter(_Core):
     async def __aenter__(self) -> Self:
         # Connect now: a decision's deadline is too short for it.
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        call = self._line.send(("PING",), functools.partial(_settle, answer))
+        call = self._line.send(("PING",), functools.partial(_settle, future=answer))
         try:
             async with asyncio.timeout(_PATIENCE):
                 failed = isinstance(await answer, Exception)
@@ -511,21 +511,21 @@ class AsyncLimiter(_Core):
         if known is not None:
             return known
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        known = self._start(identity, cost, now, functools.partial(_settle, future))
+        known = self._start(identity, cost, now, _settle, (future,))
         return future if known is None else known
 
     def decide(
-        self, identity: Identity, cost: int, done: Callable[[Decision], None]
+        self, identity: Identity, cost: int, done: Callable[..., None], *context: object
     ) -> Decision | None:
         """The same as ``hit`` with a callback: a decision that is known, else None, and ``done``
-        is called with it later; it must not raise.
+        is called later with the decision and ``context``; it must not raise.
 
         For servers of many requests a second, where a task or a future for each costs more than
         the decision. ``identity`` is a subject by the limits' places; see ``policy.places``.
         """
         now = self._monotonic()
         known = self._at_hand(identity, cost, now)
-        return self._start(identity, cost, now, done) if known is None else known
+        return self._start(identity, cost, now, done, context) if known is None else known
 
     def _at_hand(self, identity: Identity, cost: int, now: float) -> Decision | None:
         known = self._known(identity, cost, now)
@@ -534,8 +534,9 @@ class AsyncLimiter(_Core):
         return known
 
     def _start(
-        self, identity: Identity, cost: int, now: float, done: Callable[[Decision], None]
-    ) -> Decision | None:
+        self, identity: Identity, cost: int, now: float, done: Callable[..., None],
+        context: tuple[object, ...],
+    ) -> Decision | None:  # fmt: skip
         """Ask Redis, unless there is no need to or it is left alone."""
         ask = self._ask(identity, cost)
         if isinstance(ask, Decision):
@@ -553,11 +554,11 @@ class AsyncLimiter(_Core):
                     self._lease_calls += 1
                     loop = asyncio.get_running_loop()
                     task = loop.create_task(self._with_lease(ask, holder, wanted, now))
-                    task.add_done_callback(functools.partial(self._lease_ended, holder, done))
+                    task.add_done_callback(functools.partial(self._lease_ended, holder, done, context))
                     return None
         if not self._waiting:
             self._waiting_since = now
-        self._waiting.append((ask, done))
+        self._waiting.append((ask, done, context))
         if not self._scheduled:
             self._schedule()
         return None
@@ -636,12 +637,12 @@ class AsyncLimiter(_Core):
     def _command(self, batch: Sequence[_Waiting]) -> tuple[str, str, list[str], list[str | int]]:
         """Script, its digest, KEYS and ARGV that decide on all of a batch."""
         if not self._bucket:
-            requests = [self._checks(ask) for ask, _ in batch]
+            requests = [self._checks(ask) for ask, _, _ in batch]
             keys, arguments = algorithms.script_arguments(self._terms, requests)
             return algorithms.SCRIPT, algorithms.SCRIPT_SHA, keys, arguments
         unit = self._costs[0] * self._terms[0].unit
-        keys = [ask.keys[0] for ask, _ in batch]
-        taken: list[str | int] = [ask.cost * unit for ask, _ in batch]
+        keys = [ask.keys[0] for ask, _, _ in batch]
+        taken: list[str | int] = [ask.cost * unit for ask, _, _ in batch]
         if taken.count(taken[0]) == len(taken):
             del taken[1:]
         return algorithms.BUCKET_SCRIPT, algorithms.BUCKET_SHA, keys, [self._terms[0].most, *taken]
@@ -652,11 +653,11 @@ class AsyncLimiter(_Core):
         if self._bucket:
             self._answered_by_buckets(batch, reply, sent)
             return
-        rows = algorithms.parse_answers(reply, [ask.places for ask, _ in batch])
-        for (ask, done), answers in zip(batch, rows, strict=True):
+        rows = algorithms.parse_answers(reply, [ask.places for ask, _, _ in batch])
+        for (ask, done, context), answers in zip(batch, rows, strict=True):
             decision = self._decision(ask.places, answers, Source.REDIS)
             self._remember(ask, decision, sent)
-            done(decision)
+            done(decision, *context)
 
     def _answered_by_buckets(
         self, batch: Sequence[_Waiting], reply: Sequence[int], sent: float
@@ -665,16 +666,16 @@ class AsyncLimiter(_Core):
         policy, name = self.policy.name, self._names[0]
         unit, most = terms.unit, terms.most
         admitted, redis = Reason.ADMITTED, Source.REDIS
-        for (ask, done), value in zip(batch, reply, strict=True):
+        for (ask, done, context), value in zip(batch, reply, strict=True):
             if value >= 0:
                 left = (most - value) // unit
                 told = (True, admitted, policy, name, quota, left, 0.0, value / _SECOND, redis, ())
-                done(_new(Decision, told))
+                done(_new(Decision, told), *context)
                 continue
             answer = algorithms.bucket_answer(terms, ask.cost * tokens, value)
             decision = self._decision(ask.places, (answer,), Source.REDIS)
             self._remember(ask, decision, sent)
-            done(decision)
+            done(decision, *context)
 
     def _unanswered(self, batch: Sequence[_Waiting], error: BaseException) -> None:
         """Redis has not decided on a batch."""
@@ -683,8 +684,8 @@ class AsyncLimiter(_Core):
         if isinstance(error, ReadOnlyError):
             # A primary that became a replica: connect anew, to whoever is the primary now.
             self._line.renew()
-        for ask, done in batch:
-            done(self._without_redis(ask, now))
+        for ask, done, context in batch:
+            done(self._without_redis(ask, now), *context)
 
     async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
         name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
@@ -700,16 +701,17 @@ class AsyncLimiter(_Core):
         return decision
 
     def _lease_ended(
-        self, holder: Holder, done: Callable[[Decision], None], task: asyncio.Task[Decision]
-    ) -> None:
+        self, holder: Holder, done: Callable[..., None], context: tuple[object, ...],
+        task: asyncio.Task[Decision],
+    ) -> None:  # fmt: skip
         """Also of a task that was cancelled before it began."""
         holder.refilling = False
         self._lease_calls -= 1
         if task.cancelled() or task.exception() is not None:
             self._breaker.probing = False
-            done(self._plain(0, allowed=False, reason=Reason.FAILED_CLOSED))
+            done(self._plain(0, allowed=False, reason=Reason.FAILED_CLOSED), *context)
         else:
-            done(task.result())
+            done(task.result(), *context)
 
     def _refill_early(self, identity: Identity, now: float) -> None:
         ask, holder, _ = self._holders[identity]
@@ -942,7 +944,7 @@ def line_of(client: AsyncRedis) -> Calls:
     return client.line
 
 
-def _settle(future: asyncio.Future[Any], answer: Any) -> None:
+def _settle(answer: Any, future: asyncio.Future[Any]) -> None:
     """Tell a future that may have been given up."""
     if not future.done():
         future.set_result(answer)

@@ -134,16 +134,18 @@ def admitted(enforced: Enforced, decision: Decision) -> bytes:
     policy = enforced.policy
     style = policy.response.headers
     if style is HeaderStyle.DRAFT and decision.reason is Reason.ADMITTED:
-        before, _ = enforced.encoded(decision.limit, _admission)
+        before = enforced.admissions.get(decision.limit)
+        if before is None:
+            before = enforced.admissions[decision.limit] = _admission(enforced, decision.limit)
         return b"%s%d;t=%d\r\n\r\n" % (before, decision.remaining, math.ceil(decision.reset))
     headers = limit_headers(policy, decision, style)
     return response(200, headers, b"") if headers else _PLAIN_OK
 
 
-def _admission(enforced: Enforced, name: str) -> tuple[bytes, bytes]:
+def _admission(enforced: Enforced, name: str) -> bytes:
     """What every admission by a limit begins with."""
     told = f'RateLimit-Policy: {enforced.header}\r\nRateLimit: "{name}";r='
-    return _ADMITTED + told.encode("latin-1"), b""
+    return _ADMITTED + told.encode("latin-1")
 
 
 def decided(verdict: Verdict) -> tuple[int, bytes]:

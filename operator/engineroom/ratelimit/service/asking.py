@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from engineroom.core.errors import Category, EngineroomError
-from engineroom.ratelimit.sources import RequestView
+from engineroom.ratelimit.sources import NOTHING, RequestView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +25,8 @@ _MAX_COST = 1_000_000_000
 _PEER, _METHOD, _PATH = "remote_address", "method", "path"
 _MASKED = "masked_remote_address"
 _CLAIM = "claim."
+#: Makes a named tuple in half the time, without looking at names and defaults.
+_new = tuple.__new__
 
 
 class Form(StrEnum):
@@ -73,7 +75,8 @@ def of_proxy(
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
     method = headers.get("x-forwarded-method", method)
     if not query:
-        return Question(namespace, name, RequestView(method, path, asked, headers, peer))
+        view = _new(RequestView, (method, path, asked, headers, peer, 0, None, None, NOTHING))
+        return _new(Question, (namespace, name, view, 1))
     told = _parameters(query)
     view = RequestView(
         method,

@@ -54,6 +54,8 @@ class Enforced:
     limits: Mapping[str, Limit]
     #: By what a request counts.
     identify: Callable[[RequestView], Identity]
+    #: What admissions by a limit begin with, by its name.
+    admissions: dict[str, bytes] = field(default_factory=dict)
     _encoded: dict[tuple[object, str], tuple[bytes, bytes]] = field(default_factory=dict)
     #: Parts of refusals that were given, by what they depend on: a flood asks for the same ones.
     refusals: dict[tuple[object, ...], Any] = field(default_factory=dict)
@@ -113,14 +115,16 @@ class Engine:
         self._counts = counts
         self._recordings = recordings
 
-    def ask(self, question: Question, done: Callable[[Verdict], None]) -> Verdict | None:
-        """The verdict where it is known, else None, and ``done`` is called with it later. Raises
-        nothing."""
+    def ask(
+        self, question: Question, done: Callable[..., None], *context: object
+    ) -> Verdict | None:
+        """The verdict where it is known, else None, and ``done`` is called later with the verdict
+        and ``context``. Raises nothing."""
         found = self._directory.find(question.namespace, question.name)
         if type(found) is Enforced:
-            return self._decide(found, question, done)
+            return self._decide(found, question, done, context)
         if isinstance(found, asyncio.Future):
-            found.add_done_callback(functools.partial(self._ask_again, question, done))
+            found.add_done_callback(functools.partial(self._ask_again, question, done, context))
             return None
         return self._missing(found)
 
@@ -157,43 +161,48 @@ class Engine:
         return found if isinstance(found, Enforced | Missing) else Missing.UNREAD
 
     def _ask_again(
-        self, question: Question, done: Callable[[Verdict], None], _: asyncio.Future[None]
-    ) -> None:
+        self, question: Question, done: Callable[..., None], context: tuple[object, ...],
+        _: asyncio.Future[None],
+    ) -> None:  # fmt: skip
         """After looking: what is still being looked for counts as unread."""
         found = self._directory.find(question.namespace, question.name)
         if isinstance(found, Enforced):
-            verdict = self._decide(found, question, done)
+            verdict = self._decide(found, question, done, context)
         else:
             verdict = self._missing(found if isinstance(found, Missing) else Missing.UNREAD)
         if verdict is not None:
-            done(verdict)
+            done(verdict, *context)
 
     def _missing(self, why: Missing) -> Verdict:
         self._counts.missed(why.value)
         return Verdict(None, missing=why)
 
     def _decide(
-        self, enforced: Enforced, question: Question, done: Callable[[Verdict], None]
-    ) -> Verdict | None:
+        self, enforced: Enforced, question: Question, done: Callable[..., None],
+        context: tuple[object, ...],
+    ) -> Verdict | None:  # fmt: skip
         policy, counts = enforced.policy, self._counts
         view = question.view
         if policy.trusted_proxy_hops:
             view = _seen_by(policy, view)
         if self._recordings.running:
             self._recordings.seen(policy, view)
-        later = functools.partial(self._decided, enforced, counts.clock(), done)
-        known = enforced.limiter.decide(enforced.identify(view), question.cost, later)
+        known = enforced.limiter.decide(
+            enforced.identify(view), question.cost,
+            self._decided, enforced, counts.clock(), done, context,
+        )  # fmt: skip
         if known is None:
             return None
         counts.decided(known, 0.0)
         return _new(Verdict, (known, enforced, None))
 
     def _decided(
-        self, enforced: Enforced, began: float, done: Callable[[Verdict], None], decision: Decision
-    ) -> None:
+        self, decision: Decision, enforced: Enforced, began: float, done: Callable[..., None],
+        context: tuple[object, ...],
+    ) -> None:  # fmt: skip
         counts = self._counts
         counts.decided(decision, counts.clock() - began)
-        done(_new(Verdict, (decision, enforced, None)))
+        done(_new(Verdict, (decision, enforced, None)), *context)
 
 
 def _seen_by(policy: Policy, view: RequestView) -> RequestView:
