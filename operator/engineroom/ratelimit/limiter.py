@@ -28,7 +28,7 @@ from redis.retry import Retry
 from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
 from engineroom.ratelimit.algorithms import digest as _digest
-from engineroom.ratelimit.decision import Decision, Reason, Source
+from engineroom.ratelimit.decision import ADMITTED, DENY_CACHE, LEASE, REDIS, Decision, Reason, Source
 from engineroom.ratelimit.leases import Holder, LeaseTerms
 from engineroom.ratelimit.line import calls_of
 from engineroom.ratelimit.model import (
@@ -203,7 +203,7 @@ class _Core:
                 if now >= until:
                     del self._refused[identity]
                 elif cost >= refused_cost:
-                    return decision.again(until - now, Source.DENY_CACHE)
+                    return decision.again(until - now, DENY_CACHE)
         if self._leased:
             held = self._holders.get(identity)
             if held is not None and held.holder.take(cost, now):
@@ -529,7 +529,7 @@ class AsyncLimiter(_Core):
 
     def _at_hand(self, identity: Identity, cost: int, now: float) -> Decision | None:
         known = self._known(identity, cost, now)
-        if known is not None and known.source is Source.LEASE:
+        if known is not None and known.source is LEASE:
             self._refill_early(identity, now)
         return known
 
@@ -665,11 +665,10 @@ class AsyncLimiter(_Core):
         terms, tokens, quota = self._terms[0], self._costs[0], self._quotas[0]
         policy, name = self.policy.name, self._names[0]
         unit, most = terms.unit, terms.most
-        admitted, redis = Reason.ADMITTED, Source.REDIS
         for (ask, done, context), value in zip(batch, reply, strict=True):
             if value >= 0:
                 left = (most - value) // unit
-                told = (True, admitted, policy, name, quota, left, 0.0, value / _SECOND, redis, ())
+                told = (True, ADMITTED, policy, name, quota, left, 0.0, value / _SECOND, REDIS, ())
                 done(_new(Decision, told), *context)
                 continue
             answer = algorithms.bucket_answer(terms, ask.cost * tokens, value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from engineroom.ratelimit.decision import Reason
+from engineroom.ratelimit.decision import ADMITTED, LIMITED, Reason
 from engineroom.ratelimit.middleware import JITTER, limit_headers, refusal
 from engineroom.ratelimit.model import HeaderStyle
 from engineroom.ratelimit.service.asking import Form
@@ -38,6 +38,7 @@ _MISSING = {
     Missing.UNREAD: (503, "the policies were not read yet"),
 }
 _ADMITTED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+_DRAFT = HeaderStyle.DRAFT
 _PLAIN_OK = _ADMITTED + b"\r\n"
 
 
@@ -81,7 +82,7 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
         return status, problem(status, detail)
     if decision.allowed:
         return 200, admitted(enforced, decision)
-    if decision.reason is Reason.LIMITED and decision.retry_after is not None:
+    if decision.reason is LIMITED and decision.retry_after is not None:
         return _limited(form, enforced, decision, decision.retry_after)
     policy = enforced.policy
     style = policy.response.headers
@@ -133,7 +134,7 @@ def admitted(enforced: Enforced, decision: Decision) -> bytes:
     """The answer to a request that may pass, with what is left in its headers."""
     policy = enforced.policy
     style = policy.response.headers
-    if style is HeaderStyle.DRAFT and decision.reason is Reason.ADMITTED:
+    if style is _DRAFT and decision.reason is ADMITTED:
         before = enforced.admissions.get(decision.limit)
         if before is None:
             before = enforced.admissions[decision.limit] = _admission(enforced, decision.limit)

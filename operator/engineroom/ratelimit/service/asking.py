@@ -40,6 +40,9 @@ class Form(StrEnum):
     ENVOY = "envoy"
 
 
+_ENVOY = Form.ENVOY
+
+
 class Question(NamedTuple):
     """Which policy is asked about, for what request, and what that costs."""
 
@@ -69,7 +72,7 @@ def of_proxy(
     chain, _, peer = headers.get("x-forwarded-for", "").rpartition(",")
     headers["x-forwarded-for"] = chain
     peer = peer.strip()
-    if form is Form.ENVOY:
+    if form is _ENVOY:
         view = RequestView(method, f"/{rest}", query, headers, peer)
         return Question(namespace, name, view)
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
