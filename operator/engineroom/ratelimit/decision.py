@@ -38,8 +38,8 @@ class Source(StrEnum):
     POLICY = "Policy"
 
 
-# To look up an enum's member takes Python 3.11 as long as three calls: what is done for each request
-# uses these.
+# For what is done for each request: Python 3.11 takes as long to look up an enum's member as to call
+# three functions.
 ADMITTED, LIMITED = Reason.ADMITTED, Reason.LIMITED
 REDIS, LEASE, DENY_CACHE = Source.REDIS, Source.LEASE, Source.DENY_CACHE
 

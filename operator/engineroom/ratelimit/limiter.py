@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVarTuple
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -28,7 +28,15 @@ from redis.retry import Retry
 from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
 from engineroom.ratelimit.algorithms import digest as _digest
-from engineroom.ratelimit.decision import ADMITTED, DENY_CACHE, LEASE, REDIS, Decision, Reason, Source
+from engineroom.ratelimit.decision import (
+    ADMITTED,
+    DENY_CACHE,
+    LEASE,
+    REDIS,
+    Decision,
+    Reason,
+    Source,
+)
 from engineroom.ratelimit.leases import Holder, LeaseTerms
 from engineroom.ratelimit.line import calls_of
 from engineroom.ratelimit.model import (
@@ -83,6 +91,7 @@ class _Ask(NamedTuple):
     cost: int
 
 
+_Context = TypeVarTuple("_Context")
 #: A request in the queue to Redis, whom to tell, and what else to tell it.
 _Waiting = tuple[_Ask, "Callable[..., None]", tuple[object, ...]]
 
@@ -515,8 +524,9 @@ class AsyncLimiter(_Core):
         return future if known is None else known
 
     def decide(
-        self, identity: Identity, cost: int, done: Callable[..., None], *context: object
-    ) -> Decision | None:
+        self, identity: Identity, cost: int, done: Callable[[Decision, *_Context], None],
+        *context: *_Context,
+    ) -> Decision | None:  # fmt: skip
         """The same as ``hit`` with a callback: a decision that is known, else None, and ``done``
         is called later with the decision and ``context``; it must not raise.
 
@@ -554,7 +564,9 @@ class AsyncLimiter(_Core):
                     self._lease_calls += 1
                     loop = asyncio.get_running_loop()
                     task = loop.create_task(self._with_lease(ask, holder, wanted, now))
-                    task.add_done_callback(functools.partial(self._lease_ended, holder, done, context))
+                    task.add_done_callback(
+                        functools.partial(self._lease_ended, holder, done, context)
+                    )
                     return None
         if not self._waiting:
             self._waiting_since = now

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from engineroom.ratelimit.middleware import policy_header
 from engineroom.ratelimit.service.explain import explain
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Refusals of one policy that are remembered.
 _MAX_REFUSALS = 4096
 _Made = TypeVar("_Made")
+_Context = TypeVarTuple("_Context")
 #: Makes a named tuple in half the time, without looking at names and defaults.
 _new = tuple.__new__
 
@@ -116,17 +117,18 @@ class Engine:
         self._recordings = recordings
 
     def ask(
-        self, question: Question, done: Callable[..., None], *context: object
+        self, question: Question, done: Callable[[Verdict, *_Context], None], *context: *_Context
     ) -> Verdict | None:
         """The verdict where it is known, else None, and ``done`` is called later with the verdict
         and ``context``. Raises nothing."""
         found = self._directory.find(question.namespace, question.name)
         if type(found) is Enforced:
             return self._decide(found, question, done, context)
+        if isinstance(found, Missing):
+            return self._missing(found)
         if isinstance(found, asyncio.Future):
             found.add_done_callback(functools.partial(self._ask_again, question, done, context))
-            return None
-        return self._missing(found)
+        return None
 
     async def explain(self, question: Question) -> dict[str, object] | Missing:
         """Which limits the request meets and what is left of each; takes nothing."""

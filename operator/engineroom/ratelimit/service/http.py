@@ -187,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The other side sends no more; it still gets its answers."""
         self._close_after_answers()
-        return self._given != self._asked
+        return self._due
 
     def pause_writing(self) -> None:
         """The other side does not take its answers."""
@@ -259,6 +259,11 @@ class HttpConnection(asyncio.Protocol):
             self._answer(number, 400, answers.problem(400, str(error)), "unreadable")
 
     # -- questions and answers ------------------------------------------------------------------
+
+    @property
+    def _due(self) -> bool:
+        """Whether a request that was read has no answer yet."""
+        return self._given != self._asked
 
     def _await_more(self) -> None:
         if not self._since:
@@ -387,7 +392,7 @@ class HttpConnection(asyncio.Protocol):
 
     def close_when_idle(self) -> None:
         """Close after the answers that are due."""
-        if self._given != self._asked or self._since:
+        if self._due or self._since:
             return
         self._close_after_answers()
 
@@ -404,13 +409,12 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
         elif self._since and now - self._since > READ_TIMEOUT and not self._closing:
             self._refuse(408, f"the request took longer than {READ_TIMEOUT:g} s to arrive")
-        elif self._given == self._asked and not self._since:
-            if now - self._answered > IDLE_TIMEOUT:
-                self._close_after_answers()
+        elif not self._due and not self._since and now - self._answered > IDLE_TIMEOUT:
+            self._close_after_answers()
 
     def _close_after_answers(self) -> None:
         self._closing = True
-        if self._given == self._asked:
+        if not self._due:
             self._end()
 
     def _end(self) -> None:
