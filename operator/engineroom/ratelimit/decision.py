@@ -38,8 +38,8 @@ class Source(StrEnum):
     POLICY = "Policy"
 
 
-# For what is done for each request: Python 3.11 takes as long to look up an enum's member as to call
-# three functions.
+# For what is done for each request: Python 3.11 takes as long to look up an enum's member as to
+# call three functions.
 ADMITTED, LIMITED = Reason.ADMITTED, Reason.LIMITED
 REDIS, LEASE, DENY_CACHE = Source.REDIS, Source.LEASE, Source.DENY_CACHE
 
