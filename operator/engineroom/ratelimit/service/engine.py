@@ -184,9 +184,7 @@ class Engine:
         context: tuple[object, ...],
     ) -> Verdict | None:  # fmt: skip
         policy, counts = enforced.policy, self._counts
-        view = question.view
-        if policy.trusted_proxy_hops:
-            view = _seen_by(policy, view)
+        view = _seen_by(policy, question.view)
         if self._recordings.running:
             self._recordings.seen(policy, view)
         known = enforced.limiter.decide(

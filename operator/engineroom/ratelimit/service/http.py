@@ -180,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
             if not self._closing:
                 self._refuse(400, "this is no HTTP request")
         else:
-            # None where a request ended: most come whole.
+            # It is 0 where a request ended, and most come whole.
             if self._bytes:
                 self._await_more()
 
@@ -221,6 +221,11 @@ class HttpConnection(asyncio.Protocol):
         else:
             headers[key] = text
 
+    def on_headers_complete(self) -> None:
+        """Head read."""
+        if self._header_bytes + len(self._url) > MAX_HEAD:
+            self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
+
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         if len(self._body) + len(body) > MAX_BODY:
@@ -233,11 +238,8 @@ class HttpConnection(asyncio.Protocol):
         """A request is here whole."""
         if self._closing:
             return
-        url, headers, body = self._url, self._headers, self._body
-        if self._header_bytes + len(url) > MAX_HEAD:
-            self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
-            return
         self._since = 0.0
+        url, headers, body = self._url, self._headers, self._body
         self._next()
         parser, number = self._parser, self._asked
         self._asked = number + 1
@@ -361,9 +363,7 @@ class HttpConnection(asyncio.Protocol):
             answer = answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
         given = self._given
         if number != given:
-            # Of an earlier number nobody waits for any more, since the connection was aborted.
-            if number > given:
-                self._early[number] = answer
+            self._early[number] = answer
             return
         given += 1
         if self._early:
