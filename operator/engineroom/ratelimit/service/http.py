@@ -356,6 +356,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer(self, number: int, status: int, answer: bytes, form: str) -> None:
         self._counts.answered(form, status)
+        if self._transport.is_closing():
+            return
         if self._heads and number in self._heads:
             self._heads.remove(number)
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
@@ -373,9 +375,8 @@ class HttpConnection(asyncio.Protocol):
                 given += 1
             answer = b"".join(ready)
         self._given = given
-        if not self._transport.is_closing():
-            self._transport.write(answer)
-            self._answered = self._loop.time()
+        self._transport.write(answer)
+        self._answered = self._loop.time()
         if self._closing and given == self._asked:
             self._end()
         elif self._paused and not self._stuck and self._asked - given <= MAX_PIPELINED // 2:
@@ -399,8 +400,6 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close now."""
         self._closing = True
-        self._given = self._asked
-        self._early.clear()
         self._transport.abort()
 
     def sweep(self, now: float) -> None:
