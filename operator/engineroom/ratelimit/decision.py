@@ -38,6 +38,12 @@ class Source(StrEnum):
     POLICY = "Policy"
 
 
+# For what is done for each request: Python 3.11 takes as long to look up an enum's member as to
+# call three functions.
+ADMITTED, LIMITED = Reason.ADMITTED, Reason.LIMITED
+REDIS, LEASE, DENY_CACHE = Source.REDIS, Source.LEASE, Source.DENY_CACHE
+
+
 # A named tuple and no dataclass: it is made once a decision, and a frozen dataclass of as many
 # fields takes three times as long.
 class Decision(NamedTuple):
@@ -62,3 +68,11 @@ class Decision(NamedTuple):
     source: Source
     #: Limits in mode Shadow that would have refused.
     shadowed: tuple[str, ...] = ()
+
+    def again(self, retry_after: float, source: Source) -> Decision:
+        """The same, told once more: a third of the time that ``_replace`` takes."""
+        allowed, reason, policy, limit, quota, remaining, _, reset, _, shadowed = self
+        told = (
+            allowed, reason, policy, limit, quota, remaining, retry_after, reset, source, shadowed,
+        )  # fmt: skip
+        return tuple.__new__(Decision, told)

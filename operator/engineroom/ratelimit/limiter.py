@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVarTuple
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -28,7 +28,15 @@ from redis.retry import Retry
 from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
 from engineroom.ratelimit.algorithms import digest as _digest
-from engineroom.ratelimit.decision import Decision, Reason, Source
+from engineroom.ratelimit.decision import (
+    ADMITTED,
+    DENY_CACHE,
+    LEASE,
+    REDIS,
+    Decision,
+    Reason,
+    Source,
+)
 from engineroom.ratelimit.leases import Holder, LeaseTerms
 from engineroom.ratelimit.line import calls_of
 from engineroom.ratelimit.model import (
@@ -70,6 +78,8 @@ _FAILURES = (RedisError, OSError, TimeoutError)
 _PATIENCE = 1.0
 _SECOND = 1_000_000
 _FIRST = (0,)
+#: Makes a named tuple in half the time, without looking at names and defaults.
+_new = tuple.__new__
 
 
 class _Ask(NamedTuple):
@@ -81,8 +91,10 @@ class _Ask(NamedTuple):
     cost: int
 
 
-#: A request in the queue to Redis, whom to tell, and since when (monotonic seconds) it waits.
-_Waiting = tuple[_Ask, "Callable[[Decision], None]", float]
+_Context = TypeVarTuple("_Context")
+#: A request in the queue to Redis, whom to tell and what else, and since when (monotonic seconds)
+#: it waits.
+_Waiting = tuple[_Ask, "Callable[..., None]", tuple[object, ...], float]
 
 
 class _Held(NamedTuple):
@@ -201,7 +213,7 @@ class _Core:
                 if now >= until:
                     del self._refused[identity]
                 elif cost >= refused_cost:
-                    return decision._replace(retry_after=until - now, source=Source.DENY_CACHE)
+                    return decision.again(until - now, DENY_CACHE)
         if self._leased:
             held = self._holders.get(identity)
             if held is not None and held.holder.take(cost, now):
@@ -221,7 +233,8 @@ class _Core:
         if cost <= self._most and self._single:
             value = identity if isinstance(identity, str) else identity[0]
             if isinstance(value, str):
-                return _Ask(identity, _FIRST, (self._prefixes[0] + _digest(f"={value}"),), cost)
+                key = self._prefixes[0] + _digest(f"={value}")
+                return _new(_Ask, (identity, _FIRST, (key,), cost))
         if isinstance(identity, str):
             places, subjects = self._all, (f"={identity}",) * len(self._all)
         else:
@@ -472,7 +485,7 @@ class AsyncLimiter(_Core):
     async def __aenter__(self) -> Self:
         # Connect now: a decision's deadline is too short for it.
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        call = self._line.send(("PING",), functools.partial(_settle, answer))
+        call = self._line.send(("PING",), functools.partial(_settle, future=answer))
         try:
             async with asyncio.timeout(_PATIENCE):
                 failed = isinstance(await answer, Exception)
@@ -506,31 +519,33 @@ class AsyncLimiter(_Core):
         if known is not None:
             return known
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        known = self._start(identity, cost, now, functools.partial(_settle, future))
+        known = self._start(identity, cost, now, _settle, (future,))
         return future if known is None else known
 
     def decide(
-        self, identity: Identity, cost: int, done: Callable[[Decision], None]
-    ) -> Decision | None:
+        self, identity: Identity, cost: int, done: Callable[[Decision, *_Context], None],
+        *context: *_Context,
+    ) -> Decision | None:  # fmt: skip
         """The same as ``hit`` with a callback: a decision that is known, else None, and ``done``
-        is called with it later; it must not raise.
+        is called later with the decision and ``context``; it must not raise.
 
         For servers of many requests a second, where a task or a future for each costs more than
         the decision. ``identity`` is a subject by the limits' places; see ``policy.places``.
         """
         now = self._monotonic()
         known = self._at_hand(identity, cost, now)
-        return self._start(identity, cost, now, done) if known is None else known
+        return self._start(identity, cost, now, done, context) if known is None else known
 
     def _at_hand(self, identity: Identity, cost: int, now: float) -> Decision | None:
         known = self._known(identity, cost, now)
-        if known is not None and known.source is Source.LEASE:
+        if known is not None and known.source is LEASE:
             self._refill_early(identity, now)
         return known
 
     def _start(
-        self, identity: Identity, cost: int, now: float, done: Callable[[Decision], None]
-    ) -> Decision | None:
+        self, identity: Identity, cost: int, now: float, done: Callable[..., None],
+        context: tuple[object, ...],
+    ) -> Decision | None:  # fmt: skip
         """Ask Redis, unless there is no need to or it is left alone."""
         ask = self._ask(identity, cost)
         if isinstance(ask, Decision):
@@ -548,9 +563,11 @@ class AsyncLimiter(_Core):
                     self._lease_calls += 1
                     loop = asyncio.get_running_loop()
                     task = loop.create_task(self._with_lease(ask, holder, wanted, now))
-                    task.add_done_callback(functools.partial(self._lease_ended, holder, done))
+                    task.add_done_callback(
+                        functools.partial(self._lease_ended, holder, done, context)
+                    )
                     return None
-        self._waiting.append((ask, done, now))
+        self._waiting.append((ask, done, context, now))
         if not self._scheduled:
             self._schedule()
         return None
@@ -629,13 +646,13 @@ class AsyncLimiter(_Core):
         """
         waiting, since = self._waiting, now - self._timeout
         late = 0
-        while late < len(waiting) and waiting[late][2] < since:
+        while late < len(waiting) and waiting[late][3] < since:
             late += 1
         if late:
             self._waiting = waiting[late:]
             self._breaker.probing = False
-            for ask, done, _ in waiting[:late]:
-                done(self._without_redis(ask, now))
+            for ask, done, context, _ in waiting[:late]:
+                done(self._without_redis(ask, now), *context)
 
     def _ended(self) -> None:
         """A call is over, whatever came of it."""
@@ -652,12 +669,12 @@ class AsyncLimiter(_Core):
     def _command(self, batch: Sequence[_Waiting]) -> tuple[str, str, list[str], list[str | int]]:
         """Script, its digest, KEYS and ARGV that decide on all of a batch."""
         if not self._bucket:
-            requests = [self._checks(ask) for ask, _, _ in batch]
+            requests = [self._checks(ask) for ask, _, _, _ in batch]
             keys, arguments = algorithms.script_arguments(self._terms, requests)
             return algorithms.SCRIPT, algorithms.SCRIPT_SHA, keys, arguments
         unit = self._costs[0] * self._terms[0].unit
-        keys = [ask.keys[0] for ask, _, _ in batch]
-        taken: list[str | int] = [ask.cost * unit for ask, _, _ in batch]
+        keys = [ask.keys[0] for ask, _, _, _ in batch]
+        taken: list[str | int] = [ask.cost * unit for ask, _, _, _ in batch]
         if taken.count(taken[0]) == len(taken):
             del taken[1:]
         return algorithms.BUCKET_SCRIPT, algorithms.BUCKET_SHA, keys, [self._terms[0].most, *taken]
@@ -668,11 +685,11 @@ class AsyncLimiter(_Core):
         if self._bucket:
             self._answered_by_buckets(batch, reply, sent)
             return
-        rows = algorithms.parse_answers(reply, [ask.places for ask, _, _ in batch])
-        for (ask, done, _), answers in zip(batch, rows, strict=True):
+        rows = algorithms.parse_answers(reply, [ask.places for ask, _, _, _ in batch])
+        for (ask, done, context, _), answers in zip(batch, rows, strict=True):
             decision = self._decision(ask.places, answers, Source.REDIS)
             self._remember(ask, decision, sent)
-            done(decision)
+            done(decision, *context)
 
     def _answered_by_buckets(
         self, batch: Sequence[_Waiting], reply: Sequence[int], sent: float
@@ -680,19 +697,16 @@ class AsyncLimiter(_Core):
         terms, tokens, quota = self._terms[0], self._costs[0], self._quotas[0]
         policy, name = self.policy.name, self._names[0]
         unit, most = terms.unit, terms.most
-        for (ask, done, _), value in zip(batch, reply, strict=True):
+        for (ask, done, context, _), value in zip(batch, reply, strict=True):
             if value >= 0:
-                done(
-                    Decision(
-                        True, Reason.ADMITTED, policy, name, quota, (most - value) // unit, 0.0,
-                        value / _SECOND, Source.REDIS,
-                    )
-                )  # fmt: skip
+                left = (most - value) // unit
+                told = (True, ADMITTED, policy, name, quota, left, 0.0, value / _SECOND, REDIS, ())
+                done(_new(Decision, told), *context)
                 continue
             answer = algorithms.bucket_answer(terms, ask.cost * tokens, value)
             decision = self._decision(ask.places, (answer,), Source.REDIS)
             self._remember(ask, decision, sent)
-            done(decision)
+            done(decision, *context)
 
     def _unanswered(self, batch: Sequence[_Waiting], error: BaseException) -> None:
         """Redis has not decided on a batch."""
@@ -701,8 +715,8 @@ class AsyncLimiter(_Core):
         if isinstance(error, ReadOnlyError):
             # A primary that became a replica: connect anew, to whoever is the primary now.
             self._line.renew()
-        for ask, done, _ in batch:
-            done(self._without_redis(ask, now))
+        for ask, done, context, _ in batch:
+            done(self._without_redis(ask, now), *context)
 
     async def _with_lease(self, ask: _Ask, holder: Holder, wanted: int, now: float) -> Decision:
         name, spent, keys, arguments = self._lease_call(ask, holder, ask.cost, wanted)
@@ -718,16 +732,17 @@ class AsyncLimiter(_Core):
         return decision
 
     def _lease_ended(
-        self, holder: Holder, done: Callable[[Decision], None], task: asyncio.Task[Decision]
-    ) -> None:
+        self, holder: Holder, done: Callable[..., None], context: tuple[object, ...],
+        task: asyncio.Task[Decision],
+    ) -> None:  # fmt: skip
         """Also of a task that was cancelled before it began."""
         holder.refilling = False
         self._lease_calls -= 1
         if task.cancelled() or task.exception() is not None:
             self._breaker.probing = False
-            done(self._plain(0, allowed=False, reason=Reason.FAILED_CLOSED))
+            done(self._plain(0, allowed=False, reason=Reason.FAILED_CLOSED), *context)
         else:
-            done(task.result())
+            done(task.result(), *context)
 
     def _refill_early(self, identity: Identity, now: float) -> None:
         ask, holder, _ = self._holders[identity]
@@ -960,7 +975,7 @@ def line_of(client: AsyncRedis) -> Calls:
     return client.line
 
 
-def _settle(future: asyncio.Future[Any], answer: Any) -> None:
+def _settle(answer: Any, future: asyncio.Future[Any]) -> None:
     """Tell a future that may have been given up."""
     if not future.done():
         future.set_result(answer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 from collections import Counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -18,15 +19,20 @@ from engineroom.ratelimit.service import answers, rls
 from engineroom.ratelimit.service.admin import merge_metrics
 from engineroom.ratelimit.service.asking import (
     Form,
+    Question,
     UnreadableError,
     of_descriptor,
     of_document,
     of_proxy,
 )
-from engineroom.ratelimit.service.engine import Enforced, Verdict
+from engineroom.ratelimit.service.engine import Enforced, Missing, Verdict
+from engineroom.ratelimit.service.http import MAX_PIPELINED, HttpConnection, HttpService
 from engineroom.ratelimit.service.metrics import Counts, Exposition
 from engineroom.ratelimit.service.top import SpaceSaving
 from engineroom.ratelimit.sources import ClientIP, RequestView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @given(st.lists(st.integers(0, 60).map(str), max_size=400), st.integers(1, 20))
@@ -191,3 +197,141 @@ def test_a_remembered_refusal_says_what_a_new_one_says(
         assert now <= int(headers["Retry-After"]) <= now + max(1, math.ceil(now * 0.1))
         assert int(headers["Content-Length"]) == len(body)
         assert needed >= now
+
+
+def test_what_is_made_without_names_is_what_names_would_make() -> None:
+    decision = Decision(False, Reason.LIMITED, "shop/api", "all", 5, 0, 9.0, 9.0, Source.REDIS)
+    told = decision.again(4.5, Source.DENY_CACHE)
+    assert told == decision._replace(retry_after=4.5, source=Source.DENY_CACHE)
+    headers = {"x-forwarded-for": "192.0.2.7", "x-forwarded-uri": "/a?b=c"}
+    question = of_proxy(Form.FORWARD, "shop", "api", "", "", "GET", headers)
+    view = RequestView(method="GET", path="/a", query="b=c", headers=headers, peer="192.0.2.7")
+    assert question == Question(namespace="shop", name="api", view=view)
+
+
+class Wire:
+    """The other end of a connection: keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.reading = True
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        assert not self.closed
+        self.written += data
+
+    def close(self) -> None:
+        """Closed."""
+        self.closed = True
+
+    abort = close
+
+    def write_eof(self) -> None:
+        """Nothing more is written."""
+        assert not self.closed
+
+    def is_closing(self) -> bool:
+        """Whether it was."""
+        return self.closed
+
+    def pause_reading(self) -> None:
+        """No more requests."""
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """More of them."""
+        self.reading = True
+
+
+class Asked:
+    """An engine that answers when it is told to, or at once."""
+
+    def __init__(self, known: Iterator[bool]) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        self._known = known
+
+    def ask(self, _: object, done: Callable[..., None], *context: object) -> Verdict | None:
+        """As Engine's."""
+        verdict = Verdict(None, missing=Missing.UNATTACHED)
+        if next(self._known):
+            return verdict
+        self.waiting.append(lambda: done(verdict, *context))
+        return None
+
+
+def connected(known: Iterator[bool]) -> tuple[HttpConnection, Asked, Wire]:
+    engine, wire = Asked(known), Wire()
+    connection = HttpConnection(HttpService(cast("Any", engine), Counts()))
+    connection.connection_made(cast("Any", wire))
+    return connection, engine, wire
+
+
+FOUND, NOWHERE = "/v1/forward/shop/api", "/nowhere"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["GET", "HEAD"]), st.sampled_from([FOUND, NOWHERE]), st.booleans()
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_answers_go_in_the_order_of_the_requests(
+    requests: list[tuple[str, str, bool]], random: Any, last: bool
+) -> None:
+    async def run() -> None:
+        connection, engine, wire = connected(known for _, path, known in requests if path == FOUND)
+        asked = [f"{method} {path} HTTP/1.1\r\n" for method, path, _ in requests]
+        if last:
+            asked[-1] += "Connection: close\r\n"
+        connection.data_received("".join(f"{each}\r\n" for each in asked).encode())
+        random.shuffle(engine.waiting)
+        for answer in engine.waiting:
+            answer()
+        told = wire.written.decode().split("HTTP/1.1 ")[1:]
+        found = [(each[:3], each.partition("\r\n\r\n")[2] != "") for each in told]
+        assert found == [
+            ("200", False) if path == FOUND else ("404", method == "GET")
+            for method, path, _ in requests
+        ]
+        closing = [number for number, each in enumerate(told) if "Connection: close" in each]
+        assert closing == ([len(requests) - 1] if last else [])
+        assert wire.closed == last
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_was_aborted_is_told_nothing() -> None:
+    async def run() -> None:
+        connection, engine, wire = connected(iter([False, False]))
+        connection.data_received(b"GET /v1/forward/shop/api HTTP/1.1\r\n\r\n" * 2)
+        connection.data_received(b"nonsense\r\n\r\n")
+        connection.abort()
+        for answer in reversed(engine.waiting):
+            answer()
+        assert not wire.written
+
+    asyncio.run(run())
+
+
+def test_a_connection_with_too_many_requests_under_way_is_read_no_further() -> None:
+    async def run() -> None:
+        connection, engine, wire = connected(iter([False] * 200))
+        request = b"GET /v1/forward/shop/api HTTP/1.1\r\n\r\n"
+        connection.data_received(request * MAX_PIPELINED)
+        assert wire.reading
+        connection.data_received(request)
+        assert not wire.reading
+        for answer in engine.waiting[: MAX_PIPELINED // 2]:
+            answer()
+        assert not wire.reading
+        engine.waiting[MAX_PIPELINED // 2]()
+        assert wire.reading
+
+    asyncio.run(run())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from engineroom.ratelimit.decision import Reason
+from engineroom.ratelimit.decision import ADMITTED, LIMITED, Reason
 from engineroom.ratelimit.middleware import JITTER, limit_headers, refusal
 from engineroom.ratelimit.model import HeaderStyle
 from engineroom.ratelimit.service.asking import Form
@@ -37,6 +38,7 @@ _MISSING = {
     Missing.UNREAD: (503, "the policies were not read yet"),
 }
 _ADMITTED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+_DRAFT = HeaderStyle.DRAFT
 _PLAIN_OK = _ADMITTED + b"\r\n"
 
 
@@ -80,7 +82,7 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
         return status, problem(status, detail)
     if decision.allowed:
         return 200, admitted(enforced, decision)
-    if decision.reason is Reason.LIMITED and decision.retry_after is not None:
+    if decision.reason is LIMITED and decision.retry_after is not None:
         return _limited(form, enforced, decision, decision.retry_after)
     policy = enforced.policy
     style = policy.response.headers
@@ -88,21 +90,35 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
     return _refused(form, status, headers, body)
 
 
+class _Limited(NamedTuple):
+    """A refusal that can be tried again, but for the random part of its Retry-After."""
+
+    status: int
+    before: bytes
+    after: bytes
+    #: Retry-After is up to so many seconds later than it need be.
+    spread: int
+
+
 def _limited(form: Form, enforced: Enforced, decision: Decision, wait: float) -> tuple[int, bytes]:
     """A refusal that can be tried again: made once, but for the random part of Retry-After."""
-    needed = max(1, math.ceil(wait))
-
-    def make() -> tuple[bytes, bytes]:
-        policy = enforced.policy
-        told = refusal(policy, decision, policy.response.headers, lambda _: 0)
-        answer = _refused(form, *told)[1]
-        before, _, after = answer.partition(f"Retry-After: {needed}\r\n".encode())
-        return before, after
-
-    before, after = enforced.refusal((form, decision.limit, decision.remaining, needed), make)
-    later = needed + secrets.randbelow(max(2, math.ceil(needed * JITTER) + 1))
-    status = 403 if form is Form.NGINX else int(before[9:12])
+    needed = math.ceil(wait) or 1
+    key = (form, decision.limit, decision.remaining, needed)
+    known: _Limited | None = enforced.refusals.get(key)
+    if known is None:
+        known = enforced.keep(key, _parts(form, enforced, decision, needed))
+    status, before, after, spread = known
+    # It spreads retries and guards nothing, so what is quick is enough.
+    later = needed + int(random.random() * spread)  # noqa: S311
     return status, b"%sRetry-After: %d\r\n%s" % (before, later, after)
+
+
+def _parts(form: Form, enforced: Enforced, decision: Decision, needed: int) -> _Limited:
+    policy = enforced.policy
+    told = refusal(policy, decision, policy.response.headers, lambda _: 0)
+    status, answer = _refused(form, *told)
+    before, _, after = answer.partition(f"Retry-After: {needed}\r\n".encode())
+    return _Limited(status, before, after, max(2, math.ceil(needed * JITTER) + 1))
 
 
 def _refused(
@@ -118,17 +134,19 @@ def admitted(enforced: Enforced, decision: Decision) -> bytes:
     """The answer to a request that may pass, with what is left in its headers."""
     policy = enforced.policy
     style = policy.response.headers
-    if style is HeaderStyle.DRAFT and decision.reason is Reason.ADMITTED:
-        before, _ = enforced.encoded(decision.limit, _admission)
+    if style is _DRAFT and decision.reason is ADMITTED:
+        before = enforced.admissions.get(decision.limit)
+        if before is None:
+            before = enforced.admissions[decision.limit] = _admission(enforced, decision.limit)
         return b"%s%d;t=%d\r\n\r\n" % (before, decision.remaining, math.ceil(decision.reset))
     headers = limit_headers(policy, decision, style)
     return response(200, headers, b"") if headers else _PLAIN_OK
 
 
-def _admission(enforced: Enforced, name: str) -> tuple[bytes, bytes]:
+def _admission(enforced: Enforced, name: str) -> bytes:
     """What every admission by a limit begins with."""
     told = f'RateLimit-Policy: {enforced.header}\r\nRateLimit: "{name}";r='
-    return _ADMITTED + told.encode("latin-1"), b""
+    return _ADMITTED + told.encode("latin-1")
 
 
 def decided(verdict: Verdict) -> tuple[int, bytes]:

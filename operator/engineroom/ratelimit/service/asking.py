@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from engineroom.core.errors import Category, EngineroomError
-from engineroom.ratelimit.sources import RequestView
+from engineroom.ratelimit.sources import NOTHING, RequestView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +25,8 @@ _MAX_COST = 1_000_000_000
 _PEER, _METHOD, _PATH = "remote_address", "method", "path"
 _MASKED = "masked_remote_address"
 _CLAIM = "claim."
+#: Makes a named tuple in half the time, without looking at names and defaults.
+_new = tuple.__new__
 
 
 class Form(StrEnum):
@@ -36,6 +38,9 @@ class Form(StrEnum):
     FORWARD = "forward"
     #: Envoy's ext_authz over HTTP: the address ends in the client's own.
     ENVOY = "envoy"
+
+
+_ENVOY = Form.ENVOY
 
 
 class Question(NamedTuple):
@@ -67,13 +72,14 @@ def of_proxy(
     chain, _, peer = headers.get("x-forwarded-for", "").rpartition(",")
     headers["x-forwarded-for"] = chain
     peer = peer.strip()
-    if form is Form.ENVOY:
+    if form is _ENVOY:
         view = RequestView(method, f"/{rest}", query, headers, peer)
         return Question(namespace, name, view)
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
     method = headers.get("x-forwarded-method", method)
     if not query:
-        return Question(namespace, name, RequestView(method, path, asked, headers, peer))
+        view = _new(RequestView, (method, path, asked, headers, peer, 0, None, None, NOTHING))
+        return _new(Question, (namespace, name, view, 1))
     told = _parameters(query)
     view = RequestView(
         method,

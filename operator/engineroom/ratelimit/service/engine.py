@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from engineroom.ratelimit.middleware import policy_header
 from engineroom.ratelimit.service.explain import explain
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Refusals of one policy that are remembered.
 _MAX_REFUSALS = 4096
+_Made = TypeVar("_Made")
+_Context = TypeVarTuple("_Context")
+#: Makes a named tuple in half the time, without looking at names and defaults.
+_new = tuple.__new__
 
 
 class Missing(StrEnum):
@@ -50,9 +55,11 @@ class Enforced:
     limits: Mapping[str, Limit]
     #: By what a request counts.
     identify: Callable[[RequestView], Identity]
+    #: What admissions by a limit begin with, by its name.
+    admissions: dict[str, bytes] = field(default_factory=dict)
     _encoded: dict[tuple[object, str], tuple[bytes, bytes]] = field(default_factory=dict)
     #: Parts of refusals that were given, by what they depend on: a flood asks for the same ones.
-    _refusals: dict[tuple[object, ...], tuple[bytes, bytes]] = field(default_factory=dict)
+    refusals: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
@@ -60,16 +67,12 @@ class Enforced:
         limits = {each.name: each for each in policy.places}
         return cls(policy, limiter, policy_header(policy), limits, identity_of(policy))
 
-    def refusal(
-        self, key: tuple[object, ...], make: Callable[[], tuple[bytes, bytes]]
-    ) -> tuple[bytes, bytes]:
-        """What ``make`` makes for ``key``, remembered for a while."""
-        known = self._refusals.get(key)
-        if known is None:
-            if len(self._refusals) >= _MAX_REFUSALS:
-                self._refusals.clear()
-            known = self._refusals[key] = make()
-        return known
+    def keep(self, key: tuple[object, ...], made: _Made) -> _Made:
+        """Remember what was made of a refusal for a while; gives it back."""
+        if len(self.refusals) >= _MAX_REFUSALS:
+            self.refusals.clear()
+        self.refusals[key] = made
+        return made
 
     def encoded(
         self, name: str, make: Callable[[Enforced, str], tuple[bytes, bytes]]
@@ -113,16 +116,19 @@ class Engine:
         self._counts = counts
         self._recordings = recordings
 
-    def ask(self, question: Question, done: Callable[[Verdict], None]) -> None:
-        """Call ``done`` with the verdict: at once where it is known, else later. Raises nothing."""
+    def ask(
+        self, question: Question, done: Callable[[Verdict, *_Context], None], *context: *_Context
+    ) -> Verdict | None:
+        """The verdict where it is known, else None, and ``done`` is called later with the verdict
+        and ``context``. Raises nothing."""
         found = self._directory.find(question.namespace, question.name)
         if type(found) is Enforced:
-            self._decide(found, question, done)
-        elif isinstance(found, Missing):
-            self._counts.missed(found.value)
-            done(Verdict(None, missing=found))
-        elif isinstance(found, asyncio.Future):
-            found.add_done_callback(lambda _: self._ask_again(question, done))
+            return self._decide(found, question, done, context)
+        if isinstance(found, Missing):
+            return self._missing(found)
+        if isinstance(found, asyncio.Future):
+            found.add_done_callback(functools.partial(self._ask_again, question, done, context))
+        return None
 
     async def explain(self, question: Question) -> dict[str, object] | Missing:
         """Which limits the request meets and what is left of each; takes nothing."""
@@ -156,33 +162,47 @@ class Engine:
             found = self._directory.find(question.namespace, question.name)
         return found if isinstance(found, Enforced | Missing) else Missing.UNREAD
 
-    def _ask_again(self, question: Question, done: Callable[[Verdict], None]) -> None:
+    def _ask_again(
+        self, question: Question, done: Callable[..., None], context: tuple[object, ...],
+        _: asyncio.Future[None],
+    ) -> None:  # fmt: skip
         """After looking: what is still being looked for counts as unread."""
         found = self._directory.find(question.namespace, question.name)
         if isinstance(found, Enforced):
-            self._decide(found, question, done)
-            return
-        missing = found if isinstance(found, Missing) else Missing.UNREAD
-        self._counts.missed(missing.value)
-        done(Verdict(None, missing=missing))
+            verdict = self._decide(found, question, done, context)
+        else:
+            verdict = self._missing(found if isinstance(found, Missing) else Missing.UNREAD)
+        if verdict is not None:
+            done(verdict, *context)
+
+    def _missing(self, why: Missing) -> Verdict:
+        self._counts.missed(why.value)
+        return Verdict(None, missing=why)
 
     def _decide(
-        self, enforced: Enforced, question: Question, done: Callable[[Verdict], None]
-    ) -> None:
+        self, enforced: Enforced, question: Question, done: Callable[..., None],
+        context: tuple[object, ...],
+    ) -> Verdict | None:  # fmt: skip
         policy, counts = enforced.policy, self._counts
         view = _seen_by(policy, question.view)
-        if self._recordings.active:
+        if self._recordings.running:
             self._recordings.seen(policy, view)
-        began = counts.clock()
+        known = enforced.limiter.decide(
+            enforced.identify(view), question.cost,
+            self._decided, enforced, counts.clock(), done, context,
+        )  # fmt: skip
+        if known is None:
+            return None
+        counts.decided(known, 0.0)
+        return _new(Verdict, (known, enforced, None))
 
-        def decided(decision: Decision) -> None:
-            counts.decided(decision, counts.clock() - began)
-            done(Verdict(decision, enforced))
-
-        known = enforced.limiter.decide(enforced.identify(view), question.cost, decided)
-        if known is not None:
-            counts.decided(known, 0.0)
-            done(Verdict(known, enforced))
+    def _decided(
+        self, decision: Decision, enforced: Enforced, began: float, done: Callable[..., None],
+        context: tuple[object, ...],
+    ) -> None:  # fmt: skip
+        counts = self._counts
+        counts.decided(decision, counts.clock() - began)
+        done(_new(Verdict, (decision, enforced, None)), *context)
 
 
 def _seen_by(policy: Policy, view: RequestView) -> RequestView:

@@ -12,7 +12,6 @@ answer to be taken.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -50,17 +49,6 @@ _MAX_NAMES, _MAX_NAME = 1024, 64
 #: Who asks about which policy, by addresses that say nothing else; there are few.
 _routes: dict[bytes, tuple[Form, str, str]] = {}
 _MAX_ROUTES, _MAX_ROUTE = 4096, 1024
-
-
-class _Slot:
-    """Place of an answer in the order of its connection's requests."""
-
-    __slots__ = ("answer", "head", "last")
-
-    def __init__(self, *, head: bool = False) -> None:
-        self.answer: bytes | None = None
-        self.head = head
-        self.last = False
 
 
 class HttpService:
@@ -123,16 +111,23 @@ class HttpConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_body", "_bytes", "_closing", "_engine", "_header_bytes", "_headers",
-        "_lingering", "_loop", "_parser", "_paused", "_service", "_since", "_slots", "_stuck",
-        "_transport", "_url",
+        "_answered", "_asked", "_body", "_bytes", "_closing", "_counts", "_early", "_engine",
+        "_given", "_header_bytes", "_headers", "_heads", "_last", "_lingering", "_loop", "_parser",
+        "_paused", "_service", "_since", "_stuck", "_transport", "_url",
     )  # fmt: skip
 
     def __init__(self, service: HttpService) -> None:
         self._service = service
         self._engine = service.engine
         self._loop = asyncio.get_running_loop()
-        self._slots: deque[_Slot] = deque()
+        self._counts = service.counts
+        # Requests are numbered: how many were read, and how many of them are answered.
+        self._asked = self._given = 0
+        # Answers that are there before those of earlier requests.
+        self._early: dict[int, bytes] = {}
+        # Requests whose answers go without their bodies, and the one after whose answer it closes.
+        self._heads: set[int] = set()
+        self._last = -1
         self._transport: Any = None
         self._paused = False
         self._closing = self._lingering = False
@@ -173,8 +168,6 @@ class HttpConnection(asyncio.Protocol):
         if self._closing:
             return
         self._bytes += len(data)
-        if not self._since:
-            self._since = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -187,13 +180,14 @@ class HttpConnection(asyncio.Protocol):
             if not self._closing:
                 self._refuse(400, "this is no HTTP request")
         else:
-            if self._bytes > MAX_HEAD + MAX_BODY and not self._closing:
-                self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
+            # It is 0 where a request ended, and most come whole.
+            if self._bytes:
+                self._await_more()
 
     def eof_received(self) -> bool:
         """The other side sends no more; it still gets its answers."""
         self._close_after_answers()
-        return bool(self._slots)
+        return self._due
 
     def pause_writing(self) -> None:
         """The other side does not take its answers."""
@@ -245,32 +239,45 @@ class HttpConnection(asyncio.Protocol):
         if self._closing:
             return
         self._since = 0.0
-        method = _METHODS.get(self._parser.get_method()) or self._method()
-        slot = _Slot(head=method == "HEAD")
-        self._slots.append(slot)
-        if len(self._slots) > MAX_PIPELINED:
-            self._pause()
-        keep = self._parser.should_keep_alive()
         url, headers, body = self._url, self._headers, self._body
         self._next()
-        if not keep or self._service.draining:
-            slot.last = self._closing = True
+        parser, number = self._parser, self._asked
+        self._asked = number + 1
+        if number - self._given >= MAX_PIPELINED:
+            self._pause()
+        method = _METHODS.get(parser.get_method()) or self._method()
+        if method == "HEAD":
+            self._heads.add(number)
+        if not parser.should_keep_alive() or self._service.draining:
+            self._last, self._closing = number, True
         try:
             route = _routes.get(url)
             if route is None:
-                self._ask(slot, method, url, headers, body)
+                self._ask(number, method, url, headers, body)
             else:
-                self._ask_for(slot, *route, "", "", method, headers)
+                form, namespace, name = route
+                self._ask_for(number, form, namespace, name, "", "", method, headers)
         except UnreadableError as error:
-            self._answer(slot, 400, answers.problem(400, str(error)), "unreadable")
+            self._answer(number, 400, answers.problem(400, str(error)), "unreadable")
 
     # -- questions and answers ------------------------------------------------------------------
+
+    @property
+    def _due(self) -> bool:
+        """Whether a request that was read has no answer yet."""
+        return self._given != self._asked
+
+    def _await_more(self) -> None:
+        if not self._since:
+            self._since = self._loop.time()
+        if self._bytes > MAX_HEAD + MAX_BODY and not self._closing:
+            self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
 
     def _method(self) -> str:
         return self._parser.get_method().decode("latin-1")
 
     def _ask(
-        self, slot: _Slot, method: str, url: bytes, headers: dict[str, str], body: bytes
+        self, number: int, method: str, url: bytes, headers: dict[str, str], body: bytes
     ) -> None:
         target, _, query = url.decode("latin-1").partition("?")
         parts = target.split("/", 5)
@@ -281,54 +288,60 @@ class HttpConnection(asyncio.Protocol):
                 if len(_routes) >= _MAX_ROUTES:
                     _routes.clear()
                 _routes[url] = form, namespace, name
-            self._ask_for(slot, form, namespace, name, rest, query, method, headers)
+            self._ask_for(number, form, namespace, name, rest, query, method, headers)
         elif target == "/v1/decide":
-            if self._posted(slot, method):
-                self._engine.ask(
-                    asking.of_document(_document(body)),
-                    lambda verdict: self._answer(slot, *answers.decided(verdict), "decide"),
-                )
+            if self._posted(number, method):
+                self._decide(number, asking.of_document(_document(body)))
         elif target == "/v1/explain":
-            if self._posted(slot, method):
+            if self._posted(number, method):
                 question = asking.of_document(_document(body))
-                self._service.spawn(self._explain(slot, question))
+                self._service.spawn(self._explain(number, question))
         elif target == "/v1/charge":
-            if self._posted(slot, method):
+            if self._posted(number, method):
                 told = _document(body)
                 question, spent = asking.of_document(told), asking.response_headers(told)
-                self._service.spawn(self._charge(slot, question, spent))
+                self._service.spawn(self._charge(number, question, spent))
         elif target == "/json":
-            if self._posted(slot, method):
-                self._as_json(slot, body)
+            if self._posted(number, method):
+                self._as_json(number, body)
         else:
-            self._answer(slot, 404, answers.problem(404, "there is nothing here"), "none")
+            self._answer(number, 404, answers.problem(404, "there is nothing here"), "none")
 
     def _ask_for(
-        self, slot: _Slot, form: Form, namespace: str, name: str, rest: str, query: str,
+        self, number: int, form: Form, namespace: str, name: str, rest: str, query: str,
         method: str, headers: dict[str, str],
     ) -> None:  # fmt: skip
         question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+        verdict = self._engine.ask(question, self._tell_proxy, number, form)
+        if verdict is not None:
+            self._tell_proxy(verdict, number, form)
 
-        def to_proxy(verdict: Verdict) -> None:
-            status, answer = answers.to_proxy(form, verdict)
-            self._answer(slot, status, answer, form)
+    def _tell_proxy(self, verdict: Verdict, number: int, form: Form) -> None:
+        status, answer = answers.to_proxy(form, verdict)
+        self._answer(number, status, answer, form)
 
-        self._engine.ask(question, to_proxy)
+    def _decide(self, number: int, question: Question) -> None:
+        verdict = self._engine.ask(question, self._tell_program, number)
+        if verdict is not None:
+            self._tell_program(verdict, number)
 
-    async def _explain(self, slot: _Slot, question: Question) -> None:
-        self._answer(slot, *answers.explained(await self._engine.explain(question)), "explain")
+    def _tell_program(self, verdict: Verdict, number: int) -> None:
+        self._answer(number, *answers.decided(verdict), "decide")
 
-    async def _charge(self, slot: _Slot, question: Question, spent: dict[str, str]) -> None:
+    async def _explain(self, number: int, question: Question) -> None:
+        self._answer(number, *answers.explained(await self._engine.explain(question)), "explain")
+
+    async def _charge(self, number: int, question: Question, spent: dict[str, str]) -> None:
         found = await self._engine.charge(question, spent)
-        self._answer(slot, *answers.charged(found), "charge")
+        self._answer(number, *answers.charged(found), "charge")
 
-    def _posted(self, slot: _Slot, method: str) -> bool:
+    def _posted(self, number: int, method: str) -> bool:
         if method == "POST":
             return True
-        self._answer(slot, 405, answers.problem(405, "only POST is answered here"), "none")
+        self._answer(number, 405, answers.problem(405, "only POST is answered here"), "none")
         return False
 
-    def _as_json(self, slot: _Slot, body: bytes) -> None:
+    def _as_json(self, number: int, body: bytes) -> None:
         """Envoy's rate limit service in JSON, as envoyproxy/ratelimit offers it."""
         questions = rls.of_json(_document(body))
 
@@ -337,56 +350,56 @@ class HttpConnection(asyncio.Protocol):
             told = answers.response(
                 status, (("Content-Type", "application/json"),), orjson.dumps(found.document())
             )
-            self._answer(slot, status, told, "json")
+            self._answer(number, status, told, "json")
 
         rls.rate(self._engine, questions, answered)
 
-    def _answer(self, slot: _Slot, status: int, answer: bytes, form: str) -> None:
-        self._service.counts.answered(form, status)
-        if slot.head:
-            answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        if slot.last:
-            answer = answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-        slots = self._slots
-        if not slots:
+    def _answer(self, number: int, status: int, answer: bytes, form: str) -> None:
+        self._counts.answered(form, status)
+        if self._transport.is_closing():
             return
-        slot.answer = answer
-        if len(slots) > 1 or slots[0] is not slot:
-            ready = []
-            while slots and slots[0].answer is not None:
-                ready.append(slots.popleft().answer)
-            if not ready:
-                return
-            answer = b"".join(each for each in ready if each is not None)
-        else:
-            slots.popleft()
-        if not self._transport.is_closing():
-            self._transport.write(answer)
-            self._answered = self._loop.time()
-        if self._closing and not slots:
+        if self._heads and number in self._heads:
+            self._heads.remove(number)
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        if number == self._last:
+            answer = answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        given = self._given
+        if number != given:
+            self._early[number] = answer
+            return
+        given += 1
+        if self._early:
+            ready = [answer]
+            while (following := self._early.pop(given, None)) is not None:
+                ready.append(following)
+                given += 1
+            answer = b"".join(ready)
+        self._given = given
+        self._transport.write(answer)
+        self._answered = self._loop.time()
+        if self._closing and given == self._asked:
             self._end()
-        elif self._paused and not self._stuck and len(slots) <= MAX_PIPELINED // 2:
+        elif self._paused and not self._stuck and self._asked - given <= MAX_PIPELINED // 2:
             self._resume()
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer what cannot be read, behind all other answers, and close."""
-        slot = _Slot()
-        self._slots.append(slot)
+        number = self._asked
+        self._asked = number + 1
         self._closing = self._lingering = True
-        self._answer(slot, status, answers.problem(status, detail, close=True), "unreadable")
+        self._answer(number, status, answers.problem(status, detail, close=True), "unreadable")
 
     # -- the end --------------------------------------------------------------------------------
 
     def close_when_idle(self) -> None:
         """Close after the answers that are due."""
-        if self._slots or self._since:
+        if self._due or self._since:
             return
         self._close_after_answers()
 
     def abort(self) -> None:
         """Close now."""
         self._closing = True
-        self._slots.clear()
         self._transport.abort()
 
     def sweep(self, now: float) -> None:
@@ -395,12 +408,12 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
         elif self._since and now - self._since > READ_TIMEOUT and not self._closing:
             self._refuse(408, f"the request took longer than {READ_TIMEOUT:g} s to arrive")
-        elif not self._slots and not self._since and now - self._answered > IDLE_TIMEOUT:
+        elif not self._due and not self._since and now - self._answered > IDLE_TIMEOUT:
             self._close_after_answers()
 
     def _close_after_answers(self) -> None:
         self._closing = True
-        if not self._slots:
+        if not self._due:
             self._end()
 
     def _end(self) -> None:

@@ -50,7 +50,10 @@ class Counts(Collector):
     def decided(self, decision: Decision, seconds: float) -> None:
         """A decision that took so long."""
         key = (decision.policy, decision.limit, decision.reason, decision.source)
-        self._decisions[key] = self._decisions.get(key, 0) + 1
+        try:
+            self._decisions[key] += 1
+        except KeyError:
+            self._decisions[key] = 1
         self._buckets[bisect_left(BUCKETS, seconds)] += 1
         self._seconds += seconds
         for name in decision.shadowed:
@@ -64,7 +67,10 @@ class Counts(Collector):
     def answered(self, form: str, status: int) -> None:
         """A question in some form got an answer with that status (HTTP's, or gRPC's)."""
         key = (form, status)
-        self._requests[key] = self._requests.get(key, 0) + 1
+        try:
+            self._requests[key] += 1
+        except KeyError:
+            self._requests[key] = 1
 
     def gauge(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """A number that is read when it is scraped."""

@@ -259,7 +259,8 @@ class Rated:
             math.ceil(decision.reset),
             secrets.randbelow(_VARIANTS),
         )
-        return enforced.refusal(key, lambda: (self.message().SerializeToString(), b""))[0]
+        known: bytes | None = enforced.refusals.get(key)
+        return known or enforced.keep(key, self.message().SerializeToString())
 
     def document(self) -> dict[str, Any]:
         """As RateLimitResponse in JSON."""
@@ -299,7 +300,9 @@ def _status_document(status: Any) -> dict[str, Any]:
 def rate(engine: Engine, questions: Sequence[Question], done: Callable[[Rated], None]) -> None:
     """Ask about all descriptors at once; ``done`` is called when the last one is decided."""
     if len(questions) == 1:
-        engine.ask(questions[0], lambda verdict: done(Rated((verdict,))))
+        verdict = engine.ask(questions[0], lambda verdict: done(Rated((verdict,))))
+        if verdict is not None:
+            done(Rated((verdict,)))
         return
     found: list[Verdict | None] = [None] * len(questions)
     left = len(questions)
@@ -312,7 +315,9 @@ def rate(engine: Engine, questions: Sequence[Question], done: Callable[[Rated], 
             done(Rated([each for each in found if each is not None]))
 
     for place, question in enumerate(questions):
-        engine.ask(question, functools.partial(decided, place))
+        verdict = engine.ask(question, functools.partial(decided, place))
+        if verdict is not None:
+            decided(place, verdict)
 
 
 def _admission(enforced: Enforced, decision: Decision) -> bytes:

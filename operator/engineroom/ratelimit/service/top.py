@@ -93,31 +93,27 @@ class Recordings:
     """The recordings that run now."""
 
     def __init__(self) -> None:
-        self._running: list[SpaceSaving] = []
-
-    @property
-    def active(self) -> bool:
-        """Whether anybody wants to know."""
-        return bool(self._running)
+        #: Empty while nobody wants to know.
+        self.running: list[SpaceSaving] = []
 
     def start(self) -> SpaceSaving | None:
         """Begin one; None when too many run."""
-        if len(self._running) >= MAX_RECORDINGS:
+        if len(self.running) >= MAX_RECORDINGS:
             return None
         made = SpaceSaving()
-        self._running.append(made)
+        self.running.append(made)
         return made
 
     def stop(self, recording: SpaceSaving) -> None:
         """End one."""
-        self._running.remove(recording)
+        self.running.remove(recording)
 
     def seen(self, policy: Policy, view: RequestView) -> None:
         """A request is about to be decided."""
         for limit in policy.limits:
             parts = [shown(source, source(view)) for source in limit.key]
             key = f"{policy.name}/{limit.name} {' '.join(parts)}".rstrip()
-            for recording in self._running:
+            for recording in self.running:
                 recording.add(key)
 
 
