@@ -2,7 +2,7 @@
 
 from engineroom.tasks.client import AsyncTasks, Tasks
 from engineroom.tasks.dependents import Canceled
-from engineroom.tasks.enqueue import Enqueued
+from engineroom.tasks.enqueue import Enqueued, Reason
 from engineroom.tasks.errors import (
     InvalidTaskError,
     JobEndedError,
@@ -72,6 +72,7 @@ __all__ = [
     "Progress",
     "QueueCounts",
     "QueueLimit",
+    "Reason",
     "Reporter",
     "Requeueing",
     "Retry",

@@ -143,7 +143,7 @@ def _delete(name: str, taken_out: str, now: datetime) -> Steps[int]:
             [taken_out, keys.emptying(name), keys.queue(name), keys.intermediate(name)],
             [STEP, *cancelled],
         )
-        gone += some
+        gone += int(some)
         if not left:
             return gone
         # Cancelled themselves by now, so nothing more can come to hang on them.
@@ -184,7 +184,7 @@ def _aside(name: str) -> Steps[int]:
     jobs = looked_at = 0
     while True:
         lists, some = yield Invoke(_ASIDE, [keys.limited(name)], [name, looked_at, LISTS])
-        jobs += some
+        jobs += int(some)
         looked_at += lists
         if lists < LISTS:
             return jobs
