@@ -66,6 +66,7 @@ def invocation(
         len(jobs),
     ]
     for job in jobs:
+        fields = [*job.fields, *key_fields(unique, unique_key)] if job is jobs[-1] else job.fields
         arguments += [
             job.job_id,
             job.queue,
@@ -77,10 +78,18 @@ def invocation(
             "1" if job.allow_failure else "",
             len(job.depends_on),
             *job.depends_on,
-            len(job.fields),
-            *job.fields,
+            len(fields),
+            *fields,
         ]
     return Invoke(_WRITE, ["rq:queues", unique_key, mark[0] if mark else ""], arguments)
+
+
+def key_fields(unique: Unique | None, unique_key: str) -> list[str]:
+    """In the hash of the job that stands for the work, for whoever puts it back when it has failed.
+
+    Until the window is over nobody else gets the key; until the end others may have it by then.
+    """
+    return ["er_unique", unique_key] if unique is not None and unique.until == "end" else []
 
 
 def parent_canceled(reply: Sequence[Any]) -> ParentCanceledError:

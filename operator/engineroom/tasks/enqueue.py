@@ -242,6 +242,7 @@ def _arguments(job: Encoded, relay_window: int | None = None, walk: int = WALK) 
         job.priority,
         walk,
         *job.fields,
+        *dependents.key_fields(unique, "" if unique is None else unique_key(unique.key)),
     ]
 
 
