@@ -73,6 +73,10 @@ MAX_CALLS = 2
 MAX_LEASE_CALLS = 4
 #: Subjects remembered as refused, with leases, or counted locally; the oldest are forgotten.
 MAX_REMEMBERED = 10_000
+#: Characters of a value that are kept to know it again; of a longer one a digest is.
+_MAX_KEPT = 64
+#: Characters by which a request counts altogether, above which no lease is taken for it.
+_MAX_LEASED = 1024
 _FAILURES = (RedisError, OSError, TimeoutError)
 #: What making the first connection, and giving leases back, may take (seconds).
 _PATIENCE = 1.0
@@ -188,7 +192,11 @@ class _Core:
         self._leased = policy.leased
         self._node = secrets.token_hex(6)
         self._lease_count = 0
-        self._refused: dict[object, tuple[float, int, Decision]] = {}
+        # Of each limit, by what it counted when it refused: until when, what cost, what was said.
+        self._refused: tuple[dict[object, tuple[float, int, Decision]], ...] = tuple(
+            {} for _ in places
+        )
+        self._any_refused = False
         self._holders: dict[object, _Held] = {}
         self._local: dict[str, str] = {}
         failure = policy.failure
@@ -206,18 +214,31 @@ class _Core:
         # A cost that is none, or never admitted, is said to be so whatever is remembered.
         if type(cost) is not int or not 0 < cost <= self._most:
             return None
-        if self._refused:
-            refusal = self._refused.get(identity)
+        if self._any_refused:
+            refusal = self._refusal(identity, cost, now)
             if refusal is not None:
-                until, refused_cost, decision = refusal
-                if now >= until:
-                    del self._refused[identity]
-                elif cost >= refused_cost:
-                    return decision.again(until - now, DENY_CACHE)
+                return refusal
         if self._leased:
             held = self._holders.get(identity)
             if held is not None and held.holder.take(cost, now):
                 return held.decision
+        return None
+
+    def _refusal(self, identity: Identity, cost: int, now: float) -> Decision | None:
+        """What a limit said to the same value before and still holds, whatever the other limits
+        count by: who sends something else in another header each time is not asked about anew."""
+        values = (identity,) * len(self._names) if isinstance(identity, str) else identity
+        for refused, value in zip(self._refused, values, strict=True):
+            if not refused:
+                continue
+            known = value if type(value) is not str or len(value) <= _MAX_KEPT else _digest(value)
+            refusal = refused.get(known)
+            if refusal is not None:
+                until, refused_cost, decision = refusal
+                if now >= until:
+                    del refused[known]
+                elif cost >= refused_cost:
+                    return decision.again(until - now, DENY_CACHE)
         return None
 
     def _identity(self, subject: Subject) -> Identity:
@@ -344,9 +365,13 @@ class _Core:
     def _remember(self, ask: _Ask, decision: Decision, sent: float) -> None:
         """Keep a refusal until it may be asked again, counted from before Redis was asked."""
         if decision.reason is Reason.LIMITED and decision.retry_after and ask.cost:
-            _bounded(self._refused)
-            until = sent + decision.retry_after
-            self._refused[ask.identity] = (until, ask.cost, decision)
+            place = self._names.index(decision.limit)
+            value = ask.identity if isinstance(ask.identity, str) else ask.identity[place]
+            known = _digest(value) if isinstance(value, str) and len(value) > _MAX_KEPT else value
+            refused = self._refused[place]
+            _bounded(refused, max(1, MAX_REMEMBERED // len(self._names)))
+            refused[known] = (sent + decision.retry_after, ask.cost, decision)
+            self._any_refused = True
 
     def _without_redis(self, ask: _Ask, now: float) -> Decision:
         """What the policy says for when Redis did not decide."""
@@ -552,7 +577,7 @@ class AsyncLimiter(_Core):
             return ask
         if not self._breaker.admits(now):
             return self._without_redis(ask, now)
-        if self._leased and cost:
+        if self._leased and cost and _may_be_kept(identity):
             holder = self._holder(ask)
             # One lease at a time for the same keys, and few at once; the others are decided singly.
             if not holder.refilling and self._lease_calls < MAX_LEASE_CALLS:
@@ -878,7 +903,7 @@ class Limiter(_Core):
     def _decide(self, ask: _Ask, now: float) -> Decision:
         requests = [self._checks(ask)]
         lease: tuple[Holder, str, tuple[str, ...]] | None = None
-        if self._leased and ask.cost:
+        if self._leased and ask.cost and _may_be_kept(ask.identity):
             with self._lock:
                 holder = self._holder(ask)
                 wanted = 0 if holder.refilling else holder.ask(now)
@@ -933,9 +958,15 @@ def _share(limit: Any, enforcers: int) -> Terms:
     return Terms(terms.code, terms.unit, most, terms.enforced)
 
 
-def _bounded(memory: dict[Any, Any]) -> None:
+def _may_be_kept(identity: Identity) -> bool:
+    """Whether a request's values are short enough to stand in memory with a lease."""
+    values = (identity,) if isinstance(identity, str) else identity
+    return sum(len(value) for value in values if isinstance(value, str)) <= _MAX_LEASED
+
+
+def _bounded(memory: dict[Any, Any], most: int = MAX_REMEMBERED) -> None:
     """Make room for one more by forgetting the oldest."""
-    while len(memory) >= MAX_REMEMBERED:
+    while len(memory) >= most:
         del memory[next(iter(memory))]
 
 

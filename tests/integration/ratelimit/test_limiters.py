@@ -90,6 +90,44 @@ async def test_more_requests_than_fit_one_call_are_all_decided(
         assert all(each.allowed and each.source is Source.REDIS for each in decisions)
 
 
+@pytest.mark.parametrize("sync", [False, True])
+async def test_who_is_refused_is_known_whatever_else_changes(
+    sync: bool, server: RedisServer, store: redis.Redis
+) -> None:
+    """Refused by address, and a header that is another each time: Redis is not asked again."""
+    made = policy(Limit("address", SLOW), Limit("header", Rate(5000, 3600)))
+    long = "x" * 5000
+    before = 0
+    with Limiter(made, redis.Redis(port=server.port)) as plain:
+        async with AsyncLimiter(made, client(server)) as limiter:
+            for n in range(30):
+                subject = {"address": long, "header": f"{n}{long}"}
+                decision = plain.hit(subject) if sync else await limiter.hit(subject)
+                if n == 5:
+                    assert (decision.limit, decision.source) == ("address", Source.REDIS)
+                    before = calls(store)
+            assert decision.source is Source.DENY_CACHE
+            assert calls(store) == before
+            # Others are not meant, nor is the header for whom another address speaks.
+            other = {"address": "you", "header": f"5{long}"}
+            assert (plain.hit(other) if sync else await limiter.hit(other)).allowed
+
+
+async def test_what_is_remembered_has_a_bound_whatever_is_sent(
+    server: RedisServer, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engineroom.ratelimit.limiter.MAX_REMEMBERED", 40)
+    both = policy(Limit("a", Rate(10, 3600)), Limit("b", Rate(5000, 3600)), leased=True)
+    async with AsyncLimiter(both, client(server)) as limiter:
+        for n in range(60):
+            for _ in range(12):
+                await limiter.hit({"a": f"{n}" + "x" * 1000, "b": f"{n}" + "y" * 1000})
+        sizes = [len(each) for each in limiter._refused]
+        assert sizes == [20, 0]
+        assert max(len(str(value)) for value in limiter._refused[0]) <= 64
+        assert not limiter._holders
+
+
 async def test_a_queue_that_is_never_empty_leaves_its_calls_their_time(
     server: RedisServer, store: redis.Redis
 ) -> None:
