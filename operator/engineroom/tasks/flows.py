@@ -279,7 +279,9 @@ def _checked(tasks: Sequence[Task], waits: Sequence[Sequence[int]]) -> Flow:
             error.args = (f"flow[{number}].{error}",)
             raise
         if task.job_id is not None and named.setdefault(task.job_id, number) != number:
-            raise InvalidTaskError("flow", f"job_id {task.job_id[:50]!r} is there twice", "use it once")
+            raise InvalidTaskError(
+                "flow", f"job_id {task.job_id[:50]!r} is there twice", "use it once"
+            )
     everything = [
         list(
             dict.fromkeys([*waits[at], *(named[each] for each in task.depends_on if each in named)])

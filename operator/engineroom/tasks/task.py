@@ -348,6 +348,13 @@ def size(job: Encoded) -> int:
     )
 
 
+def restamp(job: Encoded, now: datetime) -> None:
+    """Have the job be enqueued at ``now``; one that is put off is left as it is."""
+    names = job.fields[::2]
+    if "enqueued_at" in names:
+        job.fields[2 * names.index("enqueued_at") + 1] = timestamp(now)
+
+
 def check_queue(name: str, rules: Rules) -> None:
     """Raises InvalidTaskError for a name that no queue may have, UnknownQueueError."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_QUEUE_NAME or not name.isprintable():

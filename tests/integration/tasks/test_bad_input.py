@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
+import sqlalchemy
 from redis.asyncio import Redis as AsyncRedis
 
 from engineroom.core.errors import EngineroomError, JobMissingError
@@ -35,7 +38,14 @@ from engineroom.tasks import (
     graph,
     group,
 )
-from tests.integration.tasks.conftest import snapshot
+from engineroom.tasks.after_commit import (
+    async_transaction,
+    enqueue_after_commit,
+    transaction,
+)
+from engineroom.tasks.outbox import add as into_outbox
+from engineroom.tasks.outbox import add_async, add_flow, add_flow_async
+from tests.integration.tasks.conftest import plain_session, snapshot, sqlalchemy_session
 from tests.integration.tasks.work import add, boom
 
 if TYPE_CHECKING:
@@ -59,6 +69,10 @@ UNPICKLABLE = (
 TOO_LARGE = (
     r"args: 2\d{3} bytes are more than 1000; "
     r"store the data elsewhere and pass its key, or raise max_bytes"
+)
+LARGE_FLOW = (
+    r"flow: its jobs are more than 4000 bytes as they are stored; "
+    r"store the data elsewhere and pass its key, or raise max_flow_bytes"
 )
 LINE = r'cron: "61 .+" is not a cron line; .+'
 ZONE = r'zone: "Europe/Berlim" is not a time zone; did you mean Europe/Berlin.?'
@@ -269,8 +283,7 @@ TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[EngineroomError], str
         r"unique: is of type str; use Unique\(key\)"),
     "a flow that is too large as a whole": (
         lambda: ("enqueue_flow", group(*[Task(add, (os.urandom(900),))] * 5)), TaskTooLargeError,
-        r"flow: its jobs are more than 4000 bytes as they are stored; "
-        r"store the data elsewhere and pass its key, or raise max_flow_bytes"),
+        LARGE_FLOW),
     "emptying without the name": (
         lambda: ("empty_queue", "default", {"confirm": "yes"}), TaskError,
         r"confirm: is not 'default'; repeat the queue's name to delete its waiting jobs"),
@@ -337,3 +350,96 @@ def test_bad_input_leaves_no_trace(
         before.pop(record.decode())
         after.pop(record.decode())
     assert after == before
+
+
+async def through_psycopg(address: str, tasks: AsyncTasks, make: Callable[[], Any]) -> None:
+    async with (
+        await psycopg.AsyncConnection.connect(address) as connection,
+        async_transaction(connection, tasks) as pending,
+    ):
+        await connection.execute(ORDER)
+        pending.enqueue(make())
+
+
+async def through_a_session(address: str, tasks: AsyncTasks, make: Callable[[], Any]) -> None:
+    async with sqlalchemy_session(address) as session, session.begin():
+        await session.execute(sqlalchemy.text(ORDER))
+        enqueue_after_commit(session, tasks, make())
+
+
+async def through_the_outbox(address: str, tasks: AsyncTasks, make: Callable[[], Any]) -> None:
+    async with await psycopg.AsyncConnection.connect(address) as connection:
+        await connection.execute(ORDER)
+        made = make()
+        if isinstance(made, tuple):
+            await add_flow_async(connection, tasks, made[0], **made[1])
+        else:
+            await add_async(connection, tasks, made)
+
+
+def plainly_through_psycopg(address: str, tasks: Tasks, make: Callable[[], Any]) -> None:
+    with psycopg.connect(address) as connection, transaction(connection, tasks) as pending:
+        connection.execute(ORDER)
+        pending.enqueue(make())
+
+
+def plainly_through_a_session(address: str, tasks: Tasks, make: Callable[[], Any]) -> None:
+    with plain_session(address) as session, session.begin():
+        session.execute(sqlalchemy.text(ORDER))
+        enqueue_after_commit(session, tasks, make())
+
+
+def plainly_through_the_outbox(address: str, tasks: Tasks, make: Callable[[], Any]) -> None:
+    with psycopg.connect(address) as connection:
+        connection.execute(ORDER)
+        made = make()
+        if isinstance(made, tuple):
+            add_flow(connection, tasks, made[0], **made[1])
+        else:
+            into_outbox(connection, tasks, made)
+
+
+ORDER = "INSERT INTO orders VALUES (1)"
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        plainly_through_psycopg, plainly_through_a_session, plainly_through_the_outbox,
+        through_psycopg, through_a_session, through_the_outbox,
+    ],
+)  # fmt: skip
+def test_a_transaction_with_bad_input_does_not_commit(
+    redis: Redis, address: str, database: psycopg.Connection[Any], door: Any
+) -> None:
+    methods = {"enqueue"} | ({"enqueue_flow"} if "outbox" in door.__name__ else set())
+    options: dict[str, Any] = {
+        "queues": {"default", "mail"}, "max_bytes": 1000, "max_flow_bytes": 4000,
+    }  # fmt: skip
+    tried = 0
+
+    def enter(make: Callable[[], Any]) -> None:
+        if asyncio.iscoroutinefunction(door):
+            # Its Redis is never asked.
+            asyncio.run(door(address, AsyncTasks(AsyncRedis(), **options), make))
+        else:
+            door(address, Tasks(redis, **options), make)
+
+    for case, (asked, error, said) in TABLE.items():
+
+        def make(asked: Callable[[], tuple[Any, ...]] = asked) -> Any:
+            method, first, *rest = asked()
+            return (first, rest[0] if rest else {}) if method == "enqueue_flow" else first
+
+        with contextlib.suppress(InvalidTaskError):
+            if asked()[0] not in methods:
+                continue
+        before = snapshot(redis)
+        with pytest.raises(error) as refused:
+            enter(make)
+        assert re.fullmatch(said, str(refused.value)), (case, str(refused.value))
+        assert snapshot(redis) == before, case
+        left = "SELECT id FROM orders UNION ALL SELECT id FROM engineroom_outbox"
+        assert not database.execute(left).fetchall(), case
+        tried += 1
+    assert tried > 30

@@ -161,6 +161,7 @@ def test_a_named_job_is_never_overwritten(redis: Redis, tasks: Tasks) -> None:
     with pytest.raises(InvalidTaskError, match="twice"):
         tasks.enqueue_many([Task(add, job_id="twin"), Task(add, job_id="twin")])
 
+
 class Shy:
     """One of those whose repr is not ready when it is needed."""
 
@@ -168,7 +169,7 @@ class Shy:
         raise AttributeError("engine")
 
 
-class Name(str, Enum):
+class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum it is not formatted as its value
     MAIL = "mail"
 
 
