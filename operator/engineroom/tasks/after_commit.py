@@ -141,12 +141,10 @@ class _Waiting:
 
     def release(self, savepoint: Any) -> None:
         """From now on its jobs belong to what is around it."""
-        outer = savepoint.parent
-        while outer.parent is not None and not outer.nested:
-            outer = outer.parent
         self.entries = [
-            (outer if within is savepoint else within, *rest) for within, *rest in self.entries
-        ]  # type: ignore[misc]
+            (savepoint.parent if within is savepoint else within, tasks, job)
+            for within, tasks, job in self.entries
+        ]
 
 
 def _committed(session: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import zlib
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from structlog.testing import capture_logs
 
+from engineroom.core.clock import FakeClock
 from engineroom.tasks import (
     AsyncTasks,
     InvalidTaskError,
@@ -384,12 +386,18 @@ def test_what_redis_alone_refuses_is_logged_and_takes_nobody_along(
 
 
 def test_a_job_is_what_it_was_when_it_was_given(
-    redis: Redis, database: psycopg.Connection[Any], tasks: Tasks, work: Callable[..., None]
+    redis: Redis, database: psycopg.Connection[Any], work: Callable[..., None]
 ) -> None:
     values: list[Any] = [[1]]
+    clock = FakeClock(datetime(2026, 3, 1, tzinfo=UTC))
+    tasks = Tasks(redis, clock=clock)
     with transaction(database, tasks) as pending:
         job = pending.enqueue(Task("builtins.sum", values, job_id="sum"))
         values[0] = lambda: 0
+        clock.advance(60)
+    # But for its place in the queue: it waits from the commit on.
+    times = redis.hmget("rq:job:sum", "created_at", "enqueued_at")
+    assert times == [b"2026-03-01T00:00:00.000000Z", b"2026-03-01T00:01:00.000000Z"]
     work()
     assert tasks.result(job).value == 1
     with pytest.raises(InvalidTaskError, match="transaction: is over"):
