@@ -39,7 +39,7 @@ DEFAULT_TIMEOUT = 180
 #: Function, arguments and meta, serialised: largest size unless told otherwise (bytes).
 DEFAULT_MAX_BYTES = 1 << 20
 #: The jobs of a flow together, as they are stored, unless told otherwise (bytes).
-DEFAULT_MAX_FLOW_BYTES = 4 << 20
+DEFAULT_MAX_FLOW_BYTES = 2 << 20
 MAX_QUEUE_NAME = 200
 MAX_UNIQUE_KEY = 500
 #: Jobs that one job may wait for.
