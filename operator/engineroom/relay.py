@@ -25,6 +25,7 @@ from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import configure, get_logger
 from engineroom.core.recovery import NullMetrics, Policy, Recovery
 from engineroom.core.wrapping import describe
+from engineroom.tasks.enqueue import Reason
 from engineroom.tasks.outbox import CHUNK, Relay
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ _WAITING = (
 )
 
 
+_OUTCOMES = {
+    Reason.CREATED: "written", Reason.PARENT_CANCELED: "canceled", Reason.UNIQUE: "known",
+    Reason.EXISTS: "known",
+}  # fmt: skip
+
+
 class RelayMetrics(Protocol):
     """Where the relay counts."""
 
@@ -67,7 +74,7 @@ class RelayMetrics(Protocol):
         ...
 
     def waiting(self, oldest: float, set_aside: int) -> None:
-        """Age in seconds of the oldest row to be carried; how many cannot be read."""
+        """Age in seconds of the oldest row to be carried; how many cannot be carried."""
         ...
 
     def exposition(self) -> bytes:
@@ -100,26 +107,28 @@ class PrometheusMetrics:
         self.registry = CollectorRegistry()
         self._carried = Counter(
             "engineroom_outbox_jobs",
-            "Rows carried: written, or known because an earlier job stood for them.",
+            "Rows carried: written, canceled as what they wait for is, or known because an earlier "
+            "job stood for them.",
             ["outcome"],
             registry=self.registry,
         )
+        for outcome in _OUTCOMES.values():
+            self._carried.labels(outcome)
         self._oldest = Gauge(
             "engineroom_outbox_oldest_seconds", "Age of the oldest row.", registry=self.registry
         )
         self._set_aside = Gauge(
-            "engineroom_outbox_set_aside", "Rows that cannot be read.", registry=self.registry
+            "engineroom_outbox_set_aside", "Rows that cannot be carried.", registry=self.registry
         )
         self.recovery = PrometheusRecovery(self.registry)
 
     def carried(self, jobs: Sequence[Enqueued]) -> None:
         """Jobs were written, or found written before."""
-        written = sum(job.created for job in jobs)
-        self._carried.labels("written").inc(written)
-        self._carried.labels("known").inc(len(jobs) - written)
+        for job in jobs:
+            self._carried.labels(_OUTCOMES[job.reason]).inc()
 
     def waiting(self, oldest: float, set_aside: int) -> None:
-        """Age in seconds of the oldest row to be carried; how many cannot be read."""
+        """Age in seconds of the oldest row to be carried; how many cannot be carried."""
         self._oldest.set(oldest)
         self._set_aside.set(set_aside)
 

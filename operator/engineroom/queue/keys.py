@@ -69,6 +69,14 @@ def paused(queue_name: str) -> str:
     return f"engineroom:paused:{queue_name}"
 
 
+def emptying(queue_name: str) -> str:
+    """Hash of the lists of jobs that were taken out of the queue to be deleted.
+
+    Each with when that was, "" for those that were aside.
+    """
+    return f"engineroom:emptying:{queue_name}"
+
+
 def limit(queue_name: str) -> str:
     """Hash of a queue's limits: concurrency, and count jobs for each so many ms."""
     return f"engineroom:limit:{queue_name}"

@@ -2,7 +2,7 @@
 
 from engineroom.tasks.client import AsyncTasks, Tasks
 from engineroom.tasks.dependents import Canceled
-from engineroom.tasks.enqueue import Enqueued
+from engineroom.tasks.enqueue import Enqueued, Reason
 from engineroom.tasks.errors import (
     InvalidTaskError,
     JobEndedError,
@@ -13,6 +13,7 @@ from engineroom.tasks.errors import (
     ParentCanceledError,
     ScheduleNotFoundError,
     ScheduleOwnedError,
+    SupersededError,
     TaskError,
     TasksUnavailableError,
     TaskTooLargeError,
@@ -72,6 +73,7 @@ __all__ = [
     "Progress",
     "QueueCounts",
     "QueueLimit",
+    "Reason",
     "Reporter",
     "Requeueing",
     "Retry",
@@ -81,6 +83,7 @@ __all__ = [
     "ScheduleOwnedError",
     "Scheduler",
     "State",
+    "SupersededError",
     "Task",
     "TaskError",
     "TaskTooLargeError",

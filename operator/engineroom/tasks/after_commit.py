@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core import tracing
 from engineroom.core.logging import get_logger
 from engineroom.tasks.client import AsyncTasks, Tasks
-from engineroom.tasks.enqueue import Together, write
+from engineroom.tasks.enqueue import Reason, Together, write
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.kinds import check_kind
 from engineroom.tasks.steps import Steps, run, run_async
@@ -205,12 +205,11 @@ def _flush(jobs: Sequence[Encoded], now: datetime) -> Steps[None]:
         for job in jobs:
             restamp(job, now)
         done = yield from write(jobs)
-    for job, answer in zip(jobs, done, strict=True):
-        stands_for_it = job.unique is not None and answer.job_id != job.job_id
-        if not answer.created and not stands_for_it:
+    for answer in done:
+        if answer.reason not in (Reason.CREATED, Reason.UNIQUE):
             log.warning(
-                "committed, but the job is not enqueued: its id exists, or a job that it waits for "
-                "is cancelled",
-                job=job.job_id,
-                queue=job.queue,
+                "committed, but the job is not enqueued",
+                job=answer.job_id,
+                queue=answer.queue,
+                reason=answer.reason.value,
             )

@@ -66,6 +66,7 @@ def invocation(
         len(jobs),
     ]
     for job in jobs:
+        fields = [*job.fields, *key_fields(unique, unique_key)] if job is jobs[-1] else job.fields
         arguments += [
             job.job_id,
             job.queue,
@@ -77,10 +78,18 @@ def invocation(
             "1" if job.allow_failure else "",
             len(job.depends_on),
             *job.depends_on,
-            len(job.fields),
-            *job.fields,
+            len(fields),
+            *fields,
         ]
     return Invoke(_WRITE, ["rq:queues", unique_key, mark[0] if mark else ""], arguments)
+
+
+def key_fields(unique: Unique | None, unique_key: str) -> list[str]:
+    """In the hash of the job that stands for the work, for whoever puts it back when it has failed.
+
+    Until the window is over nobody else gets the key; until the end others may have it by then.
+    """
+    return ["er_unique", unique_key] if unique is not None and unique.until == "end" else []
 
 
 def parent_canceled(reply: Sequence[Any]) -> ParentCanceledError:
@@ -150,15 +159,25 @@ def _dependents(job_id: str) -> Steps[list[str]]:
             return list(found)
 
 
+#: Lua: ``unfit(key, kind)`` is an error if the key is there and of another kind, else false.
+UNFIT = """
+local function unfit(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if found == 'none' or found == kind then return false end
+  return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ' and no ' .. kind)
+end
+"""
+
 #: KEYS: set of queues, unique key or '', relay's mark or ''. ARGV: until, window in ms, relay's
 #: window, number of jobs, then for each: id, queue, due or '', LPUSH or '', priority, ttl, named,
 #: allow failure, number of parents, their ids, number of words of its hash, and those.
 #: Returns {verdict, id, queue}: 1 written, 0 earlier ones stand for the work, 2 the named job
 #: exists, 3 a parent (the id) is cancelled or stopped (instead of the queue); a relay, whose
-#: transaction has committed, then writes the job cancelled. Of a parent that is gone RQ says that
-#: it has finished, and so is it here.
+#: transaction has committed, then writes the job cancelled, verdict 4. Of a parent that is gone RQ
+#: says that it has finished, and so is it here. 2 is also what a relay has written before.
 _WRITE = Script(
     PUT
+    + UNFIT
     + """
 local queues, unique, mark = unpack(KEYS)
 local count, jobs, among, at = tonumber(ARGV[4]), {}, {}, 5
@@ -175,7 +194,24 @@ for number = 1, count do
   jobs[number], among[job.id] = job, true
 end
 local last = jobs[count]
-if mark ~= '' and redis.call('EXISTS', mark) == 1 then return {0, last.id, last.queue} end
+if mark ~= '' then
+  if redis.call('EXISTS', mark) == 1 then return {2, last.id, last.queue} end
+  -- Half of a flow must not be written before the other half is refused.
+  local problem = unfit(queues, 'set')
+  for _, job in ipairs(jobs) do
+    local key = 'rq:job:' .. job.id
+    problem = problem or unfit(key, 'hash') or unfit('rq:queue:' .. job.queue, 'list')
+              or unfit('rq:job::' .. job.id .. ':dependencies', 'set')
+    for _, state in ipairs({'scheduled', 'deferred', 'canceled'}) do
+      problem = problem or unfit('rq:' .. state .. ':' .. job.queue, 'zset')
+    end
+    for _, parent in ipairs(job.parents) do
+      problem = problem or unfit('rq:job:' .. parent, 'hash')
+                or unfit('rq:job:' .. parent .. ':dependents', 'set')
+    end
+  end
+  if problem then return problem end
+end
 if unique ~= '' then
   local first = redis.call('GET', unique)
   if first then
@@ -189,7 +225,7 @@ if unique ~= '' then
     end
   end
 end
-local states = {}
+local states, verdict = {}, 1
 for _, job in ipairs(jobs) do
   if job.named ~= '' and redis.call('EXISTS', 'rq:job:' .. job.id) == 1 then
     if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
@@ -218,7 +254,7 @@ for _, job in ipairs(jobs) do
   redis.call('SADD', queues, list)
   if dead then
     -- Parents come before their children here.
-    states[job.id] = 'canceled'
+    states[job.id], verdict = 'canceled', 4
     redis.call('HSET', key, 'status', 'canceled')
     redis.call('HDEL', key, 'enqueued_at')
     redis.call('ZADD', 'rq:canceled:' .. job.queue, now, job.id)
@@ -245,7 +281,7 @@ for _, job in ipairs(jobs) do
 end
 if unique ~= '' then redis.call('SET', unique, last.id, 'PX', ARGV[2]) end
 if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
-return {1, last.id, last.queue}
+return {verdict, last.id, last.queue}
 """
 )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
 
 from engineroom.core import tracing
 from engineroom.queue import keys
@@ -37,13 +40,33 @@ RELAY_WINDOW = 30 * 86400
 _QUEUES = "rq:queues"
 
 
+class Reason(StrEnum):
+    """Why a job is the answer to what was enqueued."""
+
+    CREATED = "created"
+    #: An earlier job stands for the same work: it has the ``unique`` key.
+    UNIQUE = "unique"
+    #: A job of that id was there before, and was left as it is.
+    EXISTS = "exists"
+    #: A job that it was to wait for is cancelled or stopped: it never runs. ``enqueue_many`` writes
+    #: nothing of it; a relay writes it cancelled, for its transaction has committed.
+    PARENT_CANCELED = "parent canceled"
+
+
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """The job that does the work: ``created`` is False where an earlier one stood for it."""
+    """The job that does the work, or of which ``reason`` says why it does not.
+
+    ``created``: this call has made it, and it is going to run.
+    """
 
     job_id: str
     queue: str
-    created: bool = True
+    reason: Reason = Reason.CREATED
+    created: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "created", self.reason is Reason.CREATED)
 
 
 def unique_key(key: str) -> str:
@@ -148,10 +171,13 @@ def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = Non
     return dependents.invocation(flow.jobs, flow.unique, unique, mark)
 
 
-def relay(entries: Sequence[Encoded | dependents.EncodedFlow]) -> Steps[list[Enqueued]]:
+def relay(
+    entries: Sequence[Encoded | dependents.EncodedFlow],
+) -> Steps[list[Enqueued | ResponseError]]:
     """Write jobs and flows that may have been written before: each once within RELAY_WINDOW.
 
-    One answer for each, of a flow for its last job.
+    One answer for each, of a flow for its last job, or Redis' refusal of it; then nothing of it is
+    there.
     """
     flow = dependents.EncodedFlow
     scripts = [
@@ -160,9 +186,13 @@ def relay(entries: Sequence[Encoded | dependents.EncodedFlow]) -> Steps[list[Enq
         else invocation(each, RELAY_WINDOW)
         for each in entries
     ]
-    replies = yield Batch([each.script.words(each.keys, each.arguments) for each in scripts])
+    commands = [each.script.words(each.keys, each.arguments) for each in scripts]
+    replies = yield Batch(commands, refusals=True)
     last = [each.jobs[-1] if isinstance(each, flow) else each for each in entries]
-    return [_enqueued(job, reply, refuse=False) for job, reply in zip(last, replies, strict=True)]
+    return [
+        reply if isinstance(reply, ResponseError) else _enqueued(job, reply, refuse=False)
+        for job, reply in zip(last, replies, strict=True)
+    ]
 
 
 def relayed_key(job_id: str) -> str:
@@ -240,6 +270,7 @@ def _arguments(job: Encoded, relay_window: int | None = None, walk: int = WALK) 
         job.priority,
         walk,
         *job.fields,
+        *dependents.key_fields(unique, "" if unique is None else unique_key(unique.key)),
     ]
 
 
@@ -247,27 +278,45 @@ def _enqueued(job: Encoded, reply: Any, *, refuse: bool = True) -> Enqueued:
     if reply is None:
         return Enqueued(job.job_id, job.queue)
     verdict, first, queue = reply
-    if verdict == 3:
+    reason = _REASONS[verdict]
+    if reason is Reason.PARENT_CANCELED:
         if refuse:
             raise dependents.parent_canceled(reply)
-        return Enqueued(job.job_id, job.queue, created=False)
-    if verdict == 2 and refuse:
+        return Enqueued(job.job_id, job.queue, reason)
+    if reason is Reason.EXISTS and refuse:
         raise JobExistsError(f"job_id: {job.job_id} exists; use another id, or a unique key")
-    return Enqueued(text(first), text(queue), created=verdict == 1)
+    return Enqueued(text(first), text(queue), reason)
 
+
+#: What the scripts' verdicts mean; of 4 all jobs are written, some of them cancelled.
+_REASONS = {
+    0: Reason.UNIQUE, 1: Reason.CREATED, 2: Reason.EXISTS, 3: Reason.PARENT_CANCELED,
+    4: Reason.PARENT_CANCELED,
+}  # fmt: skip
 
 #: KEYS: job, waiting list, scheduled set, set of queues, unique key or ''[, relay's mark].
 #: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, priority, how
 #: far it may walk, the hash.
 #: Returns {verdict, id, queue}: 1 written, 0 an earlier job stands for the work, 2 the named job
-#: exists.
+#: exists, or was written by a relay before. The mark comes last: a job that Redis refuses halfway
+#: is not taken for written.
 _ENQUEUE = Script(
     PUT
+    + dependents.UNFIT
     + """
 local job, list, scheduled, queues, unique, mark = unpack(KEYS)
 local id, due, push, ttl, named = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local queue = string.sub(list, 10)
-if mark and not redis.call('SET', mark, '1', 'NX', 'EX', ARGV[8]) then return {0, id, queue} end
+local function answer(verdict, first, where)
+  if mark then redis.call('SET', mark, '1', 'EX', ARGV[8]) end
+  return {verdict, first, where}
+end
+if mark then
+  if redis.call('EXISTS', mark) == 1 then return {2, id, queue} end
+  local problem = unfit(job, 'hash') or unfit(queues, 'set')
+                  or (due == '' and unfit(list, 'list') or due ~= '' and unfit(scheduled, 'zset'))
+  if problem then return problem end
+end
 if unique ~= '' then
   local first = redis.call('GET', unique)
   if first then
@@ -275,10 +324,10 @@ if unique ~= '' then
     local status = state[1]
     local ended = not status or status == 'finished' or status == 'failed'
                   or status == 'stopped' or status == 'canceled'
-    if ARGV[6] == 'window' or not ended then return {0, first, state[2] or queue} end
+    if ARGV[6] == 'window' or not ended then return answer(0, first, state[2] or queue) end
   end
 end
-if named ~= '' and redis.call('EXISTS', job) == 1 then return {2, id, queue} end
+if named ~= '' and redis.call('EXISTS', job) == 1 then return answer(2, id, queue) end
 redis.call('HSET', job, unpack(ARGV, 11))
 -- A time to live is for waiting: of what is put off, RQ sets it when its time has come.
 if ttl ~= '' and due == '' then redis.call('EXPIRE', job, ttl) end
@@ -292,6 +341,6 @@ else
   redis.call(push, list, id)
 end
 if unique ~= '' then redis.call('SET', unique, id, 'PX', ARGV[7]) end
-return {1, id, queue}
+return answer(1, id, queue)
 """
 )

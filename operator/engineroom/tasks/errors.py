@@ -75,6 +75,12 @@ class NotFailedError(TaskError):
     http_status = 409
 
 
+class SupersededError(NotFailedError):
+    """Another job has the unique key of the failed one by now, so it is not put back."""
+
+    code = "job_superseded"
+
+
 class NothingMatchesError(TaskError):
     """A filter matched no failed job."""
 

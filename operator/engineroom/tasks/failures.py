@@ -14,7 +14,12 @@ from uuid import uuid4
 
 from engineroom.queue import keys
 from engineroom.queue.order import PUT
-from engineroom.tasks.errors import InvalidTaskError, NotFailedError, NothingMatchesError
+from engineroom.tasks.errors import (
+    InvalidTaskError,
+    NotFailedError,
+    NothingMatchesError,
+    SupersededError,
+)
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 from engineroom.tasks.task import Rules, check_queue, timestamp
 from engineroom.tasks.walk import Row, exception_of, rows, unpacked, walk
@@ -153,7 +158,8 @@ class Requeueing:
     total: int
     scanned: int = 0
     requeued: int = 0
-    #: Matched and left: a job with a rate limit of RQ, which RQ itself has to admit again.
+    #: Matched and left: a job with a rate limit of RQ, which RQ itself has to admit again, or one
+    #: whose unique key another job has by now.
     skipped: int = 0
     done: bool = False
 
@@ -231,16 +237,20 @@ def attempts(job_id: str) -> Steps[list[Attempt]]:
 def requeue_one(job_id: str, now: datetime) -> Steps[str]:
     """Put one failed job back at the end of its queue, whose name is returned.
 
-    Raises NotFailedError.
+    Raises NotFailedError, SupersededError.
     """
     [origin] = yield Batch([["HGET", keys.job(job_id), "origin"]])
     queue = text(origin)
-    reply = [0, 0]
+    reply = [0, 0, 0]
     if queue:
         reply = yield Invoke(
             _REQUEUE,
             [keys.failed(queue), keys.queue(queue), "", "rq:queues"],
             ["", "", 0, 0, timestamp(now), "", job_id],
+        )
+    if reply[2]:
+        raise SupersededError(
+            f"job_id: another job has its unique key by now; leave {job_id} where it is"
         )
     if reply[1]:
         raise NotFailedError(f"job_id: {job_id} has a rate limit of RQ; use rq's own job.requeue()")
@@ -367,7 +377,8 @@ return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or ''
 
 #: KEYS: failed set, waiting list, operation or '', set of queues. ARGV: the place expected and the
 #: new one, how many were looked at, whether that was the last, the time, when the operation began,
-#: then the ids. Returns {requeued, skipped}.
+#: then the ids. Returns {requeued, skipped for a limit, skipped for a key}. A unique key whose
+#: holder has ended is the job's again for what is left of its window.
 _REQUEUE = Script(
     PUT
     + """
@@ -375,19 +386,30 @@ local failed, list, operation = KEYS[1], KEYS[2], KEYS[3]
 local now, started = ARGV[5], ARGV[6]
 if operation ~= '' then
   local state = redis.call('HMGET', operation, 'cursor', 'state')
-  if state[1] ~= ARGV[1] or state[2] ~= 'running' then return {0, 0} end
+  if state[1] ~= ARGV[1] or state[2] ~= 'running' then return {0, 0, 0} end
 end
-local requeued, skipped = 0, 0
+local requeued, skipped, superseded = 0, 0, 0
+local function holder(unique)
+  local first = redis.call('GET', unique)
+  local status = first and redis.call('HGET', 'rq:job:' .. first, 'status')
+  local ended = not status or status == 'finished' or status == 'failed'
+                or status == 'stopped' or status == 'canceled'
+  return first, ended
+end
 for at = 7, #ARGV do
   local id = ARGV[at]
   local job = 'rq:job:' .. id
   local hash = redis.call('HMGET', job, 'status', 'ended_at', 'ttl', 'rate_limit_key',
-                          'er_priority')
+                          'er_priority', 'er_unique')
   -- RQ's times are of one format: their order is that of their text, digit by digit.
   local since = started == '' or not hash[2] or hash[2] == '' or hash[2] <= started
   if hash[1] == 'failed' and since then
+    local first, ended = false, true
+    if hash[6] then first, ended = holder(hash[6]) end
     if hash[4] and hash[4] ~= '' then
       skipped = skipped + 1
+    elseif first and first ~= id and not ended then
+      superseded = superseded + 1
     elseif redis.call('ZREM', failed, id) == 1 then
       redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now, 'started_at', '',
                  'ended_at', '', 'worker_name', '')
@@ -399,6 +421,7 @@ for at = 7, #ARGV do
       redis.call('PERSIST', job .. ':dependents')
       redis.call('PERSIST', 'rq:job::' .. id .. ':dependencies')
       put(list, id, hash[5], now)
+      if first then redis.call('SET', hash[6], id, 'KEEPTTL') end
       requeued = requeued + 1
     end
   end
@@ -407,10 +430,10 @@ if requeued > 0 then redis.call('SADD', KEYS[4], list) end
 if operation ~= '' then
   redis.call('HINCRBY', operation, 'scanned', ARGV[3])
   redis.call('HINCRBY', operation, 'requeued', requeued)
-  redis.call('HINCRBY', operation, 'skipped', skipped)
+  redis.call('HINCRBY', operation, 'skipped', skipped + superseded)
   redis.call('HSET', operation, 'cursor', ARGV[2])
   if ARGV[4] == '1' then redis.call('HSET', operation, 'state', 'done') end
 end
-return {requeued, skipped}
+return {requeued, skipped, superseded}
 """
 )

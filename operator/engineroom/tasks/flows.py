@@ -18,7 +18,7 @@ from engineroom.core import tracing
 from engineroom.queue import keys
 from engineroom.tasks import dependents
 from engineroom.tasks.dependents import EncodedFlow
-from engineroom.tasks.enqueue import Enqueued, flow_invocation
+from engineroom.tasks.enqueue import Enqueued, Reason, flow_invocation
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TaskTooLargeError
 from engineroom.tasks.kinds import check_kind
 from engineroom.tasks.results import JobResult, results_of
@@ -249,7 +249,7 @@ def _earlier(last: str, queue: str) -> Steps[EnqueuedFlow]:
     known = json.loads(jobs) if jobs else [[last, queue]]
     return EnqueuedFlow(
         text(flow_id),
-        tuple(Enqueued(job_id, at, created=False) for job_id, at in known),
+        tuple(Enqueued(job_id, at, Reason.UNIQUE) for job_id, at in known),
         created=False,
     )
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 MAX_KEY = 200
 MAX_CONCURRENCY = 100_000
 MAX_COUNT = 1_000_000
-#: Jobs that are put back from aside in one step.
-STEP = 200
 
 _RATE = re.compile(r"(\d{1,7})/(\d{0,4})(ms|s|min|m|h|d)")
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -118,12 +116,6 @@ def read(row: Sequence[bytes | None]) -> QueueLimit | None:
     return QueueLimit(None if row[0] is None else int(row[0]), text(row[1]) or None)
 
 
-def back_to_queue(name: str) -> Steps[None]:
-    """Put what limits keep aside of a queue back into its list, for whoever deals with that."""
-    while (yield Invoke(_BACK, [keys.limited(name), keys.queue(name)], [name, STEP])):
-        pass
-
-
 #: KEYS: the limit, set of the queue's workers. ARGV: the limit's fields. Returns whether there was
 #: one before.
 _LIMIT = Script("""
@@ -136,22 +128,4 @@ for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   end
 end
 return was
-""")
-
-#: KEYS: index, list. ARGV: queue, how many. The oldest of each key comes to stand first again.
-_BACK = Script("""
-local key = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
-if not key then return 0 end
-local held = 'engineroom:held:' .. #ARGV[1] .. ':' .. ARGV[1] .. ':' .. key
-for _ = 1, ARGV[2] do
-  local id = redis.call('RPOP', held)
-  if not id then break end
-  local job = redis.call('HMGET', 'rq:job:' .. id, 'status', 'er_held', 'enqueued_at')
-  if job[1] == 'queued' and job[2] and job[2] == job[3] then
-    redis.call('HDEL', 'rq:job:' .. id, 'er_held')
-    redis.call('LPUSH', KEYS[2], id)
-  end
-end
-if redis.call('EXISTS', held) == 0 then redis.call('ZREM', KEYS[1], key) end
-return 1
 """)

@@ -12,25 +12,44 @@ PostgreSQL that writes parameters as ``%s``.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
 from dataclasses import asdict
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import (
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
+
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
+from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.client import AsyncTasks, Tasks
 from engineroom.tasks.dependents import EncodedFlow
-from engineroom.tasks.enqueue import Enqueued, relay
+from engineroom.tasks.enqueue import Enqueued, Reason, relay
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
-from engineroom.tasks.flows import encode_flow
+from engineroom.tasks.flows import MAX_JOBS, encode_flow
 from engineroom.tasks.kinds import check_kind
-from engineroom.tasks.steps import run
-from engineroom.tasks.task import Encoded, Task, Unique, encode, timestamp
+from engineroom.tasks.steps import Batch, Steps, run
+from engineroom.tasks.task import (
+    MAX_DEPENDENCIES,
+    MAX_SECONDS,
+    Encoded,
+    Rules,
+    Task,
+    Unique,
+    check_queue,
+    encode,
+    timestamp,
+)
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis import Redis
 
@@ -62,10 +81,18 @@ _SELECT = (
 _DELETE = "DELETE FROM engineroom_outbox WHERE id = ANY(%s)"
 _SET_ASIDE = "UPDATE engineroom_outbox SET problem = %s WHERE id = %s"
 
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "job_id": str, "queue": str, "ttl": (int, NoneType), "due": (int, float, NoneType),
-    "at_front": bool, "named": bool, "priority": int, "depends_on": list, "allow_failure": bool,
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "job_id": (str,), "queue": (str,), "ttl": (int, NoneType), "due": (int, float, NoneType),
+    "at_front": (bool,), "named": (bool,), "priority": (int,), "depends_on": (list,),
+    "allow_failure": (bool,),
 }  # fmt: skip
+#: Names and values of a job's hash.
+MAX_WORDS = 1000
+#: The latest time that a job may be put off to: the year 5138 (Unix seconds).
+LATEST = 1e11
+_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+#: Refusals that say nothing about what was refused.
+_STATES = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
 
 
 def add(connection: Any, tasks: Tasks | AsyncTasks, task: Task) -> str:
@@ -141,7 +168,9 @@ class Relay:
     def once(self) -> list[Enqueued]:
         """Carry up to CHUNK jobs; what became of each. Raises TasksUnavailableError.
 
-        Errors of the driver are the driver's own: whoever hosts the relay connects anew.
+        A row that cannot be read, or that Redis refuses while it takes others, is set aside with
+        the reason. Errors of the driver are the driver's own: whoever hosts the relay connects
+        anew.
         """
         with self._connection.transaction():
             rows = self._connection.execute(_SELECT, (CHUNK,)).fetchall()
@@ -152,22 +181,43 @@ class Relay:
             for row_id, job in rows:
                 try:
                     jobs[row_id] = _loads(job, now)
-                except (LookupError, TypeError, ValueError, InvalidTaskError) as error:
-                    self._set_aside(row_id, error)
+                except (LookupError, TypeError, ValueError, RecursionError, InvalidTaskError) as e:
+                    self._set_aside(row_id, e)
             if not jobs:
                 return []
-            done = run(self._redis, relay(list(jobs.values())))
-            self._connection.execute(_DELETE, (list(jobs),))
-        return done
+            answers = dict(zip(jobs, run(self._redis, relay(list(jobs.values()))), strict=True))
+            refused = {row: each for row, each in answers.items() if isinstance(each, RedisError)}
+            if refused:
+                self._check_that_redis_takes_others(list(refused.values()))
+            for row_id, error in refused.items():
+                self._set_aside(row_id, error)
+            done = {row: each for row, each in answers.items() if isinstance(each, Enqueued)}
+            self._connection.execute(_DELETE, (list(done),))
+        for each in done.values():
+            if each.reason is Reason.PARENT_CANCELED:
+                log.warning("job of the outbox is cancelled, as what it waits for", job=each.job_id)
+        return list(done.values())
+
+    def _check_that_redis_takes_others(self, refusals: Sequence[RedisError]) -> None:
+        """Raises TasksUnavailableError where it is not the rows that are the matter.
+
+        A server that is full, read-only or forbids it refuses every row, whose turn comes later.
+        """
+        for each in refusals:
+            if isinstance(each, _STATES):
+                raise TasksUnavailableError(f"Redis: {type(each).__name__}: {each}"[:300]) from each
+        run(self._redis, _probe())
 
     def _set_aside(self, row_id: int, error: Exception) -> None:
-        """A row that this relay cannot read must not keep back those behind it.
+        """A row that cannot be carried must not keep back those behind it.
 
-        Somebody else wrote it, or a newer version of this; its content stays in the table.
+        Somebody else wrote it, or a newer version of this, or a key of Redis that it needs holds
+        something else; its content stays in the table.
         """
         problem = f"{type(error).__name__}: {error}"[:500]
         self._connection.execute(_SET_ASIDE, (problem, row_id))
-        log.error("row of the outbox cannot be read and is set aside", row=row_id, problem=problem)
+        log.error("row of the outbox cannot be carried and is set aside",
+                  row=row_id, problem=problem)  # fmt: skip
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop``; waits through outages of Redis, ends with the driver's errors."""
@@ -216,18 +266,61 @@ def _loads(said: str, now: str) -> Encoded | EncodedFlow:
     entry = json.loads(said)
     if "jobs" not in entry:
         return _job(entry, now)
-    unique = entry["unique"] and Unique(**entry["unique"])
-    return EncodedFlow(entry["flow_id"], [_job(each, now) for each in entry["jobs"]], unique)
+    jobs = entry["jobs"]
+    if not isinstance(jobs, list) or not 1 <= len(jobs) <= MAX_JOBS:
+        raise ValueError(f"jobs: use 1 to {MAX_JOBS}")
+    _check_ids("flow_id", [entry["flow_id"]])
+    return EncodedFlow(entry["flow_id"], [_job(job, now) for job in jobs], _unique(entry))
 
 
 def _job(job: dict[str, Any], now: str) -> Encoded:
+    """The job of a row. What Redis would refuse of it once half is written is refused here."""
     fields = [b64decode(word["b"]) if isinstance(word, dict) else word for word in job["fields"]]
-    if len(fields) % 2 or not all(isinstance(word, (str, bytes, int, float)) for word in fields):
+    if (
+        not 2 <= len(fields) <= MAX_WORDS
+        or len(fields) % 2
+        or not all(type(word) in (str, bytes, int, float) for word in fields)
+    ):
         raise ValueError("fields: must be names and values in turn, of text or numbers")
+    for word in fields:
+        if isinstance(word, str):
+            word.encode()  # half of a surrogate, which JSON can say, is no text for Redis
     for name, types in _TYPES.items():
-        if name in job and not isinstance(job[name], types):
+        if name in job and type(job[name]) not in types:
             raise ValueError(f"{name}: {type(job[name]).__name__} is of the wrong type")
+    due, depends_on = job["due"], job.get("depends_on", [])
+    check_queue(job["queue"], Rules())
+    _check_ids("job_id", [job["job_id"]])
+    _check_ids("depends_on", depends_on)
+    if len(depends_on) > MAX_DEPENDENCIES:
+        raise ValueError(f"depends_on: {len(depends_on)} jobs; use at most {MAX_DEPENDENCIES}")
+    if job["ttl"] is not None and not 1 <= job["ttl"] <= MAX_SECONDS:
+        raise ValueError(f"ttl: {job['ttl']} s is no time to live")
+    # False for NaN, too.
+    if due is not None and not 0 <= due <= LATEST:
+        raise ValueError(f"due: {due} is no time")
+    if not 0 <= job.get("priority", 0) <= MAX_PRIORITY:
+        raise ValueError(f"priority: {job['priority']} is none of 0 to {MAX_PRIORITY}")
     if "enqueued_at" in fields[::2]:
         fields[2 * fields[::2].index("enqueued_at") + 1] = now
-    unique = job["unique"] and Unique(**job["unique"])
-    return Encoded(**{**job, "fields": fields, "unique": unique})
+    return Encoded(**{**job, "fields": fields, "unique": _unique(job)})
+
+
+def _check_ids(name: str, ids: Sequence[Any]) -> None:
+    for each in ids:
+        if not isinstance(each, str) or not _ID.fullmatch(each):
+            raise ValueError(f"{name}: {each!r:.100} is no id of a job")
+
+
+def _unique(entry: dict[str, Any]) -> Unique | None:
+    if entry["unique"] is None:
+        return None
+    unique = Unique(**entry["unique"])
+    if not isinstance(unique.key, str):
+        raise TypeError(f"unique.key: {type(unique.key).__name__} is no text")
+    unique.key.encode()
+    return unique
+
+
+def _probe() -> Steps[None]:
+    yield Batch([["SET", "engineroom:relay", "1", "EX", 60]])

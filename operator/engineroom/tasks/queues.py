@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from engineroom.queue import keys
 from engineroom.queue.order import PUT
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Jobs that are moved or dropped in one step; Redis serves nobody else meanwhile, below 5 ms.
 STEP = 200
+#: Lists of jobs set aside by limits that are dealt with in one step.
+LISTS = 500
 #: Queues that are read in one round trip.
 CHUNK = 200
 
@@ -46,6 +49,8 @@ class QueueCounts:
     #: Set aside until the limit of their key has room; of the first 1,000 keys.
     held: int = 0
     limit: limits.QueueLimit | None = None
+    #: Taken out to be deleted; where nobody does so any more, ``empty`` once more does.
+    emptying: int = 0
 
 
 def count(names: Sequence[str], now: datetime) -> Steps[list[QueueCounts]]:
@@ -95,54 +100,94 @@ def empty(name: str, confirm: str, now: datetime) -> Steps[int]:
     """Delete the jobs that wait now, and only those; returns how many.
 
     ``confirm`` has to be the queue's name once more: what waits is not deleted by a slip. Jobs
-    that come in meanwhile stay. What hangs on them is cancelled: it would wait for ever. Raises
-    NotConfirmedError.
+    that come in meanwhile stay, those that workers have taken too. What hangs on the others is
+    cancelled: it would wait for ever. The first step takes all out of the queue, so none of them
+    runs after it; whoever was killed later left jobs to be deleted, and the same call takes them
+    too. Raises NotConfirmedError.
     """
     check_queue(name, _ANY)
     if confirm != name:
         raise NotConfirmedError(
             f"confirm: is not {name!r}; repeat the queue's name to delete its waiting jobs"
         )
-    yield from limits.back_to_queue(name)
-    [left] = yield Batch([["LLEN", keys.queue(name)]])
-    dropped = 0
-    while left > 0:
-        parents = yield Invoke(_PARENTS, [keys.queue(name)], [min(STEP, left)])
-        for parent in parents:
-            yield from dependents.cancel_dependents(text(parent), now)
-        taken, gone = yield Invoke(_EMPTY, [keys.queue(name)], [min(STEP, left)])
-        dropped += gone
-        left -= taken
-        if not taken:
-            break
-    return dropped
+    yield from _take_out(name, now)
+    [lists] = yield Batch([["HKEYS", keys.emptying(name)]])
+    gone = 0
+    for each in lists:
+        gone += yield from _delete(name, text(each), now)
+    return gone
+
+
+def _take_out(name: str, now: datetime) -> Steps[None]:
+    """Have nobody find the jobs that wait, in the queue and aside, but who deletes them."""
+    named = [keys.queue(name), keys.limited(name), keys.emptying(name)]
+
+    def step(first: str) -> Invoke:
+        # A list for each step: what is there already must not be written over.
+        mine = f"{keys.emptying(name)}:{uuid4()}"
+        return Invoke(_TAKE_OUT, named, [name, mine, timestamp(now), LISTS, first])
+
+    left = yield step("1")
+    # Beyond so many keys what comes between two steps may go too; but there is an end.
+    for _ in range(0, left, LISTS):
+        yield step("")
+
+
+def _delete(name: str, taken_out: str, now: datetime) -> Steps[int]:
+    """Delete the jobs of one list; how many. Several may do so at once."""
+    gone = 0
+    cancelled: list[str] = []
+    while True:
+        some, parents, left = yield Invoke(
+            _DELETE,
+            [taken_out, keys.emptying(name), keys.queue(name), keys.intermediate(name)],
+            [STEP, *cancelled],
+        )
+        gone += int(some)
+        if not left:
+            return gone
+        # Cancelled themselves by now, so nothing more can come to hang on them.
+        cancelled = [text(parent) for parent in parents]
+        for parent in cancelled:
+            yield from dependents.cancel_dependents(parent, now)
 
 
 def move(source: str, target: str, rules: Rules, limit: int | None, now: datetime) -> Steps[int]:
-    """Move what waits now, oldest first, to where ``target`` has jobs that come now; how many.
+    """Move as many jobs as wait now, oldest first, to where ``target`` has jobs that come now.
 
-    Each step is atomic: killed in between, every job is in one of the two. ``limit`` at most.
+    Those that limits keep aside go first. Each step is atomic: killed in between, every job is in
+    one of the two. ``limit`` at most; returns how many.
     """
     check_queue(source, _ANY)
     check_queue(target, rules)
     if source == target:
         return 0
-    yield from limits.back_to_queue(source)
     [left] = yield Batch([["LLEN", keys.queue(source)]])
-    left = left if limit is None else min(left, max(0, limit))
-    moved = 0
-    while left > 0:
-        step = min(STEP, left)
-        taken, placed = yield Invoke(
+    left += yield from _aside(source)
+    moved, most = 0, left if limit is None else min(left, max(0, limit))
+    while left > 0 and most > 0:
+        seen, taken, placed = yield Invoke(
             _MOVE,
-            [keys.queue(source), keys.queue(target), _QUEUES],
-            [step, target, timestamp(now)],
+            [keys.queue(source), keys.queue(target), _QUEUES, keys.limited(source)],
+            [min(STEP, left, most), target, timestamp(now), source],
         )
         moved += placed
-        left -= taken
-        if not taken:
+        left -= seen
+        most -= taken
+        if not seen:
             break
     return moved
+
+
+def _aside(name: str) -> Steps[int]:
+    """How many jobs of the queue limits keep aside."""
+    jobs = looked_at = 0
+    while True:
+        lists, some = yield Invoke(_ASIDE, [keys.limited(name)], [name, looked_at, LISTS])
+        jobs += int(some)
+        looked_at += lists
+        if lists < LISTS:
+            return jobs
 
 
 def _counts(name: str, row: Sequence[Any]) -> QueueCounts:
@@ -155,22 +200,26 @@ def _counts(name: str, row: Sequence[Any]) -> QueueCounts:
 
 _COUNTED = (
     "waiting", "intermediate", "running", "scheduled", "due", "deferred", "finished", "failed",
-    "canceled", "held",
+    "canceled", "held", "emptying",
 )  # fmt: skip
 
 _COUNT = Script("""
 local name, at = ARGV[1], ARGV[2]
 local list, scheduled = 'rq:queue:' .. name, 'rq:scheduled:' .. name
-local held = 0
+local held, emptying = 0, 0
 for _, key in ipairs(redis.call('ZRANGE', 'engineroom:limited:' .. name, 0, 999)) do
   held = held + redis.call('LLEN', 'engineroom:held:' .. #name .. ':' .. name .. ':' .. key)
+end
+for at, taken_out in ipairs(redis.call('HKEYS', 'engineroom:emptying:' .. name)) do
+  if at > 1000 then break end
+  emptying = emptying + redis.call('LLEN', taken_out)
 end
 return {
   redis.call('LLEN', list), redis.call('LLEN', list .. ':intermediate'),
   redis.call('ZCOUNT', 'rq:wip:' .. name, at, '+inf'), redis.call('ZCARD', scheduled),
   redis.call('ZCOUNT', scheduled, '-inf', at), redis.call('ZCARD', 'rq:deferred:' .. name),
   redis.call('ZCARD', 'rq:finished:' .. name), redis.call('ZCARD', 'rq:failed:' .. name),
-  redis.call('ZCARD', 'rq:canceled:' .. name), held,
+  redis.call('ZCARD', 'rq:canceled:' .. name), held, emptying,
   redis.call('GET', 'engineroom:paused:' .. name),
   redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'rate')
 }
@@ -187,51 +236,112 @@ end
 return was
 """)
 
-#: Ids among the first of a list that other jobs wait for.
-_PARENTS = Script("""
-local parents = {}
-for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)) do
-  if redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') == 1 then
-    parents[#parents + 1] = id
-  end
+#: KEYS: list, index of what is aside, the queue's lists of jobs to be deleted. ARGV: the queue,
+#: name for such a list, the time, how many lists, whether the queue's own is one of them. Returns
+#: how many lists are left. RENAME takes no longer for a long list than for a short one.
+_TAKE_OUT = Script("""
+local list, limited, lists = KEYS[1], KEYS[2], KEYS[3]
+local name, mine = ARGV[1], ARGV[2]
+if ARGV[5] ~= '' and redis.call('EXISTS', list) == 1 then
+  redis.call('RENAME', list, mine)
+  redis.call('HSET', lists, mine, ARGV[3])
 end
-return parents
+for _, key in ipairs(redis.call('ZRANGE', limited, 0, ARGV[4] - 1)) do
+  local held = 'engineroom:held:' .. #name .. ':' .. name .. ':' .. key
+  if redis.call('EXISTS', held) == 1 then
+    redis.call('RENAME', held, mine .. ':' .. key)
+    redis.call('HSET', lists, mine .. ':' .. key, '')
+  end
+  redis.call('ZREM', limited, key)
+end
+return redis.call('ZCARD', limited)
 """)
 
-#: A job that stands in the list twice, or is running under the same id, keeps its hash.
-_EMPTY = Script("""
-local gone = 0
-local ids = redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)
-for _, id in ipairs(ids) do
-  redis.call('LPOP', KEYS[1])
-  if redis.call('HGET', 'rq:job:' .. id, 'status') == 'queued' then
-    local job = 'rq:job:' .. id
-    gone = gone + redis.call('DEL', job)
-    redis.call('DEL', job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
+#: KEYS: list of jobs to be deleted, the queue's lists of such, its own list and the intermediate
+#: one. ARGV: how many, then those of which all that hung on them is cancelled. Returns {deleted,
+#: ids that others wait for, whether any are left}. Those ids are cancelled here, which keeps others
+#: from coming to wait for them, and deleted once their dependents are cancelled.
+_DELETE = Script("""
+local mine, lists, list, intermediate = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local since = redis.call('HGET', lists, mine) or ''
+local cancelled, gone, parents = {}, 0, {}
+for at = 2, #ARGV do cancelled[ARGV[at]] = true end
+for _ = 1, ARGV[1] do
+  local id, long = redis.call('LPOP', mine), false
+  if not id then break end
+  local job = 'rq:job:' .. id
+  local hash = redis.call('HMGET', job, 'status', 'enqueued_at', 'er_held', 'er_emptied')
+  local ours = hash[4] and hash[1] == 'canceled'
+  if hash[1] == 'queued' and since == '' then
+    -- Whoever has enqueued it anew did not know that it was aside.
+    ours = hash[3] and hash[3] == hash[2]
+  elseif hash[1] == 'queued' then
+    -- The hash may have expired since, and the same id have come again.
+    long = (hash[2] or '') > since
+    ours = not (long and (redis.call('LPOS', list, id) or redis.call('LPOS', intermediate, id)))
+  end
+  if ours and not cancelled[id] and redis.call('EXISTS', job .. ':dependents') == 1 then
+    redis.call('HSET', job, 'status', 'canceled', 'er_emptied', '1')
+    parents[#parents + 1] = id
+  elseif ours then
+    gone = gone + redis.call('UNLINK', job)
+    redis.call('UNLINK', job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
                'rq:results:' .. id)
   end
+  if long and redis.call('LLEN', list) > 10000 then break end
 end
-return {#ids, gone}
+for at = #parents, 1, -1 do redis.call('LPUSH', mine, parents[at]) end
+local left = redis.call('EXISTS', mine)
+if left == 0 then redis.call('HDEL', lists, mine) end
+return {gone, parents, left}
 """)
 
-#: ARGV: how many, the other queue's name, the time.
+#: KEYS: index of what is aside. ARGV: queue, where to begin, how many lists. Returns how many lists
+#: these are, and how many jobs are in them.
+_ASIDE = Script("""
+local jobs = 0
+local limited = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[2] + ARGV[3] - 1)
+for _, key in ipairs(limited) do
+  jobs = jobs + redis.call('LLEN', 'engineroom:held:' .. #ARGV[1] .. ':' .. ARGV[1] .. ':' .. key)
+end
+return {#limited, jobs}
+""")
+
+#: KEYS: list, the other one, set of queues, index of what is aside. ARGV: how many, the other
+#: queue's name, the time, the queue's own name. Returns how many it looked at, took and moved.
 _MOVE = Script(
     PUT
     + """
-local placed, taken = 0, 0
+local placed, taken, seen = 0, 0, 0
 redis.call('SADD', KEYS[3], KEYS[2])
+local function from_aside()
+  local key = redis.call('ZRANGE', KEYS[4], 0, 0)[1]
+  while key do
+    local held = 'engineroom:held:' .. #ARGV[4] .. ':' .. ARGV[4] .. ':' .. key
+    local id = redis.call('LPOP', held)
+    if redis.call('EXISTS', held) == 0 then redis.call('ZREM', KEYS[4], key) end
+    if id then return id end
+    key = redis.call('ZRANGE', KEYS[4], 0, 0)[1]
+  end
+end
 for _ = 1, ARGV[1] do
-  local id = redis.call('LPOP', KEYS[1])
+  local aside = from_aside()
+  local id = aside or redis.call('LPOP', KEYS[1])
   if not id then break end
-  taken = taken + 1
+  seen = seen + 1
   local job = 'rq:job:' .. id
-  if redis.call('EXISTS', job) == 1 then
-    local hash = redis.call('HMGET', job, 'er_priority', 'enqueued_at')
+  local hash = redis.call('HMGET', job, 'er_priority', 'enqueued_at', 'status', 'er_held')
+  local there = redis.call('EXISTS', job) == 1
+  -- Whoever has enqueued it anew, cancelled or deleted it did not know that it was aside.
+  if aside then there = hash[3] == 'queued' and hash[4] and hash[4] == hash[2] end
+  if there or not aside then taken = taken + 1 end
+  if there then
     redis.call('HSET', job, 'origin', ARGV[2])
+    redis.call('HDEL', job, 'er_held')
     put(KEYS[2], id, hash[1], hash[2], ARGV[3])
     placed = placed + 1
   end
 end
-return {taken, placed}
+return {seen, taken, placed}
 """
 )

@@ -199,6 +199,9 @@ def _words(
     job = encode(replace(task, job_id="tick"), rules, now, carry=False)
     template = list(zip(job.fields[::2], job.fields[1::2], strict=True))
     fixed = [pair for pair in template if pair[0] not in ("created_at", "enqueued_at")]
+    if task.at_front:
+        # Of a job that is put off RQ's own field says so, and of a tick too.
+        fixed.append(("enqueue_at_front", 1))
     spec = _spec(schedule, job.queue, str(dict(template)["description"]))
     first = schedule.trigger.after(now.timestamp(), schedule.name)
     name = schedule.name
@@ -618,7 +621,11 @@ redis.call('HSET', job, 'created_at', ARGV[3], 'enqueued_at', ARGV[3], 'er_sched
            unpack(fields))
 local ttl = tonumber(redis.call('HGET', KEYS[2], 'ttl') or '')
 if ttl then redis.call('EXPIRE', job, ttl) end
-put(KEYS[3], ARGV[2], redis.call('HGET', KEYS[2], 'er_priority'), ARGV[3])
+if redis.call('HEXISTS', KEYS[2], 'enqueue_at_front') == 1 then
+  redis.call('LPUSH', KEYS[3], ARGV[2])
+else
+  put(KEYS[3], ARGV[2], redis.call('HGET', KEYS[2], 'er_priority'), ARGV[3])
+end
 redis.call('SADD', KEYS[4], KEYS[3])
 redis.call('HSET', KEYS[1], 'last_job', ARGV[2])
 return 1
@@ -700,15 +707,19 @@ if redis.call('HGET', schedule, 'version') ~= ARGV[3] then return 0 end
 local fields = redis.call('HGETALL', template)
 local ttl = tonumber(redis.call('HGET', template, 'ttl') or '')
 local priority = redis.call('HGET', template, 'er_priority')
+local at_front = redis.call('HEXISTS', template, 'enqueue_at_front') == 1
+local ahead = {}
 for at = 7, #ARGV do
   local id = name .. '-' .. string.gsub(ARGV[at], '[.]', '_')
   local job = 'rq:job:' .. id
   redis.call('HSET', job, 'created_at', now, 'enqueued_at', now, 'er_schedule', name,
              'er_tick', ARGV[at], unpack(fields))
   if ttl then redis.call('EXPIRE', job, ttl) end
-  put(list, id, priority, now)
+  if at_front then table.insert(ahead, 1, id) else put(list, id, priority, now) end
   redis.call('HSET', schedule, 'last', ARGV[at], 'last_job', id)
 end
+-- The first to be pushed stands last.
+if #ahead > 0 then redis.call('LPUSH', list, unpack(ahead)) end
 if #ARGV > 6 then redis.call('SADD', KEYS[5], list) end
 if ARGV[6] ~= '0' then redis.call('HINCRBY', schedule, 'dropped', ARGV[6]) end
 redis.call('ZADD', index, following == '' and 'inf' or following, name)

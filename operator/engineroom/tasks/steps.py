@@ -51,10 +51,15 @@ class Invoke:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Commands in one round trip; ``atomic`` in one transaction."""
+    """Commands in one round trip; ``atomic`` in one transaction.
+
+    With ``refusals`` what Redis refuses of them is an answer (a ResponseError), and the others are
+    carried out.
+    """
 
     commands: Sequence[Words]
     atomic: bool = False
+    refusals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def _send(redis: Any, step: Step) -> Any:
     with redis.pipeline(transaction=step.atomic) as pipeline:
         for words in step.commands:
             pipeline.execute_command(*words)
-        return pipeline.execute()
+        return pipeline.execute(not step.refusals)
 
 
 async def _send_async(redis: Any, step: Step) -> Any:
@@ -127,7 +132,7 @@ async def _send_async(redis: Any, step: Step) -> Any:
     async with redis.pipeline(transaction=step.atomic) as pipeline:
         for words in step.commands:
             pipeline.execute_command(*words)
-        return await pipeline.execute()
+        return await pipeline.execute(not step.refusals)
 
 
 def _unavailable(error: BaseException) -> TasksUnavailableError:

@@ -328,8 +328,8 @@ def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> En
         fields += "dependency_id", depends_on[0], "dependency_ids", json.dumps(depends_on)
         if task.allow_failure:
             fields += "allow_dependency_failures", 1
-        if task.at_front:
-            fields += "enqueue_at_front", 1
+    if task.at_front and (depends_on or due is not None):
+        fields += "enqueue_at_front", 1
     priority = _priority(task)
     if priority:
         fields += "er_priority", priority

@@ -21,10 +21,11 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.connection import ConnectionPool
 
 from engineroom.core.clock import FakeClock
-from engineroom.queue import recovery
+from engineroom.queue import keys, recovery
 from engineroom.queue.recovery import DeadWorker, Policy
 from engineroom.tasks import (
     Every,
+    Limit,
     Missed,
     Schedule,
     Scheduler,
@@ -298,11 +299,27 @@ def prepare(scenario: str, redis: Redis) -> None:
         tasks.enqueue_many([Task(count, (f"plain-{at}",)) for at in range(5)])
     if scenario == "empty":
         tasks.enqueue_flow(chain(*[Task(count, ("plain-flow",))] * 3), flow_id="emptied")
+        _set_aside(redis, tasks)
     if scenario == "cancel":
         parts = [Task(count, (f"plain-{at}",)) for at in range(4)]
         tasks.enqueue_flow(chain(parts[0], parts[1], group(*parts[2:])), flow_id="f")
     if scenario == "recover":
         _orphans(redis, tasks)
+
+
+def _set_aside(redis: Redis, tasks: Tasks) -> None:
+    """Jobs that the limit of their key keeps out of the queue, one of them with another after it.
+
+    As a worker's script leaves them.
+    """
+    limited = Task(count, ("plain-aside",), limit=Limit("k", 1))
+    held = [tasks.enqueue(limited).job_id for _ in range(2)]
+    held.append(tasks.enqueue_flow(chain(limited, limited), flow_id="aside").jobs[0].job_id)
+    for job in held:
+        redis.lrem("rq:queue:default", 1, job)
+        redis.hset(keys.job(job), "er_held", redis.hget(keys.job(job), "enqueued_at"))
+        redis.rpush(keys.held("default", "k"), job)
+    redis.zadd(keys.limited("default"), {"k": 0})
 
 
 def _orphans(redis: Redis, tasks: Tasks) -> None:

@@ -21,7 +21,7 @@ from engineroom.tasks import Task, Tasks
 from tests.integration.tasks import mortal
 from tests.integration.tasks.conftest import Deaf
 from tests.integration.tasks.mortal import SIDES
-from tests.integration.tasks.work import second_time
+from tests.integration.tasks.work import count, second_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,19 +244,40 @@ def test_moving(story: Story, database: psycopg.Connection[Any]) -> None:
 
 @lives("empty")
 def test_emptying(story: Story, database: psycopg.Connection[Any]) -> None:
+    redis = story.redis
+    kept = {"emptied-1", "emptied-2", "aside-1"}
+
+    def there() -> set[str]:
+        found = redis.scan_iter("rq:job:*", _type="hash")
+        return {each.decode().removeprefix("rq:job:") for each in found}
+
+    def listed(*lists: Any) -> list[str]:
+        return [each.decode() for key in lists for each in redis.lrange(key, 0, -1)]
+
+    touched = set()
     for at, side in story.deaths(database):
-        here = {f"rq:job:{each.decode()}" for each in story.redis.lrange("rq:queue:default", 0, -1)}
-        kept = {f"rq:job:emptied-{each}" for each in (1, 2)}
-        jobs = {each.decode() for each in story.redis.scan_iter("rq:job:*", _type="hash")}
-        # A job and its place go together.
-        assert jobs == here | kept, (at, side)
+        waiting = listed(keys.queue("default"), keys.held("default", "k"))
+        taken_out = listed(*redis.hkeys(keys.emptying("default")))
+        # All of it or nothing has been begun, and each job has its place until it goes.
+        assert len(waiting) in (0, 9), (at, side)
+        assert not (waiting and taken_out), (at, side)
+        assert sorted([*waiting, *taken_out]) == sorted(there() - kept), (at, side)
+        assert story.tasks.counts(["default"])[0].emptying == len(taken_out)
+        touched.add(len(taken_out))
+        late = ""
+        if not waiting:
+            # From the first step on nothing of it runs, and what comes is no part of it.
+            late = story.tasks.enqueue(Task(count, ("plain-late",))).job_id
+            assert story.done() == {"plain-late": 1}, (at, side)
         if at >= 0:
             story.live()
-        assert {each.decode() for each in story.redis.scan_iter("rq:job:*", _type="hash")} == kept
+        assert there() - {late} == kept, (at, side)
         # What hung on a job that is gone is cancelled, wherever the first life ended.
-        assert {story.redis.hget(each, "status") for each in kept} == {b"canceled"}, (at, side)
-        assert not story.redis.exists("rq:deferred:default")
-        assert story.done() == {}, (at, side)
+        assert {redis.hget(keys.job(each), "status") for each in kept} == {b"canceled"}, (at, side)
+        assert not redis.exists("rq:deferred:default")
+        assert redis.keys("engineroom:emptying:*") == []
+        assert story.done() == ({"plain-late": 1} if late else {}), (at, side)
+    assert len(touched) > 3
 
 
 @lives("recover")

@@ -217,10 +217,10 @@ class Watched(Redis):
         pipeline = super().pipeline(transaction, shard_hint)
         execute = pipeline.execute
 
-        def counted() -> Any:
+        def counted(*args: Any) -> Any:
             words = [word for command in pipeline.command_stack for word in command[0]]
             self.held.append(sum(len(word) for word in words if isinstance(word, (str, bytes))))
-            return execute()
+            return execute(*args)
 
         pipeline.execute = counted  # type: ignore[method-assign]
         return pipeline

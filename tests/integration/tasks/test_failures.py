@@ -19,14 +19,16 @@ from engineroom.tasks import (
     NothingMatchesError,
     Requeueing,
     Retry,
+    SupersededError,
     Task,
     Tasks,
     TasksUnavailableError,
+    Unique,
     Where,
 )
 from engineroom.tasks.failures import STEP, next_step
 from engineroom.tasks.walk import exception_of
-from tests.integration.tasks.work import boom, fragile, patient
+from tests.integration.tasks.work import boom, fragile, patient, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -328,3 +330,54 @@ def test_the_exception_is_what_the_traceback_ends_with() -> None:
     told = 'Traceback (most recent call last):\n  File "a.py"\n    x()\nmail.Error: first\nrest: x'
     assert exception_of(told) == ("mail.Error", "first")
     assert exception_of("") == ("", "")
+
+
+# -- unique until the end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_job_whose_key_another_has_by_now_is_not_put_back(
+    redis: Redis, tasks: Tasks, work: Callable[..., None], flow: bool
+) -> None:
+    key = Unique("close", until="end")
+
+    def enqueue(name: str) -> str:
+        if flow:
+            part = Task(until, (name,), result_ttl=60)
+            return tasks.enqueue_flow(part, unique=key).jobs[-1].job_id
+        parents = [] if name == "first" else ["gone"]
+        return tasks.enqueue(Task(until, (name,), unique=key, depends_on=parents)).job_id
+
+    first = enqueue("first")
+    work()
+    second = enqueue("second")
+    assert first != second
+    with pytest.raises(SupersededError, match="another job has its unique key by now"):
+        tasks.requeue(first)
+    operation = tasks.start_requeueing("default")
+    done = tasks.carry_on_requeueing(operation.operation)
+    assert (done.requeued, done.skipped) == (0, 1)
+    assert tasks.result(first).status == "failed"
+    work()
+    # Now both have failed: the first to be put back has the key, for what is left of its window.
+    left = redis.pttl("engineroom:unique:close")
+    operation = tasks.start_requeueing("default")
+    done = tasks.carry_on_requeueing(operation.operation)
+    assert (done.requeued, done.skipped) == (1, 1)
+    [again] = redis.lrange("rq:queue:default", 0, -1)
+    assert redis.get("engineroom:unique:close") == again
+    assert 0 < redis.pttl("engineroom:unique:close") <= left
+    assert enqueue("third") == again.decode()
+    assert redis.llen("rq:queue:default") == 1
+
+
+def test_a_job_that_has_its_key_still_or_whose_window_is_over_is_put_back(
+    redis: Redis, tasks: Tasks, work: Callable[..., None]
+) -> None:
+    job = tasks.enqueue(Task(boom, unique=Unique("k", until="end"))).job_id
+    work()
+    tasks.requeue(job)
+    work()
+    redis.delete("engineroom:unique:k")
+    tasks.requeue(job)
+    assert not redis.exists("engineroom:unique:k")

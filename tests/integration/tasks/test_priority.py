@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rq import Queue
 from rq.job import Job
+from rq.scheduler import RQScheduler
 
 from engineroom.core.clock import FakeClock
 from engineroom.queue import order
-from engineroom.tasks import InvalidTaskError, Schedule, Scheduler, Task, Tasks
+from engineroom.tasks import InvalidTaskError, Missed, Schedule, Scheduler, Task, Tasks, chain
 from engineroom.tasks.triggers import Every
 from tests.integration.tasks.work import add, boom
 
@@ -320,3 +321,44 @@ def test_walking_is_as_cheap_as_said(redis: Redis) -> None:
     assert time.monotonic() - began < 1
     assert redis.info("commandstats")["cmdstat_lindex"]["calls"] < 40
     assert waiting(redis).index("urgent") == 5001
+
+
+# -- at the front ----------------------------------------------------------------------------------
+
+
+def test_a_job_that_was_put_off_to_the_front_comes_to_stand_there(
+    redis: Redis, tasks: Tasks
+) -> None:
+    put(tasks, "first")
+    at = datetime.now(UTC) - timedelta(seconds=1)
+    late = tasks.enqueue(Task(add, (1,), at_front=True, at=at)).job_id
+    [later] = tasks.enqueue_many([Task(add, (1,), at_front=True, at=at)])
+    flow = tasks.enqueue_flow(chain(Task(add, (1,), at_front=True, at=at), Task(add)), flow_id="f")
+    scheduler = RQScheduler(["default"], connection=redis)
+    scheduler.acquire_locks()
+    try:
+        scheduler.enqueue_scheduled_jobs()
+    finally:
+        scheduler.release_locks()
+    assert waiting(redis)[-1] == "first"
+    assert set(waiting(redis)[:-1]) == {late, later.job_id, flow.jobs[0].job_id}
+
+
+def test_a_schedule_enqueues_at_the_front(redis: Redis, clock: FakeClock) -> None:
+    tasks = Tasks(redis, clock=clock)
+    task = Task(add, (1,), at_front=True)
+    tasks.put_schedule(Schedule("often", Every(60), task, missed=Missed.RUN_ALL))
+    put(tasks, "first")
+    clock.advance(180)
+    Scheduler(redis, clock).once()
+    # What was missed stays in its order.
+    ticks = [float(each.rpartition("-")[2].replace("_", ".")) for each in waiting(redis)[:-1]]
+    assert len(ticks) == 3
+    assert ticks == sorted(ticks)
+    now = tasks.run_schedule("often")
+    assert waiting(redis)[0] == now
+    assert waiting(redis)[-1] == "first"
+    tasks.put_schedule(Schedule("often", Every(60), Task(add, (1,))))
+    assert tasks.run_schedule("often") == waiting(redis)[-1]
+    with pytest.raises(InvalidTaskError, match="at_front"):
+        tasks.put_schedule(Schedule("both", Every(60), Task(add, at_front=True, priority=1)))

@@ -366,7 +366,8 @@ def test_what_redis_alone_refuses_is_logged_and_takes_nobody_along(
     redis: Redis, tasks: Tasks, within: Callable[..., None]
 ) -> None:
     tasks.enqueue(Task(plus, (0,), job_id="there"))
-    tasks.enqueue(Task(plus, (0,), queue="other", unique=Unique("once")))
+    once = Task(plus, (0,), queue="other", unique=Unique("once"), job_id="once")
+    tasks.enqueue(once)
     canceled = tasks.enqueue(Task(plus, (0,), delay=60)).job_id
     tasks.cancel(canceled)
     with capture_logs() as logged:
@@ -375,14 +376,14 @@ def test_what_redis_alone_refuses_is_logged_and_takes_nobody_along(
             [
                 Task(plus, (1,), job_id="first"),
                 Task(plus, (2,), job_id="there"),
-                Task(plus, (3,), unique=Unique("once")),
+                once,
                 Task(plus, (4,), job_id="in-vain", depends_on=[canceled]),
                 Task(plus, (5,), job_id="last"),
             ],
         )
     assert queued(redis) == ["there", "first", "last"]
-    told = [(each["log_level"], each["job"]) for each in logged if "job" in each]
-    assert told == [("warning", "there"), ("warning", "in-vain")]
+    told = [(each["log_level"], each["job"], each["reason"]) for each in logged if "job" in each]
+    assert told == [("warning", "there", "exists"), ("warning", "in-vain", "parent canceled")]
 
 
 def test_a_job_is_what_it_was_when_it_was_given(

@@ -163,5 +163,8 @@ def _carry_on(session: Session, tasks: "Tasks", operation: str, output: Output) 
         done = tasks.carry_on_requeueing(operation, told)
     text = f"{count(done.requeued, 'job')} put back on {done.queue}"
     if done.skipped:
-        text += f"; {done.skipped} have a rate limit of RQ, which has to admit them itself"
+        text += (
+            f"; {done.skipped} left: another job has their unique key, or RQ itself has to admit "
+            "them by its rate limit"
+        )
     report(session, document(done), text, output, name=done.operation)

@@ -148,7 +148,7 @@ class ApiTasks:
 
     def enqueue(self, task: Task) -> Enqueued:
         """Enqueue a job. Raises InvalidTaskError before anything is sent."""
-        from engineroom.tasks import Enqueued
+        from engineroom.tasks import Enqueued, Reason
 
         if task.limit is not None:
             refuse("a limit of a key")
@@ -162,7 +162,8 @@ class ApiTasks:
         if task.unique is not None:
             body |= {"uniqueKey": task.unique.key, "uniqueWindow": task.unique.window}
         made = self._api.post(f"{self._here}/jobs", body)
-        return Enqueued(made["id"], made["queue"], made["created"])
+        reason = Reason.CREATED if made["created"] else Reason.UNIQUE
+        return Enqueued(made["id"], made["queue"], reason)
 
     def jobs(
         self,
