@@ -382,7 +382,7 @@ def resolve(function: Function) -> tuple[Any, str]:
         return function.__self__, function.__name__
     if inspect.isfunction(function) or inspect.isbuiltin(function):
         name = f"{function.__module__}.{function.__qualname__}"
-        if "<" in name or function.__module__ == "__main__":
+        if "<" in name or function.__module__ in ("__main__", None):
             raise InvalidTaskError(
                 "function", f"{name} cannot be imported by a worker", "define it in a module"
             )

@@ -155,6 +155,9 @@ TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[EngineroomError], str
     "a function that is not importable": (
         lambda: ("enqueue", Task("no path")), InvalidTaskError,
         r"function: 'no path'; use 'package.module.name'"),
+    "a method of a value": (
+        lambda: ("enqueue", Task("abc".upper)), InvalidTaskError,
+        r"function: None\.str\.upper cannot be imported by a worker; define it in a module"),
     "retries": (
         lambda: ("enqueue", Task(add, retry=Retry(0))), InvalidTaskError,
         r"retry\.maximum: 0 tries; use 1 to 1000"),
