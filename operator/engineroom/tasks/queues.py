@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Jobs that are moved or dropped in one step; Redis serves nobody else meanwhile, below 5 ms.
 STEP = 200
 #: Lists of jobs set aside by limits that are dealt with in one step.
-LISTS = 500
+LISTS = 200
 #: Queues that are read in one round trip.
 CHUNK = 200
 

@@ -343,9 +343,8 @@ def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> En
 
 def size(job: Encoded) -> int:
     """Bytes of the job's hash and ids, about."""
-    return sum(len(word) for word in job.fields if isinstance(word, (bytes, str))) + sum(
-        map(len, job.depends_on)
-    )
+    ids = sum(map(len, job.depends_on)) if job.depends_on else 0
+    return ids + sum([len(word) for word in job.fields if type(word) is not int])
 
 
 def restamp(job: Encoded, now: datetime) -> None:

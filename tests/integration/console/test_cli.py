@@ -379,7 +379,7 @@ async def test_jobs_and_schedules_are_made_through_the_api(admin: Command, clien
     enqueue = ["enqueue", "shop.jobs.send", "-q", queue, "--arg", "1", "--kwarg", 'to="x"']
     made = admin.json(*enqueue, "--unique", "u", "--retry", "2:5", "--priority", "3")
     again = admin.json(*enqueue, "--unique", "u")
-    assert (made["created"], again) == (True, {**made, "created": False})
+    assert (made["created"], again) == (True, {**made, "created": False, "reason": "unique"})
     shown = admin.json("jobs", "show", made["jobId"])
     assert (shown["call"]["args"], shown["call"]["kwargs"]) == ([1], {"to": "x"})
     assert shown["job"]["retriesLeft"] == 2

@@ -168,6 +168,40 @@ def test_a_server_that_refuses_all_is_no_fault_of_a_row(
     assert waiting(redis) == ["one", "two"]
 
 
+class Mortal:
+    """A connection that is gone at its nth statement; what it did is rolled back."""
+
+    def __init__(self, connection: psycopg.Connection[Any], at: int) -> None:
+        self._connection = connection
+        self._left = at
+
+    def transaction(self) -> Any:
+        return self._connection.transaction()
+
+    def execute(self, *words: Any) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise InterruptedError
+        return self._connection.execute(*words)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_relay_that_dies_over_a_refused_row_doubles_nothing_and_marks_nothing(
+    redis: Redis, database: psycopg.Connection[Any], at: int
+) -> None:
+    redis.set("rq:queue:broken", "the application's own")
+    insert(database, entry(Task(add, job_id="one")), "no job", entry(Task(add, queue="broken")))
+    insert(database, entry(chain(Task(add), Task(add))))
+    with pytest.raises(InterruptedError):
+        Relay(Mortal(database, at), redis).once()
+    # It read, set aside what is no job, asked Redis, and was to set aside what that refused.
+    assert waiting(redis) == ([] if at < 3 else ["one", "flow-0"])
+    carried = Relay(database, redis).once()
+    assert [each.created for each in carried] == [at < 3] * 2
+    assert waiting(redis) == ["one", "flow-0"]
+    assert [problem is not None for problem in problems(database)] == [True, True]
+
+
 def test_why_a_job_does_not_run_is_told_and_counted(
     redis: Redis, database: psycopg.Connection[Any], tasks: Tasks, work: Callable[..., None]
 ) -> None:
