@@ -51,7 +51,7 @@ class Limit:
         """As they stand in the job's hash."""
         fields: list[str | int] = ["er_limit", self.key]
         if self.concurrency is not None:
-            fields += "er_limit_concurrency", self.concurrency
+            fields += "er_limit_concurrency", int(self.concurrency)
         if self.rate is not None:
             count, milliseconds = parsed(self.rate)
             fields += "er_limit_count", count, "er_limit_ms", milliseconds

@@ -22,6 +22,7 @@ from engineroom.tasks import (
     InvalidTaskError,
     JobExistsError,
     JSONSerializer,
+    Limit,
     Retry,
     Task,
     Tasks,
@@ -195,7 +196,9 @@ def test_members_of_enumerations_are_the_values_that_they_stand_for(
     unique = Unique(Name.MAIL)
     one = Task(add, (1,), queue=Name.MAIL, job_id=Name.MAIL, unique=unique, priority=Level.HIGH)
     assert tasks.enqueue(one).queue == "mail"
-    two = Task(add, queue="mail", timeout=Level.HIGH, retry=Retry(Level.HIGH, (Level.HIGH,)))
+    limit = Limit(Name.MAIL, Level.HIGH)
+    retry = Retry(Level.HIGH, (Level.HIGH,))
+    two = Task(add, queue="mail", timeout=Level.HIGH, retry=retry, limit=limit)
     tasks.enqueue_many([replace(two, args=(1,), depends_on=[Name.MAIL])])
     assert redis.hmget("rq:job:mail", "origin", "er_priority") == [b"mail", b"9"]
     assert redis.exists("engineroom:unique:mail")
