@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
@@ -19,9 +21,11 @@ from engineroom.tasks import (
 from engineroom.tasks import jobs as inspect
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.failures import Requeueing, Where
+from engineroom.tasks.kinds import check_kind, whole, wrong_kind
 from engineroom.tasks.steps import run, run_async
 from engineroom.tasks.task import (
     DEFAULT_MAX_BYTES,
+    DEFAULT_MAX_FLOW_BYTES,
     Function,
     PickleSerializer,
     Rules,
@@ -32,7 +36,7 @@ from engineroom.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -66,7 +70,17 @@ class _Shared:
         max_bytes: int,
         serializer: Serializer,
         clock: Clock | None,
+        max_flow_bytes: int,
     ) -> None:
+        # Text is a collection, too: of characters.
+        if isinstance(queues, (str, bytes)):
+            raise wrong_kind("queues", queues, "use a set of names")
+        check_kind("queues", queues, (Collection, NoneType), "use a set of names")
+        for name in queues or ():
+            check_kind("queues", name, str, "use a set of names")
+        for name, most in (("max_bytes", max_bytes), ("max_flow_bytes", max_flow_bytes)):
+            if whole(name, most) < 1:
+                raise InvalidTaskError(name, f"{most} bytes", "use 1 or more")
         if redis.connection_pool.connection_kwargs.get("decode_responses"):
             raise InvalidTaskError(
                 "redis",
@@ -75,7 +89,9 @@ class _Shared:
             )
         self.redis = redis
         self.clock = clock or SystemClock()
-        self.rules = Rules(None if queues is None else frozenset(queues), max_bytes, serializer)
+        self.rules = Rules(
+            None if queues is None else frozenset(queues), max_bytes, serializer, max_flow_bytes
+        )
 
 
 def _task(task: Task | Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
@@ -90,7 +106,8 @@ class Tasks(_Shared):
     """Puts work on queues and manages them, through a ``redis.Redis``.
 
     ``queues``: the only names that may be enqueued to; None allows any. ``max_bytes``: the largest
-    a job's function, arguments and meta may be, serialised. ``serializer``: the workers' own.
+    a job's function, arguments and meta may be, serialised; ``max_flow_bytes``: the jobs of a flow
+    together, as they are stored. ``serializer``: the workers' own.
     Every method raises TasksUnavailableError when Redis does not answer or refuses.
     """
 
@@ -104,10 +121,12 @@ class Tasks(_Shared):
         max_bytes: int = DEFAULT_MAX_BYTES,
         serializer: Serializer = PickleSerializer,
         clock: Clock | None = None,
+        max_flow_bytes: int = DEFAULT_MAX_FLOW_BYTES,
     ) -> None:
         super().__init__(
-            redis, queues=queues, max_bytes=max_bytes, serializer=serializer, clock=clock
-        )
+            redis, queues=queues, max_bytes=max_bytes, serializer=serializer, clock=clock,
+            max_flow_bytes=max_flow_bytes,
+        )  # fmt: skip
 
     def enqueue(self, task: Task | Function, /, *args: Any, **kwargs: Any) -> Enqueued:
         """Enqueue one job, in one round trip and whole or not at all.
@@ -119,7 +138,7 @@ class Tasks(_Shared):
         return run(self.redis, steps)
 
     def enqueue_many(self, tasks: Iterable[Task]) -> list[Enqueued]:
-        """Enqueue jobs in order, in transactions of 250; one answer for each.
+        """Enqueue jobs in order, in transactions of 250 or about a mebibyte; one answer for each.
 
         All are checked before the first is written. When Redis fails in between, the error's
         ``done`` says how many of the first are known to be in. Of a ``job_id`` that exists the
@@ -340,10 +359,12 @@ class AsyncTasks(_Shared):
         max_bytes: int = DEFAULT_MAX_BYTES,
         serializer: Serializer = PickleSerializer,
         clock: Clock | None = None,
+        max_flow_bytes: int = DEFAULT_MAX_FLOW_BYTES,
     ) -> None:
         super().__init__(
-            redis, queues=queues, max_bytes=max_bytes, serializer=serializer, clock=clock
-        )
+            redis, queues=queues, max_bytes=max_bytes, serializer=serializer, clock=clock,
+            max_flow_bytes=max_flow_bytes,
+        )  # fmt: skip
 
     async def enqueue(self, task: Task | Function, /, *args: Any, **kwargs: Any) -> Enqueued:
         """See Tasks.enqueue."""

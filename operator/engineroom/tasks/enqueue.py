@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,23 @@ from engineroom.queue import keys
 from engineroom.queue.order import PUT, WALK
 from engineroom.tasks import dependents
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
-from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
-from engineroom.tasks.task import Encoded, Rules, Task, encode
+from engineroom.tasks.kinds import check_kind
+from engineroom.tasks.steps import Batch, Invoke, Pause, Script, Steps, text
+from engineroom.tasks.task import Encoded, Rules, Task, encode, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
 #: Jobs in one transaction; Redis serves nobody else meanwhile, for less than 5 ms.
 CHUNK = 250
 #: Jobs with a priority in one transaction, which share what may be walked to their places.
 URGENT_CHUNK = 10
+#: Bytes of the jobs in one transaction, which Redis holds twice meanwhile; one job may be larger.
+CHUNK_BYTES = 1 << 20
+#: Tasks that are serialised before others on the event loop have their turn: each takes some 50 us,
+#: one of a mebibyte 10 ms.
+TURN = 10
 #: Tasks in one enqueue_many.
 MAX_BATCH = 100_000
 
@@ -64,7 +71,8 @@ class Enqueued:
 
 def unique_key(key: str) -> str:
     """Holds the id of the job that stands for the work ``key``."""
-    return f"engineroom:unique:{key}"
+    # Not formatted: of an enumeration that would be the name of its member.
+    return "engineroom:unique:" + key
 
 
 def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
@@ -77,51 +85,70 @@ def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
 
 
 def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[list[Enqueued]]:
-    """All are checked before the first is written; each CHUNK is written whole or not at all."""
+    """All are checked before the first is written; each chunk is written whole or not at all."""
     with tracing.span("enqueue many", kind="producer") as span:
-        jobs = _all(tasks, rules, now)
-        span.note(messaging__batch__message_count=len(jobs))
-        done: list[Enqueued] = []
-        for chunk in _chunks(jobs):
-            commands, answers = _commands(chunk)
+        check_kind("tasks", tasks, Iterable, "use a list of tasks")
+        together = Together()
+        for at, task in enumerate(tasks):
+            if at % TURN == TURN - 1:
+                yield Pause()
             try:
-                replies = yield Batch(commands, atomic=True)
-            except TasksUnavailableError as error:
-                error.done = len(done)
+                job = encode(task, rules, now)
+            except InvalidTaskError as error:
+                error.args = (f"tasks[{at}].{error}",)
                 raise
-            for job, answer in zip(chunk, answers, strict=True):
-                reply = None if answer is None else replies[answer]
-                done.append(_enqueued(job, reply, refuse=False))
-        return done
+            together.add(job)
+        span.note(messaging__batch__message_count=len(together.jobs))
+        return (yield from write(together.jobs))
 
 
-def _all(tasks: Iterable[Task], rules: Rules, now: datetime) -> list[Encoded]:
-    """The jobs. Raises InvalidTaskError, with the place of the task that is none."""
-    jobs: list[Encoded] = []
-    named: set[str] = set()
-    awaited: dict[str, int] = {}
-    for at, task in enumerate(tasks):
+class Together:
+    """Jobs that are to be written in their order, each looked at as it comes."""
+
+    def __init__(self, jobs: Iterable[Encoded] = ()) -> None:
+        self.jobs: list[Encoded] = []
+        self._named: set[str] = set()
+        self._awaited: dict[str, int] = {}
+        for job in jobs:
+            self.add(job)
+
+    def add(self, job: Encoded) -> None:
+        """Raises InvalidTaskError for what cannot come after those that are here; then it is not.
+
+        Messages call the jobs ``tasks[0]``, ``tasks[1]`` and so on.
+        """
+        at = len(self.jobs)
         if at >= MAX_BATCH:
             raise InvalidTaskError("tasks", f"more than {MAX_BATCH}", "enqueue them in parts")
-        try:
-            job = encode(task, rules, now)
-        except InvalidTaskError as error:
-            error.args = (f"tasks[{at}].{error}",)
-            raise
         if job.named:
-            if job.job_id in named:
+            if job.job_id in self._named:
                 raise InvalidTaskError(f"tasks[{at}].job_id", "is there twice", "use it once")
-            if job.job_id in awaited:
+            if job.job_id in self._awaited:
                 raise InvalidTaskError(
-                    f"tasks[{awaited[job.job_id]}].depends_on",
+                    f"tasks[{self._awaited[job.job_id]}].depends_on",
                     f"names tasks[{at}], which comes later",
                     "put it first; for whatever is more than a list use a flow",
                 )
-            named.add(job.job_id)
+            self._named.add(job.job_id)
         for parent in job.depends_on:
-            awaited.setdefault(parent, at)
-        jobs.append(job)
-    return jobs
+            self._awaited.setdefault(parent, at)
+        self.jobs.append(job)
+
+
+def write(jobs: Sequence[Encoded]) -> Steps[list[Enqueued]]:
+    """Write jobs that have been checked together; each chunk of them whole or not at all."""
+    done: list[Enqueued] = []
+    for chunk in _chunks(jobs):
+        commands, answers = _commands(chunk)
+        try:
+            replies = yield Batch(commands, atomic=True)
+        except TasksUnavailableError as error:
+            error.done = len(done)
+            raise
+        for job, answer in zip(chunk, answers, strict=True):
+            reply = None if answer is None else replies[answer]
+            done.append(_enqueued(job, reply, refuse=False))
+    return done
 
 
 def invocation(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> Invoke:
@@ -174,13 +201,14 @@ def relayed_key(job_id: str) -> str:
 
 
 def _chunks(jobs: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-    start = weight = 0
+    start = weight = held = 0
     for at, job in enumerate(jobs):
-        more = CHUNK // URGENT_CHUNK if job.priority else 1
-        if weight + more > CHUNK:
+        more, its_bytes = CHUNK // URGENT_CHUNK if job.priority else 1, size(job)
+        if at > start and (weight + more > CHUNK or held + its_bytes > CHUNK_BYTES):
             yield jobs[start:at]
-            start, weight = at, 0
+            start, weight, held = at, 0, 0
         weight += more
+        held += its_bytes
     if start < len(jobs):
         yield jobs[start:]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -17,13 +19,23 @@ from engineroom.queue import keys
 from engineroom.tasks import dependents
 from engineroom.tasks.dependents import EncodedFlow
 from engineroom.tasks.enqueue import Enqueued, Reason, flow_invocation
-from engineroom.tasks.errors import InvalidTaskError, JobExistsError
+from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TaskTooLargeError
+from engineroom.tasks.kinds import check_kind
 from engineroom.tasks.results import JobResult, results_of
 from engineroom.tasks.steps import Batch, Steps, run, text
-from engineroom.tasks.task import Encoded, Rules, Serializer, Task, Unique, encode
+from engineroom.tasks.task import (
+    Encoded,
+    Rules,
+    Serializer,
+    Task,
+    Unique,
+    check_task,
+    encode,
+    size,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
 #: Jobs of one flow; they are written in one step, during which Redis serves nobody else: 5 ms.
@@ -99,7 +111,10 @@ def group(*parts: Part) -> Flow:
 
 def fan_in(parts: Part | Sequence[Part], then: Part) -> Flow:
     """``then`` after all of ``parts`` have finished; it reads their results by ``parents()``."""
-    return chain(parts if isinstance(parts, (Task, Flow)) else group(*parts), then)
+    if isinstance(parts, (Task, Flow)):
+        return chain(parts, then)
+    check_kind("parts", parts, Iterable, "use a list of tasks and flows")
+    return chain(group(*parts), then)
 
 
 def graph(tasks: Mapping[str, Task], after: Mapping[str, Sequence[str]]) -> Flow:
@@ -107,9 +122,12 @@ def graph(tasks: Mapping[str, Task], after: Mapping[str, Sequence[str]]) -> Flow
 
     Raises InvalidTaskError for a cycle, and for a name that is not among ``tasks``.
     """
+    check_kind("tasks", tasks, Mapping, "use a dict of tasks by name")
+    check_kind("after", after, Mapping, "use a dict of lists of names")
     for name, waits in after.items():
         if isinstance(waits, str):
             raise InvalidTaskError(f"after[{name!r}]", "is a string", "use a list of names")
+        check_kind(f"after[{name!r}]", waits, Iterable, "use a list of names")
         for each in (name, *waits):
             if each not in tasks:
                 raise InvalidTaskError(
@@ -152,6 +170,8 @@ def encode_flow(
 ) -> EncodedFlow:
     """The flow as RQ's jobs; raises InvalidTaskError."""
     flow = flow if isinstance(flow, Flow) else group(flow)
+    check_kind("flow_id", flow_id, (str, NoneType), "use text")
+    check_kind("unique", unique, (Unique, NoneType), "use Unique(key)")
     if flow_id is None:
         flow_id = str(uuid4())
     elif not _FLOW_ID.fullmatch(flow_id):
@@ -165,6 +185,7 @@ def encode_flow(
     ids = [task.job_id or f"{flow_id}-{number}" for number, task in enumerate(flow.tasks)]
     awaited = {each for waits in flow.parents for each in waits}
     jobs: list[Encoded] = []
+    weight = 0
     for number, (task, waits) in enumerate(zip(flow.tasks, flow.parents, strict=True)):
         try:
             _check_member(task, awaited=number in awaited)
@@ -180,6 +201,13 @@ def encode_flow(
             raise
         job.fields.extend(["er_flow", flow_id])
         jobs.append(job)
+        weight += size(job)
+        if weight > rules.max_flow_bytes:
+            raise TaskTooLargeError(
+                "flow",
+                f"its jobs are more than {rules.max_flow_bytes} bytes as they are stored",
+                "store the data elsewhere and pass its key, or raise max_flow_bytes",
+            )
     jobs[-1].fields.extend(["er_flow_jobs", json.dumps([[job.job_id, job.queue] for job in jobs])])
     return EncodedFlow(flow_id, jobs, unique)
 
@@ -245,8 +273,15 @@ def _checked(tasks: Sequence[Task], waits: Sequence[Sequence[int]]) -> Flow:
         )
     named: dict[str, int] = {}
     for number, task in enumerate(tasks):
+        try:
+            check_task(task)
+        except InvalidTaskError as error:
+            error.args = (f"flow[{number}].{error}",)
+            raise
         if task.job_id is not None and named.setdefault(task.job_id, number) != number:
-            raise InvalidTaskError("flow", f"job_id {task.job_id!r} is there twice", "use it once")
+            raise InvalidTaskError(
+                "flow", f"job_id {task.job_id[:50]!r} is there twice", "use it once"
+            )
     everything = [
         list(
             dict.fromkeys([*waits[at], *(named[each] for each in task.depends_on if each in named)])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.kinds import check_kind
 from engineroom.tasks.steps import Invoke, Script, Steps, text
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Limit:
     rate: str | None = None
 
     def __post_init__(self) -> None:
+        check_kind("limit.key", self.key, str, "use text")
         if not 0 < len(self.key) <= MAX_KEY or not self.key.isprintable():
             raise InvalidTaskError(
                 "limit.key", "is no key", f"use 1 to {MAX_KEY} printable characters"
@@ -49,7 +51,7 @@ class Limit:
         """As they stand in the job's hash."""
         fields: list[str | int] = ["er_limit", self.key]
         if self.concurrency is not None:
-            fields += "er_limit_concurrency", self.concurrency
+            fields += "er_limit_concurrency", int(self.concurrency)
         if self.rate is not None:
             count, milliseconds = parsed(self.rate)
             fields += "er_limit_count", count, "er_limit_ms", milliseconds

@@ -28,10 +28,12 @@ from redis.exceptions import (
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue.order import MAX_PRIORITY
+from engineroom.tasks.client import AsyncTasks, Tasks
 from engineroom.tasks.dependents import EncodedFlow
 from engineroom.tasks.enqueue import Enqueued, Reason, relay
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.flows import MAX_JOBS, encode_flow
+from engineroom.tasks.kinds import check_kind
 from engineroom.tasks.steps import Batch, Steps, run
 from engineroom.tasks.task import (
     MAX_DEPENDENCIES,
@@ -93,44 +95,63 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _STATES = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
 
 
-def add(connection: Any, task: Task, rules: Rules | None = None, clock: Clock | None = None) -> str:
+def add(connection: Any, tasks: Tasks | AsyncTasks, task: Task) -> str:
     """Put the task into the outbox, in the connection's transaction; the job's id.
 
-    ``connection`` is a psycopg connection or cursor, or a SQLAlchemy Connection or Session. The
-    task is checked now: raises InvalidTaskError before anything is written.
+    ``connection`` is a psycopg connection or cursor, or a SQLAlchemy Connection or Session.
+    ``tasks`` says which queues there are, how large a job may be and how it is serialised; Redis is
+    not asked. Raises InvalidTaskError before anything is written.
     """
-    job = encode(task, rules or Rules(), (clock or SystemClock()).now())
+    job = _encoded(tasks, task)
     _execute(connection, _INSERT, (_dumps(job),))
     return job.job_id
 
 
-async def add_async(
-    connection: Any, task: Task, rules: Rules | None = None, clock: Clock | None = None
-) -> str:
+async def add_async(connection: Any, tasks: Tasks | AsyncTasks, task: Task) -> str:
     """``add`` for psycopg's AsyncConnection and SQLAlchemy's AsyncConnection or AsyncSession."""
-    job = encode(task, rules or Rules(), (clock or SystemClock()).now())
-    words = (_dumps(job),)
-    if hasattr(connection, "run_sync"):
-        await connection.run_sync(_execute, _INSERT, words)
-    else:
-        await connection.execute(_INSERT, words)
+    job = _encoded(tasks, task)
+    await _execute_async(connection, _INSERT, (_dumps(job),))
     return job.job_id
 
 
 def add_flow(
     connection: Any,
+    tasks: Tasks | AsyncTasks,
     flow: Part,
-    rules: Rules | None = None,
-    clock: Clock | None = None,
     *,
     flow_id: str | None = None,
     unique: Unique | None = None,
 ) -> str:
     """Put a whole flow into the outbox, as one row; the flow's id. Otherwise as ``add``."""
-    now = (clock or SystemClock()).now()
-    encoded = encode_flow(flow, rules or Rules(), now, flow_id, unique)
+    encoded = _encoded_flow(tasks, flow, flow_id, unique)
     _execute(connection, _INSERT, (_dumps(encoded),))
     return encoded.flow_id
+
+
+async def add_flow_async(
+    connection: Any,
+    tasks: Tasks | AsyncTasks,
+    flow: Part,
+    *,
+    flow_id: str | None = None,
+    unique: Unique | None = None,
+) -> str:
+    """``add_flow`` for the connections of ``add_async``."""
+    encoded = _encoded_flow(tasks, flow, flow_id, unique)
+    await _execute_async(connection, _INSERT, (_dumps(encoded),))
+    return encoded.flow_id
+
+
+def _encoded(tasks: Tasks | AsyncTasks, task: Task) -> Encoded:
+    check_kind("tasks", tasks, (Tasks, AsyncTasks), "give the application's Tasks, then the task")
+    return encode(task, tasks.rules, tasks.clock.now())
+
+
+def _encoded_flow(
+    tasks: Tasks | AsyncTasks, flow: Part, flow_id: str | None, unique: Unique | None
+) -> EncodedFlow:
+    check_kind("tasks", tasks, (Tasks, AsyncTasks), "give the application's Tasks, then the flow")
+    return encode_flow(flow, tasks.rules, tasks.clock.now(), flow_id, unique)
 
 
 class Relay:
@@ -217,6 +238,13 @@ def _execute(connection: Any, statement: str, words: tuple[Any, ...]) -> None:
         connection.exec_driver_sql(statement, words)
     else:
         connection.execute(statement, words)
+
+
+async def _execute_async(connection: Any, statement: str, words: tuple[Any, ...]) -> None:
+    if hasattr(connection, "run_sync"):
+        await connection.run_sync(_execute, statement, words)
+    else:
+        await connection.execute(statement, words)
 
 
 def _dumps(entry: Encoded | EncodedFlow) -> str:

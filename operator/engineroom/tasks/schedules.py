@@ -29,8 +29,9 @@ from engineroom.tasks.errors import (
     ScheduleOwnedError,
     TasksUnavailableError,
 )
+from engineroom.tasks.kinds import check_kind, check_number
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, run, run_async, text
-from engineroom.tasks.task import Rules, Task, encode, timestamp
+from engineroom.tasks.task import Rules, Task, check_task, encode, timestamp
 from engineroom.tasks.triggers import (
     MAX_AT_ONCE,
     Cron,
@@ -173,6 +174,12 @@ def _words(
     schedule: Schedule, owner: str, rules: Rules, now: datetime, expected: int | None = None
 ) -> tuple[tuple[list[str], list[Any]], float | None]:
     """Keys and arguments of _PUT, and the first tick. Raises InvalidTaskError."""
+    check_kind("schedule", schedule, Schedule, "use Schedule(name, trigger, task)")
+    check_kind("name", schedule.name, str, "use text")
+    check_kind("trigger", schedule.trigger, (Cron, Every, Once), "use Cron, Every or Once")
+    check_kind("missed", schedule.missed, Missed, "use one of Missed")
+    check_number("grace", schedule.grace)
+    check_task(schedule.task)
     if not _NAME.fullmatch(schedule.name):
         raise InvalidTaskError(
             "name", f"{schedule.name[:50]!r}", "use 1 to 160 letters, digits, '_' and '-'"

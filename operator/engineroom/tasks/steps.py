@@ -6,6 +6,7 @@ and ``run_async`` are the only places that talk to Redis.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,12 @@ class Batch:
     refusals: bool = False
 
 
-Step = Invoke | Batch
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing is asked: on an event loop, let others have their turn."""
+
+
+Step = Invoke | Batch | Pause
 Steps = Generator[Step, Any, T]
 
 
@@ -98,6 +104,8 @@ async def run_async(redis: AsyncRedis, steps: Steps[T]) -> T:
 
 
 def _send(redis: Any, step: Step) -> Any:
+    if isinstance(step, Pause):
+        return None
     if isinstance(step, Invoke):
         script, keys = step.script, step.keys
         try:
@@ -111,6 +119,8 @@ def _send(redis: Any, step: Step) -> Any:
 
 
 async def _send_async(redis: Any, step: Step) -> Any:
+    if isinstance(step, Pause):
+        return await asyncio.sleep(0)
     if isinstance(step, Invoke):
         script, keys = step.script, step.keys
         try:

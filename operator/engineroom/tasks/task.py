@@ -14,15 +14,22 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from types import NoneType
+from typing import Any, Literal, Protocol, TypeAlias
 from uuid import uuid4
 
 from engineroom.core.context import carried
 from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.errors import InvalidTaskError, TaskTooLargeError, UnknownQueueError
-
-if TYPE_CHECKING:
-    from engineroom.tasks.limits import Limit
+from engineroom.tasks.kinds import (
+    check_kind,
+    check_number,
+    check_text,
+    plain,
+    whole,
+    wrong_kind,
+)
+from engineroom.tasks.limits import Limit
 
 #: What runs: something importable by the worker, or its dotted path.
 Function: TypeAlias = Callable[..., Any] | str
@@ -31,6 +38,8 @@ Function: TypeAlias = Callable[..., Any] | str
 DEFAULT_TIMEOUT = 180
 #: Function, arguments and meta, serialised: largest size unless told otherwise (bytes).
 DEFAULT_MAX_BYTES = 1 << 20
+#: The jobs of a flow together, as they are stored, unless told otherwise (bytes).
+DEFAULT_MAX_FLOW_BYTES = 2 << 20
 MAX_QUEUE_NAME = 200
 MAX_UNIQUE_KEY = 500
 #: Jobs that one job may wait for.
@@ -40,7 +49,9 @@ MAX_SECONDS = 10 * 366 * 86400
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-_DESCRIBED = 75
+MAX_PATH = 500
+#: Characters of a description, and of each argument in it.
+MAX_DESCRIPTION, _DESCRIBED = 2000, 75
 
 
 class Serializer(Protocol):
@@ -94,12 +105,14 @@ class Retry:
     intervals: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.maximum <= 1000:
+        maximum = whole("retry.maximum", self.maximum)
+        check_kind("retry.intervals", self.intervals, (tuple, list), "use a list or tuple")
+        if not 1 <= maximum <= 1000:
             raise InvalidTaskError("retry.maximum", f"{self.maximum} tries", "use 1 to 1000")
         if not 1 <= len(self.intervals) <= 1000:
             raise InvalidTaskError("retry.intervals", "is empty or too long", "use 1 to 1000")
         for seconds in self.intervals:
-            if not isinstance(seconds, int) or not 0 <= seconds <= MAX_SECONDS:
+            if not 0 <= whole("retry.intervals", seconds) <= MAX_SECONDS:
                 raise InvalidTaskError("retry.intervals", f"{seconds!r}", "use whole seconds >= 0")
 
     def for_rq(self) -> list[int]:
@@ -108,7 +121,7 @@ class Retry:
         RQ counts from the end of its list and uses the first where it is short: one entry for each
         try leaves it nothing to choose.
         """
-        return [self.intervals[min(at, len(self.intervals) - 1)] for at in range(self.maximum)]
+        return [int(self.intervals[min(at, len(self.intervals) - 1)]) for at in range(self.maximum)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +137,8 @@ class Unique:
     until: Literal["window", "end"] = "window"
 
     def __post_init__(self) -> None:
+        check_text("unique.key", self.key)
+        check_number("unique.window", self.window)
         if not 0 < len(self.key) <= MAX_UNIQUE_KEY:
             raise InvalidTaskError(
                 "unique.key", f"{len(self.key)} characters", f"use 1 to {MAX_UNIQUE_KEY}"
@@ -131,7 +146,7 @@ class Unique:
         if not 0.001 <= self.window <= MAX_SECONDS:
             raise InvalidTaskError("unique.window", f"{self.window} s", "use 0.001 s to 10 years")
         if self.until not in ("window", "end"):
-            raise InvalidTaskError("unique.until", f"{self.until!r}", "use 'window' or 'end'")
+            raise InvalidTaskError("unique.until", "is neither", "use 'window' or 'end'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +162,7 @@ class Callback:
     timeout: int = 60
 
     def __post_init__(self) -> None:
+        whole("callback.timeout", self.timeout)
         if not 1 <= self.timeout <= 86400:
             raise InvalidTaskError("callback.timeout", f"{self.timeout} s", "use 1 to 86400")
 
@@ -159,7 +175,8 @@ class Task:
     is kept (-1: for ever; None: as the worker says). ``delay`` or ``at`` put it off. ``priority``
     is its place within the queue, 0 (plain RQ's) to 9: each step counts for 400 s of waiting.
     ``depends_on`` are ids of jobs that have to finish first, one that is gone counts as finished;
-    with ``allow_failure`` they may fail too.
+    with ``allow_failure`` they may fail too. ``description`` is for people, and cut to 2,000
+    characters; unless given it is the call.
     """
 
     function: Function
@@ -191,12 +208,14 @@ class Task:
 class Rules:
     """What an application wants checked before anything is enqueued.
 
-    ``queues``: the only names allowed; None allows any. ``max_bytes``: see DEFAULT_MAX_BYTES.
+    ``queues``: the only names allowed; None allows any. ``max_bytes``: see DEFAULT_MAX_BYTES;
+    ``max_flow_bytes``: see DEFAULT_MAX_FLOW_BYTES.
     """
 
     queues: frozenset[str] | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
     serializer: Serializer = PickleSerializer
+    max_flow_bytes: int = DEFAULT_MAX_FLOW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +236,47 @@ class Encoded:
     allow_failure: bool = False
 
 
+#: Types of the fields that no check of their own looks at, and what to use. Text is a sequence,
+#: too: of characters, which nobody means.
+_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("args", (tuple, list, Sequence), "use a list or tuple"),
+    ("kwargs", (dict, Mapping), "use a dict"),
+    ("retry", (NoneType, Retry), "use Retry(maximum, intervals)"),
+    ("meta", (NoneType, dict, Mapping), "use a dict"),
+    ("at", (NoneType, datetime), "use a datetime with a time zone"),
+    ("at_front", (bool,), "use True or False"),
+    ("limit", (NoneType, Limit), "use Limit(key, ...)"),
+    ("unique", (NoneType, Unique), "use Unique(key)"),
+    ("job_id", (NoneType, str), "use text"),
+    ("description", (NoneType, str), "use text"),
+    ("depends_on", (tuple, list, Sequence), "use a list of job ids"),
+    ("allow_failure", (bool,), "use True or False"),
+)
+_TEXTS = (str, bytes, bytearray, memoryview)
+
+
+def check_task(task: Task) -> None:
+    """Raises InvalidTaskError for what is no Task, or has a field of the wrong type."""
+    check_kind("task", task, Task, "use Task(function, ...)")
+    for name, kinds, fix in _KINDS:
+        value = getattr(task, name)
+        if not isinstance(value, kinds) or (kinds[0] is tuple and isinstance(value, _TEXTS)):
+            raise wrong_kind(name, value, fix)
+    for name in task.kwargs:
+        if not isinstance(name, str):
+            raise InvalidTaskError("kwargs", "has a name that is no text", "use names of arguments")
+
+
 def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> Encoded:
     """The RQ job of ``task``, enqueued at ``now``; raises InvalidTaskError.
 
     With ``carry`` its meta says under which ids (of request, trace) it was enqueued.
     """
+    check_task(task)
     check_queue(task.queue, rules)
     instance, name = resolve(task.function)
-    args, kwargs = task.args, task.kwargs
-    data = _serialised(rules.serializer, (name, instance, tuple(args), dict(kwargs)), task)
+    args, kwargs = tuple(task.args), dict(task.kwargs)
+    data = _serialised(rules.serializer, (name, instance, args, kwargs), task)
     said = {**carried(), **(task.meta or {})} if carry else task.meta
     meta = _serialised_meta(rules.serializer, said) if said else b""
     if len(data) + len(meta) > rules.max_bytes:
@@ -242,27 +293,29 @@ def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> En
         job_id = str(uuid4())
     elif not _JOB_ID.fullmatch(job_id):
         raise InvalidTaskError("job_id", f"{job_id[:50]!r}", "use letters, digits, '_' and '-'")
+    job_id, queue = plain(job_id), plain(task.queue)
     fields: list[Any] = [
         "created_at", stamp,
         "data", zlib.compress(data, 1),
         "success_callback_name", "", "failure_callback_name", "", "stopped_callback_name", "",
         "started_at", "", "ended_at", "", "last_heartbeat", "", "worker_name", "", "group_id", "",
-        "origin", task.queue,
-        "description", task.description or _call(name, args, kwargs),
+        "origin", queue,
+        "description", _described(task.description or _call(name, args, kwargs)),
         "timeout", _seconds("timeout", task.timeout, least=-1, no_zero=True),
         "status", "queued" if due is None else "scheduled",
     ]  # fmt: skip
     if due is None:
         fields += "enqueued_at", stamp
     if task.retry is not None:
-        fields += "retries_left", task.retry.maximum
+        fields += "retries_left", int(task.retry.maximum)
         fields += "retry_intervals", json.dumps(task.retry.for_rq())
     if task.result_ttl is not None:
         fields += "result_ttl", _seconds("result_ttl", task.result_ttl, least=-1)
     if task.failure_ttl is not None:
         fields += "failure_ttl", _seconds("failure_ttl", task.failure_ttl, least=-1)
-    if task.ttl is not None:
-        fields += "ttl", _seconds("ttl", task.ttl, least=1)
+    ttl = None if task.ttl is None else _seconds("ttl", task.ttl, least=1)
+    if ttl is not None:
+        fields += "ttl", ttl
     if meta:
         fields += "meta", meta
     for name in ("success", "failure", "stopped"):
@@ -277,14 +330,28 @@ def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> En
             fields += "allow_dependency_failures", 1
     if task.at_front and (depends_on or due is not None):
         fields += "enqueue_at_front", 1
-    if _priority(task):
-        fields += "er_priority", task.priority
+    priority = _priority(task)
+    if priority:
+        fields += "er_priority", priority
     if task.limit is not None:
         fields += task.limit.fields()
     return Encoded(
-        job_id, task.queue, fields, task.ttl, due, task.at_front, task.unique,
-        task.job_id is not None, task.priority, depends_on, task.allow_failure,
+        job_id, queue, fields, ttl, due, task.at_front, task.unique,
+        task.job_id is not None, priority, depends_on, task.allow_failure,
     )  # fmt: skip
+
+
+def size(job: Encoded) -> int:
+    """Bytes of the job's hash and ids, about."""
+    ids = sum(map(len, job.depends_on)) if job.depends_on else 0
+    return ids + sum([len(word) for word in job.fields if type(word) is not int])
+
+
+def restamp(job: Encoded, now: datetime) -> None:
+    """Have the job be enqueued at ``now``; one that is put off is left as it is."""
+    names = job.fields[::2]
+    if "enqueued_at" in names:
+        job.fields[2 * names.index("enqueued_at") + 1] = timestamp(now)
 
 
 def check_queue(name: str, rules: Rules) -> None:
@@ -303,14 +370,18 @@ def check_queue(name: str, rules: Rules) -> None:
 def resolve(function: Function) -> tuple[Any, str]:
     """Instance and name as RQ stores them; refuses what a worker could not import."""
     if isinstance(function, str):
+        if len(function) > MAX_PATH:
+            raise InvalidTaskError(
+                "function", f"{len(function)} characters", f"use a path of at most {MAX_PATH}"
+            )
         if not _PATH.fullmatch(function):
             raise InvalidTaskError("function", f"{function[:80]!r}", "use 'package.module.name'")
-        return None, function
+        return None, plain(function)
     if inspect.ismethod(function):
         return function.__self__, function.__name__
     if inspect.isfunction(function) or inspect.isbuiltin(function):
         name = f"{function.__module__}.{function.__qualname__}"
-        if "<" in name or function.__module__ == "__main__":
+        if "<" in name or function.__module__ in ("__main__", None):
             raise InvalidTaskError(
                 "function", f"{name} cannot be imported by a worker", "define it in a module"
             )
@@ -321,17 +392,19 @@ def resolve(function: Function) -> tuple[Any, str]:
 
 
 def _dependencies(task: Task) -> list[str]:
-    if isinstance(task.depends_on, str):
-        raise InvalidTaskError("depends_on", "is a string", "use a list of job ids")
+    if not task.depends_on:
+        return []
+    for job_id in task.depends_on:
+        check_kind("depends_on", job_id, str, "use the ids of jobs")
     # Once each, in the order given.
-    found = list(dict.fromkeys(task.depends_on))
+    found = list(dict.fromkeys(map(plain, task.depends_on)))
     if len(found) > MAX_DEPENDENCIES:
         raise InvalidTaskError(
             "depends_on", f"{len(found)} jobs", f"use at most {MAX_DEPENDENCIES}"
         )
     for job_id in found:
-        if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
-            raise InvalidTaskError("depends_on", f"{str(job_id)[:50]!r}", "use the ids of jobs")
+        if not _JOB_ID.fullmatch(job_id):
+            raise InvalidTaskError("depends_on", f"{job_id[:50]!r}", "use the ids of jobs")
         if job_id == task.job_id:
             raise InvalidTaskError("depends_on", "names the job itself", "leave it out")
     if found and (task.delay is not None or task.at is not None):
@@ -353,7 +426,7 @@ def _callback(field: str, callback: Callback | Function) -> tuple[str, int]:
         raise
     if instance is not None or inspect.iscoroutinefunction(function):
         raise InvalidTaskError(field, "is no plain function", "use a function of a module")
-    return name, chosen.timeout
+    return name, int(chosen.timeout)
 
 
 def timestamp(moment: datetime) -> str:
@@ -363,7 +436,9 @@ def timestamp(moment: datetime) -> str:
 
 def _serialised(serializer: Serializer, call: tuple[Any, ...], task: Task) -> bytes:
     try:
-        return serializer.dumps(call)
+        return _bytes(serializer.dumps(call))
+    except InvalidTaskError:
+        raise
     except Exception as error:
         raise InvalidTaskError(
             _culprit(serializer, task), f"cannot be serialised: {_said(error)}",
@@ -371,9 +446,17 @@ def _serialised(serializer: Serializer, call: tuple[Any, ...], task: Task) -> by
         ) from error  # fmt: skip
 
 
+def _bytes(dumped: Any) -> bytes:
+    if isinstance(dumped, bytes):
+        return dumped
+    raise wrong_kind("serializer", dumped, "let its dumps return bytes")
+
+
 def _serialised_meta(serializer: Serializer, meta: Mapping[str, Any]) -> bytes:
     try:
-        return serializer.dumps(dict(meta))
+        return _bytes(serializer.dumps(dict(meta)))
+    except InvalidTaskError:
+        raise
     except Exception as error:
         raise InvalidTaskError(
             "meta", f"cannot be serialised: {_said(error)}", "use plain data"
@@ -382,7 +465,7 @@ def _serialised_meta(serializer: Serializer, meta: Mapping[str, Any]) -> bytes:
 
 def _culprit(serializer: Serializer, task: Task) -> str:
     named = [(f"args[{at}]", value) for at, value in enumerate(task.args)]
-    named += [(f"kwargs[{key!r}]", value) for key, value in task.kwargs.items()]
+    named += [(f"kwargs[{key[:80]!r}]", value) for key, value in task.kwargs.items()]
     for name, value in named:
         try:
             serializer.dumps(value)
@@ -402,11 +485,13 @@ def _due(task: Task, now: datetime) -> float | None:
     if task.delay is not None and task.at is not None:
         raise InvalidTaskError("delay", "stands beside at", "use one of them")
     if task.at is not None:
-        if task.at.tzinfo is None:
+        if task.at.utcoffset() is None:
             raise InvalidTaskError("at", "has no time zone", "use datetime.now(UTC) and the like")
         due = task.at.timestamp()
     else:
         delay = task.delay
+        if not isinstance(delay, timedelta):
+            check_number("delay", delay, "use seconds or a timedelta")
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay or 0)
         if seconds < 0:
             raise InvalidTaskError("delay", f"{seconds:g} s", "use 0 or more")
@@ -417,9 +502,7 @@ def _due(task: Task, now: datetime) -> float | None:
 
 
 def _priority(task: Task) -> int:
-    priority = task.priority
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise InvalidTaskError("priority", f"{priority!r:.50}", "use a whole number")
+    priority = whole("priority", task.priority)
     if not 0 <= priority <= MAX_PRIORITY:
         raise InvalidTaskError("priority", f"{priority}", f"use 0 to {MAX_PRIORITY}")
     if priority and task.at_front:
@@ -428,20 +511,32 @@ def _priority(task: Task) -> int:
 
 
 def _seconds(name: str, value: int, least: int, *, no_zero: bool = False) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SECONDS:
-        raise InvalidTaskError(name, f"{value!r}", f"use whole seconds, {least} or more")
+    fix = f"use whole seconds, {least} or more"
+    if not least <= whole(name, value, fix) <= MAX_SECONDS:
+        raise InvalidTaskError(name, f"{value!r}", fix)
     if no_zero and value == 0:
         raise InvalidTaskError(name, "0", "use -1 for no limit")
-    return value
+    return int(value)
 
 
 def _call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The call as RQ describes it, each argument cut short."""
-    shown = [_short(repr(value)) for value in args]
+    shown = [_short(value) for value in args[:MAX_DESCRIPTION]]
     if kwargs:
-        shown += sorted(f"{key}={_short(repr(value))}" for key, value in kwargs.items())
+        shown += sorted(f"{key}={_short(value)}" for key, value in kwargs.items())
     return f"{name}({', '.join(shown)})"
 
 
-def _short(shown: str) -> str:
+def _short(value: object) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - whatever it is, the job does not hang on its description
+        return f"<{type(value).__name__}>"
     return shown if len(shown) <= _DESCRIBED else f"{shown[:_DESCRIBED]}..."
+
+
+def _described(description: str) -> str:
+    # It is for people: what UTF-8 cannot hold is no reason to refuse a job.
+    if len(description) > MAX_DESCRIPTION:
+        description = f"{description[: MAX_DESCRIPTION - 3]}..."
+    return description if description.isascii() else description.encode(errors="replace").decode()

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 
 from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.kinds import check_kind, check_number
 
 #: Ticks that one decision runs at most; the rest follows in the next.
 MAX_AT_ONCE = 100
@@ -50,6 +51,9 @@ class Cron:
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
+        check_kind("cron", self.line, str, "use text")
+        check_kind("zone", self.zone, str, "use text")
+        check_number("jitter", self.jitter)
         for field, told in (
             ("cron", cron_problem(self.line)), ("zone", zone_problem(self.zone))
         ):  # fmt: skip
@@ -85,6 +89,9 @@ class Every:
     start: float = 0.0
 
     def __post_init__(self) -> None:
+        check_number("every", self.seconds)
+        check_number("jitter", self.jitter)
+        check_number("start", self.start)
         if not LEAST_INTERVAL <= self.seconds <= 366 * 86400:
             raise InvalidTaskError("every", f"{self.seconds} s", "use 1 s to 366 days")
         if not 0 <= self.jitter < self.seconds:
@@ -114,6 +121,7 @@ class Once:
     at: float
 
     def __post_init__(self) -> None:
+        check_number("at", self.at)
         if not 0 <= self.at < 1e11:
             raise InvalidTaskError("at", f"{self.at}", "use Unix seconds")
 

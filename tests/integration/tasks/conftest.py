@@ -13,7 +13,9 @@ import pytest
 import sqlalchemy
 from redis import Redis
 from rq import SimpleWorker
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from engineroom.tasks import Tasks
 from engineroom.tasks.outbox import TABLE
@@ -21,7 +23,7 @@ from tests.postgres import postgres_server
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 
 class Deaf(SimpleWorker):
@@ -94,10 +96,23 @@ def database(address: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
+def sqlalchemy_url(address: str) -> str:
+    parts = dict(part.split("=") for part in address.split())
+    return f"postgresql+psycopg://postgres@127.0.0.1:{parts['port']}/"
+
+
+def plain_session(address: str) -> Session:
+    return Session(sqlalchemy.create_engine(sqlalchemy_url(address), poolclass=NullPool))
+
+
+@contextlib.asynccontextmanager
+async def sqlalchemy_session(address: str) -> AsyncIterator[AsyncSession]:
+    engine = create_async_engine(sqlalchemy_url(address), poolclass=NullPool)
+    async with AsyncSession(engine) as opened:
+        yield opened
+
+
 @pytest.fixture
 def session(address: str, database: object) -> Iterator[Session]:
-    parts = dict(part.split("=") for part in address.split())
-    engine = sqlalchemy.create_engine(f"postgresql+psycopg://postgres@127.0.0.1:{parts['port']}/")
-    with Session(engine) as opened:
+    with plain_session(address) as opened:
         yield opened
-    engine.dispose()

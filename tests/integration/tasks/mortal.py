@@ -203,10 +203,10 @@ def outbox(life: Life) -> None:
                 ).fetchone()
                 if done is None:
                     continue
-                add(connection, task(f"plain-{order}"))
-                add(connection, task(f"unique-{order}", Unique(f"o{order}")))
+                add(connection, life.tasks, task(f"plain-{order}"))
+                add(connection, life.tasks, task(f"unique-{order}", Unique(f"o{order}")))
                 parts = [task(f"flow-{order}-{at}") for at in range(3)]
-                add_flow(connection, chain(parts[0], group(*parts[1:])))
+                add_flow(connection, life.tasks, chain(parts[0], group(*parts[1:])))
         while Relay(connection, life.redis, life.clock).once():
             pass
 

@@ -152,7 +152,7 @@ def home_of(rq: str) -> Path:
 
 @pytest.mark.parametrize("rq", ["rq3", "rq2"])
 def test_our_jobs_run_in_rqs_own_worker(
-    server: RedisServer, redis: Redis, database: psycopg.Connection[Any], rq: str
+    server: RedisServer, redis: Redis, database: psycopg.Connection[Any], rq: str, tasks: Tasks
 ) -> None:
     tasks = Tasks(redis)
     work = "tests.integration.tasks.work"
@@ -175,7 +175,7 @@ def test_our_jobs_run_in_rqs_own_worker(
     Tasks(redis, clock=clock).put_schedule(schedule)
     clock.advance(10)
     assert Scheduler(redis, clock).once()[0] == 1
-    into_outbox(database, Task(add, (7,), job_id="promised"))
+    into_outbox(database, tasks, Task(add, (7,), job_id="promised"))
     Relay(database, redis).once()
     many = tasks.enqueue_many([Task(add, (at,), queue="other") for at in range(5)])
     finished = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +22,7 @@ from engineroom.tasks import (
     InvalidTaskError,
     JobExistsError,
     JSONSerializer,
+    Limit,
     Retry,
     Task,
     Tasks,
@@ -27,13 +31,13 @@ from engineroom.tasks import (
     Unique,
     UnknownQueueError,
 )
-from engineroom.tasks.enqueue import CHUNK
+from engineroom.tasks.enqueue import CHUNK, TURN
 from tests.integration.runtime.lab import eventually
 from tests.integration.tasks.work import Mailer, add, boom
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def test_a_job_has_the_same_fields_as_one_of_rq(redis: Redis, tasks: Tasks) -> None:
@@ -157,6 +161,113 @@ def test_a_named_job_is_never_overwritten(redis: Redis, tasks: Tasks) -> None:
     assert redis.llen("rq:queue:default") == 1
     with pytest.raises(InvalidTaskError, match="twice"):
         tasks.enqueue_many([Task(add, job_id="twin"), Task(add, job_id="twin")])
+
+
+class Shy:
+    """One of those whose repr is not ready when it is needed."""
+
+    def __repr__(self) -> str:
+        raise AttributeError("engine")
+
+
+class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum it is not formatted as its value
+    MAIL = "mail"
+
+
+class Level(IntEnum):
+    HIGH = 9
+
+
+def test_a_description_is_for_people_and_never_in_the_way(redis: Redis, tasks: Tasks) -> None:
+    def described(**more: Any) -> str:
+        job = tasks.enqueue(Task(add, **more))
+        return str(redis.hget(f"rq:job:{job.job_id}", "description").decode())
+
+    assert described(args=(Shy(), 1)) == "tests.integration.tasks.work.add(<Shy>, 1)"
+    assert described(description="x" * 50_000_000) == "x" * 1997 + "..."
+    assert described(description="half a \ud83d") == "half a ?"
+    assert len(described(args=(0,) * 100_000)) == 2000
+
+
+def test_members_of_enumerations_are_the_values_that_they_stand_for(
+    redis: Redis, work: Callable[..., None]
+) -> None:
+    tasks = Tasks(redis, queues={"mail"})
+    unique = Unique(Name.MAIL)
+    one = Task(add, (1,), queue=Name.MAIL, job_id=Name.MAIL, unique=unique, priority=Level.HIGH)
+    assert tasks.enqueue(one).queue == "mail"
+    limit = Limit(Name.MAIL, Level.HIGH)
+    retry = Retry(Level.HIGH, (Level.HIGH,))
+    two = Task(add, queue="mail", timeout=Level.HIGH, retry=retry, limit=limit)
+    tasks.enqueue_many([replace(two, args=(1,), depends_on=[Name.MAIL])])
+    assert redis.hmget("rq:job:mail", "origin", "er_priority") == [b"mail", b"9"]
+    assert redis.exists("engineroom:unique:mail")
+    work("mail")
+    assert not redis.llen("rq:queue:mail")
+    assert tasks.result("mail").value == 1
+
+
+@pytest.mark.parametrize("given", ["default", b"default", 5, {1}])
+def test_queues_are_a_set_of_names(redis: Redis, given: Any) -> None:
+    with pytest.raises(InvalidTaskError, match=r"queues: is of type \w+; use a set of names"):
+        Tasks(redis, queues=given)
+
+
+class Watched(Redis):
+    """Counts what each transaction holds."""
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
+        pipeline = super().pipeline(transaction, shard_hint)
+        execute = pipeline.execute
+
+        def counted(*args: Any) -> Any:
+            words = [word for command in pipeline.command_stack for word in command[0]]
+            self.held.append(sum(len(word) for word in words if isinstance(word, (str, bytes))))
+            return execute(*args)
+
+        pipeline.execute = counted  # type: ignore[method-assign]
+        return pipeline
+
+
+def test_a_transaction_holds_about_a_mebibyte(redis: Redis) -> None:
+    watched = Watched(connection_pool=redis.connection_pool)
+    watched.held = []
+    sizes = [300_000] * 7 + [1_500_000] + [10] * 300
+    tasks = Tasks(watched, max_bytes=2_000_000)
+    done = tasks.enqueue_many(Task(add, (os.urandom(each),)) for each in sizes)
+    assert [each.decode() for each in redis.lrange("rq:queue:default", 0, -1)] == [
+        each.job_id for each in done
+    ]
+    assert [round(each / 100_000) for each in watched.held] == [9, 9, 3, 15, 1, 0]
+
+
+async def test_a_large_batch_leaves_the_event_loop_to_others(
+    server: RedisServer, redis: Redis
+) -> None:
+    turns, most, done = 0, 0, False
+
+    async def others() -> None:
+        nonlocal turns
+        while not done:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def many() -> Iterator[Task]:
+        nonlocal most
+        began, taken = turns, 0
+        for number in range(1000):
+            began, taken = (began, taken + 1) if turns == began else (turns, 1)
+            most = max(most, taken)
+            # Whatever is wrong with the last is found before the first is written.
+            assert not redis.exists("rq:queue:default")
+            yield Task(add, (number,))
+
+    async with AsyncRedis(port=server.port) as client:
+        beside = asyncio.create_task(others())
+        assert len(await AsyncTasks(client).enqueue_many(many())) == 1000
+        done = True
+        await beside
+    assert most <= TURN
 
 
 # -- unique ----------------------------------------------------------------------------------------

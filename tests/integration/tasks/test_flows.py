@@ -282,11 +282,11 @@ def test_a_batch_keeps_parents_before_their_children(
 def test_a_dependent_job_goes_through_the_outbox(
     redis: Redis, database: psycopg.Connection[Any], tasks: Tasks, work: Callable[..., None]
 ) -> None:
-    into_outbox(database, Task(add, (3,), job_id="p"))
-    into_outbox(database, Task(total, job_id="c", depends_on=["p"]))
+    into_outbox(database, tasks, Task(add, (3,), job_id="p"))
+    into_outbox(database, tasks, Task(total, job_id="c", depends_on=["p"]))
     gone = tasks.enqueue(Task(add, delay=60))
     tasks.cancel(gone.job_id)
-    into_outbox(database, Task(total, job_id="dead", depends_on=[gone.job_id]))
+    into_outbox(database, tasks, Task(total, job_id="dead", depends_on=[gone.job_id]))
     relay = Relay(database, redis)
     assert len(relay.once()) == 3
     assert redis.lrange("rq:queue:default", 0, -1) == [b"p"]
@@ -301,10 +301,10 @@ def test_a_flow_goes_through_the_outbox_as_one(
 ) -> None:
     flow, key = fan_in([Task(add, (1,)), Task(add, (2,))], Task(total)), Unique("once")
     with database.transaction(force_rollback=True):
-        flow_into_outbox(database, flow)
+        flow_into_outbox(database, tasks, flow)
     with pytest.raises(InvalidTaskError), database.transaction():
-        flow_into_outbox(database, chain(Task(add), Task(lambda: 0)))
-    ids = [flow_into_outbox(database, flow, unique=key) for _ in range(2)]
+        flow_into_outbox(database, tasks, chain(Task(add), Task(lambda: 0)))
+    ids = [flow_into_outbox(database, tasks, flow, unique=key) for _ in range(2)]
     carried = Relay(database, redis).once()
     assert [each.created for each in carried] == [True, False]
     assert {each.job_id for each in carried} == {f"{ids[0]}-2"}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from engineroom.tasks import Tasks
+
 
 class Process:
     """One relay; ended by force if a test leaves it running."""
@@ -89,14 +91,14 @@ def queued(redis: Redis) -> list[str]:
 
 
 def test_two_relays_carry_each_job_once_though_one_is_killed(
-    redis: Redis, database: psycopg.Connection[Any], start: Any
+    redis: Redis, database: psycopg.Connection[Any], start: Any, tasks: Tasks
 ) -> None:
     first, second = start(), start()
     eventually(first.ready, "one to be ready")
     eventually(second.ready, "both to be ready")
     expected = []
     for number in range(600):
-        expected.append(add(database, Task(plus, (number,))))
+        expected.append(add(database, tasks, Task(plus, (number,))))
         if number == 250:
             assert first.end(signal.SIGKILL) == -signal.SIGKILL
     eventually(lambda: redis.llen("rq:queue:default") >= 600, "all to be carried")
@@ -112,14 +114,14 @@ def test_two_relays_carry_each_job_once_though_one_is_killed(
 
 
 def test_a_committed_job_is_there_at_once(
-    redis: Redis, database: psycopg.Connection[Any], start: Any
+    redis: Redis, database: psycopg.Connection[Any], start: Any, tasks: Tasks
 ) -> None:
     process = start("--poll", "0.05")
     eventually(process.ready, "it to be ready")
     waits = []
     for number in range(15):
         began = time.monotonic()
-        add(database, Task(plus, (number,)))
+        add(database, tasks, Task(plus, (number,)))
         while redis.llen("rq:queue:default") <= number:
             assert time.monotonic() - began < 10
             time.sleep(0.002)
@@ -128,13 +130,13 @@ def test_a_committed_job_is_there_at_once(
 
 
 def test_outages_of_redis_are_waited_for(
-    tmp_path: Path, database: psycopg.Connection[Any], start: Any
+    tmp_path: Path, database: psycopg.Connection[Any], start: Any, tasks: Tasks
 ) -> None:
     with redis_server(durable=True) as its_own:
         process = start(redis=its_own.url)
         eventually(process.ready, "it to be ready")
         its_own.stop()
-        job = add(database, Task(plus, (1,)))
+        job = add(database, tasks, Task(plus, (1,)))
         eventually(lambda: process.asked("/readyz")[0] == 503, "it to say so")
         assert "Redis" in process.asked("/readyz")[1]
         # A restart would not help.
@@ -150,9 +152,9 @@ def test_outages_of_redis_are_waited_for(
 
 
 def test_rows_that_cannot_be_read_are_set_aside_and_keep_nobody_back(
-    redis: Redis, database: psycopg.Connection[Any], start: Any
+    redis: Redis, database: psycopg.Connection[Any], start: Any, tasks: Tasks
 ) -> None:
-    add(database, Task(plus, (1,)))
+    add(database, tasks, Task(plus, (1,)))
     [(good,)] = database.execute("DELETE FROM engineroom_outbox RETURNING job").fetchall()
     entry = json.loads(good)
     bad = [
@@ -167,7 +169,7 @@ def test_rows_that_cannot_be_read_are_set_aside_and_keep_nobody_back(
     ]  # fmt: skip
     for each in bad:
         database.execute("INSERT INTO engineroom_outbox (job) VALUES (%s)", (each,))
-    job = add(database, Task(plus, (2,)))
+    job = add(database, tasks, Task(plus, (2,)))
     process = start("--poll", "0.05")
     eventually(lambda: queued(redis) == [job], "the job behind them to be carried")
     eventually(process.ready, "it to be ready")
@@ -193,7 +195,11 @@ def free(database: psycopg.Connection[Any]) -> bool:
 
 
 def test_a_table_that_is_missing_and_connections_that_are_cut_are_survived(
-    redis: Redis, database: psycopg.Connection[Any], start: Any, monkeypatch: pytest.MonkeyPatch
+    redis: Redis,
+    database: psycopg.Connection[Any],
+    start: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: Tasks,
 ) -> None:
     database.execute("DROP TABLE engineroom_outbox")
     process = start()
@@ -206,7 +212,7 @@ def test_a_table_that_is_missing_and_connections_that_are_cut_are_survived(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE application_name = 'engineroom-relay'"
     )
-    job = add(database, Task(plus, (1,)))
+    job = add(database, tasks, Task(plus, (1,)))
     eventually(lambda: queued(redis) == [job], "the job to be carried")
     eventually(process.ready, "it to be ready again")
 
