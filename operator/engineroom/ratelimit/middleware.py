@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.ratelimit.decision import Reason
 from engineroom.ratelimit.model import HeaderStyle
+from engineroom.ratelimit.paths import settled
 from engineroom.ratelimit.sources import (
     NOBODY,
     Caller,
@@ -265,7 +266,7 @@ def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> RequestView:
     headers = _joined(scope.get("headers", ()))
     client = scope.get("client")
-    return RequestView(
+    view = RequestView(
         method=scope.get("method", "GET"),
         path=scope["path"],
         query=scope.get("query_string", b"").decode("latin-1"),
@@ -276,6 +277,7 @@ def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> Re
         route=caller.route,
         claims=caller.claims,
     )
+    return settled(view, decoded=True)
 
 
 def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestView:
@@ -287,9 +289,13 @@ def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestVie
     for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if environ.get(name):
             headers[name.replace("_", "-").lower()] = environ[name]
-    return RequestView(
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    if not path.isascii():
+        # Bytes as Latin-1, as WSGI has all text.
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    view = RequestView(
         method=environ.get("REQUEST_METHOD", "GET"),
-        path=environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""),
+        path=path,
         query=environ.get("QUERY_STRING", ""),
         headers=headers,
         peer=environ.get("REMOTE_ADDR", ""),
@@ -298,3 +304,4 @@ def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestVie
         route=caller.route,
         claims=caller.claims,
     )
+    return settled(view, decoded=True)

@@ -64,6 +64,11 @@ class _Shop(BaseHTTPRequestHandler):
         pass
 
 
+def reached() -> list[str]:
+    """What reached the application, as it was asked for, in order."""
+    return _Shop.reached
+
+
 @contextmanager
 def shop() -> Iterator[int]:
     """The application; gives its port."""

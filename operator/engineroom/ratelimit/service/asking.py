@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from engineroom.core.errors import Category, EngineroomError
+from engineroom.ratelimit.paths import on_the_wire, settled
 from engineroom.ratelimit.sources import RequestView
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ def of_proxy(
     peer = peer.strip()
     if form is Form.ENVOY:
         view = RequestView(method, f"/{rest}", query, headers, peer)
-        return Question(namespace, name, view)
+        return Question(namespace, name, settled(view))
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
     method = headers.get("x-forwarded-method", method)
     if not query:
-        return Question(namespace, name, RequestView(method, path, asked, headers, peer))
+        view = RequestView(method, path, asked, headers, peer)
+        return Question(namespace, name, settled(view))
     told = _parameters(query)
     view = RequestView(
         method,
@@ -85,7 +87,7 @@ def of_proxy(
         route=told.get("route"),
         claims=_claims(told),
     )
-    return Question(namespace, name, view, _cost(told.get("cost", "1")))
+    return Question(namespace, name, settled(view), _cost(told.get("cost", "1")))
 
 
 def of_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int) -> Question:
@@ -117,7 +119,7 @@ def of_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int) ->
         parts[_METHOD], path, query, headers, peer,
         tenant=told.get("tenant"), route=told.get("route"), claims=_claims(told),
     )  # fmt: skip
-    return Question(namespace, name, view, hits)
+    return Question(namespace, name, settled(view), hits)
 
 
 def of_document(document: object) -> Question:
@@ -128,7 +130,7 @@ def of_document(document: object) -> Question:
     headers = _texts(asked.get("headers", {}), "request.headers")
     view = RequestView(
         _text(asked, "method", "GET"),
-        _text(asked, "path", "/"),
+        on_the_wire(_text(asked, "path", "/")),
         _text(asked, "query", ""),
         {each.lower(): value for each, value in headers.items()},
         _text(asked, "peer", ""),
@@ -139,7 +141,7 @@ def of_document(document: object) -> Question:
     cost = fields.get("cost", 1)
     if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MAX_COST:
         raise UnreadableError(f"cost: it is not a whole number from 0 to {_MAX_COST}")
-    return Question(namespace, name, view, cost)
+    return Question(namespace, name, settled(view), cost)
 
 
 def response_headers(document: object) -> dict[str, str]:
