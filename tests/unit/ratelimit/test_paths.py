@@ -17,7 +17,7 @@ from engineroom.ratelimit.middleware import _asgi_view, _wsgi_view
 from engineroom.ratelimit.model import Limit, Policy, Rate, Tier
 from engineroom.ratelimit.paths import settled
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.service.asking import Form, of_descriptor, of_document, of_proxy
+from engineroom.ratelimit.service.asking import Form, of_document, of_proxy
 from engineroom.ratelimit.sources import (
     NOBODY,
     NOT_APPLIED,
@@ -221,7 +221,7 @@ def test_spellings_of_a_path_share_a_key(segments: list[str], data: st.DataObjec
     for segment in segments:
         spelt += data.draw(st.sampled_from(["/", "//", "/./", "/x/../", "%2F", "/x/%2e./"]))
         spelt += "".join(
-            quote(c, safe="") if c in "%é" or data.draw(st.booleans()) and c != "." else c
+            quote(c, safe="") if c in "%é" or (data.draw(st.booleans()) and c != ".") else c
             for c in segment
         )
     key = {"a": f"{len(plain)}:{plain}"}

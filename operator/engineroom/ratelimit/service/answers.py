@@ -88,6 +88,13 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
     return _refused(form, status, headers, body)
 
 
+def unreadable(form: Form, detail: str) -> tuple[int, bytes]:
+    """Status and answer for a proxy that asks what cannot be understood."""
+    if form is Form.NGINX:
+        return 403, _for_nginx(400, [])
+    return 400, problem(400, detail)
+
+
 def _limited(form: Form, enforced: Enforced, decision: Decision, wait: float) -> tuple[int, bytes]:
     """A refusal that can be tried again: made once, but for the random part of Retry-After."""
     needed = max(1, math.ceil(wait))

@@ -1,7 +1,10 @@
 """What is asked: from the forms of nginx, Traefik and Envoy to a request as key sources see it.
 
 Everything that decides on the outcome comes from the proxy, never from the client: the policy is
-part of the address that the proxy is configured with, and so are tenant, route, claims and cost.
+part of the address that the proxy is configured with, and so are tenant, route, claims and cost, or
+the names of headers with them that the proxy sets itself. Proxies put variables into addresses as
+they are, so a value that a client can choose could bring parameters of its own: what is repeated or
+unknown is refused, and nothing is free.
 The client's address is the last entry of X-Forwarded-For, which is the proxy's own; what stands
 before it counts only as far as the policy's ``trustedProxyHops`` says.
 """
@@ -26,6 +29,9 @@ _MAX_COST = 1_000_000_000
 _PEER, _METHOD, _PATH = "remote_address", "method", "path"
 _MASKED = "masked_remote_address"
 _CLAIM = "claim."
+#: Before a parameter: its value is the name of a header that has the value.
+_HEADER = "header."
+_KNOWN = frozenset({"tenant", "route", "cost"})
 
 
 class Form(StrEnum):
@@ -76,7 +82,7 @@ def of_proxy(
     if not query:
         view = RequestView(method, path, asked, headers, peer)
         return Question(namespace, name, settled(view))
-    told = _parameters(query)
+    told = _parameters(query, headers)
     view = RequestView(
         method,
         path,
@@ -157,13 +163,26 @@ def segment(text: str) -> str:
     return unquote(text) if "%" in text else text
 
 
-def _parameters(query: str) -> dict[str, str]:
+def _parameters(query: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """What the proxy says of the request; what is empty, or a header that is not there, is not."""
     if len(query) > _MAX_QUERY:
         raise UnreadableError(f"the query is longer than {_MAX_QUERY} characters")
     try:
-        return dict(parse_qsl(query, max_num_fields=_MAX_PARAMETERS, errors="replace"))
+        pairs = parse_qsl(
+            query, max_num_fields=_MAX_PARAMETERS, errors="replace", keep_blank_values=True
+        )
     except ValueError:
         raise UnreadableError(f"there are more than {_MAX_PARAMETERS} parameters") from None
+    told: dict[str, str] = {}
+    for given, value in pairs:
+        key = given.removeprefix(_HEADER)
+        if key in told:
+            raise UnreadableError(f"{key[:80]!r} is given twice; write it once")
+        if (key not in _KNOWN and not key.startswith(_CLAIM)) or given == "header.cost":
+            known = "tenant, route, claim.NAME, each also behind header., and cost"
+            raise UnreadableError(f"{given[:80]!r} is no parameter; there are {known}")
+        told[key] = headers.get(value.lower(), "") if given != key else value
+    return {key: value for key, value in told.items() if value}
 
 
 def _claims(told: Mapping[str, str]) -> dict[str, str]:
@@ -171,9 +190,9 @@ def _claims(told: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cost(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_COST:
+    if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MAX_COST:
         return int(text)
-    raise UnreadableError(f"cost: {text[:20]!r} is not a whole number from 0 to {_MAX_COST}")
+    raise UnreadableError(f"cost: {text[:20]!r} is not a whole number from 1 to {_MAX_COST}")
 
 
 def _mapping(value: object, name: str) -> Mapping[str, object]:

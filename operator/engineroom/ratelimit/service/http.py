@@ -307,7 +307,11 @@ class HttpConnection(asyncio.Protocol):
         self, slot: _Slot, form: Form, namespace: str, name: str, rest: str, query: str,
         method: str, headers: dict[str, str],
     ) -> None:  # fmt: skip
-        question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+        try:
+            question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+        except UnreadableError as error:
+            self._answer(slot, *answers.unreadable(form, str(error)), "unreadable")
+            return
 
         def to_proxy(verdict: Verdict) -> None:
             status, answer = answers.to_proxy(form, verdict)
