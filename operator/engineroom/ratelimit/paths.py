@@ -1,25 +1,26 @@
 """One form of a request's path, however it was spelt.
 
 A path can be written in many ways that an application takes for one: ``/v1/%63omplete``,
-``//v1/complete``, ``/v1/./complete``. Conditions and keys would see as many paths, and each spelling
-would be a way around a limit. What is made alike is what servers and proxies make alike:
+``//v1/complete``, ``/v1/./complete``. Conditions and keys would see as many paths, and each
+spelling would be a way around a limit. What is made alike is what servers and proxies make alike:
 
-- Escapes are decoded, once (RFC 3986, 6.2.2.2; an application decodes once, and twice would make two
-  paths one). The RFC keeps ``%2F`` apart from ``/``; WSGI, ASGI and nginx do not, and so it is a
-  slash here: whoever does keep it apart is limited together with its neighbour and never less.
-- The bytes are UTF-8; what is not becomes U+FFFD, which such paths then share. An overlong form of a
-  slash or dot is no slash or dot.
-- A fragment, from ``#`` on, is no part of a request (RFC 9112, 3.2), but a client can send one, nginx
-  passes it on, and servers cut it off.
+- Escapes are decoded, once (RFC 3986, 6.2.2.2; an application decodes once, and twice would make
+  two paths one). The RFC keeps ``%2F`` apart from ``/``; WSGI, ASGI and nginx do not, and so it is
+  a slash here: whoever does keep it apart is limited together with its neighbour and never less.
+- The bytes are UTF-8; what is not becomes U+FFFD, which such paths then share. An overlong form of
+  a slash or dot is no slash or dot.
+- A fragment, from ``#`` on, is no part of a request (RFC 9112, 3.2), but a client can send one,
+  nginx passes it on, and servers cut it off.
 - Repeated slashes are one, which the RFC does not say and nginx, Go and Werkzeug do.
 - ``.`` and ``..`` are resolved (RFC 3986, 5.2.4).
 
 All else stays: upper and lower case, a slash at the end, ``;parameters`` (which mean nothing by
 themselves, 3.3), ``%00``.
 
-Not every application resolves all that, nor in one order: to Starlette ``/a/../b`` is below ``/a``,
-and ``/a//../b`` is ``/b`` or ``/a/b``. Where the ways differ a request has several readings, and
-``sources.subject_of`` counts it as each of them. All of it is linear in the path's length.
+Not every application resolves all that, nor in one order: to Starlette ``/a/../b`` is below
+``/a``, and ``/a//../b`` is ``/b`` or ``/a/b``. Where the ways differ a request has several
+readings, and ``sources.subject_of`` counts it as each of them. All of it is linear in the path's
+length.
 """
 
 from __future__ import annotations
