@@ -171,7 +171,7 @@ async def h1() -> AsyncIterator[Front]:
 async def answers(target: Front) -> bool:
     """Whether a real client is served."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{target.port}") as channel:
-        return await channel.unary_unary(HEALTH.decode())(b"", timeout=5) == b"\x08\x01"
+        return bool(await channel.unary_unary(HEALTH.decode())(b"", timeout=5) == b"\x08\x01")
 
 
 # -- gRPC -----------------------------------------------------------------------------------------
@@ -209,7 +209,10 @@ async def test_a_client_that_comes_back_after_a_pause_is_served(h2: Front) -> No
             await until(lambda: not h2.service.connections)
 
 
-async def test_a_call_that_trickles_in_is_ended_and_others_go_on(h2: Front) -> None:
+async def test_a_call_that_trickles_in_is_ended_and_others_go_on(
+    h2: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "IDLE_TIMEOUT", 3.0)
     peer = await h2.open()
     peer.greet()
     peer.send(frame(HEADERS, END_HEADERS, 1, head()))
