@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
+    #: Told each decision and the seconds that it took.
+    Observe = Callable[[Decision, float], None]
     AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
     WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -129,6 +132,8 @@ class AsgiRateLimit:
     ``trusted_proxy_hops`` is how many proxies in front append to X-Forwarded-For, and ``headers``
     say what is left; both are the policy's unless given. ``cost`` may say what a request costs, 1
     unless given; ``caller`` says of the scope (of the environ in WSGI) whose request it is.
+    ``observe`` is told each decision and the seconds that it took, also of limits in the shadow;
+    ``prometheus.PrometheusDecisions`` makes metrics of that.
     """
 
     def __init__(
@@ -140,6 +145,7 @@ class AsgiRateLimit:
         trusted_proxy_hops: int | None = None,
         cost: Callable[[RequestView], int] | None = None,
         caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         policy = limiter.policy
@@ -150,6 +156,7 @@ class AsgiRateLimit:
         self._hops = _hops(hops)
         self._cost = cost
         self._caller = caller
+        self._observe = observe
         self._jitter = jitter
         self._charges = any(limit.response_cost for limit in policy.limits)
 
@@ -163,7 +170,10 @@ class AsgiRateLimit:
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
         subject = subject_of(policy, request)
+        began = 0.0 if self._observe is None else time.perf_counter()
         decision = await self._limiter.hit(subject, cost)
+        if self._observe is not None:
+            self._observe(decision, time.perf_counter() - began)
         if not decision.allowed:
             if scope["type"] == "websocket":
                 await receive()
@@ -204,6 +214,7 @@ class WsgiRateLimit:
         trusted_proxy_hops: int | None = None,
         cost: Callable[[RequestView], int] | None = None,
         caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         policy = limiter.policy
@@ -214,6 +225,7 @@ class WsgiRateLimit:
         self._hops = _hops(hops)
         self._cost = cost
         self._caller = caller
+        self._observe = observe
         self._jitter = jitter
         self._charges = any(limit.response_cost for limit in policy.limits)
 
@@ -226,18 +238,25 @@ class WsgiRateLimit:
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
         subject = subject_of(policy, request)
+        began = 0.0 if self._observe is None else time.perf_counter()
         decision = self._limiter.hit(subject, cost)
+        if self._observe is not None:
+            self._observe(decision, time.perf_counter() - began)
         if not decision.allowed:
             status, headers, body = refusal(policy, decision, self._style, self._jitter)
             start_response(f"{status} {phrase(status)}", headers)
             return [body]
         added = limit_headers(policy, decision, self._style)
+        charges = self._charges
 
         def start_with_headers(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-            if self._charges:
+            nonlocal charges
+            if charges:
                 told = {name.lower(): value for name, value in headers}
                 costs = response_costs(policy, told)
                 if costs:
+                    # It may be called again, with an error after all; the work was done once.
+                    charges = False
                     self._limiter.charge(subject, costs)
             return start_response(status, [*headers, *added], *more)
 

@@ -17,7 +17,7 @@ spelling would be a way around a limit. What is made alike is what servers and p
 All else stays: upper and lower case, a slash at the end, ``;parameters`` (which mean nothing by
 themselves, 3.3), ``%00``.
 
-Not every application resolves all that, nor in one order: to Starlette ``/a/../b`` is below
+Not every application merges and resolves, nor in one order: to Starlette ``/a/../b`` is below
 ``/a``, and ``/a//../b`` is ``/b`` or ``/a/b``. Where the ways differ a request has several
 readings, and ``sources.subject_of`` counts it as each of them. All of it is linear in the path's
 length.
@@ -61,8 +61,9 @@ def settled(view: RequestView, *, decoded: bool = False) -> RequestView:
         rooted = text if text.startswith("/") or text == "*" else f"/{text}"
         merged = _SLASHES.sub("/", rooted)
         readings |= dict.fromkeys((_resolved(merged), merged))
-        if merged is not rooted:
-            readings[_SLASHES.sub("/", _resolved(rooted))] = None
+        if merged != rooted:
+            unmerged = _resolved(rooted)
+            readings |= dict.fromkeys((_SLASHES.sub("/", unmerged), unmerged, rooted))
     first, *others = readings
     return view._replace(path=first, query=query, other_paths=tuple(others))
 
