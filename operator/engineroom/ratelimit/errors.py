@@ -33,6 +33,14 @@ class UnreadableDocumentError(DependencyError):
     code = "unreadable_policy_document"
 
 
+class RedisClusterError(EngineroomError, TypeError):
+    """Redis is a cluster of several shards, or the client one of clusters."""
+
+    code = "redis_cluster_unsupported"
+    category = Category.VALIDATION
+    http_status = 503
+
+
 class RateLimitedError(EngineroomError):
     """A decorated function was called more often than its policy admits; ``decision`` says which
     limit and for how long."""

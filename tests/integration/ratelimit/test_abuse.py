@@ -16,7 +16,7 @@ import pytest
 from engineroom.ratelimit.service import grpc as front
 from engineroom.ratelimit.service import http
 from engineroom.ratelimit.service.directory import FixedDirectory
-from engineroom.ratelimit.service.engine import Engine
+from engineroom.ratelimit.service.engine import Engine, Missing, Verdict
 from engineroom.ratelimit.service.metrics import Counts
 from engineroom.ratelimit.service.top import Recordings
 
@@ -414,3 +414,32 @@ async def test_no_more_is_read_while_too_many_requests_wait() -> None:
         assert directory.asked < http.MAX_PIPELINED + 262_144 // 37 + 1
         for each in list(target.service.connections):
             each.abort()
+
+
+class Seen:
+    """A directory that knows nothing, and an engine's ear for what was asked."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+    def ask(self, question: Any, done: Callable[[Verdict], None]) -> None:
+        self.headers = dict(question.view.headers)
+        done(Verdict(None, missing=Missing.UNATTACHED))
+
+
+async def test_a_header_that_is_sent_thousands_of_times_takes_time_in_proportion(
+    h1: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen()
+    monkeypatch.setattr(h1.service, "engine", seen)
+    told = b"".join(b"a:%d\r\n" % each for each in range(6000))
+    cookies = b"Cookie: a=b\r\ncookie: c=d\r\n"
+    peer = await h1.open()
+    began = time.process_time()
+    peer.send(
+        b"GET /v1/forward/shop/api HTTP/1.1\r\n" + told + cookies + b"Connection: close\r\n\r\n"
+    )
+    assert (await peer.closed()).startswith(b"HTTP/1.1 200 ")
+    assert time.process_time() - began < 1.0
+    assert seen.headers["a"] == ",".join(map(str, range(6000)))
+    assert seen.headers["cookie"] == "a=b; c=d"

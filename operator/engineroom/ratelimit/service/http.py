@@ -124,8 +124,8 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answered", "_body", "_bytes", "_closing", "_engine", "_header_bytes", "_headers",
-        "_lingering", "_loop", "_parser", "_paused", "_service", "_since", "_slots", "_stuck",
-        "_transport", "_url",
+        "_lingering", "_loop", "_parser", "_paused", "_repeated", "_service", "_since", "_slots",
+        "_stuck", "_transport", "_url",
     )  # fmt: skip
 
     def __init__(self, service: HttpService) -> None:
@@ -148,6 +148,7 @@ class HttpConnection(asyncio.Protocol):
     def _next(self) -> None:
         self._url = b""
         self._headers: dict[str, str] = {}
+        self._repeated: dict[str, list[str]] | None = None
         self._body = b""
         self._bytes = 0
         self._header_bytes = 0
@@ -222,13 +223,19 @@ class HttpConnection(asyncio.Protocol):
         text = value.decode("latin-1")
         headers = self._headers
         if key in headers:
-            joint = "; " if key == "cookie" else ","
-            headers[key] = f"{headers[key]}{joint}{text}"
+            # Joined once all are here: one by one would take time by their number's square.
+            if self._repeated is None:
+                self._repeated = {}
+            self._repeated.setdefault(key, [headers[key]]).append(text)
         else:
             headers[key] = text
 
     def on_headers_complete(self) -> None:
         """Head read."""
+        if self._repeated is not None:
+            for key, values in self._repeated.items():
+                self._headers[key] = ("; " if key == "cookie" else ",").join(values)
+            self._repeated = None
         if self._header_bytes + len(self._url) > MAX_HEAD:
             self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
 
