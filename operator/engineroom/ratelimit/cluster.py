@@ -15,6 +15,8 @@ from redis.exceptions import AskError, MovedError
 from engineroom.ratelimit.errors import RedisClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from redis.asyncio import Redis as AsyncRedis
 
 _FIX = (
@@ -35,7 +37,8 @@ async def refuse_shards(client: AsyncRedis) -> None:
     info: Any = await client.info("cluster")
     if not info.get("cluster_enabled"):
         return
-    told: Any = await client.execute_command("CLUSTER INFO")
+    execute: Callable[..., Awaitable[Any]] = client.execute_command
+    told = await execute("CLUSTER INFO")
     if isinstance(told, bytes):
         told = told.decode()
     if isinstance(told, str):
