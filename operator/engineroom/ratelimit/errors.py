@@ -33,12 +33,11 @@ class UnreadableDocumentError(DependencyError):
     code = "unreadable_policy_document"
 
 
-class RedisClusterError(EngineroomError, TypeError):
-    """Redis is a cluster of several shards, or the client one of clusters."""
+class RedisClusterError(DependencyError):
+    """Redis is a cluster of several shards, or the client one of clusters; use one Redis."""
 
     code = "redis_cluster_unsupported"
-    category = Category.VALIDATION
-    http_status = 503
+    retryable = False
 
 
 class RateLimitedError(EngineroomError):
