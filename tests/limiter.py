@@ -19,7 +19,7 @@ from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, par
 from tests.support import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import redis
 
@@ -164,6 +164,21 @@ def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
         return error.code, error.read().decode()
     except OSError:
         return 0, ""
+
+
+def peek(limiter: LimiterProcess, name: str, request: Mapping[str, object]) -> Mapping[str, Any]:
+    """What a policy (``namespace/name``) would say of a request; empty while it is not known."""
+    namespace, _, policy = name.partition("/")
+    asked = {"namespace": namespace, "policy": policy, "cost": 0, "request": dict(request)}
+    sent = urllib.request.Request(  # noqa: S310
+        f"{limiter.url}/v1/decide", data=json.dumps(asked).encode(), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(sent, timeout=90) as answer:  # noqa: S310
+            found: Mapping[str, Any] = json.loads(answer.read())
+            return found
+    except OSError:
+        return {}
 
 
 def _children(pid: int) -> list[int]:

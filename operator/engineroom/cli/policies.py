@@ -209,6 +209,7 @@ def request_view(
     claims: Sequence[str] | None,
 ) -> RequestView:
     """The request that the options describe. Raises UsageError."""
+    from engineroom.ratelimit.paths import on_the_wire, settled
     from engineroom.ratelimit.sources import RequestView
 
     if client_ip:
@@ -237,10 +238,11 @@ def request_view(
             raise UsageError("a --claim is no claim", fix="write --claim plan=gold")
         told[name] = value
     where, _, query = path.partition("?")
-    return RequestView(
-        method.upper(), where or "/", query, found, client_ip,
+    view = RequestView(
+        method.upper(), on_the_wire(where), query, found, client_ip,
         tenant=tenant, route=route, claims=told,
     )  # fmt: skip
+    return settled(view)
 
 
 # -- top keys -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
     from engineroom.ratelimit.document import CompiledPolicy, Policies
-    from engineroom.ratelimit.middleware import AsgiApp, Receive, Send, WsgiApp
+    from engineroom.ratelimit.middleware import AsgiApp, Observe, Receive, Send, WsgiApp
     from engineroom.ratelimit.sources import Caller
 
 #: What a request is told while it is not known which policies there are.
@@ -53,7 +53,8 @@ class AsgiPolicies:
 
     It follows the policies from the lifespan's start, or from the first request, until the
     lifespan's end. ``refuse_unknown``: answer 503 as long as Redis has never said which policies
-    there are; else such requests are not limited. ``caller`` says whose request a scope is.
+    there are; else such requests are not limited. ``caller`` says whose request a scope is, and
+    ``observe`` is told each decision; see AsgiRateLimit.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class AsgiPolicies:
         *,
         refuse_unknown: bool = False,
         caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._app = app
         self._refuse_unknown = refuse_unknown
         self._caller = caller
+        self._observe = observe
         self._follower = AsyncFollower(redis, namespace)
         self._limiters = AsyncLimiters(self._follower, redis)
         self._chosen = _Chosen(labels)
@@ -93,6 +96,8 @@ class AsgiPolicies:
         elif self._follower.known or not self._refuse_unknown or scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
+            if self._observe is not None:
+                self._observe(_UNKNOWN, 0.0)
             status, headers, body = refusal(_UNKNOWN_POLICY, _UNKNOWN, HeaderStyle.NONE, _half)
             raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
             await send({"type": "http.response.start", "status": status, "headers": raw})
@@ -115,7 +120,8 @@ class AsgiPolicies:
         limiter = self._limiters.of(compiled)
         held = self._limited
         if held is None or held[0] is not limiter:
-            held = self._limited = limiter, AsgiRateLimit(self._app, limiter, caller=self._caller)
+            made = AsgiRateLimit(self._app, limiter, caller=self._caller, observe=self._observe)
+            held = self._limited = limiter, made
         return held[1]
 
 
@@ -135,10 +141,12 @@ class WsgiPolicies:
         *,
         refuse_unknown: bool = False,
         caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._app = app
         self._refuse_unknown = refuse_unknown
         self._caller = caller
+        self._observe = observe
         self._follower = Follower(redis, namespace)
         self._limiters = Limiters(self._follower, redis)
         self._chosen = _Chosen(labels)
@@ -159,11 +167,13 @@ class WsgiPolicies:
             limiter = self._limiters.of(compiled)
             held = self._limited
             if held is None or held[0] is not limiter:
-                made = WsgiRateLimit(self._app, limiter, caller=self._caller)
+                made = WsgiRateLimit(self._app, limiter, caller=self._caller, observe=self._observe)
                 held = self._limited = limiter, made
             return held[1](environ, start_response)
         if self._follower.known or not self._refuse_unknown:
             return self._app(environ, start_response)
+        if self._observe is not None:
+            self._observe(_UNKNOWN, 0.0)
         status, headers, body = refusal(_UNKNOWN_POLICY, _UNKNOWN, HeaderStyle.NONE, _half)
         start_response(f"{status} {phrase(status)}", headers)
         return [body]

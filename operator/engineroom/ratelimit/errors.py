@@ -33,6 +33,13 @@ class UnreadableDocumentError(DependencyError):
     code = "unreadable_policy_document"
 
 
+class RedisClusterError(DependencyError):
+    """Redis is a cluster of several shards, or the client one of clusters; use one Redis."""
+
+    code = "redis_cluster_unsupported"
+    retryable = False
+
+
 class RateLimitedError(EngineroomError):
     """A decorated function was called more often than its policy admits; ``decision`` says which
     limit and for how long."""

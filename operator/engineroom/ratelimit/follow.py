@@ -29,6 +29,7 @@ from redis.retry import Retry
 from engineroom.core.clock import SystemClock
 from engineroom.ratelimit import channel, limiter
 from engineroom.ratelimit.channel import HEARTBEAT, LIVE_FOR, MAX_ENFORCERS, Word, keys_of
+from engineroom.ratelimit.cluster import failure_of, refuse_cluster_client
 from engineroom.ratelimit.document import NOTHING, Policies, read
 from engineroom.ratelimit.errors import UnreadableDocumentError
 from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
@@ -261,7 +262,7 @@ class AsyncFollower(_Core):
                         wait = RETRY_FIRST
                         await self._pause(listener)
             except _FAILURES as error:
-                self._say(f"Redis does not answer: {type(error).__name__}")
+                self._say(f"Redis does not answer: {failure_of(error)}")
                 if isinstance(error, ReadOnlyError):
                     # A primary that became a replica: connect anew, to whoever is the primary now.
                     await self._redis.connection_pool.disconnect()
@@ -370,7 +371,7 @@ class Follower(_Core):
                         wait = RETRY_FIRST
                         self._pause(listener)
             except _FAILURES as error:
-                self._say(f"Redis does not answer: {type(error).__name__}")
+                self._say(f"Redis does not answer: {failure_of(error)}")
                 if isinstance(error, ReadOnlyError):
                     self._redis.connection_pool.disconnect()
                 self._ending.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 # nosec B311
@@ -519,7 +520,8 @@ def _text(value: Any) -> str:
 
 
 def _own(client: Redis) -> Redis:
-    """A client of its own for the same Redis; one behind Sentinel or a cluster is used as it is."""
+    """A client of its own for the same Redis; one behind Sentinel is used as it is."""
+    refuse_cluster_client(client)
     pool = client.connection_pool
     if type(pool) is not ConnectionPool:
         return client
@@ -534,7 +536,8 @@ def _own(client: Redis) -> Redis:
 
 
 def _own_async(client: AsyncRedis) -> AsyncRedis:
-    """A client of its own for the same Redis; one behind Sentinel or a cluster is used as it is."""
+    """A client of its own for the same Redis; one behind Sentinel is used as it is."""
+    refuse_cluster_client(client)
     pool = client.connection_pool
     if type(pool) is not AsyncConnectionPool:
         return client

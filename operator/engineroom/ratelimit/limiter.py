@@ -28,6 +28,7 @@ from redis.retry import Retry
 from engineroom.ratelimit import algorithms, leases
 from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_prefix
 from engineroom.ratelimit.algorithms import digest as _digest
+from engineroom.ratelimit.cluster import refuse_cluster_client
 from engineroom.ratelimit.decision import (
     ADMITTED,
     DENY_CACHE,
@@ -1041,6 +1042,7 @@ async def unshare_async(client: AsyncRedis) -> None:
 
 def _own(client: Redis, timeout: float) -> Redis:
     """A client for the same Redis that gives up after ``timeout`` and retries nothing."""
+    refuse_cluster_client(client)
     pool = client.connection_pool
     if type(pool) is not ConnectionPool or isinstance(client, _Shared):
         return client
@@ -1057,6 +1059,7 @@ def _own(client: Redis, timeout: float) -> Redis:
 
 def _own_async(client: AsyncRedis) -> AsyncRedis:
     """A client for the same Redis that retries nothing; deadlines are the caller's."""
+    refuse_cluster_client(client)
     pool = client.connection_pool
     if type(pool) is not AsyncConnectionPool or isinstance(client, _AsyncShared):
         return client

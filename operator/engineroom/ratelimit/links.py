@@ -7,17 +7,22 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from redis.exceptions import RedisError
 
 from engineroom.core import reasons
 from engineroom.core.errors import MeasurementError, SecretError
 from engineroom.queue.address import open_client
 from engineroom.ratelimit.channel import PREFIX, WORDS_PATTERN, namespace_of
+from engineroom.ratelimit.cluster import failure_of, refuse_shards
+from engineroom.ratelimit.errors import RedisClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from engineroom.queue.address import Address
+
+log = structlog.get_logger(__name__)
 
 _FAILURES = (RedisError, OSError, TimeoutError)
 _RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
@@ -46,7 +51,7 @@ class Link:
             }
         except _FAILURES as error:
             raise MeasurementError(
-                f"Redis did not list its documents: {type(error).__name__}"
+                f"Redis did not list its documents: {failure_of(error)}"
             ) from error
 
     async def close(self) -> None:
@@ -62,6 +67,7 @@ class Link:
                 async with self.redis.pubsub() as listener:
                     await listener.psubscribe(WORDS_PATTERN)
                     self._on_up()
+                    await self._look_for_shards()
                     while True:
                         message: Any = await listener.get_message(timeout=_GLANCE)
                         wait = _RETRY_FIRST
@@ -71,6 +77,13 @@ class Link:
                                 self._on_word(namespace)
             await asyncio.sleep(wait)
             wait = min(wait * 2, _RETRY_LAST)
+
+    async def _look_for_shards(self) -> None:
+        try:
+            await refuse_shards(self.redis)
+        except RedisClusterError as error:
+            # Policies whose keys are elsewhere say so in their status, too.
+            log.error("rate limits are not enforced everywhere", problem=str(error))  # noqa: TRY400
 
 
 class Links:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from engineroom.ratelimit.decision import Reason
 from engineroom.ratelimit.model import HeaderStyle
+from engineroom.ratelimit.paths import settled
 from engineroom.ratelimit.sources import (
     NOBODY,
     Caller,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
+    #: Told each decision and the seconds that it took.
+    Observe = Callable[[Decision, float], None]
     AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
     WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -128,6 +132,8 @@ class AsgiRateLimit:
     ``trusted_proxy_hops`` is how many proxies in front append to X-Forwarded-For, and ``headers``
     say what is left; both are the policy's unless given. ``cost`` may say what a request costs, 1
     unless given; ``caller`` says of the scope (of the environ in WSGI) whose request it is.
+    ``observe`` is told each decision and the seconds that it took, also of limits in the shadow;
+    ``prometheus.PrometheusDecisions`` makes metrics of that.
     """
 
     def __init__(
@@ -139,6 +145,7 @@ class AsgiRateLimit:
         trusted_proxy_hops: int | None = None,
         cost: Callable[[RequestView], int] | None = None,
         caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         policy = limiter.policy
@@ -149,6 +156,7 @@ class AsgiRateLimit:
         self._hops = _hops(hops)
         self._cost = cost
         self._caller = caller
+        self._observe = observe
         self._jitter = jitter
         self._charges = any(limit.response_cost for limit in policy.limits)
 
@@ -162,7 +170,10 @@ class AsgiRateLimit:
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
         subject = subject_of(policy, request)
+        began = 0.0 if self._observe is None else time.perf_counter()
         decision = await self._limiter.hit(subject, cost)
+        if self._observe is not None:
+            self._observe(decision, time.perf_counter() - began)
         if not decision.allowed:
             if scope["type"] == "websocket":
                 await receive()
@@ -203,6 +214,7 @@ class WsgiRateLimit:
         trusted_proxy_hops: int | None = None,
         cost: Callable[[RequestView], int] | None = None,
         caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         policy = limiter.policy
@@ -213,6 +225,7 @@ class WsgiRateLimit:
         self._hops = _hops(hops)
         self._cost = cost
         self._caller = caller
+        self._observe = observe
         self._jitter = jitter
         self._charges = any(limit.response_cost for limit in policy.limits)
 
@@ -225,18 +238,25 @@ class WsgiRateLimit:
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
         subject = subject_of(policy, request)
+        began = 0.0 if self._observe is None else time.perf_counter()
         decision = self._limiter.hit(subject, cost)
+        if self._observe is not None:
+            self._observe(decision, time.perf_counter() - began)
         if not decision.allowed:
             status, headers, body = refusal(policy, decision, self._style, self._jitter)
             start_response(f"{status} {phrase(status)}", headers)
             return [body]
         added = limit_headers(policy, decision, self._style)
+        charges = self._charges
 
         def start_with_headers(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-            if self._charges:
+            nonlocal charges
+            if charges:
                 told = {name.lower(): value for name, value in headers}
                 costs = response_costs(policy, told)
                 if costs:
+                    # It may be called again, with an error after all; the work was done once.
+                    charges = False
                     self._limiter.charge(subject, costs)
             return start_response(status, [*headers, *added], *more)
 
@@ -265,7 +285,7 @@ def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> RequestView:
     headers = _joined(scope.get("headers", ()))
     client = scope.get("client")
-    return RequestView(
+    view = RequestView(
         method=scope.get("method", "GET"),
         path=scope["path"],
         query=scope.get("query_string", b"").decode("latin-1"),
@@ -276,6 +296,7 @@ def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> Re
         route=caller.route,
         claims=caller.claims,
     )
+    return settled(view, decoded=True)
 
 
 def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestView:
@@ -287,9 +308,13 @@ def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestVie
     for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if environ.get(name):
             headers[name.replace("_", "-").lower()] = environ[name]
-    return RequestView(
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    if not path.isascii():
+        # Bytes as Latin-1, as WSGI has all text.
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    view = RequestView(
         method=environ.get("REQUEST_METHOD", "GET"),
-        path=environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""),
+        path=path,
         query=environ.get("QUERY_STRING", ""),
         headers=headers,
         peer=environ.get("REMOTE_ADDR", ""),
@@ -298,3 +323,4 @@ def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestVie
         route=caller.route,
         claims=caller.claims,
     )
+    return settled(view, decoded=True)

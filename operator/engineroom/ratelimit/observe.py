@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError, RedisError
 from engineroom.core.errors import MeasurementError
 from engineroom.ratelimit import channel
 from engineroom.ratelimit.channel import LIVE_FOR, Word, keys_of
+from engineroom.ratelimit.cluster import failure_of
 from engineroom.ratelimit.document import Head, read_head
 from engineroom.ratelimit.errors import UnreadableDocumentError
 
@@ -58,7 +59,7 @@ async def roll(redis: Redis, namespace: str) -> Roll:
             except NoScriptError:
                 rows = await execute("EVAL", channel.ROLL, *arguments)
     except _FAILURES as error:
-        raise MeasurementError(f"Redis did not say who enforces: {type(error).__name__}") from error
+        raise MeasurementError(f"Redis did not say who enforces: {failure_of(error)}") from error
     return parse_roll(rows)
 
 
@@ -90,7 +91,7 @@ async def standing(redis: Redis, namespace: str) -> tuple[str, Head | None]:
             head, text = await redis.mget(keys.head, keys.document)
     except _FAILURES as error:
         raise MeasurementError(
-            f"Redis did not give the compiled policies: {type(error).__name__}"
+            f"Redis did not give the compiled policies: {failure_of(error)}"
         ) from error
     if text is None:
         return _text(head or ""), None

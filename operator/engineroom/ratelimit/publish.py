@@ -10,6 +10,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 from engineroom.core.errors import ConflictError, DependencyError
 from engineroom.ratelimit import channel
 from engineroom.ratelimit.channel import EMPTY_FOR_MS, head_text, keys_of
+from engineroom.ratelimit.cluster import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,7 +43,7 @@ async def replace(redis: Redis, namespace: str, before: str, document: Text) -> 
             # A primary that became a replica: connect anew, to whoever is the primary now.
             await redis.connection_pool.disconnect()
         raise DependencyError(
-            f"the compiled policies could not be written to Redis: {type(error).__name__}"
+            f"the compiled policies could not be written to Redis: {failure_of(error)}"
         ) from error
     if int(done) != 1:
         raise ConflictError("the compiled policies in Redis changed since they were read")

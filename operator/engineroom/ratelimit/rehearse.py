@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from engineroom.core.errors import DependencyError
 from engineroom.ratelimit import algorithms
+from engineroom.ratelimit.cluster import failure_of
 from engineroom.ratelimit.decision import Source
 from engineroom.ratelimit.limiter import Limiter
 from engineroom.ratelimit.matching import all_hold
@@ -171,4 +172,4 @@ def _text(value: Any) -> str:
 
 
 def _unread(error: BaseException) -> DependencyError:
-    return DependencyError(f"Redis did not say what is left: {type(error).__name__}")
+    return DependencyError(f"Redis did not say what is left: {failure_of(error)}")

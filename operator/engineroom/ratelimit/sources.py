@@ -48,7 +48,8 @@ NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 # A named tuple and no dataclass: it is made once a decision, and takes a third of the time.
 class RequestView(NamedTuple):
     """What key sources see of a request. ``headers`` has lower-case names; of a repeated header
-    the values joined by a comma. ``peer`` is the address of the connection's other end."""
+    the values joined by a comma. ``peer`` is the address of the connection's other end. ``path``
+    has one form whatever it was spelt like: ``paths.settled`` makes it, for all doors."""
 
     method: str = "GET"
     path: str = "/"
@@ -63,6 +64,8 @@ class RequestView(NamedTuple):
     route: str | None = None
     #: Claims of a token that somebody has verified.
     claims: Mapping[str, str] = NOTHING
+    #: What else an application may take ``path`` for; see ``paths``.
+    other_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,7 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The request's path, without the query."""
+    """The request's path, without the query, in the one form that ``paths`` describes."""
 
     def __call__(self, request: RequestView) -> str | None:
         """The path."""
@@ -256,8 +259,18 @@ def subject_of(policy: Policy, request: RequestView) -> dict[str, str | Applied 
     """For each limit by name what the request counts by; None where a part of it is missing.
 
     NOT_APPLIED where the limit does not apply: not ``when``, exempt, or because one of its tiers
-    does, which then stands there as ``limit/tier``.
+    does, which then stands there as ``limit/tier``. What may be read in several ways counts as each
+    of them: no spelling of a path leads around a limit, to an exemption, or to a better tier alone.
     """
+    subject = _read(policy, request)
+    for path in request.other_paths:
+        for name, value in _read(policy, request._replace(path=path)).items():
+            if subject.get(name, NOT_APPLIED) is NOT_APPLIED:
+                subject[name] = value
+    return subject
+
+
+def _read(policy: Policy, request: RequestView) -> dict[str, str | Applied | None]:
     subject: dict[str, str | Applied | None] = {}
     for limit in policy.limits:
         if limit.when and not all_hold(limit.when, request):

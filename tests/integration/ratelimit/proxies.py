@@ -64,6 +64,11 @@ class _Shop(BaseHTTPRequestHandler):
         pass
 
 
+def reached() -> list[str]:
+    """What reached the application, as it was asked for, in order."""
+    return _Shop.reached
+
+
 @contextmanager
 def shop() -> Iterator[int]:
     """The application; gives its port."""
@@ -81,15 +86,25 @@ def shop() -> Iterator[int]:
 
 @contextmanager
 def nginx(
-    folder: Path, limiter: int, application: int, *, admits: bool = False, policy: str = ""
+    folder: Path,
+    limiter: int,
+    application: int,
+    *,
+    admits: bool = False,
+    policy: str = "",
+    asks: str = "",
 ) -> Iterator[int]:
     """nginx as the page has it; gives its port. ``admits``: while no limiter answers; ``policy``:
-    named, instead of whatever is attached to the Service."""
+    named, instead of whatever is attached to the Service; ``asks``: what asks the limiter."""
     text, inside, beside = blocks("nginx")
     port = free_port()
     if policy:
         assert "/shop/Service:shop;" in text
         text = text.replace("/shop/Service:shop;", f"/shop/{policy};")
+    if asks:
+        (line,) = (each for each in text.splitlines() if "/v1/nginx/" in each)
+        # In a subrequest an address with variables needs no resolver for a named upstream.
+        text = text.replace(line, asks)
     if admits:
         text = text.replace("        internal;\n", "        internal;\n" + inside)
         text = text.rstrip().removesuffix("}") + beside + "}\n"

@@ -9,6 +9,7 @@ import redis
 import redis.asyncio
 
 from engineroom.ratelimit.application import AsgiPolicies, WsgiPolicies
+from engineroom.ratelimit.decision import Decision, Reason
 from engineroom.ratelimit.document import CompiledPolicy
 from engineroom.ratelimit.model import (
     Failure,
@@ -71,7 +72,11 @@ async def test_an_application_enforces_the_policy_of_its_labels(
 ) -> None:
     async with redis.asyncio.Redis(port=server.port) as client:
         writer = Writer(client)
-        app = AsgiPolicies(application, client, NAMESPACE, LABELS, caller=tenant)
+        seen: list[tuple[Decision, float]] = []
+        app = AsgiPolicies(
+            application, client, NAMESPACE, LABELS, caller=tenant,
+            observe=lambda *told: seen.append(told),
+        )  # fmt: skip
         assert (await ask(app))[0] == 200, "without a policy nothing is limited"
         await writer.write(compiled(3))
         await until(lambda: app._follower.current.revision == 1)
@@ -86,6 +91,8 @@ async def test_an_application_enforces_the_policy_of_its_labels(
         status, headers = await ask(app)
         assert status == 403, "what was consumed stays consumed"
         assert headers["x-ratelimit-remaining"] == "0"
+        assert [decision.allowed for decision, _ in seen] == [True, True, False, False]
+        assert all(0 < seconds < 5 for _, seconds in seen)
         assert len((await roll(client, NAMESPACE)).enforcers) == 1
         await app.close()
         assert (await roll(client, NAMESPACE)).enforcers == ()
@@ -133,13 +140,21 @@ async def test_what_happens_before_policies_are_known_is_the_applications_choice
     refuse: bool, status: int
 ) -> None:
     async with redis.asyncio.Redis(port=1) as client:
-        app = AsgiPolicies(application, client, NAMESPACE, LABELS, refuse_unknown=refuse)
+        seen: list[Reason] = []
+
+        def observe(decision: Decision, seconds: float) -> None:
+            seen.append(decision.reason)
+
+        app = AsgiPolicies(
+            application, client, NAMESPACE, LABELS, refuse_unknown=refuse, observe=observe
+        )
         assert (await ask(app))[0] == status
         await app.close()
     with redis.Redis(port=1) as sync:
-        wsgi = WsgiPolicies(plain, sync, NAMESPACE, LABELS, refuse_unknown=refuse)
+        wsgi = WsgiPolicies(plain, sync, NAMESPACE, LABELS, refuse_unknown=refuse, observe=observe)
         assert ask_wsgi(wsgi).startswith(str(status))
         wsgi.close()
+    assert seen == [Reason.FAILED_CLOSED] * 2 * refuse
 
 
 def plain(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -158,8 +173,13 @@ async def test_wsgi_does_the_same(server: RedisServer, store: redis.Redis) -> No
     async with redis.asyncio.Redis(port=server.port) as client:
         await Writer(client).write(compiled(3))
     with redis.Redis(port=server.port) as sync:
-        app = WsgiPolicies(plain, sync, NAMESPACE, LABELS, caller=tenant)
+        seen: list[bool] = []
+        app = WsgiPolicies(
+            plain, sync, NAMESPACE, LABELS, caller=tenant,
+            observe=lambda decision, _: seen.append(decision.allowed),
+        )  # fmt: skip
         assert ask_wsgi(app) == "200 OK"
         assert ask_wsgi(app, "/1") == "200 OK"
         assert ask_wsgi(app) == "429 Too Many Requests"
+        assert seen == [True, True, False]
         app.close()

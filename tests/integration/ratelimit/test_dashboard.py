@@ -8,10 +8,19 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+import redis.asyncio
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.middleware import AsgiRateLimit, WsgiRateLimit
+from engineroom.ratelimit.model import Failure, Limit, Mode, Policy, Rate
+from engineroom.ratelimit.prometheus import PrometheusDecisions
+from engineroom.ratelimit.sources import Path as RequestPath
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Policies
+from tests.integration.ratelimit.test_middleware import asgi_app, ask
 from tests.limiter import get, limiter_process
 from tests.support import ROOT, free_port
 
@@ -19,9 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import redis
-
     from engineroom.kube.client import Client
+    from engineroom.ratelimit.decision import Decision
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 
@@ -121,6 +129,47 @@ async def test_every_panel_shows_what_the_limiter_or_the_operator_tells(
     assert "engineroom_ratelimit_policies_unenforced 0.0" in followed
     wrong = {f"{panel}: {query}": complaints(query, told) for panel, query in queries()}
     assert {query: why for query, why in wrong.items() if why} == {}
+
+
+async def test_panels_of_decisions_show_what_applications_tell(server: RedisServer) -> None:
+    """Of requests through a middleware the same panels are filled as of those through proxies."""
+    limits = (
+        Limit("all", Rate(3, 3600)),
+        Limit("tried", Rate(1, 3600), mode=Mode.SHADOW),
+        Limit("path", Rate(1, 3600), key=(RequestPath(),)),
+    )
+    policy = Policy("shop/api", limits, Failure(timeout=2.0))
+    registry = CollectorRegistry()
+    count = PrometheusDecisions(registry)
+    decisions: list[Decision] = []
+
+    def observe(decision: Decision, seconds: float) -> None:
+        decisions.append(decision)
+        count(decision, seconds)
+
+    client = redis.asyncio.Redis(port=server.port)
+    async with AsyncLimiter(policy, client) as limiter:
+        app = AsgiRateLimit(asgi_app, limiter, observe=observe)
+        assert [(await ask(app))[0] for _ in range(2)] == [200, 429]
+    with Limiter(policy, redis.Redis(port=server.port)) as sync:
+        wsgi = WsgiRateLimit(_plain, sync, observe=observe)
+        for path in ("/a", "/b", "/a"):
+            wsgi({"PATH_INFO": path}, lambda *_: None)
+    text = generate_latest(registry).decode()
+    told = samples(text)
+    shown = [query for _, query in queries() if "_decision" in query or "_shadowed_total" in query]
+    assert len(shown) >= 7
+    assert [complaints(query, told) for query in shown] == [[]] * len(shown)
+    # The first request is within all limits, the four others are above the one in the shadow.
+    assert sum(each.shadowed == ("tried",) for each in decisions) == 4
+    assert 'shadowed_total{limit="tried",policy="shop/api"} 4.0' in text
+    assert [each.allowed for each in decisions] == [True, False, True, True, False]
+    assert "engineroom_ratelimit_decision_seconds_count 5.0" in text
+
+
+def _plain(environ: Any, start: Any) -> list[bytes]:
+    start("200 OK", [])
+    return []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
+from prometheus_client import CollectorRegistry, generate_latest
 
 from engineroom.ratelimit.errors import RateLimitedError
 from engineroom.ratelimit.limiter import AsyncLimiter
@@ -33,6 +34,11 @@ async def test_the_examples_run(server: RedisServer, store: Redis) -> None:
     assert status == 200
     assert headers["ratelimit-policy"] == '"per-address";q=20;w=1, "per-key";q=1000;w=60'
     await app._limiter.close()
+    registry = CollectorRegistry()
+    counted = examples["protect_and_count"](asgi_app, client, registry)
+    assert (await ask(counted))[0] == 200
+    assert "engineroom_ratelimit_decisions_total{" in generate_latest(registry).decode()
+    await counted._limiter.close()
     following = examples["protect_by_policy"](asgi_app, client)
     status, _, _ = await ask(following)
     assert status == 200

@@ -241,3 +241,22 @@ def test_a_job_over_the_limit_runs_later(
         limited_jobs.send("me")
     limited_jobs.limiter().close()
     connection.close()
+
+
+def test_what_a_response_cost_is_charged_once_when_it_begins_anew(
+    server: RedisServer, store: redis.Redis
+) -> None:
+    """An application may call start_response again, with the error that came in between."""
+    limit = Limit("spent", Rate(100, 3600), response_cost="X-Cost")
+    policy = Policy("p", (limit,), PATIENT)
+
+    def failing(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        start("200 OK", [("X-Cost", "10")])
+        start("500 Oh", [("X-Cost", "10")], (ValueError, ValueError(), None))
+        return [b""]
+
+    said: list[Any] = []
+    with Limiter(policy, redis.Redis(port=server.port)) as limiter:
+        WsgiRateLimit(failing, limiter)({}, lambda *told: said.append(told))
+        assert limiter.peek("").remaining == 100 - 1 - 10
+    assert [len(told) for told in said] == [2, 3]

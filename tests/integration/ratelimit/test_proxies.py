@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom.ratelimit.document import Target
-from engineroom.ratelimit.matching import Condition
+from engineroom.ratelimit.matching import Condition, Operator
 from engineroom.ratelimit.model import (
     Failure,
     FailureMode,
@@ -17,7 +17,7 @@ from engineroom.ratelimit.model import (
     Policy,
     Rate,
 )  # fmt: skip
-from engineroom.ratelimit.sources import APIKey, ClientIP
+from engineroom.ratelimit.sources import APIKey, ClientIP, JWTClaim, Tenant
 from engineroom.ratelimit.sources import Path as RequestPath
 from tests.integration.ratelimit import proxies
 from tests.integration.ratelimit.proxies import ask
@@ -206,3 +206,71 @@ def test_huge_and_strange_headers_are_refused_or_counted_but_never_a_way_around(
         assert huge in (0, 400, 429, 431, 503)
         assert ask(port).status == 429
     assert limiter.pid
+
+
+SPELLINGS = (
+    "/v1/%63omplete", "//v1/complete", "/v1//complete", "/./v1/complete", "/v1/./complete",
+    "/v1/x/../complete", "/x/%2e%2E/v1/complete", "/v1%2Fcomplete", "/v1/complete#a",
+    "/v1/complete?a=b#c", "/v1/complete/../complete", "/open/../v1/complete",
+    "/open/%2e%2e/v1/complete", "/open%2F..%2Fv1/complete", "/v1/complete/../../open",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_spelling_of_a_path_leads_around_its_limit(
+    name: str, limiter: LimiterProcess, application: int, tmp_path: Path, store: redis.Redis
+) -> None:
+    """A limit for a path, one by the path, and an exemption; the application behind resolves
+    nothing, or as the proxy has done it already."""
+    under = Condition(RequestPath(), Operator.STARTS_WITH, ("/v1/complete",))
+    opened = Condition(RequestPath(), Operator.STARTS_WITH, ("/open",))
+    running = Condition(RequestPath(), values=("/ready",))
+    limits = (
+        Limit("complete", Rate(1, 3600), when=(under,), exempt=((opened,),)),
+        Limit("others", Rate(3, 3600), key=(RequestPath(),), exempt=((running,),)),
+    )
+    spelt = Policy("shop/api", limits, Failure(timeout=1.0))
+    publish(store, [compiled(spelt, TARGETS)], revision=2)
+    with in_front(name, limiter, application, tmp_path) as port:
+        assert [ask(port, "/v1/complete").status for _ in range(2)] == [200, 429]
+        for spelling in SPELLINGS:
+            before = len(proxies.reached())
+            status = ask(port, spelling).status
+            found = [path.partition("?")[0] for path in proxies.reached()[before:]]
+            # Envoy resolves a path before it asks and passes on: what it makes of the last one is
+            # another path indeed.
+            assert status in (400, 429) or found == ["/open"], (spelling, status, found)
+        per_path = ["/items", "/%69tems", "//items", "/./items", "/items#1"]
+        assert ask(port, "/items").status == 200
+        assert [ask(port, each).status for each in per_path][-2:] in ([429, 429], [429, 400])
+
+
+def test_what_a_claim_says_is_never_a_parameter_of_the_proxys_address(
+    limiter: LimiterProcess, application: int, tmp_path: Path, store: redis.Redis
+) -> None:
+    """As the page has it, with a claim that somebody chose; ``X-Verified`` stands for the token."""
+    limits = (Limit("per-subject", Rate(2, 3600), key=(JWTClaim("sub"), Tenant())),)
+    publish(store, [compiled(Policy("shop/api", limits, Failure(timeout=1.0)))], revision=2)
+    (told,) = proxies.blocks("Whose request it is, nginx and Traefik")
+    told = told.replace("$tenant", '"acme"').replace("$subject", "$http_x_verified")
+    front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=told)
+    with front as port:
+        for claim in ("me", "x&cost=0&tenant=other", "x#y", "a b?c", "%26cost=0", "\xff"):
+            for path in ("/items", "/items?cost=0&tenant=other", "/items?header.tenant=x"):
+                sent = {"X-Verified": claim, "X-Engineroom-Tenant": path, "X-Engineroom-Sub": path}
+                last = ask(port, path, {**sent, "x_engineroom_sub": path}).status
+            assert last == 429, claim
+
+
+@pytest.mark.parametrize(
+    "claim", ["x&cost=0&tenant=other", "x&cost=0", "x&claim.sub=y", "x&header.claim.sub=y", "x&a=b"]
+)
+def test_a_variable_in_the_address_brings_no_free_pass(
+    claim: str, limiter: LimiterProcess, application: int, tmp_path: Path
+) -> None:
+    """Against the page's advice."""
+    told = "proxy_pass http://limiter/v1/nginx/shop/api?claim.sub=$http_x_verified;\n"
+    front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=told)
+    with front as port:
+        assert ask(port, "/items", {"X-Verified": "me"}).status == 200
+        assert ask(port, "/items", {"X-Verified": claim}).status == 400

@@ -29,6 +29,7 @@ from engineroom.ratelimit.model import (
 from engineroom.ratelimit.service import rls
 from engineroom.ratelimit.sources import ClientIP, Header, Method, Route, Tenant
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, publish
+from tests.limiter import peek as looked_at
 from tests.support import free_port
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def enforce(store: redis.Redis, limiter: LimiterProcess, *policies: Policy, **mo
     entries = [compiled(policy, **more) for policy in policies]
     publish(store, entries, revision=time.monotonic_ns())
     name = policies[0].name
-    until(lambda: get(f"{limiter.url}/v1/forward/{name}?cost=0", FROM)[0] != 404)
+    until(lambda: looked_at(limiter, name, {"peer": "192.0.2.1"}))
 
 
 def call(limiter: LimiterProcess, domain: str, *entries: tuple[str, str], hits: int = 0) -> Any:
@@ -241,6 +242,8 @@ def test_top_keys_are_recorded_on_demand_and_show_no_secrets(
         (b"POST /v1/decide HTTP/1.1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnope", 400),
         (b"POST /json HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", 400),
         (b"GET /v1/forward/shop/api?cost=-1 HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /v1/forward/shop/api?cost=0 HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /v1/nginx/shop/api?cost=0 HTTP/1.1\r\nConnection: close\r\n\r\n", 403),
         (b"GET /v1/decide HTTP/1.1\r\nConnection: close\r\n\r\n", 405),
         (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 404),
         (b"GET /v1/forward/../x HTTP/1.1\r\nConnection: close\r\n\r\n", 404),

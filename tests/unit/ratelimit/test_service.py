@@ -84,6 +84,38 @@ def test_the_client_is_the_last_address_and_never_what_it_says_of_itself() -> No
         assert ClientIP()(peer(nothing)) is None
 
 
+def asked(query: str, **headers: str) -> Question:
+    told = {name.replace("_", "-"): value for name, value in headers.items()}
+    return of_proxy(Form.FORWARD, "shop", "api", "", query, "GET", told)
+
+
+def test_a_proxy_says_whose_request_it_is_in_its_address_or_in_headers_that_it_names() -> None:
+    said = asked("tenant=acme&route=items&claim.sub=me&cost=5")
+    assert (said.view.tenant, said.view.route, said.cost) == ("acme", "items", 5)
+    assert said.view.claims == {"sub": "me"}
+    named = asked(
+        "header.tenant=X-Tenant&header.route=X-Route&header.claim.sub=X-Sub",
+        x_tenant="acme", x_sub="me&cost=0", tenant="forged",
+    )  # fmt: skip
+    assert (named.view.tenant, named.view.route, named.cost) == ("acme", None, 1)
+    assert named.view.claims == {"sub": "me&cost=0"}
+    nobody = asked("tenant=&claim.sub=", x_engineroom_tenant="forged")
+    assert (nobody.view.tenant, nobody.view.claims) == (None, {})
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["cost=0", "cost=5&cost=1", "tenant=a&tenant=b", "tenant=&tenant=b",
+     "claim.sub=a&claim.sub=b",
+     "tenant=a&header.tenant=X-B", "header.tenant=X-A&tenant=b", "other=x", "header.cost=X-Cost",
+     "header.header.tenant=x", "&".join(f"claim.c{n}=x" for n in range(33)),
+     "tenant=" + "x" * 9000],
+)  # fmt: skip
+def test_parameters_that_are_repeated_unknown_free_or_too_many_are_refused(query: str) -> None:
+    with pytest.raises(UnreadableError):
+        asked(query, x_b="b")
+
+
 @given(st.binary(max_size=200))
 def test_no_message_makes_it_raise_anything_else(data: bytes) -> None:
     with contextlib.suppress(UnreadableError):

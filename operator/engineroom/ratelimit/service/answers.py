@@ -90,6 +90,13 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
     return _refused(form, status, headers, body)
 
 
+def unreadable(form: Form, detail: str) -> tuple[int, bytes]:
+    """Status and answer for a proxy that asks what cannot be understood."""
+    if form is Form.NGINX:
+        return 403, _for_nginx(400, [])
+    return 400, problem(400, detail)
+
+
 class _Limited(NamedTuple):
     """A refusal that can be tried again, but for the random part of its Retry-After."""
 

@@ -1,7 +1,10 @@
 """What is asked: from the forms of nginx, Traefik and Envoy to a request as key sources see it.
 
 Everything that decides on the outcome comes from the proxy, never from the client: the policy is
-part of the address that the proxy is configured with, and so are tenant, route, claims and cost.
+part of the address that the proxy is configured with, and so are tenant, route, claims and cost, or
+the names of headers with them that the proxy sets itself. Proxies put variables into addresses as
+they are, so a value that a client can choose could bring parameters of its own: what is repeated or
+unknown is refused, and nothing is free.
 The client's address is the last entry of X-Forwarded-For, which is the proxy's own; what stands
 before it counts only as far as the policy's ``trustedProxyHops`` says.
 """
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from engineroom.core.errors import Category, EngineroomError
+from engineroom.ratelimit.paths import on_the_wire, settled
 from engineroom.ratelimit.sources import NOTHING, RequestView
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ _MASKED = "masked_remote_address"
 _CLAIM = "claim."
 #: Makes a named tuple in half the time, without looking at names and defaults.
 _new = tuple.__new__
+#: Before a parameter: its value is the name of a header that has the value.
+_HEADER = "header."
+_KNOWN = frozenset({"tenant", "route", "cost"})
 
 
 class Form(StrEnum):
@@ -74,13 +81,13 @@ def of_proxy(
     peer = peer.strip()
     if form is _ENVOY:
         view = RequestView(method, f"/{rest}", query, headers, peer)
-        return Question(namespace, name, view)
+        return Question(namespace, name, settled(view))
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
     method = headers.get("x-forwarded-method", method)
     if not query:
-        view = _new(RequestView, (method, path, asked, headers, peer, 0, None, None, NOTHING))
-        return _new(Question, (namespace, name, view, 1))
-    told = _parameters(query)
+        view = _new(RequestView, (method, path, asked, headers, peer, 0, None, None, NOTHING, ()))
+        return _new(Question, (namespace, name, settled(view), 1))
+    told = _parameters(query, headers)
     view = RequestView(
         method,
         path,
@@ -91,7 +98,7 @@ def of_proxy(
         route=told.get("route"),
         claims=_claims(told),
     )
-    return Question(namespace, name, view, _cost(told.get("cost", "1")))
+    return Question(namespace, name, settled(view), _cost(told.get("cost", "1")))
 
 
 def of_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int) -> Question:
@@ -123,7 +130,7 @@ def of_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int) ->
         parts[_METHOD], path, query, headers, peer,
         tenant=told.get("tenant"), route=told.get("route"), claims=_claims(told),
     )  # fmt: skip
-    return Question(namespace, name, view, hits)
+    return Question(namespace, name, settled(view), hits)
 
 
 def of_document(document: object) -> Question:
@@ -134,7 +141,7 @@ def of_document(document: object) -> Question:
     headers = _texts(asked.get("headers", {}), "request.headers")
     view = RequestView(
         _text(asked, "method", "GET"),
-        _text(asked, "path", "/"),
+        on_the_wire(_text(asked, "path", "/")),
         _text(asked, "query", ""),
         {each.lower(): value for each, value in headers.items()},
         _text(asked, "peer", ""),
@@ -145,7 +152,7 @@ def of_document(document: object) -> Question:
     cost = fields.get("cost", 1)
     if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MAX_COST:
         raise UnreadableError(f"cost: it is not a whole number from 0 to {_MAX_COST}")
-    return Question(namespace, name, view, cost)
+    return Question(namespace, name, settled(view), cost)
 
 
 def response_headers(document: object) -> dict[str, str]:
@@ -161,13 +168,26 @@ def segment(text: str) -> str:
     return unquote(text) if "%" in text else text
 
 
-def _parameters(query: str) -> dict[str, str]:
+def _parameters(query: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """What the proxy says of the request; what is empty, or a header that is not there, is not."""
     if len(query) > _MAX_QUERY:
         raise UnreadableError(f"the query is longer than {_MAX_QUERY} characters")
     try:
-        return dict(parse_qsl(query, max_num_fields=_MAX_PARAMETERS, errors="replace"))
+        pairs = parse_qsl(
+            query, max_num_fields=_MAX_PARAMETERS, errors="replace", keep_blank_values=True
+        )
     except ValueError:
         raise UnreadableError(f"there are more than {_MAX_PARAMETERS} parameters") from None
+    told: dict[str, str] = {}
+    for given, value in pairs:
+        key = given.removeprefix(_HEADER)
+        if key in told:
+            raise UnreadableError(f"{key[:80]!r} is given twice; write it once")
+        if (key not in _KNOWN and not key.startswith(_CLAIM)) or given == "header.cost":
+            known = "tenant, route, claim.NAME, each also behind header., and cost"
+            raise UnreadableError(f"{given[:80]!r} is no parameter; there are {known}")
+        told[key] = headers.get(value.lower(), "") if given != key else value
+    return {key: value for key, value in told.items() if value}
 
 
 def _claims(told: Mapping[str, str]) -> dict[str, str]:
@@ -175,9 +195,9 @@ def _claims(told: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cost(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_COST:
+    if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MAX_COST:
         return int(text)
-    raise UnreadableError(f"cost: {text[:20]!r} is not a whole number from 0 to {_MAX_COST}")
+    raise UnreadableError(f"cost: {text[:20]!r} is not a whole number from 1 to {_MAX_COST}")
 
 
 def _mapping(value: object, name: str) -> Mapping[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,7 +24,12 @@ log = structlog.get_logger(__name__)
 
 #: Namespaces followed at once; a question about one more is refused.
 MAX_NAMESPACES = 1000
+#: Of these so many without a policy, which nobody named at the start: made-up names make room for
+#: each other, those asked about longest ago first, and cost no more than this.
+MAX_EMPTY = 100
 _MAX_NAME = 253
+#: Names that a room remembers, of policies, of targets and of whatever else is asked about.
+_MAX_KNOWN = 4096
 
 
 class Room:
@@ -33,8 +39,12 @@ class Room:
         self._source = source
         self._limiters = AsyncLimiters(source, redis, clock=clock)
         self._seen: Policies | None = None
+        #: By policy, and by each name that it is asked about.
+        self._made: dict[str, Enforced] = {}
         self._ready: dict[str, Enforced] = {}
         self._enforcers = 0
+        #: Monotonic seconds of the last question that no policy answers.
+        self.missed = time.monotonic()
 
     @property
     def known(self) -> bool:
@@ -52,22 +62,31 @@ class Room:
         current, enforcers = source.current, source.enforcers
         if current is not self._seen or enforcers != self._enforcers:
             self._seen, self._enforcers = current, enforcers
+            self._made.clear()
             self._ready.clear()
         ready = self._ready.get(name)
         if ready is not None:
             return ready
         if not source.known:
+            self.missed = time.monotonic()
             return Missing.UNREAD
         compiled, missing = self._compiled(current, name)
         if compiled is None:
+            self.missed = time.monotonic()
             return missing
-        made = Enforced.of(compiled.policy, self._limiters.of(compiled))
+        made = self._made.get(compiled.name)
+        if made is None:
+            made = Enforced.of(compiled.policy, self._limiters.of(compiled))
+            self._made[compiled.name] = made
+        # Any section of a target has the target's policy: there are more names than policies.
+        if len(self._ready) >= _MAX_KNOWN:
+            self._ready.clear()
         self._ready[name] = made
         return made
 
     def breakers(self) -> Iterator[str]:
         """Of each policy that was asked about."""
-        for each in self._ready.values():
+        for each in self._made.values():
             yield each.limiter.breaker_state
 
     async def close(self) -> None:
@@ -117,7 +136,8 @@ class FollowingDirectory:
     """Follows namespaces: those given from the start, others from the first question on.
 
     Every namespace that is followed costs a connection to Redis and a heartbeat a second, so there
-    is a most; with ``only_given`` no other than the given ones is followed at all.
+    is a most, also of those without policies; with ``only_given`` no other than the given ones is
+    followed at all.
     """
 
     def __init__(
@@ -137,6 +157,7 @@ class FollowingDirectory:
         self._rooms: dict[str, Room] = {}
         self._followers: dict[str, AsyncFollower] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._closing: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
     @property
@@ -165,7 +186,7 @@ class FollowingDirectory:
             return opening
         if self._only_given or not _is_name(namespace):
             return Missing.UNKNOWN
-        if self._closed or len(self._followers) >= MAX_NAMESPACES:
+        if self._closed or not self._has_room():
             return Missing.UNREAD
         return self._open(namespace)
 
@@ -185,8 +206,38 @@ class FollowingDirectory:
             task.cancel()
         if self._opening:
             await asyncio.wait(list(self._opening.values()))
+        await asyncio.gather(*self._closing.values())
         await asyncio.gather(*(room.close() for room in self._rooms.values()))
         await asyncio.gather(*(each.close() for each in self._followers.values()))
+
+    def _has_room(self) -> bool:
+        """Whether one more namespace can be followed, if need be in the place of an empty one."""
+        given = self._given
+        # One that is still being opened, or given up, is empty as far as anybody knows.
+        pending = sum(name not in given for name in (*self._opening, *self._closing))
+        empty = [
+            (room.missed, name)
+            for name, room in self._rooms.items()
+            if not room.policies.entries and name not in given
+        ]
+        if len(self._followers) < MAX_NAMESPACES and pending + len(empty) < MAX_EMPTY:
+            return True
+        if not empty or pending >= MAX_EMPTY:
+            return False
+        self._leave(min(empty)[1])
+        return True
+
+    def _leave(self, namespace: str) -> None:
+        room, follower = self._rooms.pop(namespace), self._followers.pop(namespace)
+
+        async def close() -> None:
+            try:
+                await room.close()
+                await follower.close()
+            finally:
+                del self._closing[namespace]
+
+        self._closing[namespace] = asyncio.get_running_loop().create_task(close())
 
     def _open(self, namespace: str) -> asyncio.Task[None]:
         follower = AsyncFollower(
@@ -199,6 +250,10 @@ class FollowingDirectory:
 
     async def _follow(self, namespace: str, follower: AsyncFollower) -> None:
         try:
+            # It signs off under the same name: not after this one has signed on.
+            leaving = self._closing.get(namespace)
+            if leaving is not None:
+                await asyncio.wait([leaving])
             await follower.__aenter__()
             self._rooms[namespace] = Room(follower, self._redis, self._clock)
             log.info(

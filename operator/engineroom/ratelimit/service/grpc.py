@@ -22,6 +22,7 @@ from ngh2.events import (
     ConnectionClosed,
     DataReceived,
     RequestReceived,
+    SettingsReceived,
     StreamClosed,
     StreamReset,
     TrailersReceived,
@@ -39,8 +40,12 @@ log = structlog.get_logger(__name__)
 
 #: Bytes of a message, calls of one connection under way, and connections.
 MAX_MESSAGE, MAX_CALLS, MAX_CONNECTIONS = 65_536, 1024, 10_000
-#: Seconds for a call to arrive whole, and for answers to be taken.
+#: Bytes of one connection's calls that have not arrived whole; nearly all are one frame.
+MAX_HELD = 1_048_576
+#: Seconds for a connection's greeting and for a call to arrive whole, and for answers to be taken.
 READ_TIMEOUT, WRITE_TIMEOUT = 5.0, 5.0
+#: Seconds from a call's beginning to its end, of which Redis may have ten, and without any call.
+CALL_TIMEOUT, IDLE_TIMEOUT = 20.0, 75.0
 #: gRPC's status codes.
 OK, INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED = 0, 3, 5, 8
 UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 12, 13, 14
@@ -54,7 +59,7 @@ _MISSING = {
     Missing.UNREAD: (UNAVAILABLE, "the policies were not read yet"),
 }
 _SWEEP = 1.0
-#: A connection's memory: a header list, and as many calls as may be under way.
+#: A connection's memory: a header list, MAX_HELD, and the heads of calls that may be under way.
 _CONFIGURATION = Configuration(max_inbound_header_list_size=16_384, max_inbound_header_count=64)
 
 
@@ -110,12 +115,14 @@ class GrpcService:
 class _Call:
     """A call under way."""
 
-    __slots__ = ("answering", "body", "method", "since")
+    __slots__ = ("answering", "body", "method", "part", "since")
 
     def __init__(self, method: bytes, since: float) -> None:
         self.method = method
         self.since = since
         self.body = b""
+        #: Of a body in several frames what is here.
+        self.part: bytearray | None = None
         self.answering = False
 
 
@@ -123,7 +130,8 @@ class GrpcConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_calls", "_flushing", "_goodbye", "_loop", "_service", "_session", "_stuck", "_transport",
+        "_calls", "_flushing", "_goodbye", "_greeted", "_held", "_leaving", "_loop", "_service",
+        "_session", "_stuck", "_transport", "_used",
     )  # fmt: skip
 
     def __init__(self, service: GrpcService) -> None:
@@ -133,8 +141,11 @@ class GrpcConnection(asyncio.Protocol):
         self._calls: dict[int, _Call] = {}
         self._transport: Any = None
         self._flushing = False
-        self._goodbye = False
+        self._goodbye = self._greeted = self._leaving = False
+        self._held = 0
+        # Monotonic seconds: since when answers are not taken (0: they are), and the last call.
         self._stuck = 0.0
+        self._used = self._loop.time()
 
     # -- asyncio's ------------------------------------------------------------------------------
 
@@ -190,12 +201,14 @@ class GrpcConnection(asyncio.Protocol):
         elif kind is RequestReceived:
             self._request(event.stream_id, event.headers, ended=event.end_stream)
         elif kind is StreamClosed or kind is StreamReset:
-            self._calls.pop(event.stream_id, None)
+            self._forget(event.stream_id)
             if self._goodbye and not self._calls:
                 self._flush()
                 self._transport.close()
         elif kind is TrailersReceived:
             self._data(event.stream_id, b"", ended=True)
+        elif kind is SettingsReceived:
+            self._greeted = True
         elif kind is ConnectionClosed:
             self._flush()
             self._transport.close()
@@ -210,7 +223,8 @@ class GrpcConnection(asyncio.Protocol):
                 verb = bytes(value)
             elif name == b"content-type":
                 kind = bytes(value)
-        call = self._calls[stream] = _Call(method, self._loop.time())
+        self._used = self._loop.time()
+        call = self._calls[stream] = _Call(method, self._used)
         if verb != b"POST" or not kind.startswith(b"application/grpc"):
             self._refuse_http(stream, call)
         elif ended:
@@ -220,11 +234,35 @@ class GrpcConnection(asyncio.Protocol):
         call = self._calls.get(stream)
         if call is None or call.answering:
             return
-        call.body += data
-        if len(call.body) > MAX_MESSAGE + _PREFIX.size:
+        if ended and call.part is None:
+            call.body = data
+            size = len(data)
+        else:
+            if call.part is None:
+                call.part = bytearray()
+            call.part += data
+            self._held += len(data)
+            size = len(call.part)
+        if size > MAX_MESSAGE + _PREFIX.size:
             self._fail(stream, RESOURCE_EXHAUSTED, f"the message is above {MAX_MESSAGE} bytes")
+        elif self._held > MAX_HELD:
+            told = f"the connection's unfinished calls are above {MAX_HELD} bytes"
+            self._fail(stream, RESOURCE_EXHAUSTED, told)
         elif ended:
+            if call.part is not None:
+                call.body = bytes(call.part)
+                self._release(call)
             self._ask(stream, call)
+
+    def _release(self, call: _Call) -> None:
+        if call.part is not None:
+            self._held -= len(call.part)
+            call.part = None
+
+    def _forget(self, stream: int) -> None:
+        call = self._calls.pop(stream, None)
+        if call is not None:
+            self._release(call)
 
     # -- questions and answers ------------------------------------------------------------------
 
@@ -283,6 +321,7 @@ class GrpcConnection(asyncio.Protocol):
         if call is None:
             return
         call.answering = True
+        self._release(call)
         headers = (
             *_HEADERS,
             (b"grpc-status", str(status).encode()),
@@ -338,12 +377,22 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.abort()
 
     def sweep(self, now: float) -> None:
-        """End calls that do not arrive, and a connection that takes no answers."""
-        if self._stuck and now - self._stuck > WRITE_TIMEOUT:
+        """End calls that do not arrive or whose answers are not taken, and a connection that says
+        nothing or takes nothing."""
+        silent = not self._greeted and now - self._used > READ_TIMEOUT
+        if silent or (self._stuck and now - self._stuck > WRITE_TIMEOUT):
             self.abort()
             return
         for stream, call in list(self._calls.items()):
-            if not call.answering and now - call.since > READ_TIMEOUT:
-                del self._calls[stream]
+            if now - call.since > (CALL_TIMEOUT if call.answering else READ_TIMEOUT):
+                self._forget(stream)
                 self._session.reset_stream(stream)
                 self._flush_soon()
+        if not self._calls and not self._goodbye and now - self._used > IDLE_TIMEOUT:
+            if self._leaving:
+                self.say_goodbye()
+                return
+            # A call may be on its way: first only a word that there should be no more of them.
+            self._leaving = True
+            self._session.send_shutdown_notice()
+            self._flush_soon()

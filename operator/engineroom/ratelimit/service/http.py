@@ -113,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
     __slots__ = (
         "_answered", "_asked", "_body", "_bytes", "_closing", "_counts", "_early", "_engine",
         "_given", "_header_bytes", "_headers", "_heads", "_last", "_lingering", "_loop", "_parser",
-        "_paused", "_service", "_since", "_stuck", "_transport", "_url",
+        "_paused", "_repeated", "_service", "_since", "_stuck", "_transport", "_url",
     )  # fmt: skip
 
     def __init__(self, service: HttpService) -> None:
@@ -143,6 +143,7 @@ class HttpConnection(asyncio.Protocol):
     def _next(self) -> None:
         self._url = b""
         self._headers: dict[str, str] = {}
+        self._repeated: dict[str, list[str]] | None = None
         self._body = b""
         self._bytes = 0
         self._header_bytes = 0
@@ -216,13 +217,19 @@ class HttpConnection(asyncio.Protocol):
         text = value.decode("latin-1")
         headers = self._headers
         if key in headers:
-            joint = "; " if key == "cookie" else ","
-            headers[key] = f"{headers[key]}{joint}{text}"
+            # Joined once all are here: one by one would take time by their number's square.
+            if self._repeated is None:
+                self._repeated = {}
+            self._repeated.setdefault(key, [headers[key]]).append(text)
         else:
             headers[key] = text
 
     def on_headers_complete(self) -> None:
         """Head read."""
+        if self._repeated is not None:
+            for key, values in self._repeated.items():
+                self._headers[key] = ("; " if key == "cookie" else ",").join(values)
+            self._repeated = None
         if self._header_bytes + len(self._url) > MAX_HEAD:
             self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
 
@@ -311,7 +318,11 @@ class HttpConnection(asyncio.Protocol):
         self, number: int, form: Form, namespace: str, name: str, rest: str, query: str,
         method: str, headers: dict[str, str],
     ) -> None:  # fmt: skip
-        question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+        try:
+            question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+        except UnreadableError as error:
+            self._answer(number, *answers.unreadable(form, str(error)), "unreadable")
+            return
         verdict = self._engine.ask(question, self._tell_proxy, number, form)
         if verdict is not None:
             self._tell_proxy(verdict, number, form)

@@ -17,10 +17,13 @@ import structlog
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, RedisError
 
 from engineroom import __version__
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import configure
+from engineroom.ratelimit.cluster import refuse_shards
+from engineroom.ratelimit.errors import RedisClusterError
 from engineroom.ratelimit.service import admin
 from engineroom.ratelimit.service.admin import JSON, TEXT, Admin
 from engineroom.ratelimit.service.directory import FixedDirectory, FollowingDirectory
@@ -44,6 +47,8 @@ _MAX_TOP = 1000
 #: Seconds until a process that ended is started again.
 _RESTART = 1.0
 _FETCH_TIMEOUT = 3.0
+#: Seconds for Redis to say whether it is a cluster, and until it is asked again.
+_LOOK_TIMEOUT, _LOOK_AGAIN = 1.0, 5.0
 _BACKLOG = 1024
 #: Objects made and not freed until young ones are looked through for cycles, and how many times
 #: that happens until the older ones are. Python's own 700, 10, 10 stop a busy service some times a
@@ -77,6 +82,9 @@ class Service:
         self.http = HttpService(engine, self.counts)
         self.grpc = GrpcService(engine, self.counts)
         self.draining = False
+        #: Why limits cannot be enforced at all with this Redis; then it is never ready.
+        self.trouble = ""
+        self._looking: asyncio.Task[None] | None = None
         self.ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._admin = Admin(
@@ -100,9 +108,11 @@ class Service:
         )
 
     async def start(self) -> None:
-        """Listen; ``ports`` then says where."""
+        """Listen; ``ports`` then says where. Raises RedisClusterError."""
         settings = self._settings
         loop = asyncio.get_running_loop()
+        if not await self._looked_for_shards():
+            self._looking = loop.create_task(self._look_for_shards())
         if isinstance(self.directory, FollowingDirectory):
             self.directory.start()
         shared = bool(settings.worker)
@@ -131,6 +141,8 @@ class Service:
             server.close()
         timeout = self._settings.drain_timeout
         await asyncio.gather(self.http.drain(timeout), self.grpc.drain(timeout))
+        if self._looking is not None:
+            self._looking.cancel()
         await self.directory.close()
         await self._redis.aclose()
         self._admin.close()
@@ -141,9 +153,35 @@ class Service:
 
     async def _ready(self, _: Mapping[str, str]) -> tuple[int, str, bytes]:
         # Redis away is no reason: then the policies' failure mode decides, here as anywhere.
-        ready = self.directory.ready and not self.draining
-        state = {"ready": ready, "draining": self.draining, "policies": self.directory.ready}
+        ready = self.directory.ready and not self.draining and not self.trouble
+        state: dict[str, object] = {
+            "ready": ready,
+            "draining": self.draining,
+            "policies": self.directory.ready,
+        }
+        if self.trouble:
+            state["trouble"] = self.trouble
         return 200 if ready else 503, JSON, json.dumps(state).encode()
+
+    async def _looked_for_shards(self) -> bool:
+        """Whether Redis has said what it is, or would not; raises RedisClusterError."""
+        try:
+            async with asyncio.timeout(_LOOK_TIMEOUT):
+                await refuse_shards(self._redis)
+        except NoPermissionError:
+            return True
+        except (RedisError, OSError, TimeoutError):
+            return False
+        return True
+
+    async def _look_for_shards(self) -> None:
+        """Of a Redis that did not answer at the start."""
+        try:
+            while not await self._looked_for_shards():  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_AGAIN)
+        except RedisClusterError as error:
+            self.trouble = str(error)
+            log.error("limits cannot be enforced", problem=self.trouble)  # noqa: TRY400
 
     async def _metrics(self, _: Mapping[str, str]) -> tuple[int, str, bytes]:
         return 200, TEXT, self._exposition.text()

@@ -3,62 +3,33 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from engineroom.core.recovery import BreakerState
 from engineroom.ratelimit.decision import Reason, Source
 from engineroom.ratelimit.errors import LimiterUnavailableError
+from engineroom.ratelimit.prometheus import DecisionCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from prometheus_client.metrics_core import Metric
 
-    from engineroom.ratelimit.decision import Decision
 
-#: Upper bounds, seconds: from memory, from Redis at loopback, from Redis under load, time-out.
-BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
-
-
-class Counts(Collector):
-    """Counters of one event loop: plain numbers, turned into metrics when they are scraped.
-
-    prometheus_client's own counters take a lock and a microsecond each, and there are several a
-    decision.
-    """
+class Counts(DecisionCounts, Collector):
+    """Counters of one event loop: decisions, and what else a service does."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__()
         self.clock = clock
-        self._decisions: dict[tuple[str, str, Reason, Source], int] = {}
-        self._shadowed: dict[tuple[str, str], int] = {}
         self._missing: dict[str, int] = {}
         self._requests: dict[tuple[str, int], int] = {}
-        self._buckets = [0] * (len(BUCKETS) + 1)
-        self._seconds = 0.0
         self._states: Callable[[], Iterable[str]] = tuple
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
-
-    def decided(self, decision: Decision, seconds: float) -> None:
-        """A decision that took so long."""
-        key = (decision.policy, decision.limit, decision.reason, decision.source)
-        try:
-            self._decisions[key] += 1
-        except KeyError:
-            self._decisions[key] = 1
-        self._buckets[bisect_left(BUCKETS, seconds)] += 1
-        self._seconds += seconds
-        for name in decision.shadowed:
-            shadow = (decision.policy, name)
-            self._shadowed[shadow] = self._shadowed.get(shadow, 0) + 1
 
     def missed(self, why: str) -> None:
         """There was no policy to decide by."""
@@ -78,22 +49,7 @@ class Counts(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics, as prometheus_client wants them."""
-        decisions = CounterMetricFamily(
-            "engineroom_ratelimit_decisions",
-            "Decisions, by the limit that decided, why, and who decided.",
-            labels=["policy", "limit", "reason", "source"],
-        )
-        for (policy, limit, reason, source), count in self._decisions.items():
-            decisions.add_metric([policy, limit, reason.value, source.value], count)
-        yield decisions
-        shadowed = CounterMetricFamily(
-            "engineroom_ratelimit_shadowed",
-            "Requests that a limit in mode Shadow would have refused.",
-            labels=["policy", "limit"],
-        )
-        for shadow, count in self._shadowed.items():
-            shadowed.add_metric(shadow, count)
-        yield shadowed
+        yield from self.families()
         missing = CounterMetricFamily(
             "engineroom_ratelimit_unmatched",
             "Questions without a policy: unknown, unattached, or policies not read yet.",
@@ -110,12 +66,6 @@ class Counts(Collector):
         for (form, status), count in self._requests.items():
             requests.add_metric([str(form), str(status)], count)
         yield requests
-        yield HistogramMetricFamily(
-            "engineroom_ratelimit_decision_seconds",
-            "Time until a decision was there; next to none where it was known already.",
-            buckets=list(self._cumulated()),
-            sum_value=self._seconds,
-        )
         yield self._errors()
         yield self._breakers()
         for name, documentation, value in self._gauges:
@@ -150,12 +100,6 @@ class Counts(Collector):
     def breakers(self, states: Callable[[], Iterable[str]]) -> None:
         """Where the states of the breakers are read when they are scraped."""
         self._states = states
-
-    def _cumulated(self) -> Iterator[tuple[str, float]]:
-        total = 0
-        for bound, count in zip((*BUCKETS, "+Inf"), self._buckets, strict=True):
-            total += count
-            yield str(bound), total
 
 
 class Exposition:

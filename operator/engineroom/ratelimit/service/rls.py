@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 
 from engineroom.ratelimit.middleware import limit_headers, refusal
 from engineroom.ratelimit.model import HeaderStyle
+from engineroom.ratelimit.paths import on_the_wire
 from engineroom.ratelimit.service.asking import UnreadableError, of_descriptor
 from engineroom.ratelimit.service.engine import Missing
 
@@ -156,7 +157,10 @@ def of_json(document: object) -> list[Question]:
         entries = [_object(entry) for entry in _list(descriptor.get("entries"))]
         if len(entries) > MAX_ENTRIES:
             raise UnreadableError(f"entries: there may be {MAX_ENTRIES}")
-        pairs = [(str(entry.get("key", "")), str(entry.get("value", ""))) for entry in entries]
+        pairs = [
+            (str(entry.get("key", "")), on_the_wire(str(entry.get("value", ""))))
+            for entry in entries
+        ]
         cost = _hits(descriptor)
         questions.append(
             of_descriptor(str(fields.get("domain", "")), pairs, hits if cost is None else cost)

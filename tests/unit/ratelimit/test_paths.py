@@ -1,0 +1,245 @@
+"""A path has one form however it is spelt, and no spelling leads around a limit."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import time
+from urllib.parse import quote, unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from engineroom.cli.policies import request_view
+from engineroom.ratelimit.matching import Condition, Operator
+from engineroom.ratelimit.middleware import _asgi_view, _wsgi_view
+from engineroom.ratelimit.model import Limit, Policy, Rate, Tier
+from engineroom.ratelimit.paths import settled
+from engineroom.ratelimit.service import rls
+from engineroom.ratelimit.service.asking import Form, of_document, of_proxy
+from engineroom.ratelimit.sources import (
+    NOBODY,
+    NOT_APPLIED,
+    Path,
+    Query,
+    RequestView,
+    identity_of,
+    subject_of,
+)
+
+
+def through_proxy(uri: str) -> RequestView:
+    return of_proxy(Form.NGINX, "shop", "api", "", "", "GET", {"x-forwarded-uri": uri}).view
+
+
+def through_envoy(uri: str) -> RequestView:
+    path, _, query = uri.partition("?")
+    return of_proxy(Form.ENVOY, "shop", "api", path[1:], query, "GET", {}).view
+
+
+def through_grpc(uri: str) -> RequestView:
+    request = rls.RateLimitRequest(domain="shop/api")
+    entry = request.descriptors.add().entries.add(key=b"path")
+    entry.value = uri.encode("latin-1")
+    return rls.of_message(request.SerializeToString())[0].view
+
+
+def as_text(uri: str) -> str:
+    return uri.encode("latin-1").decode("utf-8", "replace")
+
+
+def through_decide(uri: str) -> RequestView:
+    path, _, query = as_text(uri).partition("?")
+    request = {"path": path, "query": query}
+    return of_document({"namespace": "shop", "policy": "api", "request": request}).view
+
+
+def through_json(uri: str) -> RequestView:
+    entry = {"key": "path", "value": as_text(uri)}
+    return rls.of_json({"domain": "shop/api", "descriptors": [{"entries": [entry]}]})[0].view
+
+
+def through_command_line(uri: str) -> RequestView:
+    return request_view(as_text(uri), "GET", None, None, "", None, None, None)
+
+
+def through_asgi(uri: str) -> RequestView:
+    path, _, query = uri.partition("#")[0].partition("?")
+    decoded = unquote(path.encode("latin-1").decode("utf-8", "replace"))
+    scope = {"type": "http", "path": decoded, "query_string": query.encode("latin-1")}
+    return _asgi_view(scope, 0, NOBODY)
+
+
+def through_wsgi(uri: str) -> RequestView:
+    path, _, query = uri.partition("#")[0].partition("?")
+    return _wsgi_view({"PATH_INFO": unquote(path, "latin-1"), "QUERY_STRING": query}, 0, NOBODY)
+
+
+DOORS = (
+    through_proxy, through_envoy, through_grpc, through_decide, through_json, through_command_line,
+    through_asgi, through_wsgi,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/v1/complete", "/v1/complete"),
+        ("/v1/%63omplete", "/v1/complete"),
+        ("//v1/complete", "/v1/complete"),
+        ("/v1///complete", "/v1/complete"),
+        ("/./v1/complete", "/v1/complete"),
+        ("/v1/x/../complete", "/v1/complete"),
+        ("/v1/x/%2e%2E/complete", "/v1/complete"),
+        ("/v1%2Fcomplete", "/v1/complete"),
+        ("/../../v1/complete", "/v1/complete"),
+        ("/v1/complete/.", "/v1/complete/"),
+        ("/v1/x/..", "/v1/"),
+        ("/v1/complete#x", "/v1/complete"),
+        ("/v1/complete?x=/../#y", "/v1/complete"),
+        # An application decodes once.
+        ("/v1/%2563omplete", "/v1/%63omplete"),
+        ("/v1/100%", "/v1/100%"),
+        ("/v1/%zz", "/v1/%zz"),
+        # What stays.
+        ("/V1/complete/", "/V1/complete/"),
+        ("/v1/complete;a=b", "/v1/complete;a=b"),
+        ("/v1/complete%00", "/v1/complete\0"),
+        ("/v1/complete%3Fa", "/v1/complete?a"),
+        ("/v1/complete%23a", "/v1/complete#a"),
+        ("/.well-known/x", "/.well-known/x"),
+        # UTF-8, escaped or not, and what is none.
+        ("/m%C3%BCsli", "/müsli"),
+        ("/m\xc3\xbcsli", "/müsli"),
+        ("/v1/%ff", "/v1/\ufffd"),
+        ("/v1/%c0%af", "/v1/\ufffd\ufffd"),
+    ],
+)
+def test_a_path_has_one_form_at_every_door(door, uri: str, path: str) -> None:  # type: ignore[no-untyped-def]
+    assert Path()(door(uri)) == path
+
+
+def test_a_whole_address_is_its_path_and_a_star_stays() -> None:
+    assert through_proxy("http://shop.example/v1/%63omplete?a=b").path == "/v1/complete"
+    assert through_proxy("http://shop.example").path == "/"
+    assert through_proxy("*").path == "*"
+    assert through_proxy("v1/complete").path == "/v1/complete"
+
+
+def test_a_fragment_makes_no_new_value_of_a_parameter() -> None:
+    assert {Query("key")(through_proxy(f"/items?key=k{end}")) for end in ("", "#1", "#2")} == {"k"}
+    assert Query("key")(through_proxy("/items#?key=k")) is None
+
+
+# -- applications, as they read a path ------------------------------------------------------------
+
+
+def merged(path: str) -> str:
+    return re.sub("/+", "/", path)
+
+
+def resolved(path: str) -> str:
+    """RFC 3986, 5.2.4, step by step."""
+    output = ""
+    while path:
+        if path.startswith("/./"):
+            path = path[2:]
+        elif path == "/.":
+            path = "/"
+        elif path.startswith("/../"):
+            path, output = path[3:], output.rpartition("/")[0]
+        elif path == "/..":
+            path, output = "/", output.rpartition("/")[0]
+        else:
+            at = path.find("/", 1)
+            at = len(path) if at < 0 else at
+            output, path = output + path[:at], path[at:]
+    return output
+
+
+APPLICATIONS = {
+    "decodes": lambda path: path,
+    "decodes and merges, as Werkzeug": merged,
+    "decodes and resolves, as WHATWG": resolved,
+    "merges, then resolves, as nginx": lambda path: resolved(merged(path)),
+    "resolves, then merges": lambda path: merged(resolved(path)),
+    "cleans, as Go": lambda path: posixpath.normpath(merged(path)),
+}
+PIECE = st.sampled_from(
+    ["/", "//", "/.", "/..", "/./", "/../", "v1", "complete", "healthz", "a", ".", "..", "%2e",
+     "%2E%2e", "%2f", "%2F", "%76", "%63", "%00", "%ff", ";x=1", "é", "%25", "%2561"]
+)  # fmt: skip
+SPELLING = st.lists(PIECE, max_size=12).map(
+    lambda parts: "/" + "".join(parts).encode().decode("latin-1")
+)
+UNDER = Condition(Path(), Operator.STARTS_WITH, ("/v1/complete",))
+OPEN = Condition(Path(), Operator.STARTS_WITH, ("/healthz",))
+
+
+def limited(view: RequestView, **more: object) -> bool:
+    """Whether a limit counts, by both ways of asking; a policy with tiers: the base and a tier."""
+    policy = Policy("p", (Limit("all", Rate(10, 1)), Limit("a", Rate(5, 1), **more)))  # type: ignore[arg-type]
+    found = subject_of(policy, view)
+    names = [each.name for each in policy.places]
+    assert identity_of(policy)(view) == tuple(found.get(name, NOT_APPLIED) for name in names)
+    return found["a"] is not NOT_APPLIED
+
+
+@pytest.mark.parametrize("reads", APPLICATIONS.values(), ids=APPLICATIONS)
+@given(spelling=SPELLING)
+@example(spelling="/v1/%63omplete")
+@example(spelling="/v1/complete/../../healthz")
+@example(spelling="/healthz/../v1/complete")
+@example(spelling="/v1//../complete")
+@example(spelling="/v1//complete/../x")
+@example(spelling="/healthz%2F..%2Fv1/complete")
+def test_no_spelling_leads_around_a_limit(reads, spelling: str) -> None:  # type: ignore[no-untyped-def]
+    text = unquote(spelling.encode("latin-1").decode("utf-8", "replace"), errors="replace")
+    served = reads(text)
+    for door in (through_proxy, through_asgi):
+        view = door(spelling)
+        if served.startswith("/v1/complete"):
+            assert limited(view, when=(UNDER,)), "a condition"
+            tier = Tier("slow", (UNDER,), Rate(1, 1))
+            subject = subject_of(Policy("p", (Limit("a", Rate(5, 1), tiers=(tier,)),)), view)
+            assert subject["a/slow"] is not NOT_APPLIED, "a tier"
+        if not served.startswith("/healthz"):
+            assert limited(view, exempt=((OPEN,),)), "an exemption"
+
+
+@given(
+    st.lists(st.text("abcé%/ .;", min_size=1, max_size=5).filter(lambda t: "/" not in t
+             and t not in (".", "..")), min_size=1, max_size=4),
+    st.data(),
+)  # fmt: skip
+def test_spellings_of_a_path_share_a_key(segments: list[str], data: st.DataObject) -> None:
+    policy = Policy("p", (Limit("a", Rate(1, 1), key=(Path(),)),))
+    plain = "/" + "/".join(segments)
+    spelt = ""
+    for segment in segments:
+        spelt += data.draw(st.sampled_from(["/", "//", "/./", "/x/../", "%2F", "/x/%2e./"]))
+        spelt += "".join(
+            quote(c, safe="") if c in "%é" or (data.draw(st.booleans()) and c != ".") else c
+            for c in segment
+        )
+    key = {"a": f"{len(plain)}:{plain}"}
+    assert subject_of(policy, through_proxy(spelt)) == key
+    assert subject_of(policy, through_asgi(spelt)) == key
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=60))
+def test_nothing_is_too_odd_to_be_read(uri: str) -> None:
+    for door in DOORS:
+        assert door(uri).path[:1] in ("/", "*")
+
+
+@pytest.mark.parametrize("piece", ["%63", "/", "/.", "/../", "/a/..", "//..", "\xff", "#"])
+def test_long_paths_take_time_in_proportion(piece: str) -> None:
+    view = RequestView(path="/" + piece * (65_536 // len(piece)) + "/v1/complete")
+    began = time.perf_counter()
+    found = settled(view)
+    assert time.perf_counter() - began < 1.0
+    if piece not in ("%63", "\xff"):
+        assert "/v1/complete" in (found.path[-12:], *(each[-12:] for each in found.other_paths))
