@@ -260,7 +260,7 @@ def test_each_kind_of_our_jobs_runs_in(
         each.job_id: each.category for each in tasks.failures("default").failures
         if each.job_id in tried.values()
     } == {job_id: kind for kind, job_id in tried.items()}  # fmt: skip
-    # The wait is that of the rule, 60 s, which RQ books in whole seconds; and so are the tries left.
+    # The wait of the rule, 60 s, which RQ books in whole seconds, and the tries that it leaves.
     due = redis.zscore("rq:scheduled:default", postponed)
     assert due is not None
     assert 59 <= due - tasks.attempts(postponed)[0].at.timestamp() < 63
