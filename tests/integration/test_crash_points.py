@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engineroom.kube.config import ApiConfig
 
 #: Lives played side by side; they mostly wait.
-SIDE_BY_SIDE = 6
+SIDE_BY_SIDE = 4
 
 UNHARMED = Life(
     lost=0,
