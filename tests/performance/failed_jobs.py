@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from redis import Redis
 
 from engineroom.tasks import Requeueing, State, Task, Tasks, Where
+from engineroom.tasks.steps import text
 from tests.performance.outcome import Figure, Goal, outcome, percentile
 from tests.support import redis_server
 
@@ -158,7 +159,7 @@ def _check(redis: Redis, done: _Done, wanted: set[int], failed: int) -> None:
     on_queue: list[int] = []
     for first in range(0, redis.llen("rq:queue:default"), 10_000):
         page = redis.lrange("rq:queue:default", first, first + 9_999)
-        on_queue += (int(each.removeprefix(b"job-")) for each in page)
+        on_queue += (int(text(each).removeprefix("job-")) for each in page)
     there = set(on_queue)
     waiting = 0
     for first in range(0, len(on_queue), 10_000):
