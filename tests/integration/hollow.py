@@ -70,6 +70,10 @@ class HollowKubelet:
         """SIGKILL the pod's worker and all that it forked, as the kernel's OOM killer would."""
         os.killpg(self._processes[pod].pid, signal.SIGKILL)
 
+    def freeze(self, pod: str) -> None:
+        """SIGSTOP to the same: it is there and does nothing any more."""
+        os.killpg(self._processes[pod].pid, signal.SIGSTOP)
+
     def out_of_memory(self, pod: str) -> None:
         """The same, and the pod's status says so."""
         self._out_of_memory[pod] = _time()

@@ -18,9 +18,9 @@ from rq import SimpleWorker
 from engineroom.cli import session as sessions
 from engineroom.cli.commands.tasks import complete_queues
 from engineroom.cli.main import main
-from engineroom.tasks import QueueLimit, State, Task, Tasks
+from engineroom.tasks import QueueLimit, Reporter, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
-from tests.integration.tasks.work import add, boom
+from tests.integration.tasks.work import add, boom, step
 from tests.support import ROOT, RedisServer, redis_server
 
 if TYPE_CHECKING:
@@ -144,6 +144,24 @@ def test_one_job_is_shown_with_why_it_failed(line: Line) -> None:
     assert (document["status"], document["call"]["args"]) == ("failed", ["disk full"])
     assert document["attempts"][0]["traceback"]
     line.refused("jobs", "show", "nothing", code=4, says="no job 'nothing'")
+
+
+def test_a_job_is_shown_with_the_progress_that_it_reports(line: Line) -> None:
+    made = line.tasks.enqueue(Task(step, (5,), queue="mail"))
+    before = line.json("jobs", "show", made.job_id)
+    assert before["progress"] is None
+    assert "Progress" not in line("jobs", "show", made.job_id)
+    SimpleWorker(["mail"], connection=line.redis).work(burst=True)
+    shown = line("jobs", "show", made.job_id)
+    assert re.search(r"Progress\n\s+5 of 5 \(100%\), step 5; \d+s ago", shown), shown
+    progress = line.json("jobs", "show", made.job_id)["progress"]
+    assert (progress["count"], progress["total"], progress["message"]) == (5, 5, "step 5")
+    assert progress["at"].endswith("Z")
+    # Of a job that knows no total there is no share, and a report in the middle is shown as such.
+    Reporter(line.redis, made.job_id).report(40, None, "importing")
+    assert re.search(r"\n\s+40, importing; \d+s ago", line("jobs", "show", made.job_id))
+    Reporter(line.redis, made.job_id).report(40, 100, "importing")
+    assert "40 of 100 (40%), importing; " in line("jobs", "show", made.job_id)
 
 
 def test_queues_and_workers_are_listed(line: Line) -> None:
@@ -274,6 +292,65 @@ def test_a_job_is_enqueued_as_it_is_said(line: Line) -> None:
     assert line.tasks.job("my-job").retry_intervals[:2] == (10, 60)
 
 
+def test_a_job_waits_for_others_and_is_kept_as_long_as_is_said(line: Line) -> None:
+    one, two = waiting(line, 2)
+    name = "tests.integration.tasks.work.outcomes"
+    after = ("enqueue", name, "-q", "mail", "--depends-on", one, "--depends-on", two)
+    assert f"of mail follows {one}, {two}" in line(*after, "--id", "third")
+    anyway = line.json(
+        "enqueue", name, "-q", "mail", "--depends-on", two, "--allow-failure",
+        "--ttl", "1d", "--result-ttl", "-1", "--failure-ttl", "2h",
+    )["jobId"]  # fmt: skip
+    assert [each.job_id for each in line.tasks.job("third").depends_on] == [one, two]
+    fields = line.redis.hgetall(f"rq:job:{anyway}")
+    assert (fields[b"ttl"], fields[b"result_ttl"], fields[b"failure_ttl"]) == (
+        b"86400", b"-1", b"7200",
+    )  # fmt: skip
+    # As long as one of them waits, so do both.
+    line.redis.lrem("rq:queue:mail", 1, two)
+    SimpleWorker(["mail"], connection=line.redis).work(burst=True)
+    assert [line.tasks.job(each).job.state for each in ("third", anyway)] == [State.DEFERRED] * 2
+    line.redis.rpush("rq:queue:mail", two)
+    SimpleWorker(["mail"], connection=line.redis).work(burst=True)
+    assert line.tasks.result("third").value == ["finished"] * 2
+
+
+def test_a_key_is_free_when_its_window_is_over_or_already_at_the_end(line: Line) -> None:
+    waiting(line, 1)
+    key = ("enqueue", NAME, "--arg", "1", "-q", "mail", "--unique")
+    kept = [
+        line.json(*key, "window")["created"],
+        line.json(*key, "end", "--until", "end")["created"],
+    ]
+    assert kept == [True, True]
+    assert line.json(*key, "end", "--until", "end")["created"] is False
+    SimpleWorker(["mail"], connection=line.redis).work(burst=True)
+    assert line.json(*key, "window")["created"] is False
+    assert line.json(*key, "end", "--until", "end")["created"] is True
+
+
+def test_what_a_schedule_enqueues_has_its_priority_limit_and_times(line: Line) -> None:
+    waiting(line, 1)
+    add = ("schedules", "add", "hourly", NAME, "--arg", "1", "-q", "mail", "--cron", "0 * * * *")
+    made = line.json(
+        *add, "--jitter", "5m", "--priority", "7", "--limit", "customer-7", "--concurrency", "2",
+        "--rate", "10/s", "--ttl", "1h", "--result-ttl", "0", "--failure-ttl", "7d",
+    )  # fmt: skip
+    assert made["trigger"] == {"line": "0 * * * *", "zone": "UTC", "jitter": 300.0}
+    assert "0 * * * * UTC (up to 5m later)" in line("schedules", "list", "-o", "wide")
+    # Each later by what is drawn for it, and none by more than was said.
+    ticks = re.findall(r"\d\d:(\d\d):\d\d UTC", line("schedules", "show", "hourly"))
+    assert len(ticks) == 5
+    assert {int(minute) for minute in ticks} <= set(range(5))
+    job = line("schedules", "run", "hourly", "-o", "name").strip()
+    fields = line.redis.hgetall(f"rq:job:{job}")
+    wanted = {
+        "er_priority": "7", "er_limit": "customer-7", "er_limit_concurrency": "2",
+        "er_limit_count": "10", "ttl": "3600", "result_ttl": "0", "failure_ttl": "604800",
+    }  # fmt: skip
+    assert {name: fields[name.encode()].decode() for name in wanted} == wanted
+
+
 def test_a_schedule_is_made_looked_at_and_steered(line: Line) -> None:
     waiting(line, 1)
     name = "tests.integration.tasks.work.add"
@@ -304,6 +381,7 @@ def test_a_schedule_is_made_looked_at_and_steered(line: Line) -> None:
 # -- what is wrong ---------------------------------------------------------------------------------
 
 NAME = "tests.integration.tasks.work.add"
+ADD = ("schedules", "add", "n", NAME, "-q", "mail")
 
 
 @pytest.mark.parametrize(
@@ -320,6 +398,18 @@ NAME = "tests.integration.tasks.work.add"
         (["enqueue", NAME, "-q", "mail", "--retry", "x"], 2, "--retry x"),
         (["enqueue", NAME, "-q", "mail", "--retry", "0"], 2, "maximum"),
         (["enqueue", NAME, "-q", "mail", "--unique", "k", "--window", "0"], 2, "window"),
+        (["enqueue", NAME, "-q", "mail", "--window", "1h"], 2, "add --unique KEY"),
+        (["enqueue", NAME, "-q", "mail", "--until", "end"], 2, "add --unique KEY"),
+        (["enqueue", NAME, "-q", "mail", "--depends-on", "nobody"], 4, "--depends-on nobody"),
+        (["enqueue", NAME, "-q", "mail", "--depends-on", "no id"], 4, "--depends-on no id"),
+        (["enqueue", NAME, "-q", "mail", "--id", "a", "--depends-on", "a"], 4, "no such job"),
+        (["enqueue", NAME, "-q", "mail", "--depends-on", "a", "--delay", "1h"], 4, "no such job"),
+        (["enqueue", NAME, "-q", "mail", "--allow-failure"], 2, "add --depends-on ID"),
+        (["enqueue", NAME, "-q", "mail", "--ttl", "0"], 2, "ttl: 0"),
+        (["enqueue", NAME, "-q", "mail", "--ttl", "-1"], 2, "ttl: -1"),
+        (["enqueue", NAME, "-q", "mail", "--ttl", "1.5"], 2, "--ttl 1.5"),
+        (["enqueue", NAME, "-q", "mail", "--result-ttl", "long"], 2, "--result-ttl long"),
+        (["enqueue", NAME, "-q", "mail", "--failure-ttl", "-2"], 2, "--failure-ttl -2"),
         (["jobs", "list", "-q", "male"], 2, "'male' is not known"),
         (["jobs", "list", "-s", "broken"], 2, "--state broken"),
         (["jobs", "list", "--since", "yesterday"], 2, "--since yesterday"),
@@ -354,6 +444,15 @@ NAME = "tests.integration.tasks.work.add"
         ),
         (["schedules", "add", "n", NAME, "-q", "male", "--every", "5m"], 2, "'male' is not known"),
         (["schedules", "add", "n", NAME, "-q", "mail", "--every", "0.1"], 2, "every"),
+        ([*ADD, "--every", "5m", "--zone", "UTC"], 2, "--zone is for a cron line"),
+        ([*ADD, "--at", "2h", "--zone", "Europe/Rome"], 2, "--zone is for a cron line"),
+        ([*ADD, "--at", "2h", "--jitter", "5m"], 2, "--jitter is for"),
+        ([*ADD, "--cron", "0 3 * * *", "--jitter", "2h"], 2, "jitter"),
+        ([*ADD, "--every", "5m", "--jitter", "soon"], 2, "--jitter soon"),
+        ([*ADD, "--every", "5m", "--rate", "1/s"], 2, "add --limit KEY"),
+        ([*ADD, "--every", "5m", "--limit", "k"], 2, "limits nothing"),
+        ([*ADD, "--every", "5m", "--priority", "10"], 2, "priority"),
+        ([*ADD, "--every", "5m", "--ttl", "0"], 2, "ttl: 0"),
         (["schedules", "add", "n", NAME, "-q", "mail", "--at", "2020-01-01"], 2, "past"),
         (["schedules", "add", "n", NAME, "-q", "mail"], 2, "when it ticks"),
         (["schedules", "add", "n n", NAME, "-q", "mail", "--every", "5m"], 2, "name"),
@@ -418,7 +517,8 @@ def test_the_examples_of_the_page_about_tasks_run_in_their_order(line: Line) -> 
         if command[:2] == ["jobs", "retry"]:
             assert "1 job put back on mail" in out
         if command[:2] == ["jobs", "cancel"]:
-            assert "1 job cancelled" in out
+            # With the one that waits for it.
+            assert "2 jobs cancelled" in out
     assert worked
     assert not line.tasks.schedules()
 

@@ -6,12 +6,14 @@ import asyncio
 import base64
 import os
 import signal
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, SECRETS, WORKERPOOLS
+from engineroom.kube.resources import DEPLOYMENTS, EVENTS, NAMESPACES, SECRETS, WORKERPOOLS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer, redis_server
@@ -302,6 +304,64 @@ async def test_no_more_failed_jobs_are_kept_than_the_spec_says(stage, kubelet, o
     ids = {job_id.decode() for job_id in left()}
     # Nothing of the others is left either.
     assert {job.id for job in failed if stage.redis.exists(job.key)} == ids
+    [message] = await told(stage, "DeadLettersDropped")
+    assert f"queue {stage.namespace}" in message
+
+
+async def test_stuck_workers_are_told_and_ghosts_are_cleared(stage, kubelet, operator):
+    ghost = "rq:worker:gone-since-long"
+    lists = ("rq:workers", f"rq:workers:{stage.namespace}")
+    for each in lists:
+        stage.redis.sadd(each, ghost)
+    await two_by_hand(stage, kubelet)
+    cleared = await told(stage, "GhostWorkersCleared")
+    assert cleared == {"1 workers of the pool's queues are no more: gone-since-long"}
+    assert not any(stage.redis.sismember(each, ghost) for each in lists)
+
+    registered = f"engineroom:workers:{{{stage.namespace}/mail}}"
+    names = await eventually("both are there", lambda: both(stage.redis.smembers(registered)))
+    stage.enqueue(1, 15)
+    state = lambda name: stage.redis.hget(f"rq:worker:{name}", "state")  # noqa: E731
+    busy = await eventually(
+        "one works", lambda: next((n for n in names if state(n) == b"busy"), None)
+    )
+    [idle] = names - {busy}
+    assert await told(stage, "WorkerStuck", wait=False) == set()
+    # One works on, beyond the time-out of its job, as it would stand there in half an hour.
+    stage.redis.hset(f"rq:worker:{busy}", "er_job_started", f"{time.time() - 1800:.3f}")
+    # The other hangs; its pod is ready all the same.
+    pod = next(each for each in kubelet.pods() if idle.startswith(f"{each}."))
+    kubelet.freeze(pod)
+    silent = (datetime.now(UTC) - timedelta(seconds=90)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    stage.redis.hset(f"rq:worker:{idle}", "last_heartbeat", silent)
+    wanted = {
+        f"worker {busy} runs job {stage.enqueued[0]} beyond its time-out",
+        f"worker {idle} has sent no heartbeat for a minute and its pod is ready",
+    }
+
+    async def both_told() -> bool:
+        return await told(stage, "WorkerStuck", wait=False) == wanted
+
+    await eventually("an event for each", both_told)
+    # That is all: neither is taken for dead.
+    assert stage.redis.smembers(registered) == {name.encode() for name in names}
+    await eventually("the job ends where it is", lambda: done(stage, 1))
+    assert stage.redis.hget("booked:started", stage.enqueued[0]) == b"1"
+
+
+def both(members: set[bytes]) -> set[str] | None:
+    return {each.decode() for each in members} if len(members) == 2 else None
+
+
+async def told(stage: Stage, reason: str, *, wait: bool = True) -> set[str]:
+    """Messages of the pool's events with that reason, as soon as there is one."""
+
+    async def look() -> set[str]:
+        events, _ = await stage.client.list(EVENTS, stage.namespace)
+        mine = (each for each in events if each["reason"] == reason)
+        return {each["note"] for each in mine if each["regarding"]["kind"] == "WorkerPool"}
+
+    return await eventually(f"{reason} is told", look) if wait else await look()
 
 
 async def test_a_push_is_heard_long_before_the_next_resync(stage, operator):

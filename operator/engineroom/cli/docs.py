@@ -95,8 +95,9 @@ list` | of the queues that the namespace's pools read in the installation's Redi
 | `keys`, `sessions`, `audit`, `whoami`, `ui` | nowhere else |
 | `transactions` | of the namespace; by the kubeconfig those of this machine |
 | `lint` | needs neither |
-| all others, `jobs list` by time, category or id, a job with a `--limit` or without a time-out, \
-and `--dry-run=server` of a single change | no: they end with 2 and say so |
+| all others, `jobs list` by time, category or id, a job with `--limit`, `--depends-on` or \
+`--until end` or without a time-out, and `--dry-run=server` of a single change | no: they end \
+with 2 and say so |
 
 What the API does not see is shown as unknown: `explain` has neither pods nor events, `status` looks
 at the API, the queues and the pools, not at what is installed, and a pod is known by its workers:

@@ -105,8 +105,11 @@ class JobShown(Model):
     unreadable: str = Field(description="Why there are no arguments; empty where there are.")
     timeline: list[MomentView]
     attempts: list[AttemptView]
-    progress: float | None
+    progress: float | None = Field(description="From 0 to 1; null without a total.")
+    progress_count: float | None
+    progress_total: float | None
     progress_message: str
+    progress_at: datetime | None
     depends_on: list[LinkView]
     dependents: list[LinkView]
     ahead: int | None
@@ -123,8 +126,6 @@ class Enqueue(Work):
 
     delay: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | None = None
     at: AwareDatetime | None = None
-    ttl: Annotated[int, Field(ge=1, le=MAX_SECONDS)] | None = None
-    priority: Annotated[int, Field(ge=0, le=9)] = 0
     job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")] | None = None
     unique_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     unique_window: Annotated[float, Field(ge=0.001, le=MAX_SECONDS)] = 3600.0
@@ -191,8 +192,7 @@ async def enqueue_job(call: Call) -> Answer:
     unique = wanted.unique_key and Unique(wanted.unique_key, wanted.unique_window)
     task = Task(
         wanted.function, wanted.args, wanted.kwargs, delay=wanted.delay, at=wanted.at,
-        ttl=wanted.ttl, priority=wanted.priority, job_id=wanted.job_id, unique=unique or None,
-        **wanted.options(),
+        job_id=wanted.job_id, unique=unique or None, **wanted.options(),
     )  # fmt: skip
     done = await wanted.tasks(call).enqueue(task)
     return Answer(
@@ -268,7 +268,10 @@ def _shown(found: JobDetail) -> JobShown:
         timeline=[MomentView(at=m.at, what=m.what, note=m.note) for m in found.timeline],
         attempts=[_attempt(each) for each in found.attempts],
         progress=None if progress is None else progress.fraction,
+        progress_count=None if progress is None else progress.count,
+        progress_total=None if progress is None else progress.total,
         progress_message="" if progress is None else progress.message,
+        progress_at=None if progress is None else progress.at,
         depends_on=[LinkView(id=each.job_id, status=each.status) for each in found.depends_on],
         dependents=[LinkView(id=each.job_id, status=each.status) for each in found.dependents],
         ahead=found.ahead,

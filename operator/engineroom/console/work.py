@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from engineroom.console.routes import Model
+from engineroom.queue.order import MAX_PRIORITY
 from engineroom.tasks.client import AsyncTasks
 from engineroom.tasks.task import (
     DEFAULT_TIMEOUT,
@@ -47,8 +48,10 @@ class Work(Model):
     kwargs: Annotated[dict[str, Any], Field(max_length=100)] = Field(default_factory=dict)
     queue: Annotated[str, Field(min_length=1, max_length=200)]
     timeout: _Seconds = DEFAULT_TIMEOUT
+    ttl: _Seconds | None = None
     result_ttl: _Kept | None = None
     failure_ttl: _Kept | None = None
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
     retry: RetryRule | None = None
     serializer: Literal["pickle", "json"] = "pickle"
     description: Annotated[str, Field(min_length=1, max_length=500)] | None = None
@@ -59,8 +62,10 @@ class Work(Model):
         return {
             "queue": self.queue,
             "timeout": self.timeout,
+            "ttl": self.ttl,
             "result_ttl": self.result_ttl,
             "failure_ttl": self.failure_ttl,
+            "priority": self.priority,
             "retry": retry and Retry(retry.maximum, tuple(retry.intervals)),
             "description": self.description,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,11 +13,8 @@ from typing import Any
 import yaml
 from kubernetes.config import kube_config
 
-#: Forked from a process that has imported what commands need: that alone takes most of their time.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["engineroom.cli.direct", "engineroom.cli.main", "engineroom.tasks", "kubernetes.client.rest"]
-)
+from tests.integration.forks import FORKS
+
 CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.main import main; main()"
 
 

@@ -28,7 +28,7 @@ from engineroom.kube.resources import (
 )
 from engineroom.kube.resources import PODS as PODS_RESOURCE
 from engineroom.manifests.apply import content
-from engineroom.tasks import Task, Tasks
+from engineroom.tasks import Reporter, Task, Tasks
 from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
 from tests.integration.console.command import CODE, Command, kubeconfig_of
 from tests.integration.console.process import ApiProcess, api_process
@@ -374,7 +374,9 @@ async def test_a_queue_is_paused_and_limited_through_the_api(
     assert "is not known" in admin.run("queues", "pause", "other", code=2).stderr
 
 
-async def test_jobs_and_schedules_are_made_through_the_api(admin: Command, client: Client) -> None:
+async def test_jobs_and_schedules_are_made_through_the_api(
+    admin: Command, client: Client, redis: RedisServer
+) -> None:
     queue = await stage(admin, client)
     enqueue = ["enqueue", "shop.jobs.send", "-q", queue, "--arg", "1", "--kwarg", 'to="x"']
     made = admin.json(*enqueue, "--unique", "u", "--retry", "2:5", "--priority", "3")
@@ -386,9 +388,19 @@ async def test_jobs_and_schedules_are_made_through_the_api(admin: Command, clien
     later = admin.json(*enqueue, "--delay", "1h", "--id", "later", "--serializer", "json")
     assert later["jobId"] == "later"
     assert admin.json("jobs", "show", "later")["job"]["state"] == "scheduled"
+    timed = admin.json(*enqueue, "--ttl", "1d", "--result-ttl", "0", "--failure-ttl", "-1")
+    connection = redis_client.Redis.from_url(redis.url)
+    fields = connection.hgetall(f"rq:job:{timed['jobId']}")
+    assert (fields[b"ttl"], fields[b"result_ttl"], fields[b"failure_ttl"]) == (
+        b"86400", b"0", b"-1",
+    )  # fmt: skip
+    Reporter(connection, timed["jobId"]).report(40, 100, "importing")
+    assert "40 of 100 (40%), importing; " in admin.run("jobs", "show", timed["jobId"]).stdout
     large = ["--arg", json.dumps("x" * 300_000)]
     for refused, why in (
         (["--limit", "k", "--concurrency", "1"], "--context"),
+        (["--depends-on", made["jobId"]], "--context"),
+        (["--unique", "v", "--until", "end"], "--context"),
         (["--timeout", "-1"], "--context"),
         (large, "more than 262144"),
         (["--max-bytes", "10"], "more than 10"),
@@ -399,7 +411,15 @@ async def test_jobs_and_schedules_are_made_through_the_api(admin: Command, clien
         assert why in admin.run(*enqueue, *refused, code=code).stderr
     name = f"nightly-{admin.namespace}"
     add = ["schedules", "add", name, "shop.jobs.send", "-q", queue, "--arg", "7"]
-    assert f"{name} made" in admin.run(*add, "--cron", "0 3 * * 1", "--zone", "Europe/Rome").stdout
+    cron = ["--cron", "0 3 * * 1", "--zone", "Europe/Rome", "--jitter", "30s"]
+    limited = admin.run(*add, *cron, "--limit", "k", "--concurrency", "1", code=2).stderr
+    assert "--context" in limited
+    assert f"{name} made" in admin.run(*add, *cron, "--priority", "4", "--ttl", "1h").stdout
+    assert "jitter=30.0" in admin.json("schedules", "show", name)["trigger"]
+    first = admin.run("schedules", "run", name, "-o", "name").stdout.strip()
+    fields = connection.hgetall(f"rq:job:{first}")
+    connection.close()
+    assert (fields[b"er_priority"], fields[b"ttl"]) == (b"4", b"3600")
     assert "is as said" in admin.run(*add, "--every", "1h", "--missed", "run-all").stdout
     changed = admin.json("schedules", "show", name)
     assert (changed["missed"], changed["version"]) == ("run_all", 2)

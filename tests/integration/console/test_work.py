@@ -6,13 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import Redis
 
 from engineroom.api import ANNOTATION_DRAIN_PODS
 from engineroom.console import operations
 from engineroom.console.operations import Action, Operation, Operations, Status
 from engineroom.core.clock import SystemClock
 from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS
-from engineroom.tasks import AsyncTasks, Schedule, State, Task, Where
+from engineroom.tasks import AsyncTasks, Reporter, Schedule, State, Task, Where
 from engineroom.tasks.triggers import Every
 from tests.integration.console.api import Api, code, manifest, pool
 from tests.integration.pools import eventually
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engineroom.kube.client import Client
+    from tests.support import RedisServer
 
 ADD = "tests.integration.tasks.work.add"
 
@@ -116,6 +118,26 @@ async def test_a_job_is_enqueued_once_and_under_the_ids_of_its_request(
     assert elsewhere.status_code == 404
     bad = await api.post(here, operator, {**wanted, "function": "no path"})
     assert (bad.status_code, code(bad)) == (422, "task_invalid")
+
+
+async def test_a_job_is_shown_with_the_progress_that_it_reports(
+    api: Api, client: Client, namespace: str, redis: RedisServer
+) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    job = (await api.services.tasks.enqueue(Task(ADD, (1,), queue="mail"))).job_id
+
+    async def said() -> tuple[Any, ...]:
+        shown = (await api.get(f"/namespaces/{namespace}/jobs/{job}", operator)).json()
+        names = ("progress", "progressCount", "progressTotal", "progressMessage")
+        assert (shown["progressAt"] is None) is (shown["progressCount"] is None)
+        return tuple(shown[name] for name in names)
+
+    assert await said() == (None, None, None, "")
+    with Redis.from_url(redis.url) as connection:
+        Reporter(connection, job).report(40, 100, "importing")
+        assert await said() == (0.4, 40, 100, "importing")
+        Reporter(connection, job).report(41, None, "who knows")
+        assert await said() == (None, 41, None, "who knows")
 
 
 async def test_a_schedule_is_made_changed_by_its_version_paused_run_and_forgotten(

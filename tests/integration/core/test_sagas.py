@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from engineroom.core.transactions.errors import (
 from engineroom.core.transactions.pgsagalog import TABLES
 from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
 from tests.integration.core.sagas import LEASE, NAMES, TellingLog, opened, run_to_crash, sagas
+from tests.integration.forks import FORKS
 from tests.postgres import postgres_server
 from tests.support import RedisServer, redis_server
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from engineroom.core.transactions.sagalog import SagaLog
-
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.integration.core.sagas"])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,15 +16,13 @@ from engineroom.core.transactions.errors import TransactionInDoubtError
 from engineroom.core.transactions.twophase import TABLE, TwoPhaseParticipant, recover
 from engineroom.core.transactions.unit import AsyncUnitOfWork, UnitOfWork
 from tests.integration.core.twophase import transfer
+from tests.integration.forks import FORKS
 from tests.postgres import postgres_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Places = tuple[str, str]
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.integration.core.twophase"])
 
 
 @pytest.fixture(scope="module")

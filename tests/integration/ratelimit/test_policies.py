@@ -199,7 +199,8 @@ async def test_an_edit_under_load_keeps_what_was_consumed(
         async def load() -> None:
             nonlocal admitted
             while not ended.is_set():
-                admitted += (await limiters.of(last(follower)).hit("u")).allowed
+                decision = await limiters.of(last(follower)).hit("u")
+                admitted += decision.allowed
                 await asyncio.sleep(0.002)
 
         async with asyncio.TaskGroup() as group:

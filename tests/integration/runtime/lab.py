@@ -117,7 +117,7 @@ class Lab:
         )
         environment = {
             **_plain_environment(),
-            "PYTHONPATH": f"{ROOT / 'operator'}:{HERE}",
+            "PYTHONPATH": f"{ROOT / 'operator'}:{HERE}:{ROOT}",
             "ENGINEROOM_REDIS_URL": self.server.url,
             "ENGINEROOM_POOL": POOL,
             "ENGINEROOM_POD_NAME": pod,

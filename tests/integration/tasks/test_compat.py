@@ -1,9 +1,13 @@
-"""Both ways with RQ 2 and RQ 3: plain RQ's jobs by our runtime, our jobs by ``rq worker``."""
+"""Both ways with RQ 2 and RQ 3: plain RQ's jobs by our runtime, our jobs by ``rq worker``.
+
+And our jobs by our runtime, which books starts and ends in its own way.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import urllib.request
 from contextlib import contextmanager
@@ -29,12 +33,24 @@ from engineroom.tasks import (
 from engineroom.tasks.outbox import Relay
 from engineroom.tasks.outbox import add as into_outbox
 from tests.integration import rq_versions
-from tests.integration.runtime.lab import eventually
-from tests.integration.tasks.work import add, boom, fragile, note, step, total
+from tests.integration.runtime.lab import Lab, eventually
+from tests.integration.tasks.work import (
+    add,
+    boom,
+    fragile,
+    nap,
+    note,
+    once_more,
+    outcomes,
+    patient,
+    step,
+    total,
+)
 from tests.support import ROOT, RedisServer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     import psycopg
     from redis import Redis
@@ -62,6 +78,11 @@ def running(*command: object, path: object = ROOT, **environment: str) -> Iterat
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+def queues(*names: str) -> str:
+    """``ENGINEROOM_QUEUES`` of a runtime that works on these."""
+    return json.dumps([{"name": name, "priority": 0} for name in names])
 
 
 # -- plain RQ's jobs, our runtime ------------------------------------------------------------------
@@ -94,9 +115,6 @@ def test_each_kind_of_job_that_rq_knows_runs_in_our_runtime(
         "ENGINEROOM_POOL": "apps/compat",
         "ENGINEROOM_METRICS_PORT": "0",
     }
-
-    def queues(*names: str) -> str:
-        return json.dumps([{"name": name, "priority": 0} for name in names])
 
     def ended() -> bool:
         states = [
@@ -137,7 +155,7 @@ def test_each_kind_of_job_that_rq_knows_runs_in_our_runtime(
     assert tasks.cancel(ids["never"]).canceled == (ids["never"],)
 
 
-# -- our jobs, RQ's worker -------------------------------------------------------------------------
+# -- our jobs, RQ's worker and our runtime ---------------------------------------------------------
 
 
 def home_of(rq: str) -> Path:
@@ -150,25 +168,48 @@ def home_of(rq: str) -> Path:
     return home
 
 
+def worker_of(kind: str, rq: str, url: str) -> AbstractContextManager[Any]:
+    """RQ's own worker or that of our runtime, on the queues of these jobs."""
+    home = home_of(rq)
+    if kind == "rq worker":
+        return running(
+            home / "rq", "worker", "--with-scheduler", "--url", url, "default", "other"
+        )  # fmt: skip
+    return running(
+        home / "python", "-m", "engineroom_worker",
+        ENGINEROOM_REDIS_URL=url, ENGINEROOM_POOL="apps/ours", ENGINEROOM_POD_NAME="ours",
+        ENGINEROOM_METRICS_PORT="0", ENGINEROOM_QUEUES=queues("default", "other"),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("rq", ["rq3", "rq2"])
-def test_our_jobs_run_in_rqs_own_worker(
-    server: RedisServer, redis: Redis, database: psycopg.Connection[Any], rq: str, tasks: Tasks
+@pytest.mark.parametrize("worker", ["rq worker", "engineroom_worker"])
+def test_each_kind_of_our_jobs_runs_in(
+    server: RedisServer, redis: Redis, database: psycopg.Connection[Any], worker: str, rq: str
 ) -> None:
     tasks = Tasks(redis)
     work = "tests.integration.tasks.work"
     once = [tasks.enqueue(Task(add, (1, 2), unique=Unique("a", until="end"))) for _ in range(2)]
     assert once[0].job_id == once[1].job_id
-    patient = tasks.enqueue(fragile, "away")
-    bug = tasks.enqueue(Task(fragile, ("bug",), retry=Retry(3)))
-    retried = tasks.enqueue(Task(boom, retry=Retry(2, (0, 1)), on_failure=note))
-    shown = tasks.enqueue(Task(step, (3,), on_success=f"{work}.note", meta={"a": 1}))
+    tried = {
+        "transient": tasks.enqueue(fragile, "away").job_id,
+        "permanent": tasks.enqueue(Task(fragile, ("bug",), retry=Retry(3))).job_id,
+        "poison": tasks.enqueue(Task(fragile, ("poison",), retry=Retry(3))).job_id,
+    }
+    postponed = tasks.enqueue(patient).job_id
+    retried = tasks.enqueue(Task(boom, retry=Retry(2, (0, 1)), on_failure=note)).job_id
+    shown = tasks.enqueue(Task(step, (3,), on_success=f"{work}.note", meta={"a": 1})).job_id
     flow = tasks.enqueue_flow(
         chain(
             Task(add, (1, 1)),
             fan_in(group(Task(add, (2,)), Task(add, (3,), queue="other")), Task(total)),
         )
     )
-    later = tasks.enqueue(Task(add, (5,), delay=1))
+    # What hangs on a failure and may: it reads that its parent failed.
+    despite = tasks.enqueue(
+        Task(outcomes, depends_on=[tried["permanent"]], allow_failure=True)
+    ).job_id
+    later = tasks.enqueue(Task(add, (5,), delay=1)).job_id
     clock = FakeClock()
     start = clock.now().timestamp()
     schedule = Schedule("tick", Every(10, start=start), Task(add, (6,)))
@@ -178,32 +219,84 @@ def test_our_jobs_run_in_rqs_own_worker(
     into_outbox(database, tasks, Task(add, (7,), job_id="promised"))
     Relay(database, redis).once()
     many = tasks.enqueue_many([Task(add, (at,), queue="other") for at in range(5)])
+    stopped, never = (
+        job.job_id
+        for job in tasks.enqueue_flow(
+            chain(Task(nap, (60,), on_stopped=note), Task(add, (8,)))
+        ).jobs
+    )
     finished = {
-        once[0].job_id: 3, shown.job_id: "done", flow.jobs[-1].job_id: 5, later.job_id: 5,
-        "promised": 7, many[4].job_id: 4,
+        once[0].job_id: 3, shown: "done", flow.jobs[-1].job_id: 5, later: 5, "promised": 7,
+        many[4].job_id: 4, despite: ["failed"],
     }  # fmt: skip
 
-    def ended() -> bool:
-        states = {tasks.result(job_id).status for job_id in finished}
-        failed = {tasks.result(job.job_id).status for job in (patient, bug, retried)}
-        return states == {"finished"} and failed == {"failed"}
+    def status(job_id: str) -> str:
+        return tasks.result(job_id).status
 
-    with running(
-        home_of(rq) / "rq", "worker", "--with-scheduler", "--url", server.url, "default", "other"
-    ):
+    def ended() -> bool:
+        failed = {status(job_id) for job_id in (*tried.values(), retried)}
+        return (
+            {status(job_id) for job_id in finished} == {"finished"}
+            and failed == {"failed"}
+            and status(postponed) == "scheduled"
+        )
+
+    with worker_of(worker, rq, server.url):
+        eventually(lambda: status(stopped) == "started", "the job that is to be stopped", 60)
+        canceled = tasks.cancel(stopped, stop=True)
+        assert (canceled.canceled, canceled.running) == ((never,), (stopped,))
+        eventually(lambda: status(stopped) == "stopped", "the job to be stopped", 30)
         eventually(ended, "every job to end", 60)
+        # The worker is not gone of it: it takes the next one.
+        last = tasks.enqueue(Task(add, (9,), unique=Unique("a", until="end")))
+        assert last.created
+        eventually(lambda: status(last.job_id) == "finished", "the next job")
     assert {job_id: tasks.result(job_id).value for job_id in finished} == finished
-    assert [each.category for each in tasks.attempts(patient.job_id)] == ["transient"] * 3
-    assert [each.category for each in tasks.attempts(bug.job_id)] == ["permanent"]
-    progress = tasks.progress(shown.job_id)
+    attempts = {kind: [each.category for each in tasks.attempts(tried[kind])] for kind in tried}
+    assert attempts == {
+        "transient": ["transient"] * 3, "permanent": ["permanent"], "poison": ["poison"],
+    }  # fmt: skip
+    assert {
+        each.job_id: each.category for each in tasks.failures("default").failures
+        if each.job_id in tried.values()
+    } == {job_id: kind for kind, job_id in tried.items()}  # fmt: skip
+    # The wait of the rule, 60 s, which RQ books in whole seconds, and the tries that it leaves.
+    due = redis.zscore("rq:scheduled:default", postponed)
+    assert due is not None
+    assert 59 <= due - tasks.attempts(postponed)[0].at.timestamp() < 63
+    assert redis.hget(f"rq:job:{postponed}", "retries_left") == b"2"
+    progress = tasks.progress(shown)
     assert progress is not None
-    assert progress.fraction == 1.0
+    assert (progress.fraction, progress.message) == (1.0, "step 3")
     # RQ calls on_failure for each try.
     noted = [each.decode() for each in redis.lrange("test:noted", 0, -1)]
-    assert sorted(noted) == sorted([shown.job_id, *[retried.job_id] * 3])
+    assert sorted(noted) == sorted([shown, stopped, *[retried] * 3])
+    assert status(never) == "canceled"
     [ticked] = list(redis.scan_iter("rq:job:tick-*"))
     assert tasks.result(ticked.decode().removeprefix("rq:job:")).value == 6
-    assert tasks.enqueue(Task(add, unique=Unique("a", until="end"))).created
+
+
+@pytest.mark.parametrize("rq", ["rq3", "rq2"])
+def test_a_retry_by_rule_is_booked_once_though_redis_goes_away_in_its_booking(
+    tmp_path: Path, rq: str
+) -> None:
+    lab = Lab(str(home_of(rq) / "python"), tmp_path, durable=True)
+    try:
+        worker = lab.worker(stop_at="horse-ended")
+        tasks = Tasks(lab.redis)
+        job = tasks.enqueue(once_more).job_id
+        horse = worker.stopped("horse-ended")
+        lab.server.stop()
+        os.kill(horse, signal.SIGCONT)
+        eventually(lambda: "Redis" in worker.log.read_text(), "the outage to be noticed")
+        lab.server.start()
+        lab.becomes(job, "failed", 30)
+        # What the job decided is in the process that waits for Redis, and nowhere else.
+        assert [each.category for each in tasks.attempts(job)] == ["transient"] * 2
+        assert lab.redis.hget(f"rq:job:{job}", "er_tried") == b"2"
+        assert lab.traces() == {}
+    finally:
+        lab.close()
 
 
 # -- rq-dashboard ----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ RQ's own worker, and counted by what they did.
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections import Counter
 from contextlib import closing
@@ -18,6 +17,7 @@ from redis import Redis
 
 from engineroom.queue import keys
 from engineroom.tasks import Task, Tasks
+from tests.integration.forks import FORKS
 from tests.integration.tasks import mortal
 from tests.integration.tasks.conftest import Deaf
 from tests.integration.tasks.mortal import SIDES
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     import psycopg
 
     from tests.support import RedisServer
-
-#: Processes are forked from one that has imported everything: no threads, no connections.
-FORKS = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imported_once() -> None:
-    FORKS.set_forkserver_preload(["tests.integration.tasks.mortal"])
 
 
 class Story:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rq import get_current_job
@@ -22,6 +23,10 @@ def step(total: int) -> str:
     for count in range(1, total + 1):
         said.report(count, total, f"step {count}")
     return "done"
+
+
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 class Mailer:
@@ -46,6 +51,11 @@ def fragile(kind: str) -> None:
 
 @retrying(Rule((ConnectionError,), maximum=3, first=60, jitter=0))
 async def patient() -> None:
+    raise ConnectionError
+
+
+@retrying(Rule((ConnectionError,), maximum=1, first=0))
+def once_more() -> None:
     raise ConnectionError
 
 

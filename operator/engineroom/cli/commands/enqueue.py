@@ -2,16 +2,28 @@
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.tasks import complete_queues, known_queue, moment, report, seconds
-from engineroom.cli.errors import UsageError
+from engineroom.cli.errors import NotFoundError, UsageError
 from engineroom.cli.session import Session
 from engineroom.cli.views.shape import Output
 from engineroom.cli.views.tasks import document
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engineroom.cli.link import Link
+
+
+class Until(StrEnum):
+    """When a key of ``--unique`` is free again."""
+
+    WINDOW = "window"
+    END = "end"
 
 
 class Form(StrEnum):
@@ -62,6 +74,36 @@ Priority = Annotated[
         help="How urgent it is: each step counts for 400 s of waiting, for none longer.",
     ),
 ]
+LimitOption = Annotated[
+    str | None,
+    typer.Option("--limit", metavar="KEY", help="All jobs of one key have a limit together."),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", metavar="N", help="With --limit: so many run at once."),
+]
+Rate = Annotated[
+    str | None,
+    typer.Option("--rate", metavar="N/TIME", help="With --limit: so many begin: 10/s, 100/min."),
+]
+Ttl = Annotated[
+    str | None,
+    typer.Option("--ttl", metavar="LENGTH", help="How long it may wait; gone after that: 1d."),
+]
+ResultTtl = Annotated[
+    str | None,
+    typer.Option(
+        "--result-ttl",
+        metavar="LENGTH",
+        help="How long its result is kept; 0 for not at all, -1 for ever.",
+    ),
+]
+FailureTtl = Annotated[
+    str | None,
+    typer.Option(
+        "--failure-ttl", metavar="LENGTH", help="How long it is kept failed; -1 for ever."
+    ),
+]
 MaxBytes = Annotated[
     int,
     typer.Option(
@@ -94,24 +136,37 @@ def enqueue(
         typer.Option("--unique", metavar="KEY", help="The same work: of one key only one is made."),
     ] = None,
     window: Annotated[
-        str, typer.Option("--window", metavar="LENGTH", help="For so long with --unique.")
-    ] = "1h",
-    retry: RetryOption = None,
-    priority: Priority = 0,
-    limit: Annotated[
-        str | None,
-        typer.Option("--limit", metavar="KEY", help="All jobs of one key have a limit together."),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option("--concurrency", metavar="N", help="With --limit: so many run at once."),
-    ] = None,
-    rate: Annotated[
         str | None,
         typer.Option(
-            "--rate", metavar="N/TIME", help="With --limit: so many begin: 10/s, 100/min."
+            "--window", metavar="LENGTH", help="With --unique: for so long, 1h unless given."
         ),
     ] = None,
+    until: Annotated[
+        Until,
+        typer.Option(
+            "--until",
+            help="With --unique: end frees the key already when the job has ended.",
+        ),
+    ] = Until.WINDOW,
+    depends_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--depends-on",
+            metavar="ID",
+            help="A job that has to finish first; once for each.",
+        ),
+    ] = None,
+    allow_failure: Annotated[
+        bool, typer.Option("--allow-failure", help="Those of --depends-on may fail, too.")
+    ] = False,
+    retry: RetryOption = None,
+    priority: Priority = 0,
+    limit: LimitOption = None,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    ttl: Ttl = None,
+    result_ttl: ResultTtl = None,
+    failure_ttl: FailureTtl = None,
     timeout: Timeout = 180,
     job_id: Annotated[
         str | None,
@@ -123,33 +178,47 @@ def enqueue(
 ) -> None:
     """Enqueue one job.
 
-    All is checked first: that the queue is known, the arguments can be read and are not too large.
-    Then the job is written whole, or not at all.
+    All is checked first: that the queue is known, the jobs that it waits for are there, the
+    arguments can be read and are not too large. Then the job is written whole, or not at all.
+
+    A job waits for jobs that are there already, so no cycle can come of it; flows, whose jobs name
+    each other, are made in the application by engineroom.tasks, which refuses a cycle.
     """
-    from engineroom.tasks import JSONSerializer, Limit, PickleSerializer, Task, Unique
+    from engineroom.tasks import JSONSerializer, PickleSerializer, Task, Unique
 
     now = session.clock.now()
     if delay is not None and at is not None:
         raise UsageError("--delay and --at exclude each other", fix="leave out one of them")
-    if limit is None and (concurrency is not None or rate is not None):
-        raise UsageError("--concurrency and --rate need a key", fix="add --limit KEY")
+    if unique is None and (window is not None or until is not Until.WINDOW):
+        raise UsageError("--window and --until need a key", fix="add --unique KEY")
+    if allow_failure and not depends_on:
+        raise UsageError("--allow-failure needs a job to wait for", fix="add --depends-on ID")
+    once = None
+    if unique is not None:
+        once = Unique(unique, seconds("--window", window or "1h"), until.value)
     task = Task(
         function,
         arguments(args or ()),
         keywords(kwargs or ()),
         queue=queue,
         timeout=timeout,
+        ttl=kept("--ttl", ttl),
+        result_ttl=kept("--result-ttl", result_ttl),
+        failure_ttl=kept("--failure-ttl", failure_ttl),
         priority=priority,
-        limit=None if limit is None else Limit(limit, concurrency, rate),
+        limit=limited(limit, concurrency, rate),
         retry=retries(retry),
         delay=None if delay is None else seconds("--delay", delay),
         at=None if at is None else moment("--at", at, now, ago=False),
-        unique=None if unique is None else Unique(unique, seconds("--window", window)),
+        unique=once,
         job_id=job_id,
+        depends_on=depends_on or (),
+        allow_failure=allow_failure,
     )
     with session.link(session) as link:
         if not create_queue:
             known_queue(link, queue)
+        known_jobs(link, task.depends_on)
         form = JSONSerializer if serializer is Form.JSON else PickleSerializer
         made = link.writing(form, max_bytes).enqueue(task)
     text = f"job {made.job_id} waits on {made.queue}"
@@ -157,7 +226,45 @@ def enqueue(
         text = f"job {made.job_id} of {made.queue} stands for this work already"
     elif task.at is not None or task.delay is not None:
         text = f"job {made.job_id} is scheduled on {made.queue}"
+    elif depends_on:
+        text = f"job {made.job_id} of {made.queue} follows {', '.join(depends_on)}"
     report(session, document(made), text, output, name=made.job_id)
+
+
+def known_jobs(link: "Link", ids: "Sequence[str]") -> None:
+    """Raises NotFoundError where one is not there: the library takes it as finished long ago."""
+    from engineroom.core.errors import JobMissingError
+
+    for job_id in ids:
+        try:
+            link.tasks.job(job_id)
+        except (JobMissingError, NotFoundError):
+            raise NotFoundError(
+                f"--depends-on {job_id[:50]}: no such job",
+                fix="`jobs list` shows those that are; one that has ended and is gone needs no "
+                "waiting for: leave it out",
+            ) from None
+
+
+def limited(key: str | None, concurrency: int | None, rate: str | None) -> Any:
+    """The Limit that the options mean, or None. Raises UsageError, InvalidTaskError."""
+    from engineroom.tasks import Limit
+
+    if key is not None:
+        return Limit(key, concurrency, rate)
+    if concurrency is not None or rate is not None:
+        raise UsageError("--concurrency and --rate need a key", fix="add --limit KEY")
+    return None
+
+
+def kept(option: str, said: str | None) -> int | None:
+    """A time to live in whole seconds, or -1. Raises UsageError."""
+    if said is None or said == "-1":
+        return None if said is None else -1
+    length = seconds(option, said)
+    if not length.is_integer():
+        raise UsageError(f"{option} {said[:50]} is no whole second", fix="write 90s, 2h or 1d12h")
+    return int(length)
 
 
 def arguments(given: Any) -> tuple[Any, ...]:

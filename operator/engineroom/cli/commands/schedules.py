@@ -8,17 +8,26 @@ import typer
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.enqueue import (
     Arguments,
+    Concurrency,
+    FailureTtl,
     Form,
     FormOption,
     FunctionName,
     Keywords,
+    LimitOption,
     MaxBytes,
     NewQueue,
+    Priority,
+    Rate,
+    ResultTtl,
     RetryOption,
     Timeout,
     ToQueue,
+    Ttl,
     arguments,
+    kept,
     keywords,
+    limited,
     retries,
 )
 from engineroom.cli.commands.present import present
@@ -98,14 +107,20 @@ def add(
         typer.Option("--cron", metavar="LINE", help="By a cron line of five fields: '0 3 * * 1'."),
     ] = None,
     zone: Annotated[
-        str, typer.Option("--zone", metavar="NAME", help="Time zone of the cron line.")
-    ] = "UTC",
+        str | None,
+        typer.Option(
+            "--zone", metavar="NAME", help="With --cron: its time zone, UTC unless given."
+        ),
+    ] = None,
     every: Annotated[
         str | None, typer.Option("--every", metavar="LENGTH", help="So often: 5m, 1h.")
     ] = None,
     jitter: Annotated[
-        str, typer.Option("--jitter", metavar="LENGTH", help="With --every, up to so much later.")
-    ] = "0",
+        str | None,
+        typer.Option(
+            "--jitter", metavar="LENGTH", help="With --cron or --every: up to so much later."
+        ),
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option("--at", metavar="TIME", help="Once: 2026-01-31T12:00Z, or in 2h."),
@@ -119,6 +134,13 @@ def add(
         str, typer.Option("--grace", metavar="LENGTH", help="A tick later by more was missed.")
     ] = "60s",
     retry: RetryOption = None,
+    priority: Priority = 0,
+    limit: LimitOption = None,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    ttl: Ttl = None,
+    result_ttl: ResultTtl = None,
+    failure_ttl: FailureTtl = None,
     timeout: Timeout = 180,
     serializer: FormOption = Form.PICKLE,
     max_bytes: MaxBytes = 1 << 20,
@@ -140,7 +162,9 @@ def add(
     trigger = _trigger(session, cron, zone, every, jitter, at)
     task = Task(
         function, arguments(args or ()), keywords(kwargs or ()), queue=queue, timeout=timeout,
-        retry=retries(retry),
+        ttl=kept("--ttl", ttl), result_ttl=kept("--result-ttl", result_ttl),
+        failure_ttl=kept("--failure-ttl", failure_ttl), priority=priority,
+        limit=limited(limit, concurrency, rate), retry=retries(retry),
     )  # fmt: skip
     schedule = Schedule(name, trigger, task, Missed[missed.name], seconds("--grace", grace))
     with session.link(session) as link:
@@ -198,7 +222,12 @@ def delete(
 
 
 def _trigger(
-    session: Session, cron: str | None, zone: str, every: str | None, jitter: str, at: str | None
+    session: Session,
+    cron: str | None,
+    zone: str | None,
+    every: str | None,
+    jitter: str | None,
+    at: str | None,
 ) -> "Trigger":
     from engineroom.tasks import Cron, Every, Once
 
@@ -206,10 +235,18 @@ def _trigger(
         raise UsageError(
             "say when it ticks, in one way", fix="give one of --cron, --every and --at"
         )
+    if zone is not None and cron is None:
+        raise UsageError(
+            "--zone is for a cron line",
+            fix="leave it out; --at takes a time with its offset: 2026-01-31T12:00+01:00",
+        )
+    if jitter is not None and at is not None:
+        raise UsageError("--jitter is for --cron and --every", fix="leave it out")
+    later = 0.0 if jitter is None else seconds("--jitter", jitter)
     if cron is not None:
-        return Cron(cron, zone)
+        return Cron(cron, "UTC" if zone is None else zone, later)
     if every is not None:
-        return Every(seconds("--every", every), seconds("--jitter", jitter))
+        return Every(seconds("--every", every), later)
     return Once(moment("--at", at or "", session.clock.now(), ago=False).timestamp())
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         JobDetail,
         JobPage,
         JobSummary,
+        Progress,
         QueueCounts,
         QueueLimit,
         Schedule,
@@ -150,13 +151,14 @@ class ApiTasks:
         """Enqueue a job. Raises InvalidTaskError before anything is sent."""
         from engineroom.tasks import Enqueued, Reason
 
-        if task.limit is not None:
-            refuse("a limit of a key")
+        if task.depends_on:
+            refuse("a job that waits for others")
+        if task.unique is not None and task.unique.until != "window":
+            refuse("a key that is free when its job has ended")
         delay = task.delay
         body = self._work(task) | {
             "delay": delay.total_seconds() if isinstance(delay, timedelta) else delay,
             "at": None if task.at is None else task.at.isoformat(),
-            "priority": task.priority,
             "jobId": task.job_id,
         }
         if task.unique is not None:
@@ -272,6 +274,8 @@ class ApiTasks:
         encode(task, Rules(max_bytes=self._max_bytes, serializer=form), self._clock.now())
         if task.timeout < 0:
             refuse("a job without a time-out")
+        if task.limit is not None:
+            refuse("a limit of a key")
         retry = task.retry
         return {
             "function": resolve(task.function)[1],
@@ -279,6 +283,10 @@ class ApiTasks:
             "kwargs": dict(task.kwargs),
             "queue": task.queue,
             "timeout": task.timeout,
+            "ttl": task.ttl,
+            "resultTtl": task.result_ttl,
+            "failureTtl": task.failure_ttl,
+            "priority": task.priority,
             "serializer": "json" if form is JSONSerializer else "pickle",
             "retry": retry and {"maximum": retry.maximum, "intervals": list(retry.intervals)},
         }
@@ -343,8 +351,7 @@ def _detail(said: Document) -> JobDetail:
             Attempt(_moment(a["at"]), a["exception"], a["message"], a["category"], a["traceback"])
             for a in said["attempts"]
         ),
-        # The API tells the fraction alone, not how much of what.
-        progress=None,
+        progress=_progress(said),
         depends_on=tuple(Linked(one["id"], one["status"]) for one in said["dependsOn"]),
         dependents=tuple(Linked(one["id"], one["status"]) for one in said["dependents"]),
         more_linked=False,
@@ -357,6 +364,15 @@ def _detail(said: Document) -> JobDetail:
         schedule=said["schedule"],
         expires_at=_time(said["expiresAt"]),
     )
+
+
+def _progress(said: Document) -> Progress | None:
+    from engineroom.tasks import Progress
+
+    at = _time(said.get("progressAt"))
+    if at is None:
+        return None
+    return Progress(said["progressCount"], said["progressTotal"], said["progressMessage"], at)
 
 
 def _known(one: Document) -> Known:

@@ -266,10 +266,10 @@ def trigger_text(trigger: Trigger) -> str:
     if isinstance(said, str):
         # As the API told it.
         return said
+    later = f" (up to {span(said['jitter'])} later)" if said.get("jitter") else ""
     if "line" in said:
-        return f"{said['line']} {said['zone']}"
+        return f"{said['line']} {said['zone']}{later}"
     if "seconds" in said:
-        later = f" (up to {span(said['jitter'])} later)" if said["jitter"] else ""
         return f"every {span(said['seconds'])}{later}"
     return f"once at {datetime.fromtimestamp(said['at'], UTC):%Y-%m-%d %H:%M:%S} UTC"
 
