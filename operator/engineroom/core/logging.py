@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from engineroom.core.clock import SystemClock
-from engineroom.core.redaction import REDACTED, is_secret_key, redact, redact_text
+from engineroom.core.redaction import REDACTED, hides, is_secret_key, redact, redact_text
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -41,7 +41,7 @@ def _redact_event(
     for key, value in event.items():
         if key.startswith("_"):
             continue  # structlog's own record and format marks
-        event[key] = REDACTED if is_secret_key(key) and value else redact(value)
+        event[key] = REDACTED if hides(key, value) else redact(value)
     return event
 
 

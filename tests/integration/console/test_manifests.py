@@ -90,6 +90,32 @@ async def test_all_are_applied_and_the_log_says_who(
     assert [k async for k in api.services.redis.scan_iter("engineroom:console:manifests:*")] == []
 
 
+async def test_no_value_of_an_environment_is_told_or_kept(api: Api, namespace: str) -> None:
+    admin = await api.key("admin", namespace)
+
+    async def applied(*names: str) -> str:
+        env = [{"name": each, "value": f"hunter2-{each}"} for each in names]
+        made = pool("mail", replicas=1)
+        made["spec"]["template"]["spec"]["containers"][0]["env"] = env
+        body = {"manifest": manifest(made)}
+        rehearsed = await api.post(path(namespace), admin, {**body, "dryRun": True})
+        done = await api.post(path(namespace), admin, body, idempotency_key="-".join(names))
+        assert done.status_code == 200, done.text
+        return rehearsed.text + done.text
+
+    # Made, a list that grows, and one that shrinks.
+    for names in (("A",), ("A", "B"), ("B",)):
+        text = await applied(*names)
+        assert '\\"B\\"' in text or names == ("A",)
+        assert "hunter2" not in text
+    redis = api.services.redis
+    kept = [
+        await redis.hgetall(each) async for each in redis.scan_iter("engineroom:console:once*:*:*")
+    ]
+    assert len(kept) == 3
+    assert b"hunter2" not in b"".join(value for each in kept for value in each.values())
+
+
 async def test_another_namespace_sees_no_transaction(
     api: Api, client: Client, namespace: str
 ) -> None:

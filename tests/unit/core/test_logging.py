@@ -85,6 +85,10 @@ def test_a_terminal_gets_readable_text() -> None:
         "AUTH failed: 'password': 'hunter2'",
         '{"token":"hunter2"}',
         "api_key: hunter2",
+        "DB_PWD=hunter2 worker",
+        "--access-key=hunter2",
+        "aws_secret_access_key = hunter2",
+        '{"clientSecret": "hunter2"}',
         "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----\nhunter2 cut off",
     ],
@@ -129,6 +133,38 @@ def test_values_under_secret_keys_are_removed_at_any_depth() -> None:
         "data": "<5 bytes>",
         "none": None,
     }
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "client_secret", "clientSecret", "OIDC_CLIENT_SECRET", "accessToken", "refreshToken",
+        "refresh", "secret_key", "secretKey", "aws_secret_access_key", "AWSSecretAccessKey",
+        "access_key", "accessKey", "pwd", "dbPwd", "csrf", "csrfToken", "X-CSRF-Token",
+        "session_id", "sessionId", "connection_string", "connectionString", "databaseDSN",
+        "example.com/token", "DB_PASSWORD", "db.password", "apiKey", "bootstrapPassphrase",
+        "sessionCookie", "registryCredentials",
+    ],
+)  # fmt: skip
+def test_keys_by_which_secrets_go(key: str) -> None:
+    assert redact({key: "hunter2"}) == {key: REDACTED}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "secret", "secretName", "secretKeyRef", "secretRef", "secret_name", "imagePullSecrets",
+        "serviceAccountToken", "automountServiceAccountToken", "key", "keys", "idempotency_key",
+        "uniqueKey", "session", "handle", "tokens", "refreshed", "refresh_interval", "author",
+        "accessModes", "tokenExpirationSeconds", "passwords_directory",
+    ],
+)  # fmt: skip
+def test_keys_that_only_sound_like_it(key: str) -> None:
+    assert redact({key: "shop/mail"}) == {key: "shop/mail"}
+
+
+def test_whether_there_is_a_secret_is_no_secret() -> None:
+    assert redact({"password": True, "token": None}) == {"password": True, "token": None}
 
 
 def test_endless_values_come_to_an_end() -> None:
