@@ -8,7 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import HTTPConnection
+
 from engineroom.auth.api_keys import ApiKeys
+from engineroom.auth.attempts import Attempts
 from engineroom.auth.audit import AuditLog
 from engineroom.auth.chain import derived
 from engineroom.auth.keys import Keys, RedisKeyStore
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 
     from redis.asyncio import Redis
-    from starlette.requests import Request
 
     from engineroom.auth.oidc import Oidc
     from engineroom.auth.permissions import Principal
@@ -109,7 +111,7 @@ class Services:
     #: Requests in a second that a caller has.
     rate: int = 50
 
-    def address(self, request: Request) -> str:
+    def address(self, request: HTTPConnection) -> str:
         """Where a request came from: the connection's end, or what our own proxies saw."""
         peer = request.client.host if request.client else ""
         if not self.proxies:
@@ -118,6 +120,10 @@ class Services:
         told = [part.strip() for part in header.split(",") if part.strip()]
         # Each trusted proxy appends whom it saw; what stands before that anybody may have written.
         return told[-self.proxies][:64] if len(told) >= self.proxies else peer
+
+    def address_of(self, scope: MutableMapping[str, Any]) -> str:
+        """The same of an ASGI scope."""
+        return self.address(HTTPConnection(scope))
 
     def cost(self, caller: Principal, cost: int) -> int:
         """What a request counts of somebody with a rate of his own, so that he has no more."""
@@ -128,7 +134,7 @@ class Services:
 
     async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
         """Who asks, looked at anew; see ``Authenticator.authenticate``."""
-        return await self.authenticator.authenticate(asked_of(scope))
+        return await self.authenticator.authenticate(asked_of(scope, self.address_of(scope)))
 
 
 class ClusterReviewer:
@@ -231,6 +237,7 @@ async def _made(
         kubernetes = KubernetesIdentity(
             ClusterReviewer(client), clock, audiences=settings.audiences
         )
+    counter = RedisCounter(redis, clock)
     passwords = Passwords()
     source = directory.read(settings.accounts_file, settings.passwords_directory)
     accounts = await Accounts.of(
@@ -255,6 +262,7 @@ async def _made(
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
             current=accounts.current,
+            attempts=Attempts(counter),
         ),
         authority=Authority(lambda: accounts.policy, kubernetes),
         limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
@@ -269,7 +277,7 @@ async def _made(
             accounts, sessions, tokens, document=settings.accounts_file,
             hashes=settings.passwords_directory, source=source,
         ),
-        sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
+        sign_in=SignIn(counter, passwords, accounts.find),
         links=Links(redis, clock),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from engineroom.console.main import made as application
+from engineroom.console.services import ClusterReviewer
 from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
 from engineroom.tasks import Cron, Schedule, Task
 from tests.integration.console.api import (
@@ -17,6 +19,7 @@ from tests.integration.console.api import (
     Api,
     code,
     pool,
+    swept,
 )
 from tests.integration.pools import eventually
 
@@ -395,6 +398,61 @@ async def test_too_many_requests_are_told_when_to_come_back(
     assert [each.status_code for each in answers[:10]] == [200] * 10
     assert (answers[-1].status_code, code(answers[-1])) == (429, "limit_reached")
     assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+async def test_strangers_of_one_subscriber_share_a_limit(settings: Any, api_config: Any) -> None:
+    changes = {"requests_per_second": 1, "trusted_proxy_hops": 1}
+    app = application(settings.model_copy(update=changes), api_config)
+    async with app.router.lifespan_context(app):
+        api = Api(app)
+        await api.services.redis.flushall()
+        await api.services.keys.ensure()
+
+        async def ask(address: str) -> int:
+            return (await api.get("/openapi.json", x_forwarded_for=address)).status_code
+
+        found = [await ask(f"2001:db8:1:2::{n:x}") for n in range(15)]
+        other = await ask("2001:db8:1:3::1")
+        await api.aclose()
+    assert found[:10] == [200] * 10
+    assert set(found[11:]) == {429}
+    assert other == 200
+
+
+async def test_made_up_tokens_are_not_all_shown_to_the_cluster(
+    settings: Any, api_config: Any, person: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    review = ClusterReviewer.review_token
+
+    async def counted(self: Any, token: str, audiences: Any) -> Any:
+        asked.append(token)
+        return await review(self, token, audiences)
+
+    monkeypatch.setattr(ClusterReviewer, "review_token", counted)
+    token = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    app = application(settings.model_copy(update={"trusted_proxy_hops": 1}), api_config)
+    async with app.router.lifespan_context(app):
+        api = Api(app)
+        await api.services.redis.flushall()
+        await api.services.keys.ensure()
+        await api.services.revocations.read()
+        head, payload, _ = token.split(".")
+        made_up = [f"{head}.{payload}.{'x' * 10}{n}" for n in range(90)]
+        assert (await api.get("/whoami", token, x_forwarded_for="192.0.2.1")).status_code == 200
+        answers = await asyncio.gather(
+            *(api.get("/whoami", each, x_forwarded_for="192.0.2.1") for each in made_up)
+        )
+        refused = [each for each in answers if each.status_code == 429]
+        assert {each.status_code for each in answers} == {401, 429}
+        assert {each.headers["retry-after"] for each in refused} <= {"1", "2"}
+        assert len(asked) <= 66
+        # Whom the cluster knew before from there, and who has a key of ours, is served.
+        assert (await api.get("/whoami", token, x_forwarded_for="192.0.2.1")).status_code == 200
+        key = await api.key("viewer", namespace)
+        assert (await api.get("/whoami", key, x_forwarded_for="192.0.2.1")).status_code == 200
+        await api.aclose()
+    swept()
 
 
 async def test_the_document_and_its_page_need_no_script(api: Api) -> None:
