@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import secrets
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +65,7 @@ async def apply(call: Call) -> Answer:
     if wanted.dry_run or not changing:
         outcome = "planned" if wanted.dry_run else "unchanged"
         return Answer(Applied(outcome=outcome, transaction=None, objects=objects))
-    transaction = _transaction(call)
+    transaction = idempotency.name_of(call) or secrets.token_hex(16)
     services = call.services
     await services.bundles.put(transaction, changing)
     said = {
@@ -92,15 +90,6 @@ async def apply(call: Call) -> Answer:
     return Answer(
         Applied(outcome="committed", transaction=transaction, objects=objects), details=details
     )
-
-
-def _transaction(call: Call) -> str:
-    """An id; the same for a request that is repeated under the same Idempotency-Key."""
-    key = call.request.headers.get(idempotency.HEADER)
-    if key is None:
-        return secrets.token_hex(16)
-    said = [call.principal.subject, call.namespace, key, call.body.model_dump_json()]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 async def _plan(call: Call, wanted: Manifest) -> list[Planned]:

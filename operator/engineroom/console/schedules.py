@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console import idempotency
 from engineroom.console.errors import PreconditionFailedError
 from engineroom.console.pages import Paged, check_match, etag, packed, unpacked
 from engineroom.console.queues import owned
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.console.work import Work
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
+from engineroom.tasks import once
 from engineroom.tasks.errors import (
     ScheduleChangedError,
     ScheduleNotFoundError,
     ScheduleOwnedError,
 )
 from engineroom.tasks.schedules import Schedule
+from engineroom.tasks.steps import run_async
 from engineroom.tasks.task import Task
 from engineroom.tasks.triggers import MOST_JITTER, Cron, Every, Missed, Once
 
@@ -168,7 +171,12 @@ async def resume_schedule(call: Call) -> Answer:
 async def run_schedule(call: Call) -> Answer:
     """Enqueue its job now, beside its ticks, paused or not."""
     known = await _here(call)
-    job = await call.services.tasks.run_schedule(known.name)
+    run, services = idempotency.name_of(call), call.services
+    if run is None:
+        job = await services.tasks.run_schedule(known.name)
+    else:
+        steps = once.run_schedule(known.name, run, services.clock.now(), idempotency.MARKED)
+        job = await run_async(services.redis, steps)
     return Answer(ScheduleRun(id=job), details={"job": job})
 
 
