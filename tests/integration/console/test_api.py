@@ -144,7 +144,7 @@ async def test_a_repeated_change_is_done_once_and_answered_the_same(
 
 
 async def test_a_secret_is_not_shown_again_for_a_repeated_request(api: Api) -> None:
-    admin = await api.key("admin")
+    admin = await api.token("admin")
     first = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
     assert first.status_code == 201
     again = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
@@ -253,7 +253,7 @@ async def test_tokens_are_refreshed_once_and_ended_by_an_administrator(api: Api)
 
 
 async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) -> None:
-    operator = await api.key("operator", namespace)
+    operator = await api.token("operator", namespace)
     more = {"name": "x", "grants": [{"role": "admin", "namespaces": [namespace]}]}
     assert (await api.post("/keys", operator, more)).status_code == 403
     wider = {"name": "x", "grants": [{"role": "operator", "namespaces": ["*"]}]}
@@ -262,12 +262,32 @@ async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) 
     scoped = (await api.post("/keys", operator, narrow)).json()["secret"]
     assert (await api.get(f"/namespaces/{namespace}/queues", scoped)).status_code == 403
     assert (await api.get(f"/namespaces/{namespace}/pools", scoped)).status_code == 200
-    # With a scoped key no unscoped one can be made, nor rotated.
+    # With a scoped token no unscoped one can be made, nor rotated.
+    unscoped = (await api.post("/keys", operator, {"name": "z"})).json()["key"]["id"]
+    scoped = await api.token("operator", namespace, scopes=narrow["scopes"])
     again = (await api.post("/keys", scoped, {"name": "y"})).json()["key"]
     assert again["scopes"] == ["namespace:pools:read", "self:keys:manage"]
-    whole = (await api.get("/keys", scoped)).json()["items"]
-    unscoped = next(each["id"] for each in whole if each["scopes"] is None)
     assert (await api.post(f"/keys/{unscoped}/rotate", scoped, {})).status_code == 403
+    assert (await api.post(f"/keys/{again['id']}/rotate", scoped, {})).status_code == 201
+
+
+async def test_a_key_makes_no_other_and_does_not_outlive_itself(api: Api) -> None:
+    admin = await api.token("admin")
+    made = (await api.post("/keys", admin, {"name": "x", "days": 1, "rate": 1})).json()
+    strong = (await api.post("/keys", admin, {"name": "y"})).json()["key"]["id"]
+    leaked = made["secret"]
+    for path, body in (
+        ("/keys", {"name": "z", "days": 366}),
+        (f"/keys/{made['key']['id']}/rotate", {}),
+        (f"/keys/{strong}/rotate", {}),
+    ):
+        answer = await api.post(path, leaked, body)
+        assert (answer.status_code, code(answer)) == (403, "permission_denied"), path
+        assert "sign in" in answer.json()["detail"]
+    assert len((await api.get("/keys", admin)).json()["items"]) == 2
+    # To be rid of it, it is enough.
+    assert (await api.call("DELETE", f"/keys/{made['key']['id']}", leaked)).status_code == 204
+    assert (await api.get("/whoami", leaked)).status_code == 401
 
 
 async def test_anothers_key_is_answered_like_none(api: Api) -> None:
@@ -312,7 +332,7 @@ async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
 async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> None:
     body = {"name": "admin", "password": ADMIN_PASSWORD}
     await api.post("/sessions", body=body)
-    secret = (await api.post("/keys", await api.key("admin"), {"name": "x"})).json()["secret"]
+    secret = (await api.post("/keys", await api.token("admin"), {"name": "x"})).json()["secret"]
     page = (await api.get("/audit", await api.key("admin"))).text
     said = page + capsys.readouterr().out
     assert '"session.open"' in said
