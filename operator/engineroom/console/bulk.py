@@ -100,7 +100,8 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
     impact = await call.services.tasks.count_jobs(state, where, queues=queues)
     now = call.services.clock.now().timestamp()
     operation = Operation(
-        id=idempotency.name_of(call) or secrets.token_hex(16), namespace=call.namespace, action=action, state=state, queues=tuple(queues),
+        id=idempotency.name_of(call) or secrets.token_hex(16),
+        namespace=call.namespace, action=action, state=state, queues=tuple(queues),
         where=where, by=call.principal.subject, started=now, total=impact.matched, stop=stop,
         allowed=tuple(sorted(call.services.hub.queues(call.namespace))),
     )  # fmt: skip

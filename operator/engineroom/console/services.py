@@ -30,6 +30,7 @@ from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.oidc import provider
 from engineroom.console.operations import Operations
+from engineroom.console.pages import Places
 from engineroom.console.people import People
 from engineroom.console.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
@@ -104,6 +105,7 @@ class Services:
     coordinator: Coordinator
     revocations: Revocations
     operations: Operations
+    places: Places
     clock: Clock
     proxies: int = 0
     oidc: Oidc | None = None
@@ -286,6 +288,7 @@ async def _made(
         coordinator=coordinator,
         revocations=revocations,
         operations=Operations(redis, AsyncTasks(redis), clock),
+        places=Places(derived(secret, "cursors")),
         clock=clock,
         proxies=settings.trusted_proxy_hops,
         oidc=provider(settings, redis, clock),

@@ -1,4 +1,4 @@
-"""The API process, which dies by SIGKILL when it has done what was asked and would keep the answer."""
+"""The API process, which dies by SIGKILL when it has done its work and would keep the answer."""
 
 from __future__ import annotations
 

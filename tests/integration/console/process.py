@@ -35,7 +35,10 @@ class ApiProcess:
 
 @contextlib.contextmanager
 def api_process(
-    kubeconfig: Path, redis_url: str, log: Path, rate: int = 1000,
+    kubeconfig: Path,
+    redis_url: str,
+    log: Path,
+    rate: int = 1000,
     module: str = "engineroom.console.main",
 ) -> Iterator[ApiProcess]:
     """Started, ready, and ended with the block."""

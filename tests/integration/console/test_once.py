@@ -1,4 +1,4 @@
-"""An Idempotency-Key holds when the replica that did the work dies before it has kept its answer."""
+"""An Idempotency-Key holds when the replica that did the work dies before it keeps the answer."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ async def test_killed_between_the_job_and_its_answer_it_is_done_once(
     with api_process(
         control_plane.kubeconfig, redis.url, tmp_path / "api.log", module=module
     ) as process:
-        with pytest.raises(httpx.RemoteProtocolError):
-            httpx.post(f"{process.url}/api/v1{where}", content=said, headers=headers)
+        async with httpx.AsyncClient(base_url=process.url) as http:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await http.post(f"/api/v1{where}", content=said, headers=headers)
     [first] = await jobs(api)
     again = await api.post(where, operator, body, idempotency_key="k")
     assert (again.status_code, code(again)) == (409, "idempotency_key_busy")

@@ -195,9 +195,7 @@ async def test_failed_jobs_are_counted_and_put_back_by_a_filter(
     assert (await api.get(f"{here}/{shown['id']}", stranger)).status_code == 403
 
 
-async def test_a_unique_key_is_the_namespaces_own(
-    api: Api, client: Client, namespace: str
-) -> None:
+async def test_a_unique_key_is_the_namespaces_own(api: Api, client: Client, namespace: str) -> None:
     operator = await stage(api, client, namespace, "mail")
     redis, where = api.services.redis, f"/namespaces/{namespace}/jobs"
     # Another tenant's work, enqueued by his application; the key is easy to guess.
@@ -236,7 +234,7 @@ async def test_cancelling_leaves_other_namespaces_jobs_alone(
     here = f"/namespaces/{namespace}"
 
     async def family() -> list[str]:
-        """Ours, theirs that waits for it, ours that waits for theirs, and ours that waits for it."""
+        """Ours, theirs that waits for it, ours that waits for theirs, and one more of ours."""
         made: list[str] = []
         for queue, parent in (("mail", None), ("theirs", 0), ("bills", 1), ("bills", 0)):
             waits = () if parent is None else (made[parent],)
