@@ -85,7 +85,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             log.error("a setting is wrong", setting=name, problem=problem["msg"])  # noqa: TRY400
         return EXIT_CONFIG
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, repeat=settings.log_repeat)
     logging.captureWarnings(capture=True)
     try:
         settings.read_secret()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from engineroom.core.logging import REDACTED, configure, get_logger, redact, redact_text
+from engineroom.core.clock import FakeClock
+from engineroom.core.logging import (
+    REDACTED,
+    REPEAT_SECONDS,
+    REPEATED,
+    configure,
+    get_logger,
+    redact,
+    redact_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +80,59 @@ def test_a_terminal_gets_readable_text() -> None:
     get_logger("x").info("pool scaled", pool="shop/mail")
     assert "pool scaled" in stream.getvalue()
     assert "pool=shop/mail" in stream.getvalue()
+
+
+def test_the_same_message_is_written_so_often_and_then_told_in_numbers() -> None:
+    stream, clock = io.StringIO(), FakeClock()
+    configure("INFO", "json", stream, repeat=3, clock=clock)
+    log = get_logger("x")
+    for number in range(50):
+        log.warning("redis does not answer", number=number)
+        log.info("another message", number=number) if number < 2 else None
+    clock.advance(REPEAT_SECONDS)
+    log.warning("redis does not answer", number=50)
+    said = [line for line in lines(stream) if line["event"] == "redis does not answer"]
+    assert [line["number"] for line in said] == [0, 1, 2, 50]
+    assert said[-1]["repeated"] == 47
+    assert len(lines(stream)) == 6
+
+
+class Stop(BaseException):
+    """Ends a main where it sets up logging."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("engineroom.main", "ENGINEROOM_LOG_REPEAT"),
+        ("engineroom.console.main", "ENGINEROOM_LOG_REPEAT"),
+        ("engineroom.ratelimit.service.main", "ENGINEROOM_LIMITER_LOG_REPEAT"),
+        ("engineroom_webhooks.__main__", "ENGINEROOM_WEBHOOKS_LOG_REPEAT"),
+        ("engineroom.relay", ""),
+    ],
+)
+def test_every_process_writes_no_message_for_ever(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def configured(*_: object, repeat: int = 0, **__: object) -> None:
+        found.append(repeat)
+        raise Stop
+
+    made = importlib.import_module(module)
+    monkeypatch.setattr(getattr(made, "logging", made), "configure", configured, raising=False)
+    monkeypatch.setattr(made, "configure", configured, raising=False)
+    monkeypatch.setattr("sys.argv", ["process"])
+    with pytest.raises(Stop):
+        made.main()
+    if name:
+        monkeypatch.setenv(name, "7")
+    else:
+        monkeypatch.setattr("sys.argv", ["process", "--log-repeat", "7"])
+    with pytest.raises(Stop):
+        made.main()
+    assert found == [REPEATED, 7]
 
 
 @pytest.mark.parametrize(
