@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
-from engineroom.core.logging import REPEATED, configure, get_logger
+from engineroom.core.logging import REPEAT_SECONDS, REPEATED, configure, get_logger
 from engineroom.core.recovery import NullMetrics, Policy, Recovery
 from engineroom.core.wrapping import describe
 from engineroom.tasks.outbox import CHUNK, Relay
@@ -316,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
     wanted = parser().parse_args(arguments)
-    configure(repeat=max(0, wanted.log_repeat))
+    configure(repeat=(max(0, wanted.log_repeat), REPEAT_SECONDS))
     try:
         database_url = _url("database", wanted.database_url_file)
         redis_url = _url("redis", wanted.redis_url_file)

@@ -57,7 +57,7 @@ def _ids_of_record(
     return event
 
 
-#: Lines of the same message in ``REPEAT_SECONDS`` that processes write unless told otherwise.
+#: Lines of the same message, and in how many seconds, that processes write unless told otherwise.
 REPEATED = 100
 REPEAT_SECONDS = 10.0
 
@@ -106,13 +106,13 @@ def configure(
     style: LogFormat = "auto",
     stream: IO[str] | None = None,
     *,
-    repeat: int = 0,
+    repeat: tuple[int, float] | None = None,
     clock: Clock | None = None,
 ) -> None:
     """Set up logging for the process; may be called again.
 
-    ``repeat``: of the same message that many lines are written in ten seconds, and the next one
-    says in ``repeated`` how many were not. 0 writes all.
+    ``repeat`` is (lines, seconds): of the same message that many are written in that time, and the
+    next one says in ``repeated`` how many were not. None and 0 lines write all.
 
     ``style`` "auto" is readable text on a terminal and JSON anywhere else. ``stream`` defaults to
     standard error.
@@ -156,8 +156,8 @@ def configure(
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
-    if repeat:
-        handler.addFilter(_Repetition(repeat, REPEAT_SECONDS, clock or SystemClock()))
+    if repeat is not None and repeat[0]:
+        handler.addFilter(_Repetition(*repeat, clock or SystemClock()))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

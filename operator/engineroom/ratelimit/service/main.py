@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from engineroom import __version__
 from engineroom.core.errors import EngineroomError
-from engineroom.core.logging import configure
+from engineroom.core.logging import REPEAT_SECONDS, configure
 from engineroom.ratelimit.service import admin
 from engineroom.ratelimit.service.admin import JSON, TEXT, Admin
 from engineroom.ratelimit.service.directory import FixedDirectory, FollowingDirectory
@@ -268,7 +268,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"])
             log.error("a setting is wrong", setting=name, problem=problem["msg"])  # noqa: TRY400
         return EXIT_CONFIG
-    configure(settings.log_level, settings.log_format, repeat=settings.log_repeat)
+    configure(settings.log_level, settings.log_format, repeat=(settings.log_repeat, REPEAT_SECONDS))
     logging.captureWarnings(capture=True)
     try:
         _run(settings)
