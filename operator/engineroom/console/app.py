@@ -19,7 +19,7 @@ from structlog.contextvars import get_contextvars
 
 from engineroom.auth.audit import Entry, Outcome
 from engineroom.auth.lockout import address_key
-from engineroom.auth.middleware import AuthMiddleware, problem, who
+from engineroom.auth.middleware import SECURITY_HEADERS, AuthMiddleware, problem, who
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.errors import MediaTypeError, MethodNotAllowedError
@@ -100,7 +100,7 @@ def application(
         middleware=[
             Middleware(Measured, metrics=counted),
             Middleware(RequestContext),
-            Middleware(RequestLimits, limits=limits),
+            Middleware(RequestLimits, limits=limits, headers=SECURITY_HEADERS),
             Middleware(
                 _Authenticated,
                 public={(r.method, r.path) for r in routes if r.needs is Access.PUBLIC},

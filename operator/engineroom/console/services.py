@@ -18,7 +18,7 @@ from engineroom.auth.keys import Keys, RedisKeyStore
 from engineroom.auth.kubernetes import KubernetesIdentity
 from engineroom.auth.links import Links
 from engineroom.auth.lockout import RedisCounter, SignIn
-from engineroom.auth.middleware import Authenticator, asked_of
+from engineroom.auth.middleware import SESSION, Authenticator, asked_of, of_session, who
 from engineroom.auth.passwords import Passwords
 from engineroom.auth.revocation import Revocations
 from engineroom.auth.sessions import Sessions
@@ -135,7 +135,19 @@ class Services:
         return min(math.ceil(cost * self.rate / caller.rate), self.rate * AT_ONCE)
 
     async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
-        """Who asks, looked at anew; see ``Authenticator.authenticate``."""
+        """Who asks, looked at anew; see ``Authenticator.authenticate``.
+
+        A session is not used by that: what looks by itself must not keep it from being idle.
+        """
+        before = who(scope)
+        if before is not None and before.how == "session":
+            for session in await self.sessions.of(before.subject):
+                if session.handle == before.reference:
+                    principal = of_session(session)
+                    if not session.person:
+                        principal = await self.accounts.current(principal)
+                    return principal, scope[SESSION]
+            return None, ""
         return await self.authenticator.authenticate(asked_of(scope, self.address_of(scope)))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.console.main import made as application
 from engineroom.console.services import ClusterReviewer
 from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
@@ -473,6 +474,16 @@ async def test_made_up_tokens_are_not_all_shown_to_the_cluster(
         assert (await api.get("/whoami", key, x_forwarded_for="192.0.2.1")).status_code == 200
         await api.aclose()
     swept()
+
+
+async def test_refusals_before_anybody_is_asked_have_the_headers_of_all_others(api: Api) -> None:
+    big = {"content-length": str(10**9)}
+    wrong = {"content-encoding": "br"}
+    many = {f"x-{n}": "1" for n in range(200)}
+    for headers, status in ((big, 413), (wrong, 415), (many, 431)):
+        answer = await api.http.post("/api/v1/tokens", headers=headers, content=b"{}")
+        assert answer.status_code == status
+        assert {k: answer.headers.get(k) for k in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 async def test_the_document_and_its_page_need_no_script(api: Api) -> None:
