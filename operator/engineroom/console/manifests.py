@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from engineroom.kube.resources import Resource
 
 
-class Manifest(Model):
+class Compared(Model):
     """YAML or JSON, several documents; objects without a namespace get that of the path."""
 
     manifest: Annotated[str, Field(min_length=1, max_length=MAX_MANIFEST)]
-    dry_run: bool = Field(default=False, description="Check and compare only.")
     force: bool = Field(default=False, description="Take over fields that other managers own.")
+
+
+class Manifest(Compared):
+    """YAML or JSON, several documents; objects without a namespace get that of the path."""
+
+    dry_run: bool = Field(default=False, description="Check and compare only.")
 
 
 class ChangeView(Model):
@@ -92,7 +97,17 @@ async def apply(call: Call) -> Answer:
     )
 
 
-async def _plan(call: Call, wanted: Manifest) -> list[Planned]:
+async def diff(call: Call) -> Answer:
+    """What applying would change, for who may see it; nothing is written.
+
+    Whom the cluster knows needs for it what `kubectl diff` needs: a rehearsal is a patch.
+    """
+    planned = await _plan(call, call.body)
+    objects = [_applied(each) for each in planned]
+    return Answer(Applied(outcome="planned", transaction=None, objects=objects))
+
+
+async def _plan(call: Call, wanted: Compared) -> list[Planned]:
     """What is to be done. Raises for whatever would be refused later; nothing is written."""
     objects = read_objects(call.namespace, wanted.manifest)
     client = call.services.client
@@ -138,5 +153,11 @@ ROUTES = (
         needs=Permission.NAMESPACE_MANIFESTS_APPLY, handler=apply,
         summary="Apply several objects as one transaction", tag="manifests", body=Manifest,
         answer=Applied, action="manifest.apply", cost=10, errors=(409,),
+    ),
+    Route(
+        method="POST", path=f"{BASE}/namespaces/{{namespace}}/manifests/diff",
+        needs=Permission.NAMESPACE_MANIFESTS_READ, handler=diff,
+        summary="What applying would change", tag="manifests", body=Compared,
+        answer=Applied, action="manifest.diff", cost=10, errors=(409,),
     ),
 )  # fmt: skip

@@ -116,6 +116,28 @@ async def test_no_value_of_an_environment_is_told_or_kept(api: Api, namespace: s
     assert b"hunter2" not in b"".join(value for each in kept for value in each.values())
 
 
+async def test_who_may_only_look_can_compare(
+    api: Api, client: Client, namespace: str, person: Any
+) -> None:
+    before = await by_kubectl(client, namespace, "mail", replicas=1)
+    viewer = await api.key("viewer", namespace)
+    changed = {**pool("mail", replicas=2), "metadata": {"name": "mail"}}
+    body = {"manifest": manifest(changed), "force": True}
+    refused = await api.post(path(namespace), viewer, {**body, "dryRun": True})
+    assert (refused.status_code, code(refused)) == (403, "permission_denied")
+    told = await api.post(f"{path(namespace)}/diff", viewer, body)
+    assert told.status_code == 200, told.text
+    [found] = told.json()["objects"]
+    assert {"path": "spec.replicas", "before": "1", "after": "2"} in found["changes"]
+    assert (await live(client, namespace, "mail")) == before
+    # By the cluster's RBAC it is a patch, as for kubectl.
+    reader = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    assert (await api.post(f"{path(namespace)}/diff", reader, body)).status_code == 403
+    writer = await person("writer", {**POOLS, "verbs": ["get", "create", "patch"]},
+                          {**PODS, "verbs": ["create"]})  # fmt: skip
+    assert (await api.post(f"{path(namespace)}/diff", writer, body)).status_code == 200
+
+
 async def test_another_namespace_sees_no_transaction(
     api: Api, client: Client, namespace: str
 ) -> None:
