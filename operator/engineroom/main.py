@@ -23,7 +23,7 @@ from engineroom import __version__
 from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
-from engineroom.core.logging import configure, get_logger
+from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
 from engineroom.kube import config as kube_config
 from engineroom.kube.client import Client
 from engineroom.kube.config import SERVICE_ACCOUNT
@@ -522,7 +522,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             log.error("a setting is wrong", setting=name, problem=problem["msg"])  # noqa: TRY400
         return EXIT_CONFIG
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, repeat=(settings.log_repeat, REPEAT_SECONDS))
     logging.captureWarnings(capture=True)
     # Kopf's thread must not keep a push of Redis waiting for Python's 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
-from engineroom.core.logging import configure, get_logger
+from engineroom.core.logging import REPEAT_SECONDS, REPEATED, configure, get_logger
 from engineroom.core.recovery import NullMetrics, Policy, Recovery
 from engineroom.core.wrapping import describe
 from engineroom.tasks.enqueue import Reason
@@ -315,13 +315,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--host", default="0.0.0.0", help="address of the probes [all]")  # noqa: S104 # nosec B104 - the kubelet asks from outside the pod
     made.add_argument("--port", type=int, default=8081, help="port of the probes [8081]")
+    made.add_argument(
+        "--log-repeat", type=int, default=REPEATED,
+        help=f"lines of the same message that are written in ten seconds; 0: all [{REPEATED}]",
+    )  # fmt: skip
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
-    configure()
     wanted = parser().parse_args(arguments)
+    configure(repeat=(max(0, wanted.log_repeat), REPEAT_SECONDS))
     try:
         database_url = _url("database", wanted.database_url_file)
         redis_url = _url("redis", wanted.redis_url_file)

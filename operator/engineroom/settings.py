@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engineroom.core.logging import REPEATED
+
 
 class Settings(BaseSettings):
     """What can be set; the description of each field says what it does."""
@@ -63,6 +65,10 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: readable on a terminal, else JSON."
     )
+    log_repeat: int = Field(
+        default=REPEATED, ge=0,
+        description="Lines of the same message that are written in ten seconds; 0: all.",
+    )  # fmt: skip
     concurrency: int = Field(default=16, ge=1, le=256, description="Reconciles at a time.")
     reconcile_timeout: float = Field(
         default=30.0, gt=0, description="Seconds that one reconcile may take."

@@ -32,7 +32,8 @@ _SECRETS = (
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), "[redacted]"),
     (
         re.compile(
-            r"((?:password|passwd|secret|token|api[_-]?key)['\"]?\s*[=:]\s*['\"]?)[^\s'\",&;)}\]]+",
+            r"((?:password|passwd|pwd|secret|token|(?:api|access|secret)[_-]?key)['\"]?\s*[=:]\s*"
+            r"['\"]?)[^\s'\",&;)}\]]+",
             re.IGNORECASE,
         ),
         r"\1[redacted]",

@@ -244,7 +244,7 @@ async def test_every_route_for_every_role(desk: Desk) -> None:
     for case in matrix(RULES, POLICY, namespace="shop"):
         headers: list[tuple[str, str]] = []
         if case.principal is not None:
-            kind = (case.role, case.here)
+            kind = (case.role, case.where)
             if kind not in credentials:
                 made = await desk.api_keys.create(f"{kind}", "k", case.principal.grants)
                 credentials[kind] = made.secret

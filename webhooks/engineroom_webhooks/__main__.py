@@ -22,7 +22,11 @@ def main() -> int:
             place = "_".join(str(part) for part in detail["loc"]).upper()
             print(f"ENGINEROOM_WEBHOOKS_{place}: {detail['msg']}", file=sys.stderr)
         return 2
-    logging.configure(settings.log_level, settings.log_format)
+    logging.configure(
+        settings.log_level,
+        settings.log_format,
+        repeat=(settings.log_repeat, logging.REPEAT_SECONDS),
+    )
     try:
         asyncio.run(run(settings))
     except EngineroomError as error:

@@ -8,6 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from engineroom.core.logging import REPEATED
+
 
 class Settings(BaseSettings):
     """Times are in seconds. The defaults are those of the Helm chart."""
@@ -53,6 +55,8 @@ class Settings(BaseSettings):
     drain: float = Field(default=5, ge=0)
     log_level: str = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
+    #: Lines of the same message that are written in ten seconds; 0: all.
+    log_repeat: int = Field(default=REPEATED, ge=0)
 
     @model_validator(mode="after")
     def _lifetimes(self) -> Self:

@@ -27,13 +27,14 @@ from engineroom.auth.errors import (
 from engineroom.auth.kubernetes import unpacked
 from engineroom.auth.permissions import Principal, scope_of
 from engineroom.auth.sessions import COOKIE, CSRF_HEADER, FORGET_COOKIE
-from engineroom.core.errors import AuthenticationError, EngineroomError
+from engineroom.core.errors import AuthenticationError, EngineroomError, LimitError
 from engineroom.core.mapping import problem_document
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 
     from engineroom.auth.api_keys import ApiKeys
+    from engineroom.auth.attempts import Attempts
     from engineroom.auth.permissions import Policy
     from engineroom.auth.sessions import Session, Sessions
     from engineroom.auth.tokens import Claims, Tokens
@@ -76,6 +77,8 @@ class Asked:
     method: str
     headers: Mapping[str, tuple[str, ...]]
     websocket: bool = False
+    #: Where the request came from.
+    address: str = ""
 
     def one(self, name: str) -> str:
         """The only value of a header, or "". Raises AuthenticationError when there are several."""
@@ -98,29 +101,51 @@ class Authenticator:
         sessions: Sessions | None = None,
         external: Callable[[str], Awaitable[Principal]] | None = None,
         current: Callable[[Principal], Awaitable[Principal]] | None = None,
+        attempts: Attempts | None = None,
     ) -> None:
         """``external`` is asked about a token that is not by our keys, and raises TokenError.
 
         ``current`` gives whom it is shown the rights that he has now, or raises AuthenticationError
-        where he has no account any more; see ``permissions.meet``.
+        where he has no account any more; see ``permissions.meet``. ``attempts`` counts what is
+        wrong by address; without it nothing is.
         """
         self._tokens = tokens
         self._api_keys = api_keys
         self._sessions = sessions
         self._external = external
         self._current = current
+        self._attempts = attempts
 
     async def authenticate(self, asked: Asked) -> tuple[Principal | None, str]:
         """Who asks, and the id of the session or "". An Authorization header goes before a cookie.
 
-        Raises AuthenticationError and its kinds, CsrfError, and AuthStoreError or KeyStoreError.
+        Raises AuthenticationError and its kinds, CsrfError, LimitError after too many wrong
+        credentials, and AuthStoreError or KeyStoreError.
         """
+        try:
+            found = await self._recognised(asked)
+        except AuthenticationError as error:
+            if self._attempts is not None:
+                await self._attempts.failed(asked.address, error)
+            raise
+        if isinstance(found, tuple):
+            return found
+        assert self._external is not None  # noqa: S101 - else nothing is left to others
+        if self._attempts is None:
+            principal = await self._external(found)
+        else:
+            principal = await self._attempts.judged(asked.address, found, self._external)
+        return await self._now(principal), ""
+
+    async def _recognised(self, asked: Asked) -> tuple[Principal | None, str] | str:
+        """The answer, or a token that is for others to judge."""
         header = asked.one("authorization")
         if header:
             kind, _, credential = header.partition(" ")
             if kind.lower() != "bearer" or not credential.strip():
                 raise AuthenticationError("authorization: must be Bearer with a token or API key")
-            return await self._now(await self._bearer(credential.strip())), ""
+            bearer = await self._bearer(credential.strip())
+            return bearer if isinstance(bearer, str) else (await self._now(bearer), "")
         identity = _cookie(asked.headers.get("cookie", ()))
         if identity and self._sessions is not None:
             session = await self._sessions.resume(identity)
@@ -133,7 +158,7 @@ class Authenticator:
     async def _now(self, principal: Principal) -> Principal:
         return principal if self._current is None else await self._current(principal)
 
-    async def _bearer(self, credential: str) -> Principal:
+    async def _bearer(self, credential: str) -> Principal | str:
         if self._api_keys is not None and credential.startswith(f"{PREFIX}_"):
             key = await self._api_keys.verify(credential)
             return Principal(key.owner, key.grants, "key", key.id, key.scopes, key.rate)
@@ -144,7 +169,7 @@ class Authenticator:
         except TokenError as error:
             if self._external is None or error.reason != "unknown_key":
                 raise
-        return await self._external(credential)
+        return credential
 
     def _same_site(self, asked: Asked, identity: str) -> None:
         """A cookie comes whoever made the browser ask: a change shows that a page of ours did.
@@ -243,12 +268,15 @@ class AuthMiddleware:
         *,
         headers: Mapping[str, str] = SECURITY_HEADERS,
         public: Callable[[Scope], bool] = lambda _: False,
+        address: Callable[[Scope], str] | None = None,
     ) -> None:
         """``public`` tells requests that need nobody: there a session that is over is none.
 
-        Else somebody whose session ended could not even sign in again.
+        Else somebody whose session ended could not even sign in again. ``address`` tells where a
+        request came from; without it that is the connection's other end.
         """
         self._app = app
+        self._address = address or _peer
         self._authenticator = authenticator
         self._public = public
         self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
@@ -272,11 +300,12 @@ class AuthMiddleware:
         try:
             # Somebody before us may have left one: who asks is decided here and nowhere else.
             scope = dict(scope)
-            asked = asked_of(scope)
+            asked = asked_of(scope, self._address(scope))
             try:
                 scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
-            except (SessionError, AccountGoneError):
-                if not self._public(scope):
+            except (SessionError, AccountGoneError, LimitError) as error:
+                shown = isinstance(error, LimitError) and "authorization" in asked.headers
+                if shown or not self._public(scope):
                     raise
                 scope[PRINCIPAL], scope[SESSION] = None, ""
             await self._app(scope, receive, sending)
@@ -304,13 +333,18 @@ class AuthMiddleware:
         return headers + [(n, v) for n, v in self._headers if n not in present]
 
 
-def asked_of(scope: Scope) -> Asked:
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def asked_of(scope: Scope, address: str = "") -> Asked:
     """What of an ASGI scope tells who asks; for who looks again later."""
     headers: dict[str, tuple[str, ...]] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()
         headers[key] = (*headers.get(key, ()), value.decode("latin-1"))
-    return Asked(scope.get("method", "GET"), headers, scope["type"] == "websocket")
+    return Asked(scope.get("method", "GET"), headers, scope["type"] == "websocket", address)
 
 
 def _for_client(error: EngineroomError) -> EngineroomError:
@@ -421,4 +455,4 @@ def _asked_of_environ(environ: Mapping[str, Any]) -> Asked:
         for name, value in environ.items()
         if name.startswith("HTTP_")
     }
-    return Asked(environ["REQUEST_METHOD"], headers)
+    return Asked(environ["REQUEST_METHOD"], headers, address=environ.get("REMOTE_ADDR", ""))

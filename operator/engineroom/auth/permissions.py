@@ -267,8 +267,8 @@ class Case:
 
     rule: Rule
     role: str
-    #: Whether the role is granted where the request goes, or in another namespace only.
-    here: bool
+    #: Where the role is granted: the namespace of the request, another one, or ``*``.
+    where: str
     expected: int
     principal: Principal | None
 
@@ -276,26 +276,27 @@ class Case:
 def matrix(
     rules: Iterable[Rule], policy: Policy, *, namespace: str, other: str = "elsewhere"
 ) -> Iterator[Case]:
-    """Every rule for nobody and for each role, granted in ``namespace`` and elsewhere only.
+    """Every rule for nobody and for each role, granted in ``namespace``, in ``other``, everywhere.
 
     ``expected`` is 200 (let in, whatever the handler answers then), 401 or 403.
     """
     for rule in rules:
         public = rule.needs == Access.PUBLIC
-        yield Case(rule, "", False, 200 if public else 401, None)
+        yield Case(rule, "", "", 200 if public else 401, None)
         for role in policy.roles.values():
-            for here in (True, False):
-                where = frozenset({namespace if here else other})
-                principal = Principal(f"matrix-{role.name}", (Grant(role.name, where),), "test")
+            for where in (namespace, other, EVERYWHERE):
+                grant = Grant(role.name, frozenset({where}))
+                principal = Principal(f"matrix-{role.name}", (grant,), "test")
                 if rule.needs in (Access.PUBLIC, Access.SIGNED_IN):
                     allowed = True
                 else:
                     # Told from the role's own set and not by decide(): a matrix that asked what
                     # it checks would agree with any mistake.
                     scope = scope_of(rule.needs)
-                    reaches = scope == "self" or (scope == "namespace" and here)
+                    reaches = scope == "self" or where == EVERYWHERE
+                    reaches = reaches or (scope == "namespace" and where == namespace)
                     allowed = rule.needs in role.permissions and reaches
-                yield Case(rule, role.name, here, 200 if allowed else 403, principal)
+                yield Case(rule, role.name, where, 200 if allowed else 403, principal)
 
 
 def unruled(routes: Iterable[tuple[str, str]], rules: Sequence[Rule]) -> list[tuple[str, str]]:

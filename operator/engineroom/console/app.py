@@ -18,7 +18,8 @@ from starlette.routing import Route as StarletteRoute
 from structlog.contextvars import get_contextvars
 
 from engineroom.auth.audit import Entry, Outcome
-from engineroom.auth.middleware import AuthMiddleware, problem, who
+from engineroom.auth.lockout import address_key
+from engineroom.auth.middleware import SECURITY_HEADERS, AuthMiddleware, problem, who
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.errors import MediaTypeError, MethodNotAllowedError
@@ -99,7 +100,7 @@ def application(
         middleware=[
             Middleware(Measured, metrics=counted),
             Middleware(RequestContext),
-            Middleware(RequestLimits, limits=limits),
+            Middleware(RequestLimits, limits=limits, headers=SECURITY_HEADERS),
             Middleware(
                 _Authenticated,
                 public={(r.method, r.path) for r in routes if r.needs is Access.PUBLIC},
@@ -127,6 +128,7 @@ class _Authenticated:
                 self._app,
                 scope["app"].state.services.authenticator,
                 public=lambda scope: (scope.get("method"), scope["path"]) in self._public,
+                address=scope["app"].state.services.address_of,
             )
         await self._made(scope, receive, send)
 
@@ -215,7 +217,7 @@ class _Run:
     async def _limited(self) -> None:
         caller, cost = self._caller, self._route.cost
         if caller is None:
-            subject = f"address:{self._services.address(self._request)}"
+            subject = f"address:{address_key(self._services.address(self._request))}"
         elif caller.how == "key":
             # A limit of its own: a program that runs wild does not lock its owner out.
             subject = f"key:{caller.reference}"

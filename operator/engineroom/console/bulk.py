@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -102,8 +100,10 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
     impact = await call.services.tasks.count_jobs(state, where, queues=queues)
     now = call.services.clock.now().timestamp()
     operation = Operation(
-        id=_name(call), namespace=call.namespace, action=action, state=state, queues=tuple(queues),
+        id=idempotency.name_of(call) or secrets.token_hex(16),
+        namespace=call.namespace, action=action, state=state, queues=tuple(queues),
         where=where, by=call.principal.subject, started=now, total=impact.matched, stop=stop,
+        allowed=tuple(sorted(call.services.hub.queues(call.namespace))),
     )  # fmt: skip
     if wanted.dry_run:
         shown = _view(operation, counted=True, complete=impact.complete)
@@ -163,16 +163,6 @@ def _queues(call: Call, wanted: Selection) -> Sequence[str]:
     if not names:
         raise MissingError("queue: no pool of this namespace reads one")
     return names
-
-
-def _name(call: Call) -> str:
-    """An id; the same for a request that is repeated under the same Idempotency-Key."""
-    key = call.request.headers.get(idempotency.HEADER)
-    if key is None:
-        return secrets.token_hex(16)
-    said = [call.principal.subject, call.namespace, call.request.url.path, key,
-            call.body.model_dump_json()]  # fmt: skip
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 def _view(known: Operation, *, counted: bool = False, complete: bool = True) -> OperationView:

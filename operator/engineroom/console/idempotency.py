@@ -23,12 +23,16 @@ from engineroom.core.wrapping import wrapped
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from engineroom.console.routes import Call
+
 HEADER = "idempotency-key"
 MAX_KEY = 128
 #: Seconds that an answer is kept, and that a request may be under way before it counts as lost.
 KEPT, UNDER_WAY = 86_400, 120
 #: Answers kept for one caller; the oldest goes.
 MOST = 500
+#: For so long a handler's own marks hold: longer than any answer is kept.
+MARKED = KEPT + UNDER_WAY
 #: Larger answers are not kept: the request is then done again.
 MAX_ANSWER = 64 * 1024
 
@@ -48,6 +52,20 @@ class Place:
 
     record: str
     token: str = field(repr=False)
+
+
+def name_of(call: Call) -> str | None:
+    """A name for what the request makes, the same for its repetitions; None without a key.
+
+    By it a handler knows what it did itself where the answer was lost: the record of a request
+    under way does not outlive its process for long.
+    """
+    key = call.request.headers.get(HEADER)
+    if key is None:
+        return None
+    body = None if call.body is None else call.body.model_dump_json()
+    said = [call.principal.subject, call.path.get("namespace"), call.request.url.path, key, body]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 class Idempotency:

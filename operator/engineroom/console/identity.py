@@ -349,7 +349,7 @@ async def own_keys(call: Call) -> Answer:
 async def make_key(call: Call) -> Answer:
     """A new key of the caller, with no more rights than he has."""
     wanted: NewKey = call.body
-    caller = call.principal
+    caller = _no_key(call)
     grants = caller.grants
     if wanted.grants is not None:
         grants = tuple(Grant(each.role, frozenset(each.namespaces)) for each in wanted.grants)
@@ -377,6 +377,7 @@ async def make_key(call: Call) -> Answer:
 async def rotate_key(call: Call) -> Answer:
     """A new key with the rights of an old one, which goes on for a while."""
     identity = call.path["key"]
+    _no_key(call)
     await _own(call, identity)
     try:
         made = await call.services.api_keys.rotate(identity, timedelta(seconds=call.body.overlap))
@@ -409,12 +410,25 @@ async def revoke_key_of(call: Call) -> Answer:
     return Answer()
 
 
+def _no_key(call: Call) -> Principal:
+    """The caller, who did not come with a key.
+
+    One that leaked would otherwise outlive itself, and be rid of its rate.
+    """
+    if call.principal.how == "key":
+        raise PermissionDeniedError(
+            "key: a key makes no other and does not renew itself; sign in (`engineroom login`, or "
+            "POST /api/v1/tokens) and do it so"
+        )
+    return call.principal
+
+
 async def _own(call: Call, identity: str) -> None:
     """Another's key is answered like none: whether an id exists is nobody's business."""
     key = await call.services.api_keys.get(identity)
     if key is None or key.owner != call.principal.subject:
         raise MissingError("key: there is none of that id; look at the list")
-    # A key with narrower scopes must not get at a wider one by rotating it.
+    # Who came with narrower scopes must not get at a wider one by rotating it.
     scopes = call.principal.scopes
     if scopes is not None and (key.scopes is None or not key.scopes <= scopes):
         raise PermissionDeniedError("key: may do more than what you came with; use that one")

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console import idempotency
 from engineroom.console.pages import Paged
 from engineroom.console.queues import owned
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.console.work import Work
 from engineroom.core.errors import JobMissingError
+from engineroom.tasks import once
+from engineroom.tasks.errors import JobExistsError
 from engineroom.tasks.failures import Where
 from engineroom.tasks.jobs import State
+from engineroom.tasks.steps import run_async
 from engineroom.tasks.task import MAX_SECONDS, Task, Unique
 
 if TYPE_CHECKING:
@@ -121,7 +125,8 @@ class JobShown(Model):
 class Enqueue(Work):
     """A job: now, or `delay` seconds from now, or `at` a time.
 
-    With `uniqueKey` a second one of that key within `uniqueWindow` seconds is the same job.
+    With `uniqueKey` a second one of that key within `uniqueWindow` seconds is the same job. Keys
+    are the namespace's: what applications enqueue by themselves is not compared.
     """
 
     delay: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | None = None
@@ -155,11 +160,13 @@ class Cancel(Model):
 class Canceled(Model):
     """Ids of the jobs that will not run: the job, and those that waited for it.
 
-    `running` are those that run already, or that only RQ itself can take out.
+    `running` are those that run already, or that only RQ itself can take out. `skipped` is how many
+    of other namespaces' queues wait for it; they stay, in vain.
     """
 
     canceled: list[str]
     running: list[str]
+    skipped: int
 
 
 async def list_jobs(call: Call) -> Answer:
@@ -189,12 +196,23 @@ async def enqueue_job(call: Call) -> Answer:
     """Enqueue a job; its worker logs under the ids of this request."""
     wanted: Enqueue = call.body
     owned(call, wanted.queue)
-    unique = wanted.unique_key and Unique(wanted.unique_key, wanted.unique_window)
+    unique = None
+    if wanted.unique_key is not None:
+        # Of the namespace: else whoever guesses another's key learns of his job, or keeps it away.
+        unique = Unique(f"api:{call.namespace}:{wanted.unique_key}", wanted.unique_window)
     task = Task(
         wanted.function, wanted.args, wanted.kwargs, delay=wanted.delay, at=wanted.at,
-        job_id=wanted.job_id, unique=unique or None, **wanted.options(),
+        job_id=wanted.job_id, unique=unique, **wanted.options(),
     )  # fmt: skip
-    done = await wanted.tasks(call).enqueue(task)
+    tasks, job_id = wanted.tasks(call), idempotency.name_of(call)
+    if job_id is None or wanted.job_id is not None:
+        done = await tasks.enqueue(task)
+    else:
+        now = call.services.clock.now()
+        steps = once.enqueue(task, job_id, tasks.rules, now, idempotency.MARKED)
+        done = await run_async(call.services.redis, steps)
+    if done.queue not in call.services.hub.queues(call.namespace):
+        raise JobExistsError("unique_key: another job stands for this work; use another key")
     return Answer(
         EnqueuedJob(id=done.job_id, queue=done.queue, created=done.created),
         details={"job": done.job_id, "queue": done.queue, "function": wanted.function},
@@ -216,9 +234,12 @@ async def retry_job(call: Call) -> Answer:
 async def cancel_job(call: Call) -> Answer:
     """Cancel a job, and those that wait for it."""
     found = await _here(call)
-    done = await call.services.tasks.cancel(found.job.job_id, stop=call.body.stop)
+    queues = call.services.hub.queues(call.namespace)
+    done = await call.services.tasks.cancel(found.job.job_id, stop=call.body.stop, queues=queues)
     return Answer(
-        Canceled(canceled=list(done.canceled), running=list(done.running)),
+        Canceled(
+            canceled=list(done.canceled), running=list(done.running), skipped=len(done.skipped)
+        ),
         details={"jobs": len(done.canceled)},
     )
 

@@ -20,7 +20,7 @@ from engineroom.console.settings import ApiSettings
 from engineroom.console.table import ROUTES
 from engineroom.core import tracing
 from engineroom.core.errors import InvalidInputError
-from engineroom.core.logging import configure, get_logger
+from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
 from engineroom.core.validation.requests import Limits
 from engineroom.kube import config as kube_config
 from engineroom.kube.errors import ConfigError
@@ -85,7 +85,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             log.error("a setting is wrong", setting=name, problem=problem["msg"])  # noqa: TRY400
         return EXIT_CONFIG
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, repeat=(settings.log_repeat, REPEAT_SECONDS))
     logging.captureWarnings(capture=True)
     try:
         settings.read_secret()

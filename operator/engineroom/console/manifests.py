@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import secrets
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,12 +22,17 @@ if TYPE_CHECKING:
     from engineroom.kube.resources import Resource
 
 
-class Manifest(Model):
+class Compared(Model):
     """YAML or JSON, several documents; objects without a namespace get that of the path."""
 
     manifest: Annotated[str, Field(min_length=1, max_length=MAX_MANIFEST)]
-    dry_run: bool = Field(default=False, description="Check and compare only.")
     force: bool = Field(default=False, description="Take over fields that other managers own.")
+
+
+class Manifest(Compared):
+    """YAML or JSON, several documents; objects without a namespace get that of the path."""
+
+    dry_run: bool = Field(default=False, description="Check and compare only.")
 
 
 class ChangeView(Model):
@@ -67,7 +70,7 @@ async def apply(call: Call) -> Answer:
     if wanted.dry_run or not changing:
         outcome = "planned" if wanted.dry_run else "unchanged"
         return Answer(Applied(outcome=outcome, transaction=None, objects=objects))
-    transaction = _transaction(call)
+    transaction = idempotency.name_of(call) or secrets.token_hex(16)
     services = call.services
     await services.bundles.put(transaction, changing)
     said = {
@@ -94,16 +97,17 @@ async def apply(call: Call) -> Answer:
     )
 
 
-def _transaction(call: Call) -> str:
-    """An id; the same for a request that is repeated under the same Idempotency-Key."""
-    key = call.request.headers.get(idempotency.HEADER)
-    if key is None:
-        return secrets.token_hex(16)
-    said = [call.principal.subject, call.namespace, key, call.body.model_dump_json()]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+async def diff(call: Call) -> Answer:
+    """What applying would change, for who may see it; nothing is written.
+
+    Whom the cluster knows needs for it what `kubectl diff` needs: a rehearsal is a patch.
+    """
+    planned = await _plan(call, call.body)
+    objects = [_applied(each) for each in planned]
+    return Answer(Applied(outcome="planned", transaction=None, objects=objects))
 
 
-async def _plan(call: Call, wanted: Manifest) -> list[Planned]:
+async def _plan(call: Call, wanted: Compared) -> list[Planned]:
     """What is to be done. Raises for whatever would be refused later; nothing is written."""
     objects = read_objects(call.namespace, wanted.manifest)
     client = call.services.client
@@ -149,5 +153,11 @@ ROUTES = (
         needs=Permission.NAMESPACE_MANIFESTS_APPLY, handler=apply,
         summary="Apply several objects as one transaction", tag="manifests", body=Manifest,
         answer=Applied, action="manifest.apply", cost=10, errors=(409,),
+    ),
+    Route(
+        method="POST", path=f"{BASE}/namespaces/{{namespace}}/manifests/diff",
+        needs=Permission.NAMESPACE_MANIFESTS_READ, handler=diff,
+        summary="What applying would change", tag="manifests", body=Compared,
+        answer=Applied, action="manifest.diff", cost=10, errors=(409,),
     ),
 )  # fmt: skip

@@ -305,7 +305,8 @@ def markdown(routes: Sequence[Route]) -> str:
         "",
         "Codes of errors: [reference/errors.md](reference/errors.md). Rights: [auth.md](auth.md).",
         "How the process works: [api-process.md](api-process.md).",
-        "The kinds: [reference/workerpool.md](reference/workerpool.md).",
+        "The kinds: [reference/workerpool.md](reference/workerpool.md),",
+        "[reference/ratelimitpolicy.md](reference/ratelimitpolicy.md).",
         "",
     ]
     for tag in dict.fromkeys(route.tag for route in routes):

@@ -79,6 +79,8 @@ class Operation:
     by: str
     started: float
     total: int
+    #: Queues that may be touched besides, where jobs hang on each other.
+    allowed: tuple[str, ...] = ()
     stop: bool = False
     status: Status = Status.RUNNING
     done: int = 0
@@ -123,6 +125,7 @@ class Operations:
             "action": operation.action.value,
             "state": operation.state.value,
             "queues": json.dumps(operation.queues),
+            "allowed": json.dumps(operation.allowed),
             "where": operation.where.dumps(),
             "by": operation.by,
             "started": repr(operation.started),
@@ -159,6 +162,7 @@ class Operations:
             action=Action(known["action"]),
             state=State(known["state"]),
             queues=tuple(json.loads(known["queues"])),
+            allowed=tuple(json.loads(known.get("allowed", "[]"))),
             where=Where.loads(known["where"]),
             by=known["by"],
             started=float(known["started"]),
@@ -359,7 +363,9 @@ class Operations:
             done = skipped = 0
             for each in ids:
                 try:
-                    canceled = await self._tasks.cancel(_text(each), stop=known.stop)
+                    canceled = await self._tasks.cancel(
+                        _text(each), stop=known.stop, queues={*known.queues, *known.allowed}
+                    )
                 except EngineroomError as error:
                     # It ended, expired or was cancelled meanwhile.
                     if error.category not in (Category.NOT_FOUND, Category.CONFLICT):
@@ -367,7 +373,7 @@ class Operations:
                     skipped += 1
                     continue
                 done += len(canceled.canceled)
-                skipped += not canceled.canceled
+                skipped += len(canceled.skipped) + (not canceled.canceled)
             with wrapped("operations.note"):
                 await self._note(keys=[_key(known.id), found_key], args=[len(ids), done, skipped])
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engineroom.auth.audit import Head
 from engineroom.auth.permissions import Permission
-from engineroom.console.pages import Cursor, Limit, Paged, bad_cursor, packed, unpacked
+from engineroom.console.pages import Cursor, Limit, Paged
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
 
@@ -126,9 +126,8 @@ async def check_audit(call: Call) -> Answer:
 
 async def list_transactions(call: Call) -> Answer:
     """A page of a namespace's transactions."""
-    limit, cursor = call.query.limit, unpacked(call.query.cursor) or None
-    if cursor is not None and (len(cursor) < 17 or not cursor[:16].isdigit()):
-        raise bad_cursor()
+    places = call.services.places
+    limit, cursor = call.query.limit, places.unpacked(call.query.cursor) or None
     items: list[Transaction] = []
     scanned = 0
     while True:
@@ -139,7 +138,7 @@ async def list_transactions(call: Call) -> Answer:
         items += map(_transaction, here)
         cursor = page.cursor
         if cursor is None or len(items) == limit or scanned >= MAX_SCANNED:
-            return Answer(Transactions(items=items, next_cursor=packed(cursor)))
+            return Answer(Transactions(items=items, next_cursor=places.packed(cursor)))
 
 
 async def show_transaction(call: Call) -> Answer:

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console import idempotency
 from engineroom.console.errors import PreconditionFailedError
-from engineroom.console.pages import Paged, check_match, etag, packed, unpacked
+from engineroom.console.pages import Paged, check_match, etag
 from engineroom.console.queues import owned
 from engineroom.console.routes import BASE, Answer, Call, Model, Route
 from engineroom.console.work import Work
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
+from engineroom.tasks import once
 from engineroom.tasks.errors import (
     ScheduleChangedError,
     ScheduleNotFoundError,
     ScheduleOwnedError,
 )
 from engineroom.tasks.schedules import Schedule
+from engineroom.tasks.steps import run_async
 from engineroom.tasks.task import Task
 from engineroom.tasks.triggers import MOST_JITTER, Cron, Every, Missed, Once
 
@@ -84,8 +87,8 @@ class ScheduleRun(Model):
 
 async def list_schedules(call: Call) -> Answer:
     """A page of the schedules that enqueue to the namespace's queues."""
-    queues = call.services.hub.queues(call.namespace)
-    limit, after = call.query.limit, unpacked(call.query.cursor)
+    queues, places = call.services.hub.queues(call.namespace), call.services.places
+    limit, after = call.query.limit, places.unpacked(call.query.cursor)
     found: list[Known] = []
     scanned = 0
     while queues and scanned < MAX_SCANNED:
@@ -95,15 +98,14 @@ async def list_schedules(call: Call) -> Answer:
             if each.queue in queues:
                 found.append(each)
                 if len(found) == limit:
-                    return _listed(found, after)
+                    return _listed(found, places.packed(after))
         if len(page) < CHUNK:
             return _listed(found, None)
-    return _listed(found, after if queues else None)
+    return _listed(found, places.packed(after) if queues else None)
 
 
-def _listed(found: list[Known], after: str | None) -> Answer:
-    items = [_schedule(each) for each in found]
-    return Answer(ScheduleList(items=items, next_cursor=packed(after)))
+def _listed(found: list[Known], cursor: str | None) -> Answer:
+    return Answer(ScheduleList(items=[_schedule(each) for each in found], next_cursor=cursor))
 
 
 async def show_schedule(call: Call) -> Answer:
@@ -168,7 +170,12 @@ async def resume_schedule(call: Call) -> Answer:
 async def run_schedule(call: Call) -> Answer:
     """Enqueue its job now, beside its ticks, paused or not."""
     known = await _here(call)
-    job = await call.services.tasks.run_schedule(known.name)
+    run, services = idempotency.name_of(call), call.services
+    if run is None:
+        job = await services.tasks.run_schedule(known.name)
+    else:
+        steps = once.run_schedule(known.name, run, services.clock.now(), idempotency.MARKED)
+        job = await run_async(services.redis, steps)
     return Answer(ScheduleRun(id=job), details={"job": job})
 
 

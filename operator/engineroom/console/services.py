@@ -8,14 +8,17 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import HTTPConnection
+
 from engineroom.auth.api_keys import ApiKeys
+from engineroom.auth.attempts import Attempts
 from engineroom.auth.audit import AuditLog
 from engineroom.auth.chain import derived
 from engineroom.auth.keys import Keys, RedisKeyStore
 from engineroom.auth.kubernetes import KubernetesIdentity
 from engineroom.auth.links import Links
 from engineroom.auth.lockout import RedisCounter, SignIn
-from engineroom.auth.middleware import Authenticator, asked_of
+from engineroom.auth.middleware import SESSION, Authenticator, asked_of, of_session, who
 from engineroom.auth.passwords import Passwords
 from engineroom.auth.revocation import Revocations
 from engineroom.auth.sessions import Sessions
@@ -27,6 +30,7 @@ from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.oidc import provider
 from engineroom.console.operations import Operations
+from engineroom.console.pages import Places
 from engineroom.console.people import People
 from engineroom.console.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
@@ -48,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 
     from redis.asyncio import Redis
-    from starlette.requests import Request
 
     from engineroom.auth.oidc import Oidc
     from engineroom.auth.permissions import Principal
@@ -102,6 +105,7 @@ class Services:
     coordinator: Coordinator
     revocations: Revocations
     operations: Operations
+    places: Places
     clock: Clock
     proxies: int = 0
     oidc: Oidc | None = None
@@ -109,7 +113,7 @@ class Services:
     #: Requests in a second that a caller has.
     rate: int = 50
 
-    def address(self, request: Request) -> str:
+    def address(self, request: HTTPConnection) -> str:
         """Where a request came from: the connection's end, or what our own proxies saw."""
         peer = request.client.host if request.client else ""
         if not self.proxies:
@@ -119,6 +123,10 @@ class Services:
         # Each trusted proxy appends whom it saw; what stands before that anybody may have written.
         return told[-self.proxies][:64] if len(told) >= self.proxies else peer
 
+    def address_of(self, scope: MutableMapping[str, Any]) -> str:
+        """The same of an ASGI scope."""
+        return self.address(HTTPConnection(scope))
+
     def cost(self, caller: Principal, cost: int) -> int:
         """What a request counts of somebody with a rate of his own, so that he has no more."""
         if caller.rate is None or caller.rate >= self.rate:
@@ -127,8 +135,20 @@ class Services:
         return min(math.ceil(cost * self.rate / caller.rate), self.rate * AT_ONCE)
 
     async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
-        """Who asks, looked at anew; see ``Authenticator.authenticate``."""
-        return await self.authenticator.authenticate(asked_of(scope))
+        """Who asks, looked at anew; see ``Authenticator.authenticate``.
+
+        A session is not used by that: what looks by itself must not keep it from being idle.
+        """
+        before = who(scope)
+        if before is not None and before.how == "session":
+            for session in await self.sessions.of(before.subject):
+                if session.handle == before.reference:
+                    principal = of_session(session)
+                    if not session.person:
+                        principal = await self.accounts.current(principal)
+                    return principal, scope[SESSION]
+            return None, ""
+        return await self.authenticator.authenticate(asked_of(scope, self.address_of(scope)))
 
 
 class ClusterReviewer:
@@ -231,6 +251,7 @@ async def _made(
         kubernetes = KubernetesIdentity(
             ClusterReviewer(client), clock, audiences=settings.audiences
         )
+    counter = RedisCounter(redis, clock)
     passwords = Passwords()
     source = directory.read(settings.accounts_file, settings.passwords_directory)
     accounts = await Accounts.of(
@@ -255,6 +276,7 @@ async def _made(
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
             current=accounts.current,
+            attempts=Attempts(counter),
         ),
         authority=Authority(lambda: accounts.policy, kubernetes),
         limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
@@ -269,7 +291,7 @@ async def _made(
             accounts, sessions, tokens, document=settings.accounts_file,
             hashes=settings.passwords_directory, source=source,
         ),
-        sign_in=SignIn(RedisCounter(redis, clock), passwords, accounts.find),
+        sign_in=SignIn(counter, passwords, accounts.find),
         links=Links(redis, clock),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
@@ -278,6 +300,7 @@ async def _made(
         coordinator=coordinator,
         revocations=revocations,
         operations=Operations(redis, AsyncTasks(redis), clock),
+        places=Places(derived(secret, "cursors")),
         clock=clock,
         proxies=settings.trusted_proxy_hops,
         oidc=provider(settings, redis, clock),

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from engineroom.console.people import Person
 
 
-_PLACE = re.compile(r"account:[a-z0-9._-]{0,63}|person:([0-9.]+:[0-9a-f]{40})?")
+_PLACE = re.compile(
+    r"account:[a-z0-9._-]{0,63}|person:([0-9]{1,15}(\.[0-9]{1,17})?(e[+-][0-9]{1,2})?:[0-9a-f]{40})?"
+)
 
 
 class UsersQuery(Paged):

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from engineroom.core.clock import SystemClock
-from engineroom.core.redaction import REDACTED, is_secret_key, redact, redact_text
+from engineroom.core.redaction import REDACTED, hides, is_secret_key, redact, redact_text
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -41,7 +41,7 @@ def _redact_event(
     for key, value in event.items():
         if key.startswith("_"):
             continue  # structlog's own record and format marks
-        event[key] = REDACTED if is_secret_key(key) and value else redact(value)
+        event[key] = REDACTED if hides(key, value) else redact(value)
     return event
 
 
@@ -55,6 +55,11 @@ def _ids_of_record(
         if isinstance(value, str):
             event.setdefault(name, value)
     return event
+
+
+#: Lines of the same message, and in how many seconds, that processes write unless told otherwise.
+REPEATED = 100
+REPEAT_SECONDS = 10.0
 
 
 class _Repetition(logging.Filter):
@@ -107,7 +112,7 @@ def configure(
     """Set up logging for the process; may be called again.
 
     ``repeat`` is (lines, seconds): of the same message that many are written in that time, and the
-    next one says in ``repeated`` how many were not. None writes all.
+    next one says in ``repeated`` how many were not. None and 0 lines write all.
 
     ``style`` "auto" is readable text on a terminal and JSON anywhere else. ``stream`` defaults to
     standard error.
@@ -151,7 +156,7 @@ def configure(
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
-    if repeat is not None:
+    if repeat is not None and repeat[0]:
         handler.addFilter(_Repetition(*repeat, clock or SystemClock()))
     root = logging.getLogger()
     for old in list(root.handlers):

@@ -139,27 +139,3 @@ def job_outcome(
         return JobOutcome(JobFate.DEAD_LETTER)
     said = None if known is None else known.retry_after
     return JobOutcome(JobFate.RETRY, delay if said is None else said)
-
-
-@dataclass(frozen=True, slots=True)
-class HandlerDecision:
-    """What a Kopf handler raises: PermanentError if ``permanent``, else TemporaryError.
-
-    ``delay`` is in seconds and None for a permanent one.
-    """
-
-    permanent: bool
-    message: str
-    delay: float | None = None
-
-
-def handler_decision(error: BaseException, *, delay: float = DEFAULT_DELAY) -> HandlerDecision:
-    """Give up on what somebody has to change, come back for the rest.
-
-    An exception that is not ours is temporary, as it is for Kopf.
-    """
-    known = _known(error)
-    if known is not None and not known.retryable:
-        return HandlerDecision(True, _text(error))
-    said = None if known is None else known.retry_after
-    return HandlerDecision(False, _text(error), delay if said is None else said)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.api import GROUP
 from engineroom.core.errors import TransientError
-from engineroom.core.redaction import REDACTED, is_secret_key, redact_text
+from engineroom.core.redaction import redact_object
 from engineroom.core.transactions.saga import Saga, Step, StepContext
 from engineroom.core.validation.paths import child
 from engineroom.core.wrapping import wrapped
@@ -104,27 +104,31 @@ def content(obj: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"metadata": said, **rest}
 
 
-def differences(before: Any, after: Any, path: str = "") -> Iterator[Change]:
-    """Each field that differs, depth first."""
+def differences(before: Any, after: Any) -> Iterator[Change]:
+    """Each field that differs, depth first, told without secrets."""
+    return _differing(before, after, redact_object(before), redact_object(after), "")
+
+
+def _differing(before: Any, after: Any, old: Any, new: Any, path: str) -> Iterator[Change]:
+    """``old`` and ``new`` are how ``before`` and ``after`` may be told; they can be less deep."""
     if before == after:
         return
-    if isinstance(before, dict) and isinstance(after, dict):
+    both = (before, after, old, new)
+    if all(isinstance(each, dict) for each in both):
         for key in sorted({*before, *after}):
-            yield from differences(before.get(key), after.get(key), child(path, key))
-        return
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            yield from differences(old, new, f"{path}[{index}]")
-        return
-    yield Change(path, _told(path, before), _told(path, after))
+            was, now = before.get(key), after.get(key)
+            yield from _differing(was, now, old.get(key), new.get(key), child(path, key))
+    elif all(isinstance(each, list) for each in both) and len(before) == len(after):
+        for index, (was, now) in enumerate(zip(before, after, strict=True)):
+            yield from _differing(was, now, old[index], new[index], f"{path}[{index}]")
+    else:
+        yield Change(path, _told(old), _told(new))
 
 
-def _told(path: str, value: Any) -> str | None:
+def _told(value: Any) -> str | None:
     if value is None:
         return None
-    if is_secret_key(path.rpartition(".")[2]) or ".env[" in path:
-        return REDACTED
-    text = redact_text(json.dumps(value, ensure_ascii=False, sort_keys=True))
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 

@@ -157,14 +157,18 @@ class Tasks(_Shared):
         steps = flows.enqueue_flow(flow, self.rules, self.clock.now(), flow_id, unique)
         return run(self.redis, steps)
 
-    def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+    def cancel(
+        self, job_id: str, *, stop: bool = False, queues: Collection[str] | None = None
+    ) -> Canceled:
         """Cancel a job and all that hangs on it, in steps of 50; which jobs these are.
 
+        With ``queues`` jobs of others are left alone: the job itself is then not there.
         A job that runs is not ended, unless with ``stop`` its worker is asked to. After a kill
         nothing of it runs; the same call does the rest. Raises core.errors.JobMissingError,
         JobEndedError.
         """
-        return run(self.redis, dependents.cancel(job_id, self.clock.now(), stop=stop))
+        steps = dependents.cancel(job_id, self.clock.now(), stop=stop, queues=queues)
+        return run(self.redis, steps)
 
     def queue_names(self) -> list[str]:
         """All queues that RQ knows, sorted."""
@@ -383,9 +387,11 @@ class AsyncTasks(_Shared):
         steps = flows.enqueue_flow(flow, self.rules, self.clock.now(), flow_id, unique)
         return await run_async(self.redis, steps)
 
-    async def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+    async def cancel(
+        self, job_id: str, *, stop: bool = False, queues: Collection[str] | None = None
+    ) -> Canceled:
         """See Tasks.cancel."""
-        steps = dependents.cancel(job_id, self.clock.now(), stop=stop)
+        steps = dependents.cancel(job_id, self.clock.now(), stop=stop, queues=queues)
         return await run_async(self.redis, steps)
 
     async def queue_names(self) -> list[str]:

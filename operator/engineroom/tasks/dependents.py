@@ -18,7 +18,7 @@ from engineroom.tasks.errors import JobEndedError, ParentCanceledError
 from engineroom.tasks.steps import Batch, Invoke, Script, Steps, text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     from engineroom.tasks.task import Encoded, Unique
@@ -42,11 +42,13 @@ class EncodedFlow:
 class Canceled:
     """What ``cancel`` did: ids of the jobs that will not run, and of those that run already.
 
-    ``running`` also holds jobs with a rate limit of RQ, which only RQ itself can take out.
+    ``running`` also holds jobs with a rate limit of RQ, which only RQ itself can take out. Those in
+    ``skipped`` are of queues that were not to be touched; they wait in vain.
     """
 
     canceled: tuple[str, ...]
     running: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def invocation(
@@ -99,21 +101,25 @@ def parent_canceled(reply: Sequence[Any]) -> ParentCanceledError:
     )
 
 
-def cancel(job_id: str, now: datetime, *, stop: bool = False) -> Steps[Canceled]:
+def cancel(
+    job_id: str, now: datetime, *, stop: bool = False, queues: Collection[str] | None = None
+) -> Steps[Canceled]:
     """Cancel the job and, step by step, all that hangs on it; see Tasks.cancel.
 
+    With ``queues`` jobs of other queues, and what hangs on them, stay as they are.
     Nothing of it runs once the first step is done: RQ starts no dependent of a cancelled job. So
     whoever was killed in between left jobs that wait in vain, and the same call takes them too.
     """
-    found = yield from _cascade([job_id], now, stop=stop)
-    if found[job_id] == "gone":
+    found = yield from _cascade([job_id], now, stop=stop, queues=queues)
+    if found[job_id] in ("gone", "foreign"):
         raise JobMissingError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
     if found[job_id] == "finished":
         raise JobEndedError(f"job_id: {job_id} has finished; nothing is left to cancel")
-    return Canceled(
-        tuple(each for each, verdict in found.items() if verdict == "canceled"),
-        tuple(each for each, verdict in found.items() if verdict == "running"),
+    canceled, running, skipped = (
+        tuple(each for each, verdict in found.items() if verdict == wanted)
+        for wanted in ("canceled", "running", "foreign")
     )
+    return Canceled(canceled, running, skipped)
 
 
 def cancel_dependents(job_id: str, now: datetime) -> Steps[None]:
@@ -122,13 +128,16 @@ def cancel_dependents(job_id: str, now: datetime) -> Steps[None]:
     yield from _cascade(waiting, now, stop=False)
 
 
-def _cascade(waiting: list[str], now: datetime, *, stop: bool) -> Steps[dict[str, str]]:
+def _cascade(
+    waiting: list[str], now: datetime, *, stop: bool, queues: Collection[str] | None = None
+) -> Steps[dict[str, str]]:
     """Cancel jobs and what hangs on them, breadth first; the verdict of ``_CANCEL`` on each."""
     found: dict[str, str] = {}
     seen = set(waiting)
+    allowed = [""] if queues is None else [str(len(queues)), *queues]
     while waiting:
         step = waiting[:STEP]
-        rows = yield Invoke(_CANCEL, [], [repr(now.timestamp()), *step])
+        rows = yield Invoke(_CANCEL, [], [repr(now.timestamp()), *allowed, *step])
         # It says what it did: beside a long queue it does one job at a time.
         waiting = waiting[len(rows) :]
         stops: list[list[Any]] = []
@@ -141,7 +150,7 @@ def _cascade(waiting: list[str], now: datetime, *, stop: bool) -> Steps[dict[str
             yield Batch(stops)
         for each in step[: len(rows)]:
             # Through those that were cancelled before, too: whoever did that may have been killed.
-            if found[each] not in ("gone", "finished"):
+            if found[each] not in ("gone", "finished", "foreign"):
                 children = yield from _dependents(each)
                 waiting += [child for child in children if child not in seen]
                 seen.update(children)
@@ -285,12 +294,17 @@ return {verdict, last.id, last.queue}
 """
 )
 
-#: ARGV: the time, then ids. Returns for each, as far as it got, {verdict, worker}: canceled (now or
-#: before), running, finished or gone. Finding a job in a long queue takes long: after one such it
+#: ARGV: the time, the number of queues that may be touched or '' for all, those, then ids. Returns
+#: for each, as far as it got, {verdict, worker}: canceled (now or before), running, finished, gone
+#: or foreign. Finding a job in a long queue takes long: after one such it
 #: stops.
 _CANCEL = Script("""
-local now, rows = ARGV[1], {}
-for at = 2, #ARGV do
+local now, rows, allowed, first = ARGV[1], {}, false, 3
+if ARGV[2] ~= '' then
+  allowed, first = {}, 3 + ARGV[2]
+  for at = 3, first - 1 do allowed[ARGV[at]] = true end
+end
+for at = first, #ARGV do
   local id = ARGV[at]
   local job, long = 'rq:job:' .. id, false
   local hash = redis.call('HMGET', job, 'status', 'origin', 'worker_name', 'rate_limit_key')
@@ -299,6 +313,8 @@ for at = 2, #ARGV do
   local verdict = 'canceled'
   if not status then
     verdict = 'gone'
+  elseif allowed and not allowed[queue] then
+    verdict = 'foreign'
   elseif status == 'finished' then
     verdict = status
   elseif status == 'started' or (limited and status ~= 'canceled') then

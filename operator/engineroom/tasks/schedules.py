@@ -22,6 +22,7 @@ from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue import keys
 from engineroom.queue.order import PUT
+from engineroom.tasks.enqueue import relayed_key
 from engineroom.tasks.errors import (
     InvalidTaskError,
     ScheduleChangedError,
@@ -255,17 +256,19 @@ def resume(name: str, now: datetime) -> Steps[None]:
     _changed(name, (yield Invoke(_RESUME, [INDEX, _key(name)], [name, score])))
 
 
-def run_now(name: str, now: datetime) -> Steps[str]:
+def run_now(name: str, now: datetime, once: tuple[str, int] | None = None) -> Steps[str]:
     """Enqueue the schedule's job once, beside its ticks, paused or not; returns the job's id.
 
-    Raises ScheduleNotFoundError.
+    ``once``: a name of this run, and for how many seconds the same name is the same run. Raises
+    ScheduleNotFoundError.
     """
     known = yield from get(name)
-    job_id = f"{name}-{uuid4().hex[:12]}"
+    job_id = f"{name}-{once[0] if once else uuid4().hex[:12]}"
+    marks = [relayed_key(job_id)] if once else []
     made = yield Invoke(
         _RUN_NOW,
-        [_key(name), _template_key(name), keys.queue(known.queue), "rq:queues"],
-        [name, job_id, timestamp(now)],
+        [_key(name), _template_key(name), keys.queue(known.queue), "rq:queues", *marks],
+        [name, job_id, timestamp(now), once[1] if once else ""],
     )
     if not made:
         raise _not_found(name)
@@ -616,6 +619,7 @@ _RUN_NOW = Script(
     + """
 local fields = redis.call('HGETALL', KEYS[2])
 if #fields == 0 then return 0 end
+if KEYS[5] and not redis.call('SET', KEYS[5], '1', 'NX', 'EX', ARGV[4]) then return 1 end
 local job = 'rq:job:' .. ARGV[2]
 redis.call('HSET', job, 'created_at', ARGV[3], 'enqueued_at', ARGV[3], 'er_schedule', ARGV[1],
            unpack(fields))

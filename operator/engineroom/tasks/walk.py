@@ -13,13 +13,14 @@ import zlib
 from base64 import b64decode
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.steps import Invoke, Script, text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: So much of a job's arguments is looked at for its function (bytes), and of its traceback.
 _HEAD, _TRACEBACK = 2048, 32768
@@ -29,6 +30,8 @@ _LARGE = 65536
 _BUDGET = 512 * 1024
 
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 FIELDS = (
     "status", "origin", "description", "created_at", "enqueued_at", "started_at", "ended_at",
@@ -64,7 +67,7 @@ def walk(
 
     ``failed``: with why and by whom. ``bound``: no score above it, oldest first.
     """
-    score, job_id = _split(cursor, r"-?[0-9.]+(e\+?[0-9]+)?|-?inf")
+    score, job_id = _split(cursor, _is_score)
     order = "asc" if oldest_first else "desc"
     arguments = [score, job_id, count, order, bound, "1" if failed else "", *_LIMITS, *FIELDS]
     return Invoke(_WALK, [key], arguments)
@@ -76,7 +79,7 @@ def walk_list(key: str, cursor: str | None, count: int) -> Invoke:
     A place of which the list has moved on is looked for near the head; what was taken since then
     is behind us.
     """
-    index, job_id = _split(cursor, r"[0-9]{1,10}")
+    index, job_id = _split(cursor, lambda place: bool(re.fullmatch("[0-9]{1,10}", place)))
     return Invoke(_WALK_LIST, [key], [index, job_id, count, "", "", "", *_LIMITS, *FIELDS])
 
 
@@ -133,9 +136,16 @@ def unpacked(packed: bytes) -> str:
         return ""
 
 
-def _split(cursor: str | None, number: str) -> tuple[str, str]:
+def _is_score(place: str) -> bool:
+    """Whether Redis reads it as a score. RQ gives what never expires the score ``inf``."""
+    if place in ("inf", "-inf"):
+        return True
+    return bool(_NUMBER.fullmatch(place)) and isfinite(float(place))
+
+
+def _split(cursor: str | None, valid: Callable[[str], bool]) -> tuple[str, str]:
     place, _, job_id = (cursor or "").partition(":")
-    if cursor and (not job_id or len(job_id) > 1000 or not re.fullmatch(number, place)):
+    if cursor and (not job_id or len(job_id) > 1000 or not valid(place)):
         raise InvalidTaskError("cursor", f"{cursor[:50]!r}", "use the cursor of the page before")
     return place, job_id
 

@@ -46,6 +46,12 @@ class Api:
         made = await self.services.api_keys.create(owner or f"program:{role_name}", "test", grants)
         return made.secret
 
+    async def token(self, role_name: str, *namespaces: str, scopes: list[str] | None = None) -> str:
+        """An access token of the owner of ``key``'s keys."""
+        grants = [Grant(role_name, frozenset(namespaces or {EVERYWHERE}))]
+        pair = await self.services.tokens.issue(f"program:{role_name}", grants, scopes)
+        return pair.access
+
     async def call(
         self, method: str, path: str, token: str = "", body: Any = None, **headers: str
     ) -> httpx.Response:

@@ -35,7 +35,11 @@ class ApiProcess:
 
 @contextlib.contextmanager
 def api_process(
-    kubeconfig: Path, redis_url: str, log: Path, rate: int = 1000
+    kubeconfig: Path,
+    redis_url: str,
+    log: Path,
+    rate: int = 1000,
+    module: str = "engineroom.console.main",
 ) -> Iterator[ApiProcess]:
     """Started, ready, and ended with the block."""
     port = free_port()
@@ -49,7 +53,7 @@ def api_process(
         "ENGINEROOM_REQUESTS_PER_SECOND": str(rate),
         "ENGINEROOM_LOG_FORMAT": "json",
     }
-    command = [sys.executable, "-m", "engineroom.console.main"]
+    command = [sys.executable, "-m", module]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.console.main import made as application
+from engineroom.console.services import ClusterReviewer
 from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
 from engineroom.tasks import Cron, Schedule, Task
 from tests.integration.console.api import (
@@ -17,6 +20,7 @@ from tests.integration.console.api import (
     Api,
     code,
     pool,
+    swept,
 )
 from tests.integration.pools import eventually
 
@@ -141,7 +145,7 @@ async def test_a_repeated_change_is_done_once_and_answered_the_same(
 
 
 async def test_a_secret_is_not_shown_again_for_a_repeated_request(api: Api) -> None:
-    admin = await api.key("admin")
+    admin = await api.token("admin")
     first = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
     assert first.status_code == 201
     again = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
@@ -250,7 +254,7 @@ async def test_tokens_are_refreshed_once_and_ended_by_an_administrator(api: Api)
 
 
 async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) -> None:
-    operator = await api.key("operator", namespace)
+    operator = await api.token("operator", namespace)
     more = {"name": "x", "grants": [{"role": "admin", "namespaces": [namespace]}]}
     assert (await api.post("/keys", operator, more)).status_code == 403
     wider = {"name": "x", "grants": [{"role": "operator", "namespaces": ["*"]}]}
@@ -259,12 +263,32 @@ async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) 
     scoped = (await api.post("/keys", operator, narrow)).json()["secret"]
     assert (await api.get(f"/namespaces/{namespace}/queues", scoped)).status_code == 403
     assert (await api.get(f"/namespaces/{namespace}/pools", scoped)).status_code == 200
-    # With a scoped key no unscoped one can be made, nor rotated.
+    # With a scoped token no unscoped one can be made, nor rotated.
+    unscoped = (await api.post("/keys", operator, {"name": "z"})).json()["key"]["id"]
+    scoped = await api.token("operator", namespace, scopes=narrow["scopes"])
     again = (await api.post("/keys", scoped, {"name": "y"})).json()["key"]
     assert again["scopes"] == ["namespace:pools:read", "self:keys:manage"]
-    whole = (await api.get("/keys", scoped)).json()["items"]
-    unscoped = next(each["id"] for each in whole if each["scopes"] is None)
     assert (await api.post(f"/keys/{unscoped}/rotate", scoped, {})).status_code == 403
+    assert (await api.post(f"/keys/{again['id']}/rotate", scoped, {})).status_code == 201
+
+
+async def test_a_key_makes_no_other_and_does_not_outlive_itself(api: Api) -> None:
+    admin = await api.token("admin")
+    made = (await api.post("/keys", admin, {"name": "x", "days": 1, "rate": 1})).json()
+    strong = (await api.post("/keys", admin, {"name": "y"})).json()["key"]["id"]
+    leaked = made["secret"]
+    for path, body in (
+        ("/keys", {"name": "z", "days": 366}),
+        (f"/keys/{made['key']['id']}/rotate", {}),
+        (f"/keys/{strong}/rotate", {}),
+    ):
+        answer = await api.post(path, leaked, body)
+        assert (answer.status_code, code(answer)) == (403, "permission_denied"), path
+        assert "sign in" in answer.json()["detail"]
+    assert len((await api.get("/keys", admin)).json()["items"]) == 2
+    # To be rid of it, it is enough.
+    assert (await api.call("DELETE", f"/keys/{made['key']['id']}", leaked)).status_code == 204
+    assert (await api.get("/whoami", leaked)).status_code == 401
 
 
 async def test_anothers_key_is_answered_like_none(api: Api) -> None:
@@ -309,7 +333,7 @@ async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
 async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> None:
     body = {"name": "admin", "password": ADMIN_PASSWORD}
     await api.post("/sessions", body=body)
-    secret = (await api.post("/keys", await api.key("admin"), {"name": "x"})).json()["secret"]
+    secret = (await api.post("/keys", await api.token("admin"), {"name": "x"})).json()["secret"]
     page = (await api.get("/audit", await api.key("admin"))).text
     said = page + capsys.readouterr().out
     assert '"session.open"' in said
@@ -376,7 +400,7 @@ async def test_jobs_are_those_of_the_namespaces_queues(
     assert done.json() == {"id": ours.job_id, "queue": "mail"}
     assert (await api.post(f"{here}/{theirs.job_id}/cancel", operator, {})).status_code == 404
     canceled = await api.post(f"{here}/{ours.job_id}/cancel", operator, {})
-    assert canceled.json() == {"canceled": [ours.job_id], "running": []}
+    assert canceled.json() == {"canceled": [ours.job_id], "running": [], "skipped": 0}
     assert (await api.get(f"{here}?state=canceled", operator)).json()["items"][0]["id"]
 
 
@@ -395,6 +419,71 @@ async def test_too_many_requests_are_told_when_to_come_back(
     assert [each.status_code for each in answers[:10]] == [200] * 10
     assert (answers[-1].status_code, code(answers[-1])) == (429, "limit_reached")
     assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+async def test_strangers_of_one_subscriber_share_a_limit(settings: Any, api_config: Any) -> None:
+    changes = {"requests_per_second": 1, "trusted_proxy_hops": 1}
+    app = application(settings.model_copy(update=changes), api_config)
+    async with app.router.lifespan_context(app):
+        api = Api(app)
+        await api.services.redis.flushall()
+        await api.services.keys.ensure()
+
+        async def ask(address: str) -> int:
+            return (await api.get("/openapi.json", x_forwarded_for=address)).status_code
+
+        found = [await ask(f"2001:db8:1:2::{n:x}") for n in range(15)]
+        other = await ask("2001:db8:1:3::1")
+        await api.aclose()
+    assert found[:10] == [200] * 10
+    assert set(found[11:]) == {429}
+    assert other == 200
+
+
+async def test_made_up_tokens_are_not_all_shown_to_the_cluster(
+    settings: Any, api_config: Any, person: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    review = ClusterReviewer.review_token
+
+    async def counted(self: Any, token: str, audiences: Any) -> Any:
+        asked.append(token)
+        return await review(self, token, audiences)
+
+    monkeypatch.setattr(ClusterReviewer, "review_token", counted)
+    token = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    app = application(settings.model_copy(update={"trusted_proxy_hops": 1}), api_config)
+    async with app.router.lifespan_context(app):
+        api = Api(app)
+        await api.services.redis.flushall()
+        await api.services.keys.ensure()
+        await api.services.revocations.read()
+        head, payload, _ = token.split(".")
+        made_up = [f"{head}.{payload}.{'x' * 10}{n}" for n in range(90)]
+        assert (await api.get("/whoami", token, x_forwarded_for="192.0.2.1")).status_code == 200
+        answers = await asyncio.gather(
+            *(api.get("/whoami", each, x_forwarded_for="192.0.2.1") for each in made_up)
+        )
+        refused = [each for each in answers if each.status_code == 429]
+        assert {each.status_code for each in answers} == {401, 429}
+        assert {each.headers["retry-after"] for each in refused} <= {"1", "2"}
+        assert len(asked) <= 66
+        # Whom the cluster knew before from there, and who has a key of ours, is served.
+        assert (await api.get("/whoami", token, x_forwarded_for="192.0.2.1")).status_code == 200
+        key = await api.key("viewer", namespace)
+        assert (await api.get("/whoami", key, x_forwarded_for="192.0.2.1")).status_code == 200
+        await api.aclose()
+    swept()
+
+
+async def test_refusals_before_anybody_is_asked_have_the_headers_of_all_others(api: Api) -> None:
+    big = {"content-length": str(10**9)}
+    wrong = {"content-encoding": "br"}
+    many = {f"x-{n}": "1" for n in range(200)}
+    for headers, status in ((big, 413), (wrong, 415), (many, 431)):
+        answer = await api.http.post("/api/v1/tokens", headers=headers, content=b"{}")
+        assert answer.status_code == status
+        assert {k: answer.headers.get(k) for k in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 async def test_the_document_and_its_page_need_no_script(api: Api) -> None:

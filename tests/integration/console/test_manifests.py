@@ -90,6 +90,54 @@ async def test_all_are_applied_and_the_log_says_who(
     assert [k async for k in api.services.redis.scan_iter("engineroom:console:manifests:*")] == []
 
 
+async def test_no_value_of_an_environment_is_told_or_kept(api: Api, namespace: str) -> None:
+    admin = await api.key("admin", namespace)
+
+    async def applied(*names: str) -> str:
+        env = [{"name": each, "value": f"hunter2-{each}"} for each in names]
+        made = pool("mail", replicas=1)
+        made["spec"]["template"]["spec"]["containers"][0]["env"] = env
+        body = {"manifest": manifest(made)}
+        rehearsed = await api.post(path(namespace), admin, {**body, "dryRun": True})
+        done = await api.post(path(namespace), admin, body, idempotency_key="-".join(names))
+        assert done.status_code == 200, done.text
+        return rehearsed.text + done.text
+
+    # Made, a list that grows, and one that shrinks.
+    for names in (("A",), ("A", "B"), ("B",)):
+        text = await applied(*names)
+        assert '\\"B\\"' in text or names == ("A",)
+        assert "hunter2" not in text
+    redis = api.services.redis
+    kept = [
+        await redis.hgetall(each) async for each in redis.scan_iter("engineroom:console:once*:*:*")
+    ]
+    assert len(kept) == 3
+    assert b"hunter2" not in b"".join(value for each in kept for value in each.values())
+
+
+async def test_who_may_only_look_can_compare(
+    api: Api, client: Client, namespace: str, person: Any
+) -> None:
+    before = await by_kubectl(client, namespace, "mail", replicas=1)
+    viewer = await api.key("viewer", namespace)
+    changed = {**pool("mail", replicas=2), "metadata": {"name": "mail"}}
+    body = {"manifest": manifest(changed), "force": True}
+    refused = await api.post(path(namespace), viewer, {**body, "dryRun": True})
+    assert (refused.status_code, code(refused)) == (403, "permission_denied")
+    told = await api.post(f"{path(namespace)}/diff", viewer, body)
+    assert told.status_code == 200, told.text
+    [found] = told.json()["objects"]
+    assert {"path": "spec.replicas", "before": "1", "after": "2"} in found["changes"]
+    assert (await live(client, namespace, "mail")) == before
+    # By the cluster's RBAC it is a patch, as for kubectl.
+    reader = await person("reader", {**POOLS, "verbs": ["get", "list"]})
+    assert (await api.post(f"{path(namespace)}/diff", reader, body)).status_code == 403
+    writer = await person("writer", {**POOLS, "verbs": ["get", "create", "patch"]},
+                          {**PODS, "verbs": ["create"]})  # fmt: skip
+    assert (await api.post(f"{path(namespace)}/diff", writer, body)).status_code == 200
+
+
 async def test_another_namespace_sees_no_transaction(
     api: Api, client: Client, namespace: str
 ) -> None:

@@ -11,6 +11,9 @@ import httpx
 import pytest  # noqa: TC002
 import pytest_asyncio
 
+from engineroom.auth.middleware import SECURITY_HEADERS
+from engineroom.auth.permissions import Grant
+from engineroom.auth.sessions import COOKIE, Limits
 from engineroom.console import stream as streaming
 from engineroom.console.main import server
 from engineroom.console.stream import BEHIND, MOST_EACH, Event, Stream
@@ -136,6 +139,23 @@ async def test_a_stream_ends_with_the_right_to_it(
             assert [event async for event in found] == []
 
 
+async def test_a_page_that_is_only_open_does_not_keep_its_session(
+    served: Served, namespace: str
+) -> None:
+    sessions = served.services.sessions
+    sessions._limits = Limits(idle=1.5)
+    session = await sessions.open("program:x", [Grant("viewer", frozenset({namespace}))])
+    cookie = {"cookie": f"{COOKIE}={session.id}"}
+    async with served.http.stream("GET", where(namespace), headers=cookie) as response:
+        found = lines(response)
+        # Looked at while it lives, and over when nobody used it.
+        assert (await anext(found)).get("retry") == "1000"
+        assert (await anext(found)) == {"comment": "alive"}
+        async with asyncio.timeout(6):
+            await until(found, "end")
+    assert (await served.get("/whoami", **cookie)).status_code == 401
+
+
 async def test_one_caller_has_so_many_streams_and_no_more(served: Served, namespace: str) -> None:
     headers = {"authorization": f"Bearer {await served.key('viewer', namespace)}"}
     async with contextlib.AsyncExitStack() as stack:
@@ -170,4 +190,5 @@ async def test_a_body_over_the_limit_is_refused_and_not_read(served: Served) -> 
     with contextlib.suppress(httpx.TransportError):
         answer = await served.http.post("/api/v1/keys", headers=headers, content=body())
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+        assert set(SECURITY_HEADERS) <= set(answer.headers)
     assert sent < 32 * 1024 * 1024

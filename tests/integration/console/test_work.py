@@ -13,7 +13,7 @@ from engineroom.console import operations
 from engineroom.console.operations import Action, Operation, Operations, Status
 from engineroom.core.clock import SystemClock
 from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS
-from engineroom.tasks import AsyncTasks, Reporter, Schedule, State, Task, Where
+from engineroom.tasks import AsyncTasks, Reporter, Schedule, State, Task, Unique, Where
 from engineroom.tasks.triggers import Every
 from tests.integration.console.api import Api, code, manifest, pool
 from tests.integration.pools import eventually
@@ -215,6 +215,68 @@ async def test_failed_jobs_are_counted_and_put_back_by_a_filter(
     assert [each["id"] for each in listed] == [begun.json()["id"]]
     stranger = await api.key("operator", "somewhere-else")
     assert (await api.get(f"{here}/{shown['id']}", stranger)).status_code == 403
+
+
+async def test_a_unique_key_is_the_namespaces_own(api: Api, client: Client, namespace: str) -> None:
+    operator = await stage(api, client, namespace, "mail")
+    redis, where = api.services.redis, f"/namespaces/{namespace}/jobs"
+    # Another tenant's work, enqueued by his application; the key is easy to guess.
+    theirs = await api.services.tasks.enqueue(
+        Task(ADD, (1,), queue="theirs", unique=Unique("invoice:42"))
+    )
+    wanted = {"function": ADD, "args": [1], "queue": "mail", "uniqueKey": "invoice:42"}
+    first = (await api.post(where, operator, wanted)).json()
+    assert first["created"]
+    assert (first["queue"], first["id"] == theirs.job_id) == ("mail", False)
+    again = (await api.post(where, operator, wanted)).json()
+    assert again == {**first, "created": False}
+    # What is claimed here keeps nobody else's work away, by no spelling.
+    for key in ("invoice:42", f"{namespace}:invoice:42"):
+        other = await api.services.tasks.enqueue(
+            Task(ADD, (1,), queue="mail2", unique=Unique(f"{key}:new"))
+        )
+        assert other.created
+    # The job went with its pool's queue to somebody else: it is not told which it is.
+    await redis.hset(f"rq:job:{first['id']}", "origin", "theirs")
+    gone = await api.post(where, operator, wanted)
+    assert (gone.status_code, code(gone)) == (409, "job_exists")
+    assert first["id"] not in gone.text
+    assert "theirs" not in gone.text
+    # An id is the installation's: that it is taken is all that is said.
+    named = await api.post(where, operator, {**wanted, "uniqueKey": "x", "jobId": theirs.job_id})
+    assert (named.status_code, code(named)) == (409, "job_exists")
+    assert "theirs" not in named.text
+
+
+async def test_cancelling_leaves_other_namespaces_jobs_alone(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail", "bills")
+    tasks = api.services.tasks
+    here = f"/namespaces/{namespace}"
+
+    async def family() -> list[str]:
+        """Ours, theirs that waits for it, ours that waits for theirs, and one more of ours."""
+        made: list[str] = []
+        for queue, parent in (("mail", None), ("theirs", 0), ("bills", 1), ("bills", 0)):
+            waits = () if parent is None else (made[parent],)
+            done = await tasks.enqueue(Task(ADD, (1,), queue=queue, depends_on=waits))
+            made.append(done.job_id)
+        return made
+
+    async def statuses(ids: list[str]) -> list[bytes | None]:
+        return [await api.services.redis.hget(f"rq:job:{each}", "status") for each in ids]
+
+    one = await family()
+    done = await api.post(f"{here}/jobs/{one[0]}/cancel", operator, {})
+    assert done.json() == {"canceled": [one[0], one[3]], "running": [], "skipped": 1}
+    assert await statuses(one) == [b"canceled", b"deferred", b"deferred", b"canceled"]
+    many = await family()
+    begun = await api.post(f"{here}/operations/cancel", operator,
+                           {"state": "waiting", "queue": "mail", "all": True})  # fmt: skip
+    ends = await ended(api, operator, f"{here}/operations/{begun.json()['id']}")
+    assert (ends["done"], ends["skipped"]) == (2, 1)
+    assert await statuses(many) == [b"canceled", b"deferred", b"deferred", b"canceled"]
 
 
 async def test_waiting_jobs_are_cancelled_by_a_filter(

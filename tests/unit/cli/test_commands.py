@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
+from engineroom.cli.commands.change import merge, report
 from engineroom.cli.commands.drain import drain, pod_progress, pool_progress
 from engineroom.cli.commands.explain import explain
 from engineroom.cli.commands.get import get
@@ -201,6 +202,17 @@ def test_a_rehearsal_shows_the_difference_and_writes_nothing() -> None:
         assert "+++ workerpool default/mail (then)" in trial.out
         assert trial.err == "rehearsed by the server; nothing was changed\n"
     assert cluster.writes == []
+
+
+def test_a_rehearsal_tells_no_secret_that_stands_beside_what_changes() -> None:
+    container = {"name": "worker", "env": [{"name": "DB_PASSWORD", "value": "hunter2"}]}
+    template = {"spec": {"containers": [container]}}
+    trial = Trial(MemoryCluster(pool(replicas=1, template=template)))
+    pool_change = {"spec": {"template": {"spec": {"containers": [{**container, "env": []}]}}}}
+    found = trial.session.cluster.pool("default", "mail")
+    report(trial.session, found, merge(found, pool_change), "changed", Output.TABLE, dry_run=True)
+    assert "DB_PASSWORD" in trial.out
+    assert "hunter2" not in trial.out
 
 
 def test_a_change_in_other_shapes() -> None:

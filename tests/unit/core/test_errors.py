@@ -20,7 +20,6 @@ from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.mapping import (
     JobFate,
     command_outcome,
-    handler_decision,
     job_outcome,
     problem_document,
 )
@@ -200,7 +199,6 @@ def test_what_nobody_foresaw_is_not_shown(error: Exception) -> None:
     assert answer.status == 500
     assert "hunter2" not in str(answer.body)
     assert "hunter2" not in command_outcome(error).text
-    assert "hunter2" not in handler_decision(error).message
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
@@ -230,10 +228,3 @@ def test_a_job_is_retried_or_set_aside_by_its_error() -> None:
     assert job_outcome(errors.TransientError("x"), retries_left=0).fate is JobFate.DEAD_LETTER
     assert job_outcome(errors.PermanentError("x"), retries_left=9).fate is JobFate.DEAD_LETTER
     assert job_outcome(ValueError("x"), retries_left=1).fate is JobFate.RETRY
-
-
-def test_a_handler_gives_up_on_what_somebody_must_change() -> None:
-    assert handler_decision(errors.InvalidInputError([Problem("a", "b", "c")])).permanent
-    temporary = handler_decision(errors.LimitError("x", retry_after=9))
-    assert (temporary.permanent, temporary.delay) == (False, 9)
-    assert not handler_decision(ValueError("x")).permanent

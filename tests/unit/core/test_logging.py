@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from engineroom.core.logging import REDACTED, configure, get_logger, redact, redact_text
+from engineroom.core.logging import (
+    REDACTED,
+    REPEAT_SECONDS,
+    REPEATED,
+    configure,
+    get_logger,
+    redact,
+    redact_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +81,44 @@ def test_a_terminal_gets_readable_text() -> None:
     assert "pool=shop/mail" in stream.getvalue()
 
 
+class Stop(BaseException):
+    """Ends a main where it sets up logging."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("engineroom.main", "ENGINEROOM_LOG_REPEAT"),
+        ("engineroom.console.main", "ENGINEROOM_LOG_REPEAT"),
+        ("engineroom.ratelimit.service.main", "ENGINEROOM_LIMITER_LOG_REPEAT"),
+        ("engineroom_webhooks.__main__", "ENGINEROOM_WEBHOOKS_LOG_REPEAT"),
+        ("engineroom.relay", ""),
+    ],
+)
+def test_every_process_writes_no_message_for_ever(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[object] = []
+
+    def configured(*_: object, repeat: object = None, **__: object) -> None:
+        found.append(repeat)
+        raise Stop
+
+    made = importlib.import_module(module)
+    monkeypatch.setattr(getattr(made, "logging", made), "configure", configured, raising=False)
+    monkeypatch.setattr(made, "configure", configured, raising=False)
+    monkeypatch.setattr("sys.argv", ["process"])
+    with pytest.raises(Stop):
+        made.main()
+    if name:
+        monkeypatch.setenv(name, "7")
+    else:
+        monkeypatch.setattr("sys.argv", ["process", "--log-repeat", "7"])
+    with pytest.raises(Stop):
+        made.main()
+    assert found == [(REPEATED, REPEAT_SECONDS), (7, REPEAT_SECONDS)]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -85,6 +132,10 @@ def test_a_terminal_gets_readable_text() -> None:
         "AUTH failed: 'password': 'hunter2'",
         '{"token":"hunter2"}',
         "api_key: hunter2",
+        "DB_PWD=hunter2 worker",
+        "--access-key=hunter2",
+        "aws_secret_access_key = hunter2",
+        '{"clientSecret": "hunter2"}',
         "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----\nhunter2 cut off",
     ],
@@ -129,6 +180,38 @@ def test_values_under_secret_keys_are_removed_at_any_depth() -> None:
         "data": "<5 bytes>",
         "none": None,
     }
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "client_secret", "clientSecret", "OIDC_CLIENT_SECRET", "accessToken", "refreshToken",
+        "refresh", "secret_key", "secretKey", "aws_secret_access_key", "AWSSecretAccessKey",
+        "access_key", "accessKey", "pwd", "dbPwd", "csrf", "csrfToken", "X-CSRF-Token",
+        "session_id", "sessionId", "connection_string", "connectionString", "databaseDSN",
+        "example.com/token", "DB_PASSWORD", "db.password", "apiKey", "bootstrapPassphrase",
+        "sessionCookie", "registryCredentials",
+    ],
+)  # fmt: skip
+def test_keys_by_which_secrets_go(key: str) -> None:
+    assert redact({key: "hunter2"}) == {key: REDACTED}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "secret", "secretName", "secretKeyRef", "secretRef", "secret_name", "imagePullSecrets",
+        "serviceAccountToken", "automountServiceAccountToken", "key", "keys", "idempotency_key",
+        "uniqueKey", "session", "handle", "tokens", "refreshed", "refresh_interval", "author",
+        "accessModes", "tokenExpirationSeconds", "passwords_directory",
+    ],
+)  # fmt: skip
+def test_keys_that_only_sound_like_it(key: str) -> None:
+    assert redact({key: "shop/mail"}) == {key: "shop/mail"}
+
+
+def test_whether_there_is_a_secret_is_no_secret() -> None:
+    assert redact({"password": True, "token": None}) == {"password": True, "token": None}
 
 
 def test_endless_values_come_to_an_end() -> None:

@@ -16,7 +16,6 @@ from engineroom.core import errors, reference
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.mapping import (
     command_outcome,
-    handler_decision,
     job_outcome,
     problem_document,
 )
@@ -116,7 +115,6 @@ def test_every_category_means_something_at_every_edge() -> None:
         assert document.body["code"] == kind.code
         assert command_outcome(error).exit_code in {1, 2, 3, 4, 5}
         assert kind.code in command_outcome(error).text
-        assert handler_decision(error).permanent is not kind.retryable
         assert (job_outcome(error, retries_left=1).fate == "retry") is kind.retryable
 
 

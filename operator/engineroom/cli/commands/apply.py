@@ -101,7 +101,12 @@ def diff(
     """
     manifest, namespace = _wanted(session, files, recursive)
     if session.remote:
-        done = _through_api(session, manifest, namespace, force=force, dry_run=True)
+        body: Document = {"manifest": manifest.text, "force": force}
+        try:
+            done = session.api.post(f"/namespaces/{namespace}/manifests/diff", body)
+        except CliError as error:
+            error.what, error.why = manifest.told(error.what), manifest.told(error.why)
+            raise
     else:
         done = _directly(session, manifest, namespace, force=force, dry_run=True)
     if output in (Output.JSON, Output.YAML):

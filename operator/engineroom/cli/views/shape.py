@@ -11,6 +11,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from engineroom.core.redaction import redact_object
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -168,11 +170,9 @@ def listing(documents: Sequence[Document]) -> Document:
 
 
 def difference(before: Document, after: Document, name: str) -> Text:
-    """What would change, as a unified diff of the YAML; empty when nothing does."""
-    lines = difflib.unified_diff(
-        _yaml(before).splitlines(), _yaml(after).splitlines(), f"{name} (now)", f"{name} (then)",
-        lineterm="",
-    )  # fmt: skip
+    """What would change, as a unified diff of the YAML without secrets; empty when nothing does."""
+    now, then = (_yaml(redact_object(each)).splitlines() for each in (before, after))
+    lines = difflib.unified_diff(now, then, f"{name} (now)", f"{name} (then)", lineterm="")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     text = Text()
     for line in lines:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from engineroom.core.errors import Category, EngineroomError, TooLargeError
@@ -103,12 +104,16 @@ class Inflater:
 class RequestLimits:
     """ASGI middleware that holds every HTTP request to ``Limits``.
 
-    Bodies in gzip are inflated on the way, so that the application sees them plain.
+    Bodies in gzip are inflated on the way, so that the application sees them plain. ``headers`` are
+    given to its own answers, as others are given them by what stands behind it.
     """
 
-    def __init__(self, app: App, limits: Limits | None = None) -> None:
+    def __init__(
+        self, app: App, limits: Limits | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._app = app
         self._limits = limits or Limits()
+        self._headers = headers or {}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -125,7 +130,7 @@ class RequestLimits:
         try:
             body = self._checked(scope)
         except EngineroomError as error:
-            await _refuse(error, send)
+            await _refuse(error, send, self._headers)
             return
         reader = _Reader(receive, self._limits, body)
         if body is not None:
@@ -139,7 +144,7 @@ class RequestLimits:
         except Exception as error:
             if reader.refused is None or started:
                 raise
-            await _refuse(reader.refused, send)
+            await _refuse(reader.refused, send, self._headers)
             if error is not reader.refused and not isinstance(error, EngineroomError):
                 raise
         finally:
@@ -239,15 +244,18 @@ class Problems:
             await _refuse(error, send)
 
 
-async def _refuse(error: EngineroomError, send: Send) -> None:
+async def _refuse(
+    error: EngineroomError, send: Send, more: Mapping[str, str] = MappingProxyType({})
+) -> None:
     document = problem_document(error)
     body = json.dumps(document.body).encode()
-    headers = {**document.headers, "Content-Length": str(len(body)), "Connection": "close"}
+    own = {**document.headers, "Content-Length": str(len(body)), "Connection": "close"}
+    headers = {k.lower(): v for each in (more, own) for k, v in each.items()}
     await send(
         {
             "type": "http.response.start",
             "status": document.status,
-            "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
         }
     )
     await send({"type": "http.response.body", "body": body})

@@ -21,7 +21,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from engineroom import __version__
 from engineroom.core.errors import EngineroomError
-from engineroom.core.logging import configure
+from engineroom.core.logging import REPEAT_SECONDS, configure
 from engineroom.ratelimit.cluster import refuse_shards
 from engineroom.ratelimit.errors import RedisClusterError
 from engineroom.ratelimit.service import admin
@@ -316,7 +316,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"])
             log.error("a setting is wrong", setting=name, problem=problem["msg"])  # noqa: TRY400
         return EXIT_CONFIG
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, repeat=(settings.log_repeat, REPEAT_SECONDS))
     logging.captureWarnings(capture=True)
     try:
         return _run(settings)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfigDict
 
+from engineroom.core.logging import REPEATED
+
 
 class Settings(BaseSettings):
     """What can be set; the description of each field says what it does."""
@@ -92,6 +94,10 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: readable on a terminal, else JSON."
     )
+    log_repeat: int = Field(
+        default=REPEATED, ge=0,
+        description="Lines of the same message that are written in ten seconds; 0: all.",
+    )  # fmt: skip
 
     @field_validator("namespaces", mode="before")
     @classmethod

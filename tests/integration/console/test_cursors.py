@@ -1,0 +1,156 @@
+"""Cursors that clients keep, change or make up: the next page, or a 422, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import random
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engineroom.auth.id_token import Identity
+from engineroom.console import schedules
+from engineroom.tasks import Every, Schedule, Task, walk
+from engineroom.tasks.errors import InvalidTaskError
+from tests.integration.console.api import Api, code
+from tests.integration.console.test_work import ADD, fail, stage
+
+if TYPE_CHECKING:
+    import pytest
+
+    from engineroom.kube.client import Client
+    from tests.support import RedisServer
+
+
+def packed(place: str | bytes) -> str:
+    raw = place.encode() if isinstance(place, str) else place
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def mutated(cursor: str, chance: random.Random) -> list[str]:
+    """Its text changed, and what it says changed."""
+    raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    found = [cursor[:-1], cursor * 2, "=", "x", packed(""), packed("\0"), packed(b"\xff")]
+    for _ in range(25):
+        said = bytearray(raw)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(said) + 1)
+            said[at : at + chance.randint(0, 1)] = chance.choice(
+                [
+                    b"",
+                    b".",
+                    b"e",
+                    b"-",
+                    b":",
+                    b"9",
+                    b"9" * 400,
+                    b"nan",
+                    b"inf",
+                    "²".encode(),
+                    b"(",
+                    b"\n",
+                ]
+            )
+        found.append(packed(bytes(said)))
+    return found
+
+
+async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
+    api: Api, client: Client, namespace: str
+) -> None:
+    operator = await stage(api, client, namespace, "mail", "bills", "news")
+    admin = await api.key("admin")
+    tasks = api.services.tasks
+    await fail(api, 4, "mail")
+    await tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * 4)
+    for n in range(4):
+        await tasks.put_schedule(Schedule(f"s{n}", Every(60), Task(ADD, (1,), queue="mail")))
+        await api.services.accounts.people.signed_in(Identity("https://idp.test", f"p{n}"))
+        await api.services.operations.start(_operation(namespace, n))
+    chance, here = random.Random(11), f"/namespaces/{namespace}"
+    lists = [
+        (f"{here}/jobs?state=failed", operator), (f"{here}/jobs?state=waiting", operator),
+        (f"{here}/schedules?", operator), (f"{here}/queues?", operator), ("/users?", admin),
+        (f"{here}/operations?", operator),
+    ]  # fmt: skip
+    for path, who in lists:
+        first = await api.get(f"{path}&limit=1", who)
+        assert first.status_code == 200, first.text
+        cursor = first.json()["nextCursor"]
+        if path == "/users?":
+            # After the accounts come people, whose places are by score.
+            cursor = (await api.get(f"/users?limit=1&cursor={cursor}", who)).json()["nextCursor"]
+        assert cursor is not None, path
+        for each in [cursor, *mutated(cursor, chance)]:
+            answer = await api.http.get(
+                f"/api/v1{path}", params={"limit": 1, "cursor": each},
+                headers={"authorization": f"Bearer {who}"},
+            )  # fmt: skip
+            assert answer.status_code in (200, 422), (path, each, answer.text)
+    # As many numbers as there are lists with places by score.
+    for place in ("1.2.3", ".", "1e999", "9" * 400, "nan", "1_0"):
+        by_score = packed(f"person:{place}:{'0' * 40}")
+        refused = await api.get(f"/users?cursor={by_score}", admin)
+        assert (refused.status_code, code(refused)) == (422, "invalid_input"), place
+
+
+def _operation(namespace: str, number: int) -> Any:
+    from engineroom.console.operations import Action, Operation
+    from engineroom.tasks import State, Where
+
+    return Operation(
+        f"{number:032x}", namespace, Action.CANCEL, State.WAITING, ("none",), Where(), "test",
+        1.7e9 + number, 0,
+    )  # fmt: skip
+
+
+_NUMBERS = r"-?[0-9]{0,3}([._ ][0-9]{0,3}){0,2}(e[+-]?[0-9]{1,4})?:x"
+
+
+@given(st.one_of(st.text(), st.from_regex(_NUMBERS, fullmatch=True)))
+def test_a_place_by_score_is_a_number_or_refused(cursor: str) -> None:
+    try:
+        asked = walk.walk("k", cursor, 1, oldest_first=True, failed=False)
+    except InvalidTaskError:
+        return
+    place = asked.arguments[0]
+    assert not cursor or float(place) == float(place)
+    assert "_" not in place
+    assert not any(letter.isspace() for letter in place)
+
+
+async def test_redis_reads_every_place_that_is_accepted(
+    redis: RedisServer, make_redis: Any
+) -> None:
+    client = make_redis()
+    await client.zadd("k", {"a": 1})
+    for place in ("0", "-1.5", "1e+16", "1.5e-07", "1795445088.6016801", "inf", "-inf", "9" * 300):
+        asked = walk.walk("k", f"{place}:x", 1, oldest_first=True, failed=False)
+        await client.eval(asked.script.source, 1, "k", *asked.arguments)
+
+
+async def test_a_list_of_schedules_says_nothing_of_others(
+    api: Api, client: Client, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "MAX_SCANNED", 4)
+    monkeypatch.setattr(schedules, "CHUNK", 2)
+    operator = await stage(api, client, namespace, "mail")
+    for n in range(10):
+        await api.services.tasks.put_schedule(
+            Schedule(f"their-payroll-{n}", Every(60), Task(ADD, (1,), queue="theirs"))
+        )
+    ours = Schedule("ours", Every(3600), Task(ADD, (1,), queue="mail"))
+    await api.services.tasks.put_schedule(ours)
+    where, cursor, found, pages = f"/namespaces/{namespace}/schedules", "", [], 0
+    while True:
+        page = (await api.get(f"{where}?cursor={cursor}", operator)).json()
+        found += [each["name"] for each in page["items"]]
+        cursor, pages = page["nextCursor"], pages + 1
+        if cursor is None:
+            break
+        assert b"their" not in base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    assert (found, pages) == (["ours"], 3)
+    # Nor can one be made up, to see what begins behind a name.
+    refused = await api.get(f"{where}?cursor={packed('their-payroll-3')}", operator)
+    assert (refused.status_code, code(refused)) == (422, "invalid_input")
