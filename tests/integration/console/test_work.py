@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from engineroom.kube.client import Client
 
+SECRET = b"s" * 48
 ADD = "tests.integration.tasks.work.add"
 
 
@@ -248,8 +249,8 @@ async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twic
         )  # fmt: skip
         mortal = make_redis()
         mortal.execute_command = Dying(mortal, allowed)
-        first = Operations(mortal, AsyncTasks(mortal), SystemClock())
-        second = Operations(redis, AsyncTasks(redis), SystemClock())
+        first = Operations(mortal, AsyncTasks(mortal), SystemClock(), SECRET)
+        second = Operations(redis, AsyncTasks(redis), SystemClock(), SECRET)
         await second.start(known)
         with_lease = first._work(known.id)
         await asyncio.gather(with_lease, return_exceptions=True)
@@ -273,7 +274,7 @@ async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
 ) -> None:
     await stage(api, client, namespace, "mail")
     redis = api.services.redis
-    both = [Operations(redis, AsyncTasks(redis), SystemClock()) for _ in range(2)]
+    both = [Operations(redis, AsyncTasks(redis), SystemClock(), SECRET) for _ in range(2)]
     known = Operation(
         "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), Where(), "test",
         SystemClock().now().timestamp(), 0,
