@@ -71,6 +71,11 @@ class ApiMetrics:
             ["saga", "outcome"], registry=self.registry,
         )  # fmt: skip
 
+        self._strangers = Counter(
+            "engineroom_requests_unrecorded",
+            "Failed requests of nobody that the audit log was spared, by action and code.",
+            ["action", "code"], registry=self.registry,
+        )  # fmt: skip
         self._forged = Counter(
             "engineroom_forged_records", "Records in Redis that were not as sealed, by kind.",
             ["kind"], registry=self.registry,
@@ -98,6 +103,10 @@ class ApiMetrics:
         self.recovery.failed(code, category)
         if action in _SIGN_INS and category in _REFUSALS:
             self._refused.labels(code).inc()
+
+    def stranger(self, action: str, code: str) -> None:
+        """A request of nobody failed, and no record was made of it."""
+        self._strangers.labels(action, code).inc()
 
     def forged(self, kind: str) -> None:
         """A record in Redis was not as the API sealed it, and was refused."""

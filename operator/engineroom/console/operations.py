@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from engineroom.tasks.failures import Where
 from engineroom.tasks.jobs import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from redis.asyncio import Redis
 
@@ -108,12 +108,18 @@ class Operations:
         secret: bytes,
         *,
         on_broken: Callable[[str, str], None] = log_broken,
+        on_end: Callable[[Operation], Awaitable[None]] | None = None,
     ) -> None:
-        """``secret``, of at least 32 bytes, seals them; see ``Sealer`` for ``on_broken``."""
+        """``secret``, of at least 32 bytes, seals them; see ``Sealer`` for ``on_broken``.
+
+        ``on_end`` is told how an operation ends, before that is noted: of a replica that dies just
+        then, a second time by the one that goes on. Of one that is stopped it is not.
+        """
         self._redis = redis
         self._tasks = tasks
         self._clock = clock
         self._sealer = Sealer(secret, "operation", on_broken)
+        self._on_end = on_end
         self._who = secrets.token_hex(8)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
@@ -306,6 +312,9 @@ class Operations:
         await self._finish(operation, Status.DONE, "")
 
     async def _finish(self, operation: str, status: Status, problem: str) -> None:
+        known = None if self._on_end is None else await self.get(operation)
+        if self._on_end is not None and known is not None and known.status is Status.RUNNING:
+            await self._on_end(replace(known, status=status, problem=problem))
         with wrapped("operations.end"):
             arguments = [operation, status.value, problem, KEPT]
             await self._end(keys=[_key(operation), _OPEN], args=arguments)

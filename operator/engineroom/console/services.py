@@ -6,6 +6,7 @@ import asyncio
 import math
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.api_keys import ApiKeys
@@ -23,13 +24,16 @@ from engineroom.auth.tokens import Tokens
 from engineroom.console import directory
 from engineroom.console.accounts import Accounts, Follower
 from engineroom.console.authority import Authority
+from engineroom.console.ends import Ends
 from engineroom.console.forgeries import Forgeries
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.oidc import provider
 from engineroom.console.operations import Operations
 from engineroom.console.people import People
+from engineroom.console.strangers import Strangers
 from engineroom.console.stream import Hub
+from engineroom.console.upkeep import Upkeep
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
@@ -105,6 +109,8 @@ class Services:
     revocations: Revocations
     operations: Operations
     forgeries: Forgeries
+    strangers: Strangers
+    upkeep: Upkeep
     clock: Clock
     proxies: int = 0
     oidc: Oidc | None = None
@@ -205,6 +211,8 @@ async def opened(
         stack.push_async_callback(_cancel, following)
         working = asyncio.create_task(services.operations.run(stopping), name="operations")
         stack.push_async_callback(_finish, working, stopping)
+        keeping = asyncio.create_task(services.upkeep.run(), name="upkeep")
+        stack.push_async_callback(_cancel, keeping)
         telling = asyncio.create_task(services.forgeries.run(), name="forgeries")
         stack.push_async_callback(_cancel, telling)
         looking = asyncio.create_task(services.follower.run(), name="accounts")
@@ -232,6 +240,7 @@ async def _made(
     audit = AuditLog(redis, clock, derived(secret, "audit"))
     # Whoever may write this Redis must not thereby have the API's rights: what gives any is sealed.
     broken = Forgeries(audit, metrics)
+    ends = Ends(audit)
     api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")], on_broken=broken)
     sessions = Sessions(redis, clock, derived(secret, "sessions"), on_broken=broken)
     kubernetes = None
@@ -259,8 +268,9 @@ async def _made(
     bundles = RedisBundles(redis, clock, derived(secret, "manifests"), on_broken=broken)
     sagas = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga", broken))
     coordinator = Coordinator(
-        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga
-    )
+        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga,
+        on_recovered=ends.transaction,
+    )  # fmt: skip
     return Services(
         redis=redis,
         client=client,
@@ -293,9 +303,16 @@ async def _made(
         coordinator=coordinator,
         revocations=revocations,
         operations=Operations(
-            redis, AsyncTasks(redis), clock, derived(secret, "operations"), on_broken=broken
+            redis, AsyncTasks(redis), clock, derived(secret, "operations"), on_broken=broken,
+            on_end=ends.operation,
         ),
         forgeries=broken,
+        strangers=Strangers(metrics, clock, derived(secret, "unknown-names")),
+        upkeep=Upkeep(
+            redis, audit, keys, clock, records=settings.audit_keep_records,
+            days=settings.audit_keep_days, key_days=settings.signing_key_days,
+            overlap=timedelta(seconds=tokens.longest_life),
+        ),
         clock=clock,
         proxies=settings.trusted_proxy_hops,
         oidc=provider(settings, redis, clock),
