@@ -7,6 +7,7 @@ is decided in Redis once more, by what they had read.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -61,15 +62,17 @@ class Upkeep:
         self.overlap = overlap
         self._name = name
 
-    async def run(self) -> None:
-        """Look until cancelled."""
-        while True:
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look until ``stopping``."""
+        while not stopping.is_set():
             try:
                 if await self._turn():
                     await self.once()
             except EngineroomError as error:
                 log.warning("upkeep waits", code=error.code, error=str(error))
-            await asyncio.sleep(LOOK)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await stopping.wait()
 
     async def once(self) -> None:
         """One round. Raises AuthStoreError and KeyStoreError."""
