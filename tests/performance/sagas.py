@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
+from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import LEASE, Coordinator, Saga, Step, StepContext
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from tests.performance.outcome import Goal, outcome
@@ -54,7 +55,7 @@ async def _run(coordinator: Coordinator, names: Sequence[str], most: int) -> Non
 
 def _coordinator(url: str) -> tuple[Redis, RedisSagaLog, Coordinator]:
     redis = Redis.from_url(url, max_connections=2048)
-    log = RedisSagaLog(redis)
+    log = RedisSagaLog(redis, sealer=Sealer(b"s" * 32, "saga"))
     return redis, log, Coordinator(log, [_saga()])
 
 

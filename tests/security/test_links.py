@@ -148,7 +148,7 @@ async def test_redis_holds_no_code_and_forgets_it(site: Site, redis: Redis) -> N
 async def test_a_code_is_over_after_its_life_whatever_redis_says(
     redis: Redis, clock: FakeClock
 ) -> None:
-    links = Links(redis, clock)
+    links = Links(redis, clock, b"s" * 32)
     code, _ = await links.make(Bound("user:admin"))
     [key] = [key async for key in redis.scan_iter("engineroom:auth:link:*")]
     await redis.persist(key)
@@ -160,7 +160,7 @@ async def test_a_code_is_over_after_its_life_whatever_redis_says(
     with pytest.raises(LinkError):
         await links.take(early)
     with pytest.raises(ValueError, match="life"):
-        Links(redis, clock, life=LIFE + 1)
+        Links(redis, clock, b"s" * 32, life=LIFE + 1)
 
 
 async def test_guesses_are_all_answered_alike_and_cost(site: Site) -> None:

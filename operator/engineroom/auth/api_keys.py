@@ -1,4 +1,4 @@
-"""API keys: for programs, shown once, kept as a keyed hash.
+"""API keys: for programs, shown once, kept as a keyed hash, and sealed with all that they give.
 
 Form: ``erk_<id>_<secret><check>``, the id 16, the secret 43 (256 bits) and the check 6 characters
 of 0-9A-Za-z; the check is the CRC-32 of all before it in base 62, so that a scanner of
@@ -17,13 +17,15 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engineroom.auth.errors import ApiKeyError
+from engineroom.auth.chain import derived
+from engineroom.auth.errors import ApiKeyError, AuthStoreError
 from engineroom.auth.permissions import Grant, scope_of
 from engineroom.auth.store import asking, text, texts
 from engineroom.auth.tokens import grants_of, scopes_of
+from engineroom.core.sealing import Sealer, log_broken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
 
     from redis.asyncio import Redis
@@ -41,6 +43,8 @@ USED_EVERY = 60.0
 REMEMBERED = 30 * 86_400
 #: Keys that one owner may have.
 MAX_KEYS = 100
+#: Times that a change of a key starts over because another one was faster.
+MAX_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,9 @@ def looks_like_key(candidate: str) -> bool:
 class ApiKeys:
     """Makes, recognises, rotates and revokes keys, in Redis.
 
-    ``peppers`` are server secrets of at least 32 bytes: the first one hashes new keys, all of them
-    recognise, so that a pepper can be changed as keys are rotated.
+    ``peppers`` are server secrets of at least 32 bytes: the first one hashes and seals new keys,
+    all of them recognise, so that a pepper can be changed as keys are rotated. ``on_broken`` hears
+    of records that somebody else wrote; see ``Sealer``.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class ApiKeys:
         peppers: Sequence[bytes],
         *,
         name: str = "engineroom:auth:apikey",
+        on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
         if not peppers or any(len(pepper) < 32 for pepper in peppers):
             msg = "peppers: needs one of at least 32 bytes; make it with openssl rand -base64 48"
@@ -97,6 +103,8 @@ class ApiKeys:
         self._clock = clock
         self._peppers = tuple(peppers)
         self._name = name
+        seals = [derived(pepper, "seal") for pepper in peppers]
+        self._sealer = Sealer(seals[0], "API key", on_broken, older=seals[1:])
 
     async def create(
         self,
@@ -143,7 +151,9 @@ class ApiKeys:
             "scopes": json.dumps(None if wanted is None else sorted(wanted)),
             "expires": "" if key.expires is None else repr(key.expires),
             "rate": "" if rate is None else str(rate),
+            "revoked": "",
         }
+        fields["seal"] = self._sealer.seal_fields(self._record(key.id), fields)
         with asking():
             made = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _CREATE,
@@ -178,7 +188,9 @@ class ApiKeys:
             raise ApiKeyError("unknown")
         if not any(matches):
             raise ApiKeyError("secret")
-        key = _key(identity, fields)
+        key = self._opened(identity, fields)
+        if key is None:
+            raise ApiKeyError("seal")
         now = self._clock.now().timestamp()
         if key.revoked is not None:
             raise ApiKeyError("revoked")
@@ -195,7 +207,7 @@ class ApiKeys:
         """What is kept of a key, by its id. Raises AuthStoreError."""
         with asking():
             fields = texts(await self._redis.hgetall(self._record(identity)))
-        return _key(identity, fields) if fields else None
+        return self._opened(identity, fields) if fields else None
 
     async def of(self, owner: str) -> list[ApiKey]:
         """All keys of somebody, the youngest first, those that are over included for a while."""
@@ -205,8 +217,14 @@ class ApiKeys:
             for identity in ids:
                 pipeline.hgetall(self._record(identity))
             rows = await pipeline.execute() if ids else []
-        found = [_key(identity, texts(row)) for identity, row in zip(ids, rows, strict=True) if row]
-        return sorted(found, key=lambda key: (-key.created, key.id))
+        found = [
+            self._opened(identity, texts(row))
+            for identity, row in zip(ids, rows, strict=True)
+            if row
+        ]
+        return sorted(
+            (key for key in found if key is not None), key=lambda key: (-key.created, key.id)
+        )
 
     async def rotate(self, identity: str, overlap: timedelta) -> NewApiKey:
         """A new key with the rights of an old one, which goes on for ``overlap`` at most.
@@ -225,29 +243,37 @@ class ApiKeys:
             old.owner, old.name, old.grants, scopes=old.scopes, lifetime=lifetime, rate=old.rate
         )
         last = now + overlap.total_seconds()
-        await self._end(old, "expires", min(old.expires or last, last))
+        await self._end(identity, "expires", min(old.expires or last, last))
         return new
 
     async def revoke(self, identity: str) -> bool:
         """End a key at once, everywhere; False if there is none. Raises AuthStoreError."""
-        key = await self.get(identity)
-        if key is None:
-            return False
-        return await self._end(key, "revoked", self._clock.now().timestamp())
+        return await self._end(identity, "revoked", self._clock.now().timestamp())
 
-    async def _end(self, key: ApiKey, how: str, at: float) -> bool:
+    async def _end(self, identity: str, how: str, at: float) -> bool:
+        """Note when a key is over; False if there is none."""
         life = int(max(0.0, at - self._clock.now().timestamp())) + REMEMBERED
-        with asking():
-            ended = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
-                _END,
-                2,
-                self._record(key.id),
-                self._owned(key.owner),
-                how,
-                repr(at),
-                str(life),
-            )
-        return bool(ended)
+        record = self._record(identity)
+        for _ in range(MAX_TRIES):
+            with asking():
+                fields = texts(await self._redis.hgetall(record))
+            if not fields or self._opened(identity, fields) is None:
+                return False
+            before, after = fields["seal"], {**_sealed(fields), how: repr(at)}
+            seal = self._sealer.seal_fields(record, after)
+            with asking():
+                # Only over what was read: of two that end a key one looks again.
+                if await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+                    _END, 1, record, before, how, repr(at), seal, str(life)
+                ):
+                    return True
+        raise AuthStoreError(f"API key: {MAX_TRIES} others changed it meanwhile; try again")
+
+    def _opened(self, identity: str, fields: dict[str, str]) -> ApiKey | None:
+        """The key, or None where these are not fields that were sealed for this id."""
+        seal, sealed = fields.get("seal", ""), _sealed(fields)
+        holds = self._sealer.fields_hold(seal, self._record(identity), sealed)
+        return _key(identity, fields) if holds else None
 
     def _hash(self, pepper: bytes, candidate: str) -> str:
         return hmac.new(pepper, candidate.encode(), hashlib.sha256).hexdigest()
@@ -268,7 +294,7 @@ end
 local active = 0
 for _, id in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   local key = redis.call('HMGET', prefix .. id, 'revoked', 'expires')
-  local over = key[1] or (key[2] ~= '' and tonumber(key[2]) <= tonumber(ARGV[3]))
+  local over = (key[1] and key[1] ~= '') or (key[2] ~= '' and tonumber(key[2]) <= tonumber(ARGV[3]))
   if not over then active = active + 1 end
 end
 if active >= tonumber(ARGV[2]) then return 0 end
@@ -288,11 +314,16 @@ return 1
 """
 
 _END = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+if redis.call('HGET', KEYS[1], 'seal') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3], 'seal', ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
 return 1
 """
+
+
+def _sealed(fields: dict[str, str]) -> dict[str, str]:
+    """What of a record is sealed: all but the seal, and when the key was last used."""
+    return {name: said for name, said in fields.items() if name not in {"seal", "last_used"}}
 
 
 def _key(identity: str, fields: dict[str, str]) -> ApiKey:
@@ -312,7 +343,10 @@ def _key(identity: str, fields: dict[str, str]) -> ApiKey:
 
 
 def _moment(value: str | None) -> float | None:
-    return float(value) if value else None
+    try:
+        return float(value) if value else None
+    except ValueError:  # not sealed, and not as we write it
+        return None
 
 
 def _random(length: int) -> str:

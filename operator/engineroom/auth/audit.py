@@ -158,10 +158,8 @@ class AuditLog:
         Raises AuthStoreError.
         """
         problems: list[str] = []
-        base, previous, seal = await self._ends("base_seq", "base_mac", "base_seal")
-        if base and not self._sealed("base", base, previous, seal):
-            problems.append(f"the beginning, after record {base}, is not the one that was sealed")
-        last, records = int(base or 0), 0
+        start = await self._base(problems)
+        last, previous, records = start.sequence, start.mac, 0
         anchored = anchor is None or anchor.sequence <= last
         while len(problems) < MAX_PROBLEMS:
             with asking():
@@ -169,6 +167,13 @@ class AuditLog:
                     self._stream, min=f"({last}-{_TOP}" if last else "-", count=BATCH
                 )
             for number, raw, mac in map(_row, rows or ()):
+                if number != last + 1:
+                    # A beginning that was trimmed meanwhile is no gap.
+                    base = await self._base(problems)
+                    if base.sequence > last:
+                        last, previous = base.sequence, base.mac
+                if number <= last:
+                    continue
                 records += 1
                 if number != last + 1:
                     gone = (
@@ -196,37 +201,66 @@ class AuditLog:
         # A record may have been appended since the last one was read; that is no problem.
         if head.sequence < last or (head.sequence == last and mac != previous):
             problems.append(f"the head says {head.sequence}, the log goes to {last}")
-        elif head.sequence > last:
+        elif head.sequence > (last := max(last, (await self._base(problems)).sequence)):
             problems.extend(await self._unread(last, head.sequence))
         if not anchored and anchor is not None and head.sequence < anchor.sequence:
             problems.append(f"the log ends at {head.sequence}, the anchor at {anchor.sequence}")
         return Verification(records, head, tuple(problems[:MAX_PROBLEMS]))
 
-    async def trim(self, keep: int) -> int:
-        """Forget all but the last ``keep`` records; returns how many went.
+    async def trim(self, keep: int, *, before: float | None = None) -> int:
+        """Forget all but the last ``keep`` records, and what was written before ``before``.
 
-        The new beginning is sealed, so that what was trimmed and what was removed stay apart.
+        That is Unix seconds. How many went; the last record always stays. The new beginning is
+        sealed, so that what was trimmed and what was removed stay apart. Of several that trim at
+        once one does. Raises AuthStoreError.
         """
+        if keep < 1:
+            return 0
         head = await self.head()
-        number = head.sequence - keep
         base, _, _ = await self._ends("base_seq", "base_mac", "base_seal")
-        if number <= int(base or 0) or keep < 1:
+        number = head.sequence - keep
+        if before is not None:
+            number = max(number, await self._older(int(base or 0), before))
+        number = min(number, head.sequence - 1)
+        if number <= int(base or 0):
             return 0
         with asking():
             rows = await self._redis.xrange(self._stream, min=f"{number}-0", max=f"{number}-0")
             if not rows:
                 return 0
             _, _, mac = _row(rows[0])
-            fields = {
-                "base_seq": str(number),
-                "base_mac": mac,
-                "base_seal": self._seal("base", str(number), mac),
-            }
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.hset(self._head, mapping=dict[Any, Any](fields))
-            pipeline.xtrim(self._stream, minid=f"{number + 1}-0", approximate=False)
-            done = await pipeline.execute()
-        return int(done[1])
+            gone = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+                _TRIM,
+                2,
+                self._head,
+                self._stream,
+                *(base, str(number), mac, self._seal("base", str(number), mac)),
+            )
+        return int(gone)
+
+    async def _older(self, after: int, before: float) -> int:
+        """The last record after number ``after`` that was written before ``before``."""
+        while True:
+            with asking():
+                rows = await self._redis.xrange(
+                    self._stream, min=f"({after}-{_TOP}" if after else "-", count=BATCH
+                )
+            for number, raw, _ in map(_row, rows or ()):
+                at = (_object(raw) or {}).get("at")
+                if not isinstance(at, int | float) or at >= before:
+                    return after
+                after = number
+            if len(rows or ()) < BATCH:
+                return after
+
+    async def _base(self, problems: list[str]) -> Head:
+        """What the log begins after; says where that is not what was sealed."""
+        base, mac, seal = await self._ends("base_seq", "base_mac", "base_seal")
+        if base and not self._sealed("base", base, mac, seal):
+            told = f"the beginning, after record {base}, is not the one that was sealed"
+            if told not in problems:
+                problems.append(told)
+        return Head(int(base or 0), mac)
 
     async def _append(self, body: dict[str, Any]) -> Record:
         head = await self.head()
@@ -288,6 +322,12 @@ if seq ~= ARGV[1] or mac ~= ARGV[2] then return {seq, mac} end
 redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'body', ARGV[4], 'mac', ARGV[5])
 redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'mac', ARGV[5], 'seal', ARGV[6])
 return false
+"""
+
+_TRIM = """
+if (redis.call('HGET', KEYS[1], 'base_seq') or '') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'base_seq', ARGV[2], 'base_mac', ARGV[3], 'base_seal', ARGV[4])
+return redis.call('XTRIM', KEYS[2], 'MINID', string.format('%d', ARGV[2] + 1) .. '-0')
 """
 
 

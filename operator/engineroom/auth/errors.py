@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from engineroom.core.errors import (
     AuthenticationError,
     Category,
+    ConflictError,
     DependencyError,
     EngineroomError,
     PermissionDeniedError,
 )
+
+if TYPE_CHECKING:
+    from engineroom.auth.sessions import Session
 
 
 class TokenError(AuthenticationError):
@@ -88,6 +94,8 @@ class CsrfError(PermissionDeniedError):
     """A request that changes something came with a cookie and without its session's token."""
 
     code = "csrf_token_invalid"
+    #: Whose session it is, where the cookie is of one.
+    session: Session | None = None
 
 
 class LockedOutError(EngineroomError):
@@ -115,6 +123,12 @@ class KeyStoreError(DependencyError):
     """Signing keys cannot be had, or what is stored is no key."""
 
     code = "signing_keys_unavailable"
+
+
+class RotationError(ConflictError):
+    """Signing keys were not rotated: somebody else did, or there are too many of them."""
+
+    code = "signing_keys_not_rotated"
 
 
 class OutboundRefusedError(EngineroomError):

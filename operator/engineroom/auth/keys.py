@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engineroom.auth.errors import AuthStoreError, KeyStoreError
+from engineroom.auth.errors import AuthStoreError, KeyStoreError, RotationError
 from engineroom.auth.store import asking, text
 
 if TYPE_CHECKING:
@@ -360,6 +360,10 @@ class Keys:
         """
         return await self._look(self._refresh)
 
+    async def latest(self) -> KeySet:
+        """All keys as the store has them now. Raises KeyStoreError or AuthStoreError."""
+        return await self._look(0.0)
+
     async def verifier(self, kid: str) -> VerifyingKey | None:
         """The key of that id; looks again, at most once a second, when nobody knows it."""
         key = (await self.current()).verifier(kid, self._clock.now())
@@ -389,15 +393,17 @@ class Keys:
         """Publish a new key that signs from ``lead`` on, and return its id.
 
         Old ones verify until ``overlap`` after that: no shorter than the longest-lived token.
-        Raises KeyStoreError when somebody else rotated at the same moment.
+        Raises RotationError when somebody else rotated at the same moment, or too many verify.
         """
         now = self._clock.now()
         keys = await self._store.load()
-        if len(keys.keys) >= MAX_KEYS:
-            raise KeyStoreError(f"signing keys: {MAX_KEYS} verify already; wait until old ones end")
+        if sum(key.verifies_until is None or now < key.verifies_until for key in keys.keys) >= (
+            MAX_KEYS
+        ):
+            raise RotationError(f"signing keys: {MAX_KEYS} are kept; wait until old ones end")
         new = SigningKey.generate(algorithm, now + lead)
         if not await self._store.replace(keys.rotated(new, now, overlap=overlap), keys.version):
-            raise KeyStoreError("signing keys: somebody else rotated them just now; look again")
+            raise RotationError("signing keys: somebody else rotated them just now; look again")
         self._loaded = self._tried = float("-inf")
         return new.kid
 

@@ -2,8 +2,8 @@
 
 The code has 256 bits and lives for a minute at most. Redis holds its hash, under which stands who
 the session will be; to take it is to delete it, in one step, so of two that come with one code one
-gets a session. A link says who signs in, never what a browser already is: see the page that reads
-it.
+gets a session. What stands there is sealed: who writes Redis cannot say who a code is. A link says
+who signs in, never what a browser already is: see the page that reads it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 from engineroom.auth.errors import LinkError
 from engineroom.auth.store import asking, text
 from engineroom.auth.tokens import grants_of
+from engineroom.core.sealing import Sealer, log_broken
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis.asyncio import Redis
 
     from engineroom.auth.permissions import Grant
@@ -53,15 +56,21 @@ class Links:
         self,
         redis: Redis,
         clock: Clock,
+        secret: bytes,
         *,
         life: int = LIFE,
         name: str = "engineroom:auth:link",
+        on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
+        """``secret``, of at least 32 bytes, seals what stands in Redis; ``on_broken`` hears of what
+        somebody else wrote there, see ``Sealer``.
+        """
         if not 1 <= life <= LIFE:
             raise ValueError(f"life: must be 1 to {LIFE} seconds")
         self._redis = redis
         self._clock = clock
         self._life = life
+        self._sealer = Sealer(secret, "sign-in link", on_broken)
         self._name = name
 
     async def make(self, bound: Bound) -> tuple[str, float]:
@@ -77,19 +86,24 @@ class Links:
             "made": now,
             "expires": expires,
         }
+        key = self._key(code)
         with asking():
-            await self._redis.set(self._key(code), json.dumps(said), ex=self._life, nx=True)
+            await self._redis.set(
+                key, self._sealer.wrap(key, json.dumps(said)), ex=self._life, nx=True
+            )
         return code, expires
 
     async def take(self, code: str) -> Bound:
         """Whom the code stands for; it is used up by that. Raises LinkError and AuthStoreError."""
         if not _FORM.fullmatch(code):
             raise LinkError
+        key = self._key(code)
         with asking():
-            found = await self._redis.getdel(self._key(code))
-        if found is None:
+            found = await self._redis.getdel(key)
+        kept = None if found is None else self._sealer.unwrap(key, text(found))
+        if kept is None:
             raise LinkError
-        said: dict[str, Any] = json.loads(text(found))
+        said: dict[str, Any] = json.loads(kept)
         now = self._clock.now().timestamp()
         # Redis forgets it by its own clock; who stopped that one has won nothing.
         if now >= said["expires"] or (said["ends"] is not None and now >= said["ends"]):

@@ -149,7 +149,11 @@ class Authenticator:
         identity = _cookie(asked.headers.get("cookie", ()))
         if identity and self._sessions is not None:
             session = await self._sessions.resume(identity)
-            self._same_site(asked, identity)
+            try:
+                self._same_site(asked, identity)
+            except CsrfError as error:
+                error.session = session
+                raise
             principal = of_session(session)
             # Of whom the cluster knows, the cluster is asked.
             return principal if session.person else await self._now(principal), identity
@@ -269,16 +273,19 @@ class AuthMiddleware:
         headers: Mapping[str, str] = SECURITY_HEADERS,
         public: Callable[[Scope], bool] = lambda _: False,
         address: Callable[[Scope], str] | None = None,
+        on_refused: Callable[[Scope, EngineroomError], Awaitable[None]] | None = None,
     ) -> None:
         """``public`` tells requests that need nobody: there a session that is over is none.
 
         Else somebody whose session ended could not even sign in again. ``address`` tells where a
-        request came from; without it that is the connection's other end.
+        request came from; without it that is the connection's other end. ``on_refused`` is awaited
+        with a request that is refused here, before it is answered.
         """
         self._app = app
         self._address = address or _peer
         self._authenticator = authenticator
         self._public = public
+        self._on_refused = on_refused
         self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -308,6 +315,10 @@ class AuthMiddleware:
                 if shown or not self._public(scope):
                     raise
                 scope[PRINCIPAL], scope[SESSION] = None, ""
+            except EngineroomError as error:
+                if self._on_refused is not None:
+                    await self._on_refused(scope, error)
+                raise
             await self._app(scope, receive, sending)
         except EngineroomError as error:
             if started:

@@ -1,7 +1,8 @@
 """Sessions of people with a browser: kept in Redis, known to the browser by a random id only.
 
-Redis holds the hash of the id, so that who reads Redis cannot take a session over. The id changes
-at sign-in and whenever rights rise; what somebody planted or overheard before is worth nothing.
+Redis holds the hash of the id, so that who reads Redis cannot take a session over, and each session
+is sealed, so that who writes Redis cannot make one up. The id changes at sign-in and whenever
+rights rise; what somebody planted or overheard before is worth nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from engineroom.auth.chain import derived
 from engineroom.auth.errors import CsrfError, SessionError
 from engineroom.auth.store import asking, text, texts
 from engineroom.auth.tokens import grants_of
+from engineroom.core.sealing import Sealer, log_broken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from redis.asyncio import Redis
 
@@ -80,7 +83,10 @@ FORGET_COOKIE = f"{COOKIE}=; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=0"
 
 
 class Sessions:
-    """Opens, recognises, lists and ends sessions. ``secret`` makes the CSRF tokens."""
+    """Opens, recognises, lists and ends sessions.
+
+    ``secret`` makes the CSRF tokens and seals the sessions.
+    """
 
     def __init__(
         self,
@@ -90,13 +96,16 @@ class Sessions:
         *,
         limits: Limits | None = None,
         name: str = "engineroom:auth:session",
+        on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
+        """``on_broken`` hears of sessions that somebody else wrote; see ``Sealer``."""
         if len(secret) < 32:
             msg = "secret: must be at least 32 bytes; make one with openssl rand -base64 48"
             raise ValueError(msg)
         self._redis = redis
         self._clock = clock
         self._secret = secret
+        self._sealer = Sealer(derived(secret, "seal"), "session", on_broken)
         self._limits = limits or Limits()
         self._name = name
 
@@ -139,9 +148,11 @@ class Sessions:
         session = await self._read(identity)
         now = self._clock.now().timestamp()
         if now - session.seen >= self._limits.touch_every:
+            key = self._key(identity)
+            seal = self._sealed(key, replace(session, seen=now))["seal"]
             with asking():
                 await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
-                    _TOUCH, 1, self._key(identity), repr(now), str(self._life(session, now))
+                    _TOUCH, 1, key, repr(now), seal, str(self._life(session, now))
                 )
         return session
 
@@ -164,7 +175,7 @@ class Sessions:
                 self._owned(old.subject),
                 old.handle,
                 str(self._life(session, now)),
-                *(part for pair in _fields(session).items() for part in pair),
+                *(part for pair in self._sealed(self._key(new), session).items() for part in pair),
             )
         if not moved:
             raise SessionError("session: has ended; sign in again")
@@ -196,7 +207,10 @@ class Sessions:
             if over:
                 await self._redis.hdel(owned, *over)
         now = self._clock.now().timestamp()
-        living = [session for row in rows if row and self._lives(session := _session(row), now)]
+        found = [
+            self._opened(key, row) for key, row in zip(handles.values(), rows, strict=True) if row
+        ]
+        living = [session for session in found if session and self._lives(session, now)]
         return sorted(living, key=lambda session: -session.seen)
 
     async def end(self, subject: str, handle: str) -> bool:
@@ -227,11 +241,12 @@ class Sessions:
     async def _read(self, identity: str) -> Session:
         if len(identity) != _ID_LENGTH or not identity.isascii():
             raise SessionError("session: is unknown; sign in")
+        key = self._key(identity)
         with asking():
-            fields = texts(await self._redis.hgetall(self._key(identity)))
-        if not fields:
+            fields = texts(await self._redis.hgetall(key))
+        session = self._opened(key, fields) if fields else None
+        if session is None:
             raise SessionError("session: has ended; sign in again")
-        session = _session(fields)
         if not self._lives(session, self._clock.now().timestamp()):
             await self.close(identity)
             raise SessionError("session: has ended; sign in again")
@@ -242,12 +257,21 @@ class Sessions:
         key, owned = self._key(identity), self._owned(session.subject)
         with asking():
             pipeline = self._redis.pipeline(transaction=True)
-            pipeline.hset(key, mapping=dict[Any, Any](_fields(session)))
+            pipeline.hset(key, mapping=dict[Any, Any](self._sealed(key, session)))
             pipeline.expire(key, self._life(session, session.seen))
             pipeline.hset(owned, session.handle, key)
             pipeline.expire(owned, int(self._limits.absolute) + 60)
             await pipeline.execute()
         return Opened(session, identity, self.csrf(identity))
+
+    def _sealed(self, key: str, session: Session) -> dict[str, str]:
+        fields = _fields(session)
+        return {**fields, "seal": self._sealer.seal_fields(key, fields)}
+
+    def _opened(self, key: str, fields: dict[str, str]) -> Session | None:
+        """The session, or None where these are not fields that were sealed for this key."""
+        seal = fields.pop("seal", "")
+        return _session(fields) if self._sealer.fields_hold(seal, key, fields) else None
 
     def _lives(self, session: Session, now: float) -> bool:
         return now < session.ends and now - session.seen < self._limits.idle
@@ -265,8 +289,8 @@ class Sessions:
 # A touch that comes after the end must not make half a session.
 _TOUCH = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'seen', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('HSET', KEYS[1], 'seen', ARGV[1], 'seal', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
@@ -312,5 +336,5 @@ def _session(fields: dict[str, str]) -> Session:
         grants=grants_of(json.loads(fields["grants"])),
         address=fields["address"],
         agent=fields["agent"],
-        person=fields.get("person", ""),
+        person=fields["person"],
     )

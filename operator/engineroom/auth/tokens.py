@@ -187,6 +187,11 @@ class Tokens:
         self._lives = lives or Lives()
         self._name = name
 
+    @property
+    def longest_life(self) -> float:
+        """Seconds for which a token can be good; so long a key verifies what it signed."""
+        return max(self._lives.refresh, self._lives.access) + self._lives.leeway
+
     async def issue(
         self, subject: str, grants: Iterable[Grant] = (), scopes: Iterable[str] | None = None
     ) -> Pair:

@@ -92,7 +92,7 @@ namespace; of pools, not of `policies`, which `apply` and `diff` do take |
 | `jobs`, `enqueue`, `schedules`, `queues list`, `pause`, `resume`, `limit`, `unlimit`, `workers \
 list` | of the queues that the namespace's pools read in the installation's Redis |
 | `operations` | changes of many jobs, see below; nowhere else |
-| `keys`, `sessions`, `audit`, `whoami`, `ui` | nowhere else |
+| `keys`, `sessions`, `signing-keys`, `audit`, `whoami`, `ui` | nowhere else |
 | `transactions` | of the namespace; by the kubeconfig those of this machine |
 | `lint` | needs neither |
 | all others, `jobs list` by time, category or id, a job with `--limit`, `--depends-on` or \

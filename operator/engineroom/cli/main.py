@@ -206,6 +206,26 @@ ENTRIES: tuple[Entry | Family, ...] = (
         ),
     ),
     Family(
+        "signing-keys",
+        API,
+        "List the keys that sign the API's tokens, and renew them.",
+        (
+            _api(
+                "list",
+                "signing_keys",
+                "list_signing_keys",
+                "List the keys that sign the API's tokens, and those that still verify some.",
+            ),
+            _api(
+                "rotate",
+                "signing_keys",
+                "rotate",
+                "Sign the API's tokens with a new key, from a minute on; those that are there "
+                "stay good.",
+            ),
+        ),
+    ),
+    Family(
         "audit",
         API,
         "Read the audit log, and check that it is as it was written.",

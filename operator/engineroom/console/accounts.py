@@ -87,6 +87,10 @@ class Accounts:
             return None
         return Account(declared.subject, declared.hashed)
 
+    def known(self, name: str) -> bool:
+        """Whether an account of that name is there, with a password or without."""
+        return (name == NAME and bool(self._hashed)) or name in self.directory.accounts
+
     def grants(self, subject: str) -> tuple[Grant, ...]:
         """What an account may do now; nothing where there is no such account any more."""
         if subject == SUBJECT:

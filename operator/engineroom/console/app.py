@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from structlog.contextvars import get_contextvars
 
 from engineroom.auth.audit import Entry, Outcome
+from engineroom.auth.errors import CsrfError
 from engineroom.auth.lockout import address_key
 from engineroom.auth.middleware import SECURITY_HEADERS, AuthMiddleware, problem, who
 from engineroom.auth.permissions import Access
@@ -46,8 +47,6 @@ from engineroom.core.validation.requests import RequestLimits
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
-
-    from starlette.requests import Request
 
     from engineroom.auth.permissions import Principal
     from engineroom.console.routes import Route
@@ -101,10 +100,7 @@ def application(
             Middleware(Measured, metrics=counted),
             Middleware(RequestContext),
             Middleware(RequestLimits, limits=limits, headers=SECURITY_HEADERS),
-            Middleware(
-                _Authenticated,
-                public={(r.method, r.path) for r in routes if r.needs is Access.PUBLIC},
-            ),
+            Middleware(_Authenticated, routes=routes),
         ],
         exception_handlers={404: missing, 405: wrong_method},
         lifespan=lifespan,
@@ -114,9 +110,10 @@ def application(
 class _Authenticated:
     """``AuthMiddleware`` with the authenticator of the services, which open after it is made."""
 
-    def __init__(self, app: Any, public: set[tuple[str, str]]) -> None:
+    def __init__(self, app: Any, routes: Sequence[Route]) -> None:
         self._app = app
-        self._public = public
+        self._routes = routes
+        self._public = {(r.method, r.path) for r in routes if r.needs is Access.PUBLIC}
         self._made: AuthMiddleware | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -129,8 +126,36 @@ class _Authenticated:
                 scope["app"].state.services.authenticator,
                 public=lambda scope: (scope.get("method"), scope["path"]) in self._public,
                 address=scope["app"].state.services.address_of,
+                on_refused=self._refused,
             )
         await self._made(scope, receive, send)
+
+    async def _refused(self, scope: Any, error: EngineroomError) -> None:
+        """A change with somebody's cookie and without its token goes to the audit log as well."""
+        if not isinstance(error, CsrfError) or error.session is None:
+            return
+        session, method, path = error.session, scope["method"], scope["path"]
+        found = (r for r in self._routes if r.method == method and _matches(r, path))
+        route = next(found, None)
+        if route is None:
+            return
+        services: Services = scope["app"].state.services
+        entry = Entry(
+            who=session.subject,
+            action=route.action,
+            target=f"{route.tag}{path}"[:1000],
+            outcome=Outcome.DENIED,
+            how=f"session:{session.handle}",
+            reason=f"{error.code}: {error}",
+            request=str(get_contextvars().get("request_id", "")),
+            address=services.address(Request(scope)),
+        )
+        try:
+            # No more of them than of any other requests of his.
+            if (await services.limiter.hit(f"caller:{session.subject}", route.cost)).allowed:
+                await services.audit.write(entry)
+        except EngineroomError as failure:
+            _unkept(failure)
 
 
 def _by_path(routes: Sequence[Route]) -> dict[str, dict[str, Route]]:
@@ -165,7 +190,7 @@ class _Run:
         self._request = request
         self._services = services
         self._caller: Principal | None = who(request)
-        self._details: dict[str, Any] = {}
+        self._details: dict[str, str | int | float | bool | None] = {}
         self._place: idempotency.Place | None = None
 
     async def answer(self) -> Response:
@@ -208,10 +233,12 @@ class _Run:
             kept = await self._first(raw)
             if kept is not None:
                 return kept
-        made = await route.handler(Call(request, services, self._caller, path, query, body))
+        made = await route.handler(
+            Call(request, services, self._caller, path, query, body, self._details)
+        )
         if isinstance(made, Response):
             return made
-        self._details = made.details
+        self._details.update(made.details)
         return _response(route, request, made)
 
     async def _limited(self) -> None:
@@ -281,6 +308,11 @@ class _Run:
             return
         if isinstance(error, LimitError):
             return
+        address = self._services.address(self._request)
+        if caller is None and error and self._services.strangers.failed(
+            route.action, error, address
+        ):  # fmt: skip
+            return
         denied = isinstance(error, PermissionDeniedError | AuthenticationError)
         outcome = Outcome.DENIED if denied else Outcome.FAILED if error else Outcome.DONE
         reason = f"{error.code}: {error}" if isinstance(error, EngineroomError) else ""
@@ -294,7 +326,7 @@ class _Run:
             reason=reason,
             namespace=str(path.get("namespace", "")),
             request=str(get_contextvars().get("request_id", "")),
-            address=self._services.address(self._request),
+            address=address,
             details=self._details,
         )
         # Once: a record that is there twice is no better than one that is missing.

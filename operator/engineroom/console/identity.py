@@ -244,8 +244,12 @@ async def jwks(call: Call) -> Answer:
 
 async def _account(call: Call) -> tuple[str, tuple[Grant, ...]]:
     wanted: Credentials = call.body
-    account = await call.services.sign_in.attempt(wanted.name, wanted.password, call.address)
-    return account.subject, call.services.accounts.grants(account.subject)
+    services = call.services
+    # A name that nobody has may be a password typed into the wrong field.
+    known = services.accounts.known(wanted.name)
+    call.tried["account"] = wanted.name if known else services.strangers.pseudonym(wanted.name)
+    account = await services.sign_in.attempt(wanted.name, wanted.password, call.address)
+    return account.subject, services.accounts.grants(account.subject)
 
 
 async def renew_session(call: Call) -> Answer:

@@ -71,6 +71,16 @@ class ApiMetrics:
             ["saga", "outcome"], registry=self.registry,
         )  # fmt: skip
 
+        self._strangers = Counter(
+            "engineroom_requests_unrecorded",
+            "Failed requests of nobody that the audit log was spared, by action and code.",
+            ["action", "code"], registry=self.registry,
+        )  # fmt: skip
+        self._forged = Counter(
+            "engineroom_forged_records", "Records in Redis that were not as sealed, by kind.",
+            ["kind"], registry=self.registry,
+        )  # fmt: skip
+
     def observe(self, services: Services) -> None:
         """Read what the services know of themselves when scraped; once a process."""
         for name, told, value in (
@@ -93,6 +103,14 @@ class ApiMetrics:
         self.recovery.failed(code, category)
         if action in _SIGN_INS and category in _REFUSALS:
             self._refused.labels(code).inc()
+
+    def stranger(self, action: str, code: str) -> None:
+        """A request of nobody failed, and no record was made of it."""
+        self._strangers.labels(action, code).inc()
+
+    def forged(self, kind: str) -> None:
+        """A record in Redis was not as the API sealed it, and was refused."""
+        self._forged.labels(kind).inc()
 
     def saga(self, name: str, outcome: str) -> None:
         """A transaction ended; the number of its steps is no part of its name here."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Category, DependencyError, EngineroomError
 from engineroom.core.logging import get_logger
+from engineroom.core.sealing import Sealer, log_broken
 from engineroom.core.wrapping import wrapped
 from engineroom.tasks import failures
 from engineroom.tasks.errors import NothingMatchesError
@@ -23,6 +24,8 @@ from engineroom.tasks.failures import Where
 from engineroom.tasks.jobs import State
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
@@ -42,6 +45,10 @@ ROUND, STEP = 20_000, 50
 #: Operations of a namespace that are listed; older ones are known by their id.
 LISTED = 1_000
 
+#: What of a record is sealed: all but how far it is.
+_SEALED = (
+    "namespace", "action", "state", "queues", "where", "by", "started", "total", "stop",
+)  # fmt: skip
 _PREFIX = "engineroom:console:operation"
 _OPEN = f"{_PREFIX}s:open"
 
@@ -93,12 +100,28 @@ class _HaltedError(Exception):
 
 
 class Operations:
-    """The operations of an installation."""
+    """The operations of an installation; what each is to do, and for whom, is sealed."""
 
-    def __init__(self, redis: Redis, tasks: AsyncTasks, clock: Clock) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        tasks: AsyncTasks,
+        clock: Clock,
+        secret: bytes,
+        *,
+        on_broken: Callable[[str, str], None] = log_broken,
+        on_end: Callable[[Operation], Awaitable[None]] | None = None,
+    ) -> None:
+        """``secret``, of at least 32 bytes, seals them; see ``Sealer`` for ``on_broken``.
+
+        ``on_end`` is told how an operation ends, before that is noted: of a replica that dies just
+        then, a second time by the one that goes on. Of one that is stopped it is not.
+        """
         self._redis = redis
         self._tasks = tasks
         self._clock = clock
+        self._sealer = Sealer(secret, "operation", on_broken)
+        self._on_end = on_end
         self._who = secrets.token_hex(8)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
@@ -129,14 +152,21 @@ class Operations:
             "where": operation.where.dumps(),
             "by": operation.by,
             "started": repr(operation.started),
-            "total": operation.total,
-            "stop": int(operation.stop),
-            "status": Status.RUNNING.value,
+            "total": str(operation.total),
+            "stop": str(int(operation.stop)),
         }
-        words = [word for pair in said.items() for word in pair]
+        seal = self._sealer.seal_fields(_key(operation.id), said)
+        whole = {**said, "seal": seal, "status": Status.RUNNING.value}
+        words = [word for pair in whole.items() for word in pair]
         keys = [_key(operation.id), _OPEN, _index(operation.namespace)]
         with wrapped("operations.start"):
-            arguments = [operation.id, KEPT, LISTED, repr(operation.started), *words]
+            arguments: list[str | int] = [
+                operation.id,
+                KEPT,
+                LISTED,
+                repr(operation.started),
+                *words,
+            ]
             await self._start(keys=keys, args=arguments)
         self._news.set()
         found = await self.get(operation.id)
@@ -145,11 +175,14 @@ class Operations:
         return found
 
     async def get(self, operation: str) -> Operation | None:
-        """One operation, or None. Raises DependencyError."""
+        """One operation, or None; one that was made up is none. Raises DependencyError."""
         with wrapped("operations.get"):
             said = await self._redis.hgetall(_key(operation))
             known = {_text(name): _text(value) for name, value in said.items()}
-            if "status" not in known:
+            sealed = {name: known[name] for name in _SEALED if name in known}
+            if "status" not in known or not self._sealer.fields_hold(
+                known.get("seal", ""), _key(operation), sealed
+            ):
                 return None
             done, skipped = int(known.get("done", 0)), int(known.get("skipped", 0))
             parts = [v for n, v in known.items() if n.startswith("part:")]
@@ -283,6 +316,9 @@ class Operations:
         await self._finish(operation, Status.DONE, "")
 
     async def _finish(self, operation: str, status: Status, problem: str) -> None:
+        known = None if self._on_end is None else await self.get(operation)
+        if self._on_end is not None and known is not None and known.status is Status.RUNNING:
+            await self._on_end(replace(known, status=status, problem=problem))
         with wrapped("operations.end"):
             arguments = [operation, status.value, problem, KEPT]
             await self._end(keys=[_key(operation), _OPEN], args=arguments)

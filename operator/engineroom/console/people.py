@@ -1,7 +1,8 @@
 """People of the OIDC provider as they last signed in, and accounts that are gone; in Redis.
 
 What somebody may do follows from the groups that he had at his last sign-in, wherever that was: a
-session, a token or a key of his loses with the next sign-in what the provider took away.
+session, a token or a key of his loses with the next sign-in what the provider took away. Each
+person is sealed: who writes Redis gives nobody a group.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.store import asking, text
 from engineroom.core.kept import Kept
+from engineroom.core.sealing import Sealer, log_broken
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis.asyncio import Redis
 
     from engineroom.auth.id_token import Identity
@@ -52,15 +56,19 @@ class People:
         self,
         redis: Redis,
         clock: Clock,
+        secret: bytes,
         *,
         remember: float,
         name: str = "engineroom:api",
         keep: float = KEEP,
+        on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
+        """``secret``, of at least 32 bytes, seals them; see ``Sealer`` for ``on_broken``."""
         self._redis = redis
         self._clock = clock
         self._remember = remember
         self._name = name
+        self._sealer = Sealer(secret, "person", on_broken)
         self._keep = keep
         self._people: Kept[Person | None] = Kept(clock)
         self._barred: Kept[bool] = Kept(clock)
@@ -77,8 +85,9 @@ class People:
         }
         key = _hash(identity.subject)
         with asking():
+            sealed = self._sealer.wrap(self._person(key), json.dumps(record))
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.set(self._person(key), json.dumps(record), ex=int(self._remember))
+                pipeline.set(self._person(key), sealed, ex=int(self._remember))
                 pipeline.zadd(self._index, {key: now})
                 pipeline.zremrangebyscore(self._index, "-inf", now - self._remember)
                 await pipeline.execute()
@@ -124,7 +133,10 @@ class People:
             )
             keys = [text(key) for key, _ in rows[:count]]
             found = await self._redis.mget([self._person(key) for key in keys]) if keys else []
-        people = [_read(raw) for raw in found if raw is not None]
+        read = (
+            self._read(key, raw) for key, raw in zip(keys, found, strict=True) if raw is not None
+        )
+        people = [person for person in read if person is not None]
         more = len(rows) > count
         return people, f"{float(rows[count - 1][1])!r}:{keys[-1]}" if more else ""
 
@@ -159,9 +171,21 @@ class People:
         async def ask() -> tuple[Person | None, float]:
             with asking():
                 raw = await self._redis.get(self._person(key))
-            return (None if raw is None else _read(raw)), self._keep
+            return (None if raw is None else self._read(key, raw)), self._keep
 
         return await self._people.get(key, ask)
+
+    def _read(self, key: str, raw: Any) -> Person | None:
+        """Somebody; None where this was not sealed for him, or is from before what is kept."""
+        kept = self._sealer.unwrap(self._person(key), text(raw))
+        if kept is None:
+            return None
+        said = json.loads(kept)
+        if self._clock.now().timestamp() >= said["signedIn"] + self._remember:
+            return None
+        return Person(
+            said["subject"], said["name"], said["email"], tuple(said["groups"]), said["signedIn"]
+        )
 
     @property
     def _index(self) -> str:
@@ -172,13 +196,6 @@ class People:
 
     def _gone(self, subject: str) -> str:
         return f"{self._name}:gone:{_hash(subject)}"
-
-
-def _read(raw: Any) -> Person:
-    said = json.loads(text(raw))
-    return Person(
-        said["subject"], said["name"], said["email"], tuple(said["groups"]), said["signedIn"]
-    )
 
 
 def _hash(value: str) -> str:

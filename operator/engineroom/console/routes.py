@@ -72,6 +72,8 @@ class Call:
     path: dict[str, str]
     query: Any
     body: Any
+    #: For the audit log, of whatever comes of this: what is known of it before it is tried.
+    tried: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
     @property
     def principal(self) -> Principal:

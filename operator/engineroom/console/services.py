@@ -6,6 +6,7 @@ import asyncio
 import math
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
@@ -26,17 +27,22 @@ from engineroom.auth.tokens import Tokens
 from engineroom.console import directory
 from engineroom.console.accounts import Accounts, Follower
 from engineroom.console.authority import Authority
+from engineroom.console.ends import Ends
+from engineroom.console.forgeries import Forgeries
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.oidc import provider
 from engineroom.console.operations import Operations
 from engineroom.console.pages import Places
 from engineroom.console.people import People
+from engineroom.console.strangers import Strangers
 from engineroom.console.stream import Hub
+from engineroom.console.upkeep import Upkeep
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
 from engineroom.core.recovery import ONCE, POLICIES, Breaker, Policy, Recovery
+from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client import Client
@@ -106,6 +112,9 @@ class Services:
     revocations: Revocations
     operations: Operations
     places: Places
+    forgeries: Forgeries
+    strangers: Strangers
+    upkeep: Upkeep
     clock: Clock
     proxies: int = 0
     oidc: Oidc | None = None
@@ -222,6 +231,10 @@ async def opened(
         stack.push_async_callback(_cancel, following)
         working = asyncio.create_task(services.operations.run(stopping), name="operations")
         stack.push_async_callback(_finish, working, stopping)
+        keeping = asyncio.create_task(services.upkeep.run(stopping), name="upkeep")
+        stack.push_async_callback(_finish, keeping, stopping)
+        telling = asyncio.create_task(services.forgeries.run(), name="forgeries")
+        stack.push_async_callback(_cancel, telling)
         looking = asyncio.create_task(services.follower.run(), name="accounts")
         stack.push_async_callback(_cancel, looking)
         stack.push_async_callback(_finish, recovery, stopping)
@@ -244,8 +257,12 @@ async def _made(
     tokens = Tokens(
         redis, keys, revocations, clock, issuer=settings.issuer, audience=settings.issuer
     )
-    api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")])
-    sessions = Sessions(redis, clock, derived(secret, "sessions"))
+    audit = AuditLog(redis, clock, derived(secret, "audit"))
+    # Whoever may write this Redis must not thereby have the API's rights: what gives any is sealed.
+    broken = Forgeries(audit, metrics)
+    ends = Ends(audit)
+    api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")], on_broken=broken)
+    sessions = Sessions(redis, clock, derived(secret, "sessions"), on_broken=broken)
     kubernetes = None
     if settings.kubernetes_identities:
         kubernetes = KubernetesIdentity(
@@ -257,16 +274,24 @@ async def _made(
     accounts = await Accounts.of(
         settings.read_admin_password(),
         passwords,
-        People(redis, clock, remember=settings.oidc_remember),
+        People(
+            redis,
+            clock,
+            derived(secret, "people"),
+            remember=settings.oidc_remember,
+            on_broken=broken,
+        ),
         issuer=settings.oidc_issuer,
         directory=directory.parse(source),
     )
     rate = settings.requests_per_second
     limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * AT_ONCE),)
-    bundles, sagas = RedisBundles(redis), RedisSagaLog(redis)
+    bundles = RedisBundles(redis, clock, derived(secret, "manifests"), on_broken=broken)
+    sagas = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga", broken))
     coordinator = Coordinator(
-        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga
-    )
+        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga,
+        on_recovered=ends.transaction,
+    )  # fmt: skip
     return Services(
         redis=redis,
         client=client,
@@ -281,7 +306,7 @@ async def _made(
         authority=Authority(lambda: accounts.policy, kubernetes),
         limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
         idempotency=Idempotency(redis),
-        audit=AuditLog(redis, clock, derived(secret, "audit")),
+        audit=audit,
         sessions=sessions,
         tokens=tokens,
         keys=keys,
@@ -292,15 +317,25 @@ async def _made(
             hashes=settings.passwords_directory, source=source,
         ),
         sign_in=SignIn(counter, passwords, accounts.find),
-        links=Links(redis, clock),
+        links=Links(redis, clock, derived(secret, "links"), on_broken=broken),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
         sagas=sagas,
         bundles=bundles,
         coordinator=coordinator,
         revocations=revocations,
-        operations=Operations(redis, AsyncTasks(redis), clock),
         places=Places(derived(secret, "cursors")),
+        operations=Operations(
+            redis, AsyncTasks(redis), clock, derived(secret, "operations"), on_broken=broken,
+            on_end=ends.operation,
+        ),
+        forgeries=broken,
+        strangers=Strangers(metrics, clock, derived(secret, "unknown-names")),
+        upkeep=Upkeep(
+            redis, audit, keys, clock, records=settings.audit_keep_records,
+            days=settings.audit_keep_days, key_days=settings.signing_key_days,
+            overlap=timedelta(seconds=tokens.longest_life),
+        ),
         clock=clock,
         proxies=settings.trusted_proxy_hops,
         oidc=provider(settings, redis, clock),

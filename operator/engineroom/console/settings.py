@@ -53,6 +53,18 @@ class ApiSettings(AccountSettings, Settings):
         default=50, ge=1, le=100_000, description="Rate of one caller; ten times as many at once."
     )
 
+    audit_keep_records: int = Field(
+        default=50_000, ge=1_000, le=10_000_000,
+        description="Records of the audit log that stay in Redis; each is on standard output too.",
+    )  # fmt: skip
+    audit_keep_days: int = Field(
+        default=0, ge=0, le=3650, description="Days for which they stay at most; 0: of any age."
+    )
+    signing_key_days: int = Field(
+        default=30, ge=0, le=366,
+        description="Days after which a new key signs our tokens; 0: when somebody asks.",
+    )  # fmt: skip
+
     @field_validator("audiences", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:

@@ -17,6 +17,7 @@ from engineroom.console import (
     records,
     schedules,
     signin,
+    signing,
     stream,
     users,
 )
@@ -25,6 +26,7 @@ ROUTES = (
     *meta.ROUTES,
     *identity.ROUTES,
     *signin.ROUTES,
+    *signing.ROUTES,
     *oidc.ROUTES,
     *users.ROUTES,
     *pools.ROUTES,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engineroom.api import GROUP
 from engineroom.core.errors import TransientError
 from engineroom.core.redaction import redact_object
+from engineroom.core.sealing import Sealer, log_broken
 from engineroom.core.transactions.saga import Saga, Step, StepContext
 from engineroom.core.validation.paths import child
 from engineroom.core.wrapping import wrapped
@@ -29,7 +30,7 @@ from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS, Resource
 from engineroom.manifests.errors import ManifestChangedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from redis.asyncio import Redis
 
@@ -190,25 +191,42 @@ class Bundles(Protocol):
 
 
 class RedisBundles:
-    """In Redis, for ``KEPT`` seconds at most."""
+    """In Redis, for ``KEPT`` seconds at most, and sealed: they are written with our own rights."""
 
-    def __init__(self, redis: Redis, *, prefix: str = "engineroom:console:manifests") -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        clock: Clock,
+        secret: bytes,
+        *,
+        prefix: str = "engineroom:console:manifests",
+        on_broken: Callable[[str, str], None] = log_broken,
+    ) -> None:
+        """``secret``, of at least 32 bytes, seals them; see ``Sealer`` for ``on_broken``."""
         self._redis = redis
+        self._clock = clock
         self._prefix = prefix
+        self._sealer = Sealer(secret, "manifest", on_broken)
 
     async def put(self, transaction: str, objects: list[Planned]) -> None:
         """See Bundles."""
-        said = json.dumps([asdict(each) for each in objects], separators=(",", ":"))
+        until = self._clock.now().timestamp() + KEPT
+        said = json.dumps([until, [asdict(each) for each in objects]], separators=(",", ":"))
+        key = self._key(transaction)
         with wrapped("manifests.put"):
-            await self._redis.set(self._key(transaction), said, ex=KEPT, nx=True)
+            await self._redis.set(key, self._sealer.wrap(key, said), ex=KEPT, nx=True)
 
     async def get(self, transaction: str) -> list[Planned]:
         """See Bundles."""
+        key = self._key(transaction)
         with wrapped("manifests.get"):
-            said = await self._redis.get(self._key(transaction))
-        if said is None:
+            kept = await self._redis.get(key)
+        said = kept.decode("utf-8", "replace") if isinstance(kept, bytes) else kept
+        said = None if said is None else self._sealer.unwrap(key, said)
+        until, objects = (0.0, []) if said is None else json.loads(said)
+        if self._clock.now().timestamp() >= until:
             raise ManifestChangedError("transaction: its objects are not kept any more; look anew")
-        return [Planned(**each) for each in json.loads(said)]
+        return [Planned(**each) for each in objects]
 
     async def drop(self, transaction: str) -> None:
         """See Bundles."""

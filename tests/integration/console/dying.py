@@ -14,7 +14,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from engineroom.auth.chain import derived
 from engineroom.core.clock import SystemClock
+from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube import config as kube_config
@@ -64,11 +66,11 @@ async def run(config: str, url: str, namespace: str, text: str, number: int, aft
                 Planned(resource.api_version, resource.kind, namespace, name, action,
                         before, obj, said)
             )  # fmt: skip
-        bundles = RedisBundles(redis)
+        secret = b"s" * 48  # of the API that recovers it
+        bundles = RedisBundles(redis, SystemClock(), derived(secret, "manifests"))
+        log = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga"))
         await bundles.put("crash", planned)
-        coordinator = Coordinator(
-            RedisSagaLog(redis), Applier(client, bundles, SystemClock()).sagas(), lease=LEASE
-        )
+        coordinator = Coordinator(log, Applier(client, bundles, SystemClock()).sagas(), lease=LEASE)
         client.number, client.after = number, after
         said = {"namespace": namespace, "force": True, "objects": []}
         await coordinator.run(f"manifests.apply.{len(planned)}", "crash", said, by="test")

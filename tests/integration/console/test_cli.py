@@ -209,6 +209,18 @@ async def test_keys_are_shown_once_and_alone(admin: Command, process: ApiProcess
     assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
 
 
+async def test_signing_keys_are_listed_and_renewed(admin: Command) -> None:
+    before = admin.json("signing-keys", "list")["items"]
+    newer = admin.json("signing-keys", "rotate", "--yes")["items"]
+    assert [one["kid"] for one in newer[1:]] == [one["kid"] for one in before]
+    assert newer[0]["state"] == "next"
+    shown = admin.run("signing-keys", "list").stdout
+    assert newer[0]["kid"] in shown
+    assert "signing" in shown
+    # Who rotates stays signed in.
+    assert "user:admin" in admin.run("whoami").stdout
+
+
 # -- what was done ------------------------------------------------------------------------------
 
 

@@ -337,6 +337,17 @@ async def test_killed_at_every_write_all_is_done_or_nothing(
         assert owners(mail) == owners(before)
     assert died or output.decode().strip() == "committed"
 
+    async def recorded() -> list[dict[str, Any]]:
+        records = [dict(each.body) for each in await api.services.audit.read(0, 500)]
+        return [each for each in records if each["action"] == "transaction.recover"]
+
+    if record and died:
+        [told] = await eventually("its end is in the audit log", recorded, 10)
+        assert (told["who"], told["namespace"], told["outcome"]) == ("test", namespace, "done")
+        assert told["details"] == {"transaction": "crash", "ended": status}
+    elif not record:
+        assert await recorded() == []
+
 
 def _step(saga: str) -> Any:
     from engineroom.core.transactions.saga import StepContext

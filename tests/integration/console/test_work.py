@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engineroom.kube.client import Client
     from tests.support import RedisServer
 
+SECRET = b"s" * 48
 ADD = "tests.integration.tasks.work.add"
 
 
@@ -207,6 +208,12 @@ async def test_failed_jobs_are_counted_and_put_back_by_a_filter(
     assert again.json()["id"] == begun.json()["id"]
     shown = await ended(api, operator, f"{here}/{begun.json()['id']}")
     assert (shown["status"], shown["done"], shown["skipped"]) == ("done", 120, 0)
+    records = [dict(each.body) for each in await api.services.audit.read(0, 500)]
+    [end] = [each for each in records if each["action"] == "operation.end"]
+    assert (end["who"], end["namespace"], end["outcome"]) == (shown["by"], namespace, "done")
+    assert end["details"] == {
+        "operation": shown["id"], "action": "retry", "done": 120, "skipped": 0,
+    }  # fmt: skip
     redis = api.services.redis
     assert {each.decode() for each in await redis.lrange("rq:queue:mail", 0, -1)} == set(ours)
     assert await redis.zcard("rq:failed:bills") == 30
@@ -332,8 +339,13 @@ async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twic
         )  # fmt: skip
         mortal = make_redis()
         mortal.execute_command = Dying(mortal, allowed)
-        first = Operations(mortal, AsyncTasks(mortal), SystemClock())
-        second = Operations(redis, AsyncTasks(redis), SystemClock())
+        told: list[Operation] = []
+
+        async def on_end(end: Operation, told: list[Operation] = told) -> None:
+            told.append(end)
+
+        first = Operations(mortal, AsyncTasks(mortal), SystemClock(), SECRET, on_end=on_end)
+        second = Operations(redis, AsyncTasks(redis), SystemClock(), SECRET, on_end=on_end)
         await second.start(known)
         with_lease = first._work(known.id)
         await asyncio.gather(with_lease, return_exceptions=True)
@@ -342,6 +354,8 @@ async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twic
         ends = await second.get(known.id)
         assert ends is not None
         assert ends.status is Status.DONE, allowed
+        # Twice where one died between telling and noting it, never not at all.
+        assert {each.status for each in told} == {Status.DONE}, allowed
         waiting = {each.decode() for each in await redis.lrange("rq:queue:mail", 0, -1)}
         if action is Action.RETRY:
             assert (len(waiting), ends.done) == (jobs, jobs), allowed
@@ -357,7 +371,7 @@ async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
 ) -> None:
     await stage(api, client, namespace, "mail")
     redis = api.services.redis
-    both = [Operations(redis, AsyncTasks(redis), SystemClock()) for _ in range(2)]
+    both = [Operations(redis, AsyncTasks(redis), SystemClock(), SECRET) for _ in range(2)]
     known = Operation(
         "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), Where(), "test",
         SystemClock().now().timestamp(), 0,

@@ -63,6 +63,17 @@ def sessions_table(sessions: Sequence[Document], now: datetime) -> Table:
     return table(columns, rows)
 
 
+def signing_keys_table(keys: Sequence[Document], now: datetime) -> Table:
+    """One line a signing key."""
+    columns = ["KEY", "ALGORITHM", "STATE", "SIGNS FROM", "VERIFIES UNTIL"]
+    rows = [
+        (one["kid"], one["jwk"]["alg"], one["state"], when(_time(one["signsFrom"]), now),
+         when(_time(one["verifiesUntil"]), now))
+        for one in keys
+    ]  # fmt: skip
+    return table(columns, rows)
+
+
 def audit_table(records: Sequence[Document], *, wide: bool = False) -> Table:
     """One line a record, times in UTC."""
     columns = ["NO", "WHEN (UTC)", "WHO", "ACTION", "TARGET", "OUTCOME"]

@@ -35,9 +35,9 @@ from engineroom.core.transactions.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from engineroom.core.transactions.sagalog import SagaLog
+    from engineroom.core.transactions.sagalog import Record, SagaLog
 
 log = get_logger(__name__)
 
@@ -210,7 +210,8 @@ class Coordinator:
 
     ``lease`` is in seconds: so long after the last sign of life another may take over. It is
     renewed every third of it while a step runs. ``on_end`` hears the name of each saga that came
-    to its end here, and its outcome.
+    to its end here, and its outcome; ``on_recovered`` is awaited with each that was taken over, and
+    its outcome.
     """
 
     def __init__(
@@ -222,8 +223,10 @@ class Coordinator:
         recovery: Recovery | None = None,
         undo_policy: Policy = UNDO_POLICY,
         on_end: Callable[[str, str], None] = _unheard,
+        on_recovered: Callable[[Record, str], Awaitable[None]] | None = None,
     ) -> None:
         self._on_end = on_end
+        self._on_recovered = on_recovered
         self._log = log_
         self._sagas = {saga.name: saga for saga in sagas}
         self._lease = lease
@@ -297,6 +300,8 @@ class Coordinator:
             step = reached[-1] if reached else names[0]
             await self._write(course, Line(Kind.FAILED, step, "the coordinator died"))
         await self._go(course)
+        if self._on_recovered is not None:
+            await self._on_recovered(known, course.lines[-1].kind.value)
 
     async def _go(self, course: _Course) -> None:
         """From where the log is to the end."""

@@ -2,6 +2,9 @@
 
 Redis must keep what it acknowledges (``appendonly yes``; ``appendfsync always`` to survive the
 machine's crash too) and must not evict (``maxmemory-policy noeviction``): a log in a cache is none.
+
+What the log says is done: who may write it has the rights of whoever recovers sagas. Where others
+write to this Redis too, give the log a ``Sealer``.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
+
+    from engineroom.core.sealing import Sealer
 
 MAX_ID = 200
 #: Ended sagas are kept for so long (seconds).
@@ -99,15 +104,16 @@ local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 """
 
-# KEYS: saga, stream, open, index. ARGV: id, name, input, by, lease.
+# KEYS: saga, stream, open, index. ARGV: id, name, input, by, lease, seal, seal of the first line.
 _BEGIN = (
     _NOW
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return false end
 local member = string.format('%016d', math.floor(now * 1000000)) .. ':' .. ARGV[1]
 redis.call('HSET', KEYS[1], 'name', ARGV[2], 'input', ARGV[3], 'by', ARGV[4], 'epoch', 1,
-  'started', string.format('%.6f', now), 'member', member)
-redis.call('XADD', KEYS[2], '*', 'kind', 'begin', 'at', string.format('%.6f', now), 'epoch', 1)
+  'started', string.format('%.6f', now), 'member', member, 'seal', ARGV[6])
+redis.call('XADD', KEYS[2], '*', 'kind', 'begin', 'at', string.format('%.6f', now), 'epoch', 1,
+  'seal', ARGV[7])
 redis.call('ZADD', KEYS[3], now + ARGV[5], ARGV[1])
 redis.call('ZADD', KEYS[4], 0, member)
 return 1
@@ -115,15 +121,15 @@ return 1
 )
 
 # KEYS: saga, stream, open, index. ARGV: id, epoch, lease, retention, end or '', then
-# kind, step, detail for each line.
+# kind, step, detail, seal for each line.
 _APPEND = (
     _NOW
     + """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
 if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then return 0 end
-for i = 6, #ARGV, 3 do
+for i = 6, #ARGV, 4 do
   redis.call('XADD', KEYS[2], '*', 'kind', ARGV[i], 'step', ARGV[i + 1], 'detail', ARGV[i + 2],
-    'at', string.format('%.6f', now), 'epoch', ARGV[2])
+    'at', string.format('%.6f', now), 'epoch', ARGV[2], 'seal', ARGV[i + 3])
 end
 if ARGV[5] == '' then
   redis.call('ZADD', KEYS[3], now + ARGV[3], ARGV[1])
@@ -173,7 +179,7 @@ return found
 """
 )
 
-# KEYS: saga, stream, open. ARGV: id, lease.
+# KEYS: saga, stream, open. ARGV: id, lease, epoch before, seal of the line.
 _RESUME = (
     _NOW
     + """
@@ -183,10 +189,10 @@ local stuck = false
 for i = 1, #last[2], 2 do
   if last[2][i] == 'kind' and last[2][i + 1] == 'stuck' then stuck = true end
 end
-if not stuck then return false end
+if not stuck or redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[3] then return false end
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 redis.call('XADD', KEYS[2], '*', 'kind', 'resumed', 'at', string.format('%.6f', now),
-  'epoch', epoch)
+  'epoch', epoch, 'seal', ARGV[4])
 redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])
 return epoch
 """
@@ -194,14 +200,24 @@ return epoch
 
 
 class RedisSagaLog:
-    """Sagas under ``prefix``, which names one slot of a cluster. Needs Redis 6.2 or newer."""
+    """Sagas under ``prefix``, which names one slot of a cluster. Needs Redis 6.2 or newer.
+
+    With a ``sealer`` a saga of which anything was not written here is none: it is not recovered
+    and not shown. Times and epochs are Redis' own.
+    """
 
     def __init__(
-        self, redis: Redis, *, prefix: str = "{engineroom:sagas}", retention: int = RETENTION
+        self,
+        redis: Redis,
+        *,
+        prefix: str = "{engineroom:sagas}",
+        retention: int = RETENTION,
+        sealer: Sealer | None = None,
     ) -> None:
         self._redis = redis
         self._prefix = prefix
         self._retention = retention
+        self._sealer = sealer
         self._open = f"{prefix}:open"
         self._index = f"{prefix}:index"
         self._begin = redis.register_script(_BEGIN)
@@ -220,8 +236,10 @@ class RedisSagaLog:
         """See ``SagaLog``. Raises InvalidInputError for a bad id and TooLargeError."""
         check_id(id_)
         keys = [self._saga(id_), self._stream(id_), self._open, self._index]
+        said = as_json(input_)
+        seals = [self._seal(id_, name, said, by[:200]), self._seal(id_, "begin", "", "", "1")]
         with wrapped("saga.begin"):
-            made = await self._begin(keys=keys, args=[id_, name, as_json(input_), by[:200], lease])
+            made = await self._begin(keys=keys, args=[id_, name, said, by[:200], lease, *seals])
         return None if made is None else int(made)
 
     async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
@@ -230,7 +248,8 @@ class RedisSagaLog:
         keys = [self._saga(id_), self._stream(id_), self._open, self._index]
         arguments: list[Any] = [id_, epoch, lease, self._retention, end]
         for line in lines:
-            arguments += [line.kind.value, line.step, line_detail(line)]
+            said = [line.kind.value, line.step, line_detail(line)]
+            arguments += [*said, self._seal(id_, *said, str(epoch))]
         with wrapped("saga.append"):
             return bool(await self._append(keys=keys, args=arguments))
 
@@ -252,9 +271,13 @@ class RedisSagaLog:
 
     async def resume(self, id_: str, lease: float) -> int | None:
         """See ``SagaLog``."""
+        known = await self.read(id_)
+        if known is None:
+            return None
+        before, seal = known.epoch, self._seal(id_, "resumed", "", "", str(known.epoch + 1))
         with wrapped("saga.resume"):
             keys = [self._saga(id_), self._stream(id_), self._open]
-            epoch = await self._resume(keys=keys, args=[id_, lease])
+            epoch = await self._resume(keys=keys, args=[id_, lease, before, seal])
         return None if epoch is None else int(epoch)
 
     async def read(self, id_: str) -> Record | None:
@@ -279,15 +302,36 @@ class RedisSagaLog:
                 pipeline.hgetall(self._saga(id_))
                 pipeline.xrange(self._stream(id_))
             answers = await pipeline.execute() if ids else []
-        return [
-            _record(id_, fields, entries)
-            for id_, fields, entries in zip(ids, answers[::2], answers[1::2], strict=True)
-            if fields
-        ]
+        records = []
+        for id_, fields, entries in zip(ids, answers[::2], answers[1::2], strict=True):
+            said, lines = _texts(fields), [_texts(entry) for _, entry in entries]
+            if not said:
+                continue
+            if self._is_ours(id_, said, lines):
+                records.append(_record(id_, said, lines))
+            else:
+                # Left as it is for whoever looks into it, and not taken up again.
+                with wrapped("saga.refuse"):
+                    await self._redis.zrem(self._open, id_)
+        return records
+
+    def _seal(self, id_: str, *said: str) -> str:
+        return "" if self._sealer is None else self._sealer.seal(self._saga(id_), *said)
+
+    def _is_ours(self, id_: str, saga: dict[str, str], lines: list[dict[str, str]]) -> bool:
+        """Whether all of it was written by who has the sealer's key, for this saga."""
+        if self._sealer is None:
+            return True
+        fields = [("name", "input", "by"), *[("kind", "step", "detail", "epoch")] * len(lines)]
+        return all(
+            self._sealer.holds(
+                said.get("seal", ""), self._saga(id_), *(said.get(name, "") for name in names)
+            )
+            for names, said in zip(fields, [saga, *lines], strict=True)
+        )
 
 
-def _record(id_: str, raw: dict[Any, Any], entries: Sequence[Any]) -> Record:
-    fields = {_text(key): _text(value) for key, value in raw.items()}
+def _record(id_: str, fields: dict[str, str], lines: list[dict[str, str]]) -> Record:
     return Record(
         id=id_,
         name=fields["name"],
@@ -295,12 +339,11 @@ def _record(id_: str, raw: dict[Any, Any], entries: Sequence[Any]) -> Record:
         input=json.loads(fields["input"]),
         epoch=int(fields["epoch"]),
         started=float(fields["started"]),
-        lines=tuple(_line(entry) for _, entry in entries),
+        lines=tuple(map(_line, lines)),
     )
 
 
-def _line(raw: dict[Any, Any]) -> Line:
-    fields = {_text(key): _text(value) for key, value in raw.items()}
+def _line(fields: dict[str, str]) -> Line:
     return Line(
         Kind(fields["kind"]),
         fields.get("step", ""),
@@ -328,6 +371,10 @@ def as_json(value: Any) -> str:
     if len(text) > MAX_BYTES:
         raise TooLargeError(f"the value has {len(text)} bytes; keep it under {MAX_BYTES}")
     return text
+
+
+def _texts(raw: dict[Any, Any]) -> dict[str, str]:
+    return {_text(key): _text(value) for key, value in raw.items()}
 
 
 def _text(value: bytes | str) -> str:
