@@ -36,7 +36,15 @@ from engineroom.ratelimit.compile import (
     compile_all,
     standing_candidate,
 )
-from engineroom.ratelimit.decide import Count, Crews, Standing, count, next_document
+from engineroom.ratelimit.decide import (
+    GONE_AFTER,
+    Count,
+    Crews,
+    Standing,
+    count,
+    is_gone,
+    next_document,
+)
 from engineroom.ratelimit.document import head_of
 from engineroom.ratelimit.links import Links
 from engineroom.ratelimit.model import FailureMode
@@ -70,9 +78,6 @@ FIGURES_EVERY, FIGURES_AT_ONCE = 3.0, 64
 #: A policy is degraded for so long after the last decision without Redis that was told of, and how
 #: many there were is written so often at most (seconds).
 DEGRADED_FOR, FAILURES_EVERY = 30.0, 15.0
-#: Another installation's document is left alone until that has not looked at it for so long
-#: (seconds).
-GONE_AFTER = 600.0
 #: While not all documents are written to a Redis that was empty, so soon it is looked again.
 LOOK_UNPUBLISHED = 0.1
 #: Statuses written at the same time.
@@ -379,12 +384,10 @@ class RateLimitPolicyController:
         now = self._context.clock.monotonic()
         if line.foreign_since is None:
             line.foreign_since = now
-        seen_for = now - line.foreign_since
-        if not left and seen_for >= GONE_AFTER:
-            silent = await silence(link.redis, owner)
-            if silent is None or silent >= GONE_AFTER:
-                log.warning("policies taken over", namespace=namespace, installation=owner)
-                return ""
+        silent = await silence(link.redis, owner)
+        if not left and is_gone(now - line.foreign_since, silent):
+            log.warning("policies taken over", namespace=namespace, installation=owner)
+            return ""
         return (
             f"in this Redis the policies of namespace {namespace} are written by another "
             f"installation ({owner}); give each a Redis or a database of its own. If it is no "

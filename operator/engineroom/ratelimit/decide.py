@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.observe import Enforcer
 
 
+#: Another installation's document is left alone until that has not looked at it for so long
+#: (seconds).
+GONE_AFTER: Final = 600.0
 #: Enforcers that a message names.
 _NAMED: Final = 3
 
@@ -156,6 +159,15 @@ def next_document(
         before=standing.policies,
         texts=compiled.texts,
     )
+
+
+def is_gone(watched: float, silent: float | None) -> bool:
+    """Whether another installation, whose document was watched for so long, may be replaced.
+
+    ``silent`` is how long it has not looked, None where Redis has forgotten it or it has not
+    written all of its documents yet; both in seconds.
+    """
+    return watched >= GONE_AFTER and (silent is None or silent >= GONE_AFTER)
 
 
 def has(enforcer: Enforcer, standing: Standing, since: int) -> bool:

@@ -343,7 +343,9 @@ class AsyncFollower(_Core):
         """Until there is news, or the next heartbeat is due."""
         due = self._monotonic() + HEARTBEAT
         while (left := due - self._monotonic()) > 0:
-            message = await listener.get_message(ignore_subscribe_messages=True, timeout=left)
+            # The listener connects anew by itself, and may wait for an answer to that for ever.
+            async with asyncio.timeout(left + CALL_TIMEOUT):
+                message = await listener.get_message(ignore_subscribe_messages=True, timeout=left)
             if message is not None:
                 return
 

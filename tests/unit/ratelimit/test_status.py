@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 
-from engineroom.ratelimit.channel import Word
-from engineroom.ratelimit.compile import Lost, Verdict
-from engineroom.ratelimit.decide import Count, Crew, Crews, Standing, count, has
-from engineroom.ratelimit.document import Target
+from engineroom.ratelimit.channel import Word, head_text, owner_of
+from engineroom.ratelimit.compile import Compiled, Lost, Verdict
+from engineroom.ratelimit.decide import (
+    Count,
+    Crew,
+    Crews,
+    Standing,
+    count,
+    has,
+    is_gone,
+    next_document,
+)
+from engineroom.ratelimit.document import Head, Target, Text, head_of
 from engineroom.ratelimit.model import FailureMode
 from engineroom.ratelimit.observe import Enforcer
 from engineroom.ratelimit.status import Failing, Seen, policy_status
@@ -90,6 +99,38 @@ def test_who_enforces_what() -> None:
     crews = Crews([unread := enforcer(None), shop], parts)
     assert crews.of("front").members == (unread,)
     assert crews.of("shop").members == (shop, unread)
+
+
+@pytest.mark.parametrize(
+    ("watched", "silent", "gone"),
+    [(0.0, None, False), (0.0, 9e9, False), (599.0, None, False), (600.0, None, True),
+     (600.0, 599.0, False), (600.0, 600.0, True), (9e9, 1.0, False)],
+)  # fmt: skip
+def test_when_another_installation_is_gone(
+    watched: float, silent: float | None, gone: bool
+) -> None:
+    assert is_gone(watched, silent) is gone
+
+
+def test_a_document_of_another_owner_is_replaced_by_a_new_line() -> None:
+    parts = ((({"name": "a"}), "h"),)
+    compiled = Compiled(parts, {}, {})
+
+    def after(standing: Head | None, lineage: str, wanted: Compiled = compiled) -> Text | None:
+        return next_document("shop", wanted, standing, least_revision=5, lineage=lineage)
+
+    first = after(None, "a@one")
+    assert first is not None
+    standing = head_of(first, parts)
+    assert after(standing, "b@one") is None, "of the same owner the same is not written again"
+    taken = after(standing, "c@two")
+    assert taken is not None
+    assert (taken.lineage, taken.hash) == ("c@two", first.hash)
+    assert taken.revision > first.revision
+    assert owner_of(head_text(taken.hash, taken.revision, taken.lineage)) == "two"
+    emptied = after(standing, "c@two", Compiled((), {}, {}))
+    assert emptied is not None
+    assert not emptied.since
 
 
 def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
