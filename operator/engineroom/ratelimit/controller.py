@@ -695,9 +695,11 @@ def _same_verdict(seen: Seen, told: Seen) -> bool:
 
 def _counted(results: Iterable[_Result]) -> Callable[[_Result, str], Count | None]:
     """Counts enforcers of a policy in one of the results, each number once."""
+    # All policies of one Redis have the same result.
+    every = {id(result): result for result in results}
     crews = {
-        id(result): Crews(result.roll.enforcers, result.compiled.parts)
-        for result in results
+        key: Crews(result.roll.enforcers, result.compiled.parts)
+        for key, result in every.items()
         if result.roll is not None and result.compiled is not None
     }
     counts: dict[tuple[int, int], Count] = {}
