@@ -710,14 +710,14 @@ def _counted(results: Iterable[_Result]) -> Callable[[_Result, str], Count | Non
         crew = crews[id(result)].of(name)
         head = result.head
         since = head.policies[name][1] if head is not None and name in head.policies else 0
-        at = Standing("", 0, "") if head is None else Standing(*head[:3])
-        if crew.by_labels:
-            return count(crew, at, since)
         # Thousands of policies have the same decision services.
         place = id(result), since
-        if place not in counts:
-            counts[place] = count(crew, at, since)
-        return counts[place]
+        if not crew.by_labels and place in counts:
+            return counts[place]
+        found = count(crew, Standing("", 0, "") if head is None else Standing(*head[:3]), since)
+        if not crew.by_labels:
+            counts[place] = found
+        return found
 
     return counted
 

@@ -54,6 +54,9 @@ class Crew(NamedTuple):
     instead: str = ""
 
 
+_NOBODY: Final = Crew((), by_labels=False)
+
+
 class Crews:
     """Who enforces which policy of a document, of those who follow it.
 
@@ -67,9 +70,8 @@ class Crews:
     ) -> None:
         # By name, so that the same laggards make the same message.
         every = sorted(enforcers, key=lambda one: one.identity)
-        self._services = tuple(
-            each for each in every if each.word is None or each.word.role == LIMITER
-        )
+        services = [each for each in every if each.word is None or each.word.role == LIMITER]
+        self._services = Crew(tuple(services), by_labels=False)
         self._unread = tuple(each for each in every if each.word is None)
         self._applications: dict[str, list[Enforcer]] = {}
         self._instead: dict[str, str] = {}
@@ -92,7 +94,7 @@ class Crews:
         """Who enforces a policy; nobody does that is not in the document."""
         by_labels = self._by_labels.get(name)
         if not by_labels:
-            return Crew(self._services if by_labels is False else (), by_labels=False)
+            return _NOBODY if by_labels is None else self._services
         members = (*self._applications.get(name, ()), *self._unread)
         return Crew(members, by_labels=True, instead=self._instead.get(name, ""))
 
