@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from engineroom.ratelimit.channel import LIMITER
 from engineroom.ratelimit.follow import Follower
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
@@ -44,7 +45,7 @@ def policy(name: str, burst: int) -> dict[str, Any]:
         "kind": "RateLimitPolicy",
         "metadata": {"name": name},
         "spec": {
-            "selector": {"matchLabels": {"app": name}},
+            "targetRefs": [{"kind": "Service", "name": name}],
             "limits": [
                 {
                     "name": "per-key",
@@ -58,6 +59,16 @@ def policy(name: str, burst: int) -> dict[str, Any]:
     }
 
 
+def service(name: str) -> dict[str, Any]:
+    """What a policy is attached to."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"clusterIP": "None", "ports": [{"port": 80}]},
+    }
+
+
 def enforce(url: str) -> None:
     """Follow, and say of each policy that changed when it was swapped in."""
 
@@ -68,7 +79,8 @@ def enforce(url: str) -> None:
                 burst = entry.policy.limits[0].burst
                 print(json.dumps([entry.name, burst, at]), flush=True)
 
-    with Follower(redis.Redis.from_url(url), NAMESPACE, on_change=changed):
+    client = redis.Redis.from_url(url)
+    with Follower(client, NAMESPACE, role=LIMITER, on_change=changed):
         sys.stdin.read()
 
 
@@ -162,6 +174,7 @@ def main() -> int:
     ):
         with step(f"{options.policies} policies"):
             for name in names:
+                kube.create("services", NAMESPACE, service(name))
                 kube.create(KIND, NAMESPACE, policy(name, 50))
         enforcers = [Enforcer(url) for _ in range(options.enforcers)]
         try:

@@ -156,6 +156,13 @@ COLUMNS: tuple[dict[str, Any], ...] = (
         "description": "Enforcers that are alive.",
     },
     {
+        "name": "Degraded",
+        "type": "string",
+        "jsonPath": f"{_condition('Degraded')}.status",
+        "priority": 1,
+        "description": "Whether Redis did not decide in time of late.",
+    },
+    {
         "name": "Reason",
         "type": "string",
         "jsonPath": f"{_condition('Ready')}.reason",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RESOURCE = f"{RATELIMITPOLICIES.plural}.engineroom.dev"
 #: Words that ``get`` takes for policies instead of pools.
 WORDS = frozenset({"policies", "policy", "ratelimitpolicies", "ratelimitpolicy", "rlp", "rlps"})
-_PASSING = frozenset({"AwaitingEnforcers", "NoEnforcers", "Unseen", "Outdated"})
+_PASSING = frozenset({"AwaitingEnforcers", "EnforcerLost", "NoEnforcers", "Unseen", "Outdated"})
 _LIMITERS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=limiter"
 _ADMIN_PORT = 9090
 #: Largest answer of the decision service, bytes; seconds beyond the recording that it may take.
@@ -86,6 +86,16 @@ def rate_limits(policies: Sequence[Document], program: str) -> Check:
     states = [(one["metadata"], state_of(one)) for one in policies]
     bad = [(metadata, state) for metadata, state in states if state != "Ready"]
     told = f"{len(states)} {'policy' if len(states) == 1 else 'policies'}"
+    degraded = [one for one in policies if condition(one, "Degraded")["status"] == "True"]
+    if not bad and degraded:
+        first, why = degraded[0]["metadata"], condition(degraded[0], "Degraded")["reason"]
+        return Check(
+            "rate limits",
+            Severity.WARNING,
+            f"{told}, {len(degraded)} decided without Redis: "
+            f"{first['namespace']}/{first['name']} ({why})",
+            f"{program} ratelimit explain {first['name']} -n {first['namespace']}",
+        )
     if not bad:
         return Check("rate limits", Severity.OK, f"{told}, all enforced")
     metadata, state = bad[0]
@@ -153,15 +163,21 @@ def read_roll(redis: Redis, namespace: str) -> Roll:
 
     from engineroom.core.errors import MeasurementError
     from engineroom.ratelimit import channel
-    from engineroom.ratelimit.observe import parse_roll
+    from engineroom.ratelimit.observe import parse_roll, roll_arguments
 
-    keys = channel.keys_of(namespace)
-    live = int(channel.LIVE_FOR * 1_000_000)
     try:
-        rows: Any = redis.eval(channel.ROLL, 3, keys.head, keys.alive, keys.entries, str(live))
+        rows: Any = redis.eval(channel.ROLL, *roll_arguments(namespace))
     except (RedisError, OSError, TimeoutError) as error:
         raise MeasurementError(f"Redis did not say who enforces: {type(error).__name__}") from error
     return parse_roll(rows)
+
+
+def enforcers_of(roll: Roll, policies: Policies, name: str) -> frozenset[str]:
+    """Names of those who can enforce a policy, of all who follow the namespace."""
+    from engineroom.ratelimit.decide import Crews
+
+    rows = [({"name": one.name, "selector": one.selector}, one.hash) for one in policies.entries]
+    return frozenset(each.identity for each in Crews(roll.enforcers, rows).of(name).members)
 
 
 def chosen(

@@ -87,6 +87,11 @@ TOO_MANY_POLICIES: Final = "TooManyPolicies"
 ENFORCED: Final = "Enforced"
 AWAITING_ENFORCERS: Final = "AwaitingEnforcers"
 NO_ENFORCERS: Final = "NoEnforcers"
+ENFORCER_LOST: Final = "EnforcerLost"
+FAILING_OPEN: Final = "FailingOpen"
+FAILING_CLOSED: Final = "FailingClosed"
+DECIDING_LOCALLY: Final = "DecidingLocally"
+REDIS_DECIDES: Final = "RedisDecides"
 NOT_PROGRAMMED: Final = "NotProgrammed"
 
 # The cluster.
@@ -147,15 +152,22 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     RESIZE_NEEDS_RESTART: "A container asks to be restarted for a resize, so it is left alone.",
     RESIZE_UNSUPPORTED: "This Kubernetes is too old to resize pods in place.",
     ACCEPTED: "The policy is valid and has what it is attached to for itself.",
-    CONFLICTED: "An older policy is attached to the same; the message says which.",
-    TARGET_NOT_FOUND: "What the policy is attached to does not exist; it holds when it appears.",
+    CONFLICTED: "An older policy is attached to the same, or another installation writes the "
+    "policies of this namespace into the same Redis; the message says which.",
+    TARGET_NOT_FOUND: "What the policy is attached to, or the section of it that is named, does "
+    "not exist; it holds when it appears.",
     PARTLY_CONFLICTED: "An older policy has some of the targets; the others are this one's.",
     PROGRAMMED: "The policy is in the document that enforcers follow.",
     LAST_VALID: "The spec is invalid now; what enforcers follow is the last valid one.",
     TOO_MANY_POLICIES: "The namespace has more policies than one document holds; remove some.",
     ENFORCED: "Every live enforcer acknowledged the policy.",
     AWAITING_ENFORCERS: "Some live enforcer has not acknowledged the policy yet.",
-    NO_ENFORCERS: "Nobody follows the policies of the namespace: nothing is limited.",
+    NO_ENFORCERS: "Nobody who can enforce the policy follows the namespace: nothing is limited.",
+    ENFORCER_LOST: "An enforcer vanished without signing off; it may enforce something older.",
+    FAILING_OPEN: "Redis does not decide in time, and meanwhile everything is admitted.",
+    FAILING_CLOSED: "Redis does not decide in time, and meanwhile everything is refused with 503.",
+    DECIDING_LOCALLY: "Redis does not decide in time; each enforcer admits its share by itself.",
+    REDIS_DECIDES: "Redis decides in time.",
     NOT_PROGRAMMED: "The policy is not in the document that enforcers follow.",
     APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",
 }

@@ -53,8 +53,9 @@ class AsgiPolicies:
 
     It follows the policies from the lifespan's start, or from the first request, until the
     lifespan's end. ``refuse_unknown``: answer 503 as long as Redis has never said which policies
-    there are; else such requests are not limited. ``caller`` says whose request a scope is, and
-    ``observe`` is told each decision; see AsgiRateLimit.
+    there are, as one that no operator has published in; else such requests are not limited.
+    ``caller`` says whose request a scope is, and ``observe`` is told each decision; see
+    AsgiRateLimit. Raises ValueError for labels that are too long.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class AsgiPolicies:
         self._refuse_unknown = refuse_unknown
         self._caller = caller
         self._observe = observe
-        self._follower = AsyncFollower(redis, namespace)
+        self._follower = AsyncFollower(redis, namespace, labels=labels)
         self._limiters = AsyncLimiters(self._follower, redis)
         self._chosen = _Chosen(labels)
         self._limited: tuple[object, AsgiRateLimit] | None = None
@@ -147,7 +148,7 @@ class WsgiPolicies:
         self._refuse_unknown = refuse_unknown
         self._caller = caller
         self._observe = observe
-        self._follower = Follower(redis, namespace)
+        self._follower = Follower(redis, namespace, labels=labels)
         self._limiters = Limiters(self._follower, redis)
         self._chosen = _Chosen(labels)
         self._limited: tuple[object, WsgiRateLimit] | None = None

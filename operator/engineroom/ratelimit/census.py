@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Gauge = Callable[..., None]
     Histogram = Callable[[str, str], Callable[[float], None]]
 
-_CONDITIONS: Final = ("Accepted", "Programmed", "Enforced", "Ready")
+_CONDITIONS: Final = ("Accepted", "Programmed", "Enforced", "Degraded", "Ready")
 _VALUES: Final = ("True", "False", "Unknown")
 #: Reasons of Accepted that say that another policy is in the way.
 _CONFLICTS: Final = frozenset({reasons.CONFLICTED, reasons.PARTLY_CONFLICTED})

@@ -7,6 +7,7 @@ at once, because they share a document and can be in each other's way.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ from engineroom.kube.resources import RATELIMITPOLICIES
 from engineroom.kube.secrets import Secrets
 from engineroom.queue.address import Address, reason_of
 from engineroom.ratelimit.census import Census
+from engineroom.ratelimit.channel import lineage_of, owner_of
 from engineroom.ratelimit.compile import (
     Candidate,
     Compiled,
@@ -34,20 +36,30 @@ from engineroom.ratelimit.compile import (
     compile_all,
     standing_candidate,
 )
-from engineroom.ratelimit.decide import Count, Standing, count, next_document
+from engineroom.ratelimit.decide import (
+    GONE_AFTER,
+    Count,
+    Crews,
+    Standing,
+    count,
+    is_gone,
+    next_document,
+)
 from engineroom.ratelimit.document import head_of
 from engineroom.ratelimit.links import Links
-from engineroom.ratelimit.observe import Roll, roll, standing
-from engineroom.ratelimit.publish import replace
-from engineroom.ratelimit.status import Seen, invalid_text, is_enforced, policy_status
+from engineroom.ratelimit.model import FailureMode
+from engineroom.ratelimit.observe import Roll, identity, roll, silence, standing
+from engineroom.ratelimit.publish import looked, replace
+from engineroom.ratelimit.status import Failing, Seen, invalid_text, is_enforced, policy_status
 from engineroom.ratelimit.targets import Targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from engineroom.kube.controller import Context, Record
     from engineroom.ratelimit.document import Head, Target
     from engineroom.ratelimit.links import Link
+    from engineroom.ratelimit.observe import Without
 
 log = structlog.get_logger(__name__)
 
@@ -63,12 +75,17 @@ TELL_FOR = 5.0
 #: Mere figures, of enforcers that come and go, are written so often at most a policy (seconds), and
 #: so many at a look; others' news goes before.
 FIGURES_EVERY, FIGURES_AT_ONCE = 3.0, 64
+#: A policy is degraded for so long after the last decision without Redis that was told of, and how
+#: many there were is written so often at most (seconds).
+DEGRADED_FOR, FAILURES_EVERY = 30.0, 15.0
+#: While not all documents are written to a Redis that was empty, so soon it is looked again.
+LOOK_UNPUBLISHED = 0.1
 #: Statuses written at the same time.
 STATUSES_AT_ONCE = 16
 #: How often documents are looked for whose namespace has no policy any more (seconds).
 SWEEP = 300.0
-#: A key of the queue that is no policy and no namespace, which cannot begin with a slash.
-SWEEP_KEY = "/sweep"
+#: Keys of the queue that are no policies and no namespaces, which cannot begin with a slash.
+SWEEP_KEY, PUBLISHED_KEY = "/sweep", "/published"
 _NEVER = -1e9
 
 
@@ -88,6 +105,9 @@ class _Known:
     told: Seen | None = None
     told_at: float = _NEVER
     enforced: bool = False
+    #: What was said last of decisions without Redis, and when.
+    failing: Failing = field(default_factory=Failing)
+    failing_at: float = _NEVER
 
 
 @dataclass(slots=True)
@@ -100,6 +120,10 @@ class _Line:
     #: What was compiled last, and from what.
     compiled: Compiled | None = None
     inputs: tuple[Candidate, ...] = ()
+    #: Since when the document is another installation's (monotonic seconds).
+    foreign_since: float | None = None
+    #: When the last look began that found it as it should be (monotonic seconds).
+    looked: float = _NEVER
 
 
 @dataclass(slots=True)
@@ -113,6 +137,8 @@ class _Group:
     dirty: bool = True
     #: What all statuses were made from last; None when one of them has to be looked at.
     settled: object = None
+    #: When the last look began that came to its end (monotonic seconds).
+    looked: float = _NEVER
 
 
 class _Result(NamedTuple):
@@ -122,6 +148,8 @@ class _Result(NamedTuple):
     head: Head | None
     roll: Roll | None
     trouble: tuple[str, str] | None
+    #: Why nothing is written: the document is another installation's.
+    foreign: str = ""
 
 
 class RateLimitPolicyController:
@@ -134,6 +162,8 @@ class RateLimitPolicyController:
         self._groups: dict[str, _Group] = {}
         #: Above every revision that was ever written from here.
         self._revision = 0
+        #: Since when a Redis is known not to have all documents (monotonic seconds).
+        self._incomplete: dict[Address, float] = {}
         self._context: Context
         self._secrets: Secrets
         self._links: Links
@@ -150,6 +180,7 @@ class RateLimitPolicyController:
         self._targets = Targets(context, self._look)
         self._census = Census(context.gauge, context.histogram)
         context.queue.add_after(SWEEP_KEY, 0.0)
+        context.queue.add_after(PUBLISHED_KEY, 0.0)
         context.gauge(
             "engineroom_ratelimit_policies_unenforced",
             "Policies that not every live enforcer has acknowledged, or that nobody follows.",
@@ -192,6 +223,7 @@ class RateLimitPolicyController:
     def _up(self) -> None:
         for namespace in self._groups:
             self._context.queue.add(namespace)
+        self._context.queue.add(PUBLISHED_KEY)
 
     def _look(self, namespace: str) -> None:
         if namespace in self._groups:
@@ -203,6 +235,8 @@ class RateLimitPolicyController:
         """Make a namespace's document as its policies say; returns seconds until to look again."""
         if key == SWEEP_KEY:
             return await self._sweep()
+        if key == PUBLISHED_KEY:
+            return await self._publish()
         namespace, found, _ = key.partition("/")
         if found:
             self._context.queue.add(namespace, urgent=True)
@@ -214,8 +248,10 @@ class RateLimitPolicyController:
 
     async def _reconcile(self, namespace: str, group: _Group) -> float | None:
         group.dirty = False
+        began = self._context.clock.monotonic()
         self._parse(namespace, group)
         by_address, troubled = await self._addresses(namespace, group)
+        by_address = await self._merged(group, by_address)
         results: dict[str, _Result] = {}
         for name, trouble in troubled.items():
             results[name] = _Result(None, None, None, trouble)
@@ -225,6 +261,7 @@ class RateLimitPolicyController:
             results.update(dict.fromkeys(names, result))
             if not names and result.trouble is None:
                 group.lines.pop(address, None)
+        group.looked = began
         if not group.names:
             if not group.lines:
                 self._groups.pop(namespace, None)
@@ -280,18 +317,48 @@ class RateLimitPolicyController:
         text = "" if ca is None else await self._secrets.value(namespace, *ca)
         return Address(await self._secrets.value(namespace, *url), text, insecure)
 
+    async def _merged(
+        self, group: _Group, by_address: dict[Address, list[str]]
+    ) -> dict[Address, list[str]]:
+        """The same with one address for each Redis: two may be spellings of one, which holds one
+        document. Lines at the other spellings are forgotten: what stands there is not left over."""
+        kept = [address for address in group.lines if address in by_address]
+        every = list(dict.fromkeys([*kept, *by_address, *group.lines]))
+        if len(every) < 2:
+            return by_address
+        first: dict[str, Address] = {}
+        merged: dict[Address, list[str]] = {}
+        for address in every:
+            names = by_address.get(address, [])
+            try:
+                place = first.setdefault(await identity(self._links.of(address).redis), address)
+            except (SecretError, MeasurementError):
+                place = address  # the look at it says what is wrong
+            if place is not address:
+                group.lines.pop(address, None)
+            if names:
+                merged.setdefault(place, []).extend(names)
+        return merged
+
     # -- the document ----------------------------------------------------------------------------
 
     async def _program(
         self, namespace: str, group: _Group, address: Address, names: list[str]
     ) -> _Result:
         line = group.lines.setdefault(address, _Line())
+        began = self._context.clock.monotonic()
         try:
             link = self._links.of(address)
             seen = await roll(link.redis, namespace)
+            if line.head_text and not seen.head:
+                self._context.queue.add(PUBLISHED_KEY)  # flushed
             if line.head_text is None or seen.head != line.head_text:
                 line.head_text, line.head = await standing(link.redis, namespace)
                 line.compiled = None
+            foreign = await self._foreign(namespace, link, line, left=not names)
+            if foreign:
+                line.looked = began
+                return _Result(None, None, None, None, foreign)
             compiled = self._compile(group, line, names)
             if await self._write(namespace, link, line, compiled):
                 seen = await self._acknowledged(namespace, link, line)
@@ -303,13 +370,35 @@ class RateLimitPolicyController:
             for name in names:
                 self._doubt(namespace, group.known[name])
             return _Result(line.compiled, line.head, None, (reason_of(error), str(error)))
+        line.looked = began
         self._followed(namespace, address, seen, line.head)
         return _Result(compiled, line.head, seen, None)
 
+    async def _foreign(self, namespace: str, link: Link, line: _Line, *, left: bool) -> str:
+        """Why the document has to be left alone: another installation's is, unless that has gone
+        and there are policies to take its place. "" when it may be replaced."""
+        owner = owner_of(line.head_text or "")
+        if not owner or owner == self._context.installation():
+            line.foreign_since = None
+            return ""
+        now = self._context.clock.monotonic()
+        if line.foreign_since is None:
+            line.foreign_since = now
+        silent = await silence(link.redis, owner)
+        if not left and is_gone(now - line.foreign_since, silent):
+            log.warning("policies taken over", namespace=namespace, installation=owner)
+            return ""
+        return (
+            f"in this Redis the policies of namespace {namespace} are written by another "
+            f"installation ({owner}); give each a Redis or a database of its own. If it is no "
+            f"more, its place is taken {GONE_AFTER / 60:.0f} minutes after its last sign"
+        )
+
     def _followed(self, namespace: str, address: Address, seen: Roll, head: Head | None) -> None:
         newest = "" if head is None else head.hash
-        current = sum(each.word is not None and each.word.hash == newest for each in seen.enforcers)
-        self._census.followed(namespace, address, len(seen.enforcers), current)
+        live = [each for each in seen.enforcers if each.live]
+        current = sum(each.word is not None and each.word.hash == newest for each in live)
+        self._census.followed(namespace, address, len(live), current)
 
     def _compile(self, group: _Group, line: _Line, names: list[str]) -> Compiled:
         inputs = []
@@ -332,7 +421,7 @@ class RateLimitPolicyController:
             compiled,
             line.head,
             least_revision=max(self._revision + 1, now),
-            lineage=secrets.token_hex(6),
+            lineage=lineage_of(self._context.installation(), secrets.token_hex(6)),
         )
         if text is None:
             return False
@@ -354,7 +443,7 @@ class RateLimitPolicyController:
         until = monotonic() + ACKNOWLEDGE_WITHIN
         while True:
             seen = await roll(link.redis, namespace)
-            words = [each.word for each in seen.enforcers]
+            words = [each.word for each in seen.enforcers if each.live]
             whole = line.head is None or all(w and w.hash == line.head.hash for w in words)
             if whole or monotonic() >= until:
                 return seen
@@ -377,10 +466,10 @@ class RateLimitPolicyController:
         due: list[tuple[str, _Known, Seen]] = []
         figures = waiting = 0
         now = self._context.clock.monotonic()
-        counts: dict[tuple[int, int], Count] = {}
+        counted = _counted(results.values())
         more = False
         for name, known in group.known.items():
-            seen = await self._seen(namespace, known, name, results[name], counts)
+            seen = await self._seen(namespace, known, name, results[name], counted)
             known.enforced = is_enforced(seen)
             if seen == known.told:
                 continue
@@ -413,8 +502,17 @@ class RateLimitPolicyController:
             (
                 id(result.compiled),
                 result.head and result.head[:3],
-                result.roll and frozenset((e.identity, e.word) for e in result.roll.enforcers),
+                result.roll
+                and frozenset(
+                    (each.identity, each.word, each.live) for each in result.roll.enforcers
+                ),
+                result.roll
+                and frozenset(
+                    (name, told.times, told.ago < DEGRADED_FOR)
+                    for name, told in result.roll.without.items()
+                ),
                 result.trouble,
+                result.foreign,
             )
             for result in every
         )
@@ -425,28 +523,38 @@ class RateLimitPolicyController:
         known: _Known,
         name: str,
         result: _Result,
-        counts: dict[tuple[int, int], Count],
+        counted: Callable[[_Result, str], Count | None],
     ) -> Seen:
         verdict = result.compiled.verdicts.get(name) if result.compiled is not None else None
-        counted = None
         if result.roll is not None:
-            head = result.head
-            since = head.policies[name][1] if head is not None and name in head.policies else 0
-            place = (id(result.roll), since)
-            if place not in counts:
-                at = Standing("", 0, "") if head is None else Standing(*head[:3])
-                counts[place] = count(result.roll.enforcers, at, since)
-            counted = counts[place]
-        missing = await self._targets.missing(namespace, known.targets)
+            self._note_failures(known, result, name)
         return Seen(
             known.generation,
             verdict,
-            counted,
+            counted(result, name),
             known.targets,
-            missing,
+            await self._targets.missing(namespace, known.targets),
             known.invalid,
             result.trouble,
+            result.foreign,
+            known.failing,
         )
+
+    def _note_failures(self, known: _Known, result: _Result, name: str) -> None:
+        """Decisions without Redis, as status is to say: not anew at each heartbeat."""
+        told: Without | None = result.roll.without.get(name) if result.roll is not None else None
+        if told is None:
+            failing = Failing()
+        else:
+            part = result.head.parts.get(name) if result.head is not None else None
+            mode = FailureMode(part["policy"]["failure"][0]) if part else FailureMode.LOCAL
+            failing = Failing(told.times, told.ago < DEGRADED_FOR, mode)
+        now, said = self._context.clock.monotonic(), known.failing
+        same = (failing.now, failing.mode) == (said.now, said.mode)
+        if same and failing.now and now - known.failing_at < FAILURES_EVERY:
+            return
+        if failing != said:
+            known.failing, known.failing_at = failing, now
 
     async def _write_status(self, namespace: str, name: str, known: _Known, seen: Seen) -> None:
         record = self._context.store.get(f"{namespace}/{name}")
@@ -483,6 +591,47 @@ class RateLimitPolicyController:
                 str(after["reason"]),
                 str(after["message"])[:1024],
             )
+
+    # -- whether all is there ---------------------------------------------------------------------
+
+    async def _publish(self) -> float:
+        """Have each Redis say that all documents are in it, once they are.
+
+        A Redis that was flushed, restarted or failed over without its data says so no more, and who
+        begins to follow there takes no document for no answer instead of for no policies.
+        """
+        installation, soon = self._context.installation(), False
+        links = self._links.open()
+        for closed in self._incomplete.keys() - {address for address, _ in links}:
+            del self._incomplete[closed]
+        for address, link in links:
+            since = self._incomplete.get(address)
+            behind = [] if since is None else self._behind(address, since)
+            written = since is not None and not behind
+            try:
+                if await looked(link.redis, installation, all_written=written) or written:
+                    self._incomplete.pop(address, None)
+                    continue
+            except EngineroomError as error:
+                log.debug("Redis was not told that its policies are complete", error=str(error))
+                self._incomplete.pop(address, None)
+                continue
+            soon = True
+            if since is None:
+                since = self._incomplete[address] = self._context.clock.monotonic()
+                behind = self._behind(address, since)
+            for namespace in behind:
+                self._context.queue.add(namespace)
+        return LOOK_UNPUBLISHED if soon else LOOK_AT_REST
+
+    def _behind(self, address: Address, since: float) -> list[str]:
+        """Namespaces that were not looked at since then, or not with success at that address."""
+        return [
+            namespace
+            for namespace, group in self._groups.items()
+            if group.looked <= since
+            or (address in group.lines and group.lines[address].looked <= since)
+        ]
 
     # -- what nobody asks for any more -----------------------------------------------------------
 
@@ -537,19 +686,40 @@ def _known(record: Record, before: _Known | None) -> _Known:
 
 def _same_verdict(seen: Seen, told: Seen) -> bool:
     """Whether nothing but the number of enforcers differs, and all of them have it now as then."""
-    if seen.count is None or told.count is None:
-        return False
-    all_then, all_now = (
-        0 < each.count.total == each.count.ready for each in (told, seen) if each.count
-    )
     return (
-        all_then
-        and all_now
-        and seen.generation == told.generation
-        and seen.verdict == told.verdict
-        and (seen.targets, seen.missing, seen.invalid, seen.trouble)
-        == (told.targets, told.missing, told.invalid, told.trouble)
+        is_enforced(seen)
+        and is_enforced(told)
+        and dataclasses.replace(seen, count=told.count) == told
     )
+
+
+def _counted(results: Iterable[_Result]) -> Callable[[_Result, str], Count | None]:
+    """Counts enforcers of a policy in one of the results, each number once."""
+    # All policies of one Redis have the same result.
+    every = {id(result): result for result in results}
+    crews = {
+        key: Crews(result.roll.enforcers, result.compiled.parts)
+        for key, result in every.items()
+        if result.roll is not None and result.compiled is not None
+    }
+    counts: dict[tuple[int, int], Count] = {}
+
+    def counted(result: _Result, name: str) -> Count | None:
+        if id(result) not in crews:
+            return None
+        crew = crews[id(result)].of(name)
+        head = result.head
+        since = head.policies[name][1] if head is not None and name in head.policies else 0
+        # Thousands of policies have the same decision services.
+        place = id(result), since
+        if not crew.by_labels and place in counts:
+            return counts[place]
+        found = count(crew, Standing("", 0, "") if head is None else Standing(*head[:3]), since)
+        if not crew.by_labels:
+            counts[place] = found
+        return found
+
+    return counted
 
 
 def _again(results: Iterable[_Result]) -> float:
@@ -561,7 +731,8 @@ def _again(results: Iterable[_Result]) -> float:
         elif result.roll is not None and result.head is not None:
             at = Standing(*result.head[:3])
             if any(
-                each.word is None or each.word.hash != at.hash for each in result.roll.enforcers
+                each.live and (each.word is None or each.word.hash != at.hash)
+                for each in result.roll.enforcers
             ):
                 waits.append(LOOK_AWAITING)
     return min(waits)

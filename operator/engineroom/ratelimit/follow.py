@@ -14,6 +14,8 @@ import random
 import secrets
 import socket
 import threading
+from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -28,14 +30,26 @@ from redis.retry import Retry
 
 from engineroom.core.clock import SystemClock
 from engineroom.ratelimit import channel, limiter
-from engineroom.ratelimit.channel import HEARTBEAT, LIVE_FOR, MAX_ENFORCERS, Word, keys_of
+from engineroom.ratelimit.channel import (
+    HEARTBEAT,
+    LIVE_FOR,
+    LOST_FOR,
+    MAX_ENFORCERS,
+    MAX_FAILING,
+    MIDDLEWARE,
+    PUBLISHED,
+    Word,
+    checked_labels,
+    keys_of,
+    peers_of,
+)
 from engineroom.ratelimit.cluster import failure_of, refuse_cluster_client
 from engineroom.ratelimit.document import NOTHING, Policies, read
 from engineroom.ratelimit.errors import UnreadableDocumentError
 from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -43,6 +57,8 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.document import CompiledPolicy
 
     Change = Callable[[Policies, Policies], None]
+    #: Decisions made without Redis since it was asked last, by policy without its namespace.
+    Failures = Callable[[], Mapping[str, int]]
 
 log = structlog.get_logger(__name__)
 
@@ -70,13 +86,18 @@ class PolicySource(Protocol):
 
     @property
     def known(self) -> bool:
-        """Whether Redis has ever said which policies there are; before, ``current`` says nothing
-        and the enforcer admits or refuses by a setting of its own."""
+        """Whether it was ever said which policies there are; before, ``current`` says nothing and
+        the enforcer admits or refuses by a setting of its own."""
         ...
 
     @property
     def enforcers(self) -> int:
-        """How many follow the same policies now, this one included."""
+        """How many enforce the same now, this one included: those of a policy that labels select,
+        or all decision services."""
+        ...
+
+    def watch(self, failures: Failures) -> None:
+        """Ask this, now and then, how many decisions were made without Redis."""
         ...
 
 
@@ -88,6 +109,9 @@ class StaticPolicies:
         self.known = True
         self.enforcers = enforcers
 
+    def watch(self, failures: Failures) -> None:
+        """There is nobody to tell."""
+
 
 class _Core:
     """What both followers share: everything but the waiting."""
@@ -98,13 +122,15 @@ class _Core:
         *,
         identity: str,
         role: str,
+        labels: Mapping[str, str] | None,
         on_change: Change | None,
         clock: Clock | None,
     ) -> None:
         made = f"{socket.gethostname()[:100]}-{secrets.token_hex(4)}"
         self.namespace = namespace
         self.identity = (identity or made)[:200]
-        self.role = role
+        self.role = role[:64]
+        self._labels = dict(checked_labels(labels or {}))
         #: "" or why the newest document is not followed.
         self.trouble = ""
         self._current = NOTHING
@@ -115,6 +141,11 @@ class _Core:
         self._keys = keys_of(namespace)
         #: The head of a document that could not be read: not to be asked for each second.
         self._refused = ""
+        self._failures: list[Failures] = []
+        #: Decisions without Redis that Redis was not told of yet, and those of the heartbeat that
+        #: is under way.
+        self._untold: Counter[str] = Counter()
+        self._telling: dict[str, int] = {}
 
     @property
     def current(self) -> Policies:
@@ -123,34 +154,71 @@ class _Core:
 
     @property
     def known(self) -> bool:
-        """Whether Redis has ever said which policies there are."""
+        """Whether Redis has ever said which policies there are.
+
+        A Redis without a document says so only if an operator has published there: one that was
+        flushed, or failed over to an empty one, says nothing.
+        """
         return self._known
 
     @property
     def enforcers(self) -> int:
-        """How many follow the same policies now, this one included."""
+        """How many enforce the same now, this one included: those whose labels select the same
+        policy, or without labels those of the same role."""
         return self._enforcers
 
+    def watch(self, failures: Failures) -> None:
+        """Have heartbeats tell how many decisions were made without Redis."""
+        self._failures.append(failures)
+
     def _word(self) -> str:
-        current = self._current
-        return Word(current.hash, current.revision, current.lineage, self.role, self.trouble).text()
+        current, labels = self._current, tuple(self._labels.items())
+        return Word(
+            current.hash, current.revision, current.lineage, self.role, self.trouble, labels
+        ).text()
+
+    def _peers(self) -> str:
+        if not self._labels:
+            return peers_of(self.namespace, f"role/{self.role}")
+        chosen = self._current.for_labels(self._labels)
+        return peers_of(self.namespace, f"policy/{chosen.name if chosen is not None else ''}")
 
     def _beat_arguments(self) -> tuple[object, ...]:
         keys = self._keys
+        for failures in self._failures:
+            self._untold.update(failures())
+        self._telling = dict(islice(self._untold.items(), MAX_FAILING))
         return (
-            4,
-            *(keys.head, keys.alive, keys.entries, keys.words),
-            *(self.identity, self._word(), int(LIVE_FOR * _MICROSECONDS), MAX_ENFORCERS),
+            6,
+            *(keys.head, keys.alive, keys.entries, keys.words, self._peers(), keys.without),
+            *(self.identity, self._word()),
+            *(int(LIVE_FOR * _MICROSECONDS), int(LOST_FOR * _MICROSECONDS), MAX_ENFORCERS),
+            *(part for pair in self._telling.items() for part in pair),
         )
 
-    def _heard(self, reply: Any) -> bool:
-        """Take in a heartbeat's answer; returns whether the document has to be fetched."""
+    def _sign_off_arguments(self) -> tuple[object, ...]:
+        keys = self._keys
+        return 4, keys.alive, keys.entries, keys.words, self._peers(), self.identity
+
+    def _heard(self, reply: Any, published: bool) -> bool:
+        """Take in a heartbeat's answer; returns whether the document has to be fetched.
+
+        ``published``: whether it was known, before the heartbeat, that no head means no policies.
+        """
         head = _text(reply[0])
         self._enforcers = max(1, int(reply[1]))
+        for name, many in self._telling.items():
+            self._untold[name] -= many
+            if self._untold[name] <= 0:
+                del self._untold[name]
+        self._telling = {}
         current = self._current
         # No head at all: Redis was flushed, or there never was a policy. What holds goes on.
         if head and head != channel.head_text(current.hash, current.revision, current.lineage):
             return head != self._refused
+        if not head and not published:
+            self._say("no operator has published policies in this Redis")
+            return False
         self._known = True
         self._settled()
         return False
@@ -197,8 +265,11 @@ class _Core:
 class AsyncFollower(_Core):
     """Follows the policies of a namespace on one event loop.
 
-    ``redis`` gives the address; the follower has connections of its own. ``on_change`` is called
-    with the policies before and after each swap. Use it as ``async with``.
+    ``redis`` gives the address; the follower has connections of its own. ``labels`` are those of
+    the application that it enforces the selected policy in; with ``role="limiter"`` it enforces
+    what is attached to targets. Status counts it for those policies and for no others.
+    ``on_change`` is called with the policies before and after each swap. Use it as ``async with``.
+    Raises ValueError for labels that are too long.
     """
 
     def __init__(
@@ -207,11 +278,14 @@ class AsyncFollower(_Core):
         namespace: str,
         *,
         identity: str = "",
-        role: str = "middleware",
+        role: str = MIDDLEWARE,
+        labels: Mapping[str, str] | None = None,
         on_change: Change | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(namespace, identity=identity, role=role, on_change=on_change, clock=clock)
+        super().__init__(
+            namespace, identity=identity, role=role, labels=labels, on_change=on_change, clock=clock
+        )
         self._given = redis
         self._redis = _own_async(redis)
         self._execute: Callable[..., Any] = self._redis.execute_command
@@ -239,12 +313,9 @@ class AsyncFollower(_Core):
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
-        keys = self._keys
         with contextlib.suppress(*_FAILURES):
             async with asyncio.timeout(START_WAIT):
-                await self._execute(
-                    "EVAL", channel.SIGN_OFF, 3, keys.alive, keys.entries, keys.words, self.identity
-                )
+                await self._execute("EVAL", channel.SIGN_OFF, *self._sign_off_arguments())
         if self._redis is not self._given:
             await self._redis.aclose(close_connection_pool=True)
 
@@ -273,14 +344,18 @@ class AsyncFollower(_Core):
         """Until there is news, or the next heartbeat is due."""
         due = self._monotonic() + HEARTBEAT
         while (left := due - self._monotonic()) > 0:
-            message = await listener.get_message(ignore_subscribe_messages=True, timeout=left)
+            # The listener connects anew by itself, and may wait for an answer to that for ever.
+            async with asyncio.timeout(left + CALL_TIMEOUT):
+                message = await listener.get_message(ignore_subscribe_messages=True, timeout=left)
             if message is not None:
                 return
 
     async def _beat(self) -> None:
         # The document may change while it is fetched; what still differs waits for the next beat.
         for _ in range(_FETCHES):
-            if not self._heard(reply := await self._call_beat()):
+            # Before the heartbeat: whoever published has written the document by then.
+            published = self._known or bool(await self._redis.exists(PUBLISHED))
+            if not self._heard(reply := await self._call_beat(), published):
                 return
             head = _text(reply[0])
             text = await self._redis.get(self._keys.document)
@@ -316,11 +391,14 @@ class Follower(_Core):
         namespace: str,
         *,
         identity: str = "",
-        role: str = "middleware",
+        role: str = MIDDLEWARE,
+        labels: Mapping[str, str] | None = None,
         on_change: Change | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(namespace, identity=identity, role=role, on_change=on_change, clock=clock)
+        super().__init__(
+            namespace, identity=identity, role=role, labels=labels, on_change=on_change, clock=clock
+        )
         self._given = redis
         self._redis = _own(redis)
         self._execute: Callable[..., Any] = self._redis.execute_command
@@ -351,11 +429,8 @@ class Follower(_Core):
         if self._thread is not None:
             self._thread.join(CALL_TIMEOUT)
             self._thread = None
-        keys = self._keys
         with contextlib.suppress(*_FAILURES):
-            self._execute(
-                "EVAL", channel.SIGN_OFF, 3, keys.alive, keys.entries, keys.words, self.identity
-            )
+            self._execute("EVAL", channel.SIGN_OFF, *self._sign_off_arguments())
         if self._redis is not self._given:
             self._redis.close()
 
@@ -388,7 +463,8 @@ class Follower(_Core):
 
     def _beat(self) -> None:
         for _ in range(_FETCHES):
-            if not self._heard(reply := self._call_beat()):
+            published = self._known or bool(self._redis.exists(PUBLISHED))
+            if not self._heard(reply := self._call_beat(), published):
                 return
             text: Any = self._redis.get(self._keys.document)
             if text is None:
@@ -408,6 +484,32 @@ class Follower(_Core):
             return self._execute("EVAL", channel.BEAT, *arguments)
 
 
+class _Failed:
+    """Decisions that limiters made without Redis and that nobody was told of yet, by policy."""
+
+    def __init__(self) -> None:
+        self._left: Counter[str] = Counter()
+        self._told: dict[str, int] = {}
+
+    def retire(self, name: str, failed: int) -> None:
+        """A limiter is no more, after so many in all."""
+        self._count(name, failed)
+        self._told.pop(name, None)
+
+    def take(self, limiters: Iterable[tuple[str, int]]) -> Mapping[str, int]:
+        """Those since the last call, of limiters with so many in all."""
+        for name, failed in limiters:
+            self._count(name, failed)
+        taken, self._left = self._left, Counter()
+        return taken
+
+    def _count(self, name: str, failed: int) -> None:
+        more = failed - self._told.get(name, 0)
+        if more > 0:
+            self._left[name.rpartition("/")[2]] += more
+            self._told[name] = failed
+
+
 class AsyncLimiters:
     """A limiter for each policy of a source, made when it is first needed, on shared connections.
 
@@ -424,6 +526,8 @@ class AsyncLimiters:
         self._seen = NOTHING
         self._made: dict[str, tuple[str, AsyncLimiter]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._failed = _Failed()
+        source.watch(self._failures)
 
     def of(self, compiled: CompiledPolicy) -> AsyncLimiter:
         """The limiter of a policy: the same one as long as the policy is."""
@@ -438,14 +542,14 @@ class AsyncLimiters:
             return held[1]
         made = AsyncLimiter(compiled.policy, self._redis, clock=self._clock, enforcers=enforcers)
         if held is not None:
-            self._retire(held[1])
+            self._retire(key, held[1])
         self._made[key] = compiled.hash, made
         return made
 
     async def close(self) -> None:
         """Give all leases back and close the connections."""
-        for _, made in self._made.values():
-            self._retire(made)
+        for name, (_, made) in self._made.items():
+            self._retire(name, made)
         self._made.clear()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -453,9 +557,13 @@ class AsyncLimiters:
 
     def _forget(self, names: set[str]) -> None:
         for name in self._made.keys() - names:
-            self._retire(self._made.pop(name)[1])
+            self._retire(name, self._made.pop(name)[1])
 
-    def _retire(self, old: AsyncLimiter) -> None:
+    def _failures(self) -> Mapping[str, int]:
+        return self._failed.take((name, made.failed) for name, (_, made) in self._made.items())
+
+    def _retire(self, name: str, old: AsyncLimiter) -> None:
+        self._failed.retire(name, old.failed)
         task = asyncio.get_running_loop().create_task(old.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -473,6 +581,8 @@ class Limiters:
         self._shared: dict[float, Redis] = {}
         self._made: dict[str, tuple[str, Limiter]] = {}
         self._lock = threading.Lock()
+        self._failed = _Failed()
+        source.watch(self._failures)
 
     def of(self, compiled: CompiledPolicy) -> Limiter:
         """The limiter of a policy: the same one as long as the policy is."""
@@ -482,7 +592,7 @@ class Limiters:
             if current is not self._seen:
                 self._seen = current
                 names = {entry.policy.name for entry in current.entries}
-                old += [self._made.pop(name)[1] for name in self._made.keys() - names]
+                old += [self._taken(name) for name in self._made.keys() - names]
             key, enforcers = compiled.policy.name, self._source.enforcers
             held = self._made.get(key)
             if held is not None and held[0] == compiled.hash:
@@ -490,8 +600,8 @@ class Limiters:
                 made.shared_by(enforcers)
             else:
                 made = self._new(compiled, enforcers)
+                old += [] if held is None else [self._taken(key)]
                 self._made[key] = compiled.hash, made
-                old += [] if held is None else [held[1]]
         for each in old:
             each.close()
         return made
@@ -505,6 +615,16 @@ class Limiters:
             each.close()
         for client in shared:
             limiter.unshare(client)
+
+    def _taken(self, name: str) -> Limiter:
+        old = self._made.pop(name)[1]
+        self._failed.retire(name, old.failed)
+        return old
+
+    def _failures(self) -> Mapping[str, int]:
+        with self._lock:
+            made = [(name, made.failed) for name, (_, made) in self._made.items()]
+            return self._failed.take(made)
 
     def _new(self, compiled: CompiledPolicy, enforcers: int) -> Limiter:
         timeout = float(compiled.policy.failure.timeout)

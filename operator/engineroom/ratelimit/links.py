@@ -107,6 +107,10 @@ class Links:
             self._links[address] = link
         return link
 
+    def open(self) -> tuple[tuple[Address, Link], ...]:
+        """Those that are used."""
+        return tuple(self._links.items())
+
     async def keep(self, used: Collection[Address]) -> None:
         """Close those that nobody uses any more."""
         for address in [each for each in self._links if each not in used]:

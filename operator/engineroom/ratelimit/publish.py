@@ -48,3 +48,20 @@ async def replace(redis: Redis, namespace: str, before: str, document: Text) -> 
     if int(done) != 1:
         raise ConflictError("the compiled policies in Redis changed since they were read")
     return head
+
+
+async def looked(redis: Redis, installation: str, *, all_written: bool) -> bool:
+    """Say that an installation looks after its documents in this Redis.
+
+    Returns whether it was known before that it has written all of them; ``all_written`` makes it
+    known. Raises DependencyError.
+    """
+    execute: Callable[..., Awaitable[Any]] = redis.execute_command
+    arguments = (1, channel.PUBLISHED, installation or "-", int(all_written))
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            return bool(int(await execute("EVAL", channel.LOOKED, *arguments)))
+    except (RedisError, OSError, TimeoutError) as error:
+        raise DependencyError(
+            f"Redis was not told that its policies are complete: {type(error).__name__}"
+        ) from error

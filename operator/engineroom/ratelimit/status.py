@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core import reasons
-from engineroom.core.conditions import set_condition
+from engineroom.core.conditions import set_condition, timestamp
+from engineroom.ratelimit.channel import LOST_FOR
+from engineroom.ratelimit.model import FailureMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,23 @@ Status = dict[str, Any]
 Word = tuple[str, str, str]
 
 CONTROLLER = "engineroom.dev/controller"
+
+#: What happens while Redis does not decide.
+_WITHOUT_REDIS = {
+    FailureMode.OPEN: (reasons.FAILING_OPEN, "all of those requests were admitted"),
+    FailureMode.CLOSED: (reasons.FAILING_CLOSED, "all of those requests were refused with 503"),
+    FailureMode.LOCAL: (reasons.DECIDING_LOCALLY, "each enforcer admitted its share by itself"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """Decisions that were made without Redis."""
+
+    times: int = 0
+    #: Whether there were some of late.
+    now: bool = False
+    mode: FailureMode = FailureMode.LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +59,9 @@ class Seen:
     invalid: str = ""
     #: (reason, message) of what keeps Redis from being read or written.
     trouble: tuple[str, str] | None = None
+    #: Why the document in Redis is another installation's; "" when it is not.
+    foreign: str = ""
+    failing: Failing = Failing()
 
 
 def invalid_text(error: InvalidSpecError) -> str:
@@ -65,6 +87,10 @@ def policy_status(old: Mapping[str, Any], seen: Seen, now: datetime) -> Status:
             "total": seen.count.total,
             "configHash": seen.verdict.hash if seen.verdict is not None else "",
         }
+        if words["Enforced"][0] == "True":
+            status["enforcers"]["since"] = _since(old, status["enforcers"]["configHash"], now)
+        if seen.failing.times:
+            status["enforcers"]["withoutRedis"] = seen.failing.times
     elif old.get("enforcers"):
         status["enforcers"] = old["enforcers"]
     ancestors = _ancestors(old, seen, now)
@@ -72,6 +98,14 @@ def policy_status(old: Mapping[str, Any], seen: Seen, now: datetime) -> Status:
         status["ancestors"] = ancestors
     status["conditions"] = conditions
     return status
+
+
+def _since(old: Mapping[str, Any], config_hash: str, now: datetime) -> str:
+    """When this very content was acknowledged by all."""
+    before = old.get("enforcers") or {}
+    if before.get("configHash") == config_hash and before.get("since"):
+        return str(before["since"])
+    return timestamp(now)
 
 
 def _words(seen: Seen) -> dict[str, Word]:
@@ -85,6 +119,7 @@ def _words(seen: Seen) -> dict[str, Word]:
         "Enforced": enforced,
         "Stalled": stalled,
         "Reconciling": _reconciling(programmed, enforced, stalled),
+        "Degraded": _degraded(seen, programmed),
         "Ready": ready,
     }
 
@@ -114,6 +149,8 @@ def _accepted(seen: Seen) -> Word:
 
 
 def _programmed(seen: Seen) -> Word:
+    if seen.foreign:
+        return "False", reasons.CONFLICTED, seen.foreign
     if seen.trouble is not None:
         return "Unknown", *seen.trouble
     verdict = seen.verdict
@@ -132,32 +169,69 @@ def _programmed(seen: Seen) -> Word:
 
 
 def _enforced(seen: Seen, programmed: Word) -> Word:
+    if seen.foreign:
+        return "False", reasons.NOT_PROGRAMMED, "see Programmed"
     if seen.trouble is not None or seen.count is None:
         reason = seen.trouble[0] if seen.trouble is not None else reasons.REDIS_UNREACHABLE
         return "Unknown", reason, "it cannot be asked who enforces the policy"
     if programmed[0] != "True":
         return "False", reasons.NOT_PROGRAMMED, "see Programmed"
-    ready, total = seen.count.ready, seen.count.total
-    if total == 0:
-        return (
-            "False",
-            reasons.NO_ENFORCERS,
-            "no middleware and no decision service follows this namespace: nothing is limited",
-        )
-    if ready < total:
-        who = ", ".join(seen.count.lagging)
+    count = seen.count
+    if count.ready < count.total:
+        who = ", ".join(count.lagging)
         return (
             "False",
             reasons.AWAITING_ENFORCERS,
-            f"{ready} of {total} enforcers acknowledged it; still to come: {who}",
+            f"{count.ready} of {count.total} enforcers acknowledged it; still to come: {who}",
         )
+    if count.lost:
+        told = (
+            f"{', '.join(count.lost)} vanished without signing off, and may be cut off from Redis "
+            f"and enforce something older; it counts as gone after {LOST_FOR:.0f} seconds"
+        )
+        return "Unknown", reasons.ENFORCER_LOST, told
+    if count.total == 0:
+        return "False", reasons.NO_ENFORCERS, _nobody(count)
     # Without the figure: it would be written for each enforcer that comes and goes.
     return "True", reasons.ENFORCED, "every live enforcer acknowledged it"
+
+
+def _nobody(count: Count) -> str:
+    if not count.by_labels:
+        return (
+            "no decision service follows this namespace, so nothing is limited in front of the "
+            "targets; one does from the first question of a proxy on, or as limiter.namespaces says"
+        )
+    if count.instead:
+        return (
+            f"the applications whose labels match the selector match that of the older policy "
+            f"{count.instead}, too, and follow that one; nothing is limited by this one"
+        )
+    return (
+        "no application with the middleware and labels that match the selector follows this "
+        "namespace: nothing is limited"
+    )
+
+
+def _degraded(seen: Seen, programmed: Word) -> Word:
+    failing = seen.failing
+    if seen.count is None or programmed[0] != "True":
+        return "Unknown", programmed[1], "it is not known whether Redis decides"
+    if not failing.now:
+        return "False", reasons.REDIS_DECIDES, "Redis decides in time"
+    reason, outcome = _WITHOUT_REDIS[failing.mode]
+    told = (
+        f"Redis did not decide {failing.times} times within spec.failure.timeout, and {outcome}; "
+        "look at the latency of Redis and at the way to it, or raise the timeout"
+    )
+    return "True", reason, told
 
 
 def _stalled(seen: Seen, accepted: Word, programmed: Word) -> Word:
     if seen.invalid or accepted[1] == reasons.CONFLICTED:
         return "True", accepted[1], accepted[2]
+    if seen.foreign:
+        return "True", programmed[1], programmed[2]
     if programmed[1] == reasons.TOO_MANY_POLICIES:
         return "True", programmed[1], programmed[2]
     return "False", reasons.RECONCILED, "nothing keeps the policy from being programmed"
@@ -166,7 +240,8 @@ def _stalled(seen: Seen, accepted: Word, programmed: Word) -> Word:
 def _reconciling(programmed: Word, enforced: Word, stalled: Word) -> Word:
     if stalled[0] == "True":
         return "False", stalled[1], stalled[2]
-    if programmed[0] == "Unknown" or enforced[1] == reasons.AWAITING_ENFORCERS:
+    awaited = (reasons.AWAITING_ENFORCERS, reasons.ENFORCER_LOST)
+    if programmed[0] == "Unknown" or enforced[1] in awaited:
         word = programmed if programmed[0] == "Unknown" else enforced
         return "True", word[1], word[2]
     return "False", reasons.RECONCILED, "nothing is under way"
@@ -193,7 +268,7 @@ def _ancestors(old: Mapping[str, Any], seen: Seen, now: datetime) -> list[Status
             told = f"{_told(target)} belongs to the older policy {lost[target]}"
             word: Word = ("False", reasons.CONFLICTED, told)
         elif target in seen.missing:
-            told = f"{_told(target)} does not exist in this namespace"
+            told = f"{_told(target)}: it does not exist in this namespace"
             word = ("False", reasons.TARGET_NOT_FOUND, told)
         else:
             word = ("True", reasons.ACCEPTED, "the policy is attached")

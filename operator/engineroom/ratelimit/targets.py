@@ -1,9 +1,11 @@
-"""Whether what policies are attached to exists: a cache a kind, begun when a policy names one."""
+"""Whether what policies are attached to exists, and the named sections of it: a cache a kind, begun
+when a policy names one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from engineroom.kube.informer import Informer
@@ -18,17 +20,26 @@ if TYPE_CHECKING:
 #: How long the first look at a kind waits for its list (seconds); a kind that is not served has
 #: none, and its objects do not exist.
 _PATIENCE = 2.0
+#: Names of an object's sections: a Gateway's listeners, a route's rules, a Service's ports.
+Sections = frozenset[str]
+_SECTIONS = {
+    "Gateway": "listeners",
+    "HTTPRoute": "rules",
+    "GRPCRoute": "rules",
+    "Service": "ports",
+}
 _KINDS = {kind.kind: kind for kind in (GATEWAYS, HTTP_ROUTES, GRPC_ROUTES, SERVICES, INGRESSES)}
 
 
 class Targets:
-    """Existence of targets. ``on_change(namespace)`` is told when one appears or vanishes."""
+    """Existence of targets. ``on_change(namespace)`` is told when one appears or vanishes, or has
+    other sections."""
 
     def __init__(self, context: Context, on_change: Callable[[str], None]) -> None:
         self._context = context
         self._on_change = on_change
-        self._informers: dict[str, Informer[bool]] = {}
-        #: Grows with each target that appears or vanishes.
+        self._informers: dict[str, Informer[Sections]] = {}
+        #: Grows with each such change.
         self.changes = 0
 
     async def missing(self, namespace: str, targets: Iterable[Target]) -> tuple[Target, ...]:
@@ -36,7 +47,8 @@ class Targets:
         gone = []
         for target in targets:
             informer = self._informers.get(target.kind) or await self._begin(target.kind)
-            if informer.get(namespace, target.name) is None:
+            sections = informer.get(namespace, target.name)
+            if sections is None or (target.section and target.section not in sections):
                 gone.append(target)
         return tuple(gone)
 
@@ -45,20 +57,24 @@ class Targets:
         for informer in self._informers.values():
             await informer.stop()
 
-    async def _begin(self, kind: str) -> Informer[bool]:
-        known: set[str] = set()
+    async def _begin(self, kind: str) -> Informer[Sections]:
+        known: dict[str, Sections] = {}
 
-        def changed(key: str, there: bool | None) -> None:
-            if (there is not None) != (key in known):
-                (known.discard if there is None else known.add)(key)
-                self.changes += 1
-                self._on_change(key.partition("/")[0])
+        def changed(key: str, sections: Sections | None) -> None:
+            if sections == known.get(key):
+                return
+            if sections is None:
+                del known[key]
+            else:
+                known[key] = sections
+            self.changes += 1
+            self._on_change(key.partition("/")[0])
 
-        informer: Informer[bool] = Informer(
+        informer: Informer[Sections] = Informer(
             self._context.client,
             _KINDS[kind],
             None,
-            _exists,
+            functools.partial(_sections, kind),
             changed,
             namespaces=self._context.namespaces,
             resync=self._context.resync,
@@ -72,5 +88,6 @@ class Targets:
         return informer
 
 
-def _exists(_object: dict[str, Any]) -> bool:
-    return True
+def _sections(kind: str, thing: dict[str, Any]) -> Sections:
+    rows = (thing.get("spec") or {}).get(_SECTIONS.get(kind, "")) or ()
+    return frozenset(str(row["name"]) for row in rows if row.get("name"))

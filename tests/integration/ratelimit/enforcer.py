@@ -13,7 +13,7 @@ from engineroom.ratelimit.follow import AsyncFollower
 async def main() -> None:
     async with (
         redis.asyncio.Redis.from_url(sys.argv[1]) as client,
-        AsyncFollower(client, sys.argv[2], role="test"),
+        AsyncFollower(client, sys.argv[2], labels={"app": "api"}),
     ):
         print("following", flush=True)
         await asyncio.Event().wait()

@@ -22,6 +22,8 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: set[socket.socket] = set()
+        #: Connections that lead nowhere: nobody answers there.
+        self._silent: list[socket.socket] = []
         self._closed = False
 
     @property
@@ -44,13 +46,19 @@ class Relay:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         self._open.clear()
+        while self._silent:
+            self._silent.pop().close()
 
     def _accept(self) -> None:
         while not self._closed:
             try:
                 client, _ = self._listener.accept()
+            except OSError:
+                continue
+            try:
                 server = socket.create_connection(("127.0.0.1", self.target), timeout=5)
             except OSError:
+                self._silent.append(client)
                 continue
             server.settimeout(None)
             self._open |= {client, server}

@@ -21,6 +21,7 @@ from engineroom.ratelimit.model import (
     Response,
 )
 from engineroom.ratelimit.observe import roll
+from engineroom.ratelimit.publish import looked
 from engineroom.ratelimit.sources import Caller, Tenant
 from tests.integration.ratelimit.test_follow import NAMESPACE, Writer, until
 
@@ -155,6 +156,19 @@ async def test_what_happens_before_policies_are_known_is_the_applications_choice
         assert ask_wsgi(wsgi).startswith(str(status))
         wsgi.close()
     assert seen == [Reason.FAILED_CLOSED] * 2 * refuse
+
+
+@pytest.mark.parametrize(("refuse", "status"), [(False, 200), (True, 503)])
+async def test_an_empty_redis_in_which_nobody_published_says_nothing(
+    server: RedisServer, store: redis.Redis, refuse: bool, status: int
+) -> None:
+    async with redis.asyncio.Redis(port=server.port) as client:
+        app = AsgiPolicies(application, client, NAMESPACE, LABELS, refuse_unknown=refuse)
+        assert (await ask(app))[0] == status
+        await looked(client, "one", all_written=True)
+        await until(lambda: app._follower.known)
+        assert (await ask(app))[0] == 200
+        await app.close()
 
 
 def plain(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

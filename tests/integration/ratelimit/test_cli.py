@@ -263,15 +263,20 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     )
     publish(store, [compiled(leased)])
     standing = json.loads(store.get(channel.keys_of("shop").document) or "{}")
-    beat(store, "new", channel.Word(standing["hash"], standing["revision"], "test", "asgi"))
+    beat(store, "new", channel.Word(standing["hash"], standing["revision"], "test", "limiter"))
+    beat(store, "web", channel.Word(standing["hash"], standing["revision"], "test", "middleware"))
     beat(store, "old", channel.Word(digest("older"), 0, "test", "limiter", "cannot read it"))
-    world = World(manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED))
+    made = manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED)
+    del made["spec"]["selector"]
+    made["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
+    world = World(made)
     shown = trial(world, server.url)
     explain(shown.session, "api", output=Report.JSON)
     found = json.loads(shown.out)
     assert [(one["name"], one["acknowledged"]) for one in found["enforcers"]] == [
-        ("new", True), ("old", False),
+        ("new", True), ("old", False), ("web", None),
     ]  # fmt: skip
+    assert [one["enforces"] for one in found["enforcers"]] == [True, True, False]
     assert found["distribution"] == "Leased"
     assert found["limits"][0]["bound"] == "50 + 100 every 1 s + 10 leased"
     shown = trial(world, server.url)
@@ -279,13 +284,21 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     assert "cannot read it" in shown.out
     assert "not yet" in shown.out
     assert "each enforcer admits its share" in shown.out
+    assert "enforces others" in shown.out
+    # Without the decision services it says who is missing.
+    keys = channel.keys_of("shop")
+    store.zrem(keys.alive, "new", "old")
+    shown = trial(world, server.url)
+    explain(shown.session, "api")
+    assert "no decision service follows this namespace" in " ".join(shown.out.split())
 
 
 def beat(store: redis.Redis, identity: str, word: channel.Word) -> None:
     keys = channel.keys_of("shop")
     store.eval(
-        channel.BEAT, 4, keys.head, keys.alive, keys.entries, keys.words,
-        identity, word.text(), "10000000", "10",
+        channel.BEAT, 6, keys.head, keys.alive, keys.entries, keys.words,
+        channel.peers_of("shop", "test"), keys.without,
+        identity, word.text(), "10000000", "60000000", "10",
     )  # fmt: skip
 
 

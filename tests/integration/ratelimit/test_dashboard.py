@@ -112,7 +112,8 @@ async def test_every_panel_shows_what_the_limiter_or_the_operator_tells(
                     "rate": {"requests": 1, "period": "1h"},
                     "mode": "Shadow",
                 },
-            ]
+            ],
+            "targetRefs": [{"kind": "Service", "name": "api"}],
         }
         await policies.create("api", **policy)
         await policies.until("api", "Enforced", "False", "NoEnforcers")

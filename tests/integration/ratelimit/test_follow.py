@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -12,6 +13,7 @@ import redis.asyncio
 
 from engineroom.ratelimit import channel
 from engineroom.ratelimit.channel import head_text, keys_of
+from engineroom.ratelimit.decision import Reason
 from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, part_of, write
 from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters, Follower, Limiters
 from engineroom.ratelimit.model import (
@@ -24,7 +26,8 @@ from engineroom.ratelimit.model import (
     Rate,
 )
 from engineroom.ratelimit.observe import roll
-from engineroom.ratelimit.publish import replace
+from engineroom.ratelimit.publish import looked, replace
+from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer
 
 if TYPE_CHECKING:
@@ -150,15 +153,15 @@ async def test_the_sync_follower_does_the_same(
 ) -> None:
     writer = Writer(client)
     await writer.write(compiled("a"))
-    with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE, role="wsgi") as follower:
+    with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE, role="test") as follower:
         assert follower.current.get("a") is not None
         await writer.write(compiled("b"))
         assert await until(lambda: follower.current.get("b") is not None) < channel.HEARTBEAT / 2
-        async with AsyncFollower(client, NAMESPACE) as other:
+        async with AsyncFollower(client, NAMESPACE, role="test") as other:
             await until(lambda: follower.enforcers == 2 and other.enforcers == 2)
         (enforcer,) = (await roll(client, NAMESPACE)).enforcers
         assert enforcer.word is not None
-        assert enforcer.word.role == "wsgi"
+        assert enforcer.word.role == "test"
     assert (await roll(client, NAMESPACE)).enforcers == ()
 
 
@@ -213,3 +216,92 @@ def test_sync_limiters_are_kept_while_their_policy_is(
         # The bucket keeps the 6 s that the first request took; now a request takes 3 s.
         assert second.hit("u").remaining == 17
         limiters.close()
+
+
+async def test_a_rate_without_redis_is_shared_by_those_who_enforce_the_same(
+    client: redis.asyncio.Redis,
+) -> None:
+    selected = CompiledPolicy(NAMESPACE, "s", compiled("s").policy, selector={"app": "shop"})
+    writer = Writer(client)
+    await writer.write(selected, compiled("front"))
+    shop, other = {"app": "shop"}, {"app": "other"}
+    async with AsyncExitStack() as stack:
+
+        async def follow(**more: Any) -> AsyncFollower:
+            return await stack.enter_async_context(AsyncFollower(client, NAMESPACE, **more))
+
+        services = [await follow(role=channel.LIMITER) for _ in range(2)]
+        # Two applications with different labels of which one selector has a part.
+        workers = [await follow(labels={**shop, "tier": str(place)}) for place in range(3)]
+        await follow(labels=other)
+        await until(lambda: [each.enforcers for each in services] == [2, 2])
+        await until(lambda: [each.enforcers for each in workers] == [3, 3, 3])
+
+
+def test_labels_that_are_too_long_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels: more than 4096"):
+        Follower(redis.Redis(), NAMESPACE, labels={"app": "x" * 4096})
+
+
+async def test_a_redis_without_a_document_says_nothing_until_an_operator_published_there(
+    server: RedisServer, client: redis.asyncio.Redis
+) -> None:
+    async with AsyncFollower(client, NAMESPACE) as follower:
+        assert not follower.known
+        assert "no operator" in follower.trouble
+        assert not await looked(client, "one", all_written=False)
+        await asyncio.sleep(1.5 * channel.HEARTBEAT)
+        assert not follower.known
+        assert not await looked(client, "one", all_written=True)
+        await until(lambda: follower.known)
+        assert follower.trouble == ""
+        # Whoever knows goes on with it, whatever Redis has forgotten since.
+        await client.flushall()
+        await asyncio.sleep(1.5 * channel.HEARTBEAT)
+        assert follower.known
+        with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE) as late:
+            assert not late.known
+
+
+async def test_heartbeats_tell_what_was_decided_without_redis(
+    server: RedisServer, client: redis.asyncio.Redis
+) -> None:
+    failure = Failure(FailureMode.OPEN, timeout=0.05, breaker_failures=1, breaker_pause=10.0)
+    policy = Policy(f"{NAMESPACE}/a", (Limit("all", Rate(1, 3600)),), failure)
+    slow = CompiledPolicy(NAMESPACE, "a", policy)
+    await Writer(client).write(slow)
+    with Relay(server.port) as relay, redis.Redis(port=server.port) as sync:
+        async with (
+            redis.asyncio.Redis.from_url(relay.url) as late,
+            AsyncFollower(client, NAMESPACE) as follower,
+        ):
+            limiters, others = AsyncLimiters(follower, late), Limiters(follower, sync)
+            found = follower.current.get("a")
+            assert found is not None
+            assert (await limiters.of(found).hit("u")).allowed
+            assert others.of(found).hit("v").allowed
+            relay.delay = 0.5
+            for who in ("w", "x", "y"):
+                assert (await limiters.of(found).hit(who)).reason is Reason.FAILED_OPEN
+
+            async def told() -> list[int]:
+                without = (await roll(client, NAMESPACE)).without
+                return [each.times for each in without.values()]
+
+            began = time.monotonic()
+            while await told() != [3]:
+                assert time.monotonic() - began < 5
+                await asyncio.sleep(0.02)
+            # Neither a heartbeat without news nor an edit counts anything twice, or loses any.
+            await limiters.of(found).hit("z")
+            edited = compiled("a")
+            object.__setattr__(edited, "hash", "other")
+            limiters.of(edited)
+            while await told() != [4]:
+                assert time.monotonic() - began < 10
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(1.5 * channel.HEARTBEAT)
+            assert await told() == [4]
+            relay.delay = 0.0
+            await limiters.close()
+            others.close()

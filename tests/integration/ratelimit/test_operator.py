@@ -76,7 +76,7 @@ async def test_it_counts_policies_conflicts_enforcers_and_how_quick_it_was(
     try:
         async with (
             redis.asyncio.Redis(port=server.port) as store,
-            AsyncFollower(store, namespace),
+            AsyncFollower(store, namespace, labels={"app": "same"}),
         ):
             await policies.create("first", **same)
             await policies.until("first", "Ready", "True")

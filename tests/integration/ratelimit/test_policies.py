@@ -12,7 +12,7 @@ import pytest_asyncio
 import redis.asyncio
 
 from engineroom.kube.resources import RATELIMITPOLICIES, SECRETS, SERVICES
-from engineroom.ratelimit.channel import LIVE_FOR, keys_of
+from engineroom.ratelimit.channel import LIVE_FOR, LOST_FOR, keys_of
 from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Enforcer, Policies, condition, until
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.cluster.api import Cluster
 
 pytestmark = pytest.mark.timeout(120)
+#: Labels of an application that the policy ``api`` selects.
+API = {"app": "api"}
 
 
 @pytest_asyncio.fixture
@@ -59,13 +61,12 @@ async def test_the_life_of_a_policy(
     assert condition(alone, "Ready") == ("False", "NoEnforcers")
     assert alone["status"]["enforcers"]["total"] == 0
 
-    async with AsyncFollower(store_async, policies.namespace) as follower:
+    async with AsyncFollower(store_async, policies.namespace, labels=API) as follower:
         enforced = await policies.until("api", "Ready", "True", "Enforced")
         found = follower.current.for_labels({"app": "api"})
         assert found is not None
-        assert enforced["status"]["enforcers"] == {
-            "ready": 1, "total": 1, "configHash": found.hash,
-        }  # fmt: skip
+        told = enforced["status"]["enforcers"]
+        assert (told["ready"], told["total"], told["configHash"]) == (1, 1, found.hash)
 
         # At the fixed point nothing is written, neither here nor in Redis.
         before = await policies.versions()
@@ -150,7 +151,7 @@ async def test_enforced_is_never_said_while_an_enforcer_has_not_acknowledged(
     try:
         await policies.create("api")
         await policies.until("api", "Enforced", "True")
-        async with AsyncFollower(store_async, policies.namespace):
+        async with AsyncFollower(store_async, policies.namespace, labels=API):
             both = await until(
                 lambda: policies.get("api"),
                 lambda obj: obj["status"]["enforcers"]["total"] == 2,
@@ -169,9 +170,16 @@ async def test_enforced_is_never_said_while_an_enforcer_has_not_acknowledged(
             await policies.edit("api", {"failure": {"mode": "Local"}})
             await policies.until("api", "Enforced", "False", "AwaitingEnforcers")
             slow.send(signal.SIGKILL)
-            # Nobody knows that it is dead and not only slow until it has been silent for so long.
-            await policies.until("api", "Enforced", "True", within=LIVE_FOR + 10)
+            # Nobody knows that it is dead and not only slow, or cut off from Redis.
+            lost = await policies.until("api", "Enforced", "Unknown", "EnforcerLost", LIVE_FOR + 10)
             assert time.monotonic() - stopped > LIVE_FOR - 2
+            assert lost["status"]["enforcers"]["total"] == 1
+            assert condition(lost, "Ready") == ("False", "EnforcerLost")
+            # As if a minute had passed: what Redis says decides.
+            alive = keys_of(policies.namespace).alive
+            (dead, at), _ = await store_async.zrange(alive, 0, -1, withscores=True)
+            await store_async.zadd(alive, {dead: at - (LOST_FOR - LIVE_FOR) * 1_000_000})
+            await policies.until("api", "Enforced", "True")
     finally:
         await slow.end()
 
@@ -191,7 +199,7 @@ async def test_an_edit_under_load_keeps_what_was_consumed(
     failure = {"mode": "Closed", "timeout": "5s"}
     await policies.create("api", limits=[limit], failure=failure)
     admitted = 0
-    async with AsyncFollower(store_async, policies.namespace) as follower:
+    async with AsyncFollower(store_async, policies.namespace, labels=API) as follower:
         await policies.until("api", "Enforced", "True")
         limiters = AsyncLimiters(follower, store_async)
         ended = asyncio.Event()
@@ -247,7 +255,10 @@ async def test_a_restart_writes_nothing_and_clears_what_went_meanwhile(
 ) -> None:  # fmt: skip
     operator = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
     await operator.start()
-    async with AsyncFollower(store_async, namespace) as follower:
+    async with (
+        AsyncFollower(store_async, namespace, labels=API) as follower,
+        AsyncFollower(store_async, namespace, labels={"app": "web"}),
+    ):
         await policies.create("api")
         await policies.create("web")
         for name in ("api", "web"):
@@ -273,7 +284,7 @@ async def test_killed_at_any_moment_it_ends_where_it_would_have(
 ) -> None:  # fmt: skip
     operator = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
     await operator.start()
-    async with AsyncFollower(store_async, namespace) as follower:
+    async with AsyncFollower(store_async, namespace, labels=API) as follower:
         await policies.create("api")
         await policies.until("api", "Enforced", "True")
         revision = follower.current.revision
@@ -312,7 +323,7 @@ async def test_an_own_redis_by_secret(
         await policies.client.create(SECRETS, secret)
         async with (
             redis.asyncio.Redis(port=own.port) as client,
-            AsyncFollower(client, namespace),
+            AsyncFollower(client, namespace, labels=API),
         ):
             await policies.until("api", "Enforced", "True")
             # Back to the installation's own: nothing is left behind.

@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 
-from engineroom.ratelimit.channel import Word
-from engineroom.ratelimit.compile import Lost, Verdict
-from engineroom.ratelimit.decide import Count, Standing, count, has
-from engineroom.ratelimit.document import Target
+from engineroom.ratelimit.channel import Word, head_text, owner_of
+from engineroom.ratelimit.compile import Compiled, Lost, Verdict
+from engineroom.ratelimit.decide import (
+    Count,
+    Crew,
+    Crews,
+    Standing,
+    count,
+    has,
+    is_gone,
+    next_document,
+)
+from engineroom.ratelimit.document import Head, Target, Text, head_of
+from engineroom.ratelimit.model import FailureMode
 from engineroom.ratelimit.observe import Enforcer
-from engineroom.ratelimit.status import Seen, policy_status
+from engineroom.ratelimit.status import Failing, Seen, policy_status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STANDING = Standing("h7", 7, "line")
@@ -20,8 +30,8 @@ ONE, TWO = Target("", "Service", "one"), Target("", "Service", "two")
 GOOD = Verdict("hash", (ONE,))
 
 
-def enforcer(word: Word | None, name: str = "e") -> Enforcer:
-    return Enforcer(name, 0.1, word)
+def enforcer(word: Word | None, name: str = "e", silent: float = 0.1) -> Enforcer:
+    return Enforcer(name, silent, word)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +60,77 @@ def test_those_who_lag_are_named_with_their_trouble() -> None:
         enforcer(Word("h6", 6, "line", "r", "cannot read"), "z"),
         enforcer(Word("h6", 6, "line", "r"), "a"),
     ]
-    assert count(seen, STANDING, 7) == Count(1, 3, ("a", "z (cannot read)"))
+    crew = Crew((seen[2], seen[0], seen[1]), by_labels=False)
+    assert count(crew, STANDING, 7) == Count(1, 3, ("a", "z (cannot read)"))
+
+
+def test_who_vanished_is_lost_unless_it_had_the_policy() -> None:
+    current, older = Word("h7", 7, "line", "limiter"), Word("h6", 6, "line", "limiter")
+    live = enforcer(current, "live")
+    had, had_not = enforcer(current, "had", 30.0), enforcer(older, "had-not", 30.0)
+    assert count(Crew((live, had), by_labels=False), STANDING, 7) == Count(1, 1)
+    lost = count(Crew((live, had, had_not), by_labels=False), STANDING, 7)
+    assert lost == Count(1, 1, lost=("had-not",))
+    # With nobody left it is not known of any whether it is there.
+    assert count(Crew((had,), by_labels=False), STANDING, 7) == Count(0, 0, lost=("had",))
+
+
+def part(name: str, **selector: str) -> tuple[dict[str, Any], str]:
+    attached = {"selector": selector} if selector else {"targets": [["", "Service", name, ""]]}
+    return {"name": name, **attached}, name
+
+
+def test_who_enforces_what() -> None:
+    def follower(name: str, role: str, **labels: str) -> Enforcer:
+        return enforcer(Word("h", 1, "l", role, "", tuple(labels.items())), name)
+
+    parts = [part("front"), part("shop", app="shop"), part("web", tier="web"), part("both", a="b")]
+    service, bare = follower("service", "limiter"), follower("bare", "middleware")
+    shop = follower("shop", "middleware", app="shop", tier="web")
+    web = follower("web", "middleware", app="other", tier="web")
+    crews = Crews([service, bare, shop, web], parts)
+    assert crews.of("front") == Crew((service,), by_labels=False)
+    assert crews.of("shop") == Crew((shop,), by_labels=True)
+    # Of two selectors that match it follows the older one.
+    assert crews.of("web") == Crew((web,), by_labels=True, instead="shop")
+    assert crews.of("both") == Crew((), by_labels=True)
+    assert crews.of("not in the document") == Crew((), by_labels=False)
+    # Whoever cannot be read may enforce any of them.
+    crews = Crews([unread := enforcer(None), shop], parts)
+    assert crews.of("front").members == (unread,)
+    assert crews.of("shop").members == (shop, unread)
+
+
+@pytest.mark.parametrize(
+    ("watched", "silent", "gone"),
+    [(0.0, None, False), (0.0, 9e9, False), (599.0, None, False), (600.0, None, True),
+     (600.0, 599.0, False), (600.0, 600.0, True), (9e9, 1.0, False)],
+)  # fmt: skip
+def test_when_another_installation_is_gone(
+    watched: float, silent: float | None, gone: bool
+) -> None:
+    assert is_gone(watched, silent) is gone
+
+
+def test_a_document_of_another_owner_is_replaced_by_a_new_line() -> None:
+    parts = ((({"name": "a"}), "h"),)
+    compiled = Compiled(parts, {}, {})
+
+    def after(standing: Head | None, lineage: str, wanted: Compiled = compiled) -> Text | None:
+        return next_document("shop", wanted, standing, least_revision=5, lineage=lineage)
+
+    first = after(None, "a@one")
+    assert first is not None
+    standing = head_of(first, parts)
+    assert after(standing, "b@one") is None, "of the same owner the same is not written again"
+    taken = after(standing, "c@two")
+    assert taken is not None
+    assert (taken.lineage, taken.hash) == ("c@two", first.hash)
+    assert taken.revision > first.revision
+    assert owner_of(head_text(taken.hash, taken.revision, taken.lineage)) == "two"
+    emptied = after(standing, "c@two", Compiled((), {}, {}))
+    assert emptied is not None
+    assert not emptied.since
 
 
 def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -98,6 +178,16 @@ def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
              "Ready": "!InvalidSpec", "Stalled": "InvalidSpec", "Reconciling": ""},
         ),
         (
+            Seen(1, GOOD, Count(1, 1, lost=("a",)), (ONE,)),
+            {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "?EnforcerLost",
+             "Ready": "!EnforcerLost", "Stalled": "", "Reconciling": "EnforcerLost"},
+        ),
+        (
+            Seen(1, None, None, (ONE,), foreign="another installation's"),
+            {"Accepted": "Accepted", "Programmed": "!Conflicted", "Enforced": "!NotProgrammed",
+             "Ready": "!Conflicted", "Stalled": "Conflicted", "Reconciling": ""},
+        ),
+        (
             Seen(1, GOOD, None, (ONE,), trouble=("RedisUnreachable", "no answer")),
             {"Accepted": "Accepted", "Programmed": "?RedisUnreachable",
              "Enforced": "?RedisUnreachable", "Ready": "!RedisUnreachable", "Stalled": "",
@@ -110,6 +200,7 @@ def test_what_status_says(seen: Seen, expected: dict[str, str]) -> None:
     told = {
         kind: {"True": "", "False": "!", "Unknown": "?"}[status] + reason
         for kind, (status, reason) in found.items()
+        if kind != "Degraded"
     }
     wanted = {kind: word or "!Reconciled" for kind, word in expected.items()}
     for kind in ("Stalled", "Reconciling"):
@@ -141,3 +232,50 @@ def test_while_redis_is_away_the_figures_stay() -> None:
     before = policy_status({}, Seen(1, GOOD, Count(2, 2), (ONE,)), NOW)
     blind = policy_status(before, Seen(1, GOOD, None, (ONE,), trouble=("R", "m")), NOW)
     assert blind["enforcers"] == before["enforcers"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "words"),
+    [
+        (Count(0, 0), "no decision service follows this namespace"),
+        (Count(0, 0, by_labels=True), "no application with the middleware and labels that match"),
+        (Count(0, 0, by_labels=True, instead="older"), "of the older policy older"),
+    ],
+)
+def test_it_says_who_is_missing(counted: Count, words: str) -> None:
+    status = policy_status({}, Seen(1, GOOD, counted, (ONE,)), NOW)
+    assert words in next(c["message"] for c in status["conditions"] if c["type"] == "Enforced")
+
+
+def test_since_when_this_very_content_is_enforced() -> None:
+    def after(minutes: int, hash_: str, counted: Count, old: dict[str, Any]) -> dict[str, Any]:
+        seen = Seen(1, Verdict(hash_, (ONE,)), counted, (ONE,))
+        return policy_status(old, seen, NOW + timedelta(minutes=minutes))
+
+    first = after(0, "h1", Count(2, 2), {})
+    assert first["enforcers"]["since"] == "2026-01-01T00:00:00Z"
+    assert after(1, "h1", Count(3, 3), first)["enforcers"]["since"] == "2026-01-01T00:00:00Z"
+    # An edit that is enforced at once: the condition was True before and is after.
+    edited = after(2, "h2", Count(2, 2), first)
+    assert edited["enforcers"]["since"] == "2026-01-01T00:02:00Z"
+    lagging = after(3, "h2", Count(1, 2), edited)
+    assert "since" not in lagging["enforcers"]
+    again = after(4, "h2", Count(2, 2), lagging)
+    assert again["enforcers"]["since"] == "2026-01-01T00:04:00Z"
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("Open", "FailingOpen"), ("Closed", "FailingClosed"), ("Local", "DecidingLocally")],
+)
+def test_decisions_without_redis_are_told(mode: str, reason: str) -> None:
+    def told(failing: Failing) -> dict[str, Any]:
+        return policy_status({}, Seen(1, GOOD, Count(1, 1), (ONE,), failing=failing), NOW)
+
+    status = told(Failing(7, now=True, mode=FailureMode(mode)))
+    assert conditions(status)["Degraded"] == ("True", reason)
+    assert status["enforcers"]["withoutRedis"] == 7
+    over = told(Failing(7, now=False, mode=FailureMode(mode)))
+    assert conditions(over)["Degraded"] == ("False", "RedisDecides")
+    assert over["enforcers"]["withoutRedis"] == 7
+    assert "withoutRedis" not in told(Failing())["enforcers"]

@@ -406,8 +406,23 @@ class Enforcers(Model):
     """Who enforces the policy."""
 
     ready: int = Field(default=0, description="Enforcers that acknowledged this very content.")
-    total: int = Field(default=0, description="Enforcers that are alive.")
+    total: int = Field(
+        default=0,
+        description="Enforcers that are alive: decision services for targetRefs, applications that "
+        "follow it by their labels for a selector.",
+    )
     config_hash: str = Field(default="", description="Digest of what the policy was compiled to.")
+    since: str | None = Field(
+        default=None,
+        description="Since when all of them have this very content; absent while Enforced is not "
+        "True.",
+        json_schema_extra={"format": "date-time"},
+    )
+    without_redis: int | None = Field(
+        default=None,
+        description="Decisions that were made without Redis, as spec.failure says, because it did "
+        "not decide in time; since there was none for a day.",
+    )
 
 
 class RateLimitPolicyStatus(Model):
@@ -423,8 +438,8 @@ class RateLimitPolicyStatus(Model):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Accepted: valid, with targets of its own. Programmed: in the document that "
-        "enforcers follow. Enforced: every live enforcer acknowledged it. Ready, Reconciling, "
-        "Stalled: as kstatus has them.",
+        "enforcers follow. Enforced: every live enforcer acknowledged it. Degraded: Redis did not "
+        "decide in time of late. Ready, Reconciling, Stalled: as kstatus has them.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 

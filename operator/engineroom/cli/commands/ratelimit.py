@@ -10,6 +10,7 @@ from engineroom.cli.errors import ExitCode, UsageError
 from engineroom.cli.link import open_redis
 from engineroom.cli.policies import (
     chosen,
+    enforcers_of,
     get_policy,
     policy_name,
     read_policies,
@@ -201,6 +202,9 @@ def explain(
         roll,
         blind,
         session.clock.now(),
+        None
+        if policies is None or roll is None
+        else enforcers_of(roll, policies, policy["metadata"]["name"]),
     )
     if output in (Report.JSON, Report.YAML):
         session.show(dump(explanation_document(explanation), output))

@@ -26,18 +26,28 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.observe import Enforcer, Roll
     from engineroom.ratelimit.rehearse import Asked, Rehearsal
 
-_KINDS = ("Accepted", "Programmed", "Enforced")
+_KINDS = ("Accepted", "Programmed", "Enforced", "Degraded")
 _FIXES = {
     "Conflicted": "delete one of the two, or attach this one to something else",
     "PartlyConflicted": "take the lost targets out of the spec, or delete the older policy",
     "TargetNotFound": "create it, or correct spec.targetRefs; the policy holds when it appears",
     "InvalidSpec": "`engineroom lint` shows the same offline; correct the spec",
-    "NoEnforcers": "run the decision service (limiter.enabled=true), or the middleware "
-    "AsgiPolicies with this namespace",
     "AwaitingEnforcers": "the enforcers named above have not taken it: look at their logs",
+    "EnforcerLost": "if its pod is gone, wait a minute; else look at its way to Redis",
+    "FailingOpen": "nothing is limited while Redis is slow: look at its latency and load",
+    "FailingClosed": "requests are refused while Redis is slow: look at its latency and load",
+    "DecidingLocally": "Redis is slow: look at its latency and load",
     "RedisUnreachable": "bring Redis back; enforcers go on with the last policies meanwhile",
     "Unseen": "`engineroom status` says whether an operator runs",
     "Outdated": "wait a second; `engineroom status` says whether an operator runs",
+}
+
+
+#: For NoEnforcers, by whether applications enforce the policy by their labels.
+_NOBODY = {
+    True: "run the middleware AsgiPolicies with this namespace and labels that the selector has",
+    False: "run the decision service (limiter.enabled=true) and have the proxy ask it; with "
+    "limiter.namespaces it follows the namespace from its start",
 }
 
 
@@ -254,6 +264,8 @@ class PolicyExplanation:
     #: Why Redis was not asked; "" when it was.
     blind: str
     now: datetime
+    #: Names of those who can enforce it, of all who follow the namespace.
+    enforcers: frozenset[str] | None = None
 
     @property
     def spec_limits(self) -> tuple[Limit, ...]:
@@ -261,11 +273,21 @@ class PolicyExplanation:
         return () if self.compiled is None else self.compiled.policy.places
 
 
+def enforces(explanation: PolicyExplanation, enforcer: Enforcer) -> bool:
+    """Whether an enforcer can enforce this policy; as far as it is known."""
+    return explanation.enforcers is None or enforcer.identity in explanation.enforcers
+
+
 def acknowledged(explanation: PolicyExplanation, enforcer: Enforcer) -> bool | None:
-    """Whether an enforcer has this policy as it stands in Redis; None when that is not known."""
+    """Whether an enforcer has this policy as it stands in Redis; None when that is not known, or it
+    is not one of its enforcers."""
     from engineroom.ratelimit.decide import Standing, has
 
-    if explanation.head is None or explanation.compiled is None:
+    if (
+        explanation.head is None
+        or explanation.compiled is None
+        or not enforces(explanation, enforcer)
+    ):
         return None
     return has(enforcer, Standing(*explanation.head), explanation.compiled.since)
 
@@ -289,7 +311,8 @@ def explanation_text(explanation: PolicyExplanation) -> RenderableType:
         for one in conditions
     ]  # fmt: skip
     parts.append(table(("CONDITION", "STATUS", "REASON", "FOR", "MESSAGE"), rows))
-    fixes = dict.fromkeys(_FIXES.get(str(one["reason"]), "") for one in conditions)
+    fixes_now = {**_FIXES, "NoEnforcers": _NOBODY[bool(spec.get("selector"))]}
+    fixes = dict.fromkeys(fixes_now.get(str(one["reason"]), "") for one in conditions)
     parts += [Text(f"fix: {fix}") for fix in fixes if fix]
     ancestors = (policy.get("status") or {}).get("ancestors") or ()
     if ancestors:
@@ -320,12 +343,27 @@ def _enforcing(explanation: PolicyExplanation) -> RenderableType:
     if roll is None:
         told = _enforcers(explanation.policy)
         return Text(f"enforcers: {told} by status; Redis was not asked: {explanation.blind}", "dim")
-    if not roll.enforcers:
-        return Text("enforcers: none follows this namespace, so nothing is limited", "bold red")
+    if not any(each.live and enforces(explanation, each) for each in roll.enforcers):
+        who = (
+            "application with labels that the selector has"
+            if explanation.policy["spec"].get("selector")
+            else "decision service"
+        )
+        told = f"enforcers: no {who} follows this namespace, so nothing is limited"
+        others = [_followers(explanation, roll)] if roll.enforcers else []
+        return Group(Text(told, "bold red"), *others)
+    return _followers(explanation, roll)
+
+
+def _followers(explanation: PolicyExplanation, roll: Roll) -> RenderableType:
     rows = []
     for each in sorted(roll.enforcers, key=lambda one: one.identity):
         has = acknowledged(explanation, each)
         state = {True: "acknowledged", False: "not yet", None: "follows"}[has]
+        if not enforces(explanation, each):
+            state = "enforces others"
+        elif not each.live:
+            state = f"lost, {state}"
         found = each.word
         rows.append(
             (
@@ -377,6 +415,8 @@ def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
             {
                 "name": each.identity,
                 "role": each.word.role if each.word is not None else None,
+                "enforces": enforces(explanation, each),
+                "live": each.live,
                 "acknowledged": acknowledged(explanation, each),
                 "silentSeconds": round(each.silent, 3),
                 "trouble": each.word.trouble if each.word is not None else None,
