@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -327,7 +330,19 @@ async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
     done = page["items"][1]["body"]
     assert done["details"] == {"replicas": 2}
     assert (done["request"], done["target"]) == ("req-7", f"pools/{namespace}/mail")
+    assert re.fullmatch(r"key \w+", done["how"])
     assert (await api.get("/audit/check", admin)).json()["intact"] is True
+
+
+async def test_a_record_tells_by_which_token_it_was(api: Api) -> None:
+    """Its id is no secret and is not to be taken for one: it is what one revokes."""
+    body = {"name": "admin", "password": ADMIN_PASSWORD}
+    pair = (await api.post("/tokens", body=body)).json()
+    await api.post("/keys", pair["access"], {"name": "x"})
+    page = (await api.get("/audit", await api.key("admin"))).json()
+    [made] = [r["body"] for r in page["items"] if r["body"]["action"] == "key.make"]
+    claims = json.loads(base64.urlsafe_b64decode(pair["access"].split(".")[1] + "=="))
+    assert made["how"] == f"token {claims['jti']}"
 
 
 async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> None:
