@@ -84,7 +84,7 @@ class Forward:
         try:
             far = self._connect()
             if self._context is not None:
-                far = self._context.wrap_socket(far)
+                far = _Tls(far, self._context)
             back = threading.Thread(target=_pump, args=(far, near), daemon=True)
             back.start()
             _pump(near, far)
@@ -99,6 +99,82 @@ class Forward:
                 if one is not None:
                     with contextlib.suppress(OSError):
                         one.close()
+
+
+class _Tls:
+    """TLS over a connection, for one thread that reads and one that writes.
+
+    ``ssl.SSLSocket`` is for one thread at a time: OpenSSL changes one state for both directions,
+    and Python before 3.13 does not lock it. Raises OSError, of which SSLError is one.
+    """
+
+    def __init__(self, raw: Any, context: ssl.SSLContext) -> None:
+        self._raw = raw
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._received, self._to_send)
+        self._state = threading.Lock()
+        # Held from taking bytes until they are sent: records go in order. Never taken within the
+        # other, so that who reads goes on while who writes waits for the peer.
+        self._sending = threading.Lock()
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._send(None)
+                self._receive()
+            else:
+                break
+        self._send(None)
+
+    def recv(self, size: int) -> bytes:
+        """What comes next; b"" at the end."""
+        while True:
+            try:
+                with self._state:
+                    return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                pass
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""
+            if self._to_send.pending:
+                self._send(None)
+            self._receive()
+
+    def sendall(self, data: bytes) -> None:
+        """Send it."""
+        self._send(lambda: self._tls.write(data))
+
+    def shutdown(self, how: int) -> None:
+        """Say that nothing more is sent."""
+        del how
+
+        def end() -> None:
+            # Sends the notice; then it would wait for the other side's, which recv does.
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._tls.unwrap()
+
+        self._send(end)
+
+    def close(self) -> None:
+        """Close the connection under it."""
+        self._raw.close()
+
+    def _send(self, make: Callable[[], object] | None) -> None:
+        with self._sending:
+            with self._state:
+                if make is not None:
+                    make()
+                data = self._to_send.read()
+            if data:
+                self._raw.sendall(data)
+
+    def _receive(self) -> None:
+        data = self._raw.recv(65_536)
+        with self._state:
+            if data:
+                self._received.write(data)
+            else:
+                self._received.write_eof()
 
 
 def _pump(source: Any, target: Any) -> None:

@@ -47,7 +47,8 @@ LISTED = 1_000
 
 #: What of a record is sealed: all but how far it is.
 _SEALED = (
-    "namespace", "action", "state", "queues", "where", "by", "started", "total", "stop",
+    "namespace", "action", "state", "queues", "allowed", "where", "by", "started", "total",
+    "stop",
 )  # fmt: skip
 _PREFIX = "engineroom:console:operation"
 _OPEN = f"{_PREFIX}s:open"

@@ -422,9 +422,9 @@ class Seen:
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
 
-    def ask(self, question: Any, done: Callable[[Verdict], None]) -> None:
+    def ask(self, question: Any, done: Callable[..., None], *context: Any) -> Verdict:
         self.headers = dict(question.view.headers)
-        done(Verdict(None, missing=Missing.UNATTACHED))
+        return Verdict(None, missing=Missing.UNATTACHED)
 
 
 async def test_a_header_that_is_sent_thousands_of_times_takes_time_in_proportion(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis.asyncio
 
+from engineroom.ratelimit import channel
 from engineroom.ratelimit.document import Target
 from engineroom.ratelimit.follow import StaticPolicies
 from engineroom.ratelimit.model import Limit, Policy, Rate
@@ -47,6 +48,8 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
 ) -> None:
     monkeypatch.setattr(directory, "MAX_EMPTY", 5)
     monkeypatch.setattr(directory, "MAX_NAMESPACES", 8)
+    # An operator was there: no document is no policy.
+    store.hset(channel.PUBLISHED, "test", 1)
     followed = FollowingDirectory(client, ["given"], identity="me")
     followed.start()
     try:

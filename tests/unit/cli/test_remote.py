@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import ssl
 import stat
 import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -188,13 +191,20 @@ def test_a_token_goes_nowhere_else(server: tuple[str, list[str]]) -> None:
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers everything with an empty object."""
+    """Answers with an empty object, and what it is sent with the same."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("content-length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
+
+    def do_POST(self) -> None:
+        said = self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
@@ -335,7 +345,15 @@ def test_a_forwarded_port_carries_both_ways_and_listens_to_this_machine_alone() 
             socket.create_connection((host, int(port)))
 
 
+def fetched(url: str, body: bytes) -> bytes:
+    request = urllib.request.Request(f"{url}/echo", data=body)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        return bytes(answer.read())
+
+
 def test_tls_of_the_pod_is_undone_inside_the_tunnel(tmp_path: Path) -> None:
+    """Also of many connections, each of which is read and written at once."""
+    body = os.urandom(1 << 20)
     authority = Authority(tmp_path / "ca")
     authority.ensure()
     certificate, key = authority.issue("server", "api", hosts=["DNS:engineroom-api.svc"])
@@ -349,6 +367,9 @@ def test_tls_of_the_pod_is_undone_inside_the_tunnel(tmp_path: Path) -> None:
             address = ("127.0.0.1", running.server_address[1])
             with Forward(lambda: socket.create_connection(address), tls=True) as way:
                 assert Api(Account(way.url, "token", access="x")).get("/whoami") == {}
+                with ThreadPoolExecutor(8) as threads:
+                    asked = [threads.submit(fetched, way.url, body) for _ in range(40)]
+                    assert all(each.result() == body for each in asked)
         finally:
             running.shutdown()
             thread.join()

@@ -47,6 +47,7 @@ SILENT = {
     ("engineroom/core/validation/template_process.py", "serve"): "told to the parent process",
     ("engineroom/kube/queue.py", "_run_one"): "logged by _failed, with the key",
     ("engineroom/tasks/task.py", "_culprit"): "looks for the one argument that fails",
+    ("engineroom/tasks/task.py", "_short"): "a description for people is no reason to refuse a job",
 }
 _WORDS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
 
