@@ -1,17 +1,24 @@
-"""One Redis for the tests of this directory; each begins with it empty."""
+"""One Redis for the tests of this directory; each begins with it empty. And for those of policies
+on a real API server an operator."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 import redis
+import redis.asyncio
 
+from tests.integration.pools import OperatorProcess
+from tests.integration.ratelimit.policies import Policies
 from tests.support import redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
+    from engineroom.kube.client import Client
+    from tests.cluster.api import Cluster
     from tests.support import RedisServer
 
 
@@ -26,3 +33,24 @@ def store(server: RedisServer) -> Iterator[redis.Redis]:
     with redis.Redis(port=server.port, decode_responses=True) as client:
         client.flushall()
         yield client
+
+
+@pytest_asyncio.fixture
+async def store_async(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
+    async with redis.asyncio.Redis(port=server.port, decode_responses=True) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def operator(
+    control_plane: Cluster, server: RedisServer, namespace: str
+) -> AsyncIterator[OperatorProcess]:
+    process = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
+    await process.start()
+    yield process
+    await process.stop()
+
+
+@pytest.fixture
+def policies(client: Client, namespace: str) -> Policies:
+    return Policies(client, namespace)

@@ -8,7 +8,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import pytest_asyncio
 import redis.asyncio
 
 from engineroom.kube.resources import LEASES, SECRETS, SERVICES
@@ -25,35 +24,12 @@ from tests.limiter import get, limiter_process
 from tests.support import RedisServer, free_port, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engineroom.kube.client import Client
     from tests.cluster.api import Cluster
 
 pytestmark = pytest.mark.timeout(120)
 TARGET = [{"kind": "Service", "name": "one"}]
-
-
-@pytest_asyncio.fixture
-async def operator(
-    control_plane: Cluster, server: RedisServer, namespace: str
-) -> AsyncIterator[OperatorProcess]:
-    process = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
-    await process.start()
-    yield process
-    await process.stop()
-
-
-@pytest.fixture
-def policies(client: Client, namespace: str) -> Policies:
-    return Policies(client, namespace)
-
-
-@pytest_asyncio.fixture
-async def store_async(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port, decode_responses=True) as made:
-        yield made
 
 
 async def service(policies: Policies, name: str = "one") -> None:

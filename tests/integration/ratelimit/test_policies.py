@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import pytest_asyncio
 import redis.asyncio
 
 from engineroom.kube.resources import RATELIMITPOLICIES, SECRETS, SERVICES
@@ -19,36 +18,12 @@ from tests.integration.ratelimit.policies import Enforcer, Policies, condition, 
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from engineroom.kube.client import Client
     from engineroom.ratelimit.document import CompiledPolicy
     from tests.cluster.api import Cluster
 
 pytestmark = pytest.mark.timeout(120)
 #: Labels of an application that the policy ``api`` selects.
 API = {"app": "api"}
-
-
-@pytest_asyncio.fixture
-async def operator(
-    control_plane: Cluster, server: RedisServer, namespace: str
-) -> AsyncIterator[OperatorProcess]:
-    process = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
-    await process.start()
-    yield process
-    await process.stop()
-
-
-@pytest.fixture
-def policies(client: Client, namespace: str) -> Policies:
-    return Policies(client, namespace)
-
-
-@pytest_asyncio.fixture
-async def store_async(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port, decode_responses=True) as made:
-        yield made
 
 
 async def test_the_life_of_a_policy(
