@@ -197,6 +197,7 @@ class _Core:
         self._refused: tuple[dict[object, tuple[float, int, Decision]], ...] = tuple(
             {} for _ in places
         )
+        # Most limiters never refuse: then nothing is looked up.
         self._any_refused = False
         self._holders: dict[object, _Held] = {}
         self._local: dict[str, str] = {}
@@ -232,7 +233,7 @@ class _Core:
         for refused, value in zip(self._refused, values, strict=True):
             if not refused:
                 continue
-            known = value if type(value) is not str or len(value) <= _MAX_KEPT else _digest(value)
+            known = _remembered_as(value)
             refusal = refused.get(known)
             if refusal is not None:
                 until, refused_cost, decision = refusal
@@ -368,10 +369,10 @@ class _Core:
         if decision.reason is Reason.LIMITED and decision.retry_after and ask.cost:
             place = self._names.index(decision.limit)
             value = ask.identity if isinstance(ask.identity, str) else ask.identity[place]
-            known = _digest(value) if isinstance(value, str) and len(value) > _MAX_KEPT else value
             refused = self._refused[place]
             _bounded(refused, max(1, MAX_REMEMBERED // len(self._names)))
-            refused[known] = (sent + decision.retry_after, ask.cost, decision)
+            until = sent + decision.retry_after
+            refused[_remembered_as(value)] = (until, ask.cost, decision)
             self._any_refused = True
 
     def _without_redis(self, ask: _Ask, now: float) -> Decision:
@@ -957,6 +958,11 @@ def _share(limit: Any, enforcers: int) -> Terms:
         return Terms("t", unit, max(limit.cost, limit.burst // enforcers) * unit, terms.enforced)
     most = max(limit.cost, terms.most // enforcers)
     return Terms(terms.code, terms.unit, most, terms.enforced)
+
+
+def _remembered_as(value: str | Applied | None) -> str | Applied | None:
+    """What stands in memory for a value by which a request counts."""
+    return value if not isinstance(value, str) or len(value) <= _MAX_KEPT else _digest(value)
 
 
 def _may_be_kept(identity: Identity) -> bool:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from engineroom.cli.commands.present import present
 from engineroom.cli.errors import UsageError
 from engineroom.cli.session import Session, Shared
-from engineroom.cli.views.shape import Output, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from engineroom.cli.link import Link
+    from engineroom.cli.views.shape import Output
     from engineroom.tasks import Where
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -170,12 +171,7 @@ def known_queue(link: Link, name: str) -> str:
 
 def report(session: Session, done: Any, text: str, output: Output, *, name: str = "") -> None:
     """Say what was done, in the shape that was asked for."""
-    if output in (Output.JSON, Output.YAML):
-        session.show(dump(done, output))
-    elif output is Output.NAME:
-        session.show(Text(name))
-    else:
-        session.show(Text(text))
+    present(session, output, done, [name], lambda: Text(text))
 
 
 @contextmanager
