@@ -134,8 +134,8 @@ helm: $(READY) system ## Have helm, which the local cluster builds
 generate: $(READY) helm ## Write the files that have another source: CRDs, schemas, references
 	$(BIN)/python -m engineroom.api.generate
 	$(BIN)/python -m engineroom.core.reference
-	$(BIN)/python -m engineroom.cli.docs
-	$(BIN)/python -m engineroom.console.openapi
+	$(BIN)/python -m engineroom.cli.app.docs
+	$(BIN)/python -m engineroom.console.rest.openapi
 	$(BIN)/python deploy/kustomize/render.py
 	$(BIN)/python charts/values_table.py
 
@@ -143,8 +143,8 @@ generate: $(READY) helm ## Write the files that have another source: CRDs, schem
 verify: $(READY) helm ## Check that the generated files are what `make generate` would write
 	$(BIN)/python -m engineroom.api.generate --check
 	$(BIN)/python -m engineroom.core.reference --check
-	$(BIN)/python -m engineroom.cli.docs --check
-	$(BIN)/python -m engineroom.console.openapi --check
+	$(BIN)/python -m engineroom.cli.app.docs --check
+	$(BIN)/python -m engineroom.console.rest.openapi --check
 	$(BIN)/python deploy/kustomize/render.py --check
 	$(BIN)/python charts/values_table.py --check
 

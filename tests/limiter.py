@@ -14,8 +14,14 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineroom.ratelimit import channel
-from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, part_of, write
+from engineroom.ratelimit.distribution import redis_schema
+from engineroom.ratelimit.distribution.document import (
+    CompiledPolicy,
+    Target,
+    part_hash,
+    part_of,
+    write,
+)
 from tests.support import free_port
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
     import redis
 
-    from engineroom.ratelimit.model import Policy
+    from engineroom.ratelimit.limits.model import Policy
 
 NAMESPACE = "shop"
 
@@ -39,12 +45,12 @@ def publish(client: redis.Redis, entries: Sequence[CompiledPolicy], revision: in
     namespace = entries[0].namespace if entries else NAMESPACE
     parts = [(part, part_hash(part)) for part in map(part_of, entries)]
     document = write(namespace, parts, revision=revision, lineage="test", before={})
-    keys = channel.keys_of(namespace)
+    keys = redis_schema.keys_of(namespace)
     before = client.get(keys.head) or ""
     before = before.decode() if isinstance(before, bytes) else before
-    head = channel.head_text(document.hash, document.revision, document.lineage)
+    head = redis_schema.head_text(document.hash, document.revision, document.lineage)
     done: Any = client.eval(
-        channel.REPLACE, 3, keys.document, keys.head, keys.news, before, head, document.text, 0
+        redis_schema.REPLACE, 3, keys.document, keys.head, keys.news, before, head, document.text, 0
     )
     assert int(done) == 1
 

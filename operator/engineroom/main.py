@@ -24,25 +24,25 @@ from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
-from engineroom.kube import config as kube_config
-from engineroom.kube.client import Client
-from engineroom.kube.config import SERVICE_ACCOUNT
-from engineroom.kube.controller import Context, RecordStore
-from engineroom.kube.errors import ConfigError, NotFound
-from engineroom.kube.events import EventRecorder
-from engineroom.kube.health import HttpServer, LoopLag, Report, probe
-from engineroom.kube.lease import Elector
-from engineroom.kube.queue import WorkQueue, backoff
-from engineroom.kube.shell import Shell
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.config import SERVICE_ACCOUNT
+from engineroom.kube.client.errors import ConfigError, NotFound
+from engineroom.kube.runtime.controller import Context, RecordStore
+from engineroom.kube.runtime.events import EventRecorder
+from engineroom.kube.runtime.health import HttpServer, LoopLag, Report, probe
+from engineroom.kube.runtime.kopf_watch import Shell
+from engineroom.kube.runtime.lease import Elector
+from engineroom.kube.runtime.queue import WorkQueue, backoff
 from engineroom.metrics import CONTENT_TYPE, Metrics, QueueMetrics
 from engineroom.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from engineroom.kube.config import ApiConfig
-    from engineroom.kube.controller import Controller, Record
-    from engineroom.kube.informer import Informer
+    from engineroom.kube.client.config import ApiConfig
+    from engineroom.kube.runtime.controller import Controller, Record
+    from engineroom.kube.runtime.informer import Informer
 
 log = get_logger(__name__)
 
@@ -483,7 +483,7 @@ def pools(settings: Settings) -> Controller:
 
 def policies(settings: Settings) -> Controller:
     """The controller of RateLimitPolicies."""
-    from engineroom.ratelimit.controller import RateLimitPolicyController
+    from engineroom.ratelimit.reconcile.controller import RateLimitPolicyController
 
     return RateLimitPolicyController(settings.read_redis_url() or "")
 

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.core import tracing
 from engineroom.core.clock import Clock, SystemClock
+from engineroom.core.error_translation import describe
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import REPEAT_SECONDS, REPEATED, configure, get_logger
 from engineroom.core.recovery import NullMetrics, Policy, Recovery
-from engineroom.core.wrapping import describe
-from engineroom.tasks.enqueue import Reason
+from engineroom.tasks.enqueueing.enqueue import Reason
 from engineroom.tasks.outbox import CHUNK, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engineroom.core.recovery import RecoveryMetrics
-    from engineroom.tasks.enqueue import Enqueued
+    from engineroom.tasks.enqueueing.enqueue import Enqueued
 
 log = get_logger(__name__)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.tasks import schedules
+from engineroom.tasks.enqueueing.task import JSONSerializer, PickleSerializer, Retry, Rules, Task
+from engineroom.tasks.redis_steps import run_async
 from engineroom.tasks.schedules import AsyncScheduler, Schedule
-from engineroom.tasks.steps import run_async
-from engineroom.tasks.task import JSONSerializer, PickleSerializer, Retry, Rules, Task
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
-from engineroom.workers.declared import JobPlan, ScheduleFacts, Ticking
+from engineroom.workers.job_schedules.declarations import JobPlan, ScheduleFacts, Ticking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -42,7 +42,7 @@ def main() -> int:
         _check_serializer(settings)
     except ConfigError as error:
         return _refuse(str(error))
-    from engineroom_worker import logs, oom
+    from engineroom_worker import logs, out_of_memory
 
     logs.configure()
 
@@ -50,7 +50,7 @@ def main() -> int:
     from engineroom_worker.supervisor import Supervisor
 
     board = Board(settings.workers)
-    oom.begin(board)
+    out_of_memory.begin(board)
     try:
         server = MetricsServer(board, settings.pool, settings.metrics_port)
     except OSError as error:

@@ -25,7 +25,7 @@ from rq.registry import StartedJobRegistry, clean_registries
 from rq.scheduler import RQScheduler
 
 from engineroom_worker import drain, limits
-from engineroom_worker.order import LATEST, TO_PLACES
+from engineroom_worker.priority import LATEST, TO_PLACES
 from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, Patience
 
 if TYPE_CHECKING:

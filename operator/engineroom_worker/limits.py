@@ -10,7 +10,7 @@ gives back: that of a dead worker ends by itself.
 
 from __future__ import annotations
 
-from engineroom_worker.order import PUT
+from engineroom_worker.priority import PUT
 
 #: A place is believed in so long without a heartbeat (seconds), as an execution is.
 LEASE = 90

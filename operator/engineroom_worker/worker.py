@@ -30,7 +30,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
 from rq.worker import Worker
 
-from engineroom_worker import drain, limits, logs, oom, tracing
+from engineroom_worker import drain, limits, logs, out_of_memory, tracing
 from engineroom_worker.dequeue import Desk, Taken
 from engineroom_worker.housekeeping import EXECUTION_TTL, RQ_MAJOR, Housekeeper, bind_status
 from engineroom_worker.metrics import DRAIN_STATES, STATES, Board, cpu_seconds, resident_bytes
@@ -356,7 +356,7 @@ class PoolWorkerMixin(_Behind):  # type: ignore[misc]
             horse = [self._horse_pid] if self._horse_pid else []
             fields["er_memory"] = resident_bytes(os.getpid(), *horse)
             self._board.set(self._slot, "memory", fields["er_memory"])
-            fields.update(oom.news(self._board, self._slot))
+            fields.update(out_of_memory.news(self._board, self._slot))
             spent = cpu_seconds(*horse)
             cores = max(0.0, spent - self._spent) / max(0.1, at - self._weighed)
             self._spent, self._weighed = spent, at

@@ -17,9 +17,9 @@ import httpx
 import pytest
 import yaml
 
-from engineroom.auth.passwords import Passwords
-from engineroom.cli.client import KubernetesCluster
-from engineroom.cli.forward import Forward
+from engineroom.auth.login.passwords import Passwords
+from engineroom.cli.connections.cluster import KubernetesCluster
+from engineroom.cli.connections.port_forward import Forward
 from tests.deployed import images
 from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.kube import condition, wait_for

@@ -360,7 +360,7 @@ def test_jobs_are_steered_from_outside_the_cluster(pool: Pool) -> None:
     environment.pop("ENGINEROOM_REDIS_URL", None)
 
     def line(*arguments: str) -> list[str]:
-        program = "from engineroom.cli.main import main; main()"
+        program = "from engineroom.cli.app.main import main; main()"
         command = [sys.executable, "-c", program, "-n", NAMESPACE, *arguments]
         command += ["--pool", pool.name, "-o", "name"]
         done = subprocess.run(

@@ -14,17 +14,17 @@ import pytest_asyncio
 import yaml
 
 from engineroom.core.errors import EngineroomError
-from engineroom.kube import config as kube_config
-from engineroom.kube.client import Client
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import CRDS, NAMESPACES, WORKERPOOLS
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import CRDS, NAMESPACES, WORKERPOOLS
 from tests.integration.faultproxy import FaultProxy
 from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
     from tests.cluster.api import Cluster
 
 

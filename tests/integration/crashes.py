@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engineroom.kube.client import Client
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import (
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import (
     DEPLOYMENTS,
     NAMESPACES,
     PDBS,
@@ -25,7 +25,7 @@ from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 
 if TYPE_CHECKING:
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
     from tests.support import RedisServer
 
 REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")

@@ -32,7 +32,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
 
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -123,7 +123,7 @@ class FaultProxy:
     @property
     def config(self) -> ApiConfig:
         """A configuration that goes through the proxy, without credentials."""
-        from engineroom.kube.config import ApiConfig
+        from engineroom.kube.client.config import ApiConfig
 
         return ApiConfig(server=self.url, namespace=self._config.namespace)
 

@@ -12,8 +12,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         # What commands need; it takes most of their time.
-        "engineroom.cli.direct",
-        "engineroom.cli.main",
+        "engineroom.cli.connections.local_apply",
+        "engineroom.cli.app.main",
         "engineroom.tasks",
         "kubernetes.client.rest",
         "tests.integration.core.sagas",

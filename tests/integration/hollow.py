@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import EngineroomError
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import LEASES, PODS, SECRETS, Resource
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import LEASES, PODS, SECRETS, Resource
 
 if TYPE_CHECKING:
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
 
 NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
 BINDING = Resource("", "v1", "pods", "Binding")

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 from rq import Queue
 
-from engineroom.kube.resources import DEPLOYMENTS, PODS, WORKERPOOLS
+from engineroom.kube.client.resources import DEPLOYMENTS, PODS, WORKERPOOLS
 from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.support import RedisServer
 
 

@@ -13,12 +13,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from engineroom.core.logging import configure
-from engineroom.kube.resources import PODS, WORKERPOOLS
+from engineroom.kube.client.resources import PODS, WORKERPOOLS
 from engineroom.main import Process, load_config
 from engineroom.settings import Settings
 
 if TYPE_CHECKING:
-    from engineroom.kube.controller import Context, Record
+    from engineroom.kube.runtime.controller import Context, Record
 
 
 def say(**words: object) -> None:

@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from engineroom.api.validation import parse
 from engineroom.core.errors import EngineroomError
-from engineroom.kube.errors import ApiError
-from engineroom.kube.resources import NAMESPACES, SECRETS, VALIDATING_WEBHOOKS, WORKERPOOLS
+from engineroom.kube.client.errors import ApiError
+from engineroom.kube.client.resources import NAMESPACES, SECRETS, VALIDATING_WEBHOOKS, WORKERPOOLS
 from engineroom_webhooks import certificates
 from tests.integration.webhooks import SECRET, Admission, secret_env
 from tests.unit.api.specs import pool
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
 
 POD = "spec.template.spec"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.cluster.api import Cluster
 
 AUTO = {"minReplicas": 0, "maxReplicas": 10}
-CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.main import main; main()"
+CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.app.main import main; main()"
 MAIN = [sys.executable, "-c", CODE]
 
 

@@ -15,9 +15,9 @@ import yaml
 from redis import Redis
 from rq import SimpleWorker
 
-from engineroom.cli import session as sessions
-from engineroom.cli.commands.tasks import complete_queues
-from engineroom.cli.main import main
+from engineroom.cli.app import context as sessions
+from engineroom.cli.app.main import main
+from engineroom.cli.commands.tasks.shared import complete_queues
 from engineroom.tasks import QueueLimit, Reporter, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom, step

@@ -17,7 +17,7 @@ from tests.support import RedisServer, redis_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
 
 #: Lives played side by side; they mostly wait.
 SIDE_BY_SIDE = 4

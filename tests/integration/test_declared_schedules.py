@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from redis import Redis
 
-from engineroom.kube.errors import Invalid
-from engineroom.kube.resources import LEASES, SECRETS, WORKERPOOLS
+from engineroom.kube.client.errors import Invalid
+from engineroom.kube.client.resources import LEASES, SECRETS, WORKERPOOLS
 from engineroom.tasks import Every, Missed, Once, Schedule, Task, Tasks
 from engineroom.tasks.schedules import OWNERS
 from tests.integration.hollow import HollowKubelet
@@ -22,7 +22,7 @@ from tests.support import RedisServer, redis_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
 
 DAILY = {"name": "daily", "cron": "0 3 * * *", "timeZone": "Europe/Berlin", "function": "a.b"}

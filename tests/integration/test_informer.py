@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.kube.client import Client
-from engineroom.kube.informer import Informer
-from engineroom.kube.resources import CONFIG_MAPS, NAMESPACES, Resource
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.resources import CONFIG_MAPS, NAMESPACES, Resource
+from engineroom.kube.runtime.informer import Informer
 from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request, Verdict
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.core.errors import ConflictError
-from engineroom.kube.client import Client
-from engineroom.kube.config import ApiConfig
-from engineroom.kube.errors import (
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.config import ApiConfig
+from engineroom.kube.client.errors import (
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -24,7 +24,7 @@ from engineroom.kube.errors import (
     Unauthorized,
     Unreachable,
 )
-from engineroom.kube.resources import CONFIG_MAPS, DEPLOYMENTS, SERVICE_ACCOUNTS, WORKERPOOLS
+from engineroom.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, SERVICE_ACCOUNTS, WORKERPOOLS
 from tests.integration.faultproxy import Answer, Delay, Drop, Expired, FaultProxy
 
 if TYPE_CHECKING:

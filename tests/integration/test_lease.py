@@ -7,9 +7,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import SystemClock
-from engineroom.kube.client import Client
-from engineroom.kube.lease import Elector, LeaseTimes
-from engineroom.kube.resources import LEASES
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.resources import LEASES
+from engineroom.kube.runtime.lease import Elector, LeaseTimes
 from tests.integration.faultproxy import Drop, FaultProxy
 
 if TYPE_CHECKING:

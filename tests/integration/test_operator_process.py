@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 import aiohttp
 import pytest
 
-from engineroom.kube.resources import EVENTS, LEASES, WORKERPOOLS
+from engineroom.kube.client.resources import EVENTS, LEASES, WORKERPOOLS
 from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -16,8 +16,8 @@ from rq import Queue
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import MeasurementError
 from engineroom.queue import keys
+from engineroom.queue.invalidations import QueuePush
 from engineroom.queue.observe import Observer
-from engineroom.queue.push import QueuePush
 from tests.integration.pools import eventually
 from tests.support import redis_server
 

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from engineroom.core.errors import EngineroomError
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import (
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import (
     CRDS,
     DEPLOYMENTS,
     EVENTS,
@@ -30,7 +30,7 @@ from tests.support import RedisServer, redis_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
 
 LIMIT_RANGES = Resource("", "v1", "limitranges", "LimitRange")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from engineroom.kube.resources import DEPLOYMENTS, EVENTS, NAMESPACES, SECRETS, WORKERPOOLS
+from engineroom.kube.client.resources import DEPLOYMENTS, EVENTS, NAMESPACES, SECRETS, WORKERPOOLS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer, redis_server
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.integration.faultproxy import FaultProxy, Request
 

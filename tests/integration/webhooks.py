@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from engineroom.kube.errors import AlreadyExists, NotFound
-from engineroom.kube.resources import SECRETS, VALIDATING_WEBHOOKS
+from engineroom.kube.client.errors import AlreadyExists, NotFound
+from engineroom.kube.client.resources import SECRETS, VALIDATING_WEBHOOKS
 from tests.support import ROOT, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
 
 SECRET = "engineroom-webhooks-tls"
 

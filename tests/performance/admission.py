@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from engineroom.kube import config as kube_config
-from engineroom.kube.client import Client
-from engineroom.kube.resources import NAMESPACES, SECRETS
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.resources import NAMESPACES, SECRETS
 from tests.cluster.api import Shape
 from tests.integration.webhooks import SECRET, Admission, secret_env
 from tests.performance.outcome import Goal, outcome, percentile

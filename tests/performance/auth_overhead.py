@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import SecretStr
 
+from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import Access, Grant, Permission
-from engineroom.auth.sessions import COOKIE
-from engineroom.console.app import application
-from engineroom.console.routes import Answer, Call, Model, Route
+from engineroom.console.rest.app import application
+from engineroom.console.rest.routing import Answer, Call, Model, Route
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
 from engineroom.core.validation.requests import Limits
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.performance.outcome import Goal, outcome, percentile
 from tests.support import free_port, redis_server
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from engineroom.kube import config as kube_config
+from engineroom.kube.client import config as kube_config
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.integration.crashes import Crash, Record, live
@@ -20,7 +20,7 @@ from tests.performance.rig import private, with_crds
 from tests.support import redis_server
 
 if TYPE_CHECKING:
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
     from tests.support import RedisServer
 
 GOALS = [

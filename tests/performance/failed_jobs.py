@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from redis import Redis
 
 from engineroom.tasks import Requeueing, State, Task, Tasks, Where
-from engineroom.tasks.steps import text
+from engineroom.tasks.redis_steps import text
 from tests.performance.outcome import Figure, Goal, outcome, percentile
 from tests.support import redis_server
 

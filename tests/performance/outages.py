@@ -13,9 +13,9 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from engineroom.kube import config as kube_config
-from engineroom.kube.client import Client
-from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.integration.hollow import HollowKubelet

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from engineroom.ratelimit.channel import LIMITER
-from engineroom.ratelimit.follow import Follower
+from engineroom.ratelimit.distribution.policy_follower import Follower
+from engineroom.ratelimit.distribution.redis_schema import LIMITER
 from tests.cluster.api import Shape
 from tests.cluster.progress import step
 from tests.deployed.kube import wait_for
@@ -30,7 +30,7 @@ from tests.performance.rig import api_server, operator, redis_server
 from tests.support import ROOT
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.document import Policies
+    from engineroom.ratelimit.distribution.document import Policies
     from tests.deployed.kube import Kube
 
 NAMESPACE = "default"

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 
 from engineroom.core.clock import FakeClock
-from engineroom.queue import order
+from engineroom.queue import priority as queue_priority
 from engineroom.tasks import Task, Tasks
 from tests.performance.outcome import Goal, outcome, percentile
 from tests.support import ROOT, RedisServer, redis_server
@@ -77,7 +77,7 @@ class Run:
     @property
     def counts_as(self) -> float:
         """The time at which it counts as come."""
-        return self.came - order.SECONDS * self.priority
+        return self.came - queue_priority.SECONDS * self.priority
 
 
 def main() -> int:
@@ -189,10 +189,10 @@ def _bound(ordered: Sequence[Run], slack: int) -> dict[str, Any]:
         later = latest - run.came
         overtaken += later > 0
         furthest = max(furthest, later)
-        broken += later > order.SECONDS * (order.MAX_PRIORITY - run.priority)
+        broken += later > queue_priority.SECONDS * (queue_priority.MAX_PRIORITY - run.priority)
     return {
         "overtaken": overtaken,
-        "bound_s": order.MAX_BOOST,
+        "bound_s": queue_priority.MAX_BOOST,
         "latest_overtaker_s": round(furthest),
         "bound_broken": broken,
     }
@@ -202,7 +202,9 @@ def _place(redis: Redis, count: int) -> float:
     """What Redis spends on one urgent job behind ``count`` too old to be overtaken (ms)."""
     redis.flushall()
     clock = FakeClock(datetime.now(UTC))
-    old = (clock.now() - timedelta(seconds=2 * order.MAX_BOOST)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    old = (clock.now() - timedelta(seconds=2 * queue_priority.MAX_BOOST)).strftime(
+        "%Y-%m-%dT%H:%M:%S.%fZ"
+    )
     for start in range(0, count, 10_000):
         with redis.pipeline(transaction=False) as pipeline:
             ids = [f"00000000-0000-4000-8000-{at:012}" for at in range(start, start + 10_000)]

@@ -9,9 +9,9 @@ import time
 from redis.asyncio import Redis
 
 from engineroom.auth.errors import TokenError
-from engineroom.auth.keys import Keys, RedisKeyStore
-from engineroom.auth.revocation import Revocations
-from engineroom.auth.tokens import Tokens
+from engineroom.auth.tokens.access_tokens import Tokens
+from engineroom.auth.tokens.revocation import Revocations
+from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
 from engineroom.core.clock import SystemClock
 from tests.performance.outcome import Goal, outcome, percentile
 from tests.support import redis_server

@@ -133,8 +133,8 @@ async def _create(
     A watch tells which are: listing ten thousand pools again and again would be most of the load.
     """
     from engineroom.core.errors import EngineroomError
-    from engineroom.kube.client import Client
-    from engineroom.kube.resources import WORKERPOOLS
+    from engineroom.kube.client.client import Client
+    from engineroom.kube.client.resources import WORKERPOOLS
     from engineroom.main import load_config
     from engineroom.settings import Settings
 

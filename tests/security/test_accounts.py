@@ -17,12 +17,12 @@ import pytest_asyncio
 from argon2 import PasswordHasher
 from pydantic import SecretStr
 
-from engineroom.auth.id_token import Identity
-from engineroom.auth.sessions import COOKIE, CSRF_HEADER
+from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
+from engineroom.auth.oidc.id_token import Identity
+from engineroom.console.identity.oidc_users import KEEP
 from engineroom.console.main import made
-from engineroom.console.people import KEEP
 from engineroom.console.settings import ApiSettings
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
 
 if TYPE_CHECKING:
@@ -533,7 +533,7 @@ def test_what_is_wrong_at_the_start_is_told_and_not_served(
 
 
 def test_a_hash_is_made_on_the_command_line() -> None:
-    command = [sys.executable, "-m", "engineroom.auth.passwords"]
+    command = [sys.executable, "-m", "engineroom.auth.login.passwords"]
     run = subprocess.run(command, input="right\n", capture_output=True, text=True, check=True)
     assert PasswordHasher().verify(run.stdout.strip(), "right")
     for wrong in ("\n", "", "x" * 2000):

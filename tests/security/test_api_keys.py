@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engineroom.auth import api_keys
-from engineroom.auth.api_keys import PATTERN, ApiKeys, looks_like_key
 from engineroom.auth.errors import ApiKeyError
 from engineroom.auth.permissions import Grant
+from engineroom.auth.tokens import api_keys
+from engineroom.auth.tokens.api_keys import PATTERN, ApiKeys, looks_like_key
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

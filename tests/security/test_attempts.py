@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engineroom.auth.attempts import WRONG, Attempts
 from engineroom.auth.errors import TokenError
-from engineroom.auth.lockout import RedisCounter
+from engineroom.auth.login.credential_throttle import WRONG, Attempts
+from engineroom.auth.login.lockout import RedisCounter
 from engineroom.auth.middleware import Authenticator, AuthMiddleware
 from engineroom.auth.permissions import Principal
 from engineroom.core.errors import DependencyError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engineroom.auth.audit import AuditLog, Entry, Outcome
+from engineroom.auth.audit.log import AuditLog, Entry, Outcome
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.core.clock import FakeClock, SystemClock
 from tests.support import RedisServer, redis_server
@@ -192,7 +192,7 @@ async def test_a_trimmed_log_is_intact_and_a_forged_beginning_is_not(redis: Redi
 
 
 async def test_secrets_never_get_in(redis: Redis) -> None:
-    from engineroom.auth.api_keys import ApiKeys
+    from engineroom.auth.tokens.api_keys import ApiKeys
 
     key = await ApiKeys(redis, FakeClock(), [b"p" * 32]).create("ada", "k", ())
     jwt = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl"

@@ -16,13 +16,13 @@ from pydantic import SecretStr
 
 from engineroom.auth.errors import LinkError
 from engineroom.auth.kubernetes import KubernetesIdentity
-from engineroom.auth.links import LIFE, Bound, Links
+from engineroom.auth.login.login_links import LIFE, Bound, Links
+from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
-from engineroom.auth.sessions import COOKIE
-from engineroom.console.authority import Authority
+from engineroom.console.identity.authorizer import Authority
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
 
 if TYPE_CHECKING:

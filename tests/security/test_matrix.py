@@ -16,6 +16,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 from starlette.responses import Response
 
+from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.permissions import (
     EVERYWHERE,
     VIEWER,
@@ -27,14 +28,13 @@ from engineroom.auth.permissions import (
     matrix,
     unruled,
 )
-from engineroom.auth.sessions import COOKIE, CSRF_HEADER
-from engineroom.console.app import application
-from engineroom.console.routes import Answer, Call, Model, Route
+from engineroom.console.rest.app import application
+from engineroom.console.rest.route_table import ROUTES
+from engineroom.console.rest.routing import Answer, Call, Model, Route
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
-from engineroom.console.table import ROUTES
 from engineroom.core.validation.requests import Limits
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.support import ROOT, free_port
 
 if TYPE_CHECKING:

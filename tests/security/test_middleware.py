@@ -12,8 +12,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from engineroom.auth.api_keys import ApiKeys
-from engineroom.auth.keys import Algorithm, Keys, KeySet, MemoryKeyStore, SigningKey
+from engineroom.auth.login.sessions import Sessions
 from engineroom.auth.middleware import (
     PRINCIPAL,
     SECURITY_HEADERS,
@@ -33,9 +32,10 @@ from engineroom.auth.permissions import (
     matrix,
     unruled,
 )
-from engineroom.auth.revocation import Revocations
-from engineroom.auth.sessions import Sessions
-from engineroom.auth.tokens import Tokens
+from engineroom.auth.tokens.access_tokens import Tokens
+from engineroom.auth.tokens.api_keys import ApiKeys
+from engineroom.auth.tokens.revocation import Revocations
+from engineroom.auth.tokens.signing_keys import Algorithm, Keys, KeySet, MemoryKeyStore, SigningKey
 
 if TYPE_CHECKING:
     from engineroom.core.clock import FakeClock

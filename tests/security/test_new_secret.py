@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from engineroom.auth.errors import OidcSignInError
-from engineroom.auth.issuers import Caching
-from engineroom.auth.oidc import FLOW_COOKIE, challenge
+from engineroom.auth.login.sessions import COOKIE
+from engineroom.auth.oidc.flow import FLOW_COOKIE, challenge
 from engineroom.auth.outbound import Rules
-from engineroom.auth.sessions import COOKIE
+from engineroom.auth.tokens.issuers import Caching
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.oidc_provider import Browser, Provider, provider
 from tests.support import ROOT, free_port
 

@@ -25,10 +25,10 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from engineroom.auth.errors import OidcProviderError, OidcSignInError
-from engineroom.auth.issuers import Caching
-from engineroom.auth.keys import Algorithm, SigningKey
-from engineroom.auth.oidc import Callback, Client, Oidc, SignedIn
+from engineroom.auth.oidc.flow import Callback, Client, Oidc, SignedIn
 from engineroom.auth.outbound import Outbound, Rules
+from engineroom.auth.tokens.issuers import Caching
+from engineroom.auth.tokens.signing_keys import Algorithm, SigningKey
 from engineroom.core.clock import FakeClock, SystemClock
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom.auth.errors import KeyStoreError, OutboundError, OutboundRefusedError, TokenError
-from engineroom.auth.issuers import Caching, ExternalIssuer, read_jwks
-from engineroom.auth.keys import Algorithm, SigningKey
 from engineroom.auth.outbound import Address, Outbound, Rules, parse, refusal
+from engineroom.auth.tokens.issuers import Caching, ExternalIssuer, read_jwks
+from engineroom.auth.tokens.signing_keys import Algorithm, SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

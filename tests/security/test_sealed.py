@@ -13,26 +13,26 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from engineroom.auth.api_keys import ApiKeys
 from engineroom.auth.errors import ApiKeyError, LinkError, SessionError
-from engineroom.auth.id_token import Identity
-from engineroom.auth.links import Bound, Links
+from engineroom.auth.login.login_links import Bound, Links
+from engineroom.auth.login.sessions import COOKIE, Limits, Sessions
+from engineroom.auth.oidc.id_token import Identity
 from engineroom.auth.permissions import ADMIN, EVERYWHERE, Grant
-from engineroom.auth.sessions import COOKIE, Limits, Sessions
-from engineroom.console import forgeries
+from engineroom.auth.tokens.api_keys import ApiKeys
+from engineroom.console.background import tampering
+from engineroom.console.identity.oidc_users import People
 from engineroom.console.main import made
-from engineroom.console.operations import Action, Operation, Operations
-from engineroom.console.people import People
+from engineroom.console.resources.operations import Action, Operation, Operations
 from engineroom.console.settings import ApiSettings
 from engineroom.core.sealing import MAX_TOLD, Sealer
 from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
 from engineroom.core.transactions.sagalog import RedisSagaLog
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from engineroom.manifests.apply import KEPT, Planned, RedisBundles
 from engineroom.manifests.errors import ManifestChangedError
 from engineroom.tasks.client import AsyncTasks
-from engineroom.tasks.failures import Where
-from engineroom.tasks.jobs import State
+from engineroom.tasks.inspection.failures import Where
+from engineroom.tasks.inspection.jobs import State
 from tests.integration.pools import eventually
 from tests.support import free_port
 
@@ -421,7 +421,7 @@ async def test_the_api_lets_no_forger_in_and_says_so_once(
     server: RedisServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The finding as it was: a link, a session and a saga, written with redis-cli."""
-    monkeypatch.setattr(forgeries, "PAUSE", 0.0)
+    monkeypatch.setattr(tampering, "PAUSE", 0.0)
     settings = ApiSettings(
         redis_url=SecretStr(server.url),
         api_secret=SecretStr("s" * 48),
@@ -469,7 +469,7 @@ async def test_the_api_lets_no_forger_in_and_says_so_once(
 
 async def refusals(services: Any) -> list[str]:
     records = await services.audit.read(0, 500)
-    return [r.body["target"] for r in records if r.body["action"] == forgeries.ACTION]
+    return [r.body["target"] for r in records if r.body["action"] == tampering.ACTION]
 
 
 def test_each_name_is_told_of_once_and_memory_is_bounded() -> None:

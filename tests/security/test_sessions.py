@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom.auth.errors import CsrfError, SessionError
+from engineroom.auth.login.sessions import FORGET_COOKIE, Limits, Session, Sessions
 from engineroom.auth.permissions import Grant
-from engineroom.auth.sessions import FORGET_COOKIE, Limits, Session, Sessions
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

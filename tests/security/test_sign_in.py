@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from engineroom.auth.errors import CredentialsError, LockedOutError
-from engineroom.auth.lockout import (
+from engineroom.auth.login.lockout import (
     ACCOUNT,
     ADDRESS,
     Account,
@@ -21,7 +21,7 @@ from engineroom.auth.lockout import (
     SignIn,
     address_key,
 )
-from engineroom.auth.passwords import Passwords
+from engineroom.auth.login.passwords import Passwords
 from engineroom.core.clock import FakeClock
 
 if TYPE_CHECKING:

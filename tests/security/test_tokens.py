@@ -25,7 +25,10 @@ from engineroom.auth.errors import (
     RotationError,
     TokenError,
 )
-from engineroom.auth.keys import (
+from engineroom.auth.permissions import Grant
+from engineroom.auth.tokens.access_tokens import MAX_TOKEN, Lives, Tokens
+from engineroom.auth.tokens.revocation import Kind, Revocations
+from engineroom.auth.tokens.signing_keys import (
     Algorithm,
     DirectoryKeyStore,
     Keys,
@@ -34,9 +37,6 @@ from engineroom.auth.keys import (
     RedisKeyStore,
     SigningKey,
 )
-from engineroom.auth.permissions import Grant
-from engineroom.auth.revocation import Kind, Revocations
-from engineroom.auth.tokens import MAX_TOKEN, Lives, Tokens
 from engineroom.core.clock import FakeClock, SystemClock
 from tests.support import RedisServer, redis_server
 
@@ -488,7 +488,7 @@ def test_the_thumbprint_is_that_of_the_standard() -> None:
     """RFC 8037, appendix A.3."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    from engineroom.auth.keys import thumbprint
+    from engineroom.auth.tokens.signing_keys import thumbprint
 
     raw = base64.urlsafe_b64decode("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo=")
     public = Ed25519PublicKey.from_public_bytes(raw)

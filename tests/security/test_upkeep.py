@@ -15,19 +15,19 @@ import pytest_asyncio
 from jwt import decode, get_unverified_header
 from pydantic import SecretStr
 
-from engineroom.auth import keys
-from engineroom.auth.audit import AuditLog, Entry, Outcome
+from engineroom.auth.audit.log import AuditLog, Entry, Outcome
+from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.permissions import ADMIN, VIEWER, Grant
-from engineroom.auth.sessions import COOKIE, CSRF_HEADER
-from engineroom.console.app import application
+from engineroom.auth.tokens import signing_keys
+from engineroom.console.background.housekeeping import Upkeep
 from engineroom.console.metrics import ApiMetrics
+from engineroom.console.rest.app import application
+from engineroom.console.rest.route_table import ROUTES
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
-from engineroom.console.table import ROUTES
-from engineroom.console.upkeep import Upkeep
 from engineroom.core.clock import FakeClock, SystemClock
 from engineroom.core.validation.requests import Limits
-from engineroom.kube.config import ApiConfig
+from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ async def test_only_who_may_sees_and_rotates(api: Site) -> None:
 
 
 async def test_too_many_keys_are_a_conflict(api: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "MAX_KEYS", 2)
+    monkeypatch.setattr(signing_keys, "MAX_KEYS", 2)
     pair = await api.services.tokens.issue("user:admin", ALL)
     headers = {"authorization": f"Bearer {pair.access}"}
     answers = [await api.http.post("/api/v1/signing-keys/rotate", headers=headers) for _ in "12"]

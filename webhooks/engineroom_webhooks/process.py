@@ -13,15 +13,15 @@ from aiohttp import web
 from engineroom.api import validation
 from engineroom.core.clock import SystemClock
 from engineroom.core.logging import get_logger
-from engineroom.kube.client import Client
-from engineroom_webhooks.author import ClusterAuthority, NoAuthority
+from engineroom.kube.client.client import Client
+from engineroom_webhooks.authorization import ClusterAuthority, NoAuthority
+from engineroom_webhooks.certificate_manager import ClusterStore, Keeper, keep, keep_files
 from engineroom_webhooks.certificates import Policy
-from engineroom_webhooks.keeper import ClusterStore, Keeper, keep, keep_files
 from engineroom_webhooks.server import admission, probes
 
 if TYPE_CHECKING:
     from engineroom.core.clock import Clock
-    from engineroom_webhooks.author import Authority
+    from engineroom_webhooks.authorization import Authority
     from engineroom_webhooks.settings import Settings
 
 #: Longer than clients keep idle connections (Go: 90 s), so that it is never the server that closes

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api import GROUP
 from engineroom.api import validation as rules
-from engineroom.api.pod_security import Level
 from engineroom.api.validation import Context
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
 from engineroom_webhooks import metrics
-from engineroom_webhooks.author import Author
+from engineroom_webhooks.authorization import Author
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engineroom_webhooks.author import Authority
+    from engineroom_webhooks.authorization import Authority
 
 API_VERSION = "admission.k8s.io/v1"
 #: The API server cuts warnings at 256 bytes when there are many; longer ones only get lost.

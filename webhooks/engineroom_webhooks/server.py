@@ -18,7 +18,7 @@ from engineroom_webhooks.review import UnreadableReviewError, answer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom_webhooks.author import Authority
+    from engineroom_webhooks.authorization import Authority
 
 logger = get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """Manifests as people write them: YAML or JSON, several documents a file, checked by line.
 
-Nothing here touches files; see ``engineroom.cli.lint``.
+Nothing here touches files; see ``engineroom.cli.commands.manifests.lint``.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import GROUP, pod_security, validation
-from engineroom.api.pod_security import Level
-from engineroom.api.validation import Context
+from engineroom.api import GROUP, validation
+from engineroom.api.validation import Context, pod_security
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.validation.documents import (
     MAX_BYTES,
     Document,

@@ -14,7 +14,7 @@ from engineroom.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from engineroom.auth.sessions import Session
+    from engineroom.auth.login.sessions import Session
 
 
 class TokenError(AuthenticationError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import TokenError
 from engineroom.auth.permissions import Decision, Permission, Principal, scope_of
-from engineroom.core.kept import Kept
+from engineroom.core.async_cache import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from engineroom.auth.api_keys import PREFIX
 from engineroom.auth.errors import (
     AccountGoneError,
     ApiKeyError,
@@ -25,19 +24,20 @@ from engineroom.auth.errors import (
     TokenError,
 )
 from engineroom.auth.kubernetes import unpacked
+from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER, FORGET_COOKIE
 from engineroom.auth.permissions import Principal, scope_of
-from engineroom.auth.sessions import COOKIE, CSRF_HEADER, FORGET_COOKIE
+from engineroom.auth.tokens.api_keys import PREFIX
+from engineroom.core.error_responses import problem_document
 from engineroom.core.errors import AuthenticationError, EngineroomError, LimitError
-from engineroom.core.mapping import problem_document
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 
-    from engineroom.auth.api_keys import ApiKeys
-    from engineroom.auth.attempts import Attempts
+    from engineroom.auth.login.credential_throttle import Attempts
+    from engineroom.auth.login.sessions import Session, Sessions
     from engineroom.auth.permissions import Policy
-    from engineroom.auth.sessions import Session, Sessions
-    from engineroom.auth.tokens import Claims, Tokens
+    from engineroom.auth.tokens.access_tokens import Claims, Tokens
+    from engineroom.auth.tokens.api_keys import ApiKeys
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]

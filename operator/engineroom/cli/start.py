@@ -12,7 +12,7 @@ def main() -> None:
 
         sys.stdout.write(f"engineroom {__version__}\n")
         return
-    from engineroom.cli.main import main as run
+    from engineroom.cli.app.main import main as run
 
     run()
 

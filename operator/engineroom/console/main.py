@@ -11,19 +11,19 @@ import uvicorn
 from pydantic import ValidationError
 
 from engineroom import __version__
-from engineroom.console import directory
-from engineroom.console.app import application
+from engineroom.console.identity import account_config
+from engineroom.console.identity.oidc import CALLBACK
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.oidc import CALLBACK
+from engineroom.console.rest.app import application
+from engineroom.console.rest.route_table import ROUTES
 from engineroom.console.services import opened
 from engineroom.console.settings import ApiSettings
-from engineroom.console.table import ROUTES
 from engineroom.core import tracing
 from engineroom.core.errors import InvalidInputError
 from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
 from engineroom.core.validation.requests import Limits
-from engineroom.kube import config as kube_config
-from engineroom.kube.errors import ConfigError
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.errors import ConfigError
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from engineroom.console.services import Services
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
 
 log = get_logger(__name__)
 
@@ -90,7 +90,9 @@ def main() -> int:
     try:
         settings.read_secret()
         settings.oidc_client(CALLBACK)
-        directory.parse(directory.read(settings.accounts_file, settings.passwords_directory))
+        account_config.parse(
+            account_config.read(settings.accounts_file, settings.passwords_directory)
+        )
         config = kube_config.load(settings.kubeconfig, settings.context)
     except (ConfigError, InvalidInputError, OSError, ValueError) as error:
         log.error("the API cannot start", error=str(error))  # noqa: TRY400

@@ -24,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import Category
 from engineroom.core.prometheus import PrometheusRecovery
-from engineroom.kube.health import HttpServer
+from engineroom.kube.runtime.health import HttpServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping

@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
-from engineroom.auth.api_keys import ApiKeys
-from engineroom.auth.attempts import Attempts
-from engineroom.auth.audit import AuditLog
-from engineroom.auth.chain import derived
-from engineroom.auth.keys import Keys, RedisKeyStore
+from engineroom.auth.audit.hash_chain import derived
+from engineroom.auth.audit.log import AuditLog
 from engineroom.auth.kubernetes import KubernetesIdentity
-from engineroom.auth.links import Links
-from engineroom.auth.lockout import RedisCounter, SignIn
+from engineroom.auth.login.credential_throttle import Attempts
+from engineroom.auth.login.lockout import RedisCounter, SignIn
+from engineroom.auth.login.login_links import Links
+from engineroom.auth.login.passwords import Passwords
+from engineroom.auth.login.sessions import Sessions
 from engineroom.auth.middleware import SESSION, Authenticator, asked_of, of_session, who
-from engineroom.auth.passwords import Passwords
-from engineroom.auth.revocation import Revocations
-from engineroom.auth.sessions import Sessions
-from engineroom.auth.tokens import Tokens
-from engineroom.console import directory
-from engineroom.console.accounts import Accounts, Follower
-from engineroom.console.authority import Authority
-from engineroom.console.ends import Ends
-from engineroom.console.forgeries import Forgeries
-from engineroom.console.idempotency import Idempotency
+from engineroom.auth.tokens.access_tokens import Tokens
+from engineroom.auth.tokens.api_keys import ApiKeys
+from engineroom.auth.tokens.revocation import Revocations
+from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
+from engineroom.console.background.completion_audit import Ends
+from engineroom.console.background.housekeeping import Upkeep
+from engineroom.console.background.tampering import Forgeries
+from engineroom.console.background.unauthenticated import Strangers
+from engineroom.console.identity import account_config
+from engineroom.console.identity.accounts import Accounts, Follower
+from engineroom.console.identity.authorizer import Authority
+from engineroom.console.identity.oidc import provider
+from engineroom.console.identity.oidc_users import People
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.oidc import provider
-from engineroom.console.operations import Operations
-from engineroom.console.pages import Places
-from engineroom.console.people import People
-from engineroom.console.strangers import Strangers
-from engineroom.console.stream import Hub
-from engineroom.console.upkeep import Upkeep
+from engineroom.console.resources.operations import Operations
+from engineroom.console.rest.idempotency import Idempotency
+from engineroom.console.rest.pagination import Places
+from engineroom.console.rest.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
@@ -45,13 +45,13 @@ from engineroom.core.recovery import ONCE, POLICIES, Breaker, Policy, Recovery
 from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
-from engineroom.kube.client import Client
-from engineroom.kube.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
 from engineroom.manifests.apply import LEASE, Applier, RedisBundles
-from engineroom.queue.guard import GuardedRedis
-from engineroom.ratelimit.limiter import AsyncLimiter
-from engineroom.ratelimit.model import Failure, Limit, Rate
-from engineroom.ratelimit.model import Policy as RatePolicy
+from engineroom.ratelimit.limits.limiter import AsyncLimiter
+from engineroom.ratelimit.limits.model import Failure, Limit, Rate
+from engineroom.ratelimit.limits.model import Policy as RatePolicy
+from engineroom.redis.breaker_client import GuardedRedis
 from engineroom.tasks.client import AsyncTasks
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from engineroom.auth.oidc import Oidc
+    from engineroom.auth.oidc.flow import Oidc
     from engineroom.auth.permissions import Principal
     from engineroom.console.settings import ApiSettings
     from engineroom.core.transactions.sagalog import SagaLog
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
 
 log = get_logger(__name__)
 
@@ -270,7 +270,7 @@ async def _made(
         )
     counter = RedisCounter(redis, clock)
     passwords = Passwords()
-    source = directory.read(settings.accounts_file, settings.passwords_directory)
+    source = account_config.read(settings.accounts_file, settings.passwords_directory)
     accounts = await Accounts.of(
         settings.read_admin_password(),
         passwords,
@@ -282,7 +282,7 @@ async def _made(
             on_broken=broken,
         ),
         issuer=settings.oidc_issuer,
-        directory=directory.parse(source),
+        directory=account_config.parse(source),
     )
     rate = settings.requests_per_second
     limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * AT_ONCE),)

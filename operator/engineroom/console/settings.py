@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from engineroom.console.oidc_settings import AccountSettings
+from engineroom.console.identity.oidc_settings import AccountSettings
 from engineroom.settings import Settings
 
 

@@ -27,8 +27,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engineroom.core.clock import SystemClock
+from engineroom.core.error_translation import wrap
 from engineroom.core.errors import Category, CircuitOpenError, EngineroomError
-from engineroom.core.wrapping import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.api import GROUP
+from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import TransientError
 from engineroom.core.redaction import redact_object
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.core.transactions.saga import Saga, Step, StepContext
 from engineroom.core.validation.paths import child
-from engineroom.core.wrapping import wrapped
-from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS, Resource
+from engineroom.kube.client.errors import AlreadyExists, Conflict, NotFound
+from engineroom.kube.client.resources import RATELIMITPOLICIES, WORKERPOOLS, Resource
 from engineroom.manifests.errors import ManifestChangedError
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api import validation
-from engineroom.api.pod_security import Level
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidInputError, InvalidSpecError, Problem
 from engineroom.core.validation.documents import Document, read
-from engineroom.kube.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.resources import NAMESPACES
+from engineroom.kube.client.errors import AlreadyExists, Conflict, NotFound
+from engineroom.kube.client.resources import NAMESPACES
 from engineroom.manifests.apply import (
     ANNOTATION,
     KINDS,
@@ -27,7 +27,7 @@ from engineroom.manifests.apply import (
 from engineroom.manifests.errors import ManifestChangedError
 
 if TYPE_CHECKING:
-    from engineroom.kube.resources import Resource
+    from engineroom.kube.client.resources import Resource
     from engineroom.manifests.apply import Writer
 
     Objects = list[tuple[Resource, dict[str, Any]]]

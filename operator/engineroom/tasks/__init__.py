@@ -1,8 +1,25 @@
 """Putting work on queues, and seeing and steering it; RQ underneath, compatible both ways."""
 
 from engineroom.tasks.client import AsyncTasks, Tasks
-from engineroom.tasks.dependents import Canceled
-from engineroom.tasks.enqueue import Enqueued, Reason
+from engineroom.tasks.enqueueing.dependents import Canceled
+from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason
+from engineroom.tasks.enqueueing.flows import (
+    EnqueuedFlow,
+    Flow,
+    chain,
+    fan_in,
+    graph,
+    group,
+    parents,
+)
+from engineroom.tasks.enqueueing.task import (
+    Callback,
+    JSONSerializer,
+    PickleSerializer,
+    Retry,
+    Task,
+    Unique,
+)
 from engineroom.tasks.errors import (
     InvalidTaskError,
     JobEndedError,
@@ -19,24 +36,15 @@ from engineroom.tasks.errors import (
     TaskTooLargeError,
     UnknownQueueError,
 )
-from engineroom.tasks.failures import Attempt, Failure, Page, Requeueing, Where
-from engineroom.tasks.flows import EnqueuedFlow, Flow, chain, fan_in, graph, group, parents
-from engineroom.tasks.jobs import Impact, JobDetail, JobPage, JobSummary, State
+from engineroom.tasks.inspection.failures import Attempt, Failure, Page, Requeueing, Where
+from engineroom.tasks.inspection.jobs import Impact, JobDetail, JobPage, JobSummary, State
+from engineroom.tasks.inspection.queues import QueueCounts
+from engineroom.tasks.inspection.workers import Health, Worker
 from engineroom.tasks.limits import Limit, QueueLimit
-from engineroom.tasks.queues import QueueCounts
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
 from engineroom.tasks.schedules import AsyncScheduler, Schedule, Scheduler
-from engineroom.tasks.task import (
-    Callback,
-    JSONSerializer,
-    PickleSerializer,
-    Retry,
-    Task,
-    Unique,
-)
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
-from engineroom.tasks.workers import Health, Worker
 
 __all__ = [
     "AsyncScheduler",

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core import tracing
 from engineroom.core.logging import get_logger
 from engineroom.tasks.client import AsyncTasks, Tasks
-from engineroom.tasks.enqueue import Reason, Together, write
+from engineroom.tasks.enqueueing.enqueue import Reason, Together, write
+from engineroom.tasks.enqueueing.task import Encoded, Task, encode, restamp
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
-from engineroom.tasks.kinds import check_kind
-from engineroom.tasks.steps import Steps, run, run_async
-from engineroom.tasks.task import Encoded, Task, encode, restamp
+from engineroom.tasks.redis_steps import Steps, run, run_async
+from engineroom.tasks.type_checks import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence

@@ -7,23 +7,9 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import (
-    dependents,
-    enqueue,
-    failures,
-    flows,
-    limits,
-    queues,
-    results,
-    schedules,
-    workers,
-)
-from engineroom.tasks import jobs as inspect
-from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.failures import Requeueing, Where
-from engineroom.tasks.kinds import check_kind, whole, wrong_kind
-from engineroom.tasks.steps import run, run_async
-from engineroom.tasks.task import (
+from engineroom.tasks import limits, results, schedules
+from engineroom.tasks.enqueueing import dependents, enqueue, flows
+from engineroom.tasks.enqueueing.task import (
     DEFAULT_MAX_BYTES,
     DEFAULT_MAX_FLOW_BYTES,
     Function,
@@ -34,6 +20,12 @@ from engineroom.tasks.task import (
     Unique,
     check_queue,
 )
+from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.inspection import failures, queues, workers
+from engineroom.tasks.inspection import jobs as inspect
+from engineroom.tasks.inspection.failures import Requeueing, Where
+from engineroom.tasks.redis_steps import run, run_async
+from engineroom.tasks.type_checks import check_kind, whole, wrong_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,15 +33,15 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
-    from engineroom.tasks.dependents import Canceled
-    from engineroom.tasks.enqueue import Enqueued
-    from engineroom.tasks.failures import Attempt, Page
-    from engineroom.tasks.flows import EnqueuedFlow, Part
-    from engineroom.tasks.jobs import Impact, JobDetail, JobPage, State
-    from engineroom.tasks.queues import QueueCounts
+    from engineroom.tasks.enqueueing.dependents import Canceled
+    from engineroom.tasks.enqueueing.enqueue import Enqueued
+    from engineroom.tasks.enqueueing.flows import EnqueuedFlow, Part
+    from engineroom.tasks.inspection.failures import Attempt, Page
+    from engineroom.tasks.inspection.jobs import Impact, JobDetail, JobPage, State
+    from engineroom.tasks.inspection.queues import QueueCounts
+    from engineroom.tasks.inspection.workers import Worker
     from engineroom.tasks.results import JobResult, Progress
     from engineroom.tasks.schedules import Known, Schedule
-    from engineroom.tasks.workers import Worker
 
 
 EVERY = Where()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.kinds import check_kind
-from engineroom.tasks.steps import Invoke, Script, Steps, text
+from engineroom.tasks.redis_steps import Invoke, Script, Steps, text
+from engineroom.tasks.type_checks import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,15 +27,12 @@ from redis.exceptions import (
 
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
-from engineroom.queue.order import MAX_PRIORITY
+from engineroom.queue.priority import MAX_PRIORITY
 from engineroom.tasks.client import AsyncTasks, Tasks
-from engineroom.tasks.dependents import EncodedFlow
-from engineroom.tasks.enqueue import Enqueued, Reason, relay
-from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
-from engineroom.tasks.flows import MAX_JOBS, encode_flow
-from engineroom.tasks.kinds import check_kind
-from engineroom.tasks.steps import Batch, Steps, run
-from engineroom.tasks.task import (
+from engineroom.tasks.enqueueing.dependents import EncodedFlow
+from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason, relay
+from engineroom.tasks.enqueueing.flows import MAX_JOBS, encode_flow
+from engineroom.tasks.enqueueing.task import (
     MAX_DEPENDENCIES,
     MAX_SECONDS,
     Encoded,
@@ -46,6 +43,9 @@ from engineroom.tasks.task import (
     encode,
     timestamp,
 )
+from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
+from engineroom.tasks.redis_steps import Batch, Steps, run
+from engineroom.tasks.type_checks import check_kind
 
 if TYPE_CHECKING:
     import threading
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from engineroom.tasks.flows import Part
+    from engineroom.tasks.enqueueing.flows import Part
 
 log = get_logger(__name__)
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.steps import Batch, Steps, run, text
+from engineroom.tasks.redis_steps import Batch, Steps, run, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
 
-    from engineroom.tasks.task import Serializer
+    from engineroom.tasks.enqueueing.task import Serializer
 
 #: A report is written at most so often (seconds); the last one of a job always is.
 REPORT_SECONDS = 0.5

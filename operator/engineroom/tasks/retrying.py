@@ -17,12 +17,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from engineroom.core.clock import SystemClock
+from engineroom.core.error_responses import JobFate, job_outcome
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
-from engineroom.core.mapping import JobFate, job_outcome
 from engineroom.core.redaction import redact_text
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
-from engineroom.tasks.steps import Batch, Invoke, Script, Steps, run
+from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, run
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -21,8 +21,9 @@ from uuid import uuid4
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue import keys
-from engineroom.queue.order import PUT
-from engineroom.tasks.enqueue import relayed_key
+from engineroom.queue.priority import PUT
+from engineroom.tasks.enqueueing.enqueue import relayed_key
+from engineroom.tasks.enqueueing.task import Rules, Task, check_task, encode, timestamp
 from engineroom.tasks.errors import (
     InvalidTaskError,
     ScheduleChangedError,
@@ -30,9 +31,7 @@ from engineroom.tasks.errors import (
     ScheduleOwnedError,
     TasksUnavailableError,
 )
-from engineroom.tasks.kinds import check_kind, check_number
-from engineroom.tasks.steps import Batch, Invoke, Script, Steps, run, run_async, text
-from engineroom.tasks.task import Rules, Task, check_task, encode, timestamp
+from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, run, run_async, text
 from engineroom.tasks.triggers import (
     MAX_AT_ONCE,
     Cron,
@@ -43,6 +42,7 @@ from engineroom.tasks.triggers import (
     Trigger,
     decide,
 )
+from engineroom.tasks.type_checks import check_kind, check_number
 
 if TYPE_CHECKING:
     import threading

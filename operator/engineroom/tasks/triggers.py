@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.kinds import check_kind, check_number
+from engineroom.tasks.type_checks import check_kind, check_number
 
 #: Ticks that one decision runs at most; the rest follows in the next.
 MAX_AT_ONCE = 100

@@ -11,10 +11,10 @@ import structlog
 from engineroom.api import ANNOTATION_EQUIPPED
 from engineroom.core import reasons
 from engineroom.core.errors import ConflictError
-from engineroom.kube.errors import AlreadyExists, NotFound
-from engineroom.kube.resources import DEPLOYMENTS, PDBS, PODS, SECRETS, SERVICE_ACCOUNTS
+from engineroom.kube.client.errors import AlreadyExists, NotFound
+from engineroom.kube.client.resources import DEPLOYMENTS, PDBS, PODS, SECRETS, SERVICE_ACCOUNTS
 from engineroom.workers import objects
-from engineroom.workers.views import (
+from engineroom.workers.projections import (
     DELETION_COST,
     DO_NOT_DISRUPT,
     RETIRED_COST,
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engineroom.api.v1alpha1.workerpool import WorkerPool
-    from engineroom.kube.client import Client
-    from engineroom.kube.events import Recorder
-    from engineroom.kube.informer import Informer
-    from engineroom.kube.resources import Resource
+    from engineroom.kube.client.client import Client
+    from engineroom.kube.client.resources import Resource
+    from engineroom.kube.runtime.events import Recorder
+    from engineroom.kube.runtime.informer import Informer
     from engineroom.workers.decide import Decision
     from engineroom.workers.objects import Runtime
     from engineroom.workers.plan import Plan
-    from engineroom.workers.pool import Pool
-    from engineroom.workers.views import PodView
+    from engineroom.workers.projections import PodView
+    from engineroom.workers.state import Pool
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from engineroom.api import LABEL_POOL, validation
-from engineroom.api.pod_security import Level
+from engineroom.api.validation.pod_security import Level
 from engineroom.core import reasons
 from engineroom.core.errors import (
     ConflictError,
@@ -16,15 +16,13 @@ from engineroom.core.errors import (
     MeasurementError,
     SecretError,
 )
-from engineroom.kube.errors import Forbidden, Invalid, NotFound
-from engineroom.kube.resources import DEPLOYMENTS, NAMESPACES, PODS, WORKERPOOLS
+from engineroom.kube.client.errors import Forbidden, Invalid, NotFound
+from engineroom.kube.client.resources import DEPLOYMENTS, NAMESPACES, PODS, WORKERPOOLS
 from engineroom.queue import commands, deadletters
-from engineroom.workers import declared, recovering
+from engineroom.workers import recovering
 from engineroom.workers.children import Children
 from engineroom.workers.decide import Decision, Observation, decide
-from engineroom.workers.declared import Declarations
-from engineroom.workers.hosting import ScheduleHost
-from engineroom.workers.leave import (
+from engineroom.workers.drain.plan import (
     Leave,
     busy_pods,
     named_to_leave,
@@ -34,24 +32,27 @@ from engineroom.workers.leave import (
     unaccounted,
     with_named,
 )
-from engineroom.workers.links import Address, Link, Links, Secrets, reason_of
-from engineroom.workers.monitor import Monitor
-from engineroom.workers.pace import Pace
+from engineroom.workers.job_schedules import declarations
+from engineroom.workers.job_schedules.declarations import Declarations
+from engineroom.workers.job_schedules.schedule_runner import ScheduleHost
 from engineroom.workers.plan import Plan, plan_of
-from engineroom.workers.pool import NEVER, Pool
+from engineroom.workers.projections import deployment_view, pod_view
+from engineroom.workers.redis_connections import Address, Link, Links, Secrets, reason_of
+from engineroom.workers.rightsizing.monitor import Monitor
+from engineroom.workers.state import NEVER, Pool
 from engineroom.workers.status import Seen, invalid_status, pool_status
-from engineroom.workers.views import deployment_view, pod_view
+from engineroom.workers.status_pacing import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from engineroom.api.v1alpha1.workerpool import WorkerPool
-    from engineroom.kube.controller import Context, Record
-    from engineroom.kube.informer import Informer
+    from engineroom.kube.runtime.controller import Context, Record
+    from engineroom.kube.runtime.informer import Informer
     from engineroom.queue.observe import PoolFacts, WorkerFacts
-    from engineroom.workers.declared import ScheduleFacts, ScheduleStore
+    from engineroom.workers.job_schedules.declarations import ScheduleFacts, ScheduleStore
     from engineroom.workers.objects import Runtime
-    from engineroom.workers.views import DeploymentView, PodView
+    from engineroom.workers.projections import DeploymentView, PodView
 
 log = structlog.get_logger(__name__)
 
@@ -290,7 +291,7 @@ class WorkerPoolController:
         pool.scaled = False
         waits = [await self._tell(pool, old, pool_status(pool.name, plan, old, seen))]
         waits.append(_again(pool, facts, pods, decision, leave))
-        waits.append(declared.next_look(schedules, plan, self._context.clock.now().timestamp()))
+        waits.append(declarations.next_look(schedules, plan, self._context.clock.now().timestamp()))
         if apply_trouble is not None:
             waits.append(RESYNC)
         again = min((wait for wait in waits if wait is not None), default=None)
@@ -307,7 +308,7 @@ class WorkerPoolController:
         if facts is None or pool.link is None:
             return None
         schedules = await self._declarations.look(pool, plan, pool.link)
-        for name, count in declared.newly_missed(old, schedules):
+        for name, count in declarations.newly_missed(old, schedules):
             ticks = "1 tick was" if count == 1 else f"{count} ticks were"
             self._context.recorder.record(
                 pool.reference,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engineroom.api.v1alpha1.workerpool import Pause
 from engineroom.core import reasons
-from engineroom.workers import schedules
+from engineroom.workers import scaling_windows
 from engineroom.workers.demand import most_by_limit
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Mem
         sentence = f"{_count(wanted, 'pod')} busy"
 
     floor, floor_name = plan.min_replicas, "minReplicas"
-    peak = schedules.active(plan.schedules, at)
+    peak = scaling_windows.active(plan.schedules, at)
     if peak is not None and peak.min_replicas > floor:
         floor, floor_name = peak.min_replicas, f"schedule {peak.name}"
 
@@ -117,7 +117,7 @@ def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Mem
     if _paused(plan.pause, size, current):
         sentence += f"; kept at {current} by pause {plan.pause.value}"
         size, limited = current, reasons.PAUSED
-    change = schedules.next_change(plan.schedules, at)
+    change = scaling_windows.next_change(plan.schedules, at)
     moments = [m for m in (again, change) if m is not None]
     return Decision(
         size, f"{_pods(size)}: {sentence}", wanted, limited, min(moments) if moments else None

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans
-from engineroom.workers.declared import JobPlan, job_plans
+from engineroom.workers.job_schedules.declarations import JobPlan, job_plans
 from engineroom.workers.objects import worker_container
-from engineroom.workers.rightsizing import SizingPlan, sizing_plan
+from engineroom.workers.rightsizing.recommendation import SizingPlan, sizing_plan
 
 if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool

@@ -14,22 +14,22 @@ import structlog
 
 from engineroom.core import reasons
 from engineroom.core.errors import DependencyError
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import PODS
-from engineroom.queue import ghosts, recovery
-from engineroom.workers.views import pod_view
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import PODS
+from engineroom.queue import recovery, stale_workers
+from engineroom.workers.projections import pod_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
-    from engineroom.kube.client import Client
-    from engineroom.kube.events import Recorder
-    from engineroom.kube.resources import ObjectRef
+    from engineroom.kube.client.client import Client
+    from engineroom.kube.client.resources import ObjectRef
+    from engineroom.kube.runtime.events import Recorder
     from engineroom.queue.observe import PoolFacts, WorkerFacts
     from engineroom.workers.plan import Plan
-    from engineroom.workers.views import PodView
+    from engineroom.workers.projections import PodView
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +129,7 @@ async def clear_ghosts(
     redis: Redis, recorder: Recorder, reference: ObjectRef, plan: Plan, facts: PoolFacts
 ) -> int:
     """Take workers that are no more off RQ's lists of the pool's queues; returns how many."""
-    cleared = await ghosts.clear(redis, plan.queues, datetime.fromtimestamp(facts.at, UTC))
+    cleared = await stale_workers.clear(redis, plan.queues, datetime.fromtimestamp(facts.at, UTC))
     if cleared:
         shown = ", ".join(cleared[:5]) + (", ..." if len(cleared) > 5 else "")
         recorder.record(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.api.v1alpha1.workerpool import Pause, RightSizingMode
 from engineroom.core import reasons
 from engineroom.core.conditions import find, remove_condition, set_condition
-from engineroom.workers import declared
+from engineroom.workers.job_schedules import declarations
 from engineroom.workers.objects import selector
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from engineroom.core.errors import InvalidSpecError
     from engineroom.queue.observe import PoolFacts
     from engineroom.workers.decide import Decision
-    from engineroom.workers.declared import ScheduleFacts
-    from engineroom.workers.monitor import Sized
+    from engineroom.workers.job_schedules.declarations import ScheduleFacts
     from engineroom.workers.plan import Plan
-    from engineroom.workers.views import DeploymentView, PodView
+    from engineroom.workers.projections import DeploymentView, PodView
+    from engineroom.workers.rightsizing.monitor import Sized
 
 Status = dict[str, Any]
 
@@ -84,7 +84,7 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> St
     if scaled:
         status["lastScaleTime"] = scaled
     if plan.jobs:
-        status["schedules"] = declared.rows(old, plan, seen.schedules)
+        status["schedules"] = declarations.rows(old, plan, seen.schedules)
     status |= _sizes(plan, old, seen)
     return status
 
@@ -132,7 +132,7 @@ def _conditions(plan: Plan, old: Mapping[str, Any], seen: Seen) -> list[Status]:
     conditions = list(old.get("conditions") or ())
     schedules: dict[str, Verdict] = {}
     if plan.jobs:
-        schedules["SchedulesActive"] = declared.verdict(plan, seen.schedules, seen.refused)
+        schedules["SchedulesActive"] = declarations.verdict(plan, seen.schedules, seen.refused)
     else:
         conditions = remove_condition(conditions, "SchedulesActive")
     for kind, (value, reason, message) in {
@@ -229,7 +229,7 @@ def _ready(seen: Seen) -> Verdict:
             return "False", *trouble
     if seen.refused:
         name, holder = min(seen.refused.items())
-        return "False", reasons.SCHEDULE_NAME_TAKEN, declared.taken(name, holder)
+        return "False", reasons.SCHEDULE_NAME_TAKEN, declarations.taken(name, holder)
     if seen.deployment is None and seen.decision.replicas:
         return "False", reasons.SCALING, "the Deployment is being made"
     return "True", reasons.RECONCILED, "the pool works"

@@ -11,7 +11,7 @@ import httpx
 import yaml
 
 from engineroom.auth.permissions import EVERYWHERE, Grant
-from engineroom.kube.resources import Resource
+from engineroom.kube.client.resources import Resource
 from tests.performance.rig import pool
 
 if TYPE_CHECKING:

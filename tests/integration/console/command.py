@@ -15,7 +15,7 @@ from kubernetes.config import kube_config
 
 from tests.integration.forks import FORKS
 
-CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.main import main; main()"
+CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.app.main import main; main()"
 
 
 def _become(runner: str, arguments: list[str], environment: dict[str, str], *files: str) -> None:

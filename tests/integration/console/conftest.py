@@ -12,15 +12,15 @@ from redis.asyncio import Redis as AsyncRedis
 
 from engineroom.console.main import made
 from engineroom.console.settings import ApiSettings
-from engineroom.kube.resources import SERVICE_ACCOUNTS
+from engineroom.kube.client.resources import SERVICE_ACCOUNTS
 from tests.integration.console.api import ADMIN_PASSWORD, BINDINGS, ROLES, Api, role, swept
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engineroom.kube.client import Client
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.client import Client
+    from engineroom.kube.client.config import ApiConfig
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from engineroom.auth.chain import derived
+from engineroom.auth.audit.hash_chain import derived
 from engineroom.core.clock import SystemClock
 from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
-from engineroom.kube import config as kube_config
-from engineroom.kube.client import Client
-from engineroom.kube.errors import NotFound
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.errors import NotFound
 from engineroom.manifests.apply import MANAGER, Applier, Planned, RedisBundles, content, create
 from engineroom.manifests.plan import read_objects
 

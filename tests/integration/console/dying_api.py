@@ -6,8 +6,8 @@ import os
 import signal
 from typing import Any
 
-from engineroom.console.idempotency import Idempotency
 from engineroom.console.main import main
+from engineroom.console.rest.idempotency import Idempotency
 
 
 async def die(*_: Any, **__: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.console.main import made as application
 from engineroom.console.services import ClusterReviewer
-from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
+from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from engineroom.tasks import Cron, Schedule, Task
 from tests.integration.console.api import (
     ADMIN_PASSWORD,
@@ -28,7 +28,7 @@ from tests.integration.console.api import (
 from tests.integration.pools import eventually
 
 if TYPE_CHECKING:
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
 
 AUTOSCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 5}}
 

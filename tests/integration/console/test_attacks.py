@@ -14,14 +14,14 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from engineroom.auth.api_keys import ApiKeys
+from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
-from engineroom.auth.sessions import COOKIE
+from engineroom.auth.tokens.api_keys import ApiKeys
+from engineroom.console.rest.route_table import ROUTES
 from engineroom.console.services import derived
-from engineroom.console.table import ROUTES
 from engineroom.core.clock import SystemClock
-from engineroom.kube.client import Client
-from engineroom.kube.resources import NAMESPACES, WORKERPOOLS
+from engineroom.kube.client.client import Client
+from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from tests.integration.console.api import ADMIN_PASSWORD, pool
 from tests.integration.console.process import ApiProcess, api_process
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 

@@ -18,15 +18,15 @@ import pytest_asyncio
 import redis as redis_client
 
 from engineroom.api import ANNOTATION_DRAIN_PODS
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import (
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import (
     DEPLOYMENTS,
     RATELIMITPOLICIES,
     SECRETS,
     SERVICES,
     WORKERPOOLS,
 )
-from engineroom.kube.resources import PODS as PODS_RESOURCE
+from engineroom.kube.client.resources import PODS as PODS_RESOURCE
 from engineroom.manifests.apply import content
 from engineroom.tasks import Reporter, Task, Tasks
 from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
@@ -39,7 +39,7 @@ from tests.support import ROOT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 
@@ -446,7 +446,7 @@ async def test_jobs_and_schedules_are_made_through_the_api(
 #: Interrupts the command when it first looks how far its operation is.
 INTERRUPTED = """
 import os, signal
-from engineroom.cli.remote.api import Api
+from engineroom.cli.connections.remote.api import Api
 get = Api.get
 def getting(self, path, **query):
     if "/operations/" in path:
@@ -699,7 +699,7 @@ async def test_fields_of_others_are_a_conflict_unless_taken(
 #: Runs the command and kills it by SIGKILL, or interrupts it, at one of its writes.
 DYING = """
 import os, signal, sys
-from engineroom.cli.client import KubernetesCluster
+from engineroom.cli.connections.cluster import KubernetesCluster
 number, when, kind = int(os.environ["DIE_AT"]), os.environ["DIE_WHEN"], int(os.environ["DIE_BY"])
 send = KubernetesCluster.send
 def sending(self, method, path, query=None, body=None, content_type=""):
@@ -807,7 +807,7 @@ async def test_a_living_apply_is_not_recovered(
 #: Pods there are none in these tests: what the API server would forward goes to the process.
 NEAR = """
 import os, socket
-from engineroom.cli.client import KubernetesCluster
+from engineroom.cli.connections.cluster import KubernetesCluster
 def near(self, namespace, pod, port):
     assert (pod, port) == ("engineroom-api-0", 8000), (pod, port)
     return socket.create_connection(("127.0.0.1", int(os.environ["API_PORT"])))

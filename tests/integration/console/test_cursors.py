@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.auth.id_token import Identity
-from engineroom.console import schedules
-from engineroom.tasks import Every, Schedule, Task, walk
+from engineroom.auth.oidc.id_token import Identity
+from engineroom.console.resources import schedules
+from engineroom.tasks import Every, Schedule, Task
 from engineroom.tasks.errors import InvalidTaskError
+from engineroom.tasks.inspection import scan
 from tests.integration.console.api import Api, code
 from tests.integration.console.test_work import ADD, fail, stage
 
 if TYPE_CHECKING:
     import pytest
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.support import RedisServer
 
 
@@ -96,7 +97,7 @@ async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
 
 
 def _operation(namespace: str, number: int) -> Any:
-    from engineroom.console.operations import Action, Operation
+    from engineroom.console.resources.operations import Action, Operation
     from engineroom.tasks import State, Where
 
     return Operation(
@@ -111,7 +112,7 @@ _NUMBERS = r"-?[0-9]{0,3}([._ ][0-9]{0,3}){0,2}(e[+-]?[0-9]{1,4})?:x"
 @given(st.one_of(st.text(), st.from_regex(_NUMBERS, fullmatch=True)))
 def test_a_place_by_score_is_a_number_or_refused(cursor: str) -> None:
     try:
-        asked = walk.walk("k", cursor, 1, oldest_first=True, failed=False)
+        asked = scan.walk("k", cursor, 1, oldest_first=True, failed=False)
     except InvalidTaskError:
         return
     place = asked.arguments[0]
@@ -126,7 +127,7 @@ async def test_redis_reads_every_place_that_is_accepted(
     client = make_redis()
     await client.zadd("k", {"a": 1})
     for place in ("0", "-1.5", "1e+16", "1.5e-07", "1795445088.6016801", "inf", "-inf", "9" * 300):
-        asked = walk.walk("k", f"{place}:x", 1, oldest_first=True, failed=False)
+        asked = scan.walk("k", f"{place}:x", 1, oldest_first=True, failed=False)
         await client.eval(asked.script.source, 1, "k", *asked.arguments)
 
 

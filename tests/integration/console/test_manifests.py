@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.kube.errors import NotFound
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import WORKERPOOLS
 from engineroom.manifests import apply as applying
 from engineroom.manifests.apply import ANNOTATION, content, mark_of, merge_patch
 from tests.integration.console.api import PODS, POOLS, Api, code, manifest, pool
@@ -23,7 +23,7 @@ from tests.support import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 

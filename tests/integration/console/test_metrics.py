@@ -17,7 +17,7 @@ from engineroom.console.metrics import ApiMetrics
 from engineroom.console.services import BREAKER_FAILURES, BREAKER_PAUSE
 from engineroom.core.clock import FakeClock
 from engineroom.core.recovery import Breaker, BreakerState, Recovery
-from engineroom.queue.guard import GuardedRedis, RedisHeldBackError
+from engineroom.redis.breaker_client import GuardedRedis, RedisHeldBackError
 from tests.integration.console.api import Api, code, manifest, pool
 from tests.support import RedisServer, free_port, redis_server
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engineroom.console.settings import ApiSettings
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.config import ApiConfig
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -16,7 +16,7 @@ from tests.integration.console.test_work import ADD, stage
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 

@@ -21,10 +21,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from engineroom.auth.api_keys import ApiKeys
-from engineroom.auth.chain import derived
+from engineroom.auth.audit.hash_chain import derived
 from engineroom.auth.permissions import ADMIN, Grant
-from engineroom.console.table import ROUTES
+from engineroom.auth.tokens.api_keys import ApiKeys
+from engineroom.console.rest.route_table import ROUTES
 from engineroom.core.clock import SystemClock
 from tests.integration.console.process import ApiProcess, api_process
 

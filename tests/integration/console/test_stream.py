@@ -11,13 +11,13 @@ import httpx
 import pytest  # noqa: TC002
 import pytest_asyncio
 
+from engineroom.auth.login.sessions import COOKIE, Limits
 from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.auth.permissions import Grant
-from engineroom.auth.sessions import COOKIE, Limits
-from engineroom.console import stream as streaming
 from engineroom.console.main import server
-from engineroom.console.stream import BEHIND, MOST_EACH, Event, Stream
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.console.rest import stream as streaming
+from engineroom.console.rest.stream import BEHIND, MOST_EACH, Event, Stream
+from engineroom.kube.client.resources import WORKERPOOLS
 from tests.integration.console.api import BINDINGS, POOLS, Api, pool, swept
 from tests.integration.pools import eventually
 from tests.support import free_port
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engineroom.console.settings import ApiSettings
-    from engineroom.kube.client import Client
-    from engineroom.kube.config import ApiConfig
+    from engineroom.kube.client.client import Client
+    from engineroom.kube.client.config import ApiConfig
 
 
 class Served(Api):

@@ -18,8 +18,8 @@ import pytest
 from engineroom.core import tracing
 from engineroom.core.context import META_KEY
 from engineroom.core.errors import LimitError
-from engineroom.kube.queue import WorkQueue
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.kube.client.resources import WORKERPOOLS
+from engineroom.kube.runtime.queue import WorkQueue
 from tests.collector import Collector, collector
 from tests.integration.console.api import Api, manifest, pool
 from tests.integration.pools import eventually
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.support import RedisServer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

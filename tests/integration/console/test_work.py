@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 
 from engineroom.api import ANNOTATION_DRAIN_PODS
-from engineroom.console import operations
-from engineroom.console.operations import Action, Operation, Operations, Status
+from engineroom.console.resources import operations
+from engineroom.console.resources.operations import Action, Operation, Operations, Status
 from engineroom.core.clock import SystemClock
-from engineroom.kube.resources import RATELIMITPOLICIES, WORKERPOOLS
+from engineroom.kube.client.resources import RATELIMITPOLICIES, WORKERPOOLS
 from engineroom.tasks import AsyncTasks, Reporter, Schedule, State, Task, Unique, Where
 from engineroom.tasks.triggers import Every
 from tests.integration.console.api import Api, code, manifest, pool
@@ -22,7 +22,7 @@ from tests.integration.ratelimit.policies import policy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.support import RedisServer
 
 SECRET = b"s" * 48

@@ -35,7 +35,8 @@ def test_the_examples_run() -> None:
 
 def test_the_library_loads_nothing_of_the_cluster() -> None:
     code = (
-        "import sys, engineroom.core.recovery, engineroom.core.mapping, engineroom.core.context,"
+        "import sys, engineroom.core.recovery, engineroom.core.error_responses,"
+        " engineroom.core.context,"
         " engineroom.core.transactions.sagalog, engineroom.core.transactions.participants,"
         " engineroom.core.validation.files, engineroom.core.validation.requests,"
         " engineroom.core.validation.documents\n"

@@ -17,7 +17,7 @@ from tests.support import redis_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 

@@ -7,7 +7,7 @@ import sys
 
 import redis.asyncio
 
-from engineroom.ratelimit.follow import AsyncFollower
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
 
 
 async def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis.asyncio
 
-from engineroom.ratelimit.application import AsgiPolicies
+from engineroom.ratelimit.distribution.application import AsgiPolicies
 
 
 async def _shop(scope: Any, receive: Any, send: Any) -> None:

@@ -7,9 +7,9 @@ import os
 
 import redis
 
-from engineroom.ratelimit.decorators import limited_job
-from engineroom.ratelimit.limiter import Limiter
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.limits.decorators import limited_job
+from engineroom.ratelimit.limits.limiter import Limiter
+from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
 
 POLICY = Policy("mail", (Limit("per-user", Rate(2, 60)),), Failure(timeout=2.0))
 

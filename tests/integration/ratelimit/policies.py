@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import EngineroomError
-from engineroom.kube.resources import RATELIMITPOLICIES
+from engineroom.kube.client.resources import RATELIMITPOLICIES
 from tests.support import ROOT
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Awaitable, Callable
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
 
 
 def policy(namespace: str, name: str = "api", requests: int = 10, **spec: Any) -> dict[str, Any]:

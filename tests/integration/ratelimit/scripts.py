@@ -6,7 +6,7 @@ does not remove what by the test's time still counts.
 
 from __future__ import annotations
 
-from engineroom.ratelimit import algorithms
+from engineroom.ratelimit.limits import algorithms
 
 _CLOCK = "local now = tonumber(table.remove(ARGV))\n"
 _LIFETIME = "local function lifetime(matters) return 3600000 end\n"

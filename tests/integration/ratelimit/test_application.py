@@ -8,10 +8,11 @@ import pytest
 import redis
 import redis.asyncio
 
-from engineroom.ratelimit.application import AsgiPolicies, WsgiPolicies
-from engineroom.ratelimit.decision import Decision, Reason
-from engineroom.ratelimit.document import CompiledPolicy
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.distribution.application import AsgiPolicies, WsgiPolicies
+from engineroom.ratelimit.distribution.document import CompiledPolicy
+from engineroom.ratelimit.distribution.publish import looked
+from engineroom.ratelimit.limits.decision import Decision, Reason
+from engineroom.ratelimit.limits.model import (
     Failure,
     FailureMode,
     HeaderStyle,
@@ -20,9 +21,8 @@ from engineroom.ratelimit.model import (
     Rate,
     Response,
 )
-from engineroom.ratelimit.observe import roll
-from engineroom.ratelimit.publish import looked
-from engineroom.ratelimit.sources import Caller, Tenant
+from engineroom.ratelimit.limits.sources import Caller, Tenant
+from engineroom.ratelimit.reconcile.observe import roll
 from tests.integration.ratelimit.test_follow import NAMESPACE, Writer, until
 
 if TYPE_CHECKING:

@@ -14,18 +14,19 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engineroom.cli.app.errors import NotFoundError, UnreachableError, UsageError
 from engineroom.cli.commands.get import get as get_command
 from engineroom.cli.commands.ratelimit import explain, top, try_request
 from engineroom.cli.commands.status import status
-from engineroom.cli.errors import NotFoundError, UnreachableError, UsageError
-from engineroom.cli.views.shape import Output, Report
+from engineroom.cli.views.output_formats import Output, Report
 from engineroom.core.errors import DependencyError
-from engineroom.ratelimit import channel
-from engineroom.ratelimit.bound import bound_text, leased_ahead
-from engineroom.ratelimit.document import Target, digest
-from engineroom.ratelimit.limiter import Limiter
-from engineroom.ratelimit.matching import Condition
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.distribution import redis_schema
+from engineroom.ratelimit.distribution.document import Target, digest
+from engineroom.ratelimit.limits.bound import bound_text, leased_ahead
+from engineroom.ratelimit.limits.dry_run import rehearse
+from engineroom.ratelimit.limits.limiter import Limiter
+from engineroom.ratelimit.limits.matching import Condition
+from engineroom.ratelimit.limits.model import (
     Algorithm,
     Distribution,
     DistributionMode,
@@ -37,8 +38,7 @@ from engineroom.ratelimit.model import (
     Rate,
     Tier,
 )
-from engineroom.ratelimit.rehearse import rehearse
-from engineroom.ratelimit.sources import ClientIP, Header, JWTClaim, RequestView, subject_of
+from engineroom.ratelimit.limits.sources import ClientIP, Header, JWTClaim, RequestView, subject_of
 from tests.integration.test_cli import Place
 from tests.limiter import compiled, get, limiter_process, publish
 from tests.support import free_port
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     import redis
 
-    from engineroom.kube.resources import Resource
+    from engineroom.kube.client.resources import Resource
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 
@@ -262,10 +262,14 @@ def test_explain_says_who_has_it_and_what_bound_holds(
         distribution=Distribution(DistributionMode.LEASED, "0.5", lease_ttl=0.1),
     )
     publish(store, [compiled(leased)])
-    standing = json.loads(store.get(channel.keys_of("shop").document) or "{}")
-    beat(store, "new", channel.Word(standing["hash"], standing["revision"], "test", "limiter"))
-    beat(store, "web", channel.Word(standing["hash"], standing["revision"], "test", "middleware"))
-    beat(store, "old", channel.Word(digest("older"), 0, "test", "limiter", "cannot read it"))
+    standing = json.loads(store.get(redis_schema.keys_of("shop").document) or "{}")
+    beat(store, "new", redis_schema.Word(standing["hash"], standing["revision"], "test", "limiter"))
+    beat(
+        store,
+        "web",
+        redis_schema.Word(standing["hash"], standing["revision"], "test", "middleware"),
+    )
+    beat(store, "old", redis_schema.Word(digest("older"), 0, "test", "limiter", "cannot read it"))
     made = manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED)
     del made["spec"]["selector"]
     made["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
@@ -286,18 +290,18 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     assert "each enforcer admits its share" in shown.out
     assert "enforces others" in shown.out
     # Without the decision services it says who is missing.
-    keys = channel.keys_of("shop")
+    keys = redis_schema.keys_of("shop")
     store.zrem(keys.alive, "new", "old")
     shown = trial(world, server.url)
     explain(shown.session, "api")
     assert "no decision service follows this namespace" in " ".join(shown.out.split())
 
 
-def beat(store: redis.Redis, identity: str, word: channel.Word) -> None:
-    keys = channel.keys_of("shop")
+def beat(store: redis.Redis, identity: str, word: redis_schema.Word) -> None:
+    keys = redis_schema.keys_of("shop")
     store.eval(
-        channel.BEAT, 6, keys.head, keys.alive, keys.entries, keys.words,
-        channel.peers_of("shop", "test"), keys.without,
+        redis_schema.BEAT, 6, keys.head, keys.alive, keys.entries, keys.words,
+        redis_schema.peers_of("shop", "test"), keys.without,
         identity, word.text(), "10000000", "60000000", "10",
     )  # fmt: skip
 

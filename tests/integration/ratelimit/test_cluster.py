@@ -14,17 +14,17 @@ import redis
 import redis.asyncio
 
 from engineroom.core.errors import MeasurementError
-from engineroom.queue.address import Address
-from engineroom.ratelimit.application import AsgiPolicies, WsgiPolicies
-from engineroom.ratelimit.cluster import refuse_shards
-from engineroom.ratelimit.errors import RedisClusterError
-from engineroom.ratelimit.follow import AsyncFollower, Follower
-from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.links import Links
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
-from engineroom.ratelimit.observe import roll
+from engineroom.ratelimit.distribution.application import AsgiPolicies, WsgiPolicies
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, Follower
+from engineroom.ratelimit.limits.cluster import refuse_shards
+from engineroom.ratelimit.limits.errors import RedisClusterError
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.reconcile.observe import roll
+from engineroom.ratelimit.reconcile.redis_connections import Links
 from engineroom.ratelimit.service.main import Service
 from engineroom.ratelimit.service.settings import Settings
+from engineroom.redis.address import Address
 from tests.integration.ratelimit.test_follow import until
 from tests.limiter import LimiterProcess
 from tests.support import free_port

@@ -13,11 +13,11 @@ import redis.asyncio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.middleware import AsgiRateLimit, WsgiRateLimit
-from engineroom.ratelimit.model import Failure, Limit, Mode, Policy, Rate
-from engineroom.ratelimit.prometheus import PrometheusDecisions
-from engineroom.ratelimit.sources import Path as RequestPath
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.limits.middleware import AsgiRateLimit, WsgiRateLimit
+from engineroom.ratelimit.limits.model import Failure, Limit, Mode, Policy, Rate
+from engineroom.ratelimit.limits.prometheus import PrometheusDecisions
+from engineroom.ratelimit.limits.sources import Path as RequestPath
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Policies
 from tests.integration.ratelimit.test_middleware import asgi_app, ask
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from engineroom.kube.client import Client
-    from engineroom.ratelimit.decision import Decision
+    from engineroom.kube.client.client import Client
+    from engineroom.ratelimit.limits.decision import Decision
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import redis.asyncio
 
-from engineroom.ratelimit import channel
-from engineroom.ratelimit.document import Target
-from engineroom.ratelimit.follow import StaticPolicies
-from engineroom.ratelimit.model import Limit, Policy, Rate
-from engineroom.ratelimit.observe import roll
+from engineroom.ratelimit.distribution import redis_schema
+from engineroom.ratelimit.distribution.document import Target
+from engineroom.ratelimit.distribution.policy_follower import StaticPolicies
+from engineroom.ratelimit.limits.model import Limit, Policy, Rate
+from engineroom.ratelimit.reconcile.observe import roll
 from engineroom.ratelimit.service import directory
 from engineroom.ratelimit.service.directory import FollowingDirectory, Room
 from engineroom.ratelimit.service.engine import Enforced, Missing
@@ -49,7 +49,7 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
     monkeypatch.setattr(directory, "MAX_EMPTY", 5)
     monkeypatch.setattr(directory, "MAX_NAMESPACES", 8)
     # An operator was there: no document is no policy.
-    store.hset(channel.PUBLISHED, "test", 1)
+    store.hset(redis_schema.PUBLISHED, "test", 1)
     followed = FollowingDirectory(client, ["given"], identity="me")
     followed.start()
     try:
@@ -114,7 +114,7 @@ async def test_names_of_sections_share_their_policy_and_are_not_remembered_for_e
 
 
 async def test_a_room_of_fixed_policies_answers_the_same(client: redis.asyncio.Redis) -> None:
-    from engineroom.ratelimit.document import Policies
+    from engineroom.ratelimit.distribution.document import Policies
 
     fixed = Policies("shop", entries=(compiled(POLICY),))
     room = Room(StaticPolicies(fixed), client)

@@ -9,9 +9,9 @@ import pytest
 import redis.asyncio
 from prometheus_client import CollectorRegistry, generate_latest
 
-from engineroom.ratelimit.errors import RateLimitedError
-from engineroom.ratelimit.limiter import AsyncLimiter
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.limits.errors import RateLimitedError
+from engineroom.ratelimit.limits.limiter import AsyncLimiter
+from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
 from tests.integration.ratelimit.test_middleware import asgi_app, ask
 from tests.support import ROOT, RedisServer
 

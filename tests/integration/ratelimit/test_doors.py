@@ -15,13 +15,13 @@ import redis.asyncio
 import rq
 from rq.registry import ScheduledJobRegistry
 
-from engineroom.ratelimit.decorators import limited, limited_async
-from engineroom.ratelimit.errors import RateLimitedError
-from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.middleware import AsgiRateLimit, WsgiRateLimit
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.limits.decorators import limited, limited_async
+from engineroom.ratelimit.limits.errors import RateLimitedError
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.limits.middleware import AsgiRateLimit, WsgiRateLimit
+from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.limits.sources import Header, JWTClaim, RequestView, subject_of
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.sources import Header, JWTClaim, RequestView, subject_of
 from tests.integration.ratelimit import doors
 from tests.integration.ratelimit.doors import POLICY, STEPS, Step, headers_of, view_of
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, publish
@@ -328,7 +328,7 @@ def test_a_token_that_nobody_verified_is_nobodys_claim(limiter: LimiterProcess) 
 
 
 def test_repeated_headers_and_cookies_that_are_none(server: RedisServer) -> None:
-    from engineroom.ratelimit.sources import Cookie
+    from engineroom.ratelimit.limits.sources import Cookie
 
     by_cookie = Policy(
         "shop/cookie",

@@ -15,10 +15,11 @@ import redis
 import redis.asyncio
 
 from engineroom.core.errors import DependencyError, InvalidSpecError
-from engineroom.ratelimit.channel import keys_of
-from engineroom.ratelimit.document import Text, part_hash, part_of, write
-from engineroom.ratelimit.follow import Follower
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.distribution.document import Text, part_hash, part_of, write
+from engineroom.ratelimit.distribution.policy_follower import Follower
+from engineroom.ratelimit.distribution.publish import replace
+from engineroom.ratelimit.distribution.redis_schema import keys_of
+from engineroom.ratelimit.limits.model import (
     Distribution,
     DistributionMode,
     Failure,
@@ -27,9 +28,8 @@ from engineroom.ratelimit.model import (
     Policy,
     Rate,
 )
-from engineroom.ratelimit.publish import replace
+from engineroom.ratelimit.limits.sources import ClientIP, Header
 from engineroom.ratelimit.service.file import read_rooms
-from engineroom.ratelimit.sources import ClientIP, Header
 from tests.integration.ratelimit.relay import Relay
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, peek, publish
 from tests.support import RedisServer, redis_server
@@ -39,7 +39,7 @@ from tests.unit.api.policies import policy as spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engineroom.ratelimit.document import CompiledPolicy
+    from engineroom.ratelimit.distribution.document import CompiledPolicy
 
 FROM = {"X-Forwarded-For": "192.0.2.1"}
 PEER = {"peer": "192.0.2.1"}

@@ -11,12 +11,24 @@ import pytest
 import redis
 import redis.asyncio
 
-from engineroom.ratelimit import channel
-from engineroom.ratelimit.channel import head_text, keys_of
-from engineroom.ratelimit.decision import Reason
-from engineroom.ratelimit.document import CompiledPolicy, Target, part_hash, part_of, write
-from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters, Follower, Limiters
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.distribution import redis_schema
+from engineroom.ratelimit.distribution.document import (
+    CompiledPolicy,
+    Target,
+    part_hash,
+    part_of,
+    write,
+)
+from engineroom.ratelimit.distribution.policy_follower import (
+    AsyncFollower,
+    AsyncLimiters,
+    Follower,
+    Limiters,
+)
+from engineroom.ratelimit.distribution.publish import looked, replace
+from engineroom.ratelimit.distribution.redis_schema import head_text, keys_of
+from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.model import (
     Distribution,
     DistributionMode,
     Failure,
@@ -25,15 +37,14 @@ from engineroom.ratelimit.model import (
     Policy,
     Rate,
 )
-from engineroom.ratelimit.observe import roll
-from engineroom.ratelimit.publish import looked, replace
+from engineroom.ratelimit.reconcile.observe import roll
 from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from engineroom.ratelimit.document import Text
+    from engineroom.ratelimit.distribution.document import Text
 
 NAMESPACE = "shop"
 
@@ -92,7 +103,7 @@ async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_ch
         kept = follower.current.get("a")
         await writer.write(compiled("a"), compiled("b"))
         took = await until(lambda: follower.current.get("b") is not None)
-        assert took < channel.HEARTBEAT / 2, "it was pushed, not found by a heartbeat"
+        assert took < redis_schema.HEARTBEAT / 2, "it was pushed, not found by a heartbeat"
         assert follower.current.get("a") is kept
         await until(lambda: follower.current.revision == 2)
         assert await acknowledged(client) == [2]
@@ -108,7 +119,7 @@ async def test_a_lost_push_costs_a_heartbeat(
         text = write(NAMESPACE, [], revision=1, lineage="x", before={})
         keys = keys_of(NAMESPACE)
         store.mset({keys.document: text.text, keys.head: head_text(text.hash, 1, "x")})
-        assert await until(lambda: follower.current.revision == 1) < 2 * channel.HEARTBEAT
+        assert await until(lambda: follower.current.revision == 1) < 2 * redis_schema.HEARTBEAT
 
 
 async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish() -> None:
@@ -156,7 +167,9 @@ async def test_the_sync_follower_does_the_same(
     with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE, role="test") as follower:
         assert follower.current.get("a") is not None
         await writer.write(compiled("b"))
-        assert await until(lambda: follower.current.get("b") is not None) < channel.HEARTBEAT / 2
+        assert (
+            await until(lambda: follower.current.get("b") is not None) < redis_schema.HEARTBEAT / 2
+        )
         async with AsyncFollower(client, NAMESPACE, role="test") as other:
             await until(lambda: follower.enforcers == 2 and other.enforcers == 2)
         (enforcer,) = (await roll(client, NAMESPACE)).enforcers
@@ -230,7 +243,7 @@ async def test_a_rate_without_redis_is_shared_by_those_who_enforce_the_same(
         async def follow(**more: Any) -> AsyncFollower:
             return await stack.enter_async_context(AsyncFollower(client, NAMESPACE, **more))
 
-        services = [await follow(role=channel.LIMITER) for _ in range(2)]
+        services = [await follow(role=redis_schema.LIMITER) for _ in range(2)]
         # Two applications with different labels of which one selector has a part.
         workers = [await follow(labels={**shop, "tier": str(place)}) for place in range(3)]
         await follow(labels=other)
@@ -250,14 +263,14 @@ async def test_a_redis_without_a_document_says_nothing_until_an_operator_publish
         assert not follower.known
         assert "no operator" in follower.trouble
         assert not await looked(client, "one", all_written=False)
-        await asyncio.sleep(1.5 * channel.HEARTBEAT)
+        await asyncio.sleep(1.5 * redis_schema.HEARTBEAT)
         assert not follower.known
         assert not await looked(client, "one", all_written=True)
         await until(lambda: follower.known)
         assert follower.trouble == ""
         # Whoever knows goes on with it, whatever Redis has forgotten since.
         await client.flushall()
-        await asyncio.sleep(1.5 * channel.HEARTBEAT)
+        await asyncio.sleep(1.5 * redis_schema.HEARTBEAT)
         assert follower.known
         with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE) as late:
             assert not late.known
@@ -300,7 +313,7 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
             while await told() != [4]:
                 assert time.monotonic() - began < 10
                 await asyncio.sleep(0.02)
-            await asyncio.sleep(1.5 * channel.HEARTBEAT)
+            await asyncio.sleep(1.5 * redis_schema.HEARTBEAT)
             assert await told() == [4]
             relay.delay = 0.0
             await limiters.close()

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio
 
-from engineroom.kube.resources import LEASES, SECRETS, SERVICES
-from engineroom.ratelimit import channel
-from engineroom.ratelimit.channel import keys_of
-from engineroom.ratelimit.decision import Reason
-from engineroom.ratelimit.document import part_hash, write
-from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters
-from engineroom.ratelimit.publish import replace
+from engineroom.kube.client.resources import LEASES, SECRETS, SERVICES
+from engineroom.ratelimit.distribution import redis_schema
+from engineroom.ratelimit.distribution.document import part_hash, write
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, AsyncLimiters
+from engineroom.ratelimit.distribution.publish import replace
+from engineroom.ratelimit.distribution.redis_schema import keys_of
+from engineroom.ratelimit.limits.decision import Reason
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Policies, condition, until
 from tests.integration.ratelimit.relay import Relay
@@ -58,7 +58,7 @@ async def test_only_who_can_enforce_a_policy_counts(
         # Both selectors match that application, and it enforces the older policy.
         younger = await policies.until("younger", "Enforced", "False", "NoEnforcers")
         assert "the older policy app" in message(younger, "Enforced")
-    async with AsyncFollower(store_async, where, role=channel.LIMITER):
+    async with AsyncFollower(store_async, where, role=redis_schema.LIMITER):
         await policies.until("front", "Ready", "True")
         alone = await policies.until("app", "Enforced", "False", "NoEnforcers")
         assert "no application" in message(alone, "Enforced")
@@ -205,7 +205,7 @@ async def test_a_document_says_which_installation_wrote_it(
         await policies.until("api", "Programmed", "True")
         head = await store_async.get(keys_of(policies.namespace).head)
         leases, _ = await policies.client.list(LEASES, policies.namespace)
-        assert channel.owner_of(head) == leases[0]["metadata"]["uid"]
+        assert redis_schema.owner_of(head) == leases[0]["metadata"]["uid"]
     finally:
         await operator.stop()
 

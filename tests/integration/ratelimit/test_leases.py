@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engineroom.ratelimit import leases
-from engineroom.ratelimit.algorithms import Status, Terms
-from engineroom.ratelimit.leases import Holder, LeaseTerms
+from engineroom.ratelimit.limits import leases
+from engineroom.ratelimit.limits.algorithms import Status, Terms
+from engineroom.ratelimit.limits.leases import Holder, LeaseTerms
 from tests.integration.ratelimit.scripts import timed
 from tests.integration.ratelimit.test_script import START
 

@@ -14,9 +14,9 @@ import redis
 import redis.asyncio
 
 from engineroom.core.clock import FakeClock
-from engineroom.ratelimit.decision import Reason, Source
-from engineroom.ratelimit.limiter import AsyncLimiter, Breaker, Limiter
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.limits.decision import Reason, Source
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Breaker, Limiter
+from engineroom.ratelimit.limits.model import (
     Algorithm,
     Distribution,
     DistributionMode,
@@ -34,7 +34,7 @@ from tests.support import RedisServer, free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engineroom.ratelimit.decision import Decision
+    from engineroom.ratelimit.limits.decision import Decision
 
 #: The machine may be busy: what is not about time gets plenty.
 PATIENT = Failure(timeout=2.0)
@@ -116,7 +116,7 @@ async def test_who_is_refused_is_known_whatever_else_changes(
 async def test_what_is_remembered_has_a_bound_whatever_is_sent(
     server: RedisServer, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engineroom.ratelimit.limiter.MAX_REMEMBERED", 40)
+    monkeypatch.setattr("engineroom.ratelimit.limits.limiter.MAX_REMEMBERED", 40)
     both = policy(Limit("a", Rate(10, 3600)), Limit("b", Rate(5000, 3600)), leased=True)
     async with AsyncLimiter(both, client(server)) as limiter:
         for n in range(60):

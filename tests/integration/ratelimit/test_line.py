@@ -16,18 +16,18 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from engineroom.ratelimit.decision import Reason, Source
-from engineroom.ratelimit.limiter import AsyncLimiter, share_async, unshare_async
-from engineroom.ratelimit.line import PATIENCE, Line, Tasks, calls_of
-from engineroom.ratelimit.model import Failure, FailureMode, Limit, Policy, Rate
+from engineroom.ratelimit.limits.decision import Reason, Source
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, share_async, unshare_async
+from engineroom.ratelimit.limits.model import Failure, FailureMode, Limit, Policy, Rate
+from engineroom.redis.pipelined import PATIENCE, Line, Tasks, calls_of
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from engineroom.ratelimit.decision import Decision
-    from engineroom.ratelimit.line import Calls
+    from engineroom.ratelimit.limits.decision import Decision
+    from engineroom.redis.pipelined import Calls
 
 POLICY = Policy("p", (Limit("a", Rate(5, 3600)),), Failure(timeout=2.0))
 

@@ -13,18 +13,18 @@ import rq
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 
 from engineroom.core.errors import Category
-from engineroom.ratelimit.decision import Reason
-from engineroom.ratelimit.decorators import limited, limited_async
-from engineroom.ratelimit.errors import RateLimitedError
-from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.middleware import (
+from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.decorators import limited, limited_async
+from engineroom.ratelimit.limits.errors import RateLimitedError
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.limits.middleware import (
     AsgiRateLimit,
     HeaderStyle,
     WsgiRateLimit,
     policy_header,
 )
-from engineroom.ratelimit.model import Failure, FailureMode, Limit, MissingKey, Policy, Rate
-from engineroom.ratelimit.sources import ClientIP, Header
+from engineroom.ratelimit.limits.model import Failure, FailureMode, Limit, MissingKey, Policy, Rate
+from engineroom.ratelimit.limits.sources import ClientIP, Header
 from tests.integration.ratelimit import limited_jobs
 from tests.support import RedisServer, free_port
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio
 
-from engineroom.kube.resources import RATELIMITPOLICIES
-from engineroom.ratelimit.follow import AsyncFollower
+from engineroom.kube.client.resources import RATELIMITPOLICIES
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
 from tests.integration.faultproxy import Answer
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Policies, until
@@ -25,7 +25,7 @@ from tests.support import ROOT, free_port
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.integration.faultproxy import FaultProxy
     from tests.support import RedisServer

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio
 
-from engineroom.kube.resources import RATELIMITPOLICIES, SECRETS, SERVICES
-from engineroom.ratelimit.channel import LIVE_FOR, LOST_FOR, keys_of
-from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters
+from engineroom.kube.client.resources import RATELIMITPOLICIES, SECRETS, SERVICES
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, AsyncLimiters
+from engineroom.ratelimit.distribution.redis_schema import LIVE_FOR, LOST_FOR, keys_of
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Enforcer, Policies, condition, until
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.document import CompiledPolicy
+    from engineroom.ratelimit.distribution.document import CompiledPolicy
     from tests.cluster.api import Cluster
 
 pytestmark = pytest.mark.timeout(120)

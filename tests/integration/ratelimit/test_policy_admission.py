@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engineroom.api.policy_crd import RULES
+from engineroom.api.schema.ratelimitpolicy import RULES
 from engineroom.api.validation import parse_policy
-from engineroom.kube.errors import ApiError
-from engineroom.kube.resources import RATELIMITPOLICIES
+from engineroom.kube.client.errors import ApiError
+from engineroom.kube.client.resources import RATELIMITPOLICIES
 from tests.integration.webhooks import Admission
 from tests.unit.api.policies import FULL, WRONG, policy
 from tests.unit.api.test_crd import without_empty
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
 
 

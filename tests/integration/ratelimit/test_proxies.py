@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engineroom.ratelimit.document import Target
-from engineroom.ratelimit.matching import Condition, Operator
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.distribution.document import Target
+from engineroom.ratelimit.limits.matching import Condition, Operator
+from engineroom.ratelimit.limits.model import (
     Failure,
     FailureMode,
     Limit,
@@ -17,8 +17,8 @@ from engineroom.ratelimit.model import (
     Policy,
     Rate,
 )  # fmt: skip
-from engineroom.ratelimit.sources import APIKey, ClientIP, JWTClaim, Tenant
-from engineroom.ratelimit.sources import Path as RequestPath
+from engineroom.ratelimit.limits.sources import APIKey, ClientIP, JWTClaim, Tenant
+from engineroom.ratelimit.limits.sources import Path as RequestPath
 from tests.integration.ratelimit import proxies
 from tests.integration.ratelimit.proxies import ask
 from tests.limiter import LimiterProcess, compiled, limiter_process, publish

@@ -14,9 +14,9 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from engineroom.ratelimit import algorithms
-from engineroom.ratelimit.algorithms import Answer, Check, Status, Terms, bucket_key
-from engineroom.ratelimit.model import Algorithm, Limit, Policy, Rate
+from engineroom.ratelimit.limits import algorithms
+from engineroom.ratelimit.limits.algorithms import Answer, Check, Status, Terms, bucket_key
+from engineroom.ratelimit.limits.model import Algorithm, Limit, Policy, Rate
 from tests.integration.ratelimit.scripts import timed
 from tests.support import free_port
 

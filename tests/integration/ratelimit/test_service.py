@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from engineroom.ratelimit.document import Target
-from engineroom.ratelimit.matching import Condition
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.distribution.document import Target
+from engineroom.ratelimit.limits.matching import Condition
+from engineroom.ratelimit.limits.model import (
     Distribution,
     DistributionMode,
     Failure,
@@ -26,8 +26,8 @@ from engineroom.ratelimit.model import (
     Policy,
     Rate,
 )
+from engineroom.ratelimit.limits.sources import ClientIP, Header, Method, Route, Tenant
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.sources import ClientIP, Header, Method, Route, Tenant
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, publish
 from tests.limiter import peek as looked_at
 from tests.support import free_port

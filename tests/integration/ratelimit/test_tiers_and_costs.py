@@ -8,10 +8,10 @@ import pytest
 import redis
 import redis.asyncio
 
-from engineroom.ratelimit.decision import Reason
-from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.matching import Condition, Operator
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.limits.matching import Condition, Operator
+from engineroom.ratelimit.limits.model import (
     Algorithm,
     Distribution,
     DistributionMode,
@@ -22,7 +22,7 @@ from engineroom.ratelimit.model import (
     Rate,
     Tier,
 )
-from engineroom.ratelimit.sources import Constant, Header, RequestView, subject_of
+from engineroom.ratelimit.limits.sources import Constant, Header, RequestView, subject_of
 
 if TYPE_CHECKING:
     from tests.support import RedisServer

@@ -34,12 +34,11 @@ from engineroom.tasks import (
     Unique,
     Where,
     chain,
-    enqueue,
-    failures,
     group,
-    queues,
 )
 from engineroom.tasks.after_commit import transaction
+from engineroom.tasks.enqueueing import enqueue
+from engineroom.tasks.inspection import failures, queues
 from engineroom.tasks.outbox import Relay, add, add_flow
 from tests.integration.tasks.work import count
 

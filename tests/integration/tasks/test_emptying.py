@@ -12,7 +12,7 @@ from redis import Redis
 
 from engineroom.queue import keys
 from engineroom.tasks import Limit, Task, Tasks, chain
-from engineroom.tasks.queues import LISTS, STEP
+from engineroom.tasks.inspection.queues import LISTS, STEP
 from tests.integration.tasks.work import add
 
 if TYPE_CHECKING:

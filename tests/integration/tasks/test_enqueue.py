@@ -31,7 +31,7 @@ from engineroom.tasks import (
     Unique,
     UnknownQueueError,
 )
-from engineroom.tasks.enqueue import CHUNK, TURN
+from engineroom.tasks.enqueueing.enqueue import CHUNK, TURN
 from tests.integration.runtime.lab import eventually
 from tests.integration.tasks.work import Mailer, add, boom
 from tests.support import RedisServer, free_port

@@ -26,8 +26,8 @@ from engineroom.tasks import (
     Unique,
     Where,
 )
-from engineroom.tasks.failures import STEP, next_step
-from engineroom.tasks.walk import exception_of
+from engineroom.tasks.inspection.failures import STEP, next_step
+from engineroom.tasks.inspection.scan import exception_of
 from tests.integration.tasks.work import boom, fragile, patient, until
 
 if TYPE_CHECKING:

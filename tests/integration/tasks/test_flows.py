@@ -31,7 +31,7 @@ from engineroom.tasks import (
     graph,
     group,
 )
-from engineroom.tasks.dependents import STEP
+from engineroom.tasks.enqueueing.dependents import STEP
 from engineroom.tasks.outbox import Relay
 from engineroom.tasks.outbox import add as into_outbox
 from engineroom.tasks.outbox import add_flow as flow_into_outbox

@@ -24,7 +24,7 @@ from engineroom.tasks import (
     Tasks,
     Where,
 )
-from engineroom.tasks.failures import STEP
+from engineroom.tasks.inspection.failures import STEP
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom, fragile, step
 

@@ -11,9 +11,9 @@ import pytest
 
 from engineroom.relay import PrometheusMetrics
 from engineroom.tasks import Reason, Task, Tasks, TasksUnavailableError, Unique, chain, group
-from engineroom.tasks.flows import encode_flow
+from engineroom.tasks.enqueueing.flows import encode_flow
+from engineroom.tasks.enqueueing.task import Rules, encode
 from engineroom.tasks.outbox import Relay, _dumps
-from engineroom.tasks.task import Rules, encode
 from tests.integration.tasks.conftest import snapshot
 from tests.integration.tasks.work import add
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import psycopg
     from redis import Redis
 
-    from engineroom.tasks.flows import Part
+    from engineroom.tasks.enqueueing.flows import Part
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

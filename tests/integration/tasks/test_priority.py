@@ -16,7 +16,7 @@ from rq.job import Job
 from rq.scheduler import RQScheduler
 
 from engineroom.core.clock import FakeClock
-from engineroom.queue import order
+from engineroom.queue import priority as queue_priority
 from engineroom.tasks import InvalidTaskError, Missed, Schedule, Scheduler, Task, Tasks, chain
 from engineroom.tasks.triggers import Every
 from tests.integration.tasks.work import add, boom
@@ -55,7 +55,7 @@ def test_who_has_waited_as_long_as_a_priority_is_worth_is_not_overtaken(
     redis: Redis, timed: Tasks, clock: FakeClock
 ) -> None:
     put(timed, "old")
-    clock.advance(order.MAX_BOOST + 1)
+    clock.advance(queue_priority.MAX_BOOST + 1)
     put(timed, "young")
     put(timed, "urgent", 9)
     put(timed, "less", 1)
@@ -143,7 +143,7 @@ def test_a_priority_that_does_not_exist_is_refused(redis: Redis, tasks: Tasks) -
 
 def test_a_step_stays_short_in_a_long_list(redis: Redis, timed: Tasks, clock: FakeClock) -> None:
     """Jobs that are too old to be overtaken stand before it, more than can be walked over."""
-    count = order.WALK + 50_000
+    count = queue_priority.WALK + 50_000
     old = "2026-02-28T20:00:00.000000Z"
     fill = f"""
     for at = 1, {count} do
@@ -151,7 +151,7 @@ def test_a_step_stays_short_in_a_long_list(redis: Redis, timed: Tasks, clock: Fa
       redis.call('HSET', 'rq:job:old-' .. at, 'enqueued_at', '{old}')
     end"""
     redis.eval(fill, 0)
-    many = 2 * order.WALK // order.LIFT
+    many = 2 * queue_priority.WALK // queue_priority.LIFT
     timed.enqueue_many([Task(add, (at,), job_id=f"new-{at}") for at in range(many)])
     clock.advance(1)
     redis.config_resetstat()
@@ -161,7 +161,7 @@ def test_a_step_stays_short_in_a_long_list(redis: Redis, timed: Tasks, clock: Fa
     listed = waiting(redis)
     place = listed.index("urgent")
     # As far ahead as can be afforded, and before nobody that has waited too long.
-    assert place == count + many - order.WALK // order.LIFT
+    assert place == count + many - queue_priority.WALK // queue_priority.LIFT
     assert listed[:place] + listed[place + 1 :] == [
         *(f"old-{at + 1}" for at in range(count)),
         *(f"new-{at}" for at in range(many)),
@@ -219,7 +219,7 @@ def test_the_order_is_that_of_the_model(redis: Redis, events: list[tuple[str, An
         return clock.now().timestamp()
 
     def enters(job: str, priority: int) -> None:
-        model.add(now() - order.SECONDS * priority, job)
+        model.add(now() - queue_priority.SECONDS * priority, job)
         came[job] = now()
 
     for at, (event, word) in enumerate(events):
@@ -248,7 +248,7 @@ def test_the_order_is_that_of_the_model(redis: Redis, events: list[tuple[str, An
                 assert taken == job.encode()
                 # Nobody who came later than a priority is worth went before anybody here.
                 for _, _, left in model.jobs:
-                    assert came[job] <= came[left] + order.SECONDS * priorities[job]
+                    assert came[job] <= came[left] + queue_priority.SECONDS * priorities[job]
                 redis.hset(f"rq:job:{job}", "status", "failed")
                 redis.zadd("rq:failed:default", {job: time_})
                 failed.append(job)
@@ -312,7 +312,7 @@ def test_walking_is_as_cheap_as_said(redis: Redis) -> None:
     clock = FakeClock(datetime(2026, 3, 1, 12, 0, tzinfo=UTC))
     tasks = Tasks(redis, clock=clock)
     tasks.enqueue_many([Task(add, (at,)) for at in range(5000)])
-    clock.advance(order.MAX_BOOST + 60)
+    clock.advance(queue_priority.MAX_BOOST + 60)
     tasks.enqueue_many([Task(add, (at,)) for at in range(5000)])
     put(tasks, "warm", 9)
     redis.config_resetstat()

@@ -9,7 +9,7 @@ import pytest
 
 from engineroom.core.clock import FakeClock
 from engineroom.tasks import InvalidTaskError, NotConfirmedError, Reporter, Task, Tasks, reporter
-from engineroom.tasks.queues import STEP
+from engineroom.tasks.inspection.queues import STEP
 from tests.integration.tasks.work import add, boom, step
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from engineroom.tasks import (
     Task,
     Tasks,
 )
+from engineroom.tasks.enqueueing.task import Rules
+from engineroom.tasks.redis_steps import Batch, run
 from engineroom.tasks.schedules import INDEX, declare, owned, owners, tick
-from engineroom.tasks.steps import Batch, run
-from engineroom.tasks.task import Rules
 from tests.integration.pools import eventually as in_time
 from tests.integration.runtime.lab import eventually
 from tests.integration.tasks.work import add

@@ -10,9 +10,9 @@ import pytest
 from rq import Queue
 from rq import Worker as StockWorker
 
-from engineroom.queue import ghosts
+from engineroom.queue import stale_workers
 from engineroom.tasks import AsyncTasks, Health, Tasks
-from engineroom.tasks.workers import health_of
+from engineroom.tasks.inspection.workers import health_of
 from tests.integration.tasks.work import add
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ async def test_the_operator_clears_those_of_its_queues(redis: Redis, server: Red
         redis.sadd("rq:workers", f"rq:worker:{name}")
         redis.sadd(f"rq:workers:{queue}", f"rq:worker:{name}")
     async with AsyncRedis(port=server.port) as client:
-        assert await ghosts.clear(client, ["default"], datetime.now(UTC)) == ["one"]
+        assert await stale_workers.clear(client, ["default"], datetime.now(UTC)) == ["one"]
         assert [each.name for each in await AsyncTasks(client).workers()] == ["two"]
         assert await AsyncTasks(client).clear_ghosts() == ["two"]
     assert redis.smembers("rq:workers") == set()

@@ -17,8 +17,15 @@ import limits.aio
 import redis
 import redis.asyncio
 
-from engineroom.ratelimit.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.model import Distribution, DistributionMode, Failure, Limit, Policy, Rate
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+from engineroom.ratelimit.limits.model import (
+    Distribution,
+    DistributionMode,
+    Failure,
+    Limit,
+    Policy,
+    Rate,
+)
 from tests.performance.outcome import Figure, Goal
 from tests.performance.rates.driver import zipf
 from tests.support import redis_server

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 
 import redis.asyncio
 
-from engineroom.ratelimit.decision import Source
-from engineroom.ratelimit.limiter import AsyncLimiter
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.limits.decision import Source
+from engineroom.ratelimit.limits.limiter import AsyncLimiter
+from engineroom.ratelimit.limits.model import (
     Distribution,
     DistributionMode,
     Failure,

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from engineroom.ratelimit.model import Failure, Limit, Policy, Rate
-from engineroom.ratelimit.sources import Header
+from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
+from engineroom.ratelimit.limits.sources import Header
 from tests.cluster.binaries import path_of
 from tests.limiter import LimiterProcess, compiled, get, publish
 from tests.performance.outcome import Figure, Goal

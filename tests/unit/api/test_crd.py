@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from engineroom.api import crd, generate
+from engineroom.api import generate
+from engineroom.api.schema import crd
 from engineroom.api.validation import parse
 from tests.support import ROOT
 from tests.unit.api.specs import pool

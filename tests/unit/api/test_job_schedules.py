@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from engineroom.api.validation import parse, problems
-from engineroom.cli.lint import lint_files
+from engineroom.cli.commands.manifests.lint import lint_files
 from engineroom.core.validation.cron import cron_problem, zone_problem
 from tests.support import ROOT
 from tests.unit.api.specs import pool

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.api import policy_crd
 from engineroom.api.manifests import check
+from engineroom.api.schema import ratelimitpolicy
 from engineroom.api.validation import parse_policy, problems, warnings
 from engineroom.core.errors import InvalidSpecError
-from engineroom.ratelimit.compile import candidate
+from engineroom.ratelimit.distribution.compile import candidate
 from tests.support import ROOT
 from tests.unit.api.policies import FULL, WRONG, policy
 from tests.unit.api.test_crd import walk, with_defaults, without_empty
@@ -33,18 +33,18 @@ def test_a_valid_policy_has_the_defaults_of_the_crd(spec: dict[str, Any]) -> Non
     obj = policy({"spec": spec})
     assert problems(obj) == []
     by_model = parse_policy(obj).model_dump(mode="json", by_alias=True)["spec"]
-    schema = policy_crd.open_api_schema()["properties"]["spec"]
+    schema = ratelimitpolicy.open_api_schema()["properties"]["spec"]
     assert without_empty(by_model) == without_empty(with_defaults(schema, obj["spec"]))
 
 
 def test_every_field_is_described_and_every_rule_has_its_place() -> None:
-    schema = policy_crd.open_api_schema()
+    schema = ratelimitpolicy.open_api_schema()
     found = walk(schema)
     assert [path for path, node in found if not node.get("description")] == [
         "metadata"  # Kubernetes describes it
     ]
     texts = str(schema)
-    for rules in policy_crd.RULES.values():
+    for rules in ratelimitpolicy.RULES.values():
         for rule in rules:
             assert rule.message in texts
 

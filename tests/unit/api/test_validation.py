@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from engineroom.api.pod_security import Level
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import Context, escalations, parse, problems, warnings
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidSpecError
 from tests.unit.api.specs import pool, put
 

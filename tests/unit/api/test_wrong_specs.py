@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engineroom.api.pod_security import Level
 from engineroom.api.validation import Context, parse, problems
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidSpecError
 from tests.unit.api.specs import pool
 

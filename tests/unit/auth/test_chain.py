@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.auth.chain import canonical, record_mac, verify_export
+from engineroom.auth.audit.hash_chain import canonical, record_mac, verify_export
 
 SECRET = b"s" * 32
 

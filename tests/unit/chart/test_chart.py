@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from engineroom.auth.permissions import Grant
-from engineroom.console.directory import Directory, Source, parse
+from engineroom.console.identity.account_config import Directory, Source, parse
 from engineroom.console.settings import ApiSettings
 from tests.unit.chart.rendering import (
     CHART,

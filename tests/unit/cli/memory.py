@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from engineroom.cli.commands.change import merge
-from engineroom.cli.errors import NotFoundError
-from engineroom.cli.model import (
+from engineroom.cli.app.context import Session, Shared
+from engineroom.cli.app.errors import NotFoundError
+from engineroom.cli.commands.pools.patch import merge
+from engineroom.cli.connections.model import (
     Definition,
     Document,
     Event,
@@ -21,7 +22,6 @@ from engineroom.cli.model import (
     parse_pod,
     parse_pool,
 )
-from engineroom.cli.session import Session, Shared
 from engineroom.core.clock import FakeClock
 
 from .samples import NOW
@@ -29,7 +29,7 @@ from .samples import NOW
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engineroom.kube.resources import Resource
+    from engineroom.kube.client.resources import Resource
 
 
 class MemoryCluster:

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from engineroom.cli.client import from_answer
-from engineroom.cli.errors import (
+from engineroom.cli.app.errors import (
     CliError,
     ExitCode,
     ForbiddenError,
@@ -15,6 +14,7 @@ from engineroom.cli.errors import (
     RefusedError,
     UnreachableError,
 )
+from engineroom.cli.connections.cluster import from_answer
 
 SERVER = "https://192.0.2.10:6443"
 

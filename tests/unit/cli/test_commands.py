@@ -9,30 +9,35 @@ import pytest
 import typer
 
 from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
-from engineroom.cli.commands.change import merge, report
-from engineroom.cli.commands.drain import drain, pod_progress, pool_progress
-from engineroom.cli.commands.explain import explain
-from engineroom.cli.commands.get import get
-from engineroom.cli.commands.pause import Direction, pause
-from engineroom.cli.commands.resume import resume
-from engineroom.cli.commands.scale import scale
-from engineroom.cli.commands.status import status
-from engineroom.cli.commands.top import What, top
-from engineroom.cli.commands.version import version
-from engineroom.cli.errors import (
+from engineroom.cli.app.errors import (
     ForbiddenError,
     NotFoundError,
     TimedOutError,
     UnreachableError,
     UsageError,
 )
-from engineroom.cli.model import ANNOTATION_DELETION_COST, DRAINED_COST, parse_pod, parse_pool
-from engineroom.cli.views.shape import Output, Report
+from engineroom.cli.commands.get import get
+from engineroom.cli.commands.pools.drain import drain, pod_progress, pool_progress
+from engineroom.cli.commands.pools.explain import explain
+from engineroom.cli.commands.pools.patch import merge, report
+from engineroom.cli.commands.pools.pause import Direction, pause
+from engineroom.cli.commands.pools.resume import resume
+from engineroom.cli.commands.pools.scale import scale
+from engineroom.cli.commands.pools.top import What, top
+from engineroom.cli.commands.status import status
+from engineroom.cli.commands.version import version
+from engineroom.cli.connections.model import (
+    ANNOTATION_DELETION_COST,
+    DRAINED_COST,
+    parse_pod,
+    parse_pool,
+)
+from engineroom.cli.views.output_formats import Output, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom.cli.session import Session
+    from engineroom.cli.app.context import Session
 
 from .memory import MemoryCluster, Trial
 from .samples import BUSY, pod, pool

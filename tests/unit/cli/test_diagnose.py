@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engineroom.cli.diagnose import Finding, pool_findings, pool_state
-from engineroom.cli.model import parse_pod, parse_pool
+from engineroom.cli.connections.model import parse_pod, parse_pool
+from engineroom.cli.views.diagnose import Finding, pool_findings, pool_state
 from engineroom.core import reasons
 
 from .samples import NOW, READY, ago, condition, pod, pool

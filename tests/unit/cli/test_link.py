@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.cli.errors import (
+from engineroom.cli.app.errors import (
     CliError,
     ForbiddenError,
     NotFoundError,
     UnreachableError,
     UsageError,
 )
-from engineroom.cli.link import (
+from engineroom.cli.connections.redis_connection import (
     Address,
     from_cluster,
     open_link,
@@ -35,8 +35,8 @@ from .samples import pool
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engineroom.cli.model import Document
-    from engineroom.kube.resources import Resource
+    from engineroom.cli.connections.model import Document
+    from engineroom.kube.client.resources import Resource
 
 URL = "redis://:s3cret@redis.default.svc:6379/0"
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineroom.api.manifests import UnreadableError, check, read
-from engineroom.api.pod_security import Level
-from engineroom.cli.lint import LintOutput, lint_files, render
-from engineroom.cli.main import main
+from engineroom.api.validation.pod_security import Level
+from engineroom.cli.app.main import main
+from engineroom.cli.commands.manifests.lint import LintOutput, lint_files, render
 
 if TYPE_CHECKING:
     from pathlib import Path

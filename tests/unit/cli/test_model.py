@@ -12,7 +12,7 @@ from engineroom.api.v1alpha1.workerpool import (
     WorkerPool,
     WorkerPoolStatus,
 )
-from engineroom.cli.model import (
+from engineroom.cli.connections.model import (
     parse_component,
     parse_event,
     parse_pod,

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.cli.errors import (
+from engineroom.cli.app.context import Shared
+from engineroom.cli.app.errors import (
     CliError,
     ExitCode,
     ForbiddenError,
@@ -27,14 +28,19 @@ from engineroom.cli.errors import (
     UnreachableError,
     UsageError,
 )
-from engineroom.cli.forward import Forward
-from engineroom.cli.manifests import gather, namespace_of
-from engineroom.cli.remote.api import Api, problem
-from engineroom.cli.remote.cluster import ApiCluster, labels_of
-from engineroom.cli.remote.credentials import Account, Store, account_of, checked_url, selected
-from engineroom.cli.session import Shared
+from engineroom.cli.connections.manifest_files import gather, namespace_of
+from engineroom.cli.connections.port_forward import Forward
+from engineroom.cli.connections.remote.api import Api, problem
+from engineroom.cli.connections.remote.cluster import ApiCluster, labels_of
+from engineroom.cli.connections.remote.credentials import (
+    Account,
+    Store,
+    account_of,
+    checked_url,
+    selected,
+)
+from engineroom.core.error_responses import problem_document
 from engineroom.core.errors import Category, EngineroomError
-from engineroom.core.mapping import problem_document
 from tests.cluster.certificates import Authority
 
 if TYPE_CHECKING:
@@ -217,7 +223,7 @@ def test_an_answer_may_take_longer_than_a_connection(monkeypatch: pytest.MonkeyP
             super().do_GET()
 
     answering = threading.Event()
-    monkeypatch.setattr("engineroom.cli.remote.api._TIMEOUT", (0.2, 10.0))
+    monkeypatch.setattr("engineroom.cli.connections.remote.api._TIMEOUT", (0.2, 10.0))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
-from engineroom.cli.remote.api import Api
-from engineroom.cli.remote.bulk import Bulk
-from engineroom.cli.remote.credentials import Account
-from engineroom.cli.remote.tasks import ApiTasks
-from engineroom.cli.views.shape import Output
+from engineroom.cli.app.errors import CliError, NotFoundError, RefusedError, UnreachableError
+from engineroom.cli.connections.remote.api import Api
+from engineroom.cli.connections.remote.bulk import Bulk
+from engineroom.cli.connections.remote.credentials import Account
+from engineroom.cli.connections.remote.tasks import ApiTasks
+from engineroom.cli.views.output_formats import Output
 from engineroom.core.clock import FakeClock
 from engineroom.tasks import NothingMatchesError, Schedule, State, Task, Where
 from engineroom.tasks.triggers import Every
@@ -24,7 +24,7 @@ from .samples import NOW
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engineroom.cli.model import Document
+    from engineroom.cli.connections.model import Document
 
 ID = "4be0643f1d98573b97caa7c1b0e8f6a2"
 LOST = UnreachableError("cannot reach the API")

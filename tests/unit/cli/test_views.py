@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from engineroom.cli.model import (
+from engineroom.cli.connections.model import (
     Admission,
     Definition,
     Installation,
@@ -19,8 +19,8 @@ from engineroom.cli.model import (
     parse_pool,
 )
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
+from engineroom.cli.views.output_formats import difference, dump
 from engineroom.cli.views.pools import pools_table
-from engineroom.cli.views.shape import difference, dump
 from engineroom.cli.views.status import Overview, status_document, status_text
 from engineroom.cli.views.text import clip, cpu, memory, span
 from engineroom.cli.views.top import top_pools, top_workers

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engineroom.auth.permissions import Grant, Permission
-from engineroom.console.directory import Directory, Source, departed, parse, read
+from engineroom.console.identity.account_config import Directory, Source, departed, parse, read
 from engineroom.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def test_a_hash_is_argon2id_and_costs_no_more_than_it_may() -> None:
     dear = HASH.replace("m=64", "m=1048576")
     for hashed in ("plain", "$2b$12$" + "x" * 53, other, dear, "$argon2id$v=19$m=64"):
         told = problems(ada, ada=hashed)
-        assert "engineroom.auth.passwords" in told["passwords.ada"]
+        assert "engineroom.auth.login.passwords" in told["passwords.ada"]
         assert hashed not in str(told)
     assert made(ada, ada=HASH).accounts["ada"].hashed == HASH
     assert HASH not in repr(made(ada, ada=HASH))

@@ -16,14 +16,14 @@ import rq.timeouts
 import sqlalchemy.exc
 
 from engineroom.core import errors, reference
-from engineroom.core.errors import Category, EngineroomError, Problem
-from engineroom.core.mapping import (
+from engineroom.core.error_responses import (
     JobFate,
     command_outcome,
     job_outcome,
     problem_document,
 )
-from engineroom.core.wrapping import retry_after_seconds, wrap, wrapped
+from engineroom.core.error_translation import retry_after_seconds, wrap, wrapped
+from engineroom.core.errors import Category, EngineroomError, Problem
 from tests.support import ROOT
 
 CLASSES = reference.classes()
@@ -202,7 +202,7 @@ def test_what_nobody_foresaw_is_not_shown(error: Exception) -> None:
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
-    from engineroom.cli.errors import ExitCode
+    from engineroom.cli.app.errors import ExitCode
 
     outcome = command_outcome(errors.LimitError("slow down", retry_after=3))
     assert outcome.exit_code == ExitCode.PROBLEM

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.core import errors, reference
-from engineroom.core.errors import Category, EngineroomError
-from engineroom.core.mapping import (
+from engineroom.core.error_responses import (
     command_outcome,
     job_outcome,
     problem_document,
 )
+from engineroom.core.errors import Category, EngineroomError
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ OUTSIDE = {
     "engineroom_worker.config.ConfigError": "caught by the runtime's own main, as an exit status",
     "engineroom_worker.transactions.NotHeldError": "control flow: the job is another worker's now",
     "engineroom_worker.transactions.OutageError": "control flow: Redis is away, wait",
-    "engineroom.console.operations._HaltedError": "control flow: an operation was stopped",
+    "engineroom.console.resources.operations._HaltedError": "control flow: an operation stopped",
     "engineroom.core.validation.templates._SilentError": "control flow: the process is made anew",
 }
 #: `except Exception` that neither logs nor raises, each with why.
@@ -40,14 +40,17 @@ SILENT = {
     ("engineroom/cli/commands/arguments.py", "complete_pods"): "a shell that completes",
     ("engineroom/cli/commands/arguments.py", "complete_pools"): "a shell that completes",
     ("engineroom/cli/commands/get.py", "complete_policies"): "a shell that completes",
-    ("engineroom/cli/commands/tasks.py", "complete_queues"): "a shell that completes",
+    ("engineroom/cli/commands/tasks/shared.py", "complete_queues"): "a shell that completes",
     ("engineroom/core/transactions/saga.py", "_do"): "written to the saga's log, and undone",
     ("engineroom/core/transactions/twophase.py", "_rollback"): "raised after the others' turn",
     ("engineroom/core/validation/template_process.py", "_outcome"): "told to the parent process",
     ("engineroom/core/validation/template_process.py", "serve"): "told to the parent process",
-    ("engineroom/kube/queue.py", "_run_one"): "logged by _failed, with the key",
-    ("engineroom/tasks/task.py", "_culprit"): "looks for the one argument that fails",
-    ("engineroom/tasks/task.py", "_short"): "a description for people is no reason to refuse a job",
+    ("engineroom/kube/runtime/queue.py", "_run_one"): "logged by _failed, with the key",
+    ("engineroom/tasks/enqueueing/task.py", "_culprit"): "looks for the one argument that fails",
+    (
+        "engineroom/tasks/enqueueing/task.py",
+        "_short",
+    ): "a description for people is no reason to refuse a job",
 }
 _WORDS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
 

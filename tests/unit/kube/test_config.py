@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.kube import config
-from engineroom.kube.errors import ConfigError
+from engineroom.kube.client import config
+from engineroom.kube.client.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engineroom.core.errors import ConflictError, DependencyError, EngineroomError
-from engineroom.kube import errors
+from engineroom.kube.client import errors
 
 
 @pytest.mark.parametrize(

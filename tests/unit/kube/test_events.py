@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from engineroom.core.clock import FakeClock
-from engineroom.kube.errors import Forbidden, NotFound, Unreachable
-from engineroom.kube.events import NOTE_BYTES, EventRecorder
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.kube.client.errors import Forbidden, NotFound, Unreachable
+from engineroom.kube.client.resources import WORKERPOOLS
+from engineroom.kube.runtime.events import NOTE_BYTES, EventRecorder
 
 POOL = WORKERPOOLS.ref("shop", "mail", "u1")
 

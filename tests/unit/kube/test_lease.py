@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engineroom.core.clock import FakeClock, SystemClock
-from engineroom.kube.errors import AlreadyExists, Conflict, NotFound, Unreachable
-from engineroom.kube.lease import Elector, LeaseRecord, LeaseTimes, decide, parse
+from engineroom.kube.client.errors import AlreadyExists, Conflict, NotFound, Unreachable
+from engineroom.kube.runtime.lease import Elector, LeaseRecord, LeaseTimes, decide, parse
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TIMES = LeaseTimes()

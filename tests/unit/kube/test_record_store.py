@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.core.clock import FakeClock
-from engineroom.kube.controller import GRACE, LAST_APPLIED, Record, RecordStore, record_of
-from engineroom.kube.errors import Unreachable
-from engineroom.kube.resources import WORKERPOOLS
+from engineroom.kube.client.errors import Unreachable
+from engineroom.kube.client.resources import WORKERPOOLS
+from engineroom.kube.runtime.controller import GRACE, LAST_APPLIED, Record, RecordStore, record_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

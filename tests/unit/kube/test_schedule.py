@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.kube.queue import NUDGE, URGENT_BURST, Schedule, TokenBucket, backoff
+from engineroom.kube.runtime.queue import NUDGE, URGENT_BURST, Schedule, TokenBucket, backoff
 
 
 def schedule(**options: object) -> Schedule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engineroom.kube.store import ObjectStore
+from engineroom.kube.runtime.store import ObjectStore
 
 
 def pod(name: str, version: int, pool: str | None = "mail", namespace: str = "shop") -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.core.errors import ConflictError
-from engineroom.kube.queue import Schedule, WorkQueue
+from engineroom.kube.runtime.queue import Schedule, WorkQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineroom.api.validation import parse_policy
-from engineroom.ratelimit import compile as compiling
-from engineroom.ratelimit.compile import (
+from engineroom.ratelimit.distribution import compile as compiling
+from engineroom.ratelimit.distribution.compile import (
     Candidate,
     candidate,
     compile_all,
     library_policy,
     standing_candidate,
 )
-from engineroom.ratelimit.decide import next_document
-from engineroom.ratelimit.document import (
+from engineroom.ratelimit.distribution.document import (
     NOTHING,
     Target,
     decode_policy,
@@ -29,8 +28,9 @@ from engineroom.ratelimit.document import (
     read_head,
     write,
 )
-from engineroom.ratelimit.errors import InvalidPolicyError, UnreadableDocumentError
-from engineroom.ratelimit.model import Limit, Policy, Rate
+from engineroom.ratelimit.limits.errors import InvalidPolicyError, UnreadableDocumentError
+from engineroom.ratelimit.limits.model import Limit, Policy, Rate
+from engineroom.ratelimit.reconcile.decide import next_document
 from tests.unit.api.policies import FULL, policy
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engineroom.ratelimit.errors import InvalidPolicyError
-from engineroom.ratelimit.matching import Condition, Operator
-from engineroom.ratelimit.model import Limit, Policy, Rate, Tier
-from engineroom.ratelimit.sources import (
+from engineroom.ratelimit.limits.errors import InvalidPolicyError
+from engineroom.ratelimit.limits.matching import Condition, Operator
+from engineroom.ratelimit.limits.model import Limit, Policy, Rate, Tier
+from engineroom.ratelimit.limits.sources import (
     NOT_APPLIED,
     APIKey,
     ClientIP,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom.core.errors import InvalidSpecError
-from engineroom.ratelimit.errors import InvalidPolicyError
-from engineroom.ratelimit.model import (
+from engineroom.ratelimit.limits.errors import InvalidPolicyError
+from engineroom.ratelimit.limits.model import (
     Algorithm,
     Distribution,
     DistributionMode,

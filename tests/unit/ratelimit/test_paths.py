@@ -11,14 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engineroom.cli.policies import request_view
-from engineroom.ratelimit.matching import Condition, Operator
-from engineroom.ratelimit.middleware import _asgi_view, _wsgi_view
-from engineroom.ratelimit.model import Limit, Policy, Rate, Tier
-from engineroom.ratelimit.paths import settled
-from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.service.asking import Form, of_document, of_proxy
-from engineroom.ratelimit.sources import (
+from engineroom.cli.connections.policies import request_view
+from engineroom.ratelimit.limits.matching import Condition, Operator
+from engineroom.ratelimit.limits.middleware import _asgi_view, _wsgi_view
+from engineroom.ratelimit.limits.model import Limit, Policy, Rate, Tier
+from engineroom.ratelimit.limits.paths import settled
+from engineroom.ratelimit.limits.sources import (
     NOBODY,
     NOT_APPLIED,
     Path,
@@ -27,6 +25,8 @@ from engineroom.ratelimit.sources import (
     identity_of,
     subject_of,
 )
+from engineroom.ratelimit.service import rls
+from engineroom.ratelimit.service.request_parsing import Form, of_document, of_proxy
 
 
 def through_proxy(uri: str) -> RequestView:

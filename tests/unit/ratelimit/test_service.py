@@ -12,12 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.ratelimit.decision import Decision, Reason, Source
-from engineroom.ratelimit.limiter import Breaker
-from engineroom.ratelimit.model import Limit, Policy, Rate
-from engineroom.ratelimit.service import answers, rls
+from engineroom.ratelimit.limits.decision import Decision, Reason, Source
+from engineroom.ratelimit.limits.limiter import Breaker
+from engineroom.ratelimit.limits.model import Limit, Policy, Rate
+from engineroom.ratelimit.limits.sources import ClientIP, RequestView
+from engineroom.ratelimit.service import responses, rls
 from engineroom.ratelimit.service.admin import merge_metrics
-from engineroom.ratelimit.service.asking import (
+from engineroom.ratelimit.service.engine import Enforced, Missing, Verdict
+from engineroom.ratelimit.service.http import MAX_PIPELINED, HttpConnection, HttpService
+from engineroom.ratelimit.service.metrics import Counts, Exposition
+from engineroom.ratelimit.service.request_parsing import (
     Form,
     Question,
     UnreadableError,
@@ -25,11 +29,7 @@ from engineroom.ratelimit.service.asking import (
     of_document,
     of_proxy,
 )
-from engineroom.ratelimit.service.engine import Enforced, Missing, Verdict
-from engineroom.ratelimit.service.http import MAX_PIPELINED, HttpConnection, HttpService
-from engineroom.ratelimit.service.metrics import Counts, Exposition
 from engineroom.ratelimit.service.top import SpaceSaving
-from engineroom.ratelimit.sources import ClientIP, RequestView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,7 +219,7 @@ def test_a_remembered_refusal_says_what_a_new_one_says(
         decision = Decision(
             False, Reason.LIMITED, "shop/api", "all", 5, remaining, wait + later, wait, Source.REDIS
         )
-        status, answer = answers.to_proxy(form, Verdict(decision, enforced))
+        status, answer = responses.to_proxy(form, Verdict(decision, enforced))
         head, _, body = answer.decode().partition("\r\n\r\n")
         first, *lines = head.split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)

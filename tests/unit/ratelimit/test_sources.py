@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engineroom.ratelimit.errors import InvalidPolicyError
-from engineroom.ratelimit.model import Limit, Policy, Rate
-from engineroom.ratelimit.sources import (
+from engineroom.ratelimit.limits.errors import InvalidPolicyError
+from engineroom.ratelimit.limits.model import Limit, Policy, Rate
+from engineroom.ratelimit.limits.sources import (
     MAX_VALUE,
     ClientIP,
     Constant,

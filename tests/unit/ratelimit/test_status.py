@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from engineroom.ratelimit.channel import Word, head_text, owner_of
-from engineroom.ratelimit.compile import Compiled, Lost, Verdict
-from engineroom.ratelimit.decide import (
+from engineroom.ratelimit.distribution.compile import Compiled, Lost, Verdict
+from engineroom.ratelimit.distribution.document import Head, Target, Text, head_of
+from engineroom.ratelimit.distribution.redis_schema import Word, head_text, owner_of
+from engineroom.ratelimit.limits.model import FailureMode
+from engineroom.ratelimit.reconcile.decide import (
     Count,
     Crew,
     Crews,
@@ -19,10 +21,8 @@ from engineroom.ratelimit.decide import (
     is_gone,
     next_document,
 )
-from engineroom.ratelimit.document import Head, Target, Text, head_of
-from engineroom.ratelimit.model import FailureMode
-from engineroom.ratelimit.observe import Enforcer
-from engineroom.ratelimit.status import Failing, Seen, policy_status
+from engineroom.ratelimit.reconcile.observe import Enforcer
+from engineroom.ratelimit.reconcile.status import Failing, Seen, policy_status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STANDING = Standing("h7", 7, "line")

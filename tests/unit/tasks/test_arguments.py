@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.core.redaction import is_secret_key, redact_text
-from engineroom.tasks.arguments import MAX_BYTES, Call, call_of
+from engineroom.tasks.inspection.arguments import MAX_BYTES, Call, call_of
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.text(max_size=30)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.tasks import Flow, InvalidTaskError, Task, chain, fan_in, graph, group
-from engineroom.tasks.flows import MAX_EDGES, MAX_JOBS
+from engineroom.tasks.enqueueing.flows import MAX_EDGES, MAX_JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

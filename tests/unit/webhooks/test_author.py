@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from engineroom.api.pod_security import Level
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.clock import FakeClock
-from engineroom.kube.errors import NotFound, Unreachable
-from engineroom_webhooks.author import Author, ClusterAuthority
+from engineroom.kube.client.errors import NotFound, Unreachable
+from engineroom_webhooks.authorization import Author, ClusterAuthority
 
 if TYPE_CHECKING:
-    from engineroom.kube.client import Client
+    from engineroom.kube.client.client import Client
 
 ANN = Author("ann", groups=("dev",), extra='{"a": ["b"]}')
 

@@ -13,8 +13,8 @@ from cryptography import x509
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import ConflictError
 from engineroom_webhooks import certificates, tls
+from engineroom_webhooks.certificate_manager import Keeper, keep_files, look
 from engineroom_webhooks.certificates import Policy, Step, Stored, carry_out, decide
-from engineroom_webhooks.keeper import Keeper, keep_files, look
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from engineroom_webhooks.keeper import Keeper
+from engineroom_webhooks.certificate_manager import Keeper
 from engineroom_webhooks.process import unready
 
 

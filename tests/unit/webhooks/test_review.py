@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.api.pod_security import Level
-from engineroom.kube.errors import Unreachable
-from engineroom_webhooks.author import Author, NoAuthority
+from engineroom.api.validation.pod_security import Level
+from engineroom.kube.client.errors import Unreachable
+from engineroom_webhooks.authorization import Author, NoAuthority
 from engineroom_webhooks.review import UnreadableReviewError, answer
 from tests.unit.api.policies import policy
 from tests.unit.api.specs import pool

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from engineroom_webhooks.author import NoAuthority
+from engineroom_webhooks.authorization import NoAuthority
 from engineroom_webhooks.server import admission, probes
 from engineroom_webhooks.settings import Settings
 from tests.unit.webhooks.test_review import review

@@ -7,7 +7,7 @@ from typing import Any
 from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.queue.observe import PoolFacts, QueueFacts, WorkerFacts
 from engineroom.workers.plan import Plan, plan_of
-from engineroom.workers.views import PodView
+from engineroom.workers.projections import PodView
 
 NOW = 1_800_000_000.0
 

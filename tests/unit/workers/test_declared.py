@@ -7,7 +7,7 @@ from typing import Any
 from engineroom.core import reasons
 from engineroom.scheduling import schedule_of, stored_name
 from engineroom.tasks import Cron, Every, Missed, Once
-from engineroom.workers.declared import (
+from engineroom.workers.job_schedules.declarations import (
     LOOK_AT_LEAST,
     ScheduleFacts,
     newly_missed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.leave import (
+from engineroom.workers.drain.plan import (
     Leave,
     busy_pods,
     named_to_leave,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engineroom_worker import oom
+from engineroom_worker import out_of_memory
 from engineroom_worker.metrics import Board, render
 
 if TYPE_CHECKING:
@@ -35,26 +35,26 @@ def version_2(root: Path, kills: int, limit: int | str = LIMIT) -> None:
 def test_each_kill_is_told_once_by_each_slot(tmp_path, hierarchy):
     hierarchy(tmp_path, 2)
     board = Board(2)
-    oom.begin(board, tmp_path)
-    assert oom.news(board, 0, tmp_path) == {}
+    out_of_memory.begin(board, tmp_path)
+    assert out_of_memory.news(board, 0, tmp_path) == {}
     hierarchy(tmp_path, 3)
     for slot in (0, 1):
-        told = oom.news(board, slot, tmp_path)
+        told = out_of_memory.news(board, slot, tmp_path)
         assert told["er_oom_limit"] == LIMIT
         assert float(told["er_oom_at"]) > 1.7e9
-        assert oom.news(board, slot, tmp_path) == {}
+        assert out_of_memory.news(board, slot, tmp_path) == {}
     assert 'engineroom_worker_oom_kills_total{pool="a/b"} 3' in render(board, "a/b", 0.0)
 
 
 def test_no_limit_is_none(tmp_path):
     version_1(tmp_path, 0, 9223372036854771712)
-    assert oom.limit(tmp_path) == 0
+    assert out_of_memory.limit(tmp_path) == 0
     version_2(tmp_path, 0, "max")
-    assert oom.limit(tmp_path) == 0
+    assert out_of_memory.limit(tmp_path) == 0
 
 
 def test_where_nobody_counts_nothing_is_told(tmp_path):
     board = Board(1)
-    oom.begin(board, tmp_path)
-    assert oom.kills(tmp_path) == 0
-    assert oom.news(board, 0, tmp_path) == {}
+    out_of_memory.begin(board, tmp_path)
+    assert out_of_memory.kills(tmp_path) == 0
+    assert out_of_memory.news(board, 0, tmp_path) == {}

@@ -1,6 +1,6 @@
 """Figures in status: not too often for one pool, nor for all of them together."""
 
-from engineroom.workers.pace import Pace
+from engineroom.workers.status_pacing import Pace
 
 
 def test_one_alone_waits_for_its_own_time_only() -> None:

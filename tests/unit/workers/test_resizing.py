@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.resizing import (
+from engineroom.workers.rightsizing.recommendation import NOTHING, Amounts
+from engineroom.workers.rightsizing.resizing import (
     Container,
     container_of,
     left_alone,
@@ -16,7 +17,6 @@ from engineroom.workers.resizing import (
     resize_patch,
     supported,
 )
-from engineroom.workers.rightsizing import NOTHING, Amounts
 
 MEBI = 2.0**20
 PRESENT = Amounts(0.1, 128 * MEBI, None, 256 * MEBI)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engineroom.api.quantity import parse_quantity
 from engineroom.api.v1alpha1.workerpool import RightSizing, RightSizingMode
 from engineroom.workers.plan import plan_of
-from engineroom.workers.rightsizing import (
+from engineroom.workers.rightsizing.recommendation import (
     AMOUNTS,
     HEADROOM,
     LEAST_SAMPLES,
@@ -26,7 +26,7 @@ from engineroom.workers.rightsizing import (
     sizing_plan,
     wants,
 )
-from engineroom.workers.usage import DAY, Sample
+from engineroom.workers.rightsizing.usage import DAY, Sample
 from tests.unit.workers import builders
 
 MEBI = 2.0**20

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from engineroom.queue import keys, order
+from engineroom.queue import keys, priority
 from engineroom_worker import limits
-from engineroom_worker import order as runtime
+from engineroom_worker import priority as runtime
 
 
 def test_operator_and_runtime_place_jobs_by_the_same_script():
-    assert runtime.PUT == order.PUT
+    assert runtime.PUT == priority.PUT
 
 
 def test_operator_and_runtime_mean_the_same_keys():

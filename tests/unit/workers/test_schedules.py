@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from engineroom.workers.plan import SchedulePlan
-from engineroom.workers.schedules import active, next_change
+from engineroom.workers.scaling_windows import active, next_change
 
 
 def peak(cron: str = "0 9 * * 1-5", zone: str = "Europe/Berlin", hours: float = 8, least: int = 5):

@@ -9,8 +9,8 @@ import pytest
 
 from engineroom.core.errors import InvalidSpecError, Problem
 from engineroom.workers.decide import Decision
+from engineroom.workers.projections import DeploymentView
 from engineroom.workers.status import Seen, invalid_status, pool_status
-from engineroom.workers.views import DeploymentView
 from tests.unit.workers.builders import facts, plan, pod
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.usage import (
+from engineroom.workers.rightsizing.usage import (
     BUCKETS,
     CPU,
     DAY,

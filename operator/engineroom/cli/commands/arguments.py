@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.errors import UsageError
-from engineroom.cli.session import Session, Shared
-from engineroom.cli.views.shape import Output
+from engineroom.cli.app.context import Session, Shared
+from engineroom.cli.app.errors import UsageError
+from engineroom.cli.views.output_formats import Output
 
 #: Words that ``get`` and ``top`` take for "all pools".
 POOLS = frozenset({"pools", "pool", "workerpools", "workerpool", "wp"})

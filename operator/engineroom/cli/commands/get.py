@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
+from engineroom.cli.app.context import AllNamespaces, Selector, Session, Shared
+from engineroom.cli.app.errors import UsageError
 from engineroom.cli.commands.arguments import POOLS, OutputOption, complete_pools, pool_name
-from engineroom.cli.commands.present import present
-from engineroom.cli.errors import UsageError
-from engineroom.cli.model import RESOURCE, Pool
-from engineroom.cli.policies import RESOURCE as POLICY_RESOURCE
-from engineroom.cli.policies import WORDS, get_policy, list_policies
-from engineroom.cli.session import AllNamespaces, Selector, Session, Shared
+from engineroom.cli.commands.output import present
+from engineroom.cli.connections.model import RESOURCE, Pool
+from engineroom.cli.connections.policies import RESOURCE as POLICY_RESOURCE
+from engineroom.cli.connections.policies import WORDS, get_policy, list_policies
+from engineroom.cli.views.output_formats import Output, listing
 from engineroom.cli.views.pools import pools_table
-from engineroom.cli.views.shape import Output, listing
 
 
 def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:

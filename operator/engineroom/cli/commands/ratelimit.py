@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import ExitCode, UsageError
 from engineroom.cli.commands.get import complete_policies
-from engineroom.cli.errors import ExitCode, UsageError
-from engineroom.cli.link import open_redis
-from engineroom.cli.policies import (
+from engineroom.cli.connections.policies import (
     chosen,
     enforcers_of,
     get_policy,
@@ -19,7 +19,8 @@ from engineroom.cli.policies import (
     request_view,
     top_keys,
 )
-from engineroom.cli.session import Session
+from engineroom.cli.connections.redis_connection import open_redis
+from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.ratelimits import (
     PolicyExplanation,
     explanation_document,
@@ -29,10 +30,9 @@ from engineroom.cli.views.ratelimits import (
     top_document,
     top_text,
 )
-from engineroom.cli.views.shape import Report, dump
 from engineroom.core.errors import EngineroomError
-from engineroom.ratelimit.document import Policies  # noqa: TC001
-from engineroom.ratelimit.rehearse import rehearse
+from engineroom.ratelimit.distribution.document import Policies  # noqa: TC001
+from engineroom.ratelimit.limits.dry_run import rehearse
 
 _HELD = "Policy; without any, all of the namespace."
 OutputOption = Annotated[

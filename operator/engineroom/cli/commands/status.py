@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.diagnose import Check, Severity
-from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
-from engineroom.cli.model import Document, Installation, Pod, Pool, Status
-from engineroom.cli.policies import list_policies
-from engineroom.cli.session import Selector, Session
-from engineroom.cli.views.shape import Report, dump
+from engineroom.cli.app.context import Selector, Session
+from engineroom.cli.app.errors import ExitCode, ForbiddenError, NotFoundError, program
+from engineroom.cli.connections.model import Document, Installation, Pod, Pool, Status
+from engineroom.cli.connections.policies import list_policies
+from engineroom.cli.views.diagnose import Check, Severity
+from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.status import Overview, status_document, status_text
 from engineroom.cli.views.text import count
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engineroom import __version__
-from engineroom.cli.session import Session
-from engineroom.cli.views.shape import Report, dump
+from engineroom.cli.app.context import Session
+from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.version import version_table
 
 if TYPE_CHECKING:
-    from engineroom.cli.model import Installation
+    from engineroom.cli.connections.model import Installation
 
 
 def version(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.views.shape import Indent, table, word
+from engineroom.cli.views.output_formats import Indent, table, word
 from engineroom.cli.views.tasks import when
 from engineroom.cli.views.text import ABSENT, clip
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from engineroom.cli.model import Document
+    from engineroom.cli.connections.model import Document
 
 
 def _time(at: float | None) -> datetime | None:

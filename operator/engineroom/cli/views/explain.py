@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.diagnose import pool_findings, pool_state
-from engineroom.cli.model import RESOURCE
-from engineroom.cli.views.shape import STYLES, Indent, table, word
+from engineroom.cli.connections.model import RESOURCE
+from engineroom.cli.views.diagnose import pool_findings, pool_state
+from engineroom.cli.views.output_formats import STYLES, Indent, table, word
 from engineroom.cli.views.text import ABSENT, age, count, cpu, memory, number, seconds
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engineroom.cli.diagnose import Finding
-    from engineroom.cli.model import Event, Pod, Pool, Queue
+    from engineroom.cli.connections.model import Event, Pod, Pool, Queue
+    from engineroom.cli.views.diagnose import Finding
 
 _EVENTS_SHOWN = 10
 _PODS_SHOWN = 50

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.cli.diagnose import pool_state
-from engineroom.cli.views.shape import table, word
+from engineroom.cli.views.diagnose import pool_state
+from engineroom.cli.views.output_formats import table, word
 from engineroom.cli.views.text import ABSENT, age, clip, number, seconds
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from engineroom.cli.model import Pool
+    from engineroom.cli.connections.model import Pool
 
 
 def oldest(pool: Pool) -> str:

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.policies import condition, state_of
-from engineroom.cli.views.shape import Indent, table, word
+from engineroom.cli.connections.policies import condition, state_of
+from engineroom.cli.views.output_formats import Indent, table, word
 from engineroom.cli.views.text import ABSENT, age
-from engineroom.ratelimit.bound import bound_text, without_redis_text
+from engineroom.ratelimit.limits.bound import bound_text, without_redis_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rich.console import RenderableType
 
-    from engineroom.cli.model import Document
-    from engineroom.cli.policies import Top
-    from engineroom.ratelimit.document import CompiledPolicy
-    from engineroom.ratelimit.model import Limit
-    from engineroom.ratelimit.observe import Enforcer, Roll
-    from engineroom.ratelimit.rehearse import Asked, Rehearsal
+    from engineroom.cli.connections.model import Document
+    from engineroom.cli.connections.policies import Top
+    from engineroom.ratelimit.distribution.document import CompiledPolicy
+    from engineroom.ratelimit.limits.dry_run import Asked, Rehearsal
+    from engineroom.ratelimit.limits.model import Limit
+    from engineroom.ratelimit.reconcile.observe import Enforcer, Roll
 
 _KINDS = ("Accepted", "Programmed", "Enforced", "Degraded")
 _FIXES = {
@@ -104,7 +104,7 @@ def _time(text: str | None) -> datetime | None:
 
 def source_text(source: object, value: str | None) -> str:
     """``ClientIP=192.0.2.7``; what may be a secret as the digest that `top` shows too."""
-    from engineroom.ratelimit.document import encode_source
+    from engineroom.ratelimit.distribution.document import encode_source
     from engineroom.ratelimit.service.top import shown
 
     kind, *rest = encode_source(source)  # type: ignore[arg-type]  # what a policy names
@@ -146,7 +146,7 @@ def _answer(rehearsal: Rehearsal) -> Text:
 
 def response_status(rehearsal: Rehearsal) -> int | None:
     """What the client gets from a middleware; None for what is admitted."""
-    from engineroom.ratelimit.middleware import status_of
+    from engineroom.ratelimit.limits.middleware import status_of
 
     if rehearsal.decision.allowed:
         return None
@@ -281,7 +281,7 @@ def enforces(explanation: PolicyExplanation, enforcer: Enforcer) -> bool:
 def acknowledged(explanation: PolicyExplanation, enforcer: Enforcer) -> bool | None:
     """Whether an enforcer has this policy as it stands in Redis; None when that is not known, or it
     is not one of its enforcers."""
-    from engineroom.ratelimit.decide import Standing, has
+    from engineroom.ratelimit.reconcile.decide import Standing, has
 
     if (
         explanation.head is None

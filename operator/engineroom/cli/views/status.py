@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.diagnose import Check, Severity, checks, pool_findings, pool_state
-from engineroom.cli.policies import rate_limits
+from engineroom.cli.connections.policies import rate_limits
+from engineroom.cli.views.diagnose import Check, Severity, checks, pool_findings, pool_state
 from engineroom.cli.views.explain import finding_document, findings_list
-from engineroom.cli.views.shape import Indent, table, word
+from engineroom.cli.views.output_formats import Indent, table, word
 from engineroom.cli.views.top import by_pool, summary
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engineroom.cli.diagnose import Finding
-    from engineroom.cli.model import Document, Installation, Pod, Pool
+    from engineroom.cli.connections.model import Document, Installation, Pod, Pool
+    from engineroom.cli.views.diagnose import Finding
 
 
 @dataclass(frozen=True, slots=True)

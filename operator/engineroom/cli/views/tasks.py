@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.views.shape import Indent, table, word
+from engineroom.cli.views.output_formats import Indent, table, word
 from engineroom.cli.views.text import ABSENT, age, clip, cpu, memory, number, span
 
 if TYPE_CHECKING:

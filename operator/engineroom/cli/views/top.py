@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.diagnose import pool_state
+from engineroom.cli.views.diagnose import pool_state
 from engineroom.cli.views.explain import pod_document, pool_document
+from engineroom.cli.views.output_formats import table, word
 from engineroom.cli.views.pools import busy, oldest, pods_ready
-from engineroom.cli.views.shape import table, word
 from engineroom.cli.views.text import ABSENT, age, count, cpu, memory, number
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engineroom.cli.model import Pod, Pool
+    from engineroom.cli.connections.model import Pod, Pool
 
 _ORDER = ("busy", "draining", "drained", "leaving", "ready", "idle", "starting")
 

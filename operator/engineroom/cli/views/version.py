@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engineroom.cli.views.shape import table
+from engineroom.cli.views.output_formats import table
 
 if TYPE_CHECKING:
     from rich.table import Table

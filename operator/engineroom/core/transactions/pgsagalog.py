@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core.error_translation import wrapped
 from engineroom.core.transactions.saga import ENDS, Kind, Line
 from engineroom.core.transactions.sagalog import (
     MAX_PAGE,
@@ -19,7 +20,6 @@ from engineroom.core.transactions.sagalog import (
     check_id,
     line_detail,
 )
-from engineroom.core.wrapping import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,10 +13,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import InvalidInputError, Problem, TooLargeError
 from engineroom.core.redaction import redact
 from engineroom.core.transactions.saga import ENDS, MAX_BYTES, Kind, Line
-from engineroom.core.wrapping import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

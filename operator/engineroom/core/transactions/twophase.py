@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from engineroom.core.error_translation import wrap
 from engineroom.core.errors import ConflictError
 from engineroom.core.logging import get_logger
-from engineroom.core.transactions.either import run_plain, settle
+from engineroom.core.transactions.maybe_async import run_plain, settle
 from engineroom.core.transactions.participants import ConnectionParticipant
-from engineroom.core.wrapping import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping

@@ -26,11 +26,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engineroom.core.clock import SystemClock
+from engineroom.core.error_translation import wrap
 from engineroom.core.errors import Category, TimeLimitError
 from engineroom.core.logging import get_logger
-from engineroom.core.transactions.either import run_plain, settle
 from engineroom.core.transactions.errors import TransactionInDoubtError, TransactionStateError
-from engineroom.core.wrapping import wrap
+from engineroom.core.transactions.maybe_async import run_plain, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from engineroom.core.error_responses import problem_document
 from engineroom.core.errors import Category, EngineroomError, TooLargeError
-from engineroom.core.mapping import problem_document
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

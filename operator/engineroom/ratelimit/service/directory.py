@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from engineroom.ratelimit.follow import AsyncFollower, AsyncLimiters
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, AsyncLimiters
 from engineroom.ratelimit.service.engine import Enforced, Missing
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
-    from engineroom.ratelimit.document import CompiledPolicy, Policies
-    from engineroom.ratelimit.follow import PolicySource
+    from engineroom.ratelimit.distribution.document import CompiledPolicy, Policies
+    from engineroom.ratelimit.distribution.policy_follower import PolicySource
 
 log = structlog.get_logger(__name__)
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
-from engineroom.ratelimit.middleware import policy_header
+from engineroom.ratelimit.limits.middleware import policy_header
+from engineroom.ratelimit.limits.sources import identity_of, response_costs, subject_of
 from engineroom.ratelimit.service.explain import explain
-from engineroom.ratelimit.sources import identity_of, response_costs, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engineroom.ratelimit.decision import Decision
-    from engineroom.ratelimit.limiter import AsyncLimiter, Identity
-    from engineroom.ratelimit.model import Limit, Policy
-    from engineroom.ratelimit.service.asking import Question
+    from engineroom.ratelimit.limits.decision import Decision
+    from engineroom.ratelimit.limits.limiter import AsyncLimiter, Identity
+    from engineroom.ratelimit.limits.model import Limit, Policy
+    from engineroom.ratelimit.limits.sources import RequestView
     from engineroom.ratelimit.service.metrics import Counts
+    from engineroom.ratelimit.service.request_parsing import Question
     from engineroom.ratelimit.service.top import Recordings
-    from engineroom.ratelimit.sources import RequestView
 
 
 #: Refusals of one policy that are remembered.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.ratelimit.decision import Decision
-from engineroom.ratelimit.model import MissingKey, Mode
+from engineroom.ratelimit.limits.decision import Decision
+from engineroom.ratelimit.limits.model import MissingKey, Mode
+from engineroom.ratelimit.limits.sources import NOT_APPLIED, Applied, subject_of
 from engineroom.ratelimit.service.top import shown
-from engineroom.ratelimit.sources import NOT_APPLIED, Applied, subject_of
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.limiter import AsyncLimiter
-    from engineroom.ratelimit.model import Limit, Policy
-    from engineroom.ratelimit.sources import RequestView
+    from engineroom.ratelimit.limits.limiter import AsyncLimiter
+    from engineroom.ratelimit.limits.model import Limit, Policy
+    from engineroom.ratelimit.limits.sources import RequestView
 
 
 async def explain(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from engineroom.api.validation import parse_policy
 from engineroom.core.validation import documents
-from engineroom.ratelimit.compile import candidate, compile_all
-from engineroom.ratelimit.document import read, write
-from engineroom.ratelimit.follow import StaticPolicies
+from engineroom.ratelimit.distribution.compile import candidate, compile_all
+from engineroom.ratelimit.distribution.document import read, write
+from engineroom.ratelimit.distribution.policy_follower import StaticPolicies
 from engineroom.ratelimit.service.directory import Room
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from engineroom.ratelimit.compile import Candidate
+    from engineroom.ratelimit.distribution.compile import Candidate
 
 _KIND = "RateLimitPolicy"
 

@@ -29,8 +29,8 @@ from ngh2.events import (
 )
 
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.service.asking import UnreadableError
 from engineroom.ratelimit.service.engine import Missing
+from engineroom.ratelimit.service.request_parsing import UnreadableError
 
 if TYPE_CHECKING:
     from engineroom.ratelimit.service.engine import Engine

@@ -18,15 +18,15 @@ import httptools
 import orjson
 import structlog
 
-from engineroom.ratelimit.service import answers, asking, rls
-from engineroom.ratelimit.service.asking import Form, UnreadableError
+from engineroom.ratelimit.service import request_parsing, responses, rls
+from engineroom.ratelimit.service.request_parsing import Form, UnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from engineroom.ratelimit.service.asking import Question
     from engineroom.ratelimit.service.engine import Engine, Verdict
     from engineroom.ratelimit.service.metrics import Counts
+    from engineroom.ratelimit.service.request_parsing import Question
 
 log = structlog.get_logger(__name__)
 
@@ -265,7 +265,7 @@ class HttpConnection(asyncio.Protocol):
                 form, namespace, name = route
                 self._ask_for(number, form, namespace, name, "", "", method, headers)
         except UnreadableError as error:
-            self._answer(number, 400, answers.problem(400, str(error)), "unreadable")
+            self._answer(number, 400, responses.problem(400, str(error)), "unreadable")
 
     # -- questions and answers ------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class HttpConnection(asyncio.Protocol):
         target, _, query = url.decode("latin-1").partition("?")
         parts = target.split("/", 5)
         if len(parts) > 4 and parts[1] == "v1" and (form := _FORMS.get(parts[2])) is not None:
-            namespace, name = asking.segment(parts[3]), asking.segment(parts[4])
+            namespace, name = request_parsing.segment(parts[3]), request_parsing.segment(parts[4])
             rest = parts[5] if len(parts) > 5 else ""
             if not rest and not query and len(url) <= _MAX_ROUTE:
                 if len(_routes) >= _MAX_ROUTES:
@@ -298,37 +298,40 @@ class HttpConnection(asyncio.Protocol):
             self._ask_for(number, form, namespace, name, rest, query, method, headers)
         elif target == "/v1/decide":
             if self._posted(number, method):
-                self._decide(number, asking.of_document(_document(body)))
+                self._decide(number, request_parsing.of_document(_document(body)))
         elif target == "/v1/explain":
             if self._posted(number, method):
-                question = asking.of_document(_document(body))
+                question = request_parsing.of_document(_document(body))
                 self._service.spawn(self._explain(number, question))
         elif target == "/v1/charge":
             if self._posted(number, method):
                 told = _document(body)
-                question, spent = asking.of_document(told), asking.response_headers(told)
+                question, spent = (
+                    request_parsing.of_document(told),
+                    request_parsing.response_headers(told),
+                )
                 self._service.spawn(self._charge(number, question, spent))
         elif target == "/json":
             if self._posted(number, method):
                 self._as_json(number, body)
         else:
-            self._answer(number, 404, answers.problem(404, "there is nothing here"), "none")
+            self._answer(number, 404, responses.problem(404, "there is nothing here"), "none")
 
     def _ask_for(
         self, number: int, form: Form, namespace: str, name: str, rest: str, query: str,
         method: str, headers: dict[str, str],
     ) -> None:  # fmt: skip
         try:
-            question = asking.of_proxy(form, namespace, name, rest, query, method, headers)
+            question = request_parsing.of_proxy(form, namespace, name, rest, query, method, headers)
         except UnreadableError as error:
-            self._answer(number, *answers.unreadable(form, str(error)), "unreadable")
+            self._answer(number, *responses.unreadable(form, str(error)), "unreadable")
             return
         verdict = self._engine.ask(question, self._tell_proxy, number, form)
         if verdict is not None:
             self._tell_proxy(verdict, number, form)
 
     def _tell_proxy(self, verdict: Verdict, number: int, form: Form) -> None:
-        status, answer = answers.to_proxy(form, verdict)
+        status, answer = responses.to_proxy(form, verdict)
         self._answer(number, status, answer, form)
 
     def _decide(self, number: int, question: Question) -> None:
@@ -337,19 +340,19 @@ class HttpConnection(asyncio.Protocol):
             self._tell_program(verdict, number)
 
     def _tell_program(self, verdict: Verdict, number: int) -> None:
-        self._answer(number, *answers.decided(verdict), "decide")
+        self._answer(number, *responses.decided(verdict), "decide")
 
     async def _explain(self, number: int, question: Question) -> None:
-        self._answer(number, *answers.explained(await self._engine.explain(question)), "explain")
+        self._answer(number, *responses.explained(await self._engine.explain(question)), "explain")
 
     async def _charge(self, number: int, question: Question, spent: dict[str, str]) -> None:
         found = await self._engine.charge(question, spent)
-        self._answer(number, *answers.charged(found), "charge")
+        self._answer(number, *responses.charged(found), "charge")
 
     def _posted(self, number: int, method: str) -> bool:
         if method == "POST":
             return True
-        self._answer(number, 405, answers.problem(405, "only POST is answered here"), "none")
+        self._answer(number, 405, responses.problem(405, "only POST is answered here"), "none")
         return False
 
     def _as_json(self, number: int, body: bytes) -> None:
@@ -358,7 +361,7 @@ class HttpConnection(asyncio.Protocol):
 
         def answered(found: rls.Rated) -> None:
             status = 429 if found.limited else 200
-            told = answers.response(
+            told = responses.response(
                 status, (("Content-Type", "application/json"),), orjson.dumps(found.document())
             )
             self._answer(number, status, told, "json")
@@ -398,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
         number = self._asked
         self._asked = number + 1
         self._closing = self._lingering = True
-        self._answer(number, status, answers.problem(status, detail, close=True), "unreadable")
+        self._answer(number, status, responses.problem(status, detail, close=True), "unreadable")
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from redis.exceptions import NoPermissionError, RedisError
 from engineroom import __version__
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import REPEAT_SECONDS, configure
-from engineroom.ratelimit.cluster import refuse_shards
-from engineroom.ratelimit.errors import RedisClusterError
+from engineroom.ratelimit.limits.cluster import refuse_shards
+from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.ratelimit.service import admin
 from engineroom.ratelimit.service.admin import JSON, TEXT, Admin
 from engineroom.ratelimit.service.directory import FixedDirectory, FollowingDirectory

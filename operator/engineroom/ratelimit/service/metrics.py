@@ -10,9 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from engineroom.core.recovery import BreakerState
-from engineroom.ratelimit.decision import Reason, Source
-from engineroom.ratelimit.errors import LimiterUnavailableError
-from engineroom.ratelimit.prometheus import DecisionCounts
+from engineroom.ratelimit.limits.decision import Reason, Source
+from engineroom.ratelimit.limits.errors import LimiterUnavailableError
+from engineroom.ratelimit.limits.prometheus import DecisionCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from engineroom.ratelimit.middleware import limit_headers, refusal
-from engineroom.ratelimit.model import HeaderStyle
-from engineroom.ratelimit.paths import on_the_wire
-from engineroom.ratelimit.service.asking import UnreadableError, of_descriptor
+from engineroom.ratelimit.limits.middleware import limit_headers, refusal
+from engineroom.ratelimit.limits.model import HeaderStyle
+from engineroom.ratelimit.limits.paths import on_the_wire
 from engineroom.ratelimit.service.engine import Missing
+from engineroom.ratelimit.service.request_parsing import UnreadableError, of_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engineroom.ratelimit.decision import Decision
-    from engineroom.ratelimit.service.asking import Question
+    from engineroom.ratelimit.limits.decision import Decision
     from engineroom.ratelimit.service.engine import Enforced, Engine, Verdict
+    from engineroom.ratelimit.service.request_parsing import Question
 
 #: Descriptors of one request, and entries of one descriptor.
 MAX_DESCRIPTORS, MAX_ENTRIES = 32, 64

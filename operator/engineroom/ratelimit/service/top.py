@@ -13,11 +13,11 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from engineroom.ratelimit import sources
+from engineroom.ratelimit.limits import sources
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.model import Policy
-    from engineroom.ratelimit.sources import RequestView
+    from engineroom.ratelimit.limits.model import Policy
+    from engineroom.ratelimit.limits.sources import RequestView
 
 #: Counters of one recording, and recordings at once.
 CAPACITY, MAX_RECORDINGS = 1000, 4

@@ -1,0 +1,1 @@
+"""Custom resource definitions and the structural schemas that validate documents."""

@@ -1,0 +1,232 @@
+"""The CustomResourceDefinition of RateLimitPolicy, and all of them together; see ``crd``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api import GROUP, VERSION
+from engineroom.api.schema import crd
+from engineroom.api.schema.crd import Rule
+from engineroom.api.v1alpha1 import ratelimitpolicy, workerpool
+from engineroom.api.v1alpha1.ratelimitpolicy import (
+    RateLimitPolicy,
+    RateLimitPolicySpec,
+    RateLimitPolicyStatus,
+)
+
+if TYPE_CHECKING:
+    from engineroom.api.schema.tree import Node
+
+#: Longest name of a policy: it is part of the name under which enforcers know it.
+MAX_NAME = 63
+#: Sources that need a name, and that may have one.
+NAMED = ("Header", "Query", "Cookie", "JWTClaim")
+
+_NAMED = "['Header', 'Query', 'Cookie', 'JWTClaim']"
+_SOURCE = (
+    Rule(
+        f"!(self.source in {_NAMED}) || has(self.name)",
+        "is missing; write the name of the header, parameter, cookie or claim",
+        field=".name",
+    ),
+    Rule(
+        f"!has(self.name) || self.source in {_NAMED} || self.source == 'APIKey'",
+        "is set, but this source has no name; remove it",
+        field=".name",
+    ),
+    Rule(
+        "(self.source == 'Constant') == has(self.value)",
+        "belongs to Constant, and Constant needs one; add or remove it",
+        field=".value",
+    ),
+    Rule(
+        "!has(self.ipv6Prefix) || self.source == 'ClientIP'",
+        "is set, but the source is not ClientIP; remove it",
+        field=".ipv6Prefix",
+    ),
+)
+_MATCH = (
+    *_SOURCE,
+    Rule(
+        "self.operator in ['Exists', 'DoesNotExist'] ? !has(self.values) || self.values.size() == 0"
+        " : has(self.values) && self.values.size() > 0",
+        "does not fit the operator; Exists and DoesNotExist take none, the others at least one",
+        field=".values",
+    ),
+    Rule(
+        "self.operator != 'InNetwork' || self.source == 'ClientIP'",
+        "InNetwork compares addresses; use it with source ClientIP",
+        field=".operator",
+    ),
+)
+_NOT_ZERO = Rule("self.matches('[1-9]')", "is no time at all; write 1ms or more, such as 1s")
+
+#: By the path of the node that ``self`` is; the empty path is the object itself.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "": (
+        Rule(
+            f"self.metadata.name.size() <= {MAX_NAME}",
+            f"metadata.name: is too long; shorten it to at most {MAX_NAME} characters",
+        ),
+        Rule(
+            "!self.metadata.name.contains('.')",
+            "metadata.name: has a dot; write a DNS label: lower-case letters, digits and dashes",
+        ),
+    ),
+    "spec": (
+        Rule(
+            "has(self.selector) != (has(self.targetRefs) && self.targetRefs.size() > 0)",
+            "a policy has either targetRefs or a selector; write one of the two",
+        ),
+        Rule(
+            "!has(self.distribution.mode) || self.distribution.mode != 'Leased' || "
+            "self.limits.all(limit, limit.algorithm == 'TokenBucket' && limit.mode == 'Enforce')",
+            "Leased needs limits of algorithm TokenBucket and mode Enforce; use Strict",
+            field=".distribution.mode",
+        ),
+    ),
+    "spec.targetRefs[]": (
+        Rule(
+            "!has(self.group) || (self.kind == 'Service' ? self.group == '' : self.group == "
+            "(self.kind == 'Ingress' ? 'networking.k8s.io' : 'gateway.networking.k8s.io'))",
+            "is not the group of that kind; leave it out",
+            field=".group",
+        ),
+    ),
+    "spec.limits[]": (
+        Rule(
+            "!has(self.burst) || self.algorithm == 'TokenBucket'",
+            "only a TokenBucket has a burst; remove it or use TokenBucket",
+            field=".burst",
+        ),
+        Rule(
+            "!has(self.cost.request) || self.cost.request <= "
+            "(has(self.burst) ? self.burst : self.rate.requests)",
+            "is below cost.request, so every request would be refused; raise it",
+            field=".burst",
+        ),
+    ),
+    "spec.limits[].rate.period": (_NOT_ZERO,),
+    "spec.limits[].key[]": _SOURCE,
+    "spec.limits[].when[]": _MATCH,
+    "spec.limits[].tiers[].match[]": _MATCH,
+    "spec.limits[].tiers[].rate.period": (_NOT_ZERO,),
+    "spec.limits[].exempt[].match[]": _MATCH,
+    "spec.distribution.leaseTTL": (_NOT_ZERO,),
+    "spec.failure.timeout": (_NOT_ZERO,),
+    "spec.failure.breaker.pause": (_NOT_ZERO,),
+}
+
+
+def _condition(kind: str) -> str:
+    return f'.status.conditions[?(@.type=="{kind}")]'
+
+
+COLUMNS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "Accepted",
+        "type": "string",
+        "jsonPath": f"{_condition('Accepted')}.status",
+        "description": "Whether it is valid and has its targets.",
+    },
+    {
+        "name": "Programmed",
+        "type": "string",
+        "jsonPath": f"{_condition('Programmed')}.status",
+        "description": "Whether it is in the document that enforcers follow.",
+    },
+    {
+        "name": "Enforced",
+        "type": "string",
+        "jsonPath": f"{_condition('Enforced')}.status",
+        "description": "Whether every live enforcer acknowledged it.",
+    },
+    {
+        "name": "Enforcers",
+        "type": "integer",
+        "jsonPath": ".status.enforcers.ready",
+        "description": "Enforcers that acknowledged it.",
+    },
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {
+        "name": "Live",
+        "type": "integer",
+        "jsonPath": ".status.enforcers.total",
+        "priority": 1,
+        "description": "Enforcers that are alive.",
+    },
+    {
+        "name": "Degraded",
+        "type": "string",
+        "jsonPath": f"{_condition('Degraded')}.status",
+        "priority": 1,
+        "description": "Whether Redis did not decide in time of late.",
+    },
+    {
+        "name": "Reason",
+        "type": "string",
+        "jsonPath": f"{_condition('Ready')}.reason",
+        "priority": 1,
+    },
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": f"{_condition('Ready')}.message",
+        "priority": 1,
+    },
+)
+
+
+def open_api_schema() -> dict[str, Any]:
+    """``openAPIV3Schema`` of RateLimitPolicy."""
+    return crd.schema_of(RateLimitPolicy, RateLimitPolicySpec, RateLimitPolicyStatus, RULES)
+
+
+def policy_crd() -> dict[str, Any]:
+    """The CustomResourceDefinition of RateLimitPolicy."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{ratelimitpolicy.PLURAL}.{GROUP}",
+            # As the Gateway API marks policies that are attached to one object and not inherited.
+            "labels": {"gateway.networking.k8s.io/policy": "Direct"},
+        },
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": ratelimitpolicy.KIND,
+                "listKind": f"{ratelimitpolicy.KIND}List",
+                "plural": ratelimitpolicy.PLURAL,
+                "singular": ratelimitpolicy.KIND.lower(),
+                "shortNames": [ratelimitpolicy.SHORT_NAME],
+                "categories": ["engineroom"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "additionalPrinterColumns": [dict(column) for column in COLUMNS],
+                    "schema": {"openAPIV3Schema": open_api_schema()},
+                    "subresources": {"status": {}},
+                }
+            ],
+        },
+    }
+
+
+def all_crds() -> dict[str, dict[str, Any]]:
+    """Every CRD by the name of its file."""
+    return {
+        f"{workerpool.PLURAL}.{GROUP}.yaml": crd.workerpool_crd(),
+        f"{ratelimitpolicy.PLURAL}.{GROUP}.yaml": policy_crd(),
+    }
+
+
+@cache
+def spec_node() -> Node:
+    """The tree of ``spec``, for ``engineroom.api.schema.tree.check``."""
+    return crd.node_of(open_api_schema()["properties"]["spec"])

@@ -1,0 +1,134 @@
+"""What is wrong with ``spec.schedules``: one answer for webhook, controller and command line."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api.schema.tree import describe_pattern
+from engineroom.api.v1alpha1.jobschedule import AT_PATTERN, FUNCTION_PATTERN
+from engineroom.core.errors import Problem
+from engineroom.core.validation.cron import cron_problem, zone_problem
+from engineroom.core.validation.paths import nearest, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Arguments of one job, as JSON (bytes).
+MAX_ARGUMENTS = 8192
+#: As many schedules as the CRD allows; more are not looked at.
+MAX_SCHEDULES = 64
+_WHEN = ("cron", "every", "at")
+
+describe_pattern(
+    FUNCTION_PATTERN,
+    "the dotted path of a function",
+    "write package.module.function, as the workers import it",
+)
+describe_pattern(
+    AT_PATTERN, "a time with its offset", "write it such as 2026-03-01T08:00:00+01:00 or ...Z"
+)
+
+
+def problems(spec: dict[str, Any], seconds: Callable[[object], float | None]) -> Iterator[Problem]:
+    """Every problem that the schema does not tell; ``seconds`` reads a duration."""
+    given = spec.get("schedules")
+    queues = [
+        queue["name"]
+        for queue in _list(spec.get("queues"))
+        if isinstance(queue, dict) and isinstance(queue.get("name"), str)
+    ]
+    for index, schedule in enumerate(_list(given)[:MAX_SCHEDULES]):
+        if isinstance(schedule, dict):
+            path = f"spec.schedules[{index}]"
+            yield from _when(schedule, path)
+            yield from _lengths(schedule, path, seconds)
+            yield from _what(schedule, path, queues)
+
+
+def _when(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
+    said = [word for word in _WHEN if schedule.get(word) is not None]
+    if not said:
+        yield Problem(path, "says no time", "add one of cron, every and at")
+    elif len(said) > 1:
+        yield Problem(
+            f"{path}.{said[1]}", f"is set beside {said[0]}", "keep one of cron, every and at"
+        )
+    cron, zone, at = (schedule.get(word) for word in ("cron", "timeZone", "at"))
+    if isinstance(cron, str) and 0 < len(cron) <= 100:
+        told = cron_problem(cron)
+        if told is not None:
+            yield Problem(f"{path}.cron", *told)
+    if isinstance(zone, str) and 0 < len(zone) <= 64:
+        told = zone_problem(zone)
+        if told is not None:
+            yield Problem(f"{path}.timeZone", *told)
+        elif said and "cron" not in said:
+            yield Problem(
+                f"{path}.timeZone", f"is set beside {said[0]}", "remove it: only cron has a zone"
+            )
+    if isinstance(at, str) and len(at) <= 32:
+        try:
+            datetime.fromisoformat(at)
+        except ValueError:
+            # What has another form is told by the schema.
+            if len(at) > 10 and at[:4].isdigit() and at[10] == "T":
+                yield Problem(
+                    f"{path}.at", f"{shown(at)} is no time that exists", "correct the day or hour"
+                )
+
+
+def _lengths(
+    schedule: dict[str, Any], path: str, seconds: Callable[[object], float | None]
+) -> Iterator[Problem]:
+    every, jitter = seconds(schedule.get("every")), seconds(schedule.get("jitter"))
+    if every is not None and every < 1:
+        yield Problem(f"{path}.every", f"{shown(schedule['every'])} is shorter than a second",
+                      "write 1s or more")  # fmt: skip
+    elif every is not None and every > 365 * 86400:
+        yield Problem(f"{path}.every", f"{shown(schedule['every'])} is longer than a year",
+                      "write 365d or less")  # fmt: skip
+    if jitter:
+        told = shown(schedule["jitter"])
+        if schedule.get("at") is not None:
+            yield Problem(f"{path}.jitter", "is set beside at", "remove it")
+        elif every is not None and jitter >= every:
+            yield Problem(f"{path}.jitter", f"{told} is not less than every", "write less")
+        elif every is None and jitter > 3600:
+            yield Problem(f"{path}.jitter", f"{told} is longer than an hour", "write 1h or less")
+    retry = schedule.get("retry")
+    waits = _list(retry.get("intervals")) if isinstance(retry, dict) else []
+    lengths = [("timeout", schedule.get("timeout"), 1), ("resultTTL", schedule.get("resultTTL"), 0)]
+    lengths += [(f"retry.intervals[{at}]", wait, 0) for at, wait in enumerate(waits[:16])]
+    for name, value, least in lengths:
+        length = seconds(value)
+        if length is None:
+            continue
+        if length < least or length % 1:
+            fix = f"write whole seconds, {least}s or more"
+            yield Problem(f"{path}.{name}", f"{shown(value)} is not in whole seconds", fix)
+        elif length > 365 * 86400:
+            yield Problem(
+                f"{path}.{name}", f"{shown(value)} is longer than a year", "write 365d or less"
+            )
+
+
+def _what(schedule: dict[str, Any], path: str, queues: list[str]) -> Iterator[Problem]:
+    queue = schedule.get("queue")
+    if isinstance(queue, str) and queue and queues and queue not in queues:
+        guess = nearest(queue, queues)
+        fix = f"did you mean {guess}?" if guess else f"write one of {', '.join(queues[:10])}"
+        yield Problem(f"{path}.queue", f"{shown(queue)} is none of the pool's queues", fix)
+    said = [schedule.get("args") or [], schedule.get("kwargs") or {}]
+    size = len(json.dumps(said, default=str).encode())
+    if size > MAX_ARGUMENTS:
+        yield Problem(
+            f"{path}.args",
+            f"and kwargs have {size} bytes of JSON, more than {MAX_ARGUMENTS}",
+            "store the data elsewhere and pass its key",
+        )
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

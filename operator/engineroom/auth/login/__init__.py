@@ -1,0 +1,1 @@
+"""Sign-in of people: passwords, lockout, one-time links, sessions."""

@@ -1,0 +1,1 @@
+"""Credentials of programs: access tokens, API keys, signing keys, revocation."""

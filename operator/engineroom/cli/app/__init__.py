@@ -1,0 +1,1 @@
+"""The command-line application: its groups, options, context and errors."""

@@ -1,0 +1,126 @@
+"""What goes wrong on the command line: what happened, why, and what to do about it.
+
+Exit codes are a promise to scripts; ``ExitCode`` is the whole list and docs/cli.md prints it. Which
+error ends with which is decided by its category, in ``engineroom.core.error_responses`` and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from pathlib import PurePath
+
+from engineroom.core.error_responses import command_outcome
+from engineroom.core.errors import Category, EngineroomError
+
+PROGRAM = "engineroom"
+PLUGIN = "kubectl-engineroom"
+#: By this variable a shell asks for candidates, whatever the program is called as.
+COMPLETE_VARIABLE = "_ENGINEROOM_COMPLETE"
+#: The fix for whatever is missing as a whole.
+INSTALL = "helm install engineroom charts/engineroom -n engineroom-system --create-namespace"
+
+
+class ExitCode(IntEnum):
+    """What the exit status says."""
+
+    OK = 0
+    PROBLEM = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    FORBIDDEN = 5
+
+    @property
+    def meaning(self) -> str:
+        """One line for the documentation."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.OK: "done; nothing is wrong",
+    ExitCode.PROBLEM: "a problem or a difference was found, what was asked was refused, or a limit "
+    "refuses the request that was tested",
+    ExitCode.USAGE: "the command does not fit: wrong arguments, or not possible for such a pool",
+    ExitCode.UNREACHABLE: "the cluster, the API process or Redis cannot be reached, or the "
+    "kubeconfig does not lead to one",
+    ExitCode.NOT_FOUND: "the pool, the pod, the job, the schedule, the policy or the kind itself "
+    "is not there, or a filter matches nothing",
+    ExitCode.FORBIDDEN: "not logged in, or your account may not do this",
+}
+
+
+class CliError(EngineroomError):
+    """A command cannot go on; it is shown as three sentences, never as a stack trace."""
+
+    code = "cli"
+    category = Category.PERMANENT
+    http_status = 500
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what = what
+        self.why = why
+        self.fix = fix
+        super().__init__("; ".join(part for part in (what, why, fix) if part))
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The status that the program ends with."""
+        return ExitCode(command_outcome(self).exit_code)
+
+
+class RefusedError(CliError):
+    """The API server or an admission webhook said no to the change itself."""
+
+    code = "cli_refused"
+    category = Category.CONFLICT
+    http_status = 409
+
+
+class TimedOutError(CliError):
+    """What was waited for did not come to be in the time allowed."""
+
+    code = "cli_timed_out"
+    category = Category.LIMIT
+    http_status = 408
+
+
+class UsageError(CliError):
+    """The command does not fit; another one does."""
+
+    code = "cli_usage"
+    category = Category.VALIDATION
+    http_status = 400
+
+
+class UnreachableError(CliError):
+    """No answer from an API server, or no way to know which one to ask."""
+
+    code = "cli_unreachable"
+    category = Category.DEPENDENCY
+    http_status = 503
+    retryable = True
+
+
+class NotFoundError(CliError):
+    """The object, or its kind, is not there."""
+
+    code = "cli_not_found"
+    category = Category.NOT_FOUND
+    http_status = 404
+
+
+class ForbiddenError(CliError):
+    """Not authenticated, or not authorized."""
+
+    code = "cli_forbidden"
+    category = Category.PERMISSION
+    http_status = 403
+
+
+def program() -> str:
+    """How the user called us, for texts that name a command to type next."""
+    if PurePath(sys.argv[0] if sys.argv else "").name == PLUGIN:
+        return PLUGIN.replace("-", " ")
+    return PROGRAM

@@ -1,0 +1,446 @@
+"""The command line ``engineroom``, which is also the kubectl plugin ``kubectl engineroom``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from engineroom.cli.app.context import (
+    CaFile,
+    Context,
+    Debug,
+    Kubeconfig,
+    Namespace,
+    NoColor,
+    Server,
+    Shared,
+    console,
+)
+from engineroom.cli.app.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
+from engineroom.cli.app.lazy import Entry, Family, group
+from engineroom.core.error_responses import command_outcome
+from engineroom.core.errors import EngineroomError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LOOK, CHANGE, TASKS, LIMITS = "Look", "Change", "Tasks", "Rate limits"
+API, OTHER = "Through the API", "Other"
+_COMMANDS = "engineroom.cli.commands"
+
+
+def _redis(name: str, module: str, attribute: str, summary: str, panel: str = TASKS) -> Entry:
+    """A command that works on Redis."""
+    return Entry(name, f"{_COMMANDS}.{module}", panel, summary, redis=True, attribute=attribute)
+
+
+def _api(name: str, module: str, attribute: str, summary: str) -> Entry:
+    """A command that works on the API."""
+    return Entry(name, f"{_COMMANDS}.{module}", API, summary, attribute=attribute)
+
+
+ENTRIES: tuple[Entry | Family, ...] = (
+    Entry(
+        "status",
+        f"{_COMMANDS}.status",
+        LOOK,
+        "Show whether Engineroom is well: operator, webhooks, Redis, CRD, and pools with problems.",
+    ),
+    Entry(
+        "get",
+        f"{_COMMANDS}.get",
+        LOOK,
+        "Show pools: their state, size, load and age; or RateLimitPolicies.",
+    ),
+    Entry(
+        "explain",
+        f"{_COMMANDS}.pools.explain",
+        LOOK,
+        "Say why a pool has its size, and what would change it.",
+    ),
+    Entry(
+        "top", f"{_COMMANDS}.pools.top", LOOK, "Show what pools or workers do now, once or live."
+    ),
+    Entry(
+        "scale",
+        f"{_COMMANDS}.pools.scale",
+        CHANGE,
+        "Set the size of a pool, or the range of an autoscaled one.",
+    ),
+    Entry("pause", f"{_COMMANDS}.pools.pause", CHANGE, "Hold the size of an autoscaled pool."),
+    Entry(
+        "resume",
+        f"{_COMMANDS}.pools.resume",
+        CHANGE,
+        "Let a paused or drained pool scale and work again.",
+    ),
+    Entry(
+        "apply",
+        f"{_COMMANDS}.manifests.apply",
+        CHANGE,
+        "Apply manifests as one transaction: all objects, or none.",
+    ),
+    Entry(
+        "diff",
+        f"{_COMMANDS}.manifests.diff",
+        CHANGE,
+        "Show what `apply` would change; writes nothing.",
+    ),
+    Entry(
+        "drain",
+        f"{_COMMANDS}.pools.drain",
+        CHANGE,
+        "Let a pool, or one of its pods, finish its jobs and take no more.",
+    ),
+    Family(
+        "jobs",
+        TASKS,
+        "List jobs, look into one, put failed ones back, cancel those that wait.",
+        (
+            _redis("list", "tasks.jobs", "list_jobs", "List jobs by state, page by page."),
+            _redis("show", "tasks.jobs", "show", "Show all that is known of one job."),
+            _redis("retry", "tasks.retry", "retry", "Put failed jobs back on their queues."),
+            _redis("cancel", "tasks.cancel", "cancel", "Cancel jobs, and what waits for them."),
+        ),
+    ),
+    Family(
+        "queues",
+        TASKS,
+        "List queues, pause and limit one, move or delete what waits.",
+        (
+            _redis(
+                "list", "tasks.queues", "list_queues", "Show how many jobs are where in each queue."
+            ),
+            _redis("pause", "tasks.queues", "pause", "Have workers take no job from a queue."),
+            _redis("resume", "tasks.queues", "resume", "Let workers take jobs from a queue again."),
+            _redis(
+                "limit",
+                "tasks.queues",
+                "limit",
+                "Limit how many jobs run at once, and how many begin.",
+            ),
+            _redis("unlimit", "tasks.queues", "unlimit", "Take the limit of a queue away."),
+            _redis(
+                "move", "tasks.queues", "move", "Move waiting jobs to the end of another queue."
+            ),
+            _redis("empty", "tasks.queues", "empty", "Delete the jobs that wait in a queue."),
+        ),
+    ),
+    Family(
+        "schedules",
+        TASKS,
+        "List schedules, make, pause, run and delete them.",
+        (
+            _redis(
+                "list", "tasks.schedules", "list_schedules", "List schedules by their next tick."
+            ),
+            _redis("show", "tasks.schedules", "show", "Show one schedule and its next ticks."),
+            _redis(
+                "add", "tasks.schedules", "add", "Make a schedule, or change the one of that name."
+            ),
+            _redis(
+                "pause", "tasks.schedules", "pause", "Have a schedule not tick until it is resumed."
+            ),
+            _redis("resume", "tasks.schedules", "resume", "Let a schedule tick again."),
+            _redis(
+                "run",
+                "tasks.schedules",
+                "run",
+                "Enqueue a schedule's job now, beside its ticks, paused or not.",
+            ),
+            _redis(
+                "delete", "tasks.schedules", "delete", "Forget a schedule; jobs that it made stay."
+            ),
+        ),
+    ),
+    _redis("enqueue", "tasks.enqueue", "enqueue", "Enqueue one job."),
+    Family(
+        "workers",
+        TASKS,
+        "List workers, and clear away those that are no more.",
+        (
+            _redis("list", "tasks.workers", "list_workers", "List workers and what they do."),
+            _redis(
+                "clear", "tasks.workers", "clear", "Take workers that are no more off RQ's lists."
+            ),
+        ),
+    ),
+    Family(
+        "ratelimit",
+        LIMITS,
+        "Test a request against RateLimitPolicies, see the top keys, understand a policy.",
+        (
+            _redis(
+                "test",
+                "ratelimit",
+                "try_request",
+                "Say which limits a request meets, what is left of each, and what the answer "
+                "would be.",
+                LIMITS,
+            ),
+            Entry(
+                "top",
+                f"{_COMMANDS}.ratelimit",
+                LIMITS,
+                "Show the keys that were asked for most, by policy and limit, while it is "
+                "recorded.",
+            ),
+            _redis(
+                "explain",
+                "ratelimit",
+                "explain",
+                "Say whether a policy is accepted, programmed and enforced, why, and what bound "
+                "holds.",
+                LIMITS,
+            ),
+        ),
+    ),
+    Entry("login", f"{_COMMANDS}.access.login", API, "Log in to the API process."),
+    Entry(
+        "logout",
+        f"{_COMMANDS}.access.logout",
+        API,
+        "Revoke the login at the server, and forget it.",
+    ),
+    Entry(
+        "ui",
+        f"{_COMMANDS}.access.ui",
+        API,
+        "Sign in to the API in a browser, by a link that is good once.",
+    ),
+    Entry("whoami", f"{_COMMANDS}.access.whoami", API, "Show who you are and what you may do."),
+    Family(
+        "keys",
+        API,
+        "List API keys, make, replace and revoke them.",
+        (
+            _api("list", "access.keys", "list_keys", "List API keys: one's own, or somebody's."),
+            _api("create", "access.keys", "create", "Make an API key; it is shown this once."),
+            _api(
+                "rotate",
+                "access.keys",
+                "rotate",
+                "Replace an API key; the old one goes on for a while.",
+            ),
+            _api("revoke", "access.keys", "revoke", "End an API key at once."),
+        ),
+    ),
+    Family(
+        "sessions",
+        API,
+        "List sessions of browsers, and end them.",
+        (
+            _api(
+                "list",
+                "access.sessions",
+                "list_sessions",
+                "List sessions: one's own, or somebody's.",
+            ),
+            _api(
+                "end",
+                "access.sessions",
+                "end",
+                "End a session, or all that somebody signed in with.",
+            ),
+        ),
+    ),
+    Family(
+        "signing-keys",
+        API,
+        "List the keys that sign the API's tokens, and renew them.",
+        (
+            _api(
+                "list",
+                "access.signing_keys",
+                "list_signing_keys",
+                "List the keys that sign the API's tokens, and those that still verify some.",
+            ),
+            _api(
+                "rotate",
+                "access.signing_keys",
+                "rotate",
+                "Sign the API's tokens with a new key, from a minute on; those that are there "
+                "stay good.",
+            ),
+        ),
+    ),
+    Family(
+        "audit",
+        API,
+        "Read the audit log, and check that it is as it was written.",
+        (
+            _api("list", "access.audit", "list_audit", "List the audit log."),
+            _api(
+                "verify", "access.audit", "verify", "Check that the audit log is as it was written."
+            ),
+        ),
+    ),
+    Family(
+        "transactions",
+        API,
+        "List transactions of `apply`, and look into one.",
+        (
+            _api(
+                "list",
+                "manifests.transactions",
+                "list_transactions",
+                "List transactions, newest first.",
+            ),
+            _api(
+                "show", "manifests.transactions", "show", "Show one transaction with all its steps."
+            ),
+        ),
+    ),
+    Family(
+        "operations",
+        API,
+        "List changes of many jobs, watch one, and stop it.",
+        (
+            _api(
+                "list",
+                "tasks.operations",
+                "list_operations",
+                "List changes of many jobs, newest first.",
+            ),
+            _api("show", "tasks.operations", "show", "Show how far a change of many jobs is."),
+            _api(
+                "stop",
+                "tasks.operations",
+                "stop",
+                "End a change of many jobs after its step; what is done stays done.",
+            ),
+        ),
+    ),
+    Entry(
+        "lint",
+        "engineroom.cli.commands.manifests.lint",
+        OTHER,
+        "Check manifests as admission would.",
+        session=False,
+    ),
+    Entry(
+        "version",
+        f"{_COMMANDS}.version",
+        OTHER,
+        "Show the versions of this program, the operator and the API server.",
+    ),
+    Entry(
+        "completion",
+        f"{_COMMANDS}.completion",
+        OTHER,
+        "Print the completion script of a shell, or of kubectl for its plugin.",
+        session=False,
+    ),
+)
+
+
+def create() -> typer.Typer:
+    """The application with all its commands."""
+    app = typer.Typer(
+        name="engineroom",
+        cls=group(ENTRIES),
+        help="Pools of RQ workers on Kubernetes: look at them, understand them, change them.\n\n"
+        "Needs nothing but the rights of your kubeconfig. `kubectl wait --for=condition=Ready "
+        "workerpool/NAME` waits for a pool.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(_before)
+    return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from engineroom import __version__
+
+        typer.echo(f"engineroom {__version__}")
+        raise typer.Exit
+
+
+def _before(
+    ctx: typer.Context,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    server: Server = None,
+    ca_file: CaFile = None,
+    no_color: NoColor = False,
+    debug: Debug = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show this program's version alone.",
+            is_eager=True,
+            callback=_version,
+        ),
+    ] = False,
+) -> None:
+    """Keep the options that stand before the command's name for the command."""
+    del version
+    ctx.obj = Shared(
+        kubeconfig, context, namespace, no_color, debug, server=server, ca_file=ca_file
+    )
+
+
+def show_error(error: CliError) -> None:
+    """What, why, fix: on standard error."""
+    from rich.text import Text
+
+    err = console(sys.stderr)
+    err.print(Text.assemble(("error", "bold red"), f": {error.what}"), soft_wrap=True)
+    if error.why:
+        err.print(Text(f"  why: {error.why}"), soft_wrap=True)
+    if error.fix:
+        err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
+
+
+def _help_of_family(given: list[str]) -> None:
+    """Show the help of a family at once: going through its parent's options costs a third more."""
+    if len(given) != 2 or given[1] not in ("--help", "-h"):
+        return
+    for entry in ENTRIES:
+        if isinstance(entry, Family) and entry.name == given[0]:
+            entry.load()(args=["--help"], prog_name=f"{program()} {entry.name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--no-color" in given:
+        # Before anything is printed, so that help and usage errors follow it too.
+        os.environ["NO_COLOR"] = "1"
+    try:
+        _help_of_family(given)
+        create()(args=given, prog_name=program(), complete_var=COMPLETE_VARIABLE)
+    except CliError as error:
+        if "--debug" in given:
+            raise
+        show_error(error)
+        sys.exit(error.exit_code)
+    except EngineroomError as error:
+        if "--debug" in given:
+            raise
+        outcome = command_outcome(error)
+        console(sys.stderr).print(outcome.text, soft_wrap=True, markup=False)
+        sys.exit(outcome.exit_code)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        show_error(
+            CliError(
+                f"{program()} failed in a way it should not",
+                why=f"{type(error).__name__}: {error}",
+                fix="run it again with --debug and report what it prints",
+            )
+        )
+        sys.exit(ExitCode.PROBLEM)
+    sys.exit(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()

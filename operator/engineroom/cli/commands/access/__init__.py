@@ -1,0 +1,1 @@
+"""Commands on sign-in, API keys, sessions and the audit log."""

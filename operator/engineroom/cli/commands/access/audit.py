@@ -1,0 +1,177 @@
+"""``engineroom audit``: who did what, and whether the log of it is as it was written."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import ExitCode, UsageError
+from engineroom.cli.views.access import audit_table
+from engineroom.cli.views.output_formats import Report, dump
+
+_MAX_LINE = 1 << 20
+_SECRET, _SECRET_FILE = "ENGINEROOM_API_SECRET", "ENGINEROOM_API_SECRET_FILE"  # nosec B105
+
+ReportOption = Annotated[
+    Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+]
+
+
+def list_audit(
+    session: Session,
+    after: Annotated[
+        int, typer.Option("--after", metavar="NUMBER", min=0, help="Only records after this one.")
+    ] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most that are shown.")] = 100,
+    everything: Annotated[bool, typer.Option("--all", help="To the end of the log.")] = False,
+    output: ReportOption = Report.TABLE,
+) -> None:
+    """List the audit log.
+
+    The oldest first. With -o json it is what `audit verify --file` reads.
+    """
+    found: list[dict[str, Any]] = []
+    place: int | None = after
+    while place is not None and (everything or len(found) < limit):
+        most = 200 if everything else min(200, limit - len(found))
+        page = session.api.get("/audit", after=place, limit=most)
+        found += page["items"]
+        place = page["nextAfter"]
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump({"items": found}, output))
+    elif found:
+        session.show(audit_table(found, wide=output is Report.WIDE))
+    else:
+        session.note("no records")
+    if place is not None and not everything:
+        session.note(f"there are more: the same command with --after {place}")
+
+
+def verify(
+    session: Session,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="Check this export (`audit list --all -o json`, or the log lines of the pods) "
+            "and ask no server; needs the installation's secret.",
+        ),
+    ] = None,
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            "--anchor",
+            metavar="NUMBER:MAC",
+            help="A record noted earlier: a log that was set back is found as well.",
+        ),
+    ] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--secret-file",
+            metavar="FILE",
+            help=f"With --file: the installation's secret; also {_SECRET_FILE}.",
+        ),
+    ] = None,
+    output: ReportOption = Report.TABLE,
+) -> None:
+    """Check that the audit log is as it was written.
+
+    Each record is chained to the one before by a code that only who has the installation's secret
+    can make. Ends with 0 when nothing is wrong, with 1 when a record was edited, removed, added or
+    reordered, with another code when it could not be checked. Keep the last number and code that it
+    shows: as --anchor they prove later that the log was not set back as a whole.
+    """
+    noted = None if anchor is None else _anchor(anchor)
+    if file is None:
+        query = {} if noted is None else {"sequence": noted[0], "mac": noted[1]}
+        found = session.api.get("/audit/check", **query)
+    else:
+        found = _exported(file, _secret(secret_file), noted)
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump(found, output))
+    else:
+        for one in found["problems"]:
+            session.show(Text(one))
+        state = "intact" if found["intact"] else "NOT as it was written"
+        session.show(
+            Text(f"{found['records']} records, {state}; ends at {found['sequence']}:{found['mac']}")
+        )
+    first = found["sequence"] - found["records"] + 1
+    if file is not None and found["intact"] and first > 1 and noted is None:
+        session.note(f"it begins at record {first}: what was before it, it cannot tell")
+    if not found["intact"]:
+        raise typer.Exit(ExitCode.PROBLEM)
+
+
+def _anchor(said: str) -> tuple[int, str]:
+    number, _, mac = said.partition(":")
+    if not number.isascii() or not number.isdigit() or len(mac) != 64 or len(number) > 15:
+        raise UsageError(
+            "--anchor is none", fix="write NUMBER:MAC, as `audit verify` ends its answer with"
+        )
+    return int(number), mac.lower()
+
+
+def _secret(path: Path | None) -> bytes:
+    named = path or (Path(os.environ[_SECRET_FILE]) if os.environ.get(_SECRET_FILE) else None)
+    try:
+        said = named.read_text().strip() if named else os.environ.get(_SECRET, "").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("the secret cannot be read", why=type(error).__name__) from error
+    if len(said) < 32:
+        raise UsageError(
+            "an export can only be checked with the installation's secret",
+            fix=f"give --secret-file, or {_SECRET_FILE}: the key `secret` of the API's Secret",
+        )
+    return said.encode()
+
+
+def _exported(file: Path, secret: bytes, anchor: tuple[int, str] | None) -> dict[str, Any]:
+    from engineroom.auth.audit.hash_chain import derived, verify_export
+
+    records, (sequence, mac), problems = verify_export(
+        _records(file), derived(secret, "audit"), anchor
+    )
+    return {
+        "intact": not problems and records > 0,
+        "records": records,
+        "sequence": sequence,
+        "mac": mac,
+        "problems": problems or ([] if records else ["there is no record in it"]),
+    }
+
+
+def _records(file: Path) -> list[tuple[dict[str, Any], str]]:
+    """Bodies and MACs of an export, whichever of its two forms it has."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read", why=type(error).__name__) from error
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict) and isinstance(document.get("items"), list):
+        return [
+            (one["body"], str(one.get("mac", "")))
+            for one in document["items"]
+            if isinstance(one, dict) and isinstance(one.get("body"), dict)
+        ]
+    found: list[tuple[dict[str, Any], str]] = []
+    for line in text.splitlines():
+        # Between the records stand the process's other lines.
+        if '"audit"' not in line[:4096] or len(line) > _MAX_LINE:
+            continue
+        try:
+            said = json.loads(line)["audit"]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            continue
+        if isinstance(said, dict) and said.get("chained") is not False:
+            found.append(({k: v for k, v in said.items() if k != "mac"}, str(said.get("mac", ""))))
+    return found

@@ -1,0 +1,111 @@
+"""``engineroom keys``: API keys, for programs."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.text import Text
+
+from engineroom.cli.app.context import Session, Yes
+from engineroom.cli.app.errors import UsageError
+from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.output import present
+from engineroom.cli.commands.tasks.shared import report, seconds
+from engineroom.cli.views.access import keys_table
+from engineroom.cli.views.output_formats import Output, dump
+
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, not the key itself.")]
+Of = Annotated[
+    str | None,
+    typer.Option("--of", metavar="SUBJECT", help="Somebody's instead of one's own: user:admin."),
+]
+
+
+def list_keys(session: Session, of: Of = None, output: OutputOption = Output.TABLE) -> None:
+    """List API keys: one's own, or somebody's."""
+    found = session.api.get(f"{_base(of)}/keys")["items"]
+    present(
+        session, output, {"items": found}, [one["id"] for one in found],
+        lambda: keys_table(found, session.clock.now(), wide=output is Output.WIDE),
+        none="no API keys",
+    )  # fmt: skip
+
+
+def create(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
+    role: Annotated[
+        str | None,
+        typer.Option("--role", metavar="ROLE", help="Only this role, of those that you have."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--in", metavar="NAMESPACE", help="With --role: only there; may be given several times."
+        ),
+    ] = None,
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scope",
+            metavar="PERMISSION",
+            help="No more than this: namespace:jobs:read; may be given several times.",
+        ),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, max=366, help="Days that it lives.")] = 90,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make an API key; it is shown this once.
+
+    It may do all that you may, unless --role, --in and --scope say less. The key alone goes to
+    standard output, so that it can be piped to where it is kept.
+    """
+    if where and role is None:
+        raise UsageError("--in says where a role holds", fix="give --role as well")
+    body: dict[str, Any] = {"name": name, "days": days}
+    if role is not None:
+        body["grants"] = [{"role": role, "namespaces": where or ["*"]}]
+    if scopes:
+        body["scopes"] = scopes
+    _made(session, session.api.post("/keys", body), output)
+
+
+def rotate(
+    session: Session,
+    key: KeyId,
+    overlap: Annotated[
+        str, typer.Option("--overlap", metavar="LENGTH", help="For so long the old one goes on.")
+    ] = "1d",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Replace an API key; the old one goes on for a while."""
+    body = {"overlap": int(seconds("--overlap", overlap))}
+    _made(session, session.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
+
+
+def revoke(
+    session: Session,
+    key: KeyId,
+    of: Of = None,
+    yes: Yes = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """End an API key at once."""
+    session.confirm(f"Revoke key {key}?", yes=yes)
+    session.api.delete(f"{_base(of)}/keys/{quote(key, safe='')}")
+    report(session, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
+
+
+def _made(session: Session, made: dict[str, Any], output: Output) -> None:
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump(made, output))
+    elif output is Output.NAME:
+        session.show(Text(made["key"]["id"]))
+        session.note("the key itself was not shown, and will not be: revoke it and make another")
+    else:
+        session.note(f"key {made['key']['id']}, {made['key']['name']}; it is shown this once:")
+        session.show(Text(made["secret"]))
+
+
+def _base(of: str | None) -> str:
+    return "" if of is None else f"/users/{quote(of, safe=':@+')}"

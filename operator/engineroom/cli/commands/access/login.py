@@ -1,0 +1,121 @@
+"""``engineroom login``: who you are to the API process, kept for the commands after it."""
+
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import UsageError, program
+
+#: Characters that are read from standard input: tokens have some thousand at most.
+_MOST = 16_384
+
+
+def login(
+    session: Session,
+    token_stdin: Annotated[
+        bool,
+        typer.Option("--token-stdin", help="Read a token or an API key from standard input."),
+    ] = False,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", metavar="NAME", help="Log in with name and password."),
+    ] = None,
+    password_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--password-stdin", help="Read the password from standard input, and do not ask for it."
+        ),
+    ] = False,
+    kube: Annotated[
+        bool,
+        typer.Option(
+            "--kube",
+            help="Show the kubeconfig's own token to the API; what is done without another way.",
+        ),
+    ] = False,
+) -> None:
+    """Log in to the API process.
+
+    From then on commands go through it, until `logout`; --context and --kubeconfig lead past it. By
+    the kubeconfig's own token nothing secret is kept: it is asked for anew each time. A token or
+    key comes from standard input, never from the command line; what is kept is in a file that its
+    owner alone may read. --namespace is remembered for the commands after it.
+    """
+    from engineroom.cli.connections.remote.api import Api
+    from engineroom.cli.connections.remote.credentials import Account, Store, checked_url, server_of
+
+    store = Store()
+    server = server_of(session.shared, store)
+    if server is None:
+        raise UsageError(
+            "which API process?",
+            fix=f"name it: `{program()} login --server https://HOST`; for one that only the "
+            f"cluster reaches there is `{program()} ui`",
+        )
+    server = checked_url(server)
+    if sum((token_stdin, user is not None or password_stdin, kube)) > 1:
+        raise UsageError(
+            "--token-stdin, --user and --kube exclude each other", fix="choose one of them"
+        )
+    plain = Account(
+        server,
+        "token",
+        ca_file=_absolute(session.shared.ca_file),
+        namespace=session.shared.namespace,
+    )
+    if token_stdin:
+        account = replace(plain, access=_line("token"))
+    elif user is not None or password_stdin:
+        if user is None:
+            raise UsageError("whose password is it?", fix="give --user NAME")
+        password = _line("password") if password_stdin else _asked(session, user)
+        pair = Api(plain, store).ask(
+            "POST", "/tokens", body={"name": user, "password": password}, credentials=False
+        )
+        account = replace(
+            plain, kind="tokens", access=pair["access"], refresh=pair["refresh"],
+            expires=pair["expires"],
+        )  # fmt: skip
+    else:
+        account = replace(
+            plain, kind="kube", context=session.shared.context,
+            kubeconfig=_absolute(session.shared.kubeconfig),
+        )  # fmt: skip
+        if account.namespace is None:
+            from engineroom.cli.connections.cluster import KubernetesCluster
+
+            cluster = KubernetesCluster(account.kubeconfig, account.context)
+            account = replace(account, namespace=cluster.namespace)
+    # Tried before it is kept: a login that does not work replaces none that does.
+    who = Api(account, store).get("/whoami")
+    with store.locked():
+        store.put(replace(account, subject=who["subject"]), choose=True)
+    session.show(Text(f"logged in at {server} as {who['subject']}"))
+
+
+def _absolute(path: str | None) -> str | None:
+    from pathlib import Path
+
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _line(what: str) -> str:
+    said = sys.stdin.read(_MOST + 1)
+    found = said.strip() if what == "token" else said.rstrip("\r\n")
+    if not found or len(said) > _MOST or "\n" in found:
+        raise UsageError(
+            f"standard input holds no {what}", fix=f"give the {what} alone, on one line"
+        )
+    return found
+
+
+def _asked(session: Session, user: str) -> str:
+    if not session.interactive:
+        raise UsageError(
+            f"the password of {user} is not known", fix="give it with --password-stdin"
+        )
+    return str(typer.prompt(f"Password of {user}", hide_input=True, err=True))

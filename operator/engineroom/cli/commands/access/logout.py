@@ -1,0 +1,57 @@
+"""``engineroom logout``: nothing of a login is left, neither here nor at the server."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import CliError, ExitCode, ForbiddenError
+
+
+def logout(
+    session: Session,
+    everywhere: Annotated[
+        bool, typer.Option("--all", help="Of every server that there is a login for.")
+    ] = False,
+) -> None:
+    """Revoke the login at the server, and forget it.
+
+    A token or an API key that was given to `login` is forgotten only: it may be in use elsewhere,
+    and `keys revoke` ends a key. Where the server cannot be reached the login is forgotten here,
+    and the command ends with 1: the refresh token lives on until it expires.
+    """
+    from dataclasses import replace
+
+    from engineroom.cli.connections.remote.api import Api
+    from engineroom.cli.connections.remote.credentials import Store, server_of
+
+    store = Store()
+    # Under the lock: a program that is refreshing now would bring the login back.
+    with store.locked():
+        accounts = store.accounts()
+        server = server_of(session.shared, store)
+        chosen = list(accounts) if everywhere else [server] if server in accounts else []
+        if not chosen:
+            session.note("there is no login")
+            return
+        left = False
+        for name in chosen:
+            account = accounts[name]
+            if session.shared.ca_file:
+                account = replace(account, ca_file=session.shared.ca_file)
+            store.drop(name)
+            if account.kind == "tokens":
+                try:
+                    Api(account, store).ask(
+                        "POST", "/tokens/revoke", body={"refresh": account.refresh},
+                        credentials=False,
+                    )  # fmt: skip
+                except ForbiddenError:
+                    pass  # it was over already
+                except CliError as error:
+                    session.note(f"not revoked at {name}: {error}")
+                    left = True
+            session.show(Text(f"logged out of {name}"))
+    if left:
+        raise typer.Exit(ExitCode.PROBLEM)

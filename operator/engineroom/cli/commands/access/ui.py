@@ -1,0 +1,122 @@
+"""``engineroom ui``: signed in to a browser without typing a password."""
+
+import contextlib
+import os
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import ForbiddenError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engineroom.cli.connections.model import Document
+    from engineroom.cli.connections.remote.api import Api
+
+#: So long (seconds) the code of a link lives; the file that leads to it goes then.
+_LIFE = 60.0
+
+
+def ui(
+    session: Session,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the link, and open nothing.")
+    ] = False,
+) -> None:
+    """Sign in to the API in a browser, by a link that is good once.
+
+    The link signs in whoever opens it first within a minute as you; it stands behind # in the
+    address, which no browser sends. With a login or --server it leads to that server, and the
+    command ends. With a kubeconfig alone a port of this machine is forwarded to the API process in
+    the cluster for as long as the command runs: Ctrl-C ends it. Without --namespace the process is
+    looked for everywhere.
+
+    You are who the kubeconfig's token says, for an hour at most and no longer than the token. Where
+    it has none (a client certificate) and you may read the Secret of the first administrator, you
+    are `admin`.
+    """
+    if session.remote:
+        link = session.api.post("/sign-in-links")
+        _open(session, session.api.server + link["path"], no_browser)
+        return
+    from engineroom.cli.connections.port_forward import find, forward
+
+    service = find(session.cluster, session.shared.namespace)
+    with forward(session.cluster, service) as way:
+        api = _api(session, way.url, service)
+        try:
+            link = api.post("/sign-in-links")
+        except Exception:
+            if way.failure is not None:
+                raise way.failure from None
+            raise
+        with _opened(session, way.url + link["path"], no_browser):
+            session.note("forwarding to the API process; Ctrl-C ends it")
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    session.sleep(3600.0)
+
+
+def _api(session: Session, url: str, service: "Document") -> "Api":
+    """The API at the forwarded port, as who the kubeconfig is."""
+    from dataclasses import replace
+
+    from engineroom.cli.connections.port_forward import admin_password
+    from engineroom.cli.connections.remote.api import Api, bearer
+    from engineroom.cli.connections.remote.credentials import Account
+
+    plain = Account(url, "token")
+    try:
+        return Api(replace(plain, access=bearer(session.cluster)))
+    except ForbiddenError:
+        password = admin_password(session.cluster, service)
+        if password is None:
+            raise
+    pair = Api(plain).ask(
+        "POST", "/tokens", body={"name": "admin", "password": password}, credentials=False
+    )
+    session.note("your kubeconfig has no token, but may read the administrator's: you are admin")
+    return Api(replace(plain, access=pair["access"]))
+
+
+def _open(session: Session, url: str, no_browser: bool) -> None:
+    with _opened(session, url, no_browser) as opened:
+        if opened:
+            session.sleep(min(_LIFE, 5.0))  # until the browser has read the file
+
+
+@contextlib.contextmanager
+def _opened(session: Session, url: str, no_browser: bool) -> "Iterator[bool]":
+    """A browser at the link, or the link on standard output where there is none."""
+    if no_browser or not session.interactive or not _has_browser():
+        session.show(Text(url))
+        yield False
+        return
+    # Arguments of programs can be seen by everybody on the machine: a browser is given the name of
+    # a file that its owner alone may read, and finds the link in there.
+    descriptor, name = tempfile.mkstemp(prefix="engineroom-", suffix=".html")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(
+                '<!doctype html><meta charset="utf-8"><title>Engineroom</title>'
+                f'<meta http-equiv="refresh" content="0; url={url}"><a href="{url}">Sign in</a>\n'
+            )
+        webbrowser.open(Path(name).as_uri())
+        session.note("opened a browser; --no-browser prints the link instead")
+        yield True
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _has_browser() -> bool:
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True

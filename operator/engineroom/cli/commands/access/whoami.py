@@ -1,0 +1,50 @@
+"""``engineroom whoami``: who you are to the API, and what you may do there."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.views.output_formats import Report, dump, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def whoami(
+    session: Session,
+    namespaces: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAMESPACE", help="Where; without any in the namespace of -n or of the login."
+        ),
+    ] = None,
+    output: Annotated[
+        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    ] = Report.TABLE,
+) -> None:
+    """Show who you are and what you may do.
+
+    Who comes with a token of the cluster may do what its own RBAC gives, everybody else what the
+    roles of the account give; permissions are scope:resource:action.
+    """
+    api = session.api
+    who = api.get("/whoami")
+    chosen = list(dict.fromkeys(namespaces or [session.namespace]))
+    may = {name: api.get("/access", namespace=name)["permissions"] for name in chosen}
+    if output in (Report.JSON, Report.YAML):
+        session.show(dump({"server": api.server, **who, "access": may}, output))
+        return
+    rows = [("server", api.server), ("who", who["subject"]), ("known by", who["how"])]
+    rows += [("role", f"{g['role']} in {', '.join(g['namespaces'])}") for g in who["grants"]]
+    if who["groups"]:
+        rows.append(("groups", ", ".join(who["groups"])))
+    if who["scopes"] is not None:
+        rows.append(("scopes", ", ".join(who["scopes"]) or "none"))
+    parts: list[RenderableType] = [table(["", ""], rows, header=False)]
+    for name, permissions in may.items():
+        parts.append(Text(f"\nIn {name}", style="bold"))
+        parts.append(Text("\n".join(f"  {one}" for one in permissions) or "  nothing"))
+    session.show(Group(*parts))

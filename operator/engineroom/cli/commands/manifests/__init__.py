@@ -1,0 +1,1 @@
+"""Commands on manifests: lint, diff, apply, transactions."""

@@ -1,0 +1,218 @@
+"""``engineroom apply``: several manifests as one transaction, through the API or directly."""
+
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from engineroom.api import GROUP
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import CliError, ExitCode, RefusedError, UnreachableError, UsageError
+from engineroom.cli.commands.output import present
+from engineroom.cli.connections.manifest_files import Manifest, differences, gather, namespace_of
+from engineroom.cli.views.output_formats import Output, dump
+
+if TYPE_CHECKING:
+    from engineroom.cli.connections.model import Document
+
+#: A request whose answer was lost is asked for again so often, under the same key: it is done once.
+_TRIES = 6
+
+Files = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filename",
+        "-f",
+        metavar="FILE",
+        help="Manifest, directory of manifests, or - for standard input; may be given several "
+        "times.",
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-R", help="Directories with what is below them.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Take over fields that other managers own.")]
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+]
+
+
+def apply(
+    session: Session,
+    files: Files = None,
+    recursive: Recursive = False,
+    force: Force = False,
+    dry_run: Annotated[
+        str,
+        typer.Option(
+            "--dry-run",
+            metavar="none|server",
+            help="With `server` all is checked and compared and nothing is written.",
+        ),
+    ] = "none",
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover",
+            help="Put back what an `apply` by the kubeconfig left that was killed on this machine.",
+        ),
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Apply manifests as one transaction: all objects, or none.
+
+    Each is checked as admission would, and rehearsed by the API server; then they are written one
+    after the other by server-side apply. When one cannot be written, those before it are put back:
+    what was created is deleted, what was changed is as it was before.
+
+    Through the API process that also holds when something dies in the middle: another replica puts
+    back within half a minute. By the kubeconfig this program does the work. Interrupted (Ctrl-C,
+    SIGTERM) it puts back first; killed, or its machine stopped, what it wrote stays until
+    `apply --recover` on the same machine, and until then it applies nothing else there.
+    """
+    from engineroom.cli.commands.arguments import is_dry_run
+
+    if recover:
+        if files:
+            raise UsageError("--recover and -f exclude each other", fix="recover first")
+        _recover(session, output)
+        return
+    rehearse = is_dry_run(dry_run)
+    manifest, namespace = _wanted(session, files, recursive)
+    if session.remote:
+        done = _through_api(session, manifest, namespace, force=force, dry_run=rehearse)
+    else:
+        done = _directly(session, manifest, namespace, force=force, dry_run=rehearse)
+    _report(session, done, namespace, output)
+
+
+def diff(
+    session: Session,
+    files: Files = None,
+    recursive: Recursive = False,
+    force: Force = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what `apply` would change; writes nothing.
+
+    Ends with 0 when nothing would, with 1 when something differs, with another code when it could
+    not be told.
+    """
+    manifest, namespace = _wanted(session, files, recursive)
+    if session.remote:
+        body: Document = {"manifest": manifest.text, "force": force}
+        try:
+            done = session.api.post(f"/namespaces/{namespace}/manifests/diff", body)
+        except CliError as error:
+            error.what, error.why = manifest.told(error.what), manifest.told(error.why)
+            raise
+    else:
+        done = _directly(session, manifest, namespace, force=force, dry_run=True)
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump(done, output))
+    elif output is Output.NAME:
+        _names(session, done["objects"])
+    else:
+        session.show(differences(done["objects"]))
+    if any(one["action"] != "unchanged" for one in done["objects"]):
+        raise typer.Exit(ExitCode.PROBLEM)
+
+
+def _wanted(session: Session, files: list[str] | None, recursive: bool) -> tuple[Manifest, str]:
+    if not files:
+        raise UsageError("what is to be applied?", fix="name it with -f; - is standard input")
+    manifest = gather(files, recursive=recursive)
+    return manifest, namespace_of(manifest, session.shared.namespace) or session.namespace
+
+
+def _through_api(
+    session: Session, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
+) -> "Document":
+    body: Document = {"manifest": manifest.text, "dryRun": dry_run, "force": force}
+    path = f"/namespaces/{namespace}/manifests"
+    # With the key a request that comes twice is done once, so a lost answer is asked for again.
+    key = {"Idempotency-Key": secrets.token_hex(16)}
+    for left in reversed(range(_TRIES)):
+        try:
+            return session.api.post(path, body, key)
+        except (UnreachableError, RefusedError) as error:
+            said: Any = error.context.get("code")
+            lost = isinstance(error, UnreachableError) and said is None
+            if left == 0 or not (lost or said == "idempotency_key_busy"):
+                raise
+            session.note(f"{error.what}; asking again")
+            session.sleep(2.0 ** (_TRIES - left - 2))
+        except CliError as error:
+            error.what, error.why = manifest.told(error.what), manifest.told(error.why)
+            raise
+    raise AssertionError
+
+
+def _directly(
+    session: Session, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
+) -> "Document":
+    from engineroom.cli.connections.local_apply import Direct, objects_of
+    from engineroom.core.errors import InvalidInputError, Problem
+
+    direct = Direct(session)
+    if not dry_run:
+        direct.refuse_if_left()
+    try:
+        planned = direct.plan(namespace, manifest.text, force=force)
+    except InvalidInputError as error:
+        raise type(error)(
+            [Problem(manifest.told(p.field), p.problem, p.fix) for p in error.problems]
+        ) from error
+    objects = objects_of(planned)
+    changing = [each for each in planned if each.action != "unchanged"]
+    if dry_run or not changing:
+        outcome = "planned" if dry_run else "unchanged"
+        return {"outcome": outcome, "transaction": None, "objects": objects}
+    transaction = direct.run(namespace, changing, force=force)
+    return {"outcome": "committed", "transaction": transaction, "objects": objects}
+
+
+def _report(session: Session, done: "Document", namespace: str, output: Output) -> None:
+    objects = done["objects"]
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump(done, output))
+    elif output is Output.NAME:
+        _names(session, objects)
+    elif done["outcome"] == "planned":
+        session.show(differences(objects))
+        session.note("rehearsed by the server; nothing was changed")
+    else:
+        words = {"create": "created", "update": "configured"}
+        lines = [
+            f"{one['kind']}/{one['name']} {words.get(one['action'], one['action'])}"
+            for one in objects
+        ]
+        session.show(Text("\n".join(lines)))
+        if done["transaction"]:
+            session.note(f"transaction {done['transaction']} in namespace {namespace}")
+
+
+def _names(session: Session, objects: "list[Document]") -> None:
+    if objects:
+        lines = [f"{one['kind'].lower()}.{GROUP}/{one['name']}" for one in objects]
+        session.show(Text("\n".join(lines)))
+
+
+def _recover(session: Session, output: Output) -> None:
+    from engineroom.cli.connections.local_apply import Direct, transaction_document
+
+    if session.remote:
+        raise UsageError(
+            "the API process recovers by itself",
+            why="its replicas look for what one of them left",
+            fix="for an `apply` by a kubeconfig name its context with --context",
+        )
+    found = [transaction_document(record) for record in Direct(session).recover()]
+    present(
+        session, output, {"items": found}, [one["id"] for one in found],
+        lambda: Text("\n".join(f"{one['id']} {one['status']}" for one in found)),
+        none="there is nothing to put back",
+    )  # fmt: skip
+    if any(one["status"] not in ("rolled_back", "committed") for one in found):
+        raise typer.Exit(ExitCode.PROBLEM)

@@ -1,0 +1,39 @@
+"""What was found, in the shape that ``-o`` asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from engineroom.cli.views.output_formats import Output, dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import RenderableType
+
+    from engineroom.cli.app.context import Session
+
+
+def present(
+    session: Session,
+    output: Output,
+    document: Any,
+    names: Sequence[str],
+    view: Callable[[], RenderableType],
+    *,
+    none: str = "",
+) -> None:
+    """Show ``document`` as JSON or YAML, ``names`` one a line, or what ``view`` makes for people.
+
+    Without names there is nothing to look at: people are told ``none``.
+    """
+    if output in (Output.JSON, Output.YAML):
+        session.show(dump(document, output))
+    elif not names:
+        session.note(none)
+    elif output is Output.NAME:
+        session.show(Text("\n".join(names)))
+    else:
+        session.show(view())

@@ -1,0 +1,271 @@
+"""``engineroom drain``: let a pool, or one of its pods, finish what it holds and take no more."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from engineroom.api import ANNOTATION_DRAIN
+from engineroom.cli.app.context import Session, Yes
+from engineroom.cli.app.errors import (
+    NotFoundError,
+    TimedOutError,
+    UnreachableError,
+    UsageError,
+    program,
+)
+from engineroom.cli.commands.arguments import (
+    DryRun,
+    PoolName,
+    complete_pods,
+    is_dry_run,
+    pool_name,
+)
+from engineroom.cli.commands.pools.patch import change_pool
+from engineroom.cli.connections.model import Pod, Pool
+from engineroom.cli.views.output_formats import Output, difference
+from engineroom.cli.views.text import count, seconds, span
+
+_LOOK_EVERY = 1.0
+#: A status that shows nobody busy must stay so for as long: a job taken in the moment before the
+#: suspension reached the worker shows up in the operator's next look.
+_SETTLE = 2.0
+#: Beyond the longest job: what the operator needs to see and to write.
+_GRACE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a drain is. ``held`` is None while the operator has not answered."""
+
+    held: int | None
+    of: int
+    text: str
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody holds a job."""
+        return self.held == 0
+
+
+def pool_progress(pool: Pool, pods: tuple[Pod, ...]) -> Progress:
+    """How far a suspended pool is with finishing its jobs."""
+    if not pool.answered or pool.status is None:
+        return Progress(None, 0, "waiting for the operator to see it")
+    marked = sum(bool(pod.busy) for pod in pods)
+    held = max(pool.status.busy_workers, pool.total("running") or 0, marked)
+    workers = count(pool.workers or 0, "worker")
+    return Progress(held, pool.workers or 0, f"{held} of {workers} hold a job")
+
+
+def pod_progress(before: Pod, pod: Pod | None) -> Progress:
+    """How far a pod is: gone, drained, or still at it."""
+    if pod is None or pod.uid != before.uid:
+        return Progress(0, 1, "gone")
+    if pod.drained:
+        return Progress(0, 1, "drained")
+    if pod.deleting:
+        return Progress(0 if pod.busy is False else 1, 1, "leaving")
+    return Progress(1, 1, "finishing its job" if pod.busy else "waiting for the operator")
+
+
+def drain(
+    session: Session,
+    name: PoolName,
+    pod: Annotated[
+        str | None,
+        typer.Argument(metavar="POD", help="Drain only this pod.", autocompletion=complete_pods),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until no worker holds a job.")
+    ] = True,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--timeout",
+            metavar="DURATION",
+            help="Wait at most so long, as in 90s or 2h; without it as long as the pool's "
+            "drain.maxJobDuration and a minute.",
+        ),
+    ] = None,
+    dry_run: DryRun = "none",
+    yes: Yes = False,
+) -> None:
+    """Let a pool, or one of its pods, finish its jobs and take no more.
+
+    A pool is suspended: its workers stay, jobs wait, and `resume` undoes it. A pod is marked
+    for the operator, which drains it and lets it go; where the work needs it, a new one comes.
+    """
+    rehearse = is_dry_run(dry_run)
+    limit = None if timeout is None else _duration(timeout)
+    pool = session.cluster.pool(session.namespace, pool_name(name))
+    if limit is None:
+        limit = seconds(pool.max_job_duration) + _GRACE
+    if pod is None:
+        _pool(session, pool, limit if wait else None, rehearse, yes)
+    else:
+        _pod(session, pool, pod, limit if wait else None, rehearse, yes)
+
+
+def _duration(text: str) -> float:
+    import re
+
+    from engineroom.api.v1alpha1.types import DURATION_PATTERN
+
+    if not re.match(DURATION_PATTERN, text):
+        raise UsageError(f"--timeout {text} is no duration", fix="write it as in 90s, 15m or 2h30m")
+    return seconds(text)
+
+
+def _pool(session: Session, pool: Pool, limit: float | None, dry_run: bool, yes: bool) -> None:
+    if not pool.suspend:
+        if not dry_run:
+            session.confirm(f"Stop {pool.id} from taking jobs until it is resumed?", yes=yes)
+        done = "suspended: its workers take no more jobs"
+        patch = {"spec": {"suspend": True}}
+        pool = change_pool(session, pool, patch, done, Output.TABLE, dry_run=dry_run)
+    elif limit is None or dry_run:
+        session.show(Text(f"workerpool {pool.id} is already suspended"))
+    if limit is None or dry_run:
+        return
+    undo = f"`{program()} resume {pool.name} -n {pool.namespace}` lets it work again"
+
+    def look() -> Progress:
+        now = session.cluster.pool(pool.namespace, pool.name)
+        if not now.suspend:
+            raise TimedOutError(
+                f"{pool.id} was resumed while it drained",
+                why="spec.suspend is false again" + (
+                    f"; {now.managed_by} manages this pool" if now.managed_by else ""
+                ),
+                fix="find out who resumed it, then drain it again",
+            )  # fmt: skip
+        # The API knows no pods; its workers' jobs are in the pool's status.
+        pods = () if session.remote else session.cluster.pods(pool.namespace, pool.name)
+        return pool_progress(now, pods)
+
+    _wait(session, look, limit, _SETTLE, f"Draining {pool.id}", undo)
+    session.show(Text(f"workerpool {pool.id} is drained: no worker holds a job; {undo}"))
+
+
+def _pod(
+    session: Session, pool: Pool, name: str, limit: float | None, dry_run: bool, yes: bool
+) -> None:
+    name = name.removeprefix("pod/")
+    pod = session.cluster.pod(pool.namespace, name)
+    if pod.pool != pool.name:
+        raise UsageError(
+            f"pod {name} is not of pool {pool.id}",
+            why=f"it belongs to {pod.pool}" if pod.pool else "it belongs to no pool",
+            fix=f"`{program()} top workers {pool.name} -n {pool.namespace}` lists the pool's pods",
+        )
+    if not pod.drain_requested:
+        if not dry_run:
+            session.confirm(f"Drain pod {name} and let it go?", yes=yes)
+        after = session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: "true"}, dry_run=dry_run)
+        if dry_run:
+            session.show(difference(_annotations(pod), _annotations(after), f"pod {name}"))
+            session.note("rehearsed by the server; nothing was changed")
+            return
+        session.show(Text(f"pod {pool.namespace}/{name} marked: it takes no more jobs"))
+    if limit is None or dry_run:
+        return
+    undo = f"`{program()} resume {pool.name} {name} -n {pool.namespace}` calls it back"
+
+    def look() -> Progress:
+        try:
+            return pod_progress(pod, session.cluster.pod(pool.namespace, name))
+        except NotFoundError:
+            return pod_progress(pod, None)
+
+    end = _wait(session, look, limit, 0.0, f"Draining pod {name}", undo)
+    session.show(Text(f"pod {pool.namespace}/{name} is {end.text}: it holds no job"))
+
+
+def _annotations(pod: Pod) -> dict[str, object]:
+    return {"annotations": pod.document["metadata"].get("annotations") or {}}
+
+
+def _wait(
+    session: Session,
+    look: Callable[[], Progress],
+    limit: float,
+    settle: float,
+    title: str,
+    undo: str,
+) -> Progress:
+    """Look until it is done and stays so for ``settle`` seconds; what was seen last.
+
+    Raises TimedOutError after ``limit`` seconds.
+    """
+    clock = session.clock
+    started = clock.monotonic()
+    quiet_since: float | None = None
+    progress = Progress(None, 0, "looking")
+    with _display(session, title) as show:
+        while True:
+            try:
+                progress = look()
+            except UnreachableError as error:
+                # The drain goes on without us; one answer that does not come ends no wait.
+                progress = Progress(None, 0, error.what)
+            now = clock.monotonic()
+            if not progress.done:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = now
+            if quiet_since is not None and now - quiet_since >= settle:
+                return progress
+            if now - started >= limit:
+                raise TimedOutError(
+                    f"{title.lower()} has not come to its end within {span(limit)}",
+                    why=progress.text,
+                    fix=f"it goes on: run the same command again to wait longer; {undo}",
+                )
+            show(progress)
+            try:
+                session.sleep(_LOOK_EVERY)
+            except KeyboardInterrupt:
+                session.note(f"no longer waiting; the drain goes on. {undo}")
+                raise
+
+
+@contextmanager
+def _display(session: Session, title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal, a line a change elsewhere; on standard error."""
+    if not session.err.is_terminal:
+        last = ""
+
+        def line(progress: Progress) -> None:
+            nonlocal last
+            if progress.text != last:
+                last = progress.text
+                session.note(f"{title}: {progress.text}")
+
+        yield line
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TextColumn("{task.fields[text]}"),
+        bars.TimeElapsedColumn(),
+    )
+    most = 0
+    with bars.Progress(*columns, console=session.err, transient=True) as display:
+        task = display.add_task(title, total=None, text="")
+
+        def bar(progress: Progress) -> None:
+            nonlocal most
+            held = progress.held
+            if held is None:
+                display.update(task, text=progress.text)
+                return
+            most = max(most, held, 1)
+            display.update(task, total=most, completed=most - held, text=progress.text)
+
+        yield bar

@@ -1,0 +1,66 @@
+"""``engineroom pause``: hold the size, in one direction or both."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.commands.arguments import (
+    DryRun,
+    OutputOption,
+    PoolName,
+    is_dry_run,
+    pool_name,
+)
+from engineroom.cli.commands.pools.patch import change_pool
+from engineroom.cli.views.output_formats import Output
+
+
+class Direction(StrEnum):
+    """Which way of scaling is held."""
+
+    ALL = "all"
+    IN = "in"
+    OUT = "out"
+
+
+_PAUSES = {Direction.ALL: "All", Direction.IN: "ScaleIn", Direction.OUT: "ScaleOut"}
+_DONE = {
+    Direction.ALL: "paused: its size is held",
+    Direction.IN: "paused: it grows but does not shrink",
+    Direction.OUT: "paused: it shrinks but does not grow",
+}
+
+
+def pause(
+    session: Session,
+    name: PoolName,
+    direction: Annotated[
+        Direction,
+        typer.Option("--direction", "-d", help="Hold shrinking (in), growing (out) or both (all)."),
+    ] = Direction.ALL,
+    output: OutputOption = Output.TABLE,
+    dry_run: DryRun = "none",
+) -> None:
+    """Hold the size of an autoscaled pool.
+
+    Its workers go on working. To stop them from taking jobs, use `drain`.
+    """
+    rehearse = is_dry_run(dry_run)
+    pool = session.cluster.pool(session.namespace, pool_name(name))
+    here = f"{pool.name} -n {pool.namespace}"
+    if pool.autoscaling is None:
+        raise UsageError(
+            f"{pool.id} has no scaling to pause",
+            why="it has no spec.autoscaling; its size is set by hand",
+            fix=f"`{program()} drain {here}` stops its workers from taking jobs, "
+            f"`{program()} scale {here} N` sets its size",
+        )
+    if pool.autoscaling.pause == _PAUSES[direction] and output is Output.TABLE:
+        session.show(Text(f"workerpool {pool.id} is already {_DONE[direction]}"))
+        return
+    patch = {"spec": {"autoscaling": {"pause": _PAUSES[direction]}}}
+    change_pool(session, pool, patch, _DONE[direction], output, dry_run=rehearse)

@@ -1,0 +1,88 @@
+"""``engineroom resume``: undo ``pause`` and ``drain``."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import UsageError
+from engineroom.cli.commands.arguments import (
+    DryRun,
+    OutputOption,
+    PoolName,
+    complete_pods,
+    is_dry_run,
+    pool_name,
+)
+from engineroom.cli.commands.pools.patch import change_pool
+from engineroom.cli.connections.model import Document, Pool
+from engineroom.cli.views.output_formats import Output
+
+
+def resume(
+    session: Session,
+    name: PoolName,
+    pod: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="POD", help="Call only this pod back.", autocompletion=complete_pods
+        ),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    dry_run: DryRun = "none",
+) -> None:
+    """Let a paused or drained pool scale and work again.
+
+    Or call one pod back that was asked to leave, as long as it has not begun to go.
+    """
+    rehearse = is_dry_run(dry_run)
+    pool = session.cluster.pool(session.namespace, pool_name(name))
+    if pod is not None:
+        _call_back(session, pool, pod.removeprefix("pod/"), rehearse)
+        return
+    spec: Document = {}
+    undone = []
+    if pool.suspend:
+        spec["suspend"] = False
+        undone.append("takes jobs")
+    if pool.autoscaling is not None and pool.autoscaling.pause != "None":
+        spec["autoscaling"] = {"pause": "None"}
+        undone.append("scales")
+    if not spec and output is Output.TABLE:
+        session.show(Text(f"workerpool {pool.id} is neither paused nor suspended"))
+        return
+    done = f"resumed: it {' and '.join(undone)} again"
+    change_pool(session, pool, {"spec": spec}, done, output, dry_run=rehearse)
+
+
+def _call_back(session: Session, pool: Pool, name: str, dry_run: bool) -> None:
+    pod = session.cluster.pod(pool.namespace, name)
+    if pod.pool != pool.name:
+        raise UsageError(f"pod {name} is not of pool {pool.id}", fix="name its own pool")
+    if pod.drained or pod.deleting:
+        raise UsageError(
+            f"pod {name} is on its way out already",
+            fix="where the work needs it, a new one comes by itself",
+        )
+    named = _named(pool)
+    if not session.remote and name in named:
+        # Asked through the API, which notes it at the pool.
+        rest = ",".join(one for one in named if one != name) or None
+        patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: rest}}}
+        session.cluster.patch_pool(pool, patch, dry_run=dry_run)
+    elif not pod.drain_requested:
+        session.show(Text(f"pod {pool.namespace}/{name} was not asked to leave"))
+        return
+    if pod.drain_requested:
+        session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: None}, dry_run=dry_run)
+    if dry_run:
+        session.note("rehearsed by the server; nothing was changed")
+        return
+    session.show(Text(f"pod {pool.namespace}/{name} is called back: it takes jobs again"))
+
+
+def _named(pool: Pool) -> list[str]:
+    said = (pool.document["metadata"].get("annotations") or {}).get(ANNOTATION_DRAIN_PODS) or ""
+    return [one.strip() for one in said.split(",") if one.strip()]

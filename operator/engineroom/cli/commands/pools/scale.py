@@ -1,0 +1,113 @@
+"""``engineroom scale``: a size by hand, or the range of a pool that scales by itself."""
+
+from typing import Annotated
+
+import typer
+
+from engineroom.cli.app.context import Session, Yes
+from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.commands.arguments import (
+    DryRun,
+    OutputOption,
+    PoolName,
+    is_dry_run,
+    pool_name,
+)
+from engineroom.cli.commands.pools.patch import change_pool, merge, report
+from engineroom.cli.connections.model import Document, Pool
+from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.text import count
+
+_MOST = 10_000
+
+
+def scale(
+    session: Session,
+    name: PoolName,
+    replicas: Annotated[
+        int | None,
+        typer.Argument(metavar="N", min=0, max=_MOST, help="Pods, for a pool sized by hand."),
+    ] = None,
+    minimum: Annotated[
+        int | None,
+        typer.Option("--min", min=0, max=_MOST, help="Smallest size of an autoscaled pool."),
+    ] = None,
+    maximum: Annotated[
+        int | None,
+        typer.Option("--max", min=1, max=_MOST, help="Largest size of an autoscaled pool."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    dry_run: DryRun = "none",
+    yes: Yes = False,
+) -> None:
+    """Set the size of a pool, or the range of an autoscaled one.
+
+    N pods for a pool sized by hand (through the scale subresource, like kubectl scale); --min and
+    --max for one that scales by itself. Shrinking never interrupts a job: the operator drains
+    workers first.
+    """
+    rehearse = is_dry_run(dry_run)
+    if (replicas is None) == (minimum is None and maximum is None):
+        raise UsageError(
+            "say either a number of pods or --min and --max",
+            fix=f"`{program()} scale {name} 3`, or `{program()} scale {name} --max 20`",
+        )
+    pool = session.cluster.pool(session.namespace, pool_name(name))
+    if replicas is None:
+        _range(session, pool, minimum, maximum, output, rehearse)
+    else:
+        _by_hand(session, pool, replicas, output, rehearse, yes)
+
+
+def _by_hand(
+    session: Session, pool: Pool, replicas: int, output: Output, dry_run: bool, yes: bool
+) -> None:
+    if pool.autoscaling is not None:
+        auto = pool.autoscaling
+        here = f"{pool.name} -n {pool.namespace}"
+        number = max(replicas, 1)
+        raise UsageError(
+            f"{pool.id} is autoscaled between {auto.minimum} and {count(auto.maximum, 'pod')}",
+            why="its size follows the work; a number set by hand would be put right at once",
+            fix=f"`{program()} scale {here} --min {number}` for at least so many, `--max {number}` "
+            "for at most, both for exactly; or remove spec.autoscaling to size it by hand",
+        )
+    if replicas == 0 and not dry_run:
+        session.confirm(f"Leave {pool.id} without any worker? Its jobs will wait.", yes=yes)
+    size = session.cluster.scale_pool(pool, replicas, dry_run=dry_run)
+    before = 1 if pool.replicas is None else pool.replicas
+    after = merge(pool, {"spec": {"replicas": size}})
+    done = f"scaled to {count(size, 'pod')} (was {before})"
+    report(session, pool, after, done, output, dry_run=dry_run)
+
+
+def _range(
+    session: Session,
+    pool: Pool,
+    minimum: int | None,
+    maximum: int | None,
+    output: Output,
+    dry_run: bool,
+) -> None:
+    auto = pool.autoscaling
+    if auto is None:
+        raise UsageError(
+            f"{pool.id} is sized by hand",
+            why="--min and --max are the range of an autoscaled pool, and it has no "
+            "spec.autoscaling",
+            fix=f"`{program()} scale {pool.name} -n {pool.namespace} N`, or add spec.autoscaling",
+        )
+    low = auto.minimum if minimum is None else minimum
+    high = auto.maximum if maximum is None else maximum
+    if low > high:
+        raise UsageError(
+            f"a smallest size of {low} is above the largest of {high}",
+            fix=f"give both: `{program()} scale {pool.name} --min {low} --max {low}`",
+        )
+    patch: Document = {}
+    if minimum is not None:
+        patch["minReplicas"] = minimum
+    if maximum is not None:
+        patch["maxReplicas"] = maximum
+    done = f"scales between {low} and {count(high, 'pod')} (was {auto.minimum} to {auto.maximum})"
+    change_pool(session, pool, {"spec": {"autoscaling": patch}}, done, output, dry_run=dry_run)

@@ -1,0 +1,128 @@
+"""``engineroom top``: what the pools do now, once or live."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from engineroom.cli.app.context import AllNamespaces, Selector, Session
+from engineroom.cli.app.errors import CliError, UnreachableError, UsageError
+from engineroom.cli.connections.model import Pool  # noqa: TC001
+from engineroom.cli.views.output_formats import Report, dump
+from engineroom.cli.views.top import (
+    top_pools,
+    top_pools_document,
+    top_workers,
+    top_workers_document,
+)
+
+
+class What(StrEnum):
+    """What ``top`` shows a line of."""
+
+    POOLS = "pools"
+    WORKERS = "workers"
+
+
+def top(
+    session: Session,
+    what: Annotated[
+        What,
+        typer.Argument(metavar="pools|workers", help="A line a pool, or a line a worker pod."),
+    ] = What.POOLS,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Only this pool's workers.")
+    ] = None,
+    output: Annotated[
+        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    ] = Report.TABLE,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay, and show it anew; Ctrl-C ends it.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.5, max=3600.0, help="Seconds between two looks.")
+    ] = 2.0,
+    selector: Selector = None,
+    all_namespaces: AllNamespaces = False,
+) -> None:
+    """Show what pools or workers do now, once or live.
+
+    Jobs a minute, depth of the queues, busy workers, memory. Memory and CPU need a metrics
+    server in the cluster; without one they are a dash.
+    """
+    if pool is not None and what is What.POOLS:
+        raise UsageError("a name goes with `top workers`", fix=f"top workers {pool}")
+    scope = session.scope(all_namespaces)
+    if not watch:
+        session.show(_look(session, what, scope, pool, selector, output))
+        return
+    try:
+        _live(session, what, scope, pool, selector, output, interval)
+    except KeyboardInterrupt:
+        # The way out of a live view, not a failure.
+        return
+
+
+def _look(
+    session: Session,
+    what: What,
+    scope: str | None,
+    pool: str | None,
+    selector: str | None,
+    output: Report,
+) -> RenderableType:
+    cluster = session.cluster
+    pools: tuple[Pool, ...]
+    if pool is not None:
+        pools = (cluster.pool(scope or session.namespace, pool),)
+    else:
+        pools = cluster.pools(scope, selector)
+    known = {(one.namespace, one.name): one.workers_per_pod for one in pools}
+    pods = tuple(pod for pod in cluster.pods(scope, pool) if (pod.namespace, pod.pool) in known)
+    if output in (Report.JSON, Report.YAML):
+        document = top_pools_document(pools, pods) if what is What.POOLS else (
+            top_workers_document(pods)
+        )  # fmt: skip
+        return dump(document, output)
+    namespaces = scope is None
+    if what is What.POOLS:
+        return top_pools(pools, pods, namespaces=namespaces)
+    return top_workers(pods, known, session.clock.now(), namespaces=namespaces)
+
+
+def _live(
+    session: Session,
+    what: What,
+    scope: str | None,
+    pool: str | None,
+    selector: str | None,
+    output: Report,
+    interval: float,
+) -> None:
+    """Show it anew until interrupted; a cluster that does not answer is said, and asked again."""
+    screen: RenderableType = _look(session, what, scope, pool, selector, output)
+    if not session.out.is_terminal or output in (Report.JSON, Report.YAML):
+        while True:
+            session.show(screen)
+            session.sleep(interval)
+            screen = _look(session, what, scope, pool, selector, output)
+    from rich.live import Live
+
+    with Live(console=session.out, screen=True, auto_refresh=False) as live:
+        looked = session.clock.now()
+        stale: CliError | None = None
+        while True:
+            at = looked.strftime("%H:%M:%S UTC")
+            line = Text(f"every {interval:g} s, last look {at}; Ctrl-C ends", style="dim")
+            if stale is not None:
+                line = Text(f"stale since {at}: {stale.what}", style="bold red")
+            live.update(Group(line, Text(), screen), refresh=True)
+            session.sleep(interval)
+            try:
+                screen = _look(session, what, scope, pool, selector, output)
+            except UnreachableError as error:
+                stale = error
+            else:
+                stale, looked = None, session.clock.now()

@@ -1,0 +1,1 @@
+"""Commands on queues, jobs, schedules and workers."""

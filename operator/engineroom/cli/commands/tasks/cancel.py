@@ -1,0 +1,159 @@
+"""``engineroom jobs cancel``: by id or by filter, with what hangs on them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineroom.cli.app.context import Session, Yes
+from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.tasks.shared import (
+    Function,
+    Prefix,
+    QueueOption,
+    Since,
+    TextOption,
+    Until,
+    bar,
+    known_queue,
+    report,
+    where,
+)
+from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.tasks import impact_text
+from engineroom.cli.views.text import count
+
+if TYPE_CHECKING:
+    from engineroom.cli.connections.redis_connection import Link
+    from engineroom.tasks import State, Tasks, Where
+
+_STATES = ("waiting", "scheduled", "deferred")
+
+
+def cancel(
+    session: Session,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
+    queue: QueueOption = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state", "-s", metavar="STATE", help="With a filter: waiting, scheduled or deferred."
+        ),
+    ] = None,
+    function: Function = None,
+    text: TextOption = None,
+    since: Since = None,
+    until: Until = None,
+    prefix: Prefix = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All such jobs of the queue, without a filter.")
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Have workers end those that run already.")
+    ] = False,
+    yes: Yes = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Cancel jobs, and what waits for them.
+
+    By id, or all of one queue and state that match a filter: first it says how many that are. What
+    depends on a cancelled job is cancelled with it. Interrupted, the same command does the rest;
+    through the API the server goes on, and `operations` shows and stops it.
+    """
+    from engineroom.tasks import State
+
+    filters = (function, text, since, until, prefix)
+    filtered = everything or any(one is not None for one in (queue, state, *filters))
+    if bool(job_ids) == filtered:
+        raise UsageError(
+            "say either ids or a filter",
+            fix=f"`{program()} jobs cancel ID`, or `{program()} jobs cancel --queue mail --state "
+            "waiting --function 'shop.jobs.*'`",
+        )
+    if job_ids:
+        with session.link(session) as link:
+            session.confirm(
+                f"Cancel {count(len(job_ids), 'job')} and what waits for them?", yes=yes
+            )
+            _each(session, link.tasks, job_ids, stop, output)
+        return
+    if queue is None or state not in _STATES:
+        raise UsageError(
+            "a filter is for the jobs of one queue in one state",
+            fix=f"give --queue and --state, one of {', '.join(_STATES)}",
+        )
+    if everything == any(one is not None for one in filters):
+        raise UsageError(
+            f"which {state} jobs of {queue}?", fix="give a filter, or --all for every one of them"
+        )
+    asked = where(
+        session.clock.now(), function=function, text=text, since=since, until=until, prefix=prefix
+    )
+    with session.link(session) as link:
+        known_queue(link, queue)
+        if link.bulk is not None:
+            link.bulk.change("cancel", State(state), queue, asked, output, yes=yes, stop=stop)
+            return
+        found = _matching(session, link, queue, State(state), asked, yes)
+        _each(session, link.tasks, found, stop, output)
+
+
+def _matching(
+    session: Session, link: "Link", queue: str, state: "State", asked: "Where", yes: bool
+) -> list[str]:
+    """Ids of the jobs that match. Raises NothingMatchesError."""
+    from engineroom.tasks import NothingMatchesError
+
+    impact = link.tasks.count_jobs(state, asked, queues=[queue])
+    if impact.complete and not impact.matched:
+        raise NothingMatchesError(
+            f"where: matches none of the {impact.total} {state.value} jobs of {queue!r}; "
+            f"`{program()} jobs list --state {state.value}` shows them"
+        )
+    session.note(f"matches {impact_text(impact)} of queue {queue}")
+    session.confirm(f"Cancel {impact_text(impact)} and what waits for them?", yes=yes)
+    found: list[str] = []
+    cursor = None
+    with bar(session, "Looking") as draw:
+        while True:
+            page = link.tasks.jobs([state], asked, queues=[queue], cursor=cursor, limit=500)
+            found += [job.job_id for job in page.jobs]
+            cursor = page.cursor
+            draw(len(found), None, "found")
+            if cursor is None:
+                return found
+
+
+def _each(session: Session, tasks: "Tasks", job_ids: list[str], stop: bool, output: Output) -> None:
+    """Cancel one after the other; what is not there any more is told, and raised at the end."""
+    from engineroom.core.errors import Category, EngineroomError
+
+    canceled: dict[str, None] = {}
+    running: dict[str, None] = {}
+    refused = None
+    with bar(session, "Cancelling") as draw:
+        for number, job_id in enumerate(dict.fromkeys(job_ids), 1):
+            try:
+                done = tasks.cancel(job_id, stop=stop)
+            except EngineroomError as error:
+                # It ended or expired meanwhile: the others are cancelled all the same.
+                if error.category not in (Category.NOT_FOUND, Category.CONFLICT):
+                    raise
+                if refused is not None:
+                    session.note(str(refused))
+                refused = error
+                continue
+            canceled.update(dict.fromkeys(done.canceled))
+            running.update(dict.fromkeys(done.running))
+            draw(number, len(job_ids), f"{len(canceled)} cancelled")
+    for job_id in canceled:
+        running.pop(job_id, None)
+    text = f"{count(len(canceled), 'job')} cancelled"
+    if running:
+        text += f"; {count(len(running), 'job')} ran already and "
+        text += "was asked to stop" if stop else "goes on: --stop ends them"
+    if canceled or running:
+        result = {"canceled": list(canceled), "running": list(running)}
+        report(session, result, text, output, name="\n".join(canceled))
+    if refused is not None:
+        raise refused

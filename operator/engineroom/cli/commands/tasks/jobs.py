@@ -1,0 +1,119 @@
+"""``engineroom jobs list`` and ``engineroom jobs show``."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineroom.cli.app.context import Session
+from engineroom.cli.app.errors import UsageError
+from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.output import present
+from engineroom.cli.commands.tasks.shared import (
+    Category,
+    ErrorClass,
+    Function,
+    Prefix,
+    QueueOption,
+    Since,
+    TextOption,
+    Until,
+    known_queue,
+    known_queues,
+    where,
+)
+from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.tasks import document, job_view, jobs_table, page_document
+
+if TYPE_CHECKING:
+    from engineroom.tasks import JobSummary
+
+#: A filter of which few match looks on for so long (seconds), then says where to go on.
+_PATIENCE = 5.0
+
+
+def list_jobs(
+    session: Session,
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            "-s",
+            metavar="STATE",
+            help="Only jobs that are running, waiting, scheduled, deferred, failed, finished or "
+            "canceled; may be given several times.",
+        ),
+    ] = None,
+    queue: QueueOption = None,
+    function: Function = None,
+    category: Category = None,
+    error: ErrorClass = None,
+    text: TextOption = None,
+    since: Since = None,
+    until: Until = None,
+    prefix: Prefix = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="Jobs on one page.")] = 50,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="CURSOR", help="The page after this place."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List jobs by state, page by page.
+
+    Waiting and scheduled jobs stand in the order in which they are taken, what is over latest
+    first. Nothing is changed by looking. Below the page stands how to get the next one.
+    """
+    from engineroom.tasks import State
+
+    chosen = []
+    for said in states or [one.value for one in State]:
+        if said not in list(State):
+            raise UsageError(
+                f"--state {said[:50]} is unknown",
+                fix=f"use one of {', '.join(one.value for one in State)}",
+            )
+        chosen.append(State(said))
+    asked = where(
+        session.clock.now(), function=function, category=category, error=error, text=text,
+        since=since, until=until, prefix=prefix,
+    )  # fmt: skip
+    with session.link(session) as link:
+        queues = [known_queue(link, queue)] if queue else known_queues(link)
+        began = session.clock.monotonic()
+        found: list[JobSummary] = []
+        cursor = after
+        while True:
+            page = link.tasks.jobs(
+                chosen, asked, queues=queues, cursor=cursor, limit=limit - len(found)
+            )
+            found += page.jobs
+            cursor = page.cursor
+            waited = session.clock.monotonic() - began
+            if cursor is None or len(found) >= limit or waited > _PATIENCE:
+                break
+    present(
+        session, output, page_document(found, cursor), [job.job_id for job in found],
+        lambda: jobs_table(found, session.clock.now(), wide=output is Output.WIDE),
+        none="no such jobs" if cursor is None else "no such jobs so far",
+    )  # fmt: skip
+    if cursor is not None and output not in (Output.JSON, Output.YAML):
+        session.note(f"there are more: the same command with --after {cursor}")
+
+
+def show(
+    session: Session,
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show all that is known of one job.
+
+    Where it stands, its time line, what it was called with, why it failed and how often, its
+    progress, what it waits for and what waits for it. Arguments are read, never run: long ones are
+    cut, and secrets in them are not shown.
+    """
+    with session.link(session) as link:
+        detail = link.tasks.job(job_id)
+    present(
+        session, output, document(detail), [detail.job.job_id],
+        lambda: job_view(detail, session.clock.now(), wide=output is Output.WIDE),
+    )  # fmt: skip

@@ -1,0 +1,170 @@
+"""``engineroom jobs retry``: failed jobs back on their queues, by id or by filter."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineroom.cli.app.context import Session, Yes
+from engineroom.cli.app.errors import RefusedError, UsageError, program
+from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.tasks.shared import (
+    Category,
+    ErrorClass,
+    Function,
+    Prefix,
+    QueueOption,
+    Since,
+    TextOption,
+    Until,
+    bar,
+    known_queue,
+    known_queues,
+    report,
+    where,
+)
+from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.tasks import document, impact_text
+from engineroom.cli.views.text import count
+
+if TYPE_CHECKING:
+    from engineroom.cli.connections.redis_connection import Link
+    from engineroom.tasks import Requeueing, Tasks, Where
+
+
+def retry(
+    session: Session,
+    job_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Ids of failed jobs.")
+    ] = None,
+    queue: QueueOption = None,
+    function: Function = None,
+    category: Category = None,
+    error: ErrorClass = None,
+    text: TextOption = None,
+    since: Since = None,
+    until: Until = None,
+    prefix: Prefix = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All failed jobs of the queue, without a filter.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", metavar="OPERATION", help="Go on with what was begun and interrupted."
+        ),
+    ] = None,
+    yes: Yes = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Put failed jobs back on their queues.
+
+    By id, or all that match a filter, of one queue: first it says how many that are. It goes in
+    small steps, each of which notes its place in Redis; interrupted, `--resume` goes on from there,
+    and no job is put back twice. A job that fails again meanwhile stays. Through the API the server
+    does it and goes on when this is interrupted; `--resume` watches it, and so does `operations`.
+    """
+    from engineroom.tasks import State
+
+    filters = (function, category, error, text, since, until, prefix)
+    filtered = everything or queue is not None or any(one is not None for one in filters)
+    if sum((bool(job_ids), filtered, resume is not None)) != 1:
+        raise UsageError(
+            "say either ids, or a filter, or --resume",
+            fix=f"`{program()} jobs retry ID`, `{program()} jobs retry --queue mail --error "
+            "'*Timeout*'`, or with --all all of a queue",
+        )
+    if everything and any(one is not None for one in filters):
+        raise UsageError("--all and a filter exclude each other", fix="leave out one of them")
+    if queue is not None and not everything and not any(one is not None for one in filters):
+        raise UsageError(
+            f"which failed jobs of {queue}?", fix="give a filter, or --all for every one of them"
+        )
+    asked = where(
+        session.clock.now(), function=function, category=category, error=error, text=text,
+        since=since, until=until, prefix=prefix,
+    )  # fmt: skip
+    with session.link(session) as link:
+        if job_ids:
+            _by_id(session, link.tasks, job_ids, output)
+        elif link.bulk is not None and resume is not None:
+            link.bulk.watch(resume, output)
+        elif link.bulk is not None:
+            name = _queue(link, queue)
+            link.bulk.change("retry", State.FAILED, name, asked, output, yes=yes)
+        elif resume is not None:
+            _carry_on(session, link.tasks, resume, output)
+        else:
+            operation = _begin(session, link, queue, asked, yes)
+            _carry_on(session, link.tasks, operation, output)
+
+
+def _by_id(session: Session, tasks: "Tasks", job_ids: list[str], output: Output) -> None:
+    from engineroom.tasks import NotFailedError
+
+    refused: NotFailedError | RefusedError | None = None
+    done = []
+    for job_id in dict.fromkeys(job_ids):
+        try:
+            done.append({"jobId": job_id, "queue": tasks.requeue(job_id)})
+        except (NotFailedError, RefusedError) as error:
+            if refused is not None:
+                session.note(str(refused))
+            refused = error
+    if done:
+        lines = "\n".join(f"job {one['jobId']} is back on {one['queue']}" for one in done)
+        names = "\n".join(one["jobId"] for one in done)
+        report(session, {"requeued": done}, lines, output, name=names)
+    if refused is not None:
+        raise refused
+
+
+def _queue(link: "Link", queue: str | None) -> str:
+    """The queue that was named, else the only one with failed jobs."""
+    from engineroom.tasks import NothingMatchesError
+
+    if queue is not None:
+        return known_queue(link, queue)
+    counts = link.tasks.counts(known_queues(link))
+    failed = [one.name for one in counts if one.failed]
+    if len(failed) > 1:
+        raise UsageError(
+            f"there are failed jobs in {count(len(failed), 'queue')}",
+            why=", ".join(failed[:20]),
+            fix="name one of them with --queue",
+        )
+    if not failed:
+        raise NothingMatchesError(f"where: there is no failed job in {link.title}")
+    return failed[0]
+
+
+def _begin(session: Session, link: "Link", queue: str | None, asked: "Where", yes: bool) -> str:
+    from engineroom.tasks import NothingMatchesError, State
+
+    queue = _queue(link, queue)
+    impact = link.tasks.count_jobs(State.FAILED, asked, queues=[queue])
+    if impact.complete and not impact.matched:
+        raise NothingMatchesError(
+            f"where: matches none of the {impact.total} failed jobs of {queue!r}; "
+            f"`{program()} jobs list --state failed` shows them"
+        )
+    session.note(f"matches {impact_text(impact)} of queue {queue}")
+    session.confirm(f"Put {impact_text(impact)} back on {queue}?", yes=yes)
+    operation = link.tasks.start_requeueing(queue, asked).operation
+    session.note(f"if this is interrupted: {program()} jobs retry --resume {operation}")
+    return operation
+
+
+def _carry_on(session: Session, tasks: "Tasks", operation: str, output: Output) -> None:
+    with bar(session, "Putting back") as draw:
+
+        def told(so_far: "Requeueing") -> None:
+            draw(so_far.scanned, max(so_far.total, so_far.scanned), f"{so_far.requeued} put back")
+
+        done = tasks.carry_on_requeueing(operation, told)
+    text = f"{count(done.requeued, 'job')} put back on {done.queue}"
+    if done.skipped:
+        text += (
+            f"; {done.skipped} left: another job has their unique key, or RQ itself has to admit "
+            "them by its rate limit"
+        )
+    report(session, document(done), text, output, name=done.operation)

@@ -1,0 +1,1 @@
+"""Connections of the command line: Kubernetes, the API process, Redis, local files."""

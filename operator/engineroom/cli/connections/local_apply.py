@@ -1,0 +1,388 @@
+"""Applying by the kubeconfig: the API's own transaction, its log on this machine.
+
+The same plan, the same steps and the same undo as in the API process, with the rights of the
+kubeconfig and nobody else's. What is different is who finishes the work of a process that was
+killed: the API has replicas that look for it, here somebody has to run ``apply --recover``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineroom.api.validation.pod_security import Level
+from engineroom.cli.app.errors import NotFoundError, RefusedError, UnreachableError, program
+from engineroom.cli.connections.cluster import MERGE_PATCH, KubernetesCluster
+from engineroom.core.clock import SystemClock
+from engineroom.core.errors import DependencyError
+from engineroom.core.logging import configure
+from engineroom.core.transactions.errors import SagaUndoneError
+from engineroom.core.transactions.filelog import FileSagaLog
+from engineroom.core.transactions.saga import Coordinator
+from engineroom.kube.client.errors import Forbidden, Unreachable, from_status
+from engineroom.manifests.apply import LEASE, SAGA, Applier, Planned
+from engineroom.manifests.errors import ManifestChangedError, ManifestUndoneError
+from engineroom.manifests.plan import changes, check, level, read_objects, rehearse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from engineroom.cli.app.context import Session
+    from engineroom.cli.connections.model import Document
+    from engineroom.core.transactions.saga import StepContext
+    from engineroom.core.transactions.sagalog import Record
+    from engineroom.kube.client.resources import Resource
+
+_APPLY = "application/apply-patch+yaml"
+#: Seconds for which the objects of a transaction are kept that has no log: it never began.
+_ORPHANED = 3600.0
+
+
+class KubeWriter:
+    """``Writer`` by the command line's own client: whatever way to log in the kubeconfig has."""
+
+    def __init__(self, cluster: KubernetesCluster) -> None:
+        self._cluster = cluster
+
+    async def get(self, ref: Resource, namespace: str | None, name: str) -> dict[str, Any]:
+        """See Writer."""
+        return await self.request("GET", ref.path(namespace, name))
+
+    async def apply(
+        self,
+        ref: Resource,
+        obj: Mapping[str, Any],
+        *,
+        force: bool,
+        field_manager: str,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """See Writer."""
+        metadata = obj["metadata"]
+        params = {"fieldManager": field_manager, "force": "true" if force else "false"}
+        if dry_run:
+            params["dryRun"] = "All"
+        body = {"apiVersion": ref.api_version, "kind": ref.kind, **obj}
+        path = ref.path(metadata.get("namespace"), metadata["name"])
+        return await self._send("PATCH", path, params, body, _APPLY)
+
+    async def merge_patch(
+        self,
+        ref: Resource,
+        namespace: str | None,
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        field_manager: str,
+    ) -> dict[str, Any]:
+        """See Writer."""
+        params = {"fieldManager": field_manager}
+        return await self._send("PATCH", ref.path(namespace, name), params, patch, MERGE_PATCH)
+
+    async def delete(
+        self, ref: Resource, namespace: str | None, name: str, *, uid: str | None = None
+    ) -> None:
+        """See Writer."""
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        await self.request("DELETE", ref.path(namespace, name), body=options)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """See Writer."""
+        return await self._send(method, path, params, body, "application/json")
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+    ) -> dict[str, Any]:
+        try:
+            status, _, data = await asyncio.to_thread(
+                self._cluster.send, method, path, params, body, content_type
+            )
+        except UnreachableError as error:
+            raise Unreachable(str(error)) from error
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = {}
+        if not isinstance(answer, dict):
+            answer = {}
+        if not 200 <= status < 300:
+            raise from_status(status, answer)
+        return answer
+
+
+class FileBundles:
+    """``Bundles`` in files beside the log, for their owner alone; gone when a transaction ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def put(self, transaction: str, objects: list[Planned]) -> None:
+        """See Bundles."""
+        said = json.dumps([asdict(each) for each in objects])
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            descriptor = os.open(self._path(transaction), flags, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(said)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DependencyError(
+                f"{self._directory}: cannot be written ({error.strerror}), so nothing was begun"
+            ) from error
+
+    async def get(self, transaction: str) -> list[Planned]:
+        """See Bundles."""
+        try:
+            said = self._path(transaction).read_text(encoding="utf-8")
+            return [Planned(**each) for each in json.loads(said)]
+        except (OSError, ValueError, TypeError) as error:
+            raise ManifestChangedError(
+                "transaction: its objects are not kept any more; look anew"
+            ) from error
+
+    async def drop(self, transaction: str) -> None:
+        """See Bundles."""
+        self._path(transaction).unlink(missing_ok=True)
+
+    def sweep(self, now: float, begun: Callable[[str], bool]) -> None:
+        """Forget the objects of what never began."""
+        if not self._directory.is_dir():
+            return
+        for path in self._directory.glob("*.objects"):
+            if path.stat().st_mtime < now - _ORPHANED and not begun(path.stem):
+                path.unlink(missing_ok=True)
+
+    def _path(self, transaction: str) -> Path:
+        return self._directory / f"{transaction}.objects"
+
+
+class _Telling(Applier):
+    """Says what each step has done."""
+
+    def __init__(
+        self, cluster: KubernetesCluster, bundles: FileBundles, tell: Callable[[str], None]
+    ) -> None:
+        super().__init__(KubeWriter(cluster), bundles, SystemClock())
+        self._tell = tell
+
+    async def apply(self, step: StepContext) -> str:
+        """See Applier."""
+        done = await super().apply(step)
+        await self._say(step, done.partition(" to ")[0])
+        return done
+
+    async def undo(self, step: StepContext) -> str:
+        """See Applier."""
+        done = await super().undo(step)
+        await self._say(step, f"put back: {done}")
+        return done
+
+    async def _say(self, step: StepContext, done: str) -> None:
+        planned = await self._of(step)
+        self._tell(f"{planned.kind}/{planned.name} {done}")
+
+
+class Direct:
+    """Transactions by one kubeconfig, logged on this machine."""
+
+    def __init__(self, session: Session) -> None:
+        # Of a step that fails the command itself tells; a line of a log would be said twice.
+        configure("CRITICAL")
+        cluster = session.cluster
+        assert isinstance(cluster, KubernetesCluster)  # noqa: S101 - told by the only callers
+        self._cluster = cluster
+        self._session = session
+        directory = state_directory(cluster.server)
+        self._bundles = FileBundles(directory)
+        self.log = FileSagaLog(directory)
+        applier = _Telling(cluster, self._bundles, session.note)
+        self._coordinator = Coordinator(self.log, applier.sagas(), lease=LEASE)
+
+    def plan(self, namespace: str, text: str, *, force: bool) -> list[Planned]:
+        """What is to be done; nothing is written."""
+        return asyncio.run(self._plan(namespace, text, force))
+
+    async def _plan(self, namespace: str, text: str, force: bool) -> list[Planned]:
+        objects = read_objects(namespace, text)
+        writer = KubeWriter(self._cluster)
+        try:
+            found = await level(writer, namespace, objects)
+        except Forbidden:
+            # Who may not read the namespace: admission knows its level, and decides.
+            found = Level.PRIVILEGED
+        check(objects, found)
+        return await rehearse(writer, namespace, objects, force=force)
+
+    def run(self, namespace: str, planned: list[Planned], *, force: bool) -> str:
+        """Write all or nothing; the transaction's id. Raises ManifestUndoneError."""
+        transaction = secrets.token_hex(16)
+        said = {
+            "namespace": namespace,
+            "force": force,
+            "server": self._cluster.server,
+            "objects": [
+                {"kind": each.kind, "name": each.name, "action": each.action} for each in planned
+            ],
+        }
+        name = f"{SAGA}.{len(planned)}"
+
+        async def all_or_nothing() -> None:
+            await self._bundles.put(transaction, planned)
+            await self._coordinator.run(name, transaction, said, by=_me())
+            await self._bundles.drop(transaction)
+
+        # Asked to end it ends like by Ctrl-C: what was written is put back first.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            asyncio.run(all_or_nothing())
+        except SagaUndoneError as error:
+            asyncio.run(self._bundles.drop(transaction))
+            told = f"manifest: {error}; see transaction {transaction}"
+            raise ManifestUndoneError(told) from error
+        except KeyboardInterrupt:
+            self._session.note("interrupted: putting back what was written")
+            self.recover()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return transaction
+
+    def recover(self) -> list[Record]:
+        """Put back what programs that died have left here; what became of each."""
+        # Ours too: an interrupted one counts as dead from here on.
+        self.log.release_all()
+        left = self.log.left()
+
+        async def all_of_them() -> list[Record]:
+            for record in left:
+                if record.status == "stuck":
+                    await self._coordinator.resume(record.id)
+            await self._coordinator.recover()
+            found = []
+            for record in left:
+                now = await self.log.read(record.id)
+                if now is not None:
+                    found.append(now)
+                    if now.status in ("rolled_back", "committed"):
+                        await self._bundles.drop(now.id)
+            return found
+
+        found = asyncio.run(all_of_them())
+        self._bundles.sweep(time.time(), self.log.known)
+        return found
+
+    def refuse_if_left(self) -> None:
+        """Raises RefusedError while something is to be put back: it would be put back over this."""
+        left = self.log.left()
+        if left:
+            raise RefusedError(
+                f"an `apply` from this machine did not come to its end: {left[0].id}",
+                why="what it wrote is still there, and is to be put back first",
+                fix=f"`{program()} apply --recover`",
+            )
+
+
+def state_directory(server: str) -> Path:
+    """Where the log of transactions on one cluster is."""
+    base = os.environ.get("XDG_STATE_HOME") or ""
+    root = Path(base) if base.startswith("/") else Path("~/.local/state").expanduser()
+    return root / "engineroom" / hashlib.sha256(server.encode()).hexdigest()[:16]
+
+
+def _me() -> str:
+    import getpass
+
+    try:
+        return f"local:{getpass.getuser()}"
+    except (OSError, KeyError):
+        return f"local:{os.getuid()}"
+
+
+def objects_of(planned: list[Planned]) -> list[Document]:
+    """A plan as the API tells it."""
+    return [
+        {
+            "apiVersion": each.api_version,
+            "kind": each.kind,
+            "name": each.name,
+            "action": each.action,
+            "changes": [asdict(change) for change in changes(each)],
+        }
+        for each in planned
+    ]
+
+
+def local_transactions(session: Session) -> list[Document]:
+    """Those of this machine in the session's namespace, the newest first."""
+    log = FileSagaLog(state_directory(session.cluster.server))
+
+    async def every() -> list[Record]:
+        found: list[Record] = []
+        cursor = None
+        while True:
+            page = await log.page(cursor=cursor, count=200)
+            found += page.records
+            cursor = page.cursor
+            if cursor is None:
+                return found
+
+    records = asyncio.run(every())
+    told = [transaction_document(record) for record in records]
+    return [one for one in told if one["namespace"] == session.namespace]
+
+
+def local_transaction(session: Session, identity: str) -> Document:
+    """One of this machine. Raises NotFoundError."""
+    record = asyncio.run(FileSagaLog(state_directory(session.cluster.server)).read(identity))
+    if record is None:
+        raise NotFoundError(
+            f"transaction {identity[:100]} is not in the log of this machine",
+            fix=f"`{program()} transactions list` shows those that are",
+        )
+    return transaction_document(record)
+
+
+def transaction_document(record: Record) -> Document:
+    """A transaction as the API tells it."""
+    said = record.input if isinstance(record.input, dict) else {}
+    return {
+        "id": record.id,
+        "name": record.name,
+        "by": record.by,
+        "namespace": said.get("namespace", ""),
+        "status": record.status,
+        "started": record.started,
+        "duration": record.duration,
+        "objects": [
+            f"{each['action']} {each['kind']}/{each['name']}" for each in said.get("objects", ())
+        ],
+        "steps": [
+            {"kind": line.kind.value, "step": line.step, "at": line.at,
+             "detail": line.detail if isinstance(line.detail, str) else None}
+            for line in record.lines
+        ],
+    }  # fmt: skip

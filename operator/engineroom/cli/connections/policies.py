@@ -1,0 +1,370 @@
+"""RateLimitPolicies as the command line reads them: objects, what enforcers follow, top keys."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from engineroom.cli.app.errors import CliError, NotFoundError, UnreachableError, UsageError
+from engineroom.cli.views.diagnose import Check, Severity
+from engineroom.kube.client.resources import PODS, RATELIMITPOLICIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from socket import socket
+
+    from redis import Redis
+
+    from engineroom.cli.app.context import Session
+    from engineroom.cli.connections.cluster import Cluster
+    from engineroom.cli.connections.model import Document
+    from engineroom.ratelimit.distribution.document import CompiledPolicy, Policies
+    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.reconcile.observe import Roll
+
+RESOURCE = f"{RATELIMITPOLICIES.plural}.engineroom.dev"
+#: Words that ``get`` takes for policies instead of pools.
+WORDS = frozenset({"policies", "policy", "ratelimitpolicies", "ratelimitpolicy", "rlp", "rlps"})
+_PASSING = frozenset({"AwaitingEnforcers", "EnforcerLost", "NoEnforcers", "Unseen", "Outdated"})
+_LIMITERS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=limiter"
+_ADMIN_PORT = 9090
+#: Largest answer of the decision service, bytes; seconds beyond the recording that it may take.
+_MAX_ANSWER, _MORE = 4_000_000, 10.0
+
+
+def policy_name(text: str) -> str:
+    """``api`` from ``api`` or ``rlp/api``."""
+    kind, slash, name = text.rpartition("/")
+    if slash and (kind.partition(".")[0] not in WORDS or not name):
+        raise UsageError(
+            f"{text} names no RateLimitPolicy", why="what stands before the slash is another kind",
+            fix="write the policy's name alone",
+        )  # fmt: skip
+    return name
+
+
+def list_policies(
+    cluster: Cluster, namespace: str | None, selector: str | None = None
+) -> list[Document]:
+    """The policies of a namespace, of all where it is None, oldest first as conflicts go."""
+    found = cluster.read_all(RATELIMITPOLICIES, namespace, selector)
+    return sorted(found, key=lambda one: (one["metadata"]["namespace"], one["metadata"]["name"]))
+
+
+def get_policy(cluster: Cluster, namespace: str, name: str) -> Document:
+    """One policy. Raises NotFoundError."""
+    return cluster.read(RATELIMITPOLICIES, namespace, policy_name(name))
+
+
+def condition(policy: Document, kind: str) -> Document:
+    """A condition that speaks of the policy as it is now; else one of status Unknown."""
+    generation = policy["metadata"].get("generation")
+    for each in (policy.get("status") or {}).get("conditions") or ():
+        if each["type"] == kind:
+            if each.get("observedGeneration") == generation:
+                return dict(each)
+            message = "the operator has not looked at the last change yet"
+            return {"type": kind, "status": "Unknown", "reason": "Outdated", "message": message}
+    message = "no operator has looked at the policy yet"
+    return {"type": kind, "status": "Unknown", "reason": "Unseen", "message": message}
+
+
+def state_of(policy: Document) -> str:
+    """One word: Ready, else the reason of what keeps it from being so."""
+    ready = condition(policy, "Ready")
+    return "Ready" if ready["status"] == "True" else str(ready["reason"])
+
+
+def rate_limits(policies: Sequence[Document], program: str) -> Check:
+    """All policies in one line, and the first of those that nobody enforces as they are."""
+    states = [(one["metadata"], state_of(one)) for one in policies]
+    bad = [(metadata, state) for metadata, state in states if state != "Ready"]
+    told = f"{len(states)} {'policy' if len(states) == 1 else 'policies'}"
+    degraded = [one for one in policies if condition(one, "Degraded")["status"] == "True"]
+    if not bad and degraded:
+        first, why = degraded[0]["metadata"], condition(degraded[0], "Degraded")["reason"]
+        return Check(
+            "rate limits",
+            Severity.WARNING,
+            f"{told}, {len(degraded)} decided without Redis: "
+            f"{first['namespace']}/{first['name']} ({why})",
+            f"{program} ratelimit explain {first['name']} -n {first['namespace']}",
+        )
+    if not bad:
+        return Check("rate limits", Severity.OK, f"{told}, all enforced")
+    metadata, state = bad[0]
+    name = f"{metadata['namespace']}/{metadata['name']}"
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return Check(
+        "rate limits",
+        # Some stop being enforced for a moment at each roll-out.
+        Severity.WARNING if state in _PASSING else Severity.PROBLEM,
+        f"{told}, {len(bad)} not enforced: {name} ({state}){more}",
+        f"{program} ratelimit explain {metadata['name']} -n {metadata['namespace']}",
+    )
+
+
+def redis_of(session: Session, name: str | None) -> Document | None:
+    """``spec.redis`` of a policy, or the one that all policies of the namespace have in common.
+
+    Raises UsageError where they have none in common.
+    """
+    shared = session.shared
+    if shared.redis_url or shared.pool:
+        return None
+    if name is not None:
+        found: Document | None = get_policy(session.cluster, session.namespace, name)["spec"].get(
+            "redis"
+        )
+        return found
+    named = {
+        json.dumps(one["spec"].get("redis"), sort_keys=True)
+        for one in list_policies(session.cluster, session.namespace)
+    }
+    if len(named) > 1:
+        raise UsageError(
+            f"the policies of namespace {session.namespace} use {len(named)} Redis",
+            fix="name one policy",
+        )
+    loaded: Document | None = json.loads(named.pop()) if named else None
+    return loaded
+
+
+def read_policies(redis: Redis, namespace: str) -> Policies:
+    """The document that enforcers follow. Raises DependencyError, NotFoundError."""
+    from redis.exceptions import RedisError
+
+    from engineroom.core.errors import DependencyError
+    from engineroom.ratelimit.distribution.document import read
+    from engineroom.ratelimit.distribution.redis_schema import keys_of
+
+    try:
+        text: Any = redis.get(keys_of(namespace).document)
+    except (RedisError, OSError, TimeoutError) as error:
+        raise DependencyError(f"Redis did not give the policies: {type(error).__name__}") from error
+    if text is None:
+        raise NotFoundError(
+            f"Redis has no policies of namespace {namespace}",
+            why="there are none, or the operator has not written them yet",
+            fix="`engineroom get policies` shows which there are and what keeps them",
+        )
+    return read(text)
+
+
+def read_roll(redis: Redis, namespace: str) -> Roll:
+    """Who follows the namespace's policies. Raises DependencyError."""
+    from redis.exceptions import RedisError
+
+    from engineroom.core.errors import MeasurementError
+    from engineroom.ratelimit.distribution import redis_schema
+    from engineroom.ratelimit.reconcile.observe import parse_roll, roll_arguments
+
+    try:
+        rows: Any = redis.eval(redis_schema.ROLL, *roll_arguments(namespace))
+    except (RedisError, OSError, TimeoutError) as error:
+        raise MeasurementError(f"Redis did not say who enforces: {type(error).__name__}") from error
+    return parse_roll(rows)
+
+
+def enforcers_of(roll: Roll, policies: Policies, name: str) -> frozenset[str]:
+    """Names of those who can enforce a policy, of all who follow the namespace."""
+    from engineroom.ratelimit.reconcile.decide import Crews
+
+    rows = [({"name": one.name, "selector": one.selector}, one.hash) for one in policies.entries]
+    return frozenset(each.identity for each in Crews(roll.enforcers, rows).of(name).members)
+
+
+def chosen(
+    policies: Policies, names: Sequence[str], target: str | None, labels: str | None
+) -> list[CompiledPolicy]:
+    """The policies that names, a target (``Kind/name[/section]``) or labels mean; else all."""
+    if sum(bool(each) for each in (names, target, labels)) > 1:
+        raise UsageError("names, --target and --labels exclude each other", fix="give one of them")
+    if target:
+        kind, slash, rest = target.partition("/")
+        name, _, section = rest.partition("/")
+        if not slash or not name:
+            raise UsageError(f"--target={target} is no target", fix="write HTTPRoute/checkout")
+        attached = policies.for_target(kind, name, section)
+        return [attached] if attached is not None else []
+    if labels:
+        pairs = [each.partition("=") for each in labels.split(",")]
+        if any(not key or not equals for key, equals, _ in pairs):
+            raise UsageError(f"--labels={labels} is no list of labels", fix="write app=shop,tier=a")
+        found = policies.for_labels({key: value for key, _, value in pairs})
+        return [found] if found is not None else []
+    if not names:
+        return list(policies.entries)
+    made = []
+    for each in map(policy_name, names):
+        entry = policies.get(each)
+        if entry is None:
+            raise NotFoundError(
+                f"policy {each} is not among those that enforcers follow",
+                why="it is misspelt, not accepted, or not programmed yet",
+                fix=f"`engineroom ratelimit explain {each}` says which",
+            )
+        made.append(entry)
+    return made
+
+
+def request_view(
+    path: str,
+    method: str,
+    headers: Sequence[str] | None,
+    host: str | None,
+    client_ip: str,
+    tenant: str | None,
+    route: str | None,
+    claims: Sequence[str] | None,
+) -> RequestView:
+    """The request that the options describe. Raises UsageError."""
+    from engineroom.ratelimit.limits.paths import on_the_wire, settled
+    from engineroom.ratelimit.limits.sources import RequestView
+
+    if client_ip:
+        try:
+            ipaddress.ip_address(client_ip)
+        except ValueError:
+            raise UsageError(
+                f"--client-ip={client_ip} is no address", fix="write 192.0.2.7 or 2001:db8::7"
+            ) from None
+    found: dict[str, str] = {} if host is None else {"host": host}
+    for one in headers or ():
+        name, colon, value = one.partition(":")
+        key = name.strip().lower()
+        if not colon or not key:
+            raise UsageError(
+                # Not the text itself: it may be a secret.
+                "a --header is no header",
+                fix="write -H 'X-Api-Key: k'",
+            )
+        joint = "; " if key == "cookie" else ","
+        found[key] = f"{found[key]}{joint}{value.strip()}" if key in found else value.strip()
+    told: dict[str, str] = {}
+    for one in claims or ():
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise UsageError("a --claim is no claim", fix="write --claim plan=gold")
+        told[name] = value
+    where, _, query = path.partition("?")
+    view = RequestView(
+        method.upper(), on_the_wire(where), query, found, client_ip,
+        tenant=tenant, route=route, claims=told,
+    )  # fmt: skip
+    return settled(view)
+
+
+# -- top keys -----------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """A key and how often it was asked for, which is too high by at most ``error``."""
+
+    namespace: str
+    policy: str
+    limit: str
+    key: str
+    times: int
+    error: int
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The keys that were asked for most while ``seconds`` were recorded."""
+
+    seconds: float
+    total: int
+    keys: tuple[Key, ...]
+    #: How many processes were asked, and what those that did not answer said.
+    asked: int
+    failures: tuple[str, ...] = ()
+
+
+def top_keys(session: Session, limiter: str | None, seconds: float, many: int) -> Top:
+    """Record in all pods of the decision service at once, or in the one at an address.
+
+    Raises NotFoundError where none runs, UnreachableError where none answers.
+    """
+    from engineroom.ratelimit.service.admin import merge_top
+
+    target = f"/top?seconds={seconds:g}&keys={many}"
+    doors = [_at(limiter)] if limiter else _pods(session.cluster)
+    with ThreadPoolExecutor(max_workers=min(32, len(doors))) as threads:
+        told = list(threads.map(lambda door: _ask(door, target, seconds + _MORE), doors))
+    bodies = [each for each in told if isinstance(each, bytes)]
+    failures = [each for each in told if isinstance(each, str)]
+    if not bodies:
+        raise UnreachableError(
+            "no decision service answers", why=failures[0],
+            fix="`kubectl get pods -A -l app.kubernetes.io/component=limiter` shows them",
+        )  # fmt: skip
+    merged = json.loads(merge_top(bodies, many))
+    keys = tuple(_key(each) for each in merged["keys"])
+    return Top(seconds, int(merged["total"]), keys, len(doors), tuple(failures))
+
+
+def _key(row: Document) -> Key:
+    place, _, key = str(row["key"]).partition(" ")
+    namespace, _, rest = place.partition("/")
+    policy, _, limit = rest.partition("/")
+    return Key(namespace, policy, limit, key, int(row["count"]), int(row["error"]))
+
+
+def _at(address: str) -> Callable[[], socket]:
+    import socket
+
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port or _ADMIN_PORT
+    except ValueError:
+        host, port = None, 0
+    if host is None:
+        raise UsageError(f"--limiter={address} is no address", fix="write HOST:PORT")
+    return lambda: socket.create_connection((host, port), timeout=5.0)
+
+
+def _pods(cluster: Cluster) -> list[Callable[[], socket]]:
+    pods = [
+        one["metadata"]
+        for one in cluster.read_all(PODS, None, _LIMITERS)
+        if one.get("status", {}).get("phase") == "Running"
+    ]
+    if not pods:
+        raise NotFoundError(
+            "no pod of the decision service runs in this cluster",
+            why="applications with the middleware alone record no keys",
+            fix="install it with limiter.enabled=true, or name one with --limiter HOST:PORT",
+        )
+    return [
+        functools.partial(cluster.open_port, pod["namespace"], pod["name"], _ADMIN_PORT)
+        for pod in pods
+    ]
+
+
+def _ask(door: Callable[[], socket], target: str, seconds: float) -> bytes | str:
+    """The body of an answer of 200, or what went wrong."""
+    try:
+        # What forwards to a pod is no context manager by itself.
+        with contextlib.closing(door()) as connection:
+            connection.settimeout(seconds)
+            connection.sendall(f"GET {target} HTTP/1.1\r\nHost: limiter\r\n\r\n".encode())
+            answer = b""
+            while part := connection.recv(65_536):
+                answer += part
+                if len(answer) > _MAX_ANSWER:
+                    return "the answer is too long"
+    except CliError as error:
+        return error.what
+    except OSError as error:
+        return str(error) or type(error).__name__
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if head.split(b" ", 2)[1:2] != [b"200"]:
+        return f"it answered {head.splitlines()[0].decode('latin-1') if head else 'nothing'}"
+    return body

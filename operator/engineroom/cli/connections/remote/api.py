@@ -1,0 +1,306 @@
+"""Requests to the API process, and its problem documents as errors of the command line."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from engineroom import __version__
+from engineroom.cli.app.errors import (
+    CliError,
+    ForbiddenError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+    program,
+)
+from engineroom.cli.connections.remote.credentials import Account, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from engineroom.cli.app.context import Shared
+    from engineroom.cli.connections.cluster import Cluster
+    from engineroom.cli.connections.model import Document
+
+BASE = "/api/v1"
+#: Seconds to connect, seconds to answer: applying fifty objects takes some.
+_TIMEOUT = (5.0, 120.0)
+#: An access token is renewed so many seconds before its end.
+_EARLY = 30.0
+#: Larger answers are none of the API's.
+_MAX_ANSWER = 64 << 20
+
+
+class Api:
+    """The API process behind one account. All methods raise CliError."""
+
+    def __init__(
+        self,
+        account: Account,
+        store: Store | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+        kube_token: Callable[[Account], str] | None = None,
+    ) -> None:
+        self.account = account
+        self._store = store or Store()
+        self._now = now
+        self._kube_token = kube_token or token_of_kubeconfig
+        self._pool: Any = None
+
+    @property
+    def server(self) -> str:
+        """URL of the API process."""
+        return self.account.server
+
+    def get(self, path: str, **query: object) -> Document:
+        """An answer to GET; parameters that are None, empty or 0 are left out."""
+        return self.ask("GET", path, query=query)
+
+    def post(
+        self, path: str, body: Document | None = None, headers: Mapping[str, str] | None = None
+    ) -> Document:
+        """An answer to POST."""
+        return self.ask("POST", path, body=body, headers=headers)
+
+    def delete(self, path: str) -> None:
+        """DELETE."""
+        self.ask("DELETE", path)
+
+    def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Document]:
+        """The entries of a list, page by page, up to ``limit``."""
+        cursor: str | None = None
+        given = 0
+        while True:
+            page = self.get(path, cursor=cursor, limit=min(200, limit or 200), **query)
+            for one in page["items"]:
+                yield one
+                given += 1
+                if given == limit:
+                    return
+            cursor = page.get("nextCursor")
+            if cursor is None:
+                return
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Document | None = None,
+        headers: Mapping[str, str] | None = None,
+        credentials: bool = True,
+    ) -> Document:
+        """One request below /api/v1 and its JSON answer; {} where there is none."""
+        status, data, reason = self._send(method, path, query, body, headers, credentials)
+        if status == 401 and credentials and self.account.kind == "tokens":
+            # The server may have ended it, or its clock is not ours.
+            self._refreshed(force=True)
+            status, data, reason = self._send(method, path, query, body, headers, credentials)
+        if not 200 <= status < 300:
+            raise problem(status, data, reason, self.server)
+        if not data:
+            return {}
+        try:
+            answer: Document = json.loads(data)
+        except ValueError as error:
+            raise UnreachableError(
+                f"what answers at {self.server} is not Engineroom's API",
+                why="its answer is no JSON",
+                fix="check the URL; a proxy may answer in its place",
+            ) from error
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None,
+        body: Document | None,
+        headers: Mapping[str, str] | None,
+        credentials: bool,
+    ) -> tuple[int, bytes, str]:
+        from urllib.parse import quote, urlencode
+
+        from urllib3.exceptions import HTTPError
+        from urllib3.util import Timeout
+
+        connect, answer = _TIMEOUT
+        given = {k: str(v) for k, v in (query or {}).items() if v not in (None, "", 0, False)}
+        url = f"{BASE}{quote(path, safe='/:@+')}" + (f"?{urlencode(given)}" if given else "")
+        said = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
+        said |= headers or {}
+        if credentials:
+            said["Authorization"] = f"Bearer {self._token()}"
+        data = None
+        if body is not None:
+            said["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        try:
+            # Nothing is followed: a token goes to the server that was named, and to no other.
+            response = self._connections().request(
+                method, url, body=data, headers=said, retries=False, redirect=False,
+                timeout=Timeout(connect=connect, read=answer), preload_content=False,
+            )  # fmt: skip
+            try:
+                content = response.read(_MAX_ANSWER)
+            finally:
+                response.release_conn()
+        except (HTTPError, OSError) as error:
+            raise self._unreachable(error) from error
+        return int(response.status), bytes(content), str(response.reason or "")
+
+    def _connections(self) -> Any:
+        if self._pool is None:
+            import ssl
+
+            from urllib3 import connection_from_url
+
+            options: dict[str, Any] = {}
+            if self.server.startswith("https://"):
+                try:
+                    context = ssl.create_default_context(cafile=self.account.ca_file)
+                except (OSError, ssl.SSLError) as error:
+                    raise UsageError(
+                        f"the CA file {self.account.ca_file} cannot be used",
+                        why=str(error),
+                        fix="name a file with certificates (PEM) by --ca-file",
+                    ) from error
+                options["ssl_context"] = context
+            self._pool = connection_from_url(self.server, maxsize=2, **options)
+        return self._pool
+
+    def _unreachable(self, error: Exception) -> UnreachableError:
+        why = " ".join(str(error).split())[:300]
+        fix = (
+            "check the URL and that the API runs; "
+            "`kubectl get pods -A -l app.kubernetes.io/component=api` shows it"
+        )
+        if "CERTIFICATE_VERIFY_FAILED" in why:
+            fix = "name the CA that signed its certificate by --ca-file; it is never not verified"
+        return UnreachableError(f"cannot reach the API at {self.server}", why=why, fix=fix)
+
+    # -- credentials -----------------------------------------------------------------------------
+
+    def _token(self) -> str:
+        if self.account.kind == "kube":
+            return self._kube_token(self.account)
+        if self.account.kind == "tokens" and self.account.expires - self._now() < _EARLY:
+            self._refreshed()
+        return self.account.access
+
+    def _refreshed(self, *, force: bool = False) -> None:
+        """Renew the tokens, or take those that another program has just got."""
+        before = self.account
+        with self._store.locked():
+            known = self._store.accounts().get(before.server)
+            if known is None or known.kind != "tokens":
+                raise _logged_out(before.server)
+            known = replace(known, ca_file=before.ca_file)
+            fresh = known.expires - self._now() >= _EARLY
+            if fresh and (not force or known.access != before.access):
+                self.account = known
+                return
+            try:
+                pair = self.ask(
+                    "POST", "/tokens/refresh", body={"refresh": known.refresh}, credentials=False
+                )
+            except ForbiddenError as error:
+                raise _logged_out(before.server) from error
+            self.account = replace(
+                known, access=pair["access"], refresh=pair["refresh"], expires=pair["expires"]
+            )
+            # Before it is used: the old one is void already.
+            self._store.put(self.account)
+
+
+def _logged_out(server: str) -> ForbiddenError:
+    return ForbiddenError(
+        f"your login at {server} is over", fix=f"`{program()} login --server {server}`"
+    )
+
+
+def token_of_kubeconfig(account: Account) -> str:
+    """The token of the kubeconfig that the account names, asked for anew."""
+    from engineroom.cli.connections.cluster import KubernetesCluster
+
+    return bearer(KubernetesCluster(account.kubeconfig, account.context))
+
+
+def bearer(cluster: Cluster) -> str:
+    """The token that a kubeconfig logs in with. Raises ForbiddenError where it does without."""
+    token = cluster.bearer()
+    if token is None:
+        raise ForbiddenError(
+            "your kubeconfig logs in without a token, so there is none to show to the API",
+            why="a client certificate proves who you are to the API server alone",
+            fix=f"`kubectl create token SERVICEACCOUNT | {program()} login --server URL "
+            "--token-stdin`, or log in with name and password",
+        )
+    return token
+
+
+_BY_CATEGORY: dict[str, type[CliError]] = {
+    "validation": UsageError,
+    "authentication": ForbiddenError,
+    "permission": ForbiddenError,
+    "not_found": NotFoundError,
+    "conflict": RefusedError,
+    "limit": RefusedError,
+    "dependency": UnreachableError,
+    "transient": UnreachableError,
+}
+
+
+def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
+    """A problem document (RFC 9457) as an error that says what, why and what to do."""
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("code"), str):
+        return UnreachableError(
+            f"{server} answered {status} {reason}".rstrip(),
+            why=data[:200].decode(errors="replace").strip(),
+            fix="check the URL; what answers may be a proxy and not Engineroom's API",
+        )
+    code, detail = said["code"], str(said.get("detail") or said.get("title") or "")
+    kind = _BY_CATEGORY.get(str(said.get("category")), CliError)
+    errors = [one for one in said.get("errors") or () if isinstance(one, dict)]
+    fix = ""
+    if errors:
+        what = f"{len(errors)} to correct [{code}]"
+        why = "\n       ".join(
+            f"{e.get('field')}: {e.get('problem')}; {e.get('fix')}" for e in errors
+        )
+    else:
+        what, _, why = detail.partition("; ")
+        what = f"{what} [{code}]"
+        fix, why = why, ""
+    if status == 401:
+        fix = f"`{program()} login --server {server}`"
+    elif said.get("retry_after"):
+        fix = f"try again in {said['retry_after']} s"
+    elif kind is UnreachableError and not fix:
+        fix = "try again"
+    error = kind(what, why=why, fix=fix)
+    error.context = {"code": code, "status": status, "retry_after": said.get("retry_after")}
+    return error
+
+
+def open_api(shared: Shared, store: Store | None = None) -> Api:
+    """The API that a command's options select. Raises UsageError where they select none."""
+    from engineroom.cli.connections.remote.credentials import account_of, selected
+
+    server = selected(shared, store)
+    if server is None:
+        raise UsageError(
+            "this goes through the API process, and none is chosen",
+            fix=f"`{program()} login --server URL` once, or name it with --server",
+        )
+    return Api(account_of(server, shared, store), store)

@@ -1,0 +1,151 @@
+"""Many jobs through the API: counted, changed by an operation at the server, and watched."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from engineroom.cli.app.errors import CliError, RefusedError, UnreachableError, program
+from engineroom.cli.commands.tasks.shared import bar, report
+from engineroom.cli.views.text import count
+
+if TYPE_CHECKING:
+    from engineroom.cli.app.context import Session
+    from engineroom.cli.connections.model import Document
+    from engineroom.cli.views.output_formats import Output
+    from engineroom.tasks import State, Where
+
+_LOOK_EVERY = 1.0
+#: Seconds for which the API may be away while an operation is watched.
+_PATIENCE = 60.0
+#: How often a request whose answer was lost is sent.
+_TRIES = 3
+_FILTERS = ("function", "exception", "category", "text", "prefix", "before", "after")
+_DONE = {"retry": "put back", "cancel": "cancelled"}
+
+
+class Bulk:
+    """Operations of the session's namespace. All methods raise CliError."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._path = f"/namespaces/{session.namespace}/operations"
+
+    def change(
+        self,
+        action: str,
+        state: State,
+        queue: str,
+        where: Where,
+        output: Output,
+        *,
+        yes: bool,
+        stop: bool = False,
+    ) -> None:
+        """Say how many jobs match, ask, have them changed, and watch it to the end.
+
+        ``action`` is retry or cancel. Who was asked gets no more than was counted: if more match
+        by then, nothing is done. Raises NothingMatchesError.
+        """
+        from engineroom.tasks import NothingMatchesError
+
+        session = self._session
+        body = selection(queue, where)
+        if action == "cancel":
+            body |= {"state": state.value, "stop": stop}
+        counted = session.api.post(f"{self._path}/{action}", body | {"dryRun": True})
+        matched, complete = counted["matched"], counted["complete"]
+        if complete and not matched:
+            raise NothingMatchesError(
+                f"where: matches none of the {state.value} jobs of {queue!r}; "
+                f"`{program()} jobs list --state {state.value}` shows them"
+            )
+        number = f"{'' if complete else 'at least '}{count(matched, 'job')}"
+        session.note(f"matches {number} of queue {queue}")
+        question = f"Put {number} back on {queue}?"
+        if action == "cancel":
+            question = f"Cancel {number} and what waits for them?"
+        session.confirm(question, yes=yes)
+        if session.interactive and not yes and complete:
+            body["atMost"] = matched
+        begun = self._begin(f"{self._path}/{action}", body)
+        session.note(f"operation {begun['id']} has begun at the server")
+        self.watch(begun["id"], output)
+
+    def _begin(self, path: str, body: Document) -> Document:
+        session = self._session
+        # With the key a request that comes twice is done once, so a lost answer is asked for again.
+        key = {"Idempotency-Key": secrets.token_hex(16)}
+        for left in reversed(range(_TRIES)):
+            try:
+                return session.api.post(path, body, key)
+            except (UnreachableError, RefusedError) as error:
+                said = error.context.get("code")
+                lost = isinstance(error, UnreachableError) and said is None
+                if left == 0 or not (lost or said == "idempotency_key_busy"):
+                    raise
+                session.note(f"{error.what}; asking again")
+                session.sleep(1.0)
+        raise AssertionError
+
+    def watch(self, operation: str, output: Output) -> None:
+        """Show how far an operation is until it ends. An interrupt ends the watching alone.
+
+        Raises RefusedError for one that was stopped, CliError for one that failed.
+        """
+        session = self._session
+        try:
+            ended = self._ended(operation)
+        except KeyboardInterrupt:
+            session.note(
+                f"no longer watching; the operation goes on. `{program()} operations show "
+                f"{operation}` says how far it is, `{program()} operations stop {operation}` "
+                "ends it"
+            )
+            raise
+        done = _DONE[ended["action"]]
+        so_far = f"{count(ended['done'], 'job')} of {ended['matched']} {done}"
+        if ended["status"] == "stopped":
+            raise RefusedError(
+                f"operation {operation} was stopped", why=so_far,
+                fix="the same command again does the rest",
+            )  # fmt: skip
+        if ended["status"] == "failed":
+            raise CliError(
+                f"operation {operation} failed", why=f"{ended['problem']}; {so_far}",
+                fix="the same command again does the rest",
+            )  # fmt: skip
+        text = f"{count(ended['done'], 'job')} {done}"
+        if ended["skipped"]:
+            text += f"; {ended['skipped']} left alone, which were not as they had been"
+        report(session, ended, text, output, name=operation)
+
+    def _ended(self, operation: str) -> Document:
+        session = self._session
+        seen = session.clock.monotonic()
+        with bar(session, f"Operation {operation[:8]}") as draw:
+            while True:
+                try:
+                    now = session.api.get(f"{self._path}/{quote(operation, safe='')}")
+                except UnreachableError:
+                    # It goes on without us; an answer that does not come ends no watching.
+                    if session.clock.monotonic() - seen > _PATIENCE:
+                        raise
+                else:
+                    seen = session.clock.monotonic()
+                    if now["status"] != "running":
+                        return now
+                    settled = now["done"] + now["skipped"]
+                    draw(settled, max(now["matched"], settled), _DONE[now["action"]])
+                session.sleep(_LOOK_EVERY)
+
+
+def selection(queue: str, where: Where) -> Document:
+    """A filter as the API reads it."""
+    given: Document = {name: getattr(where, name) for name in _FILTERS}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in ("before", "after"):
+        if name in given:
+            given[name] = given[name].isoformat()
+    return {"queue": queue, **(given or {"all": True})}

@@ -1,0 +1,229 @@
+"""The Cluster behind the API process: what of it the API has, under the caller's rights there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engineroom.api import ANNOTATION_DRAIN
+from engineroom.cli.app.errors import NotFoundError, UsageError, program
+from engineroom.cli.connections.model import (
+    Document,
+    Event,
+    Installation,
+    Pod,
+    Pool,
+    Usage,
+    parse_pool,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from socket import socket
+
+    from engineroom.cli.connections.remote.api import Api
+    from engineroom.kube.client.resources import Resource
+
+_PAUSES = {"All": "all", "ScaleIn": "in", "ScaleOut": "out"}
+WAY_ROUND = (
+    "take the kubeconfig for it: name its context with --context, or the file with --kubeconfig"
+)
+
+
+def refuse(what: str) -> NoReturn:
+    """Raises UsageError for what the API has no route for."""
+    raise UsageError(f"{what} does not go through the API", fix=WAY_ROUND)
+
+
+class ApiCluster:
+    """``Cluster`` by the API's routes; what has none is refused, with the way round."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    @property
+    def server(self) -> str:
+        """URL of the API process."""
+        return self._api.server
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that login chose."""
+        return self._api.account.namespace or "default"
+
+    def pools(self, namespace: str | None, selector: str | None = None) -> tuple[Pool, ...]:
+        """The pools of a namespace; sorted by id."""
+        if namespace is None:
+            refuse("looking at all namespaces at once")
+        found = map(parse_pool, self._api.items(f"/namespaces/{namespace}/objects"))
+        wanted = labels_of(selector)
+        return tuple(
+            sorted(
+                (pool for pool in found if wanted.items() <= _labels(pool).items()),
+                key=lambda pool: pool.id,
+            )
+        )
+
+    def pool(self, namespace: str, name: str) -> Pool:
+        """One pool. Raises NotFoundError."""
+        return parse_pool(self._api.get(f"/namespaces/{namespace}/objects/{name}")["object"])
+
+    def pods(self, namespace: str | None, pool: str | None = None) -> tuple[Pod, ...]:
+        """Pods by the workers that say they run in them, with what those say they use.
+
+        Those that only start are missing, and so are those of pools with a Redis of their own.
+        """
+        if namespace is None:
+            refuse("looking at all namespaces at once")
+        groups: dict[str, list[Document]] = {}
+        for worker in self._api.items(f"/namespaces/{namespace}/workers", pool=pool or ""):
+            if worker["pod"] and worker["health"] != "ghost":
+                groups.setdefault(worker["pod"], []).append(worker)
+        return tuple(_pod(namespace, name, found, ()) for name, found in sorted(groups.items()))
+
+    def pod(self, namespace: str, name: str) -> Pod:
+        """A pod by the workers that say they run in it. Raises NotFoundError where none does.
+
+        Of workers in a pool's own Redis the API knows nothing.
+        """
+        workers = [
+            one
+            for one in self._api.items(f"/namespaces/{namespace}/workers")
+            if one["pod"] == name and one["health"] != "ghost"
+        ]
+        if not workers:
+            raise NotFoundError(
+                f"no worker is in a pod {name[:253]} of namespace {namespace}",
+                why="through the API a pod is known by its workers; those of pools with a Redis "
+                "of their own are not",
+                fix=f"`{program()} workers list -o wide -n {namespace}` shows where they are",
+            )
+        pool = workers[0]["pool"]
+        asked = self._api.get(f"/namespaces/{namespace}/pools/{pool}/drain")["pods"]
+        return _pod(namespace, name, workers, asked)
+
+    def events(self, pool: Pool) -> tuple[Event, ...]:
+        """None: the API process reads no events."""
+        return ()
+
+    def installation(self) -> Installation:
+        """Refused: what is installed is read from the cluster."""
+        refuse("looking at the installation")
+
+    def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:
+        """Set a range, pause, drain, or undo these; any other patch is refused."""
+        if dry_run:
+            refuse("--dry-run=server of a single change")
+        path = f"/namespaces/{pool.namespace}/pools/{pool.name}"
+        match patch:
+            case {"spec": {**wanted}} if not wanted:
+                pass
+            case {"spec": {"suspend": bool(suspend), **more}}:
+                self._api.ask("POST" if suspend else "DELETE", f"{path}/drain")
+                if more:
+                    return self.patch_pool(pool, {"spec": more})
+            case {"spec": {"autoscaling": {"pause": str(pause), **rest}, **more}} if (
+                not rest and not more
+            ):
+                if pause == "None":
+                    self._api.post(f"{path}/resume")
+                else:
+                    self._api.post(f"{path}/pause", {"direction": _PAUSES[pause]})
+            case {"spec": {"autoscaling": {**sizes}, **more}} if not more and sizes.keys() <= {
+                "minReplicas",
+                "maxReplicas",
+            }:
+                self._api.post(f"{path}/scale", {str(k): v for k, v in sizes.items()})
+            case _:
+                refuse("this change of a pool")
+        return self.pool(pool.namespace, pool.name)
+
+    def scale_pool(self, pool: Pool, replicas: int, *, dry_run: bool = False) -> int:
+        """Set the size; the size the server took."""
+        if dry_run:
+            refuse("--dry-run=server of a single change")
+        path = f"/namespaces/{pool.namespace}/pools/{pool.name}/scale"
+        return int(self._api.post(path, {"replicas": replicas})["replicas"])
+
+    def annotate_pod(
+        self, pod: Pod, annotations: Mapping[str, str | None], *, dry_run: bool = False
+    ) -> Pod:
+        """Ask a pod to leave, or call it back; other annotations are refused."""
+        if dry_run:
+            refuse("--dry-run=server of a single change")
+        if annotations.keys() != {ANNOTATION_DRAIN}:
+            refuse("annotating a pod")
+        path = f"/namespaces/{pod.namespace}/pools/{pod.pool}/pods/{pod.name}/drain"
+        asked = annotations[ANNOTATION_DRAIN] is not None
+        self._api.ask("POST" if asked else "DELETE", path)
+        return replace(pod, drain_requested=asked)
+
+    def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
+        """Refused: objects of other kinds are not the API's."""
+        refuse(f"reading a {resource.kind}")
+
+    def read_all(
+        self, resource: Resource, namespace: str | None, selector: str | None = None
+    ) -> list[Document]:
+        """Refused: objects of other kinds are not the API's."""
+        refuse(f"reading {resource.plural}")
+
+    def open_port(self, namespace: str, pod: str, port: int) -> socket:
+        """Refused: the API forwards to nothing."""
+        refuse("forwarding to a pod")
+
+    def bearer(self) -> str | None:
+        """Refused: what it is logged in with is the API's own business."""
+        refuse("showing a token")
+
+
+def _pod(namespace: str, name: str, workers: Sequence[Document], leaving: Collection[str]) -> Pod:
+    """A pod as its workers describe it; ``leaving`` are the pods that were asked to."""
+    return Pod(
+        namespace=namespace,
+        name=name,
+        uid=name,
+        pool=workers[0]["pool"],
+        created=None,
+        phase="Running",
+        ready=True,
+        restarts=0,
+        node="",
+        trouble="",
+        trouble_message="",
+        deleting=False,
+        busy=any(one["job"] for one in workers),
+        drain_requested=name in leaving,
+        drained=False,
+        usage=_usage(workers),
+    )
+
+
+def _usage(workers: Sequence[Document]) -> Usage | None:
+    """What they use together; None where one does not say."""
+    told = [(one["memory"], one["cpu"]) for one in workers]
+    if any(memory is None or cores is None for memory, cores in told):
+        return None
+    return Usage(
+        sum(int(memory) for memory, _ in told), round(sum(cores for _, cores in told) * 1000)
+    )
+
+
+def labels_of(selector: str | None) -> dict[str, str]:
+    """``app=mail,tier=one`` as a map. Raises UsageError for other forms."""
+    wanted = {}
+    for part in (selector or "").split(","):
+        name, equals, value = part.strip().partition("=")
+        if not part.strip():
+            continue
+        if not equals or not name or name.endswith("!"):
+            raise UsageError(
+                f"--selector {part.strip()[:100]} is not understood through the API",
+                fix="write NAME=VALUE, several with commas between",
+            )
+        wanted[name] = value.removeprefix("=")
+    return wanted
+
+
+def _labels(pool: Pool) -> dict[str, Any]:
+    return pool.document["metadata"].get("labels") or {}

@@ -1,0 +1,439 @@
+"""Queues, jobs and schedules by the API's routes, in the form of ``engineroom.tasks.Tasks``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
+
+from engineroom.cli.app.errors import NotFoundError, UsageError
+from engineroom.cli.connections.redis_connection import Link
+from engineroom.cli.connections.remote.bulk import Bulk
+from engineroom.cli.connections.remote.cluster import refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from engineroom.cli.app.context import Session
+    from engineroom.cli.connections.model import Document
+    from engineroom.cli.connections.remote.api import Api
+    from engineroom.core.clock import Clock
+    from engineroom.tasks import (
+        Canceled,
+        Enqueued,
+        JobDetail,
+        JobPage,
+        JobSummary,
+        Progress,
+        QueueCounts,
+        QueueLimit,
+        Schedule,
+        State,
+        Task,
+        Where,
+        Worker,
+    )
+    from engineroom.tasks.enqueueing.task import Serializer
+    from engineroom.tasks.schedules import Known
+
+_COUNTS = (
+    "name", "waiting", "running", "scheduled", "due", "deferred", "finished", "failed", "canceled",
+    "held", "paused", "reason",
+)  # fmt: skip
+#: Bytes that the API takes of a job's function and arguments.
+MAX_WORK = 256 * 1024
+
+
+@contextmanager
+def api_link(session: Session) -> Iterator[Link]:
+    """The queues of a namespace through the API, for as long as the block runs."""
+    if session.shared.pool:
+        raise UsageError(
+            "--pool says which Redis, and the API has one",
+            fix="leave it out; pools with a Redis of their own are reached by the kubeconfig alone",
+        )
+    tasks = ApiTasks(session.api, session.namespace, session.clock)
+    # Only what it has is called by its name; the rest is refused by ApiTasks.__getattr__.
+    yield Link(
+        cast("Any", tasks),
+        frozenset(),
+        f"namespace {session.namespace} of the API",
+        lambda serializer, max_bytes: cast("Any", tasks.writing(serializer, max_bytes)),
+        Bulk(session),
+    )
+
+
+class ApiTasks:
+    """What of ``Tasks`` the API has routes for; anything else is refused with the way round."""
+
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        clock: Clock,
+        *,
+        serializer: Serializer | None = None,
+        max_bytes: int = MAX_WORK,
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._clock = clock
+        self._here = f"/namespaces/{namespace}"
+        self._serializer = serializer
+        self._max_bytes = min(max_bytes, MAX_WORK)
+
+    def writing(self, serializer: Serializer, max_bytes: int) -> ApiTasks:
+        """The same, for workers that read so; larger jobs than the API takes are refused."""
+        return ApiTasks(
+            self._api, self._namespace, self._clock, serializer=serializer, max_bytes=max_bytes
+        )
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """For every other method of Tasks: one that refuses."""
+
+        def refused(*_: object, **__: object) -> None:
+            refuse(f"this ({name.replace('_', ' ')})")
+
+        return refused
+
+    @property
+    def redis(self) -> Any:
+        """Refused: the API gives no connection to its Redis."""
+        refuse("working on Redis itself")
+
+    def queue_names(self) -> list[str]:
+        """The queues of the namespace."""
+        return [one["name"] for one in self._queues()]
+
+    def counts(self, names: Sequence[str] | None = None) -> list[QueueCounts]:
+        """Their counts."""
+        from engineroom.tasks import QueueCounts
+
+        wanted = None if names is None else set(names)
+        return [
+            QueueCounts(**{key: one[key] for key in _COUNTS}, limit=_limit(one["limit"]))
+            for one in self._queues()
+            if wanted is None or one["name"] in wanted
+        ]
+
+    def pause_queue(self, name: str, reason: str = "") -> bool:
+        """Have workers take no job from it; whether that is new."""
+        before = self._api.get(self._queue(name))
+        self._api.post(f"{self._queue(name)}/pause", {"reason": reason})
+        return not before["paused"]
+
+    def resume_queue(self, name: str) -> bool:
+        """Let workers take jobs from it again; whether that is new."""
+        before = self._api.get(self._queue(name))
+        self._api.post(f"{self._queue(name)}/resume")
+        return bool(before["paused"])
+
+    def limit_queue(
+        self, name: str, *, concurrency: int | None = None, rate: str | None = None
+    ) -> None:
+        """Limit how many of its jobs run at once, and how many begin."""
+        body = {"concurrency": concurrency, "rate": rate}
+        self._api.ask("PUT", f"{self._queue(name)}/limit", body=body)
+
+    def unlimit_queue(self, name: str) -> bool:
+        """Take its limit away; whether it had one."""
+        before = self._api.get(self._queue(name))
+        self._api.delete(f"{self._queue(name)}/limit")
+        return before["limit"] is not None
+
+    def workers(self, queue: str | None = None) -> list[Worker]:
+        """The workers of the namespace's pools, by name."""
+        found = self._api.items(f"{self._here}/workers", queue=queue)
+        return [_worker(one, self._namespace) for one in found]
+
+    def enqueue(self, task: Task) -> Enqueued:
+        """Enqueue a job. Raises InvalidTaskError before anything is sent."""
+        from engineroom.tasks import Enqueued, Reason
+
+        if task.depends_on:
+            refuse("a job that waits for others")
+        if task.unique is not None and task.unique.until != "window":
+            refuse("a key that is free when its job has ended")
+        delay = task.delay
+        body = self._work(task) | {
+            "delay": delay.total_seconds() if isinstance(delay, timedelta) else delay,
+            "at": None if task.at is None else task.at.isoformat(),
+            "jobId": task.job_id,
+        }
+        if task.unique is not None:
+            body |= {"uniqueKey": task.unique.key, "uniqueWindow": task.unique.window}
+        made = self._api.post(f"{self._here}/jobs", body)
+        reason = Reason.CREATED if made["created"] else Reason.UNIQUE
+        return Enqueued(made["id"], made["queue"], reason)
+
+    def jobs(
+        self,
+        states: Sequence[State],
+        where: Where,
+        *,
+        queues: Sequence[str],
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        """A page of jobs in one state or in all, of one queue or of all."""
+        from engineroom.tasks import JobPage, State
+
+        if where.category or where.after or where.before or where.prefix:
+            refuse("filtering by category, time or id")
+        if len(states) not in (1, len(State)):
+            refuse("asking for several states at once")
+        known = self.queue_names()
+        if len(queues) != 1 and set(queues) != set(known):
+            refuse("asking for several queues at once")
+        page = self._api.get(
+            f"{self._here}/jobs",
+            state=states[0].value if len(states) == 1 else "",
+            queue=queues[0] if len(queues) == 1 else "",
+            function=where.function,
+            exception=where.exception,
+            text=where.text,
+            cursor=cursor,
+            limit=min(limit, 200),
+        )
+        found = tuple(_summary(one) for one in page["items"])
+        return JobPage(found, page["nextCursor"], len(found))
+
+    def job(self, job_id: str) -> JobDetail:
+        """All that the API tells of one job."""
+        return _detail(self._api.get(self._job(job_id)))
+
+    def requeue(self, job_id: str) -> str:
+        """Put a failed job back; the queue."""
+        return str(self._api.post(f"{self._job(job_id)}/retry")["queue"])
+
+    def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
+        """Cancel a job, and what waits for it."""
+        from engineroom.tasks import Canceled
+
+        done = self._api.post(f"{self._job(job_id)}/cancel", {"stop": stop})
+        return Canceled(tuple(done["canceled"]), tuple(done["running"]))
+
+    def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
+        """Schedules by their next tick; all of them, whatever the API has on a page."""
+        if after:
+            return []
+        del limit
+        found: list[Known] = []
+        cursor: str | None = None
+        while True:
+            page = self._api.get(f"{self._here}/schedules", cursor=cursor)
+            found += map(_known, page["items"])
+            cursor = page.get("nextCursor")
+            if cursor is None:
+                return found
+
+    def schedule(self, name: str) -> Known:
+        """One schedule. Raises NotFoundError."""
+        try:
+            return _known(self._api.get(self._schedule(name)))
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"schedule {name[:100]} is not there", fix="`schedules list` shows those that are"
+            ) from error
+
+    def put_schedule(self, schedule: Schedule) -> bool:
+        """Make or change a schedule, if nobody else changes it meanwhile; whether it is new."""
+        try:
+            before = self._api.get(self._schedule(schedule.name))
+        except NotFoundError:
+            before = None
+        body = self._work(schedule.task) | _when(schedule)
+        headers = {} if before is None else {"If-Match": f'"{before["version"]}"'}
+        self._api.ask("PUT", self._schedule(schedule.name), body=body, headers=headers)
+        return before is None
+
+    def pause_schedule(self, name: str) -> None:
+        """Have it not tick."""
+        self._api.post(f"{self._schedule(name)}/pause")
+
+    def resume_schedule(self, name: str) -> None:
+        """Let it tick again."""
+        self._api.post(f"{self._schedule(name)}/resume")
+
+    def run_schedule(self, name: str) -> str:
+        """Enqueue its job now; the job's id."""
+        return str(self._api.post(f"{self._schedule(name)}/run")["id"])
+
+    def remove_schedule(self, name: str) -> None:
+        """Forget a schedule."""
+        self._api.delete(self._schedule(name))
+
+    def _work(self, task: Task) -> Document:
+        """What is run, as the API reads it. Raises InvalidTaskError."""
+        from engineroom.tasks import JSONSerializer
+        from engineroom.tasks.enqueueing.task import PickleSerializer, Rules, encode, resolve
+
+        form = self._serializer or PickleSerializer
+        # Checked as everywhere, and before it is sent: the API knows some of it only by its limits.
+        encode(task, Rules(max_bytes=self._max_bytes, serializer=form), self._clock.now())
+        if task.timeout < 0:
+            refuse("a job without a time-out")
+        if task.limit is not None:
+            refuse("a limit of a key")
+        retry = task.retry
+        return {
+            "function": resolve(task.function)[1],
+            "args": list(task.args),
+            "kwargs": dict(task.kwargs),
+            "queue": task.queue,
+            "timeout": task.timeout,
+            "ttl": task.ttl,
+            "resultTtl": task.result_ttl,
+            "failureTtl": task.failure_ttl,
+            "priority": task.priority,
+            "serializer": "json" if form is JSONSerializer else "pickle",
+            "retry": retry and {"maximum": retry.maximum, "intervals": list(retry.intervals)},
+        }
+
+    def _queue(self, name: str) -> str:
+        return f"{self._here}/queues/{quote(name, safe='')}"
+
+    def _schedule(self, name: str) -> str:
+        return f"{self._here}/schedules/{quote(name, safe='')}"
+
+    def _job(self, job_id: str) -> str:
+        return f"{self._here}/jobs/{quote(job_id, safe='')}"
+
+    def _queues(self) -> list[Document]:
+        return list(self._api.items(f"{self._here}/queues"))
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _summary(one: Document) -> JobSummary:
+    from engineroom.tasks import JobSummary, State
+
+    return JobSummary(
+        job_id=one["id"],
+        queue=one["queue"],
+        state=State(one["state"]),
+        function=one["function"],
+        description=one["description"],
+        created_at=_time(one["createdAt"]),
+        enqueued_at=_time(one["enqueuedAt"]),
+        started_at=_time(one["startedAt"]),
+        ended_at=_time(one["endedAt"]),
+        due_at=_time(one["dueAt"]),
+        worker=one["worker"],
+        exception=one["exception"],
+        message=one["message"],
+        category=one["category"],
+        crashes=one["crashes"],
+        retries_left=one["retriesLeft"],
+    )
+
+
+def _detail(said: Document) -> JobDetail:
+    from engineroom.tasks.inspection.arguments import Call
+    from engineroom.tasks.inspection.failures import Attempt
+    from engineroom.tasks.inspection.jobs import JobDetail, Linked, Moment
+
+    job = _summary(said["job"])
+    call = Call(job.function, tuple(said["args"]), dict(said["kwargs"]), said["unreadable"])
+    return JobDetail(
+        job=job,
+        status=said["status"],
+        call=call,
+        timeline=tuple(Moment(_moment(m["at"]), m["what"], m["note"]) for m in said["timeline"]),
+        attempts=tuple(
+            Attempt(_moment(a["at"]), a["exception"], a["message"], a["category"], a["traceback"])
+            for a in said["attempts"]
+        ),
+        progress=_progress(said),
+        depends_on=tuple(Linked(one["id"], one["status"]) for one in said["dependsOn"]),
+        dependents=tuple(Linked(one["id"], one["status"]) for one in said["dependents"]),
+        more_linked=False,
+        ahead=said["ahead"],
+        timeout=said["timeout"],
+        ttl=None,
+        result_ttl=None,
+        failure_ttl=None,
+        retry_intervals=(),
+        schedule=said["schedule"],
+        expires_at=_time(said["expiresAt"]),
+    )
+
+
+def _progress(said: Document) -> Progress | None:
+    from engineroom.tasks import Progress
+
+    at = _time(said.get("progressAt"))
+    if at is None:
+        return None
+    return Progress(said["progressCount"], said["progressTotal"], said["progressMessage"], at)
+
+
+def _known(one: Document) -> Known:
+    from engineroom.tasks.schedules import Known
+    from engineroom.tasks.triggers import Missed
+
+    return Known(
+        name=one["name"],
+        # Its text: the API tells no more of it.
+        trigger=one["trigger"],
+        queue=one["queue"],
+        description=one["description"],
+        missed=Missed(one["missed"]),
+        grace=one["grace"],
+        next=one["next"],
+        last=one["last"],
+        paused=one["paused"],
+        owner=one["owner"],
+        last_job=one["lastJob"],
+        dropped=one["dropped"],
+        version=one["version"],
+    )
+
+
+def _limit(said: Document | None) -> QueueLimit | None:
+    from engineroom.tasks import QueueLimit
+
+    return None if said is None else QueueLimit(said["concurrency"], said["rate"])
+
+
+def _worker(one: Document, namespace: str) -> Worker:
+    from engineroom.tasks import Worker
+    from engineroom.tasks.inspection.workers import Health
+
+    return Worker(
+        name=one["name"],
+        health=Health(one["health"]),
+        state=one["state"],
+        queues=tuple(one["queues"]),
+        job=one["job"],
+        job_started=_time(one["jobStarted"]),
+        heartbeat=_time(one["heartbeat"]),
+        memory=one["memory"],
+        cpu=one["cpu"],
+        pool=f"{namespace}/{one['pool']}",
+        pod=one["pod"],
+        rq_version=one["rqVersion"],
+        finished=one["finished"],
+        failed=one["failed"],
+    )
+
+
+def _when(schedule: Schedule) -> Document:
+    """When it ticks, as the API reads it."""
+    from engineroom.tasks.triggers import Cron, Every
+
+    said: Document = {"missed": schedule.missed.value, "grace": schedule.grace}
+    match schedule.trigger:
+        case Cron(line, zone, jitter):
+            return said | {"cron": line, "zone": zone, "jitter": jitter}
+        case Every(seconds, jitter):
+            return said | {"every": seconds, "jitter": jitter}
+        case once:
+            return said | {"at": datetime.fromtimestamp(once.at, UTC).isoformat()}

@@ -1,0 +1,55 @@
+"""How work ended that outlived its request, for the audit log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engineroom.auth.audit.log import Entry, Outcome
+from engineroom.console.resources.operations import Status
+from engineroom.core.transactions.saga import Kind
+
+if TYPE_CHECKING:
+    from engineroom.auth.audit.log import AuditLog
+    from engineroom.console.resources.operations import Operation
+    from engineroom.core.transactions.sagalog import Record
+
+
+class Ends:
+    """Writes them, in the name of who asked for the work. Raises AuthStoreError."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+
+    async def operation(self, ended: Operation) -> None:
+        """A bulk change came to its end."""
+        await self._audit.write(
+            Entry(
+                who=ended.by,
+                action="operation.end",
+                target=f"operations/{ended.namespace}/{ended.id}",
+                outcome=Outcome.DONE if ended.status is Status.DONE else Outcome.FAILED,
+                reason=ended.problem,
+                namespace=ended.namespace,
+                details={
+                    "operation": ended.id,
+                    "action": ended.action.value,
+                    "done": ended.done,
+                    "skipped": ended.skipped,
+                },
+            )
+        )
+
+    async def transaction(self, record: Record, outcome: str) -> None:
+        """A transaction whose replica died was brought to its end by this one."""
+        said = record.input if isinstance(record.input, dict) else {}
+        namespace = str(said.get("namespace", ""))
+        await self._audit.write(
+            Entry(
+                who=record.by or record.name,
+                action="transaction.recover",
+                target=f"transactions/{namespace}/{record.id}",
+                outcome=Outcome.FAILED if outcome == Kind.STUCK.value else Outcome.DONE,
+                namespace=namespace,
+                details={"transaction": record.id, "ended": outcome},
+            )
+        )

@@ -1,0 +1,1 @@
+"""Resources of the REST API, one module a domain."""

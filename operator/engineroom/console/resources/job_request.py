@@ -1,0 +1,76 @@
+"""A call of a function as requests describe it: for a job now, and for each job of a schedule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from engineroom.console.rest.routing import Model
+from engineroom.queue.priority import MAX_PRIORITY
+from engineroom.tasks.client import AsyncTasks
+from engineroom.tasks.enqueueing.task import (
+    DEFAULT_TIMEOUT,
+    MAX_SECONDS,
+    JSONSerializer,
+    PickleSerializer,
+    Retry,
+)
+
+if TYPE_CHECKING:
+    from engineroom.console.rest.routing import Call
+
+#: Bytes that function, arguments and meta may have together.
+MAX_WORK = 256 * 1024
+
+_Seconds = Annotated[int, Field(ge=1, le=MAX_SECONDS)]
+_Kept = Annotated[int, Field(ge=-1, le=MAX_SECONDS)]
+
+
+class RetryRule(Model):
+    """How often a job that raised is tried again, and after how many seconds each time."""
+
+    maximum: Annotated[int, Field(ge=1, le=1000)]
+    intervals: Annotated[
+        list[Annotated[int, Field(ge=0, le=MAX_SECONDS)]], Field(min_length=1, max_length=100)
+    ] = Field(default_factory=lambda: [0])
+
+
+class Work(Model):
+    """A function by its dotted path, with plain arguments. Durations are seconds.
+
+    `serializer` is how the queue's workers read arguments. What the API writes is plain data in
+    either, and it never reads a pickle.
+    """
+
+    function: Annotated[str, Field(min_length=1, max_length=200)]
+    args: Annotated[list[Any], Field(max_length=100)] = Field(default_factory=list)
+    kwargs: Annotated[dict[str, Any], Field(max_length=100)] = Field(default_factory=dict)
+    queue: Annotated[str, Field(min_length=1, max_length=200)]
+    timeout: _Seconds = DEFAULT_TIMEOUT
+    ttl: _Seconds | None = None
+    result_ttl: _Kept | None = None
+    failure_ttl: _Kept | None = None
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
+    retry: RetryRule | None = None
+    serializer: Literal["pickle", "json"] = "pickle"
+    description: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of a Task."""
+        retry = self.retry
+        return {
+            "queue": self.queue,
+            "timeout": self.timeout,
+            "ttl": self.ttl,
+            "result_ttl": self.result_ttl,
+            "failure_ttl": self.failure_ttl,
+            "priority": self.priority,
+            "retry": retry and Retry(retry.maximum, tuple(retry.intervals)),
+            "description": self.description,
+        }
+
+    def tasks(self, call: Call) -> AsyncTasks:
+        """A client that writes as the queue's workers read."""
+        form = JSONSerializer if self.serializer == "json" else PickleSerializer
+        return AsyncTasks(call.services.redis, max_bytes=MAX_WORK, serializer=form)

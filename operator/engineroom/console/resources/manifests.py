@@ -1,0 +1,163 @@
+"""Manifests: several documents of YAML applied as one transaction, or only compared."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from engineroom.auth.kubernetes import Attributes
+from engineroom.auth.permissions import Permission
+from engineroom.console.rest import idempotency
+from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
+from engineroom.core.transactions.errors import SagaUndoneError
+from engineroom.kube.client.resources import WORKERPOOLS
+from engineroom.manifests.apply import SAGA, Planned
+from engineroom.manifests.errors import ManifestUndoneError
+from engineroom.manifests.plan import MAX_MANIFEST, changes, check, level, read_objects, rehearse
+
+if TYPE_CHECKING:
+    from engineroom.kube.client.resources import Resource
+
+
+class Compared(Model):
+    """YAML or JSON, several documents; objects without a namespace get that of the path."""
+
+    manifest: Annotated[str, Field(min_length=1, max_length=MAX_MANIFEST)]
+    force: bool = Field(default=False, description="Take over fields that other managers own.")
+
+
+class Manifest(Compared):
+    """YAML or JSON, several documents; objects without a namespace get that of the path."""
+
+    dry_run: bool = Field(default=False, description="Check and compare only.")
+
+
+class ChangeView(Model):
+    """One field that differs; values are JSON, and secrets are left out."""
+
+    path: str
+    before: str | None
+    after: str | None
+
+
+class AppliedObject(Model):
+    """What becomes of one object: create, update or unchanged."""
+
+    api_version: str
+    kind: str
+    name: str
+    action: str
+    changes: list[ChangeView]
+
+
+class Applied(Model):
+    """The outcome: `planned` of a dry run, `unchanged`, or `committed`."""
+
+    outcome: str
+    transaction: str | None
+    objects: list[AppliedObject]
+
+
+async def apply(call: Call) -> Answer:
+    """Check all, rehearse all, then write all or nothing."""
+    wanted: Manifest = call.body
+    planned = await _plan(call, wanted)
+    objects = [_applied(each) for each in planned]
+    changing = [each for each in planned if each.action != "unchanged"]
+    if wanted.dry_run or not changing:
+        outcome = "planned" if wanted.dry_run else "unchanged"
+        return Answer(Applied(outcome=outcome, transaction=None, objects=objects))
+    transaction = idempotency.name_of(call) or secrets.token_hex(16)
+    services = call.services
+    await services.bundles.put(transaction, changing)
+    said = {
+        "namespace": call.namespace,
+        "force": wanted.force,
+        "objects": [
+            {"kind": each.kind, "name": each.name, "action": each.action} for each in changing
+        ],
+    }
+    try:
+        await services.coordinator.run(
+            f"{SAGA}.{len(changing)}", transaction, said, by=call.principal.subject
+        )
+    except SagaUndoneError as error:
+        await services.bundles.drop(transaction)
+        raise ManifestUndoneError(
+            f"manifest: {error}; see transaction {transaction}",
+            context={"transaction": transaction},
+        ) from error
+    await services.bundles.drop(transaction)
+    details: dict[str, Any] = {"transaction": transaction, "objects": len(changing)}
+    return Answer(
+        Applied(outcome="committed", transaction=transaction, objects=objects), details=details
+    )
+
+
+async def diff(call: Call) -> Answer:
+    """What applying would change, for who may see it; nothing is written.
+
+    Whom the cluster knows needs for it what `kubectl diff` needs: a rehearsal is a patch.
+    """
+    planned = await _plan(call, call.body)
+    objects = [_applied(each) for each in planned]
+    return Answer(Applied(outcome="planned", transaction=None, objects=objects))
+
+
+async def _plan(call: Call, wanted: Compared) -> list[Planned]:
+    """What is to be done. Raises for whatever would be refused later; nothing is written."""
+    objects = read_objects(call.namespace, wanted.manifest)
+    client = call.services.client
+    check(objects, await level(client, call.namespace, objects))
+    await asyncio.gather(*(_permitted(call, *each) for each in objects))
+    return await rehearse(client, call.namespace, objects, force=wanted.force)
+
+
+async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
+    """What kubectl would need: create and patch the object, and create what it makes.
+
+    Who writes a pool makes pods, and who names a Redis reaches for a Secret as a pod does. The
+    admission server asks that of the author, who is this process for it; so it is asked here, of
+    the person.
+    """
+    name = obj["metadata"]["name"]
+    wanted = [
+        Attributes("create", resource.plural, group=resource.group),
+        Attributes("patch", resource.plural, group=resource.group, name=name),
+    ]
+    if resource is WORKERPOOLS or obj["spec"].get("redis") is not None:
+        wanted.append(Attributes("create", "pods", group=""))
+    for each in wanted:
+        await call.services.authority.demand_object(call.principal, each, call.namespace)
+
+
+def _applied(planned: Planned) -> AppliedObject:
+    return AppliedObject(
+        api_version=planned.api_version,
+        kind=planned.kind,
+        name=planned.name,
+        action=planned.action,
+        changes=[
+            ChangeView(path=change.path, before=change.before, after=change.after)
+            for change in changes(planned)
+        ],
+    )
+
+
+ROUTES = (
+    Route(
+        method="POST", path=f"{BASE}/namespaces/{{namespace}}/manifests",
+        needs=Permission.NAMESPACE_MANIFESTS_APPLY, handler=apply,
+        summary="Apply several objects as one transaction", tag="manifests", body=Manifest,
+        answer=Applied, action="manifest.apply", cost=10, errors=(409,),
+    ),
+    Route(
+        method="POST", path=f"{BASE}/namespaces/{{namespace}}/manifests/diff",
+        needs=Permission.NAMESPACE_MANIFESTS_READ, handler=diff,
+        summary="What applying would change", tag="manifests", body=Compared,
+        answer=Applied, action="manifest.diff", cost=10, errors=(409,),
+    ),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""The REST application: routes, dispatch, pagination, the OpenAPI document."""

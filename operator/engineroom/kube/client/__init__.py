@@ -1,0 +1,1 @@
+"""The Kubernetes client: configuration, requests, resources, errors."""

@@ -1,0 +1,559 @@
+"""The hot verbs straight on one aiohttp session: list, watch, get, apply, patch, delete.
+
+Every request has a time-out and a typed error. Retried are only answers that say "not done, come
+back later" (429 and 503 with Retry-After) and a 401 after the token file was read anew; a lost
+answer is not retried, because whether the write took place is the caller's to find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+import orjson
+
+from engineroom.api import FIELD_MANAGER
+from engineroom.core.clock import Clock, SystemClock
+from engineroom.core.recovery import ONCE
+from engineroom.kube.client import config as kube_config
+from engineroom.kube.client.config import TOKEN_MAX_AGE, ApiConfig
+from engineroom.kube.client.errors import (
+    ApiError,
+    ConfigError,
+    Unauthorized,
+    Unreachable,
+    from_status,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from engineroom.core.recovery import Recovery
+    from engineroom.kube.client.resources import Resource
+
+#: Objects as the API server gives them. (``list`` is a verb of the client.)
+Objects = list[dict[str, Any]]
+
+TYPE_APPLY = "application/apply-patch+yaml"
+TYPE_MERGE = "application/merge-patch+json"
+TYPE_JSON = "application/json"
+
+#: Bookmarks come about once a minute; a watch silent for longer is taken for dead and opened anew.
+WATCH_SILENCE = 100.0
+
+_NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+def _keepalive_socket(address: Any) -> socket.socket:
+    """A TCP socket that notices a vanished peer within half a minute (half-open connections)."""
+    family, kind, protocol = address[0], address[1], address[2]
+    sock = socket.socket(family=family, type=kind, proto=protocol)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 15),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 30_000),
+    ):
+        number = getattr(socket, option, None)
+        if number is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, number, value)
+    return sock
+
+
+class Client:
+    """An API server's client. An async context manager; one per process is enough.
+
+    ``timeout`` is in seconds and bounds each request as a whole, waiting for retries not counted;
+    lists get four times as much. ``observer`` is told method, status (0: no answer) and seconds of
+    each request, watches excepted. ``connections`` bounds how many requests are under way at once,
+    watches included. With a ``recovery`` what only reads is tried again as it says, and its breaker
+    holds back all requests but watches; without one each caller has a loop of its own that does.
+    """
+
+    def __init__(
+        self,
+        config: ApiConfig,
+        *,
+        timeout: float = 10.0,
+        connections: int = 128,
+        retries: int = 3,
+        max_retry_after: float = 5.0,
+        watch_silence: float = WATCH_SILENCE,
+        user_agent: str = "engineroom",
+        clock: Clock | None = None,
+        observer: Callable[[str, int, float], None] | None = None,
+        recovery: Recovery | None = None,
+    ) -> None:
+        self.config = config
+        self._recovery = recovery
+        self._observer = observer
+        self._timeout = timeout
+        self._connections = connections
+        self._retries = retries
+        self._max_retry_after = max_retry_after
+        self._watch_silence = watch_silence
+        self._user_agent = user_agent
+        self._clock = clock or SystemClock()
+        self._session: aiohttp.ClientSession | None = None
+        self._ssl: ssl.SSLContext | bool = True
+        self._authorization: str | None = None
+        self._authorization_read = float("-inf")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        context: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """A client of the kubeconfig named, of $KUBECONFIG, or of the pod it runs in."""
+        return cls(kube_config.load(path, context), **options)
+
+    async def __aenter__(self) -> Self:
+        self._ssl = self.config.ssl_context() or True
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._connections,
+                keepalive_timeout=60,
+                socket_factory=_keepalive_socket,
+            ),
+            headers={
+                "Accept": TYPE_JSON,
+                # On a fast network unpacking costs more than it saves.
+                "Accept-Encoding": "identity",
+                "User-Agent": self._user_agent,
+            },
+            read_bufsize=2**18,
+            auto_decompress=True,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop all connections; requests under way fail."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    async def get(
+        self,
+        ref: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        subresource: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """One object, as etcd has it; raises NotFound."""
+        return await self.request("GET", ref.path(namespace, name, subresource), timeout=timeout)
+
+    async def list(
+        self,
+        ref: Resource,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        limit: int = 500,
+    ) -> tuple[Objects, str]:
+        """All objects and the resourceVersion to watch from.
+
+        Holds everything in memory at once; caches use ``pages``. Raises Gone when the list changed
+        under a continue token.
+        """
+        everything: Objects = []
+        version = ""
+        async for items, version in self.pages(ref, namespace, label_selector, limit):  # noqa: B007
+            everything += items
+        return everything, version
+
+    async def pages(
+        self,
+        ref: Resource,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        limit: int = 500,
+    ) -> AsyncIterator[tuple[Objects, str]]:
+        """The list in chunks of ``limit`` with the list's resourceVersion, the same for each.
+
+        Yields at least once. Raises Gone when a continue token expired between two chunks.
+        """
+        params: dict[str, str] = {"limit": str(limit)}
+        if label_selector:
+            params["labelSelector"] = label_selector
+        version = ""
+        while True:
+            answer = await self.request(
+                "GET", ref.path(namespace), params=params, timeout=self._timeout * 4
+            )
+            metadata = answer.get("metadata") or {}
+            version = version or str(metadata.get("resourceVersion") or "")
+            yield answer.get("items") or [], version
+            token = metadata.get("continue")
+            if not token:
+                return
+            params["continue"] = token
+
+    async def watch(
+        self,
+        ref: Resource,
+        namespace: str | None = None,
+        resource_version: str | None = None,
+        label_selector: str | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Changes after ``resource_version``: (ADDED|MODIFIED|DELETED|BOOKMARK, object).
+
+        Ends when the server ends it, or with ``seconds``, or when nothing at all was heard for
+        longer than bookmarks take; the caller goes on from the last resourceVersion. Raises Gone
+        when that is too old (list again) and Unreachable when the connection breaks.
+        """
+        if seconds is None:
+            # Spread, so that not all watches of all replicas come back in the same second.
+            seconds = random.uniform(240, 480)  # noqa: S311 # nosec B311
+        params = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(max(1, int(seconds))),
+        }
+        if resource_version is not None:
+            params["resourceVersion"] = resource_version
+        if label_selector:
+            params["labelSelector"] = label_selector
+        limits = aiohttp.ClientTimeout(
+            total=seconds + 30, sock_connect=self._timeout, sock_read=self._watch_silence
+        )
+        async with await self._open(
+            "GET", ref.path(namespace), params=params, limits=limits, headers=3 * self._timeout
+        ) as response:
+            rest = b""
+            try:
+                async for chunk in response.content.iter_any():
+                    lines = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
+                    rest = lines.pop()
+                    for line in lines:
+                        if line:
+                            event = orjson.loads(line)
+                            if event["type"] == "ERROR":
+                                status = event["object"]
+                                raise from_status(int(status.get("code") or 500), status)
+                            yield event["type"], event["object"]
+            except aiohttp.SocketTimeoutError:
+                return  # silent for too long: as good as ended
+            except _NETWORK_ERRORS as error:
+                raise Unreachable(f"the watch of {ref.plural} broke: {_words(error)}") from error
+            except orjson.JSONDecodeError as error:
+                raise Unreachable(f"the watch of {ref.plural} sent no JSON: {error}") from error
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    async def apply(
+        self,
+        ref: Resource,
+        obj: Mapping[str, Any],
+        *,
+        force: bool = True,
+        subresource: str | None = None,
+        field_manager: str = FIELD_MANAGER,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Server-side apply: the object's fields become ours and as given, the rest stays.
+
+        With ``metadata.resourceVersion`` set it fails with Conflict unless that is still the
+        object's version; with ``metadata.uid`` set it never creates and never hits a namesake.
+        Without ``force`` a field that another manager owns is a Conflict too.
+        """
+        metadata = obj["metadata"]
+        body = {"apiVersion": ref.api_version, "kind": ref.kind, **obj}
+        params = {"fieldManager": field_manager, "force": "true" if force else "false"}
+        if dry_run:
+            params["dryRun"] = "All"
+        return await self.request(
+            "PATCH",
+            ref.path(metadata.get("namespace"), metadata["name"], subresource),
+            params=params,
+            body=body,
+            content_type=TYPE_APPLY,
+        )
+
+    async def apply_status(
+        self, ref: Resource, obj: Mapping[str, Any], *, field_manager: str = FIELD_MANAGER
+    ) -> dict[str, Any]:
+        """Server-side apply of ``obj.status``; of the rest only namespace and name are read."""
+        return await self.apply(ref, obj, subresource="status", field_manager=field_manager)
+
+    async def create(
+        self,
+        ref: Resource,
+        obj: Mapping[str, Any],
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """Create; raises AlreadyExists."""
+        metadata = obj.get("metadata") or {}
+        name = metadata.get("name") if subresource else None
+        return await self.request(
+            "POST",
+            ref.path(namespace or metadata.get("namespace"), name, subresource),
+            params={"fieldManager": FIELD_MANAGER},
+            body={"apiVersion": ref.api_version, "kind": ref.kind, **obj},
+            timeout=timeout,
+        )
+
+    async def replace(
+        self,
+        ref: Resource,
+        obj: Mapping[str, Any],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """Update as a whole; Conflict unless metadata.resourceVersion is still the object's."""
+        metadata = obj["metadata"]
+        return await self.request(
+            "PUT",
+            ref.path(metadata.get("namespace"), metadata["name"]),
+            params={"fieldManager": FIELD_MANAGER},
+            body={"apiVersion": ref.api_version, "kind": ref.kind, **obj},
+            timeout=timeout,
+        )
+
+    async def merge_patch(
+        self,
+        ref: Resource,
+        namespace: str | None,
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        subresource: str | None = None,
+        field_manager: str = FIELD_MANAGER,
+    ) -> dict[str, Any]:
+        """JSON merge patch (RFC 7386); ``metadata.resourceVersion`` in it is a precondition.
+
+        ``subresource="scale"`` with ``{"spec": {"replicas": n}}`` sets a size.
+        """
+        return await self.request(
+            "PATCH",
+            ref.path(namespace, name, subresource),
+            params={"fieldManager": field_manager},
+            body=patch,
+            content_type=TYPE_MERGE,
+        )
+
+    async def delete(
+        self,
+        ref: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str = "Background",
+        grace_period: int | None = None,
+    ) -> None:
+        """Delete; raises NotFound, and Conflict when uid or resourceVersion is not the object's."""
+        options: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+        }
+        preconditions = {
+            key: value
+            for key, value in (("uid", uid), ("resourceVersion", resource_version))
+            if value
+        }
+        if preconditions:
+            options["preconditions"] = preconditions
+        if grace_period is not None:
+            options["gracePeriodSeconds"] = grace_period
+        await self.request("DELETE", ref.path(namespace, name), body=options)
+
+    # -- the wire --------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = TYPE_JSON,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """Any request with a JSON answer, such as ``/version`` or a review; raises as all verbs."""
+        limits = aiohttp.ClientTimeout(
+            total=timeout or self._timeout, sock_connect=min(5.0, timeout or self._timeout)
+        )
+        data = orjson.dumps(body) if body is not None else None
+        ask = partial(self._request, method, path, params, data, content_type, limits)
+        if self._recovery is None:
+            return await ask()
+        # What a lost answer was to is not known: only what changes nothing is asked again.
+        return await self._recovery.call_async(ask, policy=None if method == "GET" else ONCE)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        data: bytes | None,
+        content_type: str,
+        limits: aiohttp.ClientTimeout,
+    ) -> dict[str, Any]:
+        began = self._clock.monotonic()
+        status = 0
+        try:
+            async with await self._open(
+                method, path, params=params, data=data, content_type=content_type, limits=limits
+            ) as response:
+                answer = await _json(response, f"{method} {path}")
+                status = response.status
+                return answer
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            if self._observer is not None:
+                self._observer(method, status, self._clock.monotonic() - began)
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        limits: aiohttp.ClientTimeout,
+        params: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        content_type: str = TYPE_JSON,
+        headers: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """The response of a request that succeeded, body unread; ``headers`` bounds the wait."""
+        signed_in_again = False
+        attempt = 0
+        while True:
+            response = await self._send(method, path, params, data, content_type, limits, headers)
+            if response.status < 400:
+                return response
+            async with response:
+                error = from_status(
+                    response.status, await _body(response), retry_after=_retry_after(response)
+                )
+            if isinstance(error, Unauthorized) and self.config.token_file and not signed_in_again:
+                signed_in_again = True
+                self._authorization_read = float("-inf")
+                continue
+            wait = error.retry_after
+            if response.status == 429 and wait is None:
+                wait = 1.0
+            if (
+                response.status not in (429, 503)
+                or wait is None
+                or wait > self._max_retry_after
+                or attempt >= self._retries
+            ):
+                raise error
+            attempt += 1
+            await asyncio.sleep(wait + random.uniform(0, 0.25 * (wait + 0.1)))  # noqa: S311 # nosec B311
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        data: bytes | None,
+        content_type: str,
+        limits: aiohttp.ClientTimeout,
+        headers_within: float | None,
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise ConfigError("the client is not open; use it as an async context manager")
+        headers: dict[str, str] = {}
+        authorization = self._authorize()
+        if authorization:
+            headers["Authorization"] = authorization
+        if data is not None:
+            headers["Content-Type"] = content_type
+        try:
+            async with asyncio.timeout(headers_within):
+                return await self._session.request(
+                    method,
+                    self.config.server + path,
+                    params=params,
+                    data=data,
+                    headers=headers,
+                    timeout=limits,
+                    ssl=self._ssl,
+                    server_hostname=self.config.tls_server_name,
+                    proxy=self.config.proxy,
+                    allow_redirects=False,
+                )
+        except aiohttp.ClientConnectorCertificateError as error:
+            # The cluster's CA may have been rotated under us: what the next attempt reads is new.
+            self._ssl = self.config.ssl_context() or True
+            raise Unreachable(f"{method} {path}: {_words(error)}") from error
+        except _NETWORK_ERRORS as error:
+            raise Unreachable(f"{method} {path}: {_words(error)}") from error
+
+    def _authorize(self) -> str | None:
+        now = self._clock.monotonic()
+        if now - self._authorization_read > TOKEN_MAX_AGE:
+            token = self.config.read_token()
+            if token:
+                self._authorization = f"Bearer {token}"
+            elif self.config.username and self.config.password is not None:
+                pair = f"{self.config.username}:{self.config.password}".encode()
+                self._authorization = f"Basic {base64.b64encode(pair).decode()}"
+            self._authorization_read = now
+        return self._authorization
+
+
+async def _json(response: aiohttp.ClientResponse, what: str) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = orjson.loads(await response.read())
+    except _NETWORK_ERRORS as error:
+        raise Unreachable(f"{what}: {_words(error)}") from error
+    except orjson.JSONDecodeError as error:
+        raise Unreachable(f"{what}: the answer is not JSON: {error}") from error
+    return answer
+
+
+async def _body(response: aiohttp.ClientResponse) -> dict[str, Any] | None:
+    try:
+        raw = await response.read()
+    except _NETWORK_ERRORS:
+        return None  # the status alone says enough
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        text = raw[:500].decode(errors="replace").strip()
+        return {"message": text} if text else None
+    return body if isinstance(body, dict) else None
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

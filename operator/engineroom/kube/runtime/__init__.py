@@ -1,0 +1,1 @@
+"""The runtime of an operator process: watches, caches, work queues, leases, events."""

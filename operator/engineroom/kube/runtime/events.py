@@ -1,0 +1,230 @@
+"""Events on objects: few, aggregated, and never in the way.
+
+``record`` puts an event into a bounded queue and returns; one task writes. Repeats of the same
+event become a series on the first one, and no object gets more than a few a minute, so that a
+failing object cannot flood etcd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from engineroom.api import FIELD_MANAGER
+from engineroom.core.errors import DependencyError, EngineroomError
+from engineroom.core.logging import get_logger, redact_text
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import EVENTS
+from engineroom.kube.runtime.queue import TokenBucket
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from engineroom.core.clock import Clock
+    from engineroom.kube.client.client import Client
+    from engineroom.kube.client.resources import ObjectRef
+
+log = get_logger(__name__)
+
+EventType = Literal["Normal", "Warning"]
+
+#: Limits of the API: ``note`` 1,024 bytes.
+NOTE_BYTES = 1024
+
+
+class Recorder(Protocol):
+    """Where controllers say what happened to an object."""
+
+    def record(
+        self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
+    ) -> None:
+        """Tell users about ``ref``; returns at once, may be dropped."""
+        ...
+
+
+class NullRecorder:
+    """Tells nobody."""
+
+    def record(
+        self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
+    ) -> None:
+        """Ignore."""
+
+
+class MemoryRecorder:
+    """Keeps what it was told, for tests: (ref, type, reason, message)."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[ObjectRef, str, str, str]] = []
+
+    def record(
+        self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
+    ) -> None:
+        """Keep."""
+        self.events.append((ref, severity, reason, message))
+
+
+@dataclass(slots=True)
+class _Series:
+    """One event written already: later repeats only count up."""
+
+    name: str
+    count: int
+    written: float  # monotonic, when it was last sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    ref: ObjectRef
+    type: EventType
+    reason: str
+    message: str
+    action: str
+    when: datetime
+
+
+class EventRecorder:
+    """Writes events.k8s.io/v1; ``run`` must be running for anything to arrive.
+
+    An object gets ``burst`` events at once and then one every ``interval`` seconds. A repeat is
+    written at most once every ``series_interval`` seconds, with the count. At most ``capacity``
+    events wait; the oldest are dropped first.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        *,
+        instance: str,
+        controller: str = f"{FIELD_MANAGER}.dev/operator",
+        burst: int = 5,
+        interval: float = 15.0,
+        series_interval: float = 60.0,
+        capacity: int = 1000,
+        objects: int = 4096,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._instance = instance[:128]
+        self._controller = controller
+        self._burst = burst
+        self._interval = interval
+        self._series_interval = series_interval
+        self._objects = objects
+        self._pending: deque[_Entry] = deque(maxlen=capacity)
+        self._wake = asyncio.Event()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._series: OrderedDict[tuple[str, str, str, str], _Series] = OrderedDict()
+        self.dropped = 0
+        self.written = 0
+
+    def record(
+        self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
+    ) -> None:
+        """Queue a Normal or Warning event; ``reason`` is a constant of ``core.reasons``."""
+        if len(self._pending) == self._pending.maxlen:
+            self.dropped += 1
+        note = redact_text(message)
+        self._pending.append(
+            _Entry(ref, severity, reason, note, action or reason, self._clock.now())
+        )
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what waits, now."""
+        while self._pending:
+            entry = self._pending.popleft()
+            try:
+                await self._write(entry)
+            except DependencyError as error:
+                log.warning("event not written", reason=entry.reason, error=str(error))
+                self.dropped += 1
+            except EngineroomError as error:
+                # A namespace that goes away refuses events; nothing to be done about it.
+                log.debug("event refused", reason=entry.reason, error=str(error))
+                self.dropped += 1
+
+    async def _write(self, entry: _Entry) -> None:
+        ref = entry.ref
+        identity = ref.uid or f"{ref.kind}/{ref.namespace}/{ref.name}"
+        key = (identity, entry.type, entry.reason, entry.message)
+        now = self._clock.monotonic()
+        series = self._series.get(key)
+        if series is not None:
+            self._series.move_to_end(key)
+            series.count += 1
+            if now - series.written < self._series_interval:
+                return  # the next repeat after the interval carries the count
+            series.written = now
+            try:
+                await self._client.merge_patch(
+                    EVENTS,
+                    ref.namespace,
+                    series.name,
+                    {"series": {"count": series.count, "lastObservedTime": _micro(entry.when)}},
+                )
+            except NotFound:
+                del self._series[key]  # events live an hour; begin anew
+            else:
+                self.written += 1
+                return
+        if not self._allowed(identity, now):
+            self.dropped += 1
+            return
+        name = f"{ref.name[:220]}.{secrets.token_hex(8)}"
+        await self._client.create(EVENTS, self._event(entry, name), namespace=ref.namespace)
+        self.written += 1
+        self._series[key] = _Series(name, 1, now)
+        while len(self._series) > self._objects:
+            self._series.popitem(last=False)
+
+    def _allowed(self, identity: str, now: float) -> bool:
+        bucket = self._buckets.get(identity)
+        if bucket is None:
+            bucket = self._buckets[identity] = TokenBucket(1 / self._interval, self._burst)
+            while len(self._buckets) > self._objects:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(identity)
+        return bucket.take(now)
+
+    def _event(self, entry: _Entry, name: str) -> dict[str, Any]:
+        ref = entry.ref
+        return {
+            "metadata": {"name": name, "namespace": ref.namespace},
+            "eventTime": _micro(entry.when),
+            "reportingController": self._controller,
+            "reportingInstance": self._instance,
+            "action": entry.action[:128],
+            "reason": entry.reason[:128],
+            "type": entry.type,
+            "note": _shorten(entry.message),
+            "regarding": {
+                "apiVersion": ref.api_version,
+                "kind": ref.kind,
+                "namespace": ref.namespace,
+                "name": ref.name,
+                **({"uid": ref.uid} if ref.uid else {}),
+            },
+        }
+
+
+def _micro(when: datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _shorten(text: str) -> str:
+    raw = text.encode()
+    if len(raw) <= NOTE_BYTES:
+        return text
+    return raw[: NOTE_BYTES - 3].decode(errors="ignore") + "..."

@@ -1,0 +1,1 @@
+"""Rate limits in the application: policies, algorithms, limiters, leases, middleware."""

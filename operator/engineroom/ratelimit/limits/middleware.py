@@ -1,0 +1,326 @@
+"""ASGI and WSGI middleware: refuses with 429 before the application is asked, and says what is
+left in the headers of every answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.model import HeaderStyle
+from engineroom.ratelimit.limits.paths import settled
+from engineroom.ratelimit.limits.sources import (
+    NOBODY,
+    Caller,
+    RequestView,
+    response_costs,
+    subject_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+
+    from engineroom.ratelimit.limits.decision import Decision
+    from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+    from engineroom.ratelimit.limits.model import Policy
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    #: Told each decision and the seconds that it took.
+    Observe = Callable[[Decision, float], None]
+    AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+    WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+#: Retry-After is later than needed by up to this share of it and at least a second, at random, so
+#: that those who were refused together do not come back together.
+JITTER = 0.1
+#: "Try again later", before a WebSocket is accepted: servers answer the handshake with 403.
+_TRY_AGAIN_LATER = 1013
+_QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+
+
+def phrase(status: int) -> str:
+    """The reason phrase of a status."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Refused"
+
+
+def policy_header(policy: Policy, decided: str = "") -> str:
+    """RateLimit-Policy: each limit's requests and period.
+
+    The header counts in whole seconds. A period that is none is rounded up with its requests
+    scaled to it, rounded down to at least 1; it is never rounded to zero. A tier stands there when
+    it is the one that ``decided``.
+    """
+    items = []
+    for limit in policy.places:
+        name = limit.name
+        if name != decided and ("/" in name or decided.startswith(f"{name}/")):
+            continue
+        window = max(1, math.ceil(limit.rate.period_us / 1_000_000))
+        quota = limit.rate.requests * window * 1_000_000 // limit.rate.period_us
+        items.append(f'"{limit.name}";q={max(1, quota)};w={window}')
+    return ", ".join(items)
+
+
+def limit_headers(policy: Policy, decision: Decision, style: HeaderStyle) -> list[tuple[str, str]]:
+    """Headers that say what is left, by the limit that decided."""
+    if style is HeaderStyle.NONE or decision.reason is Reason.NOT_LIMITED:
+        return []
+    wait = decision.retry_after if not decision.allowed else decision.reset
+    seconds = max(0, math.ceil(wait or 0))
+    if style is HeaderStyle.DRAFT:
+        left = f'"{decision.limit}";r={decision.remaining}'
+        # Without a moment from which on it would be admitted there is no t to give.
+        left += "" if wait is None else f";t={seconds}"
+        return [("RateLimit-Policy", policy_header(policy, decision.limit)), ("RateLimit", left)]
+    return [
+        ("X-RateLimit-Limit", str(decision.quota)),
+        ("X-RateLimit-Remaining", str(decision.remaining)),
+        ("X-RateLimit-Reset", str(seconds)),
+    ]
+
+
+def status_of(decision: Decision, status: int = 429) -> int:
+    """HTTP status of a refusal: ``status``; 503 for FailedClosed, 400 for MissingKey."""
+    if decision.reason is Reason.FAILED_CLOSED:
+        return 503
+    return 400 if decision.reason is Reason.MISSING_KEY else status
+
+
+def refusal(
+    policy: Policy, decision: Decision, style: HeaderStyle, jitter: Callable[[int], int]
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Status, headers and problem document (RFC 9457) of a refusal.
+
+    ``jitter`` gives a random whole number from 0 to below its argument.
+    """
+    status = status_of(decision, policy.response.status)
+    headers = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
+    document: dict[str, object] = {"type": "about:blank", "title": phrase(status)}
+    if decision.reason in (Reason.LIMITED, Reason.COST_ABOVE_BURST):
+        document["type"] = _QUOTA_EXCEEDED
+        document["violated-policies"] = [decision.limit]
+        headers += limit_headers(policy, decision, style)
+    if decision.retry_after is not None:
+        needed = max(1, math.ceil(decision.retry_after))
+        after = needed + jitter(max(2, math.ceil(needed * JITTER) + 1))
+        headers.append(("Retry-After", str(after)))
+        detail = f"limit {decision.limit}: try again in {needed} s"
+    elif decision.reason is Reason.MISSING_KEY:
+        detail = f"limit {decision.limit}: the request lacks what it is counted by"
+    else:
+        detail = f"limit {decision.limit}: costs more than is ever admitted at once"
+    if decision.reason is Reason.FAILED_CLOSED:
+        detail = "requests cannot be counted at present"
+    document |= {"status": status, "detail": detail}
+    body = json.dumps(document).encode()
+    headers.append(("Content-Length", str(len(body))))
+    return status, headers, body
+
+
+class AsgiRateLimit:
+    """ASGI middleware for HTTP requests and WebSocket handshakes.
+
+    ``trusted_proxy_hops`` is how many proxies in front append to X-Forwarded-For, and ``headers``
+    say what is left; both are the policy's unless given. ``cost`` may say what a request costs, 1
+    unless given; ``caller`` says of the scope (of the environ in WSGI) whose request it is.
+    ``observe`` is told each decision and the seconds that it took, also of limits in the shadow;
+    ``prometheus.PrometheusDecisions`` makes metrics of that.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        limiter: AsyncLimiter,
+        *,
+        headers: HeaderStyle | None = None,
+        trusted_proxy_hops: int | None = None,
+        cost: Callable[[RequestView], int] | None = None,
+        caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
+        jitter: Callable[[int], int] = secrets.randbelow,
+    ) -> None:
+        policy = limiter.policy
+        self._app = app
+        self._limiter = limiter
+        self._style = policy.response.headers if headers is None else headers
+        hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
+        self._hops = _hops(hops)
+        self._cost = cost
+        self._caller = caller
+        self._observe = observe
+        self._jitter = jitter
+        self._charges = any(limit.response_cost for limit in policy.limits)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Decide, then answer or pass on."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        caller = NOBODY if self._caller is None else self._caller(scope)
+        request = _asgi_view(scope, self._hops, caller)
+        policy = self._limiter.policy
+        cost = 1 if self._cost is None else self._cost(request)
+        subject = subject_of(policy, request)
+        began = 0.0 if self._observe is None else time.perf_counter()
+        decision = await self._limiter.hit(subject, cost)
+        if self._observe is not None:
+            self._observe(decision, time.perf_counter() - began)
+        if not decision.allowed:
+            if scope["type"] == "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
+                return
+            status, headers, body = refusal(policy, decision, self._style, self._jitter)
+            start = {"type": "http.response.start", "status": status, "headers": _raw(headers)}
+            await send(start)
+            await send({"type": "http.response.body", "body": body})
+            return
+        added = _raw(limit_headers(policy, decision, self._style))
+
+        costs: dict[str, int] = {}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if self._charges:
+                    costs.update(response_costs(policy, _joined(message.get("headers", ()))))
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers if added or self._charges else send)
+        finally:
+            if costs:
+                await self._limiter.charge(subject, costs)
+
+
+class WsgiRateLimit:
+    """WSGI middleware; see AsgiRateLimit."""
+
+    def __init__(
+        self,
+        app: WsgiApp,
+        limiter: Limiter,
+        *,
+        headers: HeaderStyle | None = None,
+        trusted_proxy_hops: int | None = None,
+        cost: Callable[[RequestView], int] | None = None,
+        caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
+        observe: Observe | None = None,
+        jitter: Callable[[int], int] = secrets.randbelow,
+    ) -> None:
+        policy = limiter.policy
+        self._app = app
+        self._limiter = limiter
+        self._style = policy.response.headers if headers is None else headers
+        hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
+        self._hops = _hops(hops)
+        self._cost = cost
+        self._caller = caller
+        self._observe = observe
+        self._jitter = jitter
+        self._charges = any(limit.response_cost for limit in policy.limits)
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Decide, then answer or pass on."""
+        caller = NOBODY if self._caller is None else self._caller(environ)
+        request = _wsgi_view(environ, self._hops, caller)
+        policy = self._limiter.policy
+        cost = 1 if self._cost is None else self._cost(request)
+        subject = subject_of(policy, request)
+        began = 0.0 if self._observe is None else time.perf_counter()
+        decision = self._limiter.hit(subject, cost)
+        if self._observe is not None:
+            self._observe(decision, time.perf_counter() - began)
+        if not decision.allowed:
+            status, headers, body = refusal(policy, decision, self._style, self._jitter)
+            start_response(f"{status} {phrase(status)}", headers)
+            return [body]
+        added = limit_headers(policy, decision, self._style)
+        charges = self._charges
+
+        def start_with_headers(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            nonlocal charges
+            if charges:
+                told = {name.lower(): value for name, value in headers}
+                costs = response_costs(policy, told)
+                if costs:
+                    # It may be called again, with an error after all; the work was done once.
+                    charges = False
+                    self._limiter.charge(subject, costs)
+            return start_response(status, [*headers, *added], *more)
+
+        return self._app(environ, start_with_headers)
+
+
+def _hops(hops: int) -> int:
+    if isinstance(hops, bool) or not isinstance(hops, int) or not 0 <= hops <= 32:
+        raise ValueError(f"trusted_proxy_hops: {hops!r} is not from 0 to 32; 0 trusts no proxy")
+    return hops
+
+
+def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers]
+
+
+def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        joint = "; " if name == "cookie" else ","
+        headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
+    return headers
+
+
+def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> RequestView:
+    headers = _joined(scope.get("headers", ()))
+    client = scope.get("client")
+    view = RequestView(
+        method=scope.get("method", "GET"),
+        path=scope["path"],
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers=headers,
+        peer=client[0] if client else "",
+        trusted_proxy_hops=hops,
+        tenant=caller.tenant,
+        route=caller.route,
+        claims=caller.claims,
+    )
+    return settled(view, decoded=True)
+
+
+def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestView:
+    headers = {
+        name[5:].replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(name):
+            headers[name.replace("_", "-").lower()] = environ[name]
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    if not path.isascii():
+        # Bytes as Latin-1, as WSGI has all text.
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    view = RequestView(
+        method=environ.get("REQUEST_METHOD", "GET"),
+        path=path,
+        query=environ.get("QUERY_STRING", ""),
+        headers=headers,
+        peer=environ.get("REMOTE_ADDR", ""),
+        trusted_proxy_hops=hops,
+        tenant=caller.tenant,
+        route=caller.route,
+        claims=caller.claims,
+    )
+    return settled(view, decoded=True)

@@ -1,0 +1,1 @@
+"""The RateLimitPolicy controller: observe, decide, status."""

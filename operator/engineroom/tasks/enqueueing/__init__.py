@@ -1,0 +1,1 @@
+"""Putting jobs on queues: single jobs, batches, flows, dependents."""

@@ -1,0 +1,1 @@
+"""Reading and changing queues, jobs, failures and workers in Redis."""

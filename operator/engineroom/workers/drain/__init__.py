@@ -1,0 +1,1 @@
+"""Draining: which pods leave when a pool shrinks."""

@@ -1,0 +1,1 @@
+"""Job schedules that pools declare, and the loop that runs them."""

@@ -1,0 +1,1 @@
+"""Right-sizing: what workers use, which requests that suggests, resizing in place."""
