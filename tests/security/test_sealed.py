@@ -20,9 +20,9 @@ from engineroom.auth.oidc.id_token import Identity
 from engineroom.auth.permissions import ADMIN, EVERYWHERE, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.console.background import tampering
+from engineroom.console.background.operation_store import Action, Operation, OperationStore
 from engineroom.console.identity.oidc_users import People
 from engineroom.console.main import made
-from engineroom.console.resources.operations import Action, Operation, Operations
 from engineroom.console.settings import ApiSettings
 from engineroom.core.sealing import MAX_TOLD, Sealer
 from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
@@ -30,7 +30,6 @@ from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.config import ApiConfig
 from engineroom.manifests.apply import KEPT, Planned, RedisBundles
 from engineroom.manifests.errors import ManifestChangedError
-from engineroom.tasks.client import AsyncTasks
 from engineroom.tasks.inspection.failures import Where
 from engineroom.tasks.inspection.jobs import State
 from tests.integration.pools import eventually
@@ -144,12 +143,12 @@ async def person(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name
 
 
 async def operation(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
-    operations = Operations(redis, AsyncTasks(redis), clock, secret, on_broken=told)
+    operations = OperationStore(redis, secret, on_broken=told)
     asked = Operation(
         name, "shop", Action.RETRY, State.FAILED, ("mail",), Where(), "user:ada", 1.0, 7
     )
     await operations.start(asked)
-    ours = Operations(redis, AsyncTasks(redis), clock, OURS, on_broken=told)
+    ours = OperationStore(redis, OURS, on_broken=told)
 
     async def accepted() -> bool:
         return await ours.get(name) is not None

@@ -86,7 +86,7 @@ class ApiMetrics:
         for name, told, value in (
             ("engineroom_sse_streams", "Open streams of events.", lambda: services.hub.streams),
             ("engineroom_operations_running", "Bulk changes that this replica is at.",
-             lambda: services.operations.working),
+             lambda: services.operation_runner.working),
             ("engineroom_cache_objects", "WorkerPools cached.", lambda: len(services.hub.pools)),
             ("engineroom_watch_age_seconds", "Since the watch was last heard of.",
              services.hub.pools.age),

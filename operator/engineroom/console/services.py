@@ -26,6 +26,8 @@ from engineroom.auth.tokens.revocation import Revocations
 from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
 from engineroom.console.background.completion_audit import Ends
 from engineroom.console.background.housekeeping import Upkeep
+from engineroom.console.background.operation_store import OperationStore
+from engineroom.console.background.operations import OperationRunner
 from engineroom.console.background.tampering import Forgeries
 from engineroom.console.background.unauthenticated import Strangers
 from engineroom.console.identity import account_config
@@ -34,7 +36,6 @@ from engineroom.console.identity.authorizer import Authority
 from engineroom.console.identity.oidc import provider
 from engineroom.console.identity.oidc_users import People
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.resources.operations import Operations
 from engineroom.console.rest.idempotency import Idempotency
 from engineroom.console.rest.pagination import Places
 from engineroom.console.rest.stream import Hub
@@ -110,7 +111,8 @@ class Services:
     bundles: RedisBundles
     coordinator: Coordinator
     revocations: Revocations
-    operations: Operations
+    operations: OperationStore
+    operation_runner: OperationRunner
     places: Places
     forgeries: Forgeries
     strangers: Strangers
@@ -229,7 +231,7 @@ async def opened(
         recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
         following = asyncio.create_task(services.revocations.run(), name="revocations")
         stack.push_async_callback(_cancel, following)
-        working = asyncio.create_task(services.operations.run(stopping), name="operations")
+        working = asyncio.create_task(services.operation_runner.run(stopping), name="operations")
         stack.push_async_callback(_finish, working, stopping)
         keeping = asyncio.create_task(services.upkeep.run(stopping), name="upkeep")
         stack.push_async_callback(_finish, keeping, stopping)
@@ -287,6 +289,7 @@ async def _made(
     rate = settings.requests_per_second
     limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * AT_ONCE),)
     bundles = RedisBundles(redis, clock, derived(secret, "manifests"), on_broken=broken)
+    operations = OperationStore(redis, derived(secret, "operations"), on_broken=broken)
     sagas = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga", broken))
     coordinator = Coordinator(
         sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga,
@@ -325,10 +328,8 @@ async def _made(
         coordinator=coordinator,
         revocations=revocations,
         places=Places(derived(secret, "cursors")),
-        operations=Operations(
-            redis, AsyncTasks(redis), clock, derived(secret, "operations"), on_broken=broken,
-            on_end=ends.operation,
-        ),
+        operations=operations,
+        operation_runner=OperationRunner(operations, AsyncTasks(redis), on_end=ends.operation),
         forgeries=broken,
         strangers=Strangers(metrics, clock, derived(secret, "unknown-names")),
         upkeep=Upkeep(

@@ -68,7 +68,7 @@ async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
     for n in range(4):
         await tasks.put_schedule(Schedule(f"s{n}", Every(60), Task(ADD, (1,), queue="mail")))
         await api.services.accounts.people.signed_in(Identity("https://idp.test", f"p{n}"))
-        await api.services.operations.start(_operation(namespace, n))
+        await api.services.operation_runner.start(_operation(namespace, n))
     chance, here = random.Random(11), f"/namespaces/{namespace}"
     lists = [
         (f"{here}/jobs?state=failed", operator), (f"{here}/jobs?state=waiting", operator),
@@ -97,7 +97,7 @@ async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
 
 
 def _operation(namespace: str, number: int) -> Any:
-    from engineroom.console.resources.operations import Action, Operation
+    from engineroom.console.background.operation_store import Action, Operation
     from engineroom.tasks import State, Where
 
     return Operation(

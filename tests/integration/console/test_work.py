@@ -9,8 +9,14 @@ import pytest
 from redis import Redis
 
 from engineroom.api import ANNOTATION_DRAIN_PODS
-from engineroom.console.resources import operations
-from engineroom.console.resources.operations import Action, Operation, Operations, Status
+from engineroom.console.background import operations
+from engineroom.console.background.operation_store import (
+    Action,
+    Operation,
+    OperationStore,
+    Status,
+)
+from engineroom.console.background.operations import LEASE, OperationRunner
 from engineroom.core.clock import SystemClock
 from engineroom.kube.client.resources import RATELIMITPOLICIES, WORKERPOOLS
 from engineroom.tasks import AsyncTasks, Reporter, Schedule, State, Task, Unique, Where
@@ -344,14 +350,15 @@ async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twic
         async def on_end(end: Operation, told: list[Operation] = told) -> None:
             told.append(end)
 
-        first = Operations(mortal, AsyncTasks(mortal), SystemClock(), SECRET, on_end=on_end)
-        second = Operations(redis, AsyncTasks(redis), SystemClock(), SECRET, on_end=on_end)
+        store = OperationStore(redis, SECRET)
+        first = OperationRunner(OperationStore(mortal, SECRET), AsyncTasks(mortal), on_end=on_end)
+        second = OperationRunner(store, AsyncTasks(redis), on_end=on_end)
         await second.start(known)
-        with_lease = first._work(known.id)
+        with_lease = first.execute(known.id)
         await asyncio.gather(with_lease, return_exceptions=True)
         await redis.delete(f"engineroom:console:operation:{known.id}:lease")  # it runs out
-        await second._work(known.id)
-        ends = await second.get(known.id)
+        await second.execute(known.id)
+        ends = await store.get(known.id)
         assert ends is not None
         assert ends.status is Status.DONE, allowed
         # Twice where one died between telling and noting it, never not at all.
@@ -371,16 +378,16 @@ async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
 ) -> None:
     await stage(api, client, namespace, "mail")
     redis = api.services.redis
-    both = [Operations(redis, AsyncTasks(redis), SystemClock(), SECRET) for _ in range(2)]
+    both = [OperationStore(redis, SECRET) for _ in range(2)]
     known = Operation(
         "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), Where(), "test",
         SystemClock().now().timestamp(), 0,
     )  # fmt: skip
     await both[0].start(known)
-    assert await both[0]._held(known.id)
-    assert not await both[1]._held(known.id)
+    assert await both[0].acquire(known.id, LEASE)
+    assert not await both[1].acquire(known.id, LEASE)
     assert await both[1].stop(known.id)
-    assert not await both[0]._held(known.id)
+    assert not await both[0].acquire(known.id, LEASE)
     found = await both[0].get(known.id)
     assert found is not None
     assert found.status is Status.STOPPED

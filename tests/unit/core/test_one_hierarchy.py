@@ -32,7 +32,7 @@ OUTSIDE = {
     "engineroom_worker.config.ConfigError": "caught by the runtime's own main, as an exit status",
     "engineroom_worker.transactions.NotHeldError": "control flow: the job is another worker's now",
     "engineroom_worker.transactions.OutageError": "control flow: Redis is away, wait",
-    "engineroom.console.resources.operations._HaltedError": "control flow: an operation stopped",
+    "engineroom.console.background.operations._HaltedError": "control flow: an operation stopped",
     "engineroom.core.validation.templates._SilentError": "control flow: the process is made anew",
 }
 #: `except Exception` that neither logs nor raises, each with why.

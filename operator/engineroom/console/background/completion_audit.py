@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engineroom.auth.audit.log import Entry, Outcome
-from engineroom.console.resources.operations import Status
+from engineroom.console.background.operation_store import Status
 from engineroom.core.transactions.saga import Kind
 
 if TYPE_CHECKING:
     from engineroom.auth.audit.log import AuditLog
-    from engineroom.console.resources.operations import Operation
+    from engineroom.console.background.operation_store import Operation
     from engineroom.core.transactions.sagalog import Record
 
 

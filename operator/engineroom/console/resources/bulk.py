@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.resources.operations import Action, Operation
+from engineroom.console.background.operation_store import Action, Operation
 from engineroom.console.resources.queues import owned
 from engineroom.console.rest import idempotency
 from engineroom.console.rest.errors import ImpactError
@@ -114,7 +114,7 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
             f"more than {wanted.at_most}; count them again and decide anew",
             context={"matched": impact.matched},
         )
-    begun = await call.services.operations.start(operation)
+    begun = await call.services.operation_runner.start(operation)
     details: dict[str, Any] = {"operation": begun.id, "matched": impact.matched}
     return Answer(_view(begun, complete=impact.complete), details=details)
 
