@@ -62,7 +62,8 @@ def test_the_start_imports_neither_the_kubernetes_client_nor_our_api_models(
     assert loaded & heavy == set()
     if arguments[-1] == "--help":
         # A lookup of a module imports the packages above it, which are empty.
-        packages = {f"engineroom.cli.commands.{p}" for p in ("access", "manifests", "pools", "tasks")}
+        folders = ("access", "manifests", "pools", "tasks")
+        packages = {f"engineroom.cli.commands.{folder}" for folder in folders}
         commands = {name for name in loaded if name.startswith("engineroom.cli.commands.")}
         assert commands <= packages
 
