@@ -34,6 +34,7 @@ from engineroom.kube.runtime.health import HttpServer, LoopLag, Report, probe
 from engineroom.kube.runtime.kopf_watch import Shell
 from engineroom.kube.runtime.lease import Elector
 from engineroom.kube.runtime.queue import WorkQueue, backoff
+from engineroom.kube.runtime.status_pacing import StatusPacer
 from engineroom.metrics import CONTENT_TYPE, Metrics, QueueMetrics
 from engineroom.settings import Settings
 
@@ -85,6 +86,7 @@ class Room:
             gauge=process.metrics.gauge,
             histogram=process.metrics.histogram,
             resync=settings.resync,
+            pacer=process.pacer,
         )
         self.shell: Shell | None = None
         self.begun = False
@@ -124,6 +126,7 @@ class Process:
         )
         self.recorder = EventRecorder(self.client, self.clock, instance=settings.who)
         self.lag = LoopLag(self.clock)
+        self.pacer = StatusPacer()
         self.elector: Elector | None = None
         if settings.leader_election:
             self.elector = Elector(

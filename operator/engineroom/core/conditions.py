@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from engineroom.core import reasons
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
+
+    from engineroom.core.errors import InvalidSpecError
 
 READY = "Ready"
 RECONCILING = "Reconciling"
@@ -22,6 +26,8 @@ Progress = Literal["Current", "InProgress", "Failed", "Unknown"]
 
 #: Limits of metav1.Condition.
 MAX_MESSAGE = 32_768
+#: Length of the messages that Engineroom writes itself; longer ones are cut.
+MESSAGE_LENGTH = 1024
 
 
 def timestamp(moment: datetime) -> str:
@@ -82,6 +88,20 @@ def is_true(conditions: Iterable[Mapping[str, Any]], kind: str) -> bool:
     """Whether the condition is there and True."""
     condition = find(conditions, kind)
     return condition is not None and condition.get("status") == "True"
+
+
+def invalid_conditions(
+    conditions: Iterable[Mapping[str, Any]],
+    error: InvalidSpecError,
+    generation: int,
+    now: datetime,
+) -> Conditions:
+    """Return the conditions of an object whose spec is invalid: Stalled, and so not Ready."""
+    message = "; ".join(str(problem) for problem in error.problems)[:MESSAGE_LENGTH]
+    result = [dict(condition) for condition in conditions]
+    for kind, status in ((STALLED, "True"), (READY, "False"), (RECONCILING, "False")):
+        result = set_condition(result, kind, status, reasons.INVALID_SPEC, message, generation, now)
+    return result
 
 
 def progress(obj: Mapping[str, Any]) -> Progress:

@@ -18,6 +18,7 @@ from engineroom.core.errors import (
 )
 from engineroom.kube.client.errors import Forbidden, Invalid, NotFound
 from engineroom.kube.client.resources import DEPLOYMENTS, NAMESPACES, PODS, WORKERPOOLS
+from engineroom.kube.runtime.status_pacing import StatusPacer
 from engineroom.queue import commands, deadletters
 from engineroom.workers import recovering
 from engineroom.workers.children import Children
@@ -41,7 +42,6 @@ from engineroom.workers.redis_connections import Address, Link, Links, Secrets, 
 from engineroom.workers.rightsizing.monitor import Monitor
 from engineroom.workers.state import NEVER, Pool
 from engineroom.workers.status import Seen, invalid_status, pool_status
-from engineroom.workers.status_pacing import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ class WorkerPoolController:
         self._redis_url = redis_url
         self._use = (use_interval, use_patience)
         self._pools: dict[str, Pool] = {}
-        self._pace = Pace(STATUS_FIGURES_GAP)
+        self._pace = StatusPacer(STATUS_FIGURES_GAP)
         self._context: Context
         self._children: Children
         self._pods: Informer[PodView]

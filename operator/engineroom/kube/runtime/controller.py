@@ -10,6 +10,7 @@ import orjson
 
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.kube.runtime.informer import RESYNC, Informer
+from engineroom.kube.runtime.status_pacing import StatusPacer
 from engineroom.kube.runtime.store import Audit, ObjectStore, key_of
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ class Context:
         default=lambda *_: lambda _: None
     )
     resync: tuple[float, float] = RESYNC
+    #: Limits the writes of mere figures, together with all other kinds of the process.
+    pacer: StatusPacer = field(default_factory=StatusPacer)
     informers: list[Informer[Any]] = field(default_factory=list)
 
     def informer(
