@@ -233,12 +233,12 @@ def test_what_waits_is_deleted_only_by_its_queues_name(
     line.refused("queues", "empty", "mail", code=2, says="confirm")
     line.refused("queues", "empty", "mail", "--confirm", "male", code=2, says="confirm")
     typed = iter(["", "mail"])
-    original = sessions.Session
+    original = sessions.CommandContext
 
-    def asked(shared: sessions.Shared) -> sessions.Session:
+    def asked(shared: sessions.Shared) -> sessions.CommandContext:
         return original(shared, interactive=True, enter=lambda _: next(typed))
 
-    monkeypatch.setattr(sessions, "Session", asked)
+    monkeypatch.setattr(sessions, "CommandContext", asked)
     line.refused("queues", "empty", "mail", code=2, says="confirm")
     assert "2 jobs deleted" in line("queues", "empty", "mail")
 

@@ -14,10 +14,10 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engineroom.cli.app.errors import NotFoundError, UnreachableError, UsageError
 from engineroom.cli.commands.get import get as get_command
 from engineroom.cli.commands.ratelimit import explain, top, try_request
 from engineroom.cli.commands.status import status
+from engineroom.cli.errors import NotFoundError, UnreachableError, UsageError
 from engineroom.cli.views.output_formats import Output, Report
 from engineroom.core.errors import DependencyError
 from engineroom.ratelimit.distribution import redis_schema
@@ -81,8 +81,8 @@ class World(MemoryCluster):
 
 def trial(world: World, url: str = "") -> Trial:
     made = Trial(world, namespace="shop")
-    shared = made.session.shared
-    made.session.shared = type(shared)(namespace="shop", redis_url=url or None)
+    shared = made.context.shared
+    made.context.shared = type(shared)(namespace="shop", redis_url=url or None)
     return made
 
 
@@ -131,10 +131,10 @@ def ask(trial: Trial, *names: str, code: int = 0, **options: Any) -> dict[str, A
     given: dict[str, Any] = {"client_ip": ADDRESS, **options}
     if code:
         with pytest.raises(typer.Exit) as end:
-            try_request(trial.session, list(names), output=Report.JSON, **given)
+            try_request(trial.context, list(names), output=Report.JSON, **given)
         assert end.value.exit_code == code
     else:
-        try_request(trial.session, list(names), output=Report.JSON, **given)
+        try_request(trial.context, list(names), output=Report.JSON, **given)
     found: dict[str, Any] = json.loads(trial.out)
     return found
 
@@ -171,7 +171,7 @@ def test_with_consume_it_is_counted_and_then_refused_with_1(
     assert one["shadowed"] == ["tried"]
     shown = trial(World(), server.url)
     with pytest.raises(typer.Exit):
-        try_request(shown.session, ["rlp/api"], client_ip=ADDRESS)
+        try_request(shown.context, ["rlp/api"], client_ip=ADDRESS)
     assert "would be refused (Limited, 429) by limit per-address: try again in" in shown.out
 
 
@@ -199,14 +199,14 @@ def test_by_target_by_labels_and_by_name(store: redis.Redis, server: RedisServer
                   {"headers": ["x"]}, {"claims": ["x"]},
                   {"target": "HTTPRoute/a", "labels": "a=b"}):  # fmt: skip
         with pytest.raises(UsageError):
-            try_request(trial(world, server.url).session, None, **wrong)
+            try_request(trial(world, server.url).context, None, **wrong)
     with pytest.raises(NotFoundError, match="nobody"):
-        try_request(trial(world, server.url).session, ["nobody"])
+        try_request(trial(world, server.url).context, ["nobody"])
     store.flushall()
     with pytest.raises(NotFoundError, match="no policies"):
-        try_request(trial(world, server.url).session, None)
+        try_request(trial(world, server.url).context, None)
     with pytest.raises(DependencyError):
-        try_request(trial(world, f"redis://127.0.0.1:{free_port()}").session, None)
+        try_request(trial(world, f"redis://127.0.0.1:{free_port()}").context, None)
 
 
 @settings(
@@ -275,7 +275,7 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     made["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
     world = World(made)
     shown = trial(world, server.url)
-    explain(shown.session, "api", output=Report.JSON)
+    explain(shown.context, "api", output=Report.JSON)
     found = json.loads(shown.out)
     assert [(one["name"], one["acknowledged"]) for one in found["enforcers"]] == [
         ("new", True), ("old", False), ("web", None),
@@ -284,7 +284,7 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     assert found["distribution"] == "Leased"
     assert found["limits"][0]["bound"] == "50 + 100 every 1 s + 10 leased"
     shown = trial(world, server.url)
-    explain(shown.session, "rlp/api")
+    explain(shown.context, "rlp/api")
     assert "cannot read it" in shown.out
     assert "not yet" in shown.out
     assert "each enforcer admits its share" in shown.out
@@ -293,7 +293,7 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     keys = redis_schema.keys_of("shop")
     store.zrem(keys.alive, "new", "old")
     shown = trial(world, server.url)
-    explain(shown.session, "api")
+    explain(shown.context, "api")
     assert "no decision service follows this namespace" in " ".join(shown.out.split())
 
 
@@ -316,15 +316,15 @@ def test_explain_says_conflicts_and_what_to_do_also_without_redis(store: redis.R
         )
     )
     shown = trial(world, f"redis://127.0.0.1:{free_port()}")
-    explain(shown.session, "api")
+    explain(shown.context, "api")
     assert lost in shown.out
     assert "fix: delete one of the two" in shown.out
     assert "Redis was not asked" in shown.out
     assert "Unknown" in shown.out, "of Enforced nothing is known"
     # Without a Redis that can be found it says so and goes on.
-    explain(trial(world).session, "api", output=Report.YAML)
+    explain(trial(world).context, "api", output=Report.YAML)
     with pytest.raises(NotFoundError):
-        explain(trial(world).session, "other")
+        explain(trial(world).context, "other")
 
 
 def test_what_a_condition_said_of_an_older_spec_counts_for_nothing() -> None:
@@ -332,7 +332,7 @@ def test_what_a_condition_said_of_an_older_spec_counts_for_nothing() -> None:
     policy["metadata"]["generation"] = 3
     world = World(policy)
     shown = trial(world)
-    get_command(shown.session, ["policies"])
+    get_command(shown.context, ["policies"])
     assert "Outdated" in shown.out
     assert "Ready" not in shown.out
 
@@ -342,19 +342,19 @@ def test_get_and_status_show_policies() -> None:
     bad = manifest("bad", Ready=("False", "InvalidSpec", "spec.limits: at least one"))
     for words in (["policies"], ["rlp"], ["ratelimitpolicies.engineroom.dev"]):
         shown = trial(World(good, bad))
-        get_command(shown.session, words)
+        get_command(shown.context, words)
         assert [line.split()[:2] for line in shown.out.splitlines()] == [
             ["NAME", "STATE"], ["bad", "InvalidSpec"], ["good", "Ready"],
         ]  # fmt: skip
     shown = trial(World(good, bad))
-    get_command(shown.session, ["rlp/good"], output=Output.JSON)
+    get_command(shown.context, ["rlp/good"], output=Output.JSON)
     assert json.loads(shown.out)["metadata"]["name"] == "good"
     shown = trial(World(good, bad))
-    get_command(shown.session, ["policies"], output=Output.WIDE)
+    get_command(shown.context, ["policies"], output=Output.WIDE)
     assert "applications with app=shop" in shown.out
     shown = trial(World(good, bad))
     with pytest.raises(typer.Exit):
-        status(shown.session)
+        status(shown.context)
     assert "2 policies, 1 not enforced: shop/bad (InvalidSpec)" in shown.out
     assert "ratelimit explain bad -n shop" in shown.out
 
@@ -379,10 +379,10 @@ def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
         try:
             door = f"127.0.0.1:{process.admin_port}"
             shown = trial(World())
-            top(shown.session, "other", seconds=0.5, limiter=door, output=Report.JSON)
+            top(shown.context, "other", seconds=0.5, limiter=door, output=Report.JSON)
             found = json.loads(shown.out)
             plain = trial(World())
-            top(plain.session, None, seconds=0.5, limiter=door)
+            top(plain.context, None, seconds=0.5, limiter=door)
         finally:
             ended.set()
             thread.join()
@@ -390,9 +390,9 @@ def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
     assert "hunter2" not in shown.out + plain.out
     assert "192.0.2.7" in plain.out
     with pytest.raises(NotFoundError, match="decision service"):
-        top(trial(World()).session, None, seconds=0.1)
+        top(trial(World()).context, None, seconds=0.1)
     with pytest.raises(UnreachableError):
-        top(trial(World()).session, None, seconds=0.1, limiter=f"127.0.0.1:{free_port()}")
+        top(trial(World()).context, None, seconds=0.1, limiter=f"127.0.0.1:{free_port()}")
 
 
 @pytest.mark.parametrize(

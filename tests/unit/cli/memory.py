@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from engineroom.cli.app.context import Session, Shared
-from engineroom.cli.app.errors import NotFoundError
+from engineroom.cli.app.context import CommandContext, Shared
 from engineroom.cli.commands.pools.patch import merge
 from engineroom.cli.connections.model import (
     Definition,
@@ -22,6 +21,7 @@ from engineroom.cli.connections.model import (
     parse_pod,
     parse_pool,
 )
+from engineroom.cli.errors import NotFoundError
 from engineroom.core.clock import FakeClock
 
 from .samples import NOW
@@ -121,7 +121,7 @@ class MemoryCluster:
 
 
 class Trial:
-    """A session on a MemoryCluster, and what it printed."""
+    """A CommandContext on a MemoryCluster, and what it printed."""
 
     def __init__(
         self, cluster: MemoryCluster, *, namespace: str | None = None, answer: bool | None = None
@@ -135,7 +135,7 @@ class Trial:
             self.questions.append(question)
             return bool(answer)
 
-        self.session = Session(
+        self.context = CommandContext(
             Shared(namespace=namespace),
             connect=lambda shared: cluster,
             out=plain(self._out),

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from engineroom.cli.app.errors import (
+from engineroom.cli.connections.cluster import from_answer
+from engineroom.cli.errors import (
     CliError,
     ExitCode,
     ForbiddenError,
@@ -14,7 +15,6 @@ from engineroom.cli.app.errors import (
     RefusedError,
     UnreachableError,
 )
-from engineroom.cli.connections.cluster import from_answer
 
 SERVER = "https://192.0.2.10:6443"
 

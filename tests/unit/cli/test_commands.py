@@ -9,13 +9,6 @@ import pytest
 import typer
 
 from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
-from engineroom.cli.app.errors import (
-    ForbiddenError,
-    NotFoundError,
-    TimedOutError,
-    UnreachableError,
-    UsageError,
-)
 from engineroom.cli.commands.get import get
 from engineroom.cli.commands.pools.drain import drain, pod_progress, pool_progress
 from engineroom.cli.commands.pools.explain import explain
@@ -32,12 +25,19 @@ from engineroom.cli.connections.model import (
     parse_pod,
     parse_pool,
 )
+from engineroom.cli.errors import (
+    ForbiddenError,
+    NotFoundError,
+    TimedOutError,
+    UnreachableError,
+    UsageError,
+)
 from engineroom.cli.views.output_formats import Output, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
 
 from .memory import MemoryCluster, Trial
 from .samples import BUSY, pod, pool
@@ -49,10 +49,10 @@ def test_get_lists_the_namespace_and_takes_the_kind_in_all_its_spellings() -> No
     cluster = MemoryCluster(pool("mail"), pool("far", "other"))
     for names in (None, ["pools"], ["wp"], ["workerpools"]):
         trial = Trial(cluster)
-        get(trial.session, names)
+        get(trial.context, names)
         assert [line.split()[0] for line in trial.out.splitlines()] == ["NAME", "mail"]
     trial = Trial(cluster)
-    get(trial.session, None, all_namespaces=True, output=Output.NAME)
+    get(trial.context, None, all_namespaces=True, output=Output.NAME)
     assert trial.out == "workerpool.engineroom.dev/mail\nworkerpool.engineroom.dev/far\n".replace(
         "workerpool.", "workerpools."
     )
@@ -60,52 +60,52 @@ def test_get_lists_the_namespace_and_takes_the_kind_in_all_its_spellings() -> No
 
 def test_get_prints_objects_as_the_api_has_them_without_managed_fields() -> None:
     trial = Trial(MemoryCluster(pool("mail"), pool("other")))
-    get(trial.session, ["wp/mail"], output=Output.JSON)
+    get(trial.context, ["wp/mail"], output=Output.JSON)
     document = json.loads(trial.out)
     assert document["kind"] == "WorkerPool"
     assert "managedFields" not in document["metadata"]
     trial = Trial(trial.cluster)
-    get(trial.session, ["mail", "other"], output=Output.JSON)
+    get(trial.context, ["mail", "other"], output=Output.JSON)
     assert [one["metadata"]["name"] for one in json.loads(trial.out)["items"]] == ["mail", "other"]
 
 
 def test_get_of_nothing_says_so_beside_the_answer() -> None:
     trial = Trial(MemoryCluster())
-    get(trial.session, None)
+    get(trial.context, None)
     assert (trial.out, trial.err) == ("", "no pools in namespace default\n")
 
 
 def test_get_refuses_what_excludes_each_other() -> None:
-    session = Trial(MemoryCluster(pool()), namespace="default").session
+    context = Trial(MemoryCluster(pool()), namespace="default").context
     with pytest.raises(UsageError, match="exclude each other"):
-        get(session, ["mail"], all_namespaces=True)
+        get(context, ["mail"], all_namespaces=True)
     with pytest.raises(UsageError, match="--namespace and --all-namespaces"):
-        get(session, None, all_namespaces=True)
+        get(context, None, all_namespaces=True)
     with pytest.raises(UsageError, match="names no pool"):
-        get(session, ["deployment/mail"])
+        get(context, ["deployment/mail"])
     with pytest.raises(NotFoundError):
-        get(session, ["nobody"])
+        get(context, ["nobody"])
 
 
 def test_get_by_label() -> None:
     cluster = MemoryCluster(pool("a", metadata={"labels": {"team": "x"}}), pool("b"))
     trial = Trial(cluster)
-    get(trial.session, None, selector="team=x", output=Output.NAME)
+    get(trial.context, None, selector="team=x", output=Output.NAME)
     assert trial.out == "workerpools.engineroom.dev/a\n"
 
 
 def test_explain_in_both_shapes() -> None:
     trial = Trial(MemoryCluster(pool(autoscaling=AUTO, status={}), pods=[pod()]))
-    explain(trial.session, "mail")
+    explain(trial.context, "mail")
     assert trial.out.startswith("default/mail: 7 pods, 7 ready")
     trial = Trial(trial.cluster)
-    explain(trial.session, "mail", output=Report.JSON)
+    explain(trial.context, "mail", output=Report.JSON)
     assert json.loads(trial.out)["pods"][0]["name"] == "mail-1"
 
 
 def test_scale_by_hand_goes_through_the_scale_subresource_alone() -> None:
     trial = Trial(MemoryCluster(pool(replicas=2)))
-    scale(trial.session, "mail", 5)
+    scale(trial.context, "mail", 5)
     assert trial.cluster.writes == [("scale", "default/mail", 5)]
     assert trial.out == "workerpool default/mail scaled to 5 pods (was 2)\n"
 
@@ -113,7 +113,7 @@ def test_scale_by_hand_goes_through_the_scale_subresource_alone() -> None:
 def test_scale_of_an_autoscaled_pool_explains_and_offers_the_range() -> None:
     trial = Trial(MemoryCluster(pool(autoscaling=AUTO)))
     with pytest.raises(UsageError) as caught:
-        scale(trial.session, "mail", 5)
+        scale(trial.context, "mail", 5)
     assert caught.value.what == "default/mail is autoscaled between 0 and 10 pods"
     assert "`engineroom scale mail -n default --min 5` for at least so many" in caught.value.fix
     assert trial.cluster.writes == []
@@ -121,7 +121,7 @@ def test_scale_of_an_autoscaled_pool_explains_and_offers_the_range() -> None:
 
 def test_scale_of_the_range_patches_only_what_was_said() -> None:
     trial = Trial(MemoryCluster(pool(autoscaling=AUTO)))
-    scale(trial.session, "mail", maximum=20)
+    scale(trial.context, "mail", maximum=20)
     assert trial.cluster.writes == [
         ("patch", "default/mail", {"spec": {"autoscaling": {"maxReplicas": 20}}})
     ]
@@ -140,19 +140,19 @@ def test_scale_of_the_range_patches_only_what_was_said() -> None:
 def test_scale_refuses_what_makes_no_sense(arguments: dict[str, object], expected: str) -> None:
     trial = Trial(MemoryCluster(pool(autoscaling=AUTO)))
     with pytest.raises(UsageError, match=expected):
-        scale(trial.session, "mail", **arguments)  # type: ignore[arg-type]
+        scale(trial.context, "mail", **arguments)  # type: ignore[arg-type]
     assert trial.cluster.writes == []
 
 
 def test_the_range_of_a_pool_sized_by_hand_is_refused() -> None:
     with pytest.raises(UsageError, match="sized by hand"):
-        scale(Trial(MemoryCluster(pool())).session, "mail", minimum=1)
+        scale(Trial(MemoryCluster(pool())).context, "mail", minimum=1)
 
 
 def test_scale_to_zero_asks_who_can_answer_and_nobody_else() -> None:
     refused = Trial(MemoryCluster(pool(replicas=1)), answer=False)
     with pytest.raises(typer.Abort):
-        scale(refused.session, "mail", 0)
+        scale(refused.context, "mail", 0)
     assert refused.cluster.writes == []
     assert refused.questions == ["Leave default/mail without any worker? Its jobs will wait."]
     for trial, yes in (
@@ -160,7 +160,7 @@ def test_scale_to_zero_asks_who_can_answer_and_nobody_else() -> None:
         (Trial(MemoryCluster(pool(replicas=1)), answer=False), True),
         (Trial(MemoryCluster(pool(replicas=1))), False),
     ):
-        scale(trial.session, "mail", 0, yes=yes)
+        scale(trial.context, "mail", 0, yes=yes)
         assert trial.cluster.writes == [("scale", "default/mail", 0)]
 
 
@@ -170,40 +170,40 @@ def test_scale_to_zero_asks_who_can_answer_and_nobody_else() -> None:
 )
 def test_pause_and_resume(direction: Direction, value: str) -> None:
     cluster = MemoryCluster(pool(autoscaling=AUTO, suspend=True))
-    pause(Trial(cluster).session, "mail", direction)
+    pause(Trial(cluster).context, "mail", direction)
     patch = {"spec": {"autoscaling": {"pause": value}}}
     assert cluster.writes == [("patch", "default/mail", patch)]
     again = Trial(cluster)
-    pause(again.session, "mail", direction)
+    pause(again.context, "mail", direction)
     assert "is already paused" in again.out
     resumed = Trial(cluster)
-    resume(resumed.session, "mail")
+    resume(resumed.context, "mail")
     assert resumed.out == "workerpool default/mail resumed: it takes jobs and scales again\n"
     assert cluster.writes[1:] == [
         ("patch", "default/mail", {"spec": {"suspend": False, "autoscaling": {"pause": "None"}}})
     ]
     idle = Trial(cluster)
-    resume(idle.session, "mail")
+    resume(idle.context, "mail")
     assert idle.out == "workerpool default/mail is neither paused nor suspended\n"
     assert len(cluster.writes) == 2
 
 
 def test_pause_of_a_pool_sized_by_hand_names_what_does_fit() -> None:
     with pytest.raises(UsageError) as caught:
-        pause(Trial(MemoryCluster(pool())).session, "mail")
+        pause(Trial(MemoryCluster(pool())).context, "mail")
     assert "`engineroom drain mail -n default`" in caught.value.fix
 
 
 def test_a_rehearsal_shows_the_difference_and_writes_nothing() -> None:
     cluster = MemoryCluster(pool(autoscaling=AUTO, replicas=None))
-    runs: tuple[Callable[[Session], None], ...] = (
-        lambda session: pause(session, "mail", dry_run="server"),
-        lambda session: scale(session, "mail", maximum=20, dry_run="server"),
-        lambda session: drain(session, "mail", dry_run="server"),
+    runs: tuple[Callable[[CommandContext], None], ...] = (
+        lambda context: pause(context, "mail", dry_run="server"),
+        lambda context: scale(context, "mail", maximum=20, dry_run="server"),
+        lambda context: drain(context, "mail", dry_run="server"),
     )
     for run in runs:
         trial = Trial(cluster)
-        run(trial.session)
+        run(trial.context)
         assert "+++ workerpool default/mail (then)" in trial.out
         assert trial.err == "rehearsed by the server; nothing was changed\n"
     assert cluster.writes == []
@@ -214,8 +214,8 @@ def test_a_rehearsal_tells_no_secret_that_stands_beside_what_changes() -> None:
     template = {"spec": {"containers": [container]}}
     trial = Trial(MemoryCluster(pool(replicas=1, template=template)))
     pool_change = {"spec": {"template": {"spec": {"containers": [{**container, "env": []}]}}}}
-    found = trial.session.cluster.pool("default", "mail")
-    report(trial.session, found, merge(found, pool_change), "changed", Output.TABLE, dry_run=True)
+    found = trial.context.cluster.pool("default", "mail")
+    report(trial.context, found, merge(found, pool_change), "changed", Output.TABLE, dry_run=True)
     assert "DB_PASSWORD" in trial.out
     assert "hunter2" not in trial.out
 
@@ -223,10 +223,10 @@ def test_a_rehearsal_tells_no_secret_that_stands_beside_what_changes() -> None:
 def test_a_change_in_other_shapes() -> None:
     cluster = MemoryCluster(pool(autoscaling=AUTO))
     trial = Trial(cluster)
-    pause(trial.session, "mail", output=Output.NAME)
+    pause(trial.context, "mail", output=Output.NAME)
     assert trial.out == "workerpools.engineroom.dev/mail\n"
     trial = Trial(cluster)
-    pause(trial.session, "mail", Direction.IN, output=Output.JSON)
+    pause(trial.context, "mail", Direction.IN, output=Output.JSON)
     assert json.loads(trial.out)["spec"]["autoscaling"]["pause"] == "ScaleIn"
 
 
@@ -235,7 +235,7 @@ def test_a_change_under_gitops_is_told_that_it_may_not_last() -> None:
         autoscaling=AUTO, metadata={"annotations": {"argocd.argoproj.io/tracking-id": "app:x"}}
     )
     trial = Trial(MemoryCluster(marked))
-    pause(trial.session, "mail")
+    pause(trial.context, "mail")
     assert trial.err.startswith("Argo CD manages this pool and may put its own value back")
 
 
@@ -263,7 +263,7 @@ def test_drain_waits_until_the_operator_answered_and_nobody_holds_a_job() -> Non
         (False, 0, 0), (True, 3, 3), (True, 0, 1), (True, 0, 0), (True, 1, 0), (True, 0, 0)
     )
     trial = Trial(cluster)
-    drain(trial.session, "mail")
+    drain(trial.context, "mail")
     assert cluster.writes == [("patch", "default/mail", {"spec": {"suspend": True}})]
     assert (
         trial.out
@@ -288,16 +288,16 @@ workerpool default/mail is drained: no worker holds a job; \
 def test_drain_gives_up_when_told_to_and_says_how_to_go_on() -> None:
     trial = Trial(played((True, 2, 2)))
     with pytest.raises(TimedOutError) as caught:
-        drain(trial.session, "mail", timeout="90s")
+        drain(trial.context, "mail", timeout="90s")
     assert caught.value.what == "draining default/mail has not come to its end within 1m30s"
     assert caught.value.why == "2 of 7 workers hold a job"
 
 
 def test_drain_without_waiting_and_of_a_suspended_pool() -> None:
     cluster = MemoryCluster(pool(autoscaling=AUTO))
-    drain(Trial(cluster).session, "mail", wait=False)
+    drain(Trial(cluster).context, "mail", wait=False)
     again = Trial(cluster)
-    drain(again.session, "mail", wait=False)
+    drain(again.context, "mail", wait=False)
     assert again.out == "workerpool default/mail is already suspended\n"
     assert len(cluster.writes) == 1
 
@@ -313,7 +313,7 @@ def test_drain_survives_an_api_server_that_is_away_for_a_moment() -> None:
 
     cluster.before_read = flaky
     trial = Trial(cluster)
-    drain(trial.session, "mail")
+    drain(trial.context, "mail")
     assert "cannot reach the cluster" in trial.err
     assert "is drained" in trial.out
 
@@ -330,7 +330,7 @@ def test_drain_notices_that_somebody_resumed_the_pool() -> None:
     cluster.before_read = resumed
     trial = Trial(cluster)
     with pytest.raises(TimedOutError, match="was resumed while it drained"):
-        drain(trial.session, "mail")
+        drain(trial.context, "mail")
 
 
 def test_drain_of_a_pod_marks_it_and_waits_until_it_is_gone() -> None:
@@ -343,7 +343,7 @@ def test_drain_of_a_pod_marks_it_and_waits_until_it_is_gone() -> None:
 
     cluster.before_read = work
     trial = Trial(cluster)
-    drain(trial.session, "mail", "pod/mail-1")
+    drain(trial.context, "mail", "pod/mail-1")
     assert cluster.writes == [("annotate", "mail-1", {"engineroom.dev/drain": "true"})]
     assert trial.out == (
         "pod default/mail-1 marked: it takes no more jobs\n"
@@ -355,7 +355,7 @@ def test_drain_of_a_pod_of_another_pool_is_refused() -> None:
     cluster = MemoryCluster(pool(), pods=[pod("x", pool="other"), pod("y", pool="")])
     for name, why in (("x", "it belongs to other"), ("y", "it belongs to no pool")):
         with pytest.raises(UsageError) as caught:
-            drain(Trial(cluster).session, "mail", name)
+            drain(Trial(cluster).context, "mail", name)
         assert caught.value.why == why
     assert cluster.writes == []
 
@@ -364,24 +364,24 @@ def test_a_pod_is_called_back_by_whichever_way_it_was_asked() -> None:
     asked = {**BUSY, ANNOTATION_DRAIN: "true"}
     cluster = MemoryCluster(pool(), pods=[pod("mail-1", annotations=asked)])
     trial = Trial(cluster)
-    resume(trial.session, "mail", "pod/mail-1")
+    resume(trial.context, "mail", "pod/mail-1")
     assert cluster.writes == [("annotate", "mail-1", {ANNOTATION_DRAIN: None})]
     assert trial.out == "pod default/mail-1 is called back: it takes jobs again\n"
     named = {"annotations": {ANNOTATION_DRAIN_PODS: "mail-1,mail-2"}}
     cluster = MemoryCluster(
         pool(metadata=named), pods=[pod("mail-1", annotations=dict(BUSY)), pod("mail-3")]
     )
-    resume(Trial(cluster).session, "mail", "mail-1")
+    resume(Trial(cluster).context, "mail", "mail-1")
     patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: "mail-2"}}}
     assert cluster.writes == [("patch", "default/mail", patch)]
     other = Trial(cluster)
-    resume(other.session, "mail", "mail-3")
+    resume(other.context, "mail", "mail-3")
     assert "was not asked to leave" in other.out
     gone = {**asked, ANNOTATION_DELETION_COST: str(DRAINED_COST)}
     late = MemoryCluster(pool(), pods=[pod("mail-1", annotations=gone), pod("x", pool="other")])
     for name, why in (("mail-1", "on its way out"), ("x", "not of pool")):
         with pytest.raises(UsageError, match=why):
-            resume(Trial(late).session, "mail", name)
+            resume(Trial(late).context, "mail", name)
     assert late.writes == []
 
 
@@ -389,7 +389,7 @@ def test_drain_asks_on_a_terminal() -> None:
     trial = Trial(MemoryCluster(pool(), pods=[pod()]), answer=False)
     for arguments in (("mail",), ("mail", "mail-1")):
         with pytest.raises(typer.Abort):
-            drain(trial.session, *arguments)
+            drain(trial.context, *arguments)
     assert trial.questions == [
         "Stop default/mail from taking jobs until it is resumed?",
         "Drain pod mail-1 and let it go?",
@@ -399,7 +399,7 @@ def test_drain_asks_on_a_terminal() -> None:
 
 def test_drain_refuses_a_timeout_that_is_no_duration() -> None:
     with pytest.raises(UsageError, match="--timeout soon is no duration"):
-        drain(Trial(MemoryCluster(pool())).session, "mail", timeout="soon")
+        drain(Trial(MemoryCluster(pool())).context, "mail", timeout="soon")
 
 
 def test_progress_believes_status_and_pods_together() -> None:
@@ -418,7 +418,7 @@ def test_progress_believes_status_and_pods_together() -> None:
 def test_status_ends_with_one_when_there_is_a_problem() -> None:
     trial = Trial(MemoryCluster())
     with pytest.raises(typer.Exit) as caught:
-        status(trial.session, output=Report.JSON)
+        status(trial.context, output=Report.JSON)
     assert caught.value.exit_code == 1
     assert json.loads(trial.out)["checks"][1]["summary"] == "no operator runs"
 
@@ -432,7 +432,7 @@ def test_status_falls_back_to_the_own_namespace_where_all_are_forbidden() -> Non
 
     trial = Trial(Narrow(pool()))
     with pytest.raises(typer.Exit):
-        status(trial.session, output=Report.JSON)
+        status(trial.context, output=Report.JSON)
     assert json.loads(trial.out)["namespace"] == "default"
 
 
@@ -441,25 +441,25 @@ def test_top_of_pools_and_of_one_pools_workers() -> None:
         pool("mail", status={}), pool("web", status={}), pods=[pod("m"), pod("w", pool="web")]
     )
     trial = Trial(cluster)
-    top(trial.session, output=Report.JSON)
+    top(trial.context, output=Report.JSON)
     assert [one["name"] for one in json.loads(trial.out)["pools"]] == ["mail", "web"]
     trial = Trial(cluster)
-    top(trial.session, What.WORKERS, "web", output=Report.JSON)
+    top(trial.context, What.WORKERS, "web", output=Report.JSON)
     assert [one["name"] for one in json.loads(trial.out)["workers"]] == ["w"]
     with pytest.raises(UsageError):
-        top(trial.session, What.POOLS, "web")
+        top(trial.context, What.POOLS, "web")
 
 
 def test_version_of_the_client_asks_no_cluster() -> None:
     trial = Trial(MemoryCluster())
-    trial.session.connect = lambda shared: pytest.fail("it connected")
-    version(trial.session, client=True, output=Report.JSON)
+    trial.context.connect = lambda shared: pytest.fail("it connected")
+    version(trial.context, client=True, output=Report.JSON)
     assert list(json.loads(trial.out)) == ["client"]
 
 
 def test_version_names_what_is_not_there() -> None:
     trial = Trial(MemoryCluster())
-    version(trial.session)
+    version(trial.context)
     assert trial.out.splitlines()[1:] == [
         "operator     not installed",
         "API          v1alpha1",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engineroom.cli.app import errors
-from engineroom.cli.app.errors import CliError, ExitCode
+from engineroom.cli import errors
+from engineroom.cli.errors import CliError, ExitCode
 from engineroom.core.error_responses import command_outcome
 from engineroom.core.errors import Category, EngineroomError, JobMissingError
 from engineroom.tasks import (

@@ -10,13 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.cli.app.errors import (
-    CliError,
-    ForbiddenError,
-    NotFoundError,
-    UnreachableError,
-    UsageError,
-)
 from engineroom.cli.connections.redis_connection import (
     Address,
     from_cluster,
@@ -25,6 +18,13 @@ from engineroom.cli.connections.redis_connection import (
     service_of,
     target_port,
     way,
+)
+from engineroom.cli.errors import (
+    CliError,
+    ForbiddenError,
+    NotFoundError,
+    UnreachableError,
+    UsageError,
 )
 from engineroom.tasks import TasksUnavailableError
 from tests.support import free_port, redis_server
@@ -263,10 +263,10 @@ def test_commands_go_through_the_forwarded_port(monkeypatch: pytest.MonkeyPatch)
         elsewhere("mail", "r"), secrets=[secret("r", url=URL)],
         services=[SERVICE], pods=[redis_pod("b")],
     )  # fmt: skip
-    session = Trial(cluster).session
+    context = Trial(cluster).context
     with redis_server() as server:
         cluster.port = server.port
-        with open_link(session) as link:
+        with open_link(context) as link:
             assert link.tasks.create_queue("mail")
             assert link.tasks.queue_names() == ["mail"]
             assert link.declared == {"default", "urgent"}
@@ -299,7 +299,7 @@ def test_tls_is_kept_on_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
                 services=[SERVICE, other], pods=[redis_pod("b")],
             )  # fmt: skip
             cluster.port = port
-            with open_link(Trial(cluster).session) as link:
+            with open_link(Trial(cluster).context) as link:
                 if works:
                     assert link.tasks.queue_names() == []
                 else:

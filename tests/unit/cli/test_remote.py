@@ -19,15 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.cli.app.context import Shared
-from engineroom.cli.app.errors import (
-    CliError,
-    ExitCode,
-    ForbiddenError,
-    NotFoundError,
-    RefusedError,
-    UnreachableError,
-    UsageError,
-)
 from engineroom.cli.connections.manifest_files import gather, namespace_of
 from engineroom.cli.connections.port_forward import Forward
 from engineroom.cli.connections.remote.api import Api, problem
@@ -38,6 +29,15 @@ from engineroom.cli.connections.remote.credentials import (
     account_of,
     checked_url,
     selected,
+)
+from engineroom.cli.errors import (
+    CliError,
+    ExitCode,
+    ForbiddenError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
 )
 from engineroom.core.error_responses import problem_document
 from engineroom.core.errors import Category, EngineroomError

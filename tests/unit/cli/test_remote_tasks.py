@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from engineroom.cli.app.errors import CliError, NotFoundError, RefusedError, UnreachableError
 from engineroom.cli.connections.remote.api import Api
 from engineroom.cli.connections.remote.bulk import Bulk
 from engineroom.cli.connections.remote.credentials import Account
 from engineroom.cli.connections.remote.tasks import ApiTasks
+from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
 from engineroom.cli.views.output_formats import Output
 from engineroom.core.clock import FakeClock
 from engineroom.tasks import NothingMatchesError, Schedule, State, Task, Where
@@ -65,8 +65,8 @@ class ToldApi(Api):
 
 
 def retried(trial: Trial, api: ToldApi, *, yes: bool = False) -> None:
-    trial.session.open_api = lambda shared: api
-    Bulk(trial.session).change(
+    trial.context.open_api = lambda shared: api
+    Bulk(trial.context).change(
         "retry", State.FAILED, "mail", Where(function="mail.*"), Output.TABLE, yes=yes
     )
 

@@ -202,7 +202,7 @@ def test_what_nobody_foresaw_is_not_shown(error: Exception) -> None:
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
-    from engineroom.cli.app.errors import ExitCode
+    from engineroom.cli.errors import ExitCode
 
     outcome = command_outcome(errors.LimitError("slow down", retry_after=3))
     assert outcome.exit_code == ExitCode.PROBLEM

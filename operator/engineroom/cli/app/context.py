@@ -1,6 +1,6 @@
 """What every command is given, and the options that all commands share.
 
-``command`` turns ``def get(session, names, ...)`` into a typer command with -n, -A, --context,
+``command`` turns ``def get(context, names, ...)`` into a typer command with -n, -A, --context,
 --kubeconfig, --no-color and --debug added; the same options are accepted before the command's name.
 """
 
@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.errors import UsageError
 from engineroom.core.clock import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -171,16 +171,16 @@ def _api(shared: Shared) -> Api:
     return open_api(shared)
 
 
-def _link(session: Session) -> AbstractContextManager[Link]:
+def _link(context: CommandContext) -> AbstractContextManager[Link]:
     from engineroom.cli.connections.remote.credentials import selected
 
-    if not session.shared.redis_url and selected(session.shared) is not None:
+    if not context.shared.redis_url and selected(context.shared) is not None:
         from engineroom.cli.connections.remote.tasks import api_link
 
-        return api_link(session)
+        return api_link(context)
     from engineroom.cli.connections.redis_connection import open_link
 
-    return open_link(session)
+    return open_link(context)
 
 
 def _enter(question: str) -> str:
@@ -188,7 +188,7 @@ def _enter(question: str) -> str:
 
 
 @dataclass(slots=True)
-class Session:
+class CommandContext:
     """What a command works with: the cluster, two streams, the time, and who may be asked."""
 
     shared: Shared = field(default_factory=Shared)
@@ -196,7 +196,7 @@ class Session:
     #: The API process, for what only it has.
     open_api: Callable[[Shared], Api] = _api
     #: The way to Redis, for as long as the block runs.
-    link: Callable[[Session], AbstractContextManager[Link]] = _link
+    link: Callable[[CommandContext], AbstractContextManager[Link]] = _link
     out: Console = field(default_factory=lambda: console(sys.stdout))
     err: Console = field(default_factory=lambda: console(sys.stderr))
     clock: Clock = field(default_factory=SystemClock)
@@ -300,7 +300,7 @@ def shared_parameters(*, redis: bool = False) -> list[inspect.Parameter]:
 
 
 def command(function: Callable[..., None], *, redis: bool = False) -> Callable[..., None]:
-    """A typer command function from one that takes a Session first."""
+    """A typer command function from one that takes a CommandContext first."""
     added = shared_parameters(redis=redis)
     hints = typing.get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)
@@ -313,7 +313,7 @@ def command(function: Callable[..., None], *, redis: bool = False) -> Callable[.
     def run(ctx: typer.Context, **arguments: Any) -> None:
         shared = Shared(**{one.name: arguments.pop(one.name) for one in added})
         before = ctx.obj if isinstance(ctx.obj, Shared) else Shared()
-        function(Session(shared.over(before)), **arguments)
+        function(CommandContext(shared.over(before)), **arguments)
 
     context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [context, *own, *added]

@@ -32,8 +32,8 @@ class Entry:
     module: str
     panel: str
     summary: str
-    #: Whether the function takes a Session, and so the options of all commands.
-    session: bool = True
+    #: Whether the function takes a CommandContext, and so the options of all commands.
+    takes_context: bool = True
     #: Whether it works on Redis, and so takes the options that say which one.
     redis: bool = False
     #: The function's name where it is not the command's.
@@ -57,7 +57,7 @@ class Entry:
         single = typer.Typer(add_completion=False)
         single.command(
             self.name, help=paragraphs(inspect.getdoc(function) or ""), rich_help_panel=self.panel
-        )(command(function, redis=self.redis) if self.session else function)
+        )(command(function, redis=self.redis) if self.takes_context else function)
         return typer.main.get_command(single)
 
 

@@ -19,8 +19,8 @@ from engineroom.cli.app.context import (
     Shared,
     console,
 )
-from engineroom.cli.app.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
 from engineroom.cli.app.lazy import Entry, Family, group
+from engineroom.cli.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
 from engineroom.core.error_responses import command_outcome
 from engineroom.core.errors import EngineroomError
 
@@ -319,7 +319,7 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "engineroom.cli.commands.manifests.lint",
         OTHER,
         "Check manifests as admission would.",
-        session=False,
+        takes_context=False,
     ),
     Entry(
         "version",
@@ -332,7 +332,7 @@ ENTRIES: tuple[Entry | Family, ...] = (
         f"{_COMMANDS}.completion",
         OTHER,
         "Print the completion script of a shell, or of kubectl for its plugin.",
-        session=False,
+        takes_context=False,
     ),
 )
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session, Shared
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext, Shared
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 
 #: Words that ``get`` and ``top`` take for "all pools".
@@ -20,9 +20,9 @@ def _given(ctx: typer.Context) -> Shared:
 
 def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of pools for the shell; nothing at all when the cluster does not answer."""
-    session = Session(_given(ctx))
+    context = CommandContext(_given(ctx))
     try:
-        pools = session.cluster.pools(session.namespace)
+        pools = context.cluster.pools(context.namespace)
     except Exception:  # noqa: BLE001 - a shell that completes must never see an error
         return []
     return [pool.name for pool in pools if pool.name.startswith(incomplete)]
@@ -30,9 +30,9 @@ def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_pods(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the pool's pods for the shell."""
-    session = Session(_given(ctx))
+    context = CommandContext(_given(ctx))
     try:
-        pods = session.cluster.pods(session.namespace, ctx.params.get("name"))
+        pods = context.cluster.pods(context.namespace, ctx.params.get("name"))
     except Exception:  # noqa: BLE001 - as above
         return []
     return [pod.name for pod in pods if pod.name.startswith(incomplete)]

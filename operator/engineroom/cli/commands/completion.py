@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engineroom.cli.app.errors import COMPLETE_VARIABLE, PLUGIN, PROGRAM
+from engineroom.cli.errors import COMPLETE_VARIABLE, PLUGIN, PROGRAM
 
 #: kubectl runs this file, found on the PATH under exactly this name, to complete a plugin.
 _KUBECTL = f"""\

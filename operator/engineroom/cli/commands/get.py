@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import AllNamespaces, Selector, Session, Shared
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import AllNamespaces, CommandContext, Selector, Shared
 from engineroom.cli.commands.arguments import POOLS, OutputOption, complete_pools, pool_name
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.model import RESOURCE, Pool
 from engineroom.cli.connections.policies import RESOURCE as POLICY_RESOURCE
 from engineroom.cli.connections.policies import WORDS, get_policy, list_policies
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output, listing
 from engineroom.cli.views.pools import pools_table
 
@@ -18,10 +18,12 @@ from engineroom.cli.views.pools import pools_table
 def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of policies for the shell; nothing at all when the cluster does not answer."""
     given = ctx.params
-    session = Session(Shared(given.get("kubeconfig"), given.get("context"), given.get("namespace")))
+    context = CommandContext(
+        Shared(given.get("kubeconfig"), given.get("context"), given.get("namespace"))
+    )
     try:
         names = [
-            one["metadata"]["name"] for one in list_policies(session.cluster, session.namespace)
+            one["metadata"]["name"] for one in list_policies(context.cluster, context.namespace)
         ]
     except Exception:  # noqa: BLE001 - a shell that completes must never see an error
         return []
@@ -29,7 +31,7 @@ def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def get(
-    session: Session,
+    context: CommandContext,
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -55,52 +57,57 @@ def get(
             fix="name the object and its namespace with -n, or leave out the name",
         )
     if policies:
-        _print_policies(session, wanted, output, selector, all_namespaces=all_namespaces)
+        _print_policies(context, wanted, output, selector, all_namespaces=all_namespaces)
         return
     if wanted:
-        pools = tuple(session.cluster.pool(session.namespace, pool_name(one)) for one in wanted)
+        pools = tuple(context.cluster.pool(context.namespace, pool_name(one)) for one in wanted)
     else:
-        pools = session.cluster.pools(session.scope(all_namespaces), selector)
-    _print(session, pools, output, single=len(wanted) == 1, namespaces=all_namespaces)
+        pools = context.cluster.pools(context.scope(all_namespaces), selector)
+    _print(context, pools, output, single=len(wanted) == 1, namespaces=all_namespaces)
 
 
 def _print(
-    session: Session, pools: tuple[Pool, ...], output: Output, *, single: bool, namespaces: bool
+    context: CommandContext,
+    pools: tuple[Pool, ...],
+    output: Output,
+    *,
+    single: bool,
+    namespaces: bool,
 ) -> None:
     documents = [pool.document for pool in pools]
     wide = output is Output.WIDE
     present(
-        session, output, documents[0] if single else listing(documents),
+        context, output, documents[0] if single else listing(documents),
         [f"{RESOURCE}/{pool.name}" for pool in pools],
-        lambda: pools_table(pools, session.clock.now(), namespaces=namespaces, wide=wide),
-        none=f"no pools in {_where(session, namespaces)}",
+        lambda: pools_table(pools, context.clock.now(), namespaces=namespaces, wide=wide),
+        none=f"no pools in {_where(context, namespaces)}",
     )  # fmt: skip
 
 
-def _where(session: Session, everywhere: bool) -> str:
-    return "any namespace" if everywhere else f"namespace {session.namespace}"
+def _where(context: CommandContext, everywhere: bool) -> str:
+    return "any namespace" if everywhere else f"namespace {context.namespace}"
 
 
 def _print_policies(
-    session: Session,
+    context: CommandContext,
     names: list[str],
     output: Output,
     selector: str | None,
     *,
     all_namespaces: bool,
 ) -> None:
-    cluster = session.cluster
+    cluster = context.cluster
     if names:
-        found = [get_policy(cluster, session.namespace, one) for one in names]
+        found = [get_policy(cluster, context.namespace, one) for one in names]
     else:
-        found = list_policies(cluster, session.scope(all_namespaces), selector)
+        found = list_policies(cluster, context.scope(all_namespaces), selector)
     # Imported here: the library's model takes a moment, and pools do not need it.
     from engineroom.cli.views.ratelimits import policies_table
 
     wide = output is Output.WIDE
     present(
-        session, output, found[0] if len(names) == 1 else listing(found),
+        context, output, found[0] if len(names) == 1 else listing(found),
         [f"{POLICY_RESOURCE}/{one['metadata']['name']}" for one in found],
-        lambda: policies_table(found, session.clock.now(), namespaces=all_namespaces, wide=wide),
-        none=f"no policies in {_where(session, all_namespaces)}",
+        lambda: policies_table(found, context.clock.now(), namespaces=all_namespaces, wide=wide),
+        none=f"no policies in {_where(context, all_namespaces)}",
     )  # fmt: skip

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
 
 
 def present(
-    session: Session,
+    context: CommandContext,
     output: Output,
     document: Any,
     names: Sequence[str],
@@ -30,10 +30,10 @@ def present(
     Without names there is nothing to look at: people are told ``none``.
     """
     if output in (Output.JSON, Output.YAML):
-        session.show(dump(document, output))
+        context.show(dump(document, output))
     elif not names:
-        session.note(none)
+        context.note(none)
     elif output is Output.NAME:
-        session.show(Text("\n".join(names)))
+        context.show(Text("\n".join(names)))
     else:
-        session.show(view())
+        context.show(view())

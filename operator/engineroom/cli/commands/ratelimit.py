@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import ExitCode, UsageError
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.get import complete_policies
 from engineroom.cli.connections.policies import (
     chosen,
@@ -20,6 +19,7 @@ from engineroom.cli.connections.policies import (
     top_keys,
 )
 from engineroom.cli.connections.redis_connection import open_redis
+from engineroom.cli.errors import ExitCode, UsageError
 from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.ratelimits import (
     PolicyExplanation,
@@ -41,7 +41,7 @@ OutputOption = Annotated[
 
 
 def try_request(
-    session: Session,
+    context: CommandContext,
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="[POLICY]...", help=_HELD, autocompletion=complete_policies),
@@ -107,23 +107,23 @@ def try_request(
     """
     view = request_view(path, method, headers, host, client_ip, tenant, route, claims)
     wanted = [policy_name(one) for one in names or ()]
-    namespace = session.namespace
-    spec = redis_of(session, wanted[0] if wanted else None)
-    with open_redis(session, namespace, spec) as (redis, _):
+    namespace = context.namespace
+    spec = redis_of(context, wanted[0] if wanted else None)
+    with open_redis(context, namespace, spec) as (redis, _):
         policies = chosen(read_policies(redis, namespace), wanted, target, labels)
         done = [rehearse(one.policy, redis, view, cost, consume=consume) for one in policies]
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(rehearsals_document(done), output))
+        context.show(dump(rehearsals_document(done), output))
     elif not done:
-        session.note("no policy is for that: the request is not limited")
+        context.note("no policy is for that: the request is not limited")
     else:
-        session.show(rehearsals_text(done))
+        context.show(rehearsals_text(done))
     if not all(one.decision.allowed for one in done):
         raise typer.Exit(ExitCode.PROBLEM)
 
 
 def top(
-    session: Session,
+    context: CommandContext,
     name: Annotated[
         str | None,
         typer.Argument(
@@ -151,8 +151,8 @@ def top(
     the most are shown. Values that may be secrets are shown as digests.
     """
     wanted = policy_name(name) if name else None
-    namespace = session.namespace if wanted else session.shared.namespace
-    found = top_keys(session, limiter, seconds, 1000)
+    namespace = context.namespace if wanted else context.shared.namespace
+    found = top_keys(context, limiter, seconds, 1000)
     kept = [
         one
         for one in found.keys
@@ -160,18 +160,18 @@ def top(
     ]
     found = replace(found, keys=tuple(kept[:keys]))
     for failure in found.failures:
-        session.note(f"not counted: {failure}")
+        context.note(f"not counted: {failure}")
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(top_document(found), output))
+        context.show(dump(top_document(found), output))
         return
     if not found.keys:
-        session.note(f"nothing was asked for in {seconds:g} s")
+        context.note(f"nothing was asked for in {seconds:g} s")
         return
-    session.show(top_text(found))
+    context.show(top_text(found))
 
 
 def explain(
-    session: Session,
+    context: CommandContext,
     name: Annotated[
         str,
         typer.Argument(metavar="POLICY", help="Its name.", autocompletion=complete_policies),
@@ -183,12 +183,12 @@ def explain(
     Shows conflicts and what to do, who has acknowledged the policy and who has not, and for each
     limit the most that it admits. Without a way to Redis it shows what status says.
     """
-    policy = get_policy(session.cluster, session.namespace, name)
+    policy = get_policy(context.cluster, context.namespace, name)
     namespace = policy["metadata"]["namespace"]
     policies: Policies | None = None
     roll, blind = None, ""
     try:
-        with open_redis(session, namespace, policy["spec"].get("redis")) as (redis, _):
+        with open_redis(context, namespace, policy["spec"].get("redis")) as (redis, _):
             roll = read_roll(redis, namespace)
             policies = read_policies(redis, namespace)
     except UsageError:
@@ -201,12 +201,12 @@ def explain(
         None if policies is None else (policies.hash, policies.revision, policies.lineage),
         roll,
         blind,
-        session.clock.now(),
+        context.clock.now(),
         None
         if policies is None or roll is None
         else enforcers_of(roll, policies, policy["metadata"]["name"]),
     )
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(explanation_document(explanation), output))
+        context.show(dump(explanation_document(explanation), output))
     else:
-        session.show(explanation_text(explanation))
+        context.show(explanation_text(explanation))

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import Selector, Session
-from engineroom.cli.app.errors import ExitCode, ForbiddenError, NotFoundError, program
+from engineroom.cli.app.context import CommandContext, Selector
 from engineroom.cli.connections.model import Document, Installation, Pod, Pool, Status
 from engineroom.cli.connections.policies import list_policies
+from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
 from engineroom.cli.views.diagnose import Check, Severity
 from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.status import Overview, status_document, status_text
@@ -15,7 +15,7 @@ from engineroom.cli.views.text import count
 
 
 def status(
-    session: Session,
+    context: CommandContext,
     output: Annotated[
         Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
     ] = Report.TABLE,
@@ -27,17 +27,17 @@ def status(
     look at all of them, at the context's own. Through the API at those of one namespace and at its
     queues, not at what is installed. Ends with 1 when there is a problem.
     """
-    overview = (_through_api if session.remote else _look)(session, selector)
+    overview = (_through_api if context.remote else _look)(context, selector)
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(status_document(overview), output))
+        context.show(dump(status_document(overview), output))
     else:
-        session.show(status_text(overview))
+        context.show(status_text(overview))
     if not overview.healthy:
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def _look(session: Session, selector: str | None) -> Overview:
-    cluster, scope = session.cluster, session.shared.namespace
+def _look(context: CommandContext, selector: str | None) -> Overview:
+    cluster, scope = context.cluster, context.shared.namespace
     installation = cluster.installation()
     pools: tuple[Pool, ...] = ()
     pods: tuple[Pod, ...] = ()
@@ -47,26 +47,26 @@ def _look(session: Session, selector: str | None) -> Overview:
         except ForbiddenError:
             if scope is not None:
                 raise
-            scope = session.namespace
+            scope = context.namespace
             pools = cluster.pools(scope, selector)
         pods = cluster.pods(scope)
     except NotFoundError:
         # Without the kind there are no pools; the overview itself says what is missing.
         if installation.definition is not None:
             raise
-    now = session.clock.now()
+    now = context.clock.now()
     return Overview(
-        installation, pools, pods, scope, now, program(), _policies(session, scope, selector)
+        installation, pools, pods, scope, now, program(), _policies(context, scope, selector)
     )
 
 
-def _through_api(session: Session, selector: str | None) -> Overview:
-    who = session.api.get("/whoami")["subject"]
-    scope = session.namespace
-    pools = session.cluster.pools(scope, selector)
+def _through_api(context: CommandContext, selector: str | None) -> Overview:
+    who = context.api.get("/whoami")["subject"]
+    scope = context.namespace
+    pools = context.cluster.pools(scope, selector)
     parts = [Check("API", Severity.OK, f"answers, you are {who}")]
     try:
-        with session.link(session) as link:
+        with context.link(context) as link:
             counts = link.tasks.counts()
     except ForbiddenError:
         parts.append(Check("queues", Severity.WARNING, "you may not look at them"))
@@ -78,9 +78,9 @@ def _through_api(session: Session, selector: str | None) -> Overview:
     if unreached:
         said = f"not reached for {', '.join(unreached[:5])}"
         parts.append(Check("Redis", Severity.PROBLEM, said, "see the pools below"))
-    installation = Installation(session.api.server, "", None)
+    installation = Installation(context.api.server, "", None)
     return Overview(
-        installation, pools, (), scope, session.clock.now(), program(), through_api=tuple(parts)
+        installation, pools, (), scope, context.clock.now(), program(), through_api=tuple(parts)
     )
 
 
@@ -88,9 +88,11 @@ def _cut_off(status: Status) -> bool:
     return status.holds("RedisReachable", "False") is not None
 
 
-def _policies(session: Session, scope: str | None, selector: str | None) -> tuple[Document, ...]:
+def _policies(
+    context: CommandContext, scope: str | None, selector: str | None
+) -> tuple[Document, ...]:
     """The RateLimitPolicies there; none where the kind is not served or may not be looked at."""
     try:
-        return tuple(list_policies(session.cluster, scope, selector))
+        return tuple(list_policies(context.cluster, scope, selector))
     except (NotFoundError, ForbiddenError):
         return ()

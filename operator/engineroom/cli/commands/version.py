@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engineroom import __version__
-from engineroom.cli.app.context import Session
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.version import version_table
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def version(
-    session: Session,
+    context: CommandContext,
     client: Annotated[
         bool, typer.Option("--client", help="Only of this program; asks no cluster.")
     ] = False,
@@ -24,11 +24,11 @@ def version(
     ] = Report.TABLE,
 ) -> None:
     """Show the versions of this program, the operator and the API server."""
-    document = version_document(None if client else session.cluster.installation())
+    document = version_document(None if client else context.cluster.installation())
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(document, output))
+        context.show(dump(document, output))
     else:
-        session.show(version_table(document))
+        context.show(version_table(document))
 
 
 def version_document(installation: "Installation | None") -> dict[str, Any]:

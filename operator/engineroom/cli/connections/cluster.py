@@ -12,16 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engineroom import __version__
 from engineroom.api import API_VERSION, GROUP, LABEL_POOL, VERSION
-from engineroom.cli.app.errors import (
-    INSTALL,
-    CliError,
-    ForbiddenError,
-    NotFoundError,
-    RefusedError,
-    UnreachableError,
-    UsageError,
-    program,
-)
 from engineroom.cli.connections.model import (
     RESOURCE,
     Admission,
@@ -38,6 +28,16 @@ from engineroom.cli.connections.model import (
     parse_pod,
     parse_pool,
     parse_usage,
+)
+from engineroom.cli.errors import (
+    INSTALL,
+    CliError,
+    ForbiddenError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+    program,
 )
 from engineroom.kube.client.resources import CRDS, DEPLOYMENTS, LEASES, PODS, WORKERPOOLS, Resource
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.validation.pod_security import Level
-from engineroom.cli.app.errors import NotFoundError, RefusedError, UnreachableError, program
 from engineroom.cli.connections.cluster import MERGE_PATCH, KubernetesCluster
+from engineroom.cli.errors import NotFoundError, RefusedError, UnreachableError, program
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import DependencyError
 from engineroom.core.logging import configure
@@ -35,7 +35,7 @@ from engineroom.manifests.plan import changes, check, level, read_objects, rehea
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
     from engineroom.core.transactions.saga import StepContext
     from engineroom.core.transactions.sagalog import Record
@@ -209,17 +209,17 @@ class _Telling(Applier):
 class Direct:
     """Transactions by one kubeconfig, logged on this machine."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, context: CommandContext) -> None:
         # Of a step that fails the command itself tells; a line of a log would be said twice.
         configure("CRITICAL")
-        cluster = session.cluster
+        cluster = context.cluster
         assert isinstance(cluster, KubernetesCluster)  # noqa: S101 - told by the only callers
         self._cluster = cluster
-        self._session = session
+        self._context = context
         directory = state_directory(cluster.server)
         self._bundles = FileBundles(directory)
         self.log = FileSagaLog(directory)
-        applier = _Telling(cluster, self._bundles, session.note)
+        applier = _Telling(cluster, self._bundles, context.note)
         self._coordinator = Coordinator(self.log, applier.sagas(), lease=LEASE)
 
     def plan(self, namespace: str, text: str, *, force: bool) -> list[Planned]:
@@ -264,7 +264,7 @@ class Direct:
             told = f"manifest: {error}; see transaction {transaction}"
             raise ManifestUndoneError(told) from error
         except KeyboardInterrupt:
-            self._session.note("interrupted: putting back what was written")
+            self._context.note("interrupted: putting back what was written")
             self.recover()
             raise
         finally:
@@ -336,9 +336,9 @@ def objects_of(planned: list[Planned]) -> list[Document]:
     ]
 
 
-def local_transactions(session: Session) -> list[Document]:
+def local_transactions(context: CommandContext) -> list[Document]:
     """Those of this machine in the session's namespace, the newest first."""
-    log = FileSagaLog(state_directory(session.cluster.server))
+    log = FileSagaLog(state_directory(context.cluster.server))
 
     async def every() -> list[Record]:
         found: list[Record] = []
@@ -352,12 +352,12 @@ def local_transactions(session: Session) -> list[Document]:
 
     records = asyncio.run(every())
     told = [transaction_document(record) for record in records]
-    return [one for one in told if one["namespace"] == session.namespace]
+    return [one for one in told if one["namespace"] == context.namespace]
 
 
-def local_transaction(session: Session, identity: str) -> Document:
+def local_transaction(context: CommandContext, identity: str) -> Document:
     """One of this machine. Raises NotFoundError."""
-    record = asyncio.run(FileSagaLog(state_directory(session.cluster.server)).read(identity))
+    record = asyncio.run(FileSagaLog(state_directory(context.cluster.server)).read(identity))
     if record is None:
         raise NotFoundError(
             f"transaction {identity[:100]} is not in the log of this machine",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,14 +14,14 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
-from engineroom.cli.app.errors import (
+from engineroom.cli.connections.redis_connection import way
+from engineroom.cli.errors import (
     CliError,
     ForbiddenError,
     NotFoundError,
     UsageError,
     program,
 )
-from engineroom.cli.connections.redis_connection import way
 from engineroom.kube.client.resources import DEPLOYMENTS, SECRETS, SERVICES
 
 if TYPE_CHECKING:

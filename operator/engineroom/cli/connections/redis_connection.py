@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from engineroom.api import LABEL_POOL
-from engineroom.cli.app.errors import (
+from engineroom.cli.errors import (
     ForbiddenError,
     NotFoundError,
     UnreachableError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document, Pool
     from engineroom.cli.connections.remote.bulk import Bulk
     from engineroom.kube.client.resources import Resource
@@ -92,12 +92,12 @@ class Link:
 
 
 @contextmanager
-def open_link(session: Session) -> Iterator[Link]:
+def open_link(context: CommandContext) -> Iterator[Link]:
     """The Redis that the options mean, for as long as the block runs."""
-    url = session.shared.redis_url
+    url = context.shared.redis_url
     pools: tuple[Pool, ...] = ()
     if url:
-        if session.shared.pool:
+        if context.shared.pool:
             raise UsageError(
                 "--redis-url and --pool exclude each other",
                 why=f"the URL may come from {VARIABLE}",
@@ -106,17 +106,17 @@ def open_link(session: Session) -> Iterator[Link]:
         address, title = Address(url), safe(url)
     else:
         address, title, pools = from_cluster(
-            session.cluster, session.namespace, session.shared.pool
+            context.cluster, context.namespace, context.shared.pool
         )
     check_url(address.url)
-    redis = _client(address, None if address.namespace is None else session.cluster)
+    redis = _client(address, None if address.namespace is None else context.cluster)
     try:
         yield Link(
-            _tasks(redis, session),
+            _tasks(redis, context),
             frozenset(queue.name for pool in pools for queue in pool.queues),
             title,
             lambda serializer, max_bytes: _tasks(
-                redis, session, serializer=serializer, max_bytes=max_bytes
+                redis, context, serializer=serializer, max_bytes=max_bytes
             ),
         )
     finally:
@@ -125,21 +125,21 @@ def open_link(session: Session) -> Iterator[Link]:
 
 @contextmanager
 def open_redis(
-    session: Session, namespace: str, redis: Document | None
+    context: CommandContext, namespace: str, redis: Document | None
 ) -> Iterator[tuple[Redis, str]]:
     """The Redis of the options, else the one of ``spec.redis``, else the chart's; and its name."""
-    url, pool = session.shared.redis_url, session.shared.pool
+    url, pool = context.shared.redis_url, context.shared.pool
     if url or pool:
         if url and pool:
             raise UsageError("--redis-url and --pool exclude each other", fix="leave out one")
         address, title = (
-            (Address(url), safe(url)) if url else from_cluster(session.cluster, namespace, pool)[:2]
+            (Address(url), safe(url)) if url else from_cluster(context.cluster, namespace, pool)[:2]
         )
     elif redis:
-        address = _of_spec(session.cluster, namespace, redis)
+        address = _of_spec(context.cluster, namespace, redis)
         title = f"the Redis of Secret {redis['urlSecretRef']['name']}"
     else:
-        found = _chart(session.cluster)
+        found = _chart(context.cluster)
         if found is None:
             raise NotFoundError(
                 "the chart's Redis cannot be found",
@@ -148,17 +148,17 @@ def open_redis(
             )
         address, title = found, "the chart's Redis"
     check_url(address.url)
-    client = _client(address, None if address.namespace is None else session.cluster)
+    client = _client(address, None if address.namespace is None else context.cluster)
     try:
         yield client, title
     finally:
         client.close()
 
 
-def _tasks(redis: Redis, session: Session, **options: Any) -> Tasks:
+def _tasks(redis: Redis, context: CommandContext, **options: Any) -> Tasks:
     from engineroom.tasks import Tasks
 
-    return Tasks(redis, clock=session.clock, **options)
+    return Tasks(redis, clock=context.clock, **options)
 
 
 def from_cluster(

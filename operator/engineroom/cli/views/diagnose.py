@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from engineroom.cli.app.errors import INSTALL
+from engineroom.cli.errors import INSTALL
 from engineroom.cli.views.text import count, seconds
 from engineroom.core import reasons
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import ExitCode, UsageError
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.errors import ExitCode, UsageError
 from engineroom.cli.views.access import audit_table
 from engineroom.cli.views.output_formats import Report, dump
 
@@ -22,7 +22,7 @@ ReportOption = Annotated[
 
 
 def list_audit(
-    session: Session,
+    context: CommandContext,
     after: Annotated[
         int, typer.Option("--after", metavar="NUMBER", min=0, help="Only records after this one.")
     ] = 0,
@@ -38,21 +38,21 @@ def list_audit(
     place: int | None = after
     while place is not None and (everything or len(found) < limit):
         most = 200 if everything else min(200, limit - len(found))
-        page = session.api.get("/audit", after=place, limit=most)
+        page = context.api.get("/audit", after=place, limit=most)
         found += page["items"]
         place = page["nextAfter"]
     if output in (Report.JSON, Report.YAML):
-        session.show(dump({"items": found}, output))
+        context.show(dump({"items": found}, output))
     elif found:
-        session.show(audit_table(found, wide=output is Report.WIDE))
+        context.show(audit_table(found, wide=output is Report.WIDE))
     else:
-        session.note("no records")
+        context.note("no records")
     if place is not None and not everything:
-        session.note(f"there are more: the same command with --after {place}")
+        context.note(f"there are more: the same command with --after {place}")
 
 
 def verify(
-    session: Session,
+    context: CommandContext,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -90,21 +90,21 @@ def verify(
     noted = None if anchor is None else _anchor(anchor)
     if file is None:
         query = {} if noted is None else {"sequence": noted[0], "mac": noted[1]}
-        found = session.api.get("/audit/check", **query)
+        found = context.api.get("/audit/check", **query)
     else:
         found = _exported(file, _secret(secret_file), noted)
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(found, output))
+        context.show(dump(found, output))
     else:
         for one in found["problems"]:
-            session.show(Text(one))
+            context.show(Text(one))
         state = "intact" if found["intact"] else "NOT as it was written"
-        session.show(
+        context.show(
             Text(f"{found['records']} records, {state}; ends at {found['sequence']}:{found['mac']}")
         )
     first = found["sequence"] - found["records"] + 1
     if file is not None and found["intact"] and first > 1 and noted is None:
-        session.note(f"it begins at record {first}: what was before it, it cannot tell")
+        context.note(f"it begins at record {first}: what was before it, it cannot tell")
     if not found["intact"]:
         raise typer.Exit(ExitCode.PROBLEM)
 

@@ -6,11 +6,11 @@ from urllib.parse import quote
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.shared import report, seconds
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.access import keys_table
 from engineroom.cli.views.output_formats import Output, dump
 
@@ -21,18 +21,18 @@ Of = Annotated[
 ]
 
 
-def list_keys(session: Session, of: Of = None, output: OutputOption = Output.TABLE) -> None:
+def list_keys(context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE) -> None:
     """List API keys: one's own, or somebody's."""
-    found = session.api.get(f"{_base(of)}/keys")["items"]
+    found = context.api.get(f"{_base(of)}/keys")["items"]
     present(
-        session, output, {"items": found}, [one["id"] for one in found],
-        lambda: keys_table(found, session.clock.now(), wide=output is Output.WIDE),
+        context, output, {"items": found}, [one["id"] for one in found],
+        lambda: keys_table(found, context.clock.now(), wide=output is Output.WIDE),
         none="no API keys",
     )  # fmt: skip
 
 
 def create(
-    session: Session,
+    context: CommandContext,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
     role: Annotated[
         str | None,
@@ -67,11 +67,11 @@ def create(
         body["grants"] = [{"role": role, "namespaces": where or ["*"]}]
     if scopes:
         body["scopes"] = scopes
-    _made(session, session.api.post("/keys", body), output)
+    _made(context, context.api.post("/keys", body), output)
 
 
 def rotate(
-    session: Session,
+    context: CommandContext,
     key: KeyId,
     overlap: Annotated[
         str, typer.Option("--overlap", metavar="LENGTH", help="For so long the old one goes on.")
@@ -80,31 +80,31 @@ def rotate(
 ) -> None:
     """Replace an API key; the old one goes on for a while."""
     body = {"overlap": int(seconds("--overlap", overlap))}
-    _made(session, session.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
+    _made(context, context.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
 
 
 def revoke(
-    session: Session,
+    context: CommandContext,
     key: KeyId,
     of: Of = None,
     yes: Yes = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """End an API key at once."""
-    session.confirm(f"Revoke key {key}?", yes=yes)
-    session.api.delete(f"{_base(of)}/keys/{quote(key, safe='')}")
-    report(session, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
+    context.confirm(f"Revoke key {key}?", yes=yes)
+    context.api.delete(f"{_base(of)}/keys/{quote(key, safe='')}")
+    report(context, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
 
 
-def _made(session: Session, made: dict[str, Any], output: Output) -> None:
+def _made(context: CommandContext, made: dict[str, Any], output: Output) -> None:
     if output in (Output.JSON, Output.YAML):
-        session.show(dump(made, output))
+        context.show(dump(made, output))
     elif output is Output.NAME:
-        session.show(Text(made["key"]["id"]))
-        session.note("the key itself was not shown, and will not be: revoke it and make another")
+        context.show(Text(made["key"]["id"]))
+        context.note("the key itself was not shown, and will not be: revoke it and make another")
     else:
-        session.note(f"key {made['key']['id']}, {made['key']['name']}; it is shown this once:")
-        session.show(Text(made["secret"]))
+        context.note(f"key {made['key']['id']}, {made['key']['name']}; it is shown this once:")
+        context.show(Text(made["secret"]))
 
 
 def _base(of: str | None) -> str:

@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.errors import UsageError, program
 
 #: Characters that are read from standard input: tokens have some thousand at most.
 _MOST = 16_384
 
 
 def login(
-    session: Session,
+    context: CommandContext,
     token_stdin: Annotated[
         bool,
         typer.Option("--token-stdin", help="Read a token or an API key from standard input."),
@@ -49,7 +49,7 @@ def login(
     from engineroom.cli.connections.remote.credentials import Account, Store, checked_url, server_of
 
     store = Store()
-    server = server_of(session.shared, store)
+    server = server_of(context.shared, store)
     if server is None:
         raise UsageError(
             "which API process?",
@@ -64,15 +64,15 @@ def login(
     plain = Account(
         server,
         "token",
-        ca_file=_absolute(session.shared.ca_file),
-        namespace=session.shared.namespace,
+        ca_file=_absolute(context.shared.ca_file),
+        namespace=context.shared.namespace,
     )
     if token_stdin:
         account = replace(plain, access=_line("token"))
     elif user is not None or password_stdin:
         if user is None:
             raise UsageError("whose password is it?", fix="give --user NAME")
-        password = _line("password") if password_stdin else _asked(session, user)
+        password = _line("password") if password_stdin else _asked(context, user)
         pair = Api(plain, store).ask(
             "POST", "/tokens", body={"name": user, "password": password}, credentials=False
         )
@@ -82,8 +82,8 @@ def login(
         )  # fmt: skip
     else:
         account = replace(
-            plain, kind="kube", context=session.shared.context,
-            kubeconfig=_absolute(session.shared.kubeconfig),
+            plain, kind="kube", context=context.shared.context,
+            kubeconfig=_absolute(context.shared.kubeconfig),
         )  # fmt: skip
         if account.namespace is None:
             from engineroom.cli.connections.cluster import KubernetesCluster
@@ -94,7 +94,7 @@ def login(
     who = Api(account, store).get("/whoami")
     with store.locked():
         store.put(replace(account, subject=who["subject"]), choose=True)
-    session.show(Text(f"logged in at {server} as {who['subject']}"))
+    context.show(Text(f"logged in at {server} as {who['subject']}"))
 
 
 def _absolute(path: str | None) -> str | None:
@@ -113,8 +113,8 @@ def _line(what: str) -> str:
     return found
 
 
-def _asked(session: Session, user: str) -> str:
-    if not session.interactive:
+def _asked(context: CommandContext, user: str) -> str:
+    if not context.interactive:
         raise UsageError(
             f"the password of {user} is not known", fix="give it with --password-stdin"
         )

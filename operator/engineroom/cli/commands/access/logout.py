@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import CliError, ExitCode, ForbiddenError
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.errors import CliError, ExitCode, ForbiddenError
 
 
 def logout(
-    session: Session,
+    context: CommandContext,
     everywhere: Annotated[
         bool, typer.Option("--all", help="Of every server that there is a login for.")
     ] = False,
@@ -30,16 +30,16 @@ def logout(
     # Under the lock: a program that is refreshing now would bring the login back.
     with store.locked():
         accounts = store.accounts()
-        server = server_of(session.shared, store)
+        server = server_of(context.shared, store)
         chosen = list(accounts) if everywhere else [server] if server in accounts else []
         if not chosen:
-            session.note("there is no login")
+            context.note("there is no login")
             return
         left = False
         for name in chosen:
             account = accounts[name]
-            if session.shared.ca_file:
-                account = replace(account, ca_file=session.shared.ca_file)
+            if context.shared.ca_file:
+                account = replace(account, ca_file=context.shared.ca_file)
             store.drop(name)
             if account.kind == "tokens":
                 try:
@@ -50,8 +50,8 @@ def logout(
                 except ForbiddenError:
                     pass  # it was over already
                 except CliError as error:
-                    session.note(f"not revoked at {name}: {error}")
+                    context.note(f"not revoked at {name}: {error}")
                     left = True
-            session.show(Text(f"logged out of {name}"))
+            context.show(Text(f"logged out of {name}"))
     if left:
         raise typer.Exit(ExitCode.PROBLEM)

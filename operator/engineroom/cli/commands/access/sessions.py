@@ -5,27 +5,29 @@ from urllib.parse import quote
 
 import typer
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.access.keys import Of
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.shared import report
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.access import sessions_table
 from engineroom.cli.views.output_formats import Output
 
 
-def list_sessions(session: Session, of: Of = None, output: OutputOption = Output.TABLE) -> None:
+def list_sessions(
+    context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE
+) -> None:
     """List sessions: one's own, or somebody's."""
-    found = session.api.get(f"{_base(of)}/sessions")["items"]
+    found = context.api.get(f"{_base(of)}/sessions")["items"]
     present(
-        session, output, {"items": found}, [one["handle"] for one in found],
-        lambda: sessions_table(found, session.clock.now()), none="no sessions",
+        context, output, {"items": found}, [one["handle"] for one in found],
+        lambda: sessions_table(found, context.clock.now()), none="no sessions",
     )  # fmt: skip
 
 
 def end(
-    session: Session,
+    context: CommandContext,
     handle: Annotated[
         str | None, typer.Argument(metavar="HANDLE", help="Which one, as `sessions list` has it.")
     ] = None,
@@ -40,16 +42,16 @@ def end(
     if (handle is None) is not everything:
         raise UsageError("which session?", fix="give a handle, or --all with --of SUBJECT")
     if handle is not None:
-        session.api.delete(f"{_base(of)}/sessions/{quote(handle, safe='')}")
+        context.api.delete(f"{_base(of)}/sessions/{quote(handle, safe='')}")
         done = {"handle": handle, "ended": True}
-        report(session, done, f"session {handle} ended", output, name=handle)
+        report(context, done, f"session {handle} ended", output, name=handle)
         return
     if of is None:
         raise UsageError("whose sessions?", fix="give --of SUBJECT; `whoami` says who you are")
-    session.confirm(f"End all sessions and tokens of {of}?", yes=yes)
-    session.api.delete(f"{_base(of)}/sessions")
+    context.confirm(f"End all sessions and tokens of {of}?", yes=yes)
+    context.api.delete(f"{_base(of)}/sessions")
     done = {"subject": of, "ended": True}
-    report(session, done, f"all sessions and tokens of {of} ended", output, name=of)
+    report(context, done, f"all sessions and tokens of {of} ended", output, name=of)
 
 
 def _base(of: str | None) -> str:

@@ -1,6 +1,6 @@
 """``engineroom signing-keys``: the keys that sign the API's tokens."""
 
-from engineroom.cli.app.context import Session, Yes
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.model import Document
@@ -8,24 +8,24 @@ from engineroom.cli.views.access import signing_keys_table
 from engineroom.cli.views.output_formats import Output
 
 
-def list_signing_keys(session: Session, output: OutputOption = Output.TABLE) -> None:
+def list_signing_keys(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
     """List the keys that sign the API's tokens, and those that still verify some."""
-    _shown(session, session.api.get("/signing-keys"), output)
+    _shown(context, context.api.get("/signing-keys"), output)
 
 
-def rotate(session: Session, yes: Yes = False, output: OutputOption = Output.TABLE) -> None:
+def rotate(context: CommandContext, yes: Yes = False, output: OutputOption = Output.TABLE) -> None:
     """Sign the API's tokens with a new key, from a minute on; those that are there stay good.
 
     It is done by itself when a key is `api.signingKeyDays` old. Where a key may be known to others
     change the API's secret instead: an old key goes on verifying.
     """
-    session.confirm("Sign tokens with a new key?", yes=yes)
-    _shown(session, session.api.post("/signing-keys/rotate"), output)
+    context.confirm("Sign tokens with a new key?", yes=yes)
+    _shown(context, context.api.post("/signing-keys/rotate"), output)
 
 
-def _shown(session: Session, found: Document, output: Output) -> None:
+def _shown(context: CommandContext, found: Document, output: Output) -> None:
     items = found["items"]
     present(
-        session, output, found, [one["kid"] for one in items],
-        lambda: signing_keys_table(items, session.clock.now()), none="no signing keys",
+        context, output, found, [one["kid"] for one in items],
+        lambda: signing_keys_table(items, context.clock.now()), none="no signing keys",
     )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import ForbiddenError
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.errors import ForbiddenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ _LIFE = 60.0
 
 
 def ui(
-    session: Session,
+    context: CommandContext,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the link, and open nothing.")
     ] = False,
@@ -41,29 +41,29 @@ def ui(
     it has none (a client certificate) and you may read the Secret of the first administrator, you
     are `admin`.
     """
-    if session.remote:
-        link = session.api.post("/sign-in-links")
-        _open(session, session.api.server + link["path"], no_browser)
+    if context.remote:
+        link = context.api.post("/sign-in-links")
+        _open(context, context.api.server + link["path"], no_browser)
         return
     from engineroom.cli.connections.port_forward import find, forward
 
-    service = find(session.cluster, session.shared.namespace)
-    with forward(session.cluster, service) as way:
-        api = _api(session, way.url, service)
+    service = find(context.cluster, context.shared.namespace)
+    with forward(context.cluster, service) as way:
+        api = _api(context, way.url, service)
         try:
             link = api.post("/sign-in-links")
         except Exception:
             if way.failure is not None:
                 raise way.failure from None
             raise
-        with _opened(session, way.url + link["path"], no_browser):
-            session.note("forwarding to the API process; Ctrl-C ends it")
+        with _opened(context, way.url + link["path"], no_browser):
+            context.note("forwarding to the API process; Ctrl-C ends it")
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
-                    session.sleep(3600.0)
+                    context.sleep(3600.0)
 
 
-def _api(session: Session, url: str, service: "Document") -> "Api":
+def _api(context: CommandContext, url: str, service: "Document") -> "Api":
     """The API at the forwarded port, as who the kubeconfig is."""
     from dataclasses import replace
 
@@ -73,29 +73,29 @@ def _api(session: Session, url: str, service: "Document") -> "Api":
 
     plain = Account(url, "token")
     try:
-        return Api(replace(plain, access=bearer(session.cluster)))
+        return Api(replace(plain, access=bearer(context.cluster)))
     except ForbiddenError:
-        password = admin_password(session.cluster, service)
+        password = admin_password(context.cluster, service)
         if password is None:
             raise
     pair = Api(plain).ask(
         "POST", "/tokens", body={"name": "admin", "password": password}, credentials=False
     )
-    session.note("your kubeconfig has no token, but may read the administrator's: you are admin")
+    context.note("your kubeconfig has no token, but may read the administrator's: you are admin")
     return Api(replace(plain, access=pair["access"]))
 
 
-def _open(session: Session, url: str, no_browser: bool) -> None:
-    with _opened(session, url, no_browser) as opened:
+def _open(context: CommandContext, url: str, no_browser: bool) -> None:
+    with _opened(context, url, no_browser) as opened:
         if opened:
-            session.sleep(min(_LIFE, 5.0))  # until the browser has read the file
+            context.sleep(min(_LIFE, 5.0))  # until the browser has read the file
 
 
 @contextlib.contextmanager
-def _opened(session: Session, url: str, no_browser: bool) -> "Iterator[bool]":
+def _opened(context: CommandContext, url: str, no_browser: bool) -> "Iterator[bool]":
     """A browser at the link, or the link on standard output where there is none."""
-    if no_browser or not session.interactive or not _has_browser():
-        session.show(Text(url))
+    if no_browser or not context.interactive or not _has_browser():
+        context.show(Text(url))
         yield False
         return
     # Arguments of programs can be seen by everybody on the machine: a browser is given the name of
@@ -108,7 +108,7 @@ def _opened(session: Session, url: str, no_browser: bool) -> "Iterator[bool]":
                 f'<meta http-equiv="refresh" content="0; url={url}"><a href="{url}">Sign in</a>\n'
             )
         webbrowser.open(Path(name).as_uri())
-        session.note("opened a browser; --no-browser prints the link instead")
+        context.note("opened a browser; --no-browser prints the link instead")
         yield True
     finally:
         Path(name).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.views.output_formats import Report, dump, table
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def whoami(
-    session: Session,
+    context: CommandContext,
     namespaces: Annotated[
         list[str] | None,
         typer.Argument(
@@ -30,12 +30,12 @@ def whoami(
     Who comes with a token of the cluster may do what its own RBAC gives, everybody else what the
     roles of the account give; permissions are scope:resource:action.
     """
-    api = session.api
+    api = context.api
     who = api.get("/whoami")
-    chosen = list(dict.fromkeys(namespaces or [session.namespace]))
+    chosen = list(dict.fromkeys(namespaces or [context.namespace]))
     may = {name: api.get("/access", namespace=name)["permissions"] for name in chosen}
     if output in (Report.JSON, Report.YAML):
-        session.show(dump({"server": api.server, **who, "access": may}, output))
+        context.show(dump({"server": api.server, **who, "access": may}, output))
         return
     rows = [("server", api.server), ("who", who["subject"]), ("known by", who["how"])]
     rows += [("role", f"{g['role']} in {', '.join(g['namespaces'])}") for g in who["grants"]]
@@ -47,4 +47,4 @@ def whoami(
     for name, permissions in may.items():
         parts.append(Text(f"\nIn {name}", style="bold"))
         parts.append(Text("\n".join(f"  {one}" for one in permissions) or "  nothing"))
-    session.show(Group(*parts))
+    context.show(Group(*parts))

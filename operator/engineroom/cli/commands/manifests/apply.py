@@ -7,10 +7,10 @@ import typer
 from rich.text import Text
 
 from engineroom.api import GROUP
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import CliError, ExitCode, RefusedError, UnreachableError, UsageError
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.manifest_files import Manifest, differences, gather, namespace_of
+from engineroom.cli.errors import CliError, ExitCode, RefusedError, UnreachableError, UsageError
 from engineroom.cli.views.output_formats import Output, dump
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ OutputOption = Annotated[
 
 
 def apply(
-    session: Session,
+    context: CommandContext,
     files: Files = None,
     recursive: Recursive = False,
     force: Force = False,
@@ -76,19 +76,19 @@ def apply(
     if recover:
         if files:
             raise UsageError("--recover and -f exclude each other", fix="recover first")
-        _recover(session, output)
+        _recover(context, output)
         return
     rehearse = is_dry_run(dry_run)
-    manifest, namespace = _wanted(session, files, recursive)
-    if session.remote:
-        done = _through_api(session, manifest, namespace, force=force, dry_run=rehearse)
+    manifest, namespace = _wanted(context, files, recursive)
+    if context.remote:
+        done = _through_api(context, manifest, namespace, force=force, dry_run=rehearse)
     else:
-        done = _directly(session, manifest, namespace, force=force, dry_run=rehearse)
-    _report(session, done, namespace, output)
+        done = _directly(context, manifest, namespace, force=force, dry_run=rehearse)
+    _report(context, done, namespace, output)
 
 
 def diff(
-    session: Session,
+    context: CommandContext,
     files: Files = None,
     recursive: Recursive = False,
     force: Force = False,
@@ -99,35 +99,37 @@ def diff(
     Ends with 0 when nothing would, with 1 when something differs, with another code when it could
     not be told.
     """
-    manifest, namespace = _wanted(session, files, recursive)
-    if session.remote:
+    manifest, namespace = _wanted(context, files, recursive)
+    if context.remote:
         body: Document = {"manifest": manifest.text, "force": force}
         try:
-            done = session.api.post(f"/namespaces/{namespace}/manifests/diff", body)
+            done = context.api.post(f"/namespaces/{namespace}/manifests/diff", body)
         except CliError as error:
             error.what, error.why = manifest.told(error.what), manifest.told(error.why)
             raise
     else:
-        done = _directly(session, manifest, namespace, force=force, dry_run=True)
+        done = _directly(context, manifest, namespace, force=force, dry_run=True)
     if output in (Output.JSON, Output.YAML):
-        session.show(dump(done, output))
+        context.show(dump(done, output))
     elif output is Output.NAME:
-        _names(session, done["objects"])
+        _names(context, done["objects"])
     else:
-        session.show(differences(done["objects"]))
+        context.show(differences(done["objects"]))
     if any(one["action"] != "unchanged" for one in done["objects"]):
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def _wanted(session: Session, files: list[str] | None, recursive: bool) -> tuple[Manifest, str]:
+def _wanted(
+    context: CommandContext, files: list[str] | None, recursive: bool
+) -> tuple[Manifest, str]:
     if not files:
         raise UsageError("what is to be applied?", fix="name it with -f; - is standard input")
     manifest = gather(files, recursive=recursive)
-    return manifest, namespace_of(manifest, session.shared.namespace) or session.namespace
+    return manifest, namespace_of(manifest, context.shared.namespace) or context.namespace
 
 
 def _through_api(
-    session: Session, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
+    context: CommandContext, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
 ) -> "Document":
     body: Document = {"manifest": manifest.text, "dryRun": dry_run, "force": force}
     path = f"/namespaces/{namespace}/manifests"
@@ -135,14 +137,14 @@ def _through_api(
     key = {"Idempotency-Key": secrets.token_hex(16)}
     for left in reversed(range(_TRIES)):
         try:
-            return session.api.post(path, body, key)
+            return context.api.post(path, body, key)
         except (UnreachableError, RefusedError) as error:
             said: Any = error.context.get("code")
             lost = isinstance(error, UnreachableError) and said is None
             if left == 0 or not (lost or said == "idempotency_key_busy"):
                 raise
-            session.note(f"{error.what}; asking again")
-            session.sleep(2.0 ** (_TRIES - left - 2))
+            context.note(f"{error.what}; asking again")
+            context.sleep(2.0 ** (_TRIES - left - 2))
         except CliError as error:
             error.what, error.why = manifest.told(error.what), manifest.told(error.why)
             raise
@@ -150,12 +152,12 @@ def _through_api(
 
 
 def _directly(
-    session: Session, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
+    context: CommandContext, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
 ) -> "Document":
     from engineroom.cli.connections.local_apply import Direct, objects_of
     from engineroom.core.errors import InvalidInputError, Problem
 
-    direct = Direct(session)
+    direct = Direct(context)
     if not dry_run:
         direct.refuse_if_left()
     try:
@@ -173,44 +175,44 @@ def _directly(
     return {"outcome": "committed", "transaction": transaction, "objects": objects}
 
 
-def _report(session: Session, done: "Document", namespace: str, output: Output) -> None:
+def _report(context: CommandContext, done: "Document", namespace: str, output: Output) -> None:
     objects = done["objects"]
     if output in (Output.JSON, Output.YAML):
-        session.show(dump(done, output))
+        context.show(dump(done, output))
     elif output is Output.NAME:
-        _names(session, objects)
+        _names(context, objects)
     elif done["outcome"] == "planned":
-        session.show(differences(objects))
-        session.note("rehearsed by the server; nothing was changed")
+        context.show(differences(objects))
+        context.note("rehearsed by the server; nothing was changed")
     else:
         words = {"create": "created", "update": "configured"}
         lines = [
             f"{one['kind']}/{one['name']} {words.get(one['action'], one['action'])}"
             for one in objects
         ]
-        session.show(Text("\n".join(lines)))
+        context.show(Text("\n".join(lines)))
         if done["transaction"]:
-            session.note(f"transaction {done['transaction']} in namespace {namespace}")
+            context.note(f"transaction {done['transaction']} in namespace {namespace}")
 
 
-def _names(session: Session, objects: "list[Document]") -> None:
+def _names(context: CommandContext, objects: "list[Document]") -> None:
     if objects:
         lines = [f"{one['kind'].lower()}.{GROUP}/{one['name']}" for one in objects]
-        session.show(Text("\n".join(lines)))
+        context.show(Text("\n".join(lines)))
 
 
-def _recover(session: Session, output: Output) -> None:
+def _recover(context: CommandContext, output: Output) -> None:
     from engineroom.cli.connections.local_apply import Direct, transaction_document
 
-    if session.remote:
+    if context.remote:
         raise UsageError(
             "the API process recovers by itself",
             why="its replicas look for what one of them left",
             fix="for an `apply` by a kubeconfig name its context with --context",
         )
-    found = [transaction_document(record) for record in Direct(session).recover()]
+    found = [transaction_document(record) for record in Direct(context).recover()]
     present(
-        session, output, {"items": found}, [one["id"] for one in found],
+        context, output, {"items": found}, [one["id"] for one in found],
         lambda: Text("\n".join(f"{one['id']} {one['status']}" for one in found)),
         none="there is nothing to put back",
     )  # fmt: skip

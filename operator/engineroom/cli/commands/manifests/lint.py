@@ -14,7 +14,7 @@ import typer
 
 from engineroom.api.manifests import MAX_BYTES, Finding, Report, check
 from engineroom.api.validation.pod_security import Level
-from engineroom.cli.app.errors import ExitCode
+from engineroom.cli.errors import ExitCode
 
 _ENDINGS = frozenset({".yaml", ".yml", ".json"})
 STDIN = "-"

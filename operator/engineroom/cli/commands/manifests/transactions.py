@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.views.access import transaction_view, transactions_table
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def list_transactions(
-    session: Session,
+    context: CommandContext,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1000, help="Most that are shown.")
     ] = 50,
@@ -26,33 +26,33 @@ def list_transactions(
     Through the API those of the namespace; by the kubeconfig those that were made on this machine,
     of which it keeps the log itself.
     """
-    if session.remote:
-        path = f"/namespaces/{session.namespace}/transactions"
-        found: list[Document] = list(session.api.items(path, limit))
+    if context.remote:
+        path = f"/namespaces/{context.namespace}/transactions"
+        found: list[Document] = list(context.api.items(path, limit))
     else:
         from engineroom.cli.connections.local_apply import local_transactions
 
-        found = local_transactions(session)[:limit]
+        found = local_transactions(context)[:limit]
     present(
-        session, output, {"items": found}, [one["id"] for one in found],
-        lambda: transactions_table(found, session.clock.now()),
-        none=f"no transactions in namespace {session.namespace}",
+        context, output, {"items": found}, [one["id"] for one in found],
+        lambda: transactions_table(found, context.clock.now()),
+        none=f"no transactions in namespace {context.namespace}",
     )  # fmt: skip
 
 
 def show(
-    session: Session,
+    context: CommandContext,
     transaction: Annotated[str, typer.Argument(metavar="ID", help="Id of the transaction.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show one transaction with all its steps."""
-    if session.remote:
-        found = session.api.get(f"/namespaces/{session.namespace}/transactions/{transaction}")
+    if context.remote:
+        found = context.api.get(f"/namespaces/{context.namespace}/transactions/{transaction}")
     else:
         from engineroom.cli.connections.local_apply import local_transaction
 
-        found = local_transaction(session, transaction)
+        found = local_transaction(context, transaction)
     present(
-        session, output, found, [found["id"]],
-        lambda: transaction_view(found, session.clock.now()),
+        context, output, found, [found["id"]],
+        lambda: transaction_view(found, context.clock.now()),
     )  # fmt: skip

@@ -9,14 +9,7 @@ import typer
 from rich.text import Text
 
 from engineroom.api import ANNOTATION_DRAIN
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import (
-    NotFoundError,
-    TimedOutError,
-    UnreachableError,
-    UsageError,
-    program,
-)
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import (
     DryRun,
     PoolName,
@@ -26,6 +19,13 @@ from engineroom.cli.commands.arguments import (
 )
 from engineroom.cli.commands.pools.patch import change_pool
 from engineroom.cli.connections.model import Pod, Pool
+from engineroom.cli.errors import (
+    NotFoundError,
+    TimedOutError,
+    UnreachableError,
+    UsageError,
+    program,
+)
 from engineroom.cli.views.output_formats import Output, difference
 from engineroom.cli.views.text import count, seconds, span
 
@@ -73,7 +73,7 @@ def pod_progress(before: Pod, pod: Pod | None) -> Progress:
 
 
 def drain(
-    session: Session,
+    context: CommandContext,
     name: PoolName,
     pod: Annotated[
         str | None,
@@ -101,13 +101,13 @@ def drain(
     """
     rehearse = is_dry_run(dry_run)
     limit = None if timeout is None else _duration(timeout)
-    pool = session.cluster.pool(session.namespace, pool_name(name))
+    pool = context.cluster.pool(context.namespace, pool_name(name))
     if limit is None:
         limit = seconds(pool.max_job_duration) + _GRACE
     if pod is None:
-        _pool(session, pool, limit if wait else None, rehearse, yes)
+        _pool(context, pool, limit if wait else None, rehearse, yes)
     else:
-        _pod(session, pool, pod, limit if wait else None, rehearse, yes)
+        _pod(context, pool, pod, limit if wait else None, rehearse, yes)
 
 
 def _duration(text: str) -> float:
@@ -120,21 +120,23 @@ def _duration(text: str) -> float:
     return seconds(text)
 
 
-def _pool(session: Session, pool: Pool, limit: float | None, dry_run: bool, yes: bool) -> None:
+def _pool(
+    context: CommandContext, pool: Pool, limit: float | None, dry_run: bool, yes: bool
+) -> None:
     if not pool.suspend:
         if not dry_run:
-            session.confirm(f"Stop {pool.id} from taking jobs until it is resumed?", yes=yes)
+            context.confirm(f"Stop {pool.id} from taking jobs until it is resumed?", yes=yes)
         done = "suspended: its workers take no more jobs"
         patch = {"spec": {"suspend": True}}
-        pool = change_pool(session, pool, patch, done, Output.TABLE, dry_run=dry_run)
+        pool = change_pool(context, pool, patch, done, Output.TABLE, dry_run=dry_run)
     elif limit is None or dry_run:
-        session.show(Text(f"workerpool {pool.id} is already suspended"))
+        context.show(Text(f"workerpool {pool.id} is already suspended"))
     if limit is None or dry_run:
         return
     undo = f"`{program()} resume {pool.name} -n {pool.namespace}` lets it work again"
 
     def look() -> Progress:
-        now = session.cluster.pool(pool.namespace, pool.name)
+        now = context.cluster.pool(pool.namespace, pool.name)
         if not now.suspend:
             raise TimedOutError(
                 f"{pool.id} was resumed while it drained",
@@ -144,18 +146,18 @@ def _pool(session: Session, pool: Pool, limit: float | None, dry_run: bool, yes:
                 fix="find out who resumed it, then drain it again",
             )  # fmt: skip
         # The API knows no pods; its workers' jobs are in the pool's status.
-        pods = () if session.remote else session.cluster.pods(pool.namespace, pool.name)
+        pods = () if context.remote else context.cluster.pods(pool.namespace, pool.name)
         return pool_progress(now, pods)
 
-    _wait(session, look, limit, _SETTLE, f"Draining {pool.id}", undo)
-    session.show(Text(f"workerpool {pool.id} is drained: no worker holds a job; {undo}"))
+    _wait(context, look, limit, _SETTLE, f"Draining {pool.id}", undo)
+    context.show(Text(f"workerpool {pool.id} is drained: no worker holds a job; {undo}"))
 
 
 def _pod(
-    session: Session, pool: Pool, name: str, limit: float | None, dry_run: bool, yes: bool
+    context: CommandContext, pool: Pool, name: str, limit: float | None, dry_run: bool, yes: bool
 ) -> None:
     name = name.removeprefix("pod/")
-    pod = session.cluster.pod(pool.namespace, name)
+    pod = context.cluster.pod(pool.namespace, name)
     if pod.pool != pool.name:
         raise UsageError(
             f"pod {name} is not of pool {pool.id}",
@@ -164,25 +166,25 @@ def _pod(
         )
     if not pod.drain_requested:
         if not dry_run:
-            session.confirm(f"Drain pod {name} and let it go?", yes=yes)
-        after = session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: "true"}, dry_run=dry_run)
+            context.confirm(f"Drain pod {name} and let it go?", yes=yes)
+        after = context.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: "true"}, dry_run=dry_run)
         if dry_run:
-            session.show(difference(_annotations(pod), _annotations(after), f"pod {name}"))
-            session.note("rehearsed by the server; nothing was changed")
+            context.show(difference(_annotations(pod), _annotations(after), f"pod {name}"))
+            context.note("rehearsed by the server; nothing was changed")
             return
-        session.show(Text(f"pod {pool.namespace}/{name} marked: it takes no more jobs"))
+        context.show(Text(f"pod {pool.namespace}/{name} marked: it takes no more jobs"))
     if limit is None or dry_run:
         return
     undo = f"`{program()} resume {pool.name} {name} -n {pool.namespace}` calls it back"
 
     def look() -> Progress:
         try:
-            return pod_progress(pod, session.cluster.pod(pool.namespace, name))
+            return pod_progress(pod, context.cluster.pod(pool.namespace, name))
         except NotFoundError:
             return pod_progress(pod, None)
 
-    end = _wait(session, look, limit, 0.0, f"Draining pod {name}", undo)
-    session.show(Text(f"pod {pool.namespace}/{name} is {end.text}: it holds no job"))
+    end = _wait(context, look, limit, 0.0, f"Draining pod {name}", undo)
+    context.show(Text(f"pod {pool.namespace}/{name} is {end.text}: it holds no job"))
 
 
 def _annotations(pod: Pod) -> dict[str, object]:
@@ -190,7 +192,7 @@ def _annotations(pod: Pod) -> dict[str, object]:
 
 
 def _wait(
-    session: Session,
+    context: CommandContext,
     look: Callable[[], Progress],
     limit: float,
     settle: float,
@@ -201,11 +203,11 @@ def _wait(
 
     Raises TimedOutError after ``limit`` seconds.
     """
-    clock = session.clock
+    clock = context.clock
     started = clock.monotonic()
     quiet_since: float | None = None
     progress = Progress(None, 0, "looking")
-    with _display(session, title) as show:
+    with _display(context, title) as show:
         while True:
             try:
                 progress = look()
@@ -227,23 +229,23 @@ def _wait(
                 )
             show(progress)
             try:
-                session.sleep(_LOOK_EVERY)
+                context.sleep(_LOOK_EVERY)
             except KeyboardInterrupt:
-                session.note(f"no longer waiting; the drain goes on. {undo}")
+                context.note(f"no longer waiting; the drain goes on. {undo}")
                 raise
 
 
 @contextmanager
-def _display(session: Session, title: str) -> Iterator[Callable[[Progress], None]]:
+def _display(context: CommandContext, title: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on a terminal, a line a change elsewhere; on standard error."""
-    if not session.err.is_terminal:
+    if not context.err.is_terminal:
         last = ""
 
         def line(progress: Progress) -> None:
             nonlocal last
             if progress.text != last:
                 last = progress.text
-                session.note(f"{title}: {progress.text}")
+                context.note(f"{title}: {progress.text}")
 
         yield line
         return
@@ -256,7 +258,7 @@ def _display(session: Session, title: str) -> Iterator[Callable[[Progress], None
         bars.TimeElapsedColumn(),
     )
     most = 0
-    with bars.Progress(*columns, console=session.err, transient=True) as display:
+    with bars.Progress(*columns, console=context.err, transient=True) as display:
         task = display.add_task(title, total=None, text="")
 
         def bar(progress: Progress) -> None:

@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import program
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import PoolName, pool_name
+from engineroom.cli.errors import program
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
 from engineroom.cli.views.output_formats import Report, dump
 
 
 def explain(
-    session: Session,
+    context: CommandContext,
     name: PoolName,
     output: Annotated[
         Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
@@ -23,15 +23,15 @@ def explain(
     Shows the operator's decision and the arithmetic behind it, findings with their fix, queues,
     conditions, pods and events. Through the API it knows neither pods nor events.
     """
-    pool = session.cluster.pool(session.namespace, pool_name(name))
+    pool = context.cluster.pool(context.namespace, pool_name(name))
     explanation = Explanation(
         pool=pool,
-        pods=None if session.remote else session.cluster.pods(pool.namespace, pool.name),
-        events=None if session.remote else session.cluster.events(pool),
-        now=session.clock.now(),
+        pods=None if context.remote else context.cluster.pods(pool.namespace, pool.name),
+        events=None if context.remote else context.cluster.events(pool),
+        now=context.clock.now(),
         program=program(),
     )
     if output in (Report.JSON, Report.YAML):
-        session.show(dump(explain_document(explanation), output))
+        context.show(dump(explain_document(explanation), output))
     else:
-        session.show(explain_text(explanation))
+        context.show(explain_text(explanation))

@@ -10,7 +10,7 @@ from engineroom.cli.connections.model import RESOURCE
 from engineroom.cli.views.output_formats import Output, difference, dump
 
 if TYPE_CHECKING:
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document, Pool
 
 
@@ -34,29 +34,41 @@ def merge(pool: Pool, patch: Document) -> Document:
 
 
 def change_pool(
-    session: Session, pool: Pool, patch: Document, done: str, output: Output, *, dry_run: bool
+    context: CommandContext,
+    pool: Pool,
+    patch: Document,
+    done: str,
+    output: Output,
+    *,
+    dry_run: bool,
 ) -> Pool:
     """Patch a pool and say so; with ``dry_run`` show what the server would make of it."""
-    after = session.cluster.patch_pool(pool, patch, dry_run=dry_run)
-    report(session, pool, after.document, done, output, dry_run=dry_run)
+    after = context.cluster.patch_pool(pool, patch, dry_run=dry_run)
+    report(context, pool, after.document, done, output, dry_run=dry_run)
     return after
 
 
 def report(
-    session: Session, pool: Pool, after: Document, done: str, output: Output, *, dry_run: bool
+    context: CommandContext,
+    pool: Pool,
+    after: Document,
+    done: str,
+    output: Output,
+    *,
+    dry_run: bool,
 ) -> None:
     """Say what was done to a pool, in the shape that was asked for."""
     if output in (Output.JSON, Output.YAML):
-        session.show(dump(after, output))
+        context.show(dump(after, output))
     elif dry_run:
-        session.show(difference(_spec(pool.document), _spec(after), f"workerpool {pool.id}"))
-        session.note("rehearsed by the server; nothing was changed")
+        context.show(difference(_spec(pool.document), _spec(after), f"workerpool {pool.id}"))
+        context.note("rehearsed by the server; nothing was changed")
     elif output is Output.NAME:
-        session.show(Text(f"{RESOURCE}/{pool.name}"))
+        context.show(Text(f"{RESOURCE}/{pool.name}"))
     else:
-        session.show(Text(f"workerpool {pool.id} {done}"))
+        context.show(Text(f"workerpool {pool.id} {done}"))
     if not dry_run and pool.managed_by is not None:
-        session.note(
+        context.note(
             f"{pool.managed_by} manages this pool and may put its own value back: make the same "
             "change where it reads from"
         )

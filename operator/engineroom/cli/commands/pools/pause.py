@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import (
     DryRun,
     OutputOption,
@@ -16,6 +15,7 @@ from engineroom.cli.commands.arguments import (
     pool_name,
 )
 from engineroom.cli.commands.pools.patch import change_pool
+from engineroom.cli.errors import UsageError, program
 from engineroom.cli.views.output_formats import Output
 
 
@@ -36,7 +36,7 @@ _DONE = {
 
 
 def pause(
-    session: Session,
+    context: CommandContext,
     name: PoolName,
     direction: Annotated[
         Direction,
@@ -50,7 +50,7 @@ def pause(
     Its workers go on working. To stop them from taking jobs, use `drain`.
     """
     rehearse = is_dry_run(dry_run)
-    pool = session.cluster.pool(session.namespace, pool_name(name))
+    pool = context.cluster.pool(context.namespace, pool_name(name))
     here = f"{pool.name} -n {pool.namespace}"
     if pool.autoscaling is None:
         raise UsageError(
@@ -60,7 +60,7 @@ def pause(
             f"`{program()} scale {here} N` sets its size",
         )
     if pool.autoscaling.pause == _PAUSES[direction] and output is Output.TABLE:
-        session.show(Text(f"workerpool {pool.id} is already {_DONE[direction]}"))
+        context.show(Text(f"workerpool {pool.id} is already {_DONE[direction]}"))
         return
     patch = {"spec": {"autoscaling": {"pause": _PAUSES[direction]}}}
-    change_pool(session, pool, patch, _DONE[direction], output, dry_run=rehearse)
+    change_pool(context, pool, patch, _DONE[direction], output, dry_run=rehearse)

@@ -6,8 +6,7 @@ import typer
 from rich.text import Text
 
 from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import (
     DryRun,
     OutputOption,
@@ -18,11 +17,12 @@ from engineroom.cli.commands.arguments import (
 )
 from engineroom.cli.commands.pools.patch import change_pool
 from engineroom.cli.connections.model import Document, Pool
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 
 
 def resume(
-    session: Session,
+    context: CommandContext,
     name: PoolName,
     pod: Annotated[
         str | None,
@@ -38,9 +38,9 @@ def resume(
     Or call one pod back that was asked to leave, as long as it has not begun to go.
     """
     rehearse = is_dry_run(dry_run)
-    pool = session.cluster.pool(session.namespace, pool_name(name))
+    pool = context.cluster.pool(context.namespace, pool_name(name))
     if pod is not None:
-        _call_back(session, pool, pod.removeprefix("pod/"), rehearse)
+        _call_back(context, pool, pod.removeprefix("pod/"), rehearse)
         return
     spec: Document = {}
     undone = []
@@ -51,14 +51,14 @@ def resume(
         spec["autoscaling"] = {"pause": "None"}
         undone.append("scales")
     if not spec and output is Output.TABLE:
-        session.show(Text(f"workerpool {pool.id} is neither paused nor suspended"))
+        context.show(Text(f"workerpool {pool.id} is neither paused nor suspended"))
         return
     done = f"resumed: it {' and '.join(undone)} again"
-    change_pool(session, pool, {"spec": spec}, done, output, dry_run=rehearse)
+    change_pool(context, pool, {"spec": spec}, done, output, dry_run=rehearse)
 
 
-def _call_back(session: Session, pool: Pool, name: str, dry_run: bool) -> None:
-    pod = session.cluster.pod(pool.namespace, name)
+def _call_back(context: CommandContext, pool: Pool, name: str, dry_run: bool) -> None:
+    pod = context.cluster.pod(pool.namespace, name)
     if pod.pool != pool.name:
         raise UsageError(f"pod {name} is not of pool {pool.id}", fix="name its own pool")
     if pod.drained or pod.deleting:
@@ -67,20 +67,20 @@ def _call_back(session: Session, pool: Pool, name: str, dry_run: bool) -> None:
             fix="where the work needs it, a new one comes by itself",
         )
     named = _named(pool)
-    if not session.remote and name in named:
+    if not context.remote and name in named:
         # Asked through the API, which notes it at the pool.
         rest = ",".join(one for one in named if one != name) or None
         patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: rest}}}
-        session.cluster.patch_pool(pool, patch, dry_run=dry_run)
+        context.cluster.patch_pool(pool, patch, dry_run=dry_run)
     elif not pod.drain_requested:
-        session.show(Text(f"pod {pool.namespace}/{name} was not asked to leave"))
+        context.show(Text(f"pod {pool.namespace}/{name} was not asked to leave"))
         return
     if pod.drain_requested:
-        session.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: None}, dry_run=dry_run)
+        context.cluster.annotate_pod(pod, {ANNOTATION_DRAIN: None}, dry_run=dry_run)
     if dry_run:
-        session.note("rehearsed by the server; nothing was changed")
+        context.note("rehearsed by the server; nothing was changed")
         return
-    session.show(Text(f"pod {pool.namespace}/{name} is called back: it takes jobs again"))
+    context.show(Text(f"pod {pool.namespace}/{name} is called back: it takes jobs again"))
 
 
 def _named(pool: Pool) -> list[str]:

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import (
     DryRun,
     OutputOption,
@@ -15,6 +14,7 @@ from engineroom.cli.commands.arguments import (
 )
 from engineroom.cli.commands.pools.patch import change_pool, merge, report
 from engineroom.cli.connections.model import Document, Pool
+from engineroom.cli.errors import UsageError, program
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.text import count
 
@@ -22,7 +22,7 @@ _MOST = 10_000
 
 
 def scale(
-    session: Session,
+    context: CommandContext,
     name: PoolName,
     replicas: Annotated[
         int | None,
@@ -52,15 +52,15 @@ def scale(
             "say either a number of pods or --min and --max",
             fix=f"`{program()} scale {name} 3`, or `{program()} scale {name} --max 20`",
         )
-    pool = session.cluster.pool(session.namespace, pool_name(name))
+    pool = context.cluster.pool(context.namespace, pool_name(name))
     if replicas is None:
-        _range(session, pool, minimum, maximum, output, rehearse)
+        _range(context, pool, minimum, maximum, output, rehearse)
     else:
-        _by_hand(session, pool, replicas, output, rehearse, yes)
+        _by_hand(context, pool, replicas, output, rehearse, yes)
 
 
 def _by_hand(
-    session: Session, pool: Pool, replicas: int, output: Output, dry_run: bool, yes: bool
+    context: CommandContext, pool: Pool, replicas: int, output: Output, dry_run: bool, yes: bool
 ) -> None:
     if pool.autoscaling is not None:
         auto = pool.autoscaling
@@ -73,16 +73,16 @@ def _by_hand(
             "for at most, both for exactly; or remove spec.autoscaling to size it by hand",
         )
     if replicas == 0 and not dry_run:
-        session.confirm(f"Leave {pool.id} without any worker? Its jobs will wait.", yes=yes)
-    size = session.cluster.scale_pool(pool, replicas, dry_run=dry_run)
+        context.confirm(f"Leave {pool.id} without any worker? Its jobs will wait.", yes=yes)
+    size = context.cluster.scale_pool(pool, replicas, dry_run=dry_run)
     before = 1 if pool.replicas is None else pool.replicas
     after = merge(pool, {"spec": {"replicas": size}})
     done = f"scaled to {count(size, 'pod')} (was {before})"
-    report(session, pool, after, done, output, dry_run=dry_run)
+    report(context, pool, after, done, output, dry_run=dry_run)
 
 
 def _range(
-    session: Session,
+    context: CommandContext,
     pool: Pool,
     minimum: int | None,
     maximum: int | None,
@@ -110,4 +110,4 @@ def _range(
     if maximum is not None:
         patch["maxReplicas"] = maximum
     done = f"scales between {low} and {count(high, 'pod')} (was {auto.minimum} to {auto.maximum})"
-    change_pool(session, pool, {"spec": {"autoscaling": patch}}, done, output, dry_run=dry_run)
+    change_pool(context, pool, {"spec": {"autoscaling": patch}}, done, output, dry_run=dry_run)

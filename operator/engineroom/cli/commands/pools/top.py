@@ -7,9 +7,9 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from engineroom.cli.app.context import AllNamespaces, Selector, Session
-from engineroom.cli.app.errors import CliError, UnreachableError, UsageError
+from engineroom.cli.app.context import AllNamespaces, CommandContext, Selector
 from engineroom.cli.connections.model import Pool  # noqa: TC001
+from engineroom.cli.errors import CliError, UnreachableError, UsageError
 from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.top import (
     top_pools,
@@ -27,7 +27,7 @@ class What(StrEnum):
 
 
 def top(
-    session: Session,
+    context: CommandContext,
     what: Annotated[
         What,
         typer.Argument(metavar="pools|workers", help="A line a pool, or a line a worker pod."),
@@ -54,29 +54,29 @@ def top(
     """
     if pool is not None and what is What.POOLS:
         raise UsageError("a name goes with `top workers`", fix=f"top workers {pool}")
-    scope = session.scope(all_namespaces)
+    scope = context.scope(all_namespaces)
     if not watch:
-        session.show(_look(session, what, scope, pool, selector, output))
+        context.show(_look(context, what, scope, pool, selector, output))
         return
     try:
-        _live(session, what, scope, pool, selector, output, interval)
+        _live(context, what, scope, pool, selector, output, interval)
     except KeyboardInterrupt:
         # The way out of a live view, not a failure.
         return
 
 
 def _look(
-    session: Session,
+    context: CommandContext,
     what: What,
     scope: str | None,
     pool: str | None,
     selector: str | None,
     output: Report,
 ) -> RenderableType:
-    cluster = session.cluster
+    cluster = context.cluster
     pools: tuple[Pool, ...]
     if pool is not None:
-        pools = (cluster.pool(scope or session.namespace, pool),)
+        pools = (cluster.pool(scope or context.namespace, pool),)
     else:
         pools = cluster.pools(scope, selector)
     known = {(one.namespace, one.name): one.workers_per_pod for one in pools}
@@ -89,11 +89,11 @@ def _look(
     namespaces = scope is None
     if what is What.POOLS:
         return top_pools(pools, pods, namespaces=namespaces)
-    return top_workers(pods, known, session.clock.now(), namespaces=namespaces)
+    return top_workers(pods, known, context.clock.now(), namespaces=namespaces)
 
 
 def _live(
-    session: Session,
+    context: CommandContext,
     what: What,
     scope: str | None,
     pool: str | None,
@@ -102,16 +102,16 @@ def _live(
     interval: float,
 ) -> None:
     """Show it anew until interrupted; a cluster that does not answer is said, and asked again."""
-    screen: RenderableType = _look(session, what, scope, pool, selector, output)
-    if not session.out.is_terminal or output in (Report.JSON, Report.YAML):
+    screen: RenderableType = _look(context, what, scope, pool, selector, output)
+    if not context.out.is_terminal or output in (Report.JSON, Report.YAML):
         while True:
-            session.show(screen)
-            session.sleep(interval)
-            screen = _look(session, what, scope, pool, selector, output)
+            context.show(screen)
+            context.sleep(interval)
+            screen = _look(context, what, scope, pool, selector, output)
     from rich.live import Live
 
-    with Live(console=session.out, screen=True, auto_refresh=False) as live:
-        looked = session.clock.now()
+    with Live(console=context.out, screen=True, auto_refresh=False) as live:
+        looked = context.clock.now()
         stale: CliError | None = None
         while True:
             at = looked.strftime("%H:%M:%S UTC")
@@ -119,10 +119,10 @@ def _live(
             if stale is not None:
                 line = Text(f"stale since {at}: {stale.what}", style="bold red")
             live.update(Group(line, Text(), screen), refresh=True)
-            session.sleep(interval)
+            context.sleep(interval)
             try:
-                screen = _look(session, what, scope, pool, selector, output)
+                screen = _look(context, what, scope, pool, selector, output)
             except UnreachableError as error:
                 stale = error
             else:
-                stale, looked = None, session.clock.now()
+                stale, looked = None, context.clock.now()

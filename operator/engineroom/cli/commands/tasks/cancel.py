@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.tasks.shared import (
     Function,
@@ -19,6 +18,7 @@ from engineroom.cli.commands.tasks.shared import (
     report,
     where,
 )
+from engineroom.cli.errors import UsageError, program
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import impact_text
 from engineroom.cli.views.text import count
@@ -31,7 +31,7 @@ _STATES = ("waiting", "scheduled", "deferred")
 
 
 def cancel(
-    session: Session,
+    context: CommandContext,
     job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
     queue: QueueOption = None,
     state: Annotated[
@@ -71,11 +71,11 @@ def cancel(
             "waiting --function 'shop.jobs.*'`",
         )
     if job_ids:
-        with session.link(session) as link:
-            session.confirm(
+        with context.link(context) as link:
+            context.confirm(
                 f"Cancel {count(len(job_ids), 'job')} and what waits for them?", yes=yes
             )
-            _each(session, link.tasks, job_ids, stop, output)
+            _each(context, link.tasks, job_ids, stop, output)
         return
     if queue is None or state not in _STATES:
         raise UsageError(
@@ -87,19 +87,19 @@ def cancel(
             f"which {state} jobs of {queue}?", fix="give a filter, or --all for every one of them"
         )
     asked = where(
-        session.clock.now(), function=function, text=text, since=since, until=until, prefix=prefix
+        context.clock.now(), function=function, text=text, since=since, until=until, prefix=prefix
     )
-    with session.link(session) as link:
+    with context.link(context) as link:
         known_queue(link, queue)
         if link.bulk is not None:
             link.bulk.change("cancel", State(state), queue, asked, output, yes=yes, stop=stop)
             return
-        found = _matching(session, link, queue, State(state), asked, yes)
-        _each(session, link.tasks, found, stop, output)
+        found = _matching(context, link, queue, State(state), asked, yes)
+        _each(context, link.tasks, found, stop, output)
 
 
 def _matching(
-    session: Session, link: "Link", queue: str, state: "State", asked: "Where", yes: bool
+    context: CommandContext, link: "Link", queue: str, state: "State", asked: "Where", yes: bool
 ) -> list[str]:
     """Ids of the jobs that match. Raises NothingMatchesError."""
     from engineroom.tasks import NothingMatchesError
@@ -110,11 +110,11 @@ def _matching(
             f"where: matches none of the {impact.total} {state.value} jobs of {queue!r}; "
             f"`{program()} jobs list --state {state.value}` shows them"
         )
-    session.note(f"matches {impact_text(impact)} of queue {queue}")
-    session.confirm(f"Cancel {impact_text(impact)} and what waits for them?", yes=yes)
+    context.note(f"matches {impact_text(impact)} of queue {queue}")
+    context.confirm(f"Cancel {impact_text(impact)} and what waits for them?", yes=yes)
     found: list[str] = []
     cursor = None
-    with bar(session, "Looking") as draw:
+    with bar(context, "Looking") as draw:
         while True:
             page = link.tasks.jobs([state], asked, queues=[queue], cursor=cursor, limit=500)
             found += [job.job_id for job in page.jobs]
@@ -124,14 +124,16 @@ def _matching(
                 return found
 
 
-def _each(session: Session, tasks: "Tasks", job_ids: list[str], stop: bool, output: Output) -> None:
+def _each(
+    context: CommandContext, tasks: "Tasks", job_ids: list[str], stop: bool, output: Output
+) -> None:
     """Cancel one after the other; what is not there any more is told, and raised at the end."""
     from engineroom.core.errors import Category, EngineroomError
 
     canceled: dict[str, None] = {}
     running: dict[str, None] = {}
     refused = None
-    with bar(session, "Cancelling") as draw:
+    with bar(context, "Cancelling") as draw:
         for number, job_id in enumerate(dict.fromkeys(job_ids), 1):
             try:
                 done = tasks.cancel(job_id, stop=stop)
@@ -140,7 +142,7 @@ def _each(session: Session, tasks: "Tasks", job_ids: list[str], stop: bool, outp
                 if error.category not in (Category.NOT_FOUND, Category.CONFLICT):
                     raise
                 if refused is not None:
-                    session.note(str(refused))
+                    context.note(str(refused))
                 refused = error
                 continue
             canceled.update(dict.fromkeys(done.canceled))
@@ -154,6 +156,6 @@ def _each(session: Session, tasks: "Tasks", job_ids: list[str], stop: bool, outp
         text += "was asked to stop" if stop else "goes on: --stop ends them"
     if canceled or running:
         result = {"canceled": list(canceled), "running": list(running)}
-        report(session, result, text, output, name="\n".join(canceled))
+        report(context, result, text, output, name="\n".join(canceled))
     if refused is not None:
         raise refused

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import NotFoundError, UsageError
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.tasks.shared import (
     complete_queues,
@@ -16,6 +15,7 @@ from engineroom.cli.commands.tasks.shared import (
     report,
     seconds,
 )
+from engineroom.cli.errors import NotFoundError, UsageError
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import document
 
@@ -124,7 +124,7 @@ MaxBytes = Annotated[
 
 
 def enqueue(
-    session: Session,
+    context: CommandContext,
     function: FunctionName,
     args: Arguments = None,
     kwargs: Keywords = None,
@@ -192,7 +192,7 @@ def enqueue(
     """
     from engineroom.tasks import JSONSerializer, PickleSerializer, Task, Unique
 
-    now = session.clock.now()
+    now = context.clock.now()
     if delay is not None and at is not None:
         raise UsageError("--delay and --at exclude each other", fix="leave out one of them")
     if unique is None and (window is not None or until is not Until.WINDOW):
@@ -221,7 +221,7 @@ def enqueue(
         depends_on=depends_on or (),
         allow_failure=allow_failure,
     )
-    with session.link(session) as link:
+    with context.link(context) as link:
         if not create_queue:
             known_queue(link, queue)
         known_jobs(link, task.depends_on)
@@ -234,7 +234,7 @@ def enqueue(
         text = f"job {made.job_id} is scheduled on {made.queue}"
     elif depends_on:
         text = f"job {made.job_id} of {made.queue} follows {', '.join(depends_on)}"
-    report(session, document(made), text, output, name=made.job_id)
+    report(context, document(made), text, output, name=made.job_id)
 
 
 def known_jobs(link: "Link", ids: "Sequence[str]") -> None:

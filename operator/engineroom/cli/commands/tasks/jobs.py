@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.shared import (
@@ -21,6 +20,7 @@ from engineroom.cli.commands.tasks.shared import (
     known_queues,
     where,
 )
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import document, job_view, jobs_table, page_document
 
@@ -32,7 +32,7 @@ _PATIENCE = 5.0
 
 
 def list_jobs(
-    session: Session,
+    context: CommandContext,
     states: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,12 +74,12 @@ def list_jobs(
             )
         chosen.append(State(said))
     asked = where(
-        session.clock.now(), function=function, category=category, error=error, text=text,
+        context.clock.now(), function=function, category=category, error=error, text=text,
         since=since, until=until, prefix=prefix,
     )  # fmt: skip
-    with session.link(session) as link:
+    with context.link(context) as link:
         queues = [known_queue(link, queue)] if queue else known_queues(link)
-        began = session.clock.monotonic()
+        began = context.clock.monotonic()
         found: list[JobSummary] = []
         cursor = after
         while True:
@@ -88,20 +88,20 @@ def list_jobs(
             )
             found += page.jobs
             cursor = page.cursor
-            waited = session.clock.monotonic() - began
+            waited = context.clock.monotonic() - began
             if cursor is None or len(found) >= limit or waited > _PATIENCE:
                 break
     present(
-        session, output, page_document(found, cursor), [job.job_id for job in found],
-        lambda: jobs_table(found, session.clock.now(), wide=output is Output.WIDE),
+        context, output, page_document(found, cursor), [job.job_id for job in found],
+        lambda: jobs_table(found, context.clock.now(), wide=output is Output.WIDE),
         none="no such jobs" if cursor is None else "no such jobs so far",
     )  # fmt: skip
     if cursor is not None and output not in (Output.JSON, Output.YAML):
-        session.note(f"there are more: the same command with --after {cursor}")
+        context.note(f"there are more: the same command with --after {cursor}")
 
 
 def show(
-    session: Session,
+    context: CommandContext,
     job_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -111,9 +111,9 @@ def show(
     progress, what it waits for and what waits for it. Arguments are read, never run: long ones are
     cut, and secrets in them are not shown.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         detail = link.tasks.job(job_id)
     present(
-        session, output, document(detail), [detail.job.job_id],
-        lambda: job_view(detail, session.clock.now(), wide=output is Output.WIDE),
+        context, output, document(detail), [detail.job.job_id],
+        lambda: job_view(detail, context.clock.now(), wide=output is Output.WIDE),
     )  # fmt: skip

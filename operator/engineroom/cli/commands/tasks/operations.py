@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.views.access import operation_text, operations_table
@@ -18,23 +18,23 @@ Operation = Annotated[str, typer.Argument(metavar="ID", help="Id of the operatio
 
 
 def list_operations(
-    session: Session,
+    context: CommandContext,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1000, help="Most that are shown.")
     ] = 50,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List changes of many jobs, newest first."""
-    found = list(session.api.items(f"/namespaces/{session.namespace}/operations", limit))
+    found = list(context.api.items(f"/namespaces/{context.namespace}/operations", limit))
     present(
-        session, output, {"items": found}, [one["id"] for one in found],
-        lambda: operations_table(found, session.clock.now()),
-        none=f"no operations in namespace {session.namespace}",
+        context, output, {"items": found}, [one["id"] for one in found],
+        lambda: operations_table(found, context.clock.now()),
+        none=f"no operations in namespace {context.namespace}",
     )  # fmt: skip
 
 
 def show(
-    session: Session,
+    context: CommandContext,
     operation: Operation,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it until it ends.")] = False,
     output: OutputOption = Output.TABLE,
@@ -43,21 +43,23 @@ def show(
     if wait:
         from engineroom.cli.connections.remote.bulk import Bulk
 
-        Bulk(session).watch(operation, output)
+        Bulk(context).watch(operation, output)
         return
-    _print(session, session.api.get(_path(session, operation)), output)
+    _print(context, context.api.get(_path(context, operation)), output)
 
 
-def stop(session: Session, operation: Operation, output: OutputOption = Output.TABLE) -> None:
+def stop(
+    context: CommandContext, operation: Operation, output: OutputOption = Output.TABLE
+) -> None:
     """End a change of many jobs after its step; what is done stays done."""
-    _print(session, session.api.ask("DELETE", _path(session, operation)), output)
+    _print(context, context.api.ask("DELETE", _path(context, operation)), output)
 
 
-def _path(session: Session, operation: str) -> str:
+def _path(context: CommandContext, operation: str) -> str:
     from urllib.parse import quote
 
-    return f"/namespaces/{session.namespace}/operations/{quote(operation, safe='')}"
+    return f"/namespaces/{context.namespace}/operations/{quote(operation, safe='')}"
 
 
-def _print(session: Session, found: "Document", output: Output) -> None:
-    present(session, output, found, [found["id"]], lambda: Text(operation_text(found)))
+def _print(context: CommandContext, found: "Document", output: Output) -> None:
+    present(context, output, found, [found["id"]], lambda: Text(operation_text(found)))

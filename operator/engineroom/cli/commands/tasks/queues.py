@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import UsageError, program
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.shared import (
@@ -15,13 +14,14 @@ from engineroom.cli.commands.tasks.shared import (
     known_queues,
     report,
 )
+from engineroom.cli.errors import UsageError, program
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import page_document, queues_table
 from engineroom.cli.views.text import count
 
 
 def list_queues(
-    session: Session,
+    context: CommandContext,
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -33,18 +33,18 @@ def list_queues(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show how many jobs are where in each queue."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         chosen = [known_queue(link, name) for name in names or ()] or known_queues(link)
         counts = link.tasks.counts(chosen)
         title = link.title
     present(
-        session, output, page_document(counts, None), [one.name for one in counts],
+        context, output, page_document(counts, None), [one.name for one in counts],
         lambda: queues_table(counts, wide=output is Output.WIDE), none=f"no queues in {title}",
     )  # fmt: skip
 
 
 def pause(
-    session: Session,
+    context: CommandContext,
     name: QueueName,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Why; shown wherever the queue is.")
@@ -55,25 +55,25 @@ def pause(
 
     Jobs that run are left alone, and more can be enqueued. A stock `rq worker` does not heed it.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         changed = link.tasks.pause_queue(known_queue(link, name), reason)
     done = {"name": name, "paused": True, "changed": changed, "reason": reason}
     undo = f"`{program()} queues resume {name}` undoes it"
     text = f"queue {name} is paused; {undo}" if changed else f"queue {name} was already paused"
-    report(session, done, text, output, name=name)
+    report(context, done, text, output, name=name)
 
 
-def resume(session: Session, name: QueueName, output: OutputOption = Output.TABLE) -> None:
+def resume(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
     """Let workers take jobs from a queue again."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         changed = link.tasks.resume_queue(known_queue(link, name))
     done = {"name": name, "paused": False, "changed": changed}
     text = f"queue {name} is resumed" if changed else f"queue {name} was not paused"
-    report(session, done, text, output, name=name)
+    report(context, done, text, output, name=name)
 
 
 def limit(
-    session: Session,
+    context: CommandContext,
     name: QueueName,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", metavar="N", help="So many run at once.")
@@ -90,27 +90,27 @@ def limit(
     """
     if concurrency is None and rate is None:
         raise UsageError("nothing to limit", fix="give --concurrency, --rate or both")
-    with session.link(session) as link:
+    with context.link(context) as link:
         link.tasks.limit_queue(known_queue(link, name), concurrency=concurrency, rate=rate)
     done = {"name": name, "concurrency": concurrency, "rate": rate}
     said = [f"{concurrency} at once"] if concurrency is not None else []
     said += [rate] if rate is not None else []
     undo = f"`{program()} queues unlimit {name}` undoes it"
-    report(session, done, f"queue {name} is limited to {' and '.join(said)}; {undo}", output,
+    report(context, done, f"queue {name} is limited to {' and '.join(said)}; {undo}", output,
            name=name)  # fmt: skip
 
 
-def unlimit(session: Session, name: QueueName, output: OutputOption = Output.TABLE) -> None:
+def unlimit(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
     """Take the limit of a queue away."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         changed = link.tasks.unlimit_queue(known_queue(link, name))
     done = {"name": name, "changed": changed}
     text = f"queue {name} is not limited any more" if changed else f"queue {name} had no limit"
-    report(session, done, text, output, name=name)
+    report(context, done, text, output, name=name)
 
 
 def move(
-    session: Session,
+    context: CommandContext,
     source: QueueName,
     target: Annotated[
         str,
@@ -133,21 +133,21 @@ def move(
     """
     if source == target:
         raise UsageError(f"{source} is both source and target", fix="name two queues")
-    with session.link(session) as link:
+    with context.link(context) as link:
         known_queue(link, source)
         if not create:
             known_queue(link, target)
         [now] = link.tasks.counts([source])
         number = now.waiting if limit is None else min(limit, now.waiting)
         if number:
-            session.confirm(f"Move {count(number, 'job')} from {source} to {target}?", yes=yes)
+            context.confirm(f"Move {count(number, 'job')} from {source} to {target}?", yes=yes)
         moved = link.tasks.move_jobs(source, target, limit=limit)
     done = {"source": source, "target": target, "moved": moved}
-    report(session, done, f"{count(moved, 'job')} moved to {target}", output, name=target)
+    report(context, done, f"{count(moved, 'job')} moved to {target}", output, name=target)
 
 
 def empty(
-    session: Session,
+    context: CommandContext,
     name: QueueName,
     confirm: Annotated[
         str | None,
@@ -164,11 +164,11 @@ def empty(
     What waits is lost, so the queue's name has to be typed again. Jobs that run, are scheduled or
     have failed stay.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         [now] = link.tasks.counts([known_queue(link, name)])
-        if confirm is None and session.interactive:
+        if confirm is None and context.interactive:
             lost = count(now.waiting, "waiting job")
-            confirm = session.enter(f"{lost} will be lost; type the queue's name to delete them")
+            confirm = context.enter(f"{lost} will be lost; type the queue's name to delete them")
         deleted = link.tasks.empty_queue(name, confirm=confirm or "")
     done = {"name": name, "deleted": deleted}
-    report(session, done, f"{count(deleted, 'job')} deleted from {name}", output, name=name)
+    report(context, done, f"{count(deleted, 'job')} deleted from {name}", output, name=name)

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import RefusedError, UsageError, program
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.tasks.shared import (
     Category,
@@ -22,6 +21,7 @@ from engineroom.cli.commands.tasks.shared import (
     report,
     where,
 )
+from engineroom.cli.errors import RefusedError, UsageError, program
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import document, impact_text
 from engineroom.cli.views.text import count
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def retry(
-    session: Session,
+    context: CommandContext,
     job_ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Ids of failed jobs.")
     ] = None,
@@ -80,25 +80,25 @@ def retry(
             f"which failed jobs of {queue}?", fix="give a filter, or --all for every one of them"
         )
     asked = where(
-        session.clock.now(), function=function, category=category, error=error, text=text,
+        context.clock.now(), function=function, category=category, error=error, text=text,
         since=since, until=until, prefix=prefix,
     )  # fmt: skip
-    with session.link(session) as link:
+    with context.link(context) as link:
         if job_ids:
-            _by_id(session, link.tasks, job_ids, output)
+            _by_id(context, link.tasks, job_ids, output)
         elif link.bulk is not None and resume is not None:
             link.bulk.watch(resume, output)
         elif link.bulk is not None:
             name = _queue(link, queue)
             link.bulk.change("retry", State.FAILED, name, asked, output, yes=yes)
         elif resume is not None:
-            _carry_on(session, link.tasks, resume, output)
+            _carry_on(context, link.tasks, resume, output)
         else:
-            operation = _begin(session, link, queue, asked, yes)
-            _carry_on(session, link.tasks, operation, output)
+            operation = _begin(context, link, queue, asked, yes)
+            _carry_on(context, link.tasks, operation, output)
 
 
-def _by_id(session: Session, tasks: "Tasks", job_ids: list[str], output: Output) -> None:
+def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: Output) -> None:
     from engineroom.tasks import NotFailedError
 
     refused: NotFailedError | RefusedError | None = None
@@ -108,12 +108,12 @@ def _by_id(session: Session, tasks: "Tasks", job_ids: list[str], output: Output)
             done.append({"jobId": job_id, "queue": tasks.requeue(job_id)})
         except (NotFailedError, RefusedError) as error:
             if refused is not None:
-                session.note(str(refused))
+                context.note(str(refused))
             refused = error
     if done:
         lines = "\n".join(f"job {one['jobId']} is back on {one['queue']}" for one in done)
         names = "\n".join(one["jobId"] for one in done)
-        report(session, {"requeued": done}, lines, output, name=names)
+        report(context, {"requeued": done}, lines, output, name=names)
     if refused is not None:
         raise refused
 
@@ -137,7 +137,9 @@ def _queue(link: "Link", queue: str | None) -> str:
     return failed[0]
 
 
-def _begin(session: Session, link: "Link", queue: str | None, asked: "Where", yes: bool) -> str:
+def _begin(
+    context: CommandContext, link: "Link", queue: str | None, asked: "Where", yes: bool
+) -> str:
     from engineroom.tasks import NothingMatchesError, State
 
     queue = _queue(link, queue)
@@ -147,15 +149,15 @@ def _begin(session: Session, link: "Link", queue: str | None, asked: "Where", ye
             f"where: matches none of the {impact.total} failed jobs of {queue!r}; "
             f"`{program()} jobs list --state failed` shows them"
         )
-    session.note(f"matches {impact_text(impact)} of queue {queue}")
-    session.confirm(f"Put {impact_text(impact)} back on {queue}?", yes=yes)
+    context.note(f"matches {impact_text(impact)} of queue {queue}")
+    context.confirm(f"Put {impact_text(impact)} back on {queue}?", yes=yes)
     operation = link.tasks.start_requeueing(queue, asked).operation
-    session.note(f"if this is interrupted: {program()} jobs retry --resume {operation}")
+    context.note(f"if this is interrupted: {program()} jobs retry --resume {operation}")
     return operation
 
 
-def _carry_on(session: Session, tasks: "Tasks", operation: str, output: Output) -> None:
-    with bar(session, "Putting back") as draw:
+def _carry_on(context: CommandContext, tasks: "Tasks", operation: str, output: Output) -> None:
+    with bar(context, "Putting back") as draw:
 
         def told(so_far: "Requeueing") -> None:
             draw(so_far.scanned, max(so_far.total, so_far.scanned), f"{so_far.requeued} put back")
@@ -167,4 +169,4 @@ def _carry_on(session: Session, tasks: "Tasks", operation: str, output: Output) 
             f"; {done.skipped} left: another job has their unique key, or RQ itself has to admit "
             "them by its rate limit"
         )
-    report(session, document(done), text, output, name=done.operation)
+    report(context, document(done), text, output, name=done.operation)

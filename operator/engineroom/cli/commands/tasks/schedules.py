@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engineroom.cli.app.context import Session, Yes
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext, Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.enqueue import (
@@ -34,6 +33,7 @@ from engineroom.cli.commands.tasks.enqueue import (
     retries,
 )
 from engineroom.cli.commands.tasks.shared import known_queue, moment, report, seconds
+from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import (
     page_document,
@@ -58,7 +58,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule.
 
 
 def list_schedules(
-    session: Session,
+    context: CommandContext,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1000, help="Schedules on one page.")
     ] = 100,
@@ -71,33 +71,33 @@ def list_schedules(
 
     Those that pools declare and those made at run time; the ones that will not tick stand last.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         known = link.tasks.schedules(after=after or "", limit=limit)
         title = link.title
     following = known[-1].name if len(known) == limit else None
-    now = session.clock.now()
+    now = context.clock.now()
     present(
-        session, output, page_document([schedule_document(one) for one in known], following),
+        context, output, page_document([schedule_document(one) for one in known], following),
         [one.name for one in known],
         lambda: schedules_table(known, now, wide=output is Output.WIDE),
         none=f"no schedules in {title}" if after is None else "no more schedules",
     )  # fmt: skip
     if following is not None and output not in (Output.JSON, Output.YAML):
-        session.note(f"there may be more: the same command with --after {following}")
+        context.note(f"there may be more: the same command with --after {following}")
 
 
-def show(session: Session, name: Name, output: OutputOption = Output.TABLE) -> None:
+def show(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Show one schedule and its next ticks."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         known = link.tasks.schedule(name)
     present(
-        session, output, schedule_document(known), [known.name],
-        lambda: schedule_view(known, session.clock.now()),
+        context, output, schedule_document(known), [known.name],
+        lambda: schedule_view(known, context.clock.now()),
     )  # fmt: skip
 
 
 def add(
-    session: Session,
+    context: CommandContext,
     name: Name,
     function: FunctionName,
     args: Arguments = None,
@@ -159,7 +159,7 @@ def add(
         Task,
     )
 
-    trigger = _trigger(session, cron, zone, every, jitter, at)
+    trigger = _trigger(context, cron, zone, every, jitter, at)
     task = Task(
         function, arguments(args or ()), keywords(kwargs or ()), queue=queue, timeout=timeout,
         ttl=kept("--ttl", ttl), result_ttl=kept("--result-ttl", result_ttl),
@@ -167,7 +167,7 @@ def add(
         limit=limited(limit, concurrency, rate), retry=retries(retry),
     )  # fmt: skip
     schedule = Schedule(name, trigger, task, Missed[missed.name], seconds("--grace", grace))
-    with session.link(session) as link:
+    with context.link(context) as link:
         if not create_queue:
             known_queue(link, queue)
         form = JSONSerializer if serializer is Form.JSON else PickleSerializer
@@ -177,52 +177,52 @@ def add(
     text = f"schedule {name} {'made' if new else 'is as said'}"
     if known.next is not None:
         text += f"; next tick {_time(known.next)}"
-    report(session, schedule_document(known), text, output, name=name)
+    report(context, schedule_document(known), text, output, name=name)
 
 
-def pause(session: Session, name: Name, output: OutputOption = Output.TABLE) -> None:
+def pause(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Have a schedule not tick until it is resumed.
 
     What it misses meanwhile is not made up for.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         link.tasks.pause_schedule(name)
         known = link.tasks.schedule(name)
-    report(session, schedule_document(known), f"schedule {name} is paused", output, name=name)
+    report(context, schedule_document(known), f"schedule {name} is paused", output, name=name)
 
 
-def resume(session: Session, name: Name, output: OutputOption = Output.TABLE) -> None:
+def resume(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Let a schedule tick again."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         link.tasks.resume_schedule(name)
         known = link.tasks.schedule(name)
     text = f"schedule {name} is resumed"
     if known.next is not None:
         text += f"; next tick {_time(known.next)}"
-    report(session, schedule_document(known), text, output, name=name)
+    report(context, schedule_document(known), text, output, name=name)
 
 
-def run(session: Session, name: Name, output: OutputOption = Output.TABLE) -> None:
+def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Enqueue a schedule's job now, beside its ticks, paused or not."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         job_id = link.tasks.run_schedule(name)
     done = {"name": name, "jobId": job_id}
-    report(session, done, f"job {job_id} of schedule {name} enqueued", output, name=job_id)
+    report(context, done, f"job {job_id} of schedule {name} enqueued", output, name=job_id)
 
 
 def delete(
-    session: Session, name: Name, yes: Yes = False, output: OutputOption = Output.TABLE
+    context: CommandContext, name: Name, yes: Yes = False, output: OutputOption = Output.TABLE
 ) -> None:
     """Forget a schedule; jobs that it made stay."""
-    with session.link(session) as link:
+    with context.link(context) as link:
         link.tasks.schedule(name)
-        session.confirm(f"Delete schedule {name}?", yes=yes)
+        context.confirm(f"Delete schedule {name}?", yes=yes)
         link.tasks.remove_schedule(name)
-    report(session, {"name": name, "deleted": True}, f"schedule {name} deleted", output, name=name)
+    report(context, {"name": name, "deleted": True}, f"schedule {name} deleted", output, name=name)
 
 
 def _trigger(
-    session: Session,
+    context: CommandContext,
     cron: str | None,
     zone: str | None,
     every: str | None,
@@ -247,7 +247,7 @@ def _trigger(
         return Cron(cron, "UTC" if zone is None else zone, later)
     if every is not None:
         return Every(seconds("--every", every), later)
-    return Once(moment("--at", at or "", session.clock.now(), ago=False).timestamp())
+    return Once(moment("--at", at or "", context.clock.now(), ago=False).timestamp())
 
 
 def _time(at: float) -> Any:

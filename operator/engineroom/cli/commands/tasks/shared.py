@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import Session, Shared
-from engineroom.cli.app.errors import UsageError
+from engineroom.cli.app.context import CommandContext, Shared
 from engineroom.cli.commands.output import present
+from engineroom.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,14 +33,14 @@ def complete_queues(ctx: typer.Context, incomplete: str) -> list[str]:
         given.get("kubeconfig"), given.get("context"), given.get("namespace"),
         redis_url=url, pool=given.get("pool"), server=given.get("server"),
     )  # fmt: skip
-    session = Session(shared)
+    context = CommandContext(shared)
     try:
         if url:
-            with session.link(session) as link:
+            with context.link(context) as link:
                 names = set(link.tasks.queue_names())
         else:
             # What the pools say costs one request; the way to their Redis costs a second.
-            pools = session.cluster.pools(session.namespace)
+            pools = context.cluster.pools(context.namespace)
             names = {queue.name for pool in pools for queue in pool.queues}
     except Exception:  # noqa: BLE001 - a shell that completes must never see an error
         return []
@@ -169,24 +169,28 @@ def known_queue(link: Link, name: str) -> str:
     return name
 
 
-def report(session: Session, done: Any, text: str, output: Output, *, name: str = "") -> None:
+def report(
+    context: CommandContext, done: Any, text: str, output: Output, *, name: str = ""
+) -> None:
     """Say what was done, in the shape that was asked for."""
-    present(session, output, done, [name], lambda: Text(text))
+    present(context, output, done, [name], lambda: Text(text))
 
 
 @contextmanager
-def bar(session: Session, title: str) -> Iterator[Callable[[float, float | None, str], None]]:
+def bar(
+    context: CommandContext, title: str
+) -> Iterator[Callable[[float, float | None, str], None]]:
     """Tells how far long work is: a bar on a terminal, a line now and then elsewhere."""
-    if not session.err.is_terminal:
-        began = session.clock.monotonic()
+    if not context.err.is_terminal:
+        began = context.clock.monotonic()
         said = [began]
 
         def line(count: float, total: float | None, text: str) -> None:
-            now = session.clock.monotonic()
+            now = context.clock.monotonic()
             if now - said[0] >= 5:
                 said[0] = now
                 of = "" if total is None else f" of {total:g}"
-                session.note(f"{title}: {count:g}{of}, {text}")
+                context.note(f"{title}: {count:g}{of}, {text}")
 
         yield line
         return
@@ -198,7 +202,7 @@ def bar(session: Session, title: str) -> Iterator[Callable[[float, float | None,
         bars.TextColumn("{task.completed:.0f} of {task.total:.0f}, {task.fields[text]}"),
         bars.TimeElapsedColumn(),
     )
-    with bars.Progress(*columns, console=session.err, transient=True) as display:
+    with bars.Progress(*columns, console=context.err, transient=True) as display:
         task = display.add_task(title, total=1, text="")
 
         def draw(count: float, total: float | None, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from engineroom.cli.app.context import Session
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.shared import report
@@ -11,31 +11,31 @@ from engineroom.cli.views.tasks import page_document, workers_table
 from engineroom.cli.views.text import count
 
 
-def list_workers(session: Session, output: OutputOption = Output.TABLE) -> None:
+def list_workers(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
     """List workers and what they do.
 
     Those of pools and plain `rq worker`s alike, as they last described themselves; memory is known
     of the workers of pools.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         workers = link.tasks.workers()
         title = link.title
     present(
-        session, output, page_document(workers, None), [one.name for one in workers],
-        lambda: workers_table(workers, session.clock.now(), wide=output is Output.WIDE),
+        context, output, page_document(workers, None), [one.name for one in workers],
+        lambda: workers_table(workers, context.clock.now(), wide=output is Output.WIDE),
         none=f"no workers in {title}",
     )  # fmt: skip
 
 
-def clear(session: Session, output: OutputOption = Output.TABLE) -> None:
+def clear(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
     """Take workers that are no more off RQ's lists.
 
     What such a worker held is not touched: jobs of dead workers are the operator's to settle.
     """
-    with session.link(session) as link:
+    with context.link(context) as link:
         cleared = link.tasks.clear_ghosts()
     if output is Output.TABLE and cleared:
-        session.show(Text("\n".join(f"worker {name} taken off" for name in cleared)))
+        context.show(Text("\n".join(f"worker {name} taken off" for name in cleared)))
         return
     text = f"{count(len(cleared), 'worker')} taken off"
-    report(session, {"cleared": cleared}, text, output, name="\n".join(cleared))
+    report(context, {"cleared": cleared}, text, output, name="\n".join(cleared))

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engineroom import __version__
-from engineroom.cli.app.errors import (
+from engineroom.cli.connections.remote.credentials import Account, Store
+from engineroom.cli.errors import (
     CliError,
     ForbiddenError,
     NotFoundError,
@@ -17,7 +18,6 @@ from engineroom.cli.app.errors import (
     UsageError,
     program,
 )
-from engineroom.cli.connections.remote.credentials import Account, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

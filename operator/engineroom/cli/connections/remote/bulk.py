@@ -6,12 +6,12 @@ import secrets
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from engineroom.cli.app.errors import CliError, RefusedError, UnreachableError, program
 from engineroom.cli.commands.tasks.shared import bar, report
+from engineroom.cli.errors import CliError, RefusedError, UnreachableError, program
 from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
     from engineroom.cli.views.output_formats import Output
     from engineroom.tasks import State, Where
@@ -28,9 +28,9 @@ _DONE = {"retry": "put back", "cancel": "cancelled"}
 class Bulk:
     """Operations of the session's namespace. All methods raise CliError."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._path = f"/namespaces/{session.namespace}/operations"
+    def __init__(self, context: CommandContext) -> None:
+        self._context = context
+        self._path = f"/namespaces/{context.namespace}/operations"
 
     def change(
         self,
@@ -50,11 +50,11 @@ class Bulk:
         """
         from engineroom.tasks import NothingMatchesError
 
-        session = self._session
+        context = self._context
         body = selection(queue, where)
         if action == "cancel":
             body |= {"state": state.value, "stop": stop}
-        counted = session.api.post(f"{self._path}/{action}", body | {"dryRun": True})
+        counted = context.api.post(f"{self._path}/{action}", body | {"dryRun": True})
         matched, complete = counted["matched"], counted["complete"]
         if complete and not matched:
             raise NothingMatchesError(
@@ -62,31 +62,31 @@ class Bulk:
                 f"`{program()} jobs list --state {state.value}` shows them"
             )
         number = f"{'' if complete else 'at least '}{count(matched, 'job')}"
-        session.note(f"matches {number} of queue {queue}")
+        context.note(f"matches {number} of queue {queue}")
         question = f"Put {number} back on {queue}?"
         if action == "cancel":
             question = f"Cancel {number} and what waits for them?"
-        session.confirm(question, yes=yes)
-        if session.interactive and not yes and complete:
+        context.confirm(question, yes=yes)
+        if context.interactive and not yes and complete:
             body["atMost"] = matched
         begun = self._begin(f"{self._path}/{action}", body)
-        session.note(f"operation {begun['id']} has begun at the server")
+        context.note(f"operation {begun['id']} has begun at the server")
         self.watch(begun["id"], output)
 
     def _begin(self, path: str, body: Document) -> Document:
-        session = self._session
+        context = self._context
         # With the key a request that comes twice is done once, so a lost answer is asked for again.
         key = {"Idempotency-Key": secrets.token_hex(16)}
         for left in reversed(range(_TRIES)):
             try:
-                return session.api.post(path, body, key)
+                return context.api.post(path, body, key)
             except (UnreachableError, RefusedError) as error:
                 said = error.context.get("code")
                 lost = isinstance(error, UnreachableError) and said is None
                 if left == 0 or not (lost or said == "idempotency_key_busy"):
                     raise
-                session.note(f"{error.what}; asking again")
-                session.sleep(1.0)
+                context.note(f"{error.what}; asking again")
+                context.sleep(1.0)
         raise AssertionError
 
     def watch(self, operation: str, output: Output) -> None:
@@ -94,11 +94,11 @@ class Bulk:
 
         Raises RefusedError for one that was stopped, CliError for one that failed.
         """
-        session = self._session
+        context = self._context
         try:
             ended = self._ended(operation)
         except KeyboardInterrupt:
-            session.note(
+            context.note(
                 f"no longer watching; the operation goes on. `{program()} operations show "
                 f"{operation}` says how far it is, `{program()} operations stop {operation}` "
                 "ends it"
@@ -119,26 +119,26 @@ class Bulk:
         text = f"{count(ended['done'], 'job')} {done}"
         if ended["skipped"]:
             text += f"; {ended['skipped']} left alone, which were not as they had been"
-        report(session, ended, text, output, name=operation)
+        report(context, ended, text, output, name=operation)
 
     def _ended(self, operation: str) -> Document:
-        session = self._session
-        seen = session.clock.monotonic()
-        with bar(session, f"Operation {operation[:8]}") as draw:
+        context = self._context
+        seen = context.clock.monotonic()
+        with bar(context, f"Operation {operation[:8]}") as draw:
             while True:
                 try:
-                    now = session.api.get(f"{self._path}/{quote(operation, safe='')}")
+                    now = context.api.get(f"{self._path}/{quote(operation, safe='')}")
                 except UnreachableError:
                     # It goes on without us; an answer that does not come ends no watching.
-                    if session.clock.monotonic() - seen > _PATIENCE:
+                    if context.clock.monotonic() - seen > _PATIENCE:
                         raise
                 else:
-                    seen = session.clock.monotonic()
+                    seen = context.clock.monotonic()
                     if now["status"] != "running":
                         return now
                     settled = now["done"] + now["skipped"]
                     draw(settled, max(now["matched"], settled), _DONE[now["action"]])
-                session.sleep(_LOOK_EVERY)
+                context.sleep(_LOOK_EVERY)
 
 
 def selection(queue: str, where: Where) -> Document:

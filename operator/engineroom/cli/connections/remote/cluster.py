@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engineroom.api import ANNOTATION_DRAIN
-from engineroom.cli.app.errors import NotFoundError, UsageError, program
 from engineroom.cli.connections.model import (
     Document,
     Event,
@@ -16,6 +15,7 @@ from engineroom.cli.connections.model import (
     Usage,
     parse_pool,
 )
+from engineroom.cli.errors import NotFoundError, UsageError, program
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from engineroom.cli.app.errors import ForbiddenError, UsageError, program
+from engineroom.cli.errors import ForbiddenError, UsageError, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-from engineroom.cli.app.errors import NotFoundError, UsageError
 from engineroom.cli.connections.redis_connection import Link
 from engineroom.cli.connections.remote.bulk import Bulk
 from engineroom.cli.connections.remote.cluster import refuse
+from engineroom.cli.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from engineroom.cli.app.context import Session
+    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
     from engineroom.cli.connections.remote.api import Api
     from engineroom.core.clock import Clock
@@ -46,21 +46,21 @@ MAX_WORK = 256 * 1024
 
 
 @contextmanager
-def api_link(session: Session) -> Iterator[Link]:
+def api_link(context: CommandContext) -> Iterator[Link]:
     """The queues of a namespace through the API, for as long as the block runs."""
-    if session.shared.pool:
+    if context.shared.pool:
         raise UsageError(
             "--pool says which Redis, and the API has one",
             fix="leave it out; pools with a Redis of their own are reached by the kubeconfig alone",
         )
-    tasks = ApiTasks(session.api, session.namespace, session.clock)
+    tasks = ApiTasks(context.api, context.namespace, context.clock)
     # Only what it has is called by its name; the rest is refused by ApiTasks.__getattr__.
     yield Link(
         cast("Any", tasks),
         frozenset(),
-        f"namespace {session.namespace} of the API",
+        f"namespace {context.namespace} of the API",
         lambda serializer, max_bytes: cast("Any", tasks.writing(serializer, max_bytes)),
-        Bulk(session),
+        Bulk(context),
     )
 
 
