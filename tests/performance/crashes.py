@@ -29,6 +29,10 @@ GOALS = [
     Goal("doubled", 0),
     Goal("crashes", 2 * 10, at_least=True),
 ]
+REASONS = {
+    "writes": "the number of writes in one life; two crashes each",
+    "seconds": "the length of the run",
+}
 
 
 def main() -> int:
@@ -40,7 +44,7 @@ def main() -> int:
         with_crds(cluster)
         config = kube_config.from_kubeconfig(cluster.kubeconfig)
         figures = asyncio.run(_main(config, redis, options.side_by_side))
-    return outcome("crashes", figures, GOALS)
+    return outcome("crashes", figures, GOALS, REASONS)
 
 
 async def _main(config: ApiConfig, redis: RedisServer, side_by_side: int) -> dict[str, Figure]:

@@ -32,8 +32,11 @@ GOALS = [
     Goal("lost", 0),
     Goal("doubled", 0),
     Goal("sizes_during_the_outage", 1),
-    Goal("seconds_until_said_so", 10),
+    # A time-out of the settings decides it, not the speed of the machine.
+    Goal("seconds_until_reported", 10),
+    Goal("seconds_until_healed", 10),
 ]
+REASONS = {"jobs": "the size of the run"}
 #: Kept by all pods during the outage; the jobs last longer than it.
 SIZE = 4
 
@@ -47,7 +50,7 @@ def main() -> int:
     with private(Shape.CONTROL_PLANE) as cluster, redis_server(durable=True) as redis:
         with_crds(cluster)
         figures = asyncio.run(_run(cluster, redis, options.seconds, options.jobs))
-    return outcome("outages", figures, GOALS)
+    return outcome("outages", figures, GOALS, REASONS)
 
 
 async def _run(
@@ -84,12 +87,12 @@ async def _outages(
     sizes = {await stage.size()}
     redis.stop()
     gone = time.monotonic()
-    said = 0.0
+    reported = 0.0
     with step(f"Redis gone for {seconds:g} s", slow=True):
         while time.monotonic() - gone < seconds:
             sizes.add(await stage.size())
-            if not said and (await stage.condition("RedisReachable"))[0] == "False":
-                said = time.monotonic() - gone
+            if not reported and (await stage.condition("RedisReachable"))[0] == "False":
+                reported = time.monotonic() - gone
             await asyncio.sleep(0.5)
     redis.start()
     back = time.monotonic()
@@ -111,6 +114,6 @@ async def _outages(
         "lost": ledger.lost,
         "doubled": ledger.doubled,
         "sizes_during_the_outage": len(sizes),
-        "seconds_until_said_so": round(said or seconds, 2),
+        "seconds_until_reported": round(reported or seconds, 2),
         "seconds_until_healed": round(healed, 2),
     }

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
 
 NAMESPACE = "default"
 KIND = "ratelimitpolicies"
+#: 1.1 times the median ratio of five runs.
+ENFORCED_FLOORS: float | None = None
+STATUS_FLOORS: float | None = None
+REASONS = {
+    "policies": "the size of the run",
+    "enforcers": "the size of the run",
+    "samples": "the size of the run",
+    "first_seconds": "the operator's start with all policies; the promise is an edit",
+    "*_median_ms": "the promise is p99",
+    "operator_cpu_ms_per_edit": "no promise yet",
+    "document_bytes": "no promise yet",
+}
 
 
 def policy(name: str, burst: int) -> dict[str, Any]:
@@ -122,6 +134,7 @@ class Statuses:
         self._kube = kube
         self._changed = threading.Condition()
         self._enforced: dict[tuple[str, int], float] = {}
+        self._annotated: dict[str, float] = {}
         listed = kube.raw(kube.path(KIND, NAMESPACE) + "?limit=1")
         self._version = str(json.loads(listed)["metadata"]["resourceVersion"])
         threading.Thread(target=self._listen, daemon=True).start()
@@ -134,9 +147,25 @@ class Statuses:
                 raise AssertionError(f"{name} is not enforced")
             return self._enforced[key]
 
+    def patch_floor(self, name: str) -> float:
+        """Return the seconds from a bare PATCH of an annotation until the watch receives it."""
+        began = time.monotonic()
+        value = str(began)
+        body = {"metadata": {"annotations": {"example.com/floor": value}}}
+        self._kube.patch(KIND, NAMESPACE, name, body)
+        with self._changed:
+            if not self._changed.wait_for(lambda: value in self._annotated, 30):
+                raise AssertionError(f"the annotation of {name} was not received")
+            return self._annotated.pop(value) - began
+
     def _listen(self) -> None:
         for _, thing in self._kube.watch(KIND, NAMESPACE, self._version):
             at = time.monotonic()
+            value = thing["metadata"].get("annotations", {}).get("example.com/floor")
+            if value is not None:
+                with self._changed:
+                    self._annotated[value] = at
+                    self._changed.notify_all()
             if not enforced(thing):
                 continue
             key = thing["metadata"]["name"], thing["metadata"]["generation"]
@@ -190,7 +219,8 @@ def main() -> int:
             statuses = Statuses(kube)
             chance = random.Random(1)
             swapped: list[float] = []
-            told: list[float] = []
+            status_times: list[float] = []
+            floors: list[float] = []
             used = process.processor()
             with step(f"{options.samples} edits", slow=True) as detail:
                 for number in range(options.samples):
@@ -200,8 +230,9 @@ def main() -> int:
                     made = kube.patch(KIND, NAMESPACE, name, {"spec": policy(name, burst)["spec"]})
                     last = max(enforcer.wait(name, burst) for enforcer in enforcers)
                     swapped.append(last - at)
-                    told.append(statuses.wait(name, made["metadata"]["generation"]) - at)
+                    status_times.append(statuses.wait(name, made["metadata"]["generation"]) - at)
                     detail(str(number + 1))
+                    floors.append(statuses.patch_floor(name))
             used = process.processor() - used
             size = int(client.strlen(f"er:rlp:{{{NAMESPACE}}}:doc"))
             written = kube.raw(kube.path(KIND, NAMESPACE) + "?limit=1")
@@ -220,17 +251,19 @@ def main() -> int:
             "first_seconds": round(first, 2),
             "enforced_median_ms": round(percentile(swapped, 0.5) * 1000, 1),
             "enforced_p99_ms": round(percentile(swapped, 0.99) * 1000, 1),
-            "told_median_ms": round(percentile(told, 0.5) * 1000, 1),
-            "told_p99_ms": round(percentile(told, 0.99) * 1000, 1),
+            "status_median_ms": round(percentile(status_times, 0.5) * 1000, 1),
+            "status_p99_ms": round(percentile(status_times, 0.99) * 1000, 1),
+            "floor_p99_ms": round(percentile(floors, 0.99) * 1000, 1),
             "operator_cpu_ms_per_edit": round(used / max(1, len(swapped)) * 1000, 1),
             "document_bytes": size,
             "written_at_rest": int(quiet[0] != quiet[1]),
         },
         [
-            Goal("enforced_p99_ms", 1000.0),
-            Goal("told_p99_ms", 1000.0),
+            Goal("enforced_p99_ms", 1000.0, floor="floor_p99_ms", ratio=ENFORCED_FLOORS),
+            Goal("status_p99_ms", 1000.0, floor="floor_p99_ms", ratio=STATUS_FLOORS),
             Goal("written_at_rest", 0.0),
         ],
+        REASONS,
     )
 
 

@@ -39,14 +39,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 JOBS, WORKERS, BACKLOG, SPEED = 10_000, 4, 2000, 300.0
+#: 1.1 times the median ratio of five runs.
+PLACE_FLOORS: dict[str, float] = {}
 GOALS = (
     Goal("lost_or_doubled", 0),
     Goal("inversions", 0),
     Goal("bound_broken", 0),
     Goal("urgent_wait_share", 0.5),
-    Goal("place_100k_ms", 5.0),
-    Goal("place_1m_ms", 5.0),
+    Goal("place_100k_ms", 5.0, floor="floor_place_ms", ratio=PLACE_FLOORS.get("100k")),
+    Goal("place_1m_ms", 5.0, floor="floor_place_ms", ratio=PLACE_FLOORS.get("1m")),
 )
+REASONS = {
+    "jobs": "the size of the run",
+    "workers": "the size of the run",
+    "slack": "the size of the run",
+    "seconds": "the length of the run",
+    "jobs_a_second": "the workers' start is in it; worker_overhead measures the worker",
+    "enqueue_urgent_*": "beside busy workers; the promise is the time that Redis is blocked",
+    "urgent_wait_s": "urgent_wait_share decides",
+    "plain_wait_s": "urgent_wait_share decides",
+    "overtaken": "allowed up to the bound; bound_broken decides",
+    "latest_overtaker_s": "allowed up to bound_s; bound_broken decides",
+    "bound_s": "a constant of the design",
+}
 _JOBS = "def noop():\n    return None\n"
 
 
@@ -97,8 +112,10 @@ def main() -> int:
             figures = {**extra, **_judged(runs, slack)}
             for name, count in (("100k", 100_000), ("1m", 1_000_000)):
                 figures[f"place_{name}_ms"] = _place(redis, count)
+            # The same script where all the queue is young: it looks at as many jobs.
+            figures["floor_place_ms"] = _place(redis, 0)
     figures |= {"jobs": chosen.jobs, "workers": chosen.workers, "slack": slack}
-    return outcome("priority", figures, GOALS)
+    return outcome("priority", figures, GOALS, REASONS)
 
 
 def _mixed(redis: Redis, chosen: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:

@@ -15,6 +15,19 @@ from pathlib import Path
 from tests.performance.outcome import Figure, Goal, outcome
 from tests.performance.rates import application, exactness, services
 
+REASONS = {
+    "*_ratio_async_*": "the promise is beside the quickest of the peers",
+    "leased_ratio_*": "keys that do not come again gain nothing from a lease; the goal is one key",
+    "*_1": "decisions a second; the ratios of the same run decide",
+    "*_1000": "decisions a second; the ratios of the same run decide",
+    "*_100000": "decisions a second; the ratios of the same run decide",
+    "*_zipf": "decisions a second; the ratios of the same run decide",
+    "http_*": "the parts of the goals' ratios, and the processor time of each",
+    "grpc_*": "the parts of the goals' ratios, and the processor time of each",
+    "processes": "a setting",
+    "exactness_*": "a count that the worst window is made from",
+}
+
 PARTS = ("application", "services", "exactness")
 
 
@@ -39,7 +52,7 @@ def main() -> int:
     if "exactness" in chosen.parts:
         figures |= exactness.measure()
         goals += exactness.goals()
-    return outcome("ratelimit", figures, goals)
+    return outcome("ratelimit", figures, goals, REASONS)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,14 @@ class Side:
     pods: set[str] = field(default_factory=set)
 
 
+REASONS = {
+    "engineroom_pods": "the number of pods that the cycles used",
+    "engineroom_finished": "all jobs; a missing one counts as lost",
+    "*_seconds": "the length of the run",
+    "stock_*": "the peer's figures, for comparison",
+}
+
+
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -99,7 +107,7 @@ def main() -> int:
         Goal("engineroom_killed", 0),
         Goal("engineroom_failed", 0),
     ]
-    return outcome("safety", figures, goals)
+    return outcome("safety", figures, goals, REASONS)
 
 
 def trial(
