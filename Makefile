@@ -87,6 +87,10 @@ test-integration: $(READY) $(READY_RQ2) system ## Tests against a real API serve
 test-security: $(READY) ## Attacks on what guards the doors; needs a redis-server and npm
 	$(PYTEST) tests/security $(ARGS)
 
+.PHONY: coverage
+coverage: $(READY) $(READY_RQ2) system ## Branch coverage by room, started processes too; fails below its limits
+	$(BIN)/python -m tests.coverage $(ARGS)
+
 .PHONY: audit
 audit: $(READY) system helm ## Bandit, pip-audit, gitleaks and kube-score, each finding fixed or explained
 	@$(BIN)/python -m tests.audit $(ARGS)

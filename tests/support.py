@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def coverage_environment() -> dict[str, str]:
+    """Return the variables by which `make coverage` measures a started process; else none."""
+    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
+
 #: Below those that the kernel gives to outgoing connections, which may take one that is about to
 #: be listened on, below Kubernetes' node ports, and apart from the ports of clusters.
 _PORTS = range(20_000, 28_000)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import LEASES, PODS, SECRETS, Resource
+from tests.support import coverage_environment
 
 if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
@@ -242,7 +243,7 @@ class HollowKubelet:
             )
 
     async def _environment(self, pod: dict[str, Any]) -> dict[str, str]:
-        values = {"PATH": os.environ["PATH"]}
+        values = {"PATH": os.environ["PATH"], **coverage_environment()}
         for entry in pod["spec"]["containers"][0]["env"]:
             values[entry["name"]] = await self._value(entry, pod)
         here = str(Path(__file__).parents[2])

@@ -19,7 +19,7 @@ from engineroom.tasks import Tasks
 from tests.integration import rq_versions
 from tests.integration.runtime.cutter import Cutter
 from tests.integration.runtime.lab import HERE, POOL, Lab, eventually
-from tests.support import ROOT, free_port
+from tests.support import ROOT, coverage_environment, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -697,6 +697,7 @@ def run_entry(
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
+        **coverage_environment(),
         "PYTHONPATH": f"{ROOT / 'operator'}:{HERE}",
         "ENGINEROOM_REDIS_URL": lab.server.url,
         "ENGINEROOM_POOL": POOL,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from engineroom.queue import keys
-from tests.support import ROOT, RedisServer
+from tests.support import ROOT, RedisServer, coverage_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,7 +233,8 @@ class Lab:
 
 
 def _plain_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return plain | coverage_environment()
 
 
 def _state(pid: int) -> str:
