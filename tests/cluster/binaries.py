@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SOURCE = Path(__file__).parent / "go" / "kubernetes"
 _TRAEFIK = Path(__file__).parent / "go" / "traefik"
+_KEDA = Path(__file__).parent / "go" / "keda"
 KUBERNETES = "v1.37.2"
 
 
@@ -131,7 +132,14 @@ PROGRAMS: dict[str, Program] = {
             ("github.com/zegl/kube-score/cmd/kube-score",),
             ("kube-score",),
         ),
-        # What the benchmark of rate limits compares with.
+        # The peers of benchmarks: of the reaction, and of rate limits.
+        Program(
+            "keda",
+            "v2.21.0",
+            ("github.com/kedacore/keda/v2/cmd/operator",),
+            ("keda",),
+            module=_KEDA,
+        ),
         Program(
             "envoy-ratelimit",
             "v1.4.1-0.20260122083618-3fb702589d36",
@@ -169,6 +177,15 @@ def build(program: Program) -> Path:
             with step(f"build {program.name} {program.version}", slow=True) as detail:
                 _build(program, detail)
     return program.folder
+
+
+def module_folder(program: Program, module: str) -> Path:
+    """Return the folder of the sources of ``module`` as ``program`` is built from it."""
+    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
+    done = subprocess.run(
+        command, cwd=program.module, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return Path(done.stdout.strip())
 
 
 def path_of(command: str) -> Path:

@@ -30,6 +30,7 @@ _GROUPS = {
     "poddisruptionbudgets": "apis/policy/v1",
     "workerpools": "apis/engineroom.dev/v1alpha1",
     "ratelimitpolicies": "apis/engineroom.dev/v1alpha1",
+    "scaledobjects": "apis/keda.sh/v1alpha1",
     "customresourcedefinitions": "apis/apiextensions.k8s.io/v1",
     "validatingwebhookconfigurations": "apis/admissionregistration.k8s.io/v1",
 }
