@@ -139,7 +139,7 @@ generate: $(READY) helm ## Write the files that have another source: CRDs, schem
 	$(BIN)/python -m engineroom.api.generate
 	$(BIN)/python -m engineroom.core.reference
 	$(BIN)/python -m engineroom.cli.app.docs
-	$(BIN)/python -m engineroom.console.rest.openapi
+	$(BIN)/python -m engineroom.console.reference
 	$(BIN)/python deploy/kustomize/render.py
 	$(BIN)/python charts/values_table.py
 
@@ -148,7 +148,7 @@ verify: $(READY) helm ## Check that the generated files are what `make generate`
 	$(BIN)/python -m engineroom.api.generate --check
 	$(BIN)/python -m engineroom.core.reference --check
 	$(BIN)/python -m engineroom.cli.app.docs --check
-	$(BIN)/python -m engineroom.console.rest.openapi --check
+	$(BIN)/python -m engineroom.console.reference --check
 	$(BIN)/python deploy/kustomize/render.py --check
 	$(BIN)/python charts/values_table.py --check
 

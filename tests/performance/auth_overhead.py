@@ -20,7 +20,7 @@ from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import Access, Grant, Permission
 from engineroom.console.rest.app import application
 from engineroom.console.rest.routing import Answer, Call, Model, Route
-from engineroom.console.services import opened
+from engineroom.console.services import open_services
 from engineroom.console.settings import ApiSettings
 from engineroom.core.validation.requests import Limits
 from engineroom.kube.client.config import ApiConfig
@@ -74,7 +74,7 @@ async def measure(requests: int) -> dict[str, float]:
             accounts_file=accounts,
         )
         nowhere = ApiConfig(server=f"http://127.0.0.1:{free_port()}")
-        app = application(lambda: opened(settings, nowhere), ROUTES, Limits())
+        app = application(lambda: open_services(settings, nowhere), ROUTES, Limits())
         async with app.router.lifespan_context(app):
             services: Any = app.state.services
             await services.revocations.read()

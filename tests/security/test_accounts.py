@@ -19,8 +19,8 @@ from pydantic import SecretStr
 
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.oidc.id_token import Identity
-from engineroom.console.identity.oidc_users import KEEP
-from engineroom.console.main import made
+from engineroom.console.accounts.oidc_users import CACHE_SECONDS
+from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
@@ -102,7 +102,7 @@ async def opened(
     files = Files(place)
     files.declare(*(accounts or (ADA, BOB)))
     told = {"accounts_file": files.document, "passwords_directory": files.hashes}
-    app = made(
+    app = create_application(
         settings.model_copy(update=told), ApiConfig(server=f"http://127.0.0.1:{free_port()}")
     )
     async with app.router.lifespan_context(app):
@@ -175,7 +175,7 @@ async def test_who_loses_his_account_is_out_on_every_replica_within_a_second(
         assert (await other.me(headers)).status_code == 200
 
     async def seen() -> bool:
-        return "ada" not in one.services.accounts.directory.accounts
+        return "ada" not in one.services.accounts.config.accounts
 
     one.files.declare(BOB)
     await eventually(seen)
@@ -185,7 +185,7 @@ async def test_who_loses_his_account_is_out_on_every_replica_within_a_second(
         return all(answer.status_code == 401 for answer in answers)
 
     # A second on a machine that has time for it; what bounds it is how long an answer is kept.
-    assert KEEP <= 0.5
+    assert CACHE_SECONDS <= 0.5
     await eventually(out)
     for replica in two:
         for headers in held:
@@ -197,7 +197,7 @@ async def test_who_loses_his_account_is_out_on_every_replica_within_a_second(
         answer = await replica.ask("POST", "/tokens/refresh", json=refresh)
         assert answer.status_code == 401
     assert await one.services.sessions.of("user:ada") == []
-    assert "ada" in other.services.accounts.directory.accounts
+    assert "ada" in other.services.accounts.config.accounts
 
 
 async def test_an_account_that_went_while_nothing_ran_is_out_as_well(
@@ -220,7 +220,7 @@ async def test_who_gets_his_account_again_comes_in_again(two: tuple[Replica, Rep
     key = (await everything_of(one, "ada", "right"))[2]
 
     async def barred() -> bool:
-        return await one.services.accounts.people.barred("user:ada")
+        return await one.services.accounts.oidc_users.blocked("user:ada")
 
     async def admitted() -> bool:
         return not await barred()
@@ -319,14 +319,14 @@ async def test_another_password_ends_what_the_old_one_opened(
     headers = session(await one.sign_in("ada", "new"))
     assert (await one.sign_in("ada", "right")).status_code == 401
     # The second replica sees the change later and must not end what was opened since.
-    before = other.services.accounts.directory.accounts["ada"].hashed
+    before = other.services.accounts.config.accounts["ada"].hashed
     other.files.hashed("ada", (one.files.hashes / "ada").read_text())
 
     async def seen() -> bool:
-        return other.services.accounts.directory.accounts["ada"].hashed != before
+        return other.services.accounts.config.accounts["ada"].hashed != before
 
     await eventually(seen)
-    await asyncio.gather(*(each.services.follower.look() for each in two))
+    await asyncio.gather(*(each.services.account_watcher.poll() for each in two))
     assert (await other.me(headers)).status_code == 200
     assert (await other.me(held[2])).status_code == 200
 
@@ -349,7 +349,7 @@ async def test_a_file_that_is_wrong_changes_nothing(
     assert (await one.me(headers)).json()["grants"] == ADA["grants"]
     one.files.document.unlink()
     with pytest.raises(OSError, match="accounts"):
-        await one.services.follower.look()
+        await one.services.account_watcher.poll()
     assert (await one.me(headers)).status_code == 200
 
 
@@ -364,7 +364,7 @@ async def test_redis_away_at_the_change_is_made_up_for(
         one.files.declare(BOB)
 
         async def seen() -> bool:
-            return "ada" not in one.services.accounts.directory.accounts
+            return "ada" not in one.services.accounts.config.accounts
 
         await eventually(seen)
         # Here at once, whatever Redis does.
@@ -431,7 +431,7 @@ async def test_everybody_is_listed_once_page_by_page(two: tuple[Replica, Replica
     bob = session(await one.sign_in("bob", "also right"))
     people = [f"p{number}" for number in range(7)]
     for name in people:
-        await one.services.accounts.people.signed_in(Identity("https://idp.example", name))
+        await one.services.accounts.oidc_users.remember(Identity("https://idp.example", name))
     expected = ["user:admin", "user:ada", "user:bob"]
     expected = sorted(expected, key=lambda s: s.removeprefix("user:"))
     expected += [f"https://idp.example#{name}" for name in reversed(people)]
@@ -446,7 +446,7 @@ async def test_everybody_is_listed_once_page_by_page(two: tuple[Replica, Replica
         assert found == expected
     # Who signs in while somebody turns pages comes twice rather than hiding another.
     page = await one.ask("GET", "/users?limit=5", headers=bob)
-    await one.services.accounts.people.signed_in(Identity("https://idp.example", "p5"))
+    await one.services.accounts.oidc_users.remember(Identity("https://idp.example", "p5"))
     rest = await one.ask("GET", f"/users?limit=50&cursor={page.json()['nextCursor']}", headers=bob)
     seen = {each["subject"] for each in (*page.json()["items"], *rest.json()["items"])}
     assert seen == set(expected)

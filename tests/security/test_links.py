@@ -19,8 +19,8 @@ from engineroom.auth.kubernetes import KubernetesIdentity
 from engineroom.auth.login.login_links import LIFE, Bound, Links
 from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
-from engineroom.console.identity.authorizer import Authority
-from engineroom.console.main import made
+from engineroom.console.accounts.authorizer import Authorizer
+from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
@@ -97,11 +97,11 @@ async def site(server: RedisServer, redis: Redis) -> AsyncIterator[Site]:
         admin_password=SecretStr("correct horse battery staple"),
         requests_per_second=1000,
     )
-    app = made(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
+    app = create_application(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
     async with app.router.lifespan_context(app):
         services, cluster = app.state.services, Cluster()
         identity = KubernetesIdentity(cluster, services.clock)
-        services.authority = Authority(lambda: services.accounts.policy, identity)
+        services.authorizer = Authorizer(lambda: services.accounts.policy, identity)
         services.authenticator._external = identity.authenticate
         await services.revocations.read()
         yield Site(app, cluster)

@@ -29,9 +29,9 @@ from engineroom.auth.permissions import (
     unruled,
 )
 from engineroom.console.rest.app import application
-from engineroom.console.rest.route_table import ROUTES
 from engineroom.console.rest.routing import Answer, Call, Model, Route
-from engineroom.console.services import opened
+from engineroom.console.route_table import ROUTES
+from engineroom.console.services import open_services
 from engineroom.console.settings import ApiSettings
 from engineroom.core.validation.requests import Limits
 from engineroom.kube.client.config import ApiConfig
@@ -98,7 +98,7 @@ async def app(server: RedisServer, redis: Any, tmp_path: Path) -> AsyncIterator[
     )
     nowhere = ApiConfig(server=f"http://127.0.0.1:{free_port()}")
     routes = [dataclasses.replace(route, handler=let_in, body=None) for route in ROUTES]
-    made = application(lambda: opened(settings, nowhere), routes, Limits())
+    made = application(lambda: open_services(settings, nowhere), routes, Limits())
     async with made.router.lifespan_context(made):
         await made.state.services.revocations.read()
         yield made
@@ -163,7 +163,7 @@ async def test_to_the_installation_only_an_administrator_of_all_of_it_gets(app: 
 
 
 def test_every_route_that_is_served_has_a_rule() -> None:
-    app = application(lambda: opened(ApiSettings(), ApiConfig("http://x")), ROUTES, Limits())
+    app = application(lambda: open_services(ApiSettings(), ApiConfig("http://x")), ROUTES, Limits())
     served = [
         (method, route.path)  # type: ignore[attr-defined]
         for route in app.routes
@@ -215,8 +215,11 @@ def test_a_route_without_a_rule_cannot_be_declared() -> None:
 
 def test_a_path_cannot_be_declared_twice() -> None:
     with pytest.raises(TypeError, match="twice"):
-        application(lambda: opened(ApiSettings(), ApiConfig("http://x")), [*ROUTES, ROUTES[0]],
-                    Limits())  # fmt: skip
+        application(
+            lambda: open_services(ApiSettings(), ApiConfig("http://x")),
+            [*ROUTES, ROUTES[0]],
+            Limits(),
+        )
 
 
 async def test_an_unforeseen_error_tells_nothing(server: RedisServer, redis: Any) -> None:
@@ -230,7 +233,9 @@ async def test_an_unforeseen_error_tells_nothing(server: RedisServer, redis: Any
                   tag="x", answer=Model)  # fmt: skip
     settings = ApiSettings(redis_url=SecretStr(server.url), api_secret=SecretStr("s" * 48))
     app = application(
-        lambda: opened(settings, ApiConfig(f"http://127.0.0.1:{free_port()}")), [route], Limits()
+        lambda: open_services(settings, ApiConfig(f"http://127.0.0.1:{free_port()}")),
+        [route],
+        Limits(),
     )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)

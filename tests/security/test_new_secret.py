@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import SecretStr
 
-from engineroom.console.main import made
+from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
@@ -30,7 +30,7 @@ async def api(server: RedisServer, secret: str) -> AsyncIterator[httpx.AsyncClie
         api_secret=SecretStr(secret),
         admin_password=SecretStr(PASSWORD),
     )
-    app: Any = made(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
+    app: Any = create_application(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://api.test") as made_,

@@ -20,7 +20,7 @@ from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.oidc.flow import FLOW_COOKIE, challenge
 from engineroom.auth.outbound import Rules
 from engineroom.auth.tokens.issuers import Caching
-from engineroom.console.main import made
+from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
 from tests.oidc_provider import Browser, Provider, provider
@@ -112,7 +112,7 @@ def settings(server: RedisServer, idp: Provider, tmp_path: Path) -> ApiSettings:
 
 @contextlib.asynccontextmanager
 async def opened(settings: ApiSettings) -> AsyncIterator[Installation]:
-    app = made(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
+    app = create_application(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
     async with app.router.lifespan_context(app), contextlib.aclosing(Installation(app)) as here:
         await here.services.revocations.read(block_ms=1)
         yield here
@@ -158,14 +158,14 @@ async def test_somebody_signs_in_and_has_what_his_groups_give(
     (record,) = await api.services.audit.read()
     assert record.body["action"] == "session.open"
     assert record.body["details"] == {"subject": f"{idp.issuer}#ada"}
-    person = await api.services.accounts.people.find(f"{idp.issuer}#ada")
+    person = await api.services.accounts.oidc_users.find(f"{idp.issuer}#ada")
     assert person is not None
     assert (person.name, person.email) == ("Ada Lovelace", "ada@shop.example")
 
 
 async def test_an_unverified_address_is_nobodys(api: Installation, idp: Provider) -> None:
     await api.browser().sign_in("bob")
-    person = await api.services.accounts.people.find(f"{idp.issuer}#bob")
+    person = await api.services.accounts.oidc_users.find(f"{idp.issuer}#bob")
     assert person is not None
     assert (person.email, person.groups) == ("", ("board",))
 

@@ -19,10 +19,10 @@ from engineroom.auth.login.sessions import COOKIE, Limits, Sessions
 from engineroom.auth.oidc.id_token import Identity
 from engineroom.auth.permissions import ADMIN, EVERYWHERE, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
+from engineroom.console.accounts.oidc_users import OidcUsers
 from engineroom.console.background import tampering
 from engineroom.console.background.operation_store import Action, Operation, OperationStore
-from engineroom.console.identity.oidc_users import People
-from engineroom.console.main import made
+from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.core.sealing import MAX_TOLD, Sealer
 from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
@@ -127,11 +127,11 @@ async def api_key(redis: Redis, clock: FakeClock, secret: bytes, told: Told, nam
 
 
 async def person(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
-    people = People(redis, clock, secret, remember=1000, on_broken=told)
+    people = OidcUsers(redis, clock, secret, remember=1000, on_broken=told)
     subject = f"https://idp.example#{name}"
-    await people.signed_in(Identity("https://idp.example", name, "", "", ("staff",)))
-    ours = People(redis, clock, OURS, remember=1000, keep=0.0, on_broken=told)
-    key = people._person(hashlib.sha256(subject.encode()).hexdigest()[:40])
+    await people.remember(Identity("https://idp.example", name, "", "", ("staff",)))
+    ours = OidcUsers(redis, clock, OURS, remember=1000, cache_seconds=0.0, on_broken=told)
+    key = people._user_key(hashlib.sha256(subject.encode()).hexdigest()[:40])
 
     async def accepted() -> bool:
         listed, _ = await ours.page("", 10)
@@ -313,8 +313,8 @@ async def test_ends_are_inside_the_seal(redis: Redis, clock: FakeClock, told: To
     """Redis is told to keep all for ever; what is over is over."""
     sessions = Sessions(redis, clock, OURS, limits=Limits(idle=50, absolute=100), on_broken=told)
     opened = await sessions.open("user:ada", ALL)
-    people = People(redis, clock, OURS, remember=1000, on_broken=told)
-    await people.signed_in(Identity("https://idp.example", "ada", "Ada", "", ("ops",)))
+    people = OidcUsers(redis, clock, OURS, remember=1000, on_broken=told)
+    await people.remember(Identity("https://idp.example", "ada", "Ada", "", ("ops",)))
     stored = await bundle(redis, clock, OURS, told, "t")
     old = await redis.dump(sessions._key(opened.id))
     for key in [key async for key in redis.scan_iter("*")]:
@@ -427,7 +427,7 @@ async def test_the_api_lets_no_forger_in_and_says_so_once(
         admin_password=SecretStr("correct horse battery staple"),
         requests_per_second=1000,
     )
-    app = made(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
+    app = create_application(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
     code, identity = "A" * 43, "B" * 43
     grants = [["admin", [EVERYWHERE]]]
     said = {"subject": "user:admin", "grants": grants, "person": "", "ends": None, "made": 9e9,

@@ -19,11 +19,11 @@ from engineroom.auth.audit.log import AuditLog, Entry, Outcome
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.permissions import ADMIN, VIEWER, Grant
 from engineroom.auth.tokens import signing_keys
-from engineroom.console.background.housekeeping import Upkeep
+from engineroom.console.background.housekeeping import Housekeeping
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.rest.app import application
-from engineroom.console.rest.route_table import ROUTES
-from engineroom.console.services import opened
+from engineroom.console.route_table import ROUTES
+from engineroom.console.services import open_services
 from engineroom.console.settings import ApiSettings
 from engineroom.core.clock import FakeClock, SystemClock
 from engineroom.core.validation.requests import Limits
@@ -67,7 +67,9 @@ async def site(server: RedisServer, clock: Any = None, **changed: Any) -> AsyncI
     )
     config = ApiConfig(server=f"http://127.0.0.1:{free_port()}")
     metrics = ApiMetrics()
-    app = application(lambda: opened(settings, config, clock, metrics), ROUTES, Limits(), metrics)
+    app = application(
+        lambda: open_services(settings, config, clock, metrics), ROUTES, Limits(), metrics
+    )
     async with app.router.lifespan_context(app):
         made = Site(app, metrics)
         await made.services.revocations.read(1)
@@ -245,7 +247,7 @@ async def test_the_setting_holds_in_the_process(server: RedisServer, redis: Redi
     async with site(server, audit_keep_records=1000) as api:
         for number in range(1_050):
             await api.services.audit.write(entry(number))
-        await api.services.upkeep.once()
+        await api.services.housekeeping.run_once()
         found = await api.services.audit.verify()
         assert (found.intact, found.records, found.head.sequence) == (True, 1000, 1050)
 
@@ -255,8 +257,8 @@ async def test_of_two_replicas_one_has_the_turn(server: RedisServer, redis: Redi
         services = api.services
         # By another name than that of the API itself, which looks for its own turn meanwhile.
         one, other = (
-            Upkeep(
-                redis, services.audit, services.keys, services.clock, records=1, days=0,
+            Housekeeping(
+                redis, services.audit, services.signing_keys, services.clock, records=1, days=0,
                 key_days=0, overlap=timedelta(0), name="test:upkeep",
             )
             for _ in range(2)
@@ -322,7 +324,7 @@ async def test_only_who_may_sees_and_rotates(api: Site) -> None:
     refused = await api.http.post("/api/v1/signing-keys/rotate", headers=headers)
     assert refused.status_code == 403
     assert (await api.http.post("/api/v1/signing-keys/rotate")).status_code == 401
-    assert len((await api.services.keys.latest()).keys) == 1
+    assert len((await api.services.signing_keys.latest()).keys) == 1
 
 
 async def test_too_many_keys_are_a_conflict(api: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,18 +341,19 @@ async def test_keys_are_renewed_by_age_once(
 ) -> None:
     del redis
     async with site(server, clock) as one, site(server, clock) as other:
-        first = (await one.services.keys.latest()).keys[0].kid
+        first = (await one.services.signing_keys.latest()).keys[0].kid
         clock.advance(30 * DAY - 1)
-        await one.services.upkeep.once()
-        assert len((await one.services.keys.latest()).keys) == 1
+        await one.services.housekeeping.run_once()
+        assert len((await one.services.signing_keys.latest()).keys) == 1
         clock.advance(1)
         # Also where both have the turn.
         await asyncio.gather(
-            *(each.services.upkeep.once() for each in (one, other)), return_exceptions=True
+            *(each.services.housekeeping.run_once() for each in (one, other)),
+            return_exceptions=True,
         )
         for each in (one, other):
-            await each.services.upkeep.once()
-        found = (await other.services.keys.latest()).keys
+            await each.services.housekeeping.run_once()
+        found = (await other.services.signing_keys.latest()).keys
         assert found[0].kid == first
         assert len(found) == 2
         assert found[1].signs_from == clock.now() + timedelta(minutes=1)
@@ -358,5 +361,5 @@ async def test_keys_are_renewed_by_age_once(
         assert [r["who"] for r in records] == ["(engineroom)"]
     async with site(server, clock, signing_key_days=0) as never:
         clock.advance(365 * DAY)
-        await never.services.upkeep.once()
-        assert len((await never.services.keys.latest()).keys) == 2
+        await never.services.housekeeping.run_once()
+        assert len((await never.services.signing_keys.latest()).keys) == 2

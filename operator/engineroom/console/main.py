@@ -1,4 +1,4 @@
-"""The API process: ``engineroom-api``, or ``python -m engineroom.console.main``."""
+"""Entry point of the API process: ``engineroom-api``, or ``python -m engineroom.console.main``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import uvicorn
 from pydantic import ValidationError
 
 from engineroom import __version__
-from engineroom.console.identity import account_config
-from engineroom.console.identity.oidc import CALLBACK
+from engineroom.console.accounts import account_config
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.rest.app import application
-from engineroom.console.rest.route_table import ROUTES
-from engineroom.console.services import opened
+from engineroom.console.route_table import ROUTES
+from engineroom.console.services import open_services
 from engineroom.console.settings import ApiSettings
 from engineroom.core import tracing
 from engineroom.core.errors import InvalidInputError
@@ -36,32 +35,34 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EXIT_CONFIG = 2
-#: Seconds that requests under way get at the end; streams of events are cut.
+#: Seconds for which requests may finish at shutdown; event streams end at once.
 GRACE = 10
 
 
-def made(settings: ApiSettings, config: ApiConfig, metrics: ApiMetrics | None = None) -> Starlette:
-    """The application as the process serves it."""
-    counted = metrics or ApiMetrics()
+def create_application(
+    settings: ApiSettings, config: ApiConfig, metrics: ApiMetrics | None = None
+) -> Starlette:
+    """Create the ASGI application with all routes."""
+    metrics = metrics or ApiMetrics()
 
     def services() -> AbstractAsyncContextManager[Services]:
-        return opened(settings, config, metrics=counted)
+        return open_services(settings, config, metrics=metrics)
 
-    return application(services, ROUTES, Limits(), counted)
+    return application(services, ROUTES, Limits(), metrics)
 
 
 def server(
     settings: ApiSettings, config: ApiConfig, metrics: ApiMetrics | None = None
 ) -> uvicorn.Server:
-    """The server, not yet started."""
+    """Create the HTTP server, not yet started."""
     return uvicorn.Server(
         uvicorn.Config(
-            made(settings, config, metrics),
+            create_application(settings, config, metrics),
             host=settings.listen_host,
             port=settings.listen_port,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
-            # Addresses are ours to read: see Services.address.
+            # Services.address reads X-Forwarded-For itself.
             proxy_headers=False,
             server_header=False,
             access_log=False,
@@ -76,7 +77,7 @@ def server(
 
 
 def main() -> int:
-    """Settings from the environment, then serve until SIGTERM; the exit status."""
+    """Read the settings from the environment, serve until SIGTERM and return the exit status."""
     try:
         settings = ApiSettings()
     except ValidationError as error:
@@ -89,7 +90,7 @@ def main() -> int:
     logging.captureWarnings(capture=True)
     try:
         settings.read_secret()
-        settings.oidc_client(CALLBACK)
+        settings.oidc_client()
         account_config.parse(
             account_config.read(settings.accounts_file, settings.passwords_directory)
         )

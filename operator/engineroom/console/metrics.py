@@ -1,6 +1,6 @@
-"""What the API process counts, and where it is scraped: a port of its own, never the API's.
+"""Prometheus metrics of the API process, served on a separate port.
 
-Routes are named by their pattern, so that nobody who asks for many paths makes many series.
+The label ``route`` is the pattern of a route, so that requests cannot create arbitrary series.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from engineroom.kube.runtime.health import HttpServer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-    from engineroom.console.services import Services
     from engineroom.core.clock import Clock
 
     Scope = MutableMapping[str, Any]
 
-#: In a request's scope: a map for the pattern of the route that took it, and for what it changes.
-TAKEN = "engineroom.taken"
+#: Key in a request's ASGI scope: a dictionary with the pattern and the action of its route.
+ROUTE_INFO = "engineroom.route"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIGN_INS = frozenset({"session.open", "token.issue", "token.refresh"})
 _REFUSALS = frozenset({Category.AUTHENTICATION, Category.LIMIT, Category.PERMISSION})
@@ -43,7 +42,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class ApiMetrics:
-    """One registry and the process' instruments on it."""
+    """The registry and the instruments of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -53,99 +52,91 @@ class ApiMetrics:
         self.recovery = PrometheusRecovery(self.registry)
         self._requests = Histogram(
             "engineroom_http_request_seconds",
-            "From a request's arrival to the beginning of its answer.",
+            "Seconds from the arrival of a request to the start of its response.",
             ["method", "route", "status"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._under_way = Gauge(
-            "engineroom_http_requests_under_way", "Requests now, streams included.",
+            "engineroom_http_requests_under_way", "Requests in progress, streams included.",
             registry=self.registry,
         )  # fmt: skip
         self._refused = Counter(
-            "engineroom_sign_ins_refused", "Sign-ins that were refused, by code.",
+            "engineroom_sign_ins_refused", "Refused sign-ins, by error code.",
             ["code"], registry=self.registry,
         )  # fmt: skip
         self._sagas = Counter(
-            "engineroom_sagas", "Transactions that came to an end, by outcome.",
+            "engineroom_sagas", "Transactions that ended, by outcome.",
             ["saga", "outcome"], registry=self.registry,
         )  # fmt: skip
 
-        self._strangers = Counter(
+        self._unauthenticated = Counter(
             "engineroom_requests_unrecorded",
-            "Failed requests of nobody that the audit log was spared, by action and code.",
+            "Failed unauthenticated requests, which the audit log omits, by action and code.",
             ["action", "code"], registry=self.registry,
         )  # fmt: skip
-        self._forged = Counter(
-            "engineroom_forged_records", "Records in Redis that were not as sealed, by kind.",
+        self._tampered = Counter(
+            "engineroom_forged_records", "Records in Redis with a broken seal, by kind.",
             ["kind"], registry=self.registry,
         )  # fmt: skip
 
-    def observe(self, services: Services) -> None:
-        """Read what the services know of themselves when scraped; once a process."""
-        for name, told, value in (
-            ("engineroom_sse_streams", "Open streams of events.", lambda: services.hub.streams),
-            ("engineroom_operations_running", "Bulk changes that this replica is at.",
-             lambda: services.operation_runner.working),
-            ("engineroom_cache_objects", "WorkerPools cached.", lambda: len(services.hub.pools)),
-            ("engineroom_watch_age_seconds", "Since the watch was last heard of.",
-             services.hub.pools.age),
-        ):  # fmt: skip
-            Gauge(name, told, registry=self.registry).set_function(value)
+    def gauge(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        """Add a gauge that calls ``value`` on each scrape."""
+        Gauge(name, help_text, registry=self.registry).set_function(value)
 
-    def refused(self, action: str, body: bytes) -> None:
-        """A problem document was answered, whoever wrote it; ``action`` is its route's."""
+    def record_problem(self, action: str, body: bytes) -> None:
+        """Count a problem document (RFC 9457); ``action`` is that of the route."""
         try:
-            said = json.loads(body)
-            code, category = str(said["code"]), str(said["category"])
+            document = json.loads(body)
+            code, category = str(document["code"]), str(document["category"])
         except (ValueError, KeyError, TypeError):
             return
         self.recovery.failed(code, category)
         if action in _SIGN_INS and category in _REFUSALS:
             self._refused.labels(code).inc()
 
-    def stranger(self, action: str, code: str) -> None:
-        """A request of nobody failed, and no record was made of it."""
-        self._strangers.labels(action, code).inc()
+    def record_unauthenticated(self, action: str, code: str) -> None:
+        """Count a failed unauthenticated request that the audit log omits."""
+        self._unauthenticated.labels(action, code).inc()
 
-    def forged(self, kind: str) -> None:
-        """A record in Redis was not as the API sealed it, and was refused."""
-        self._forged.labels(kind).inc()
+    def record_tampering(self, kind: str) -> None:
+        """Count a record in Redis that was refused because its seal is broken."""
+        self._tampered.labels(kind).inc()
 
-    def saga(self, name: str, outcome: str) -> None:
-        """A transaction ended; the number of its steps is no part of its name here."""
+    def record_saga(self, name: str, outcome: str) -> None:
+        """Count the end of a transaction, by its name without the number of steps."""
         stem, _, last = name.rpartition(".")
         self._sagas.labels(stem if last.isdigit() else name, outcome).inc()
 
     def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def server(self, port: int | None, host: str) -> HttpServer:
-        """Serves ``/metrics`` while it is entered; port None: nothing."""
+        """Return a server of ``/metrics``; with port None it serves nothing."""
 
-        async def answer(_request: web.Request) -> web.Response:
+        async def metrics(_request: web.Request) -> web.Response:
             body = self.exposition()
             return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-        return HttpServer(port, {"/metrics": answer}, host)
+        return HttpServer(port, {"/metrics": metrics}, host)
 
-    def began(self) -> None:
-        """A request came."""
+    def request_started(self) -> None:
+        """Count a request in progress."""
         self._under_way.inc()
 
-    def ended(self) -> None:
-        """Its answer is out, or its client is gone."""
+    def request_ended(self) -> None:
+        """Count a request that was answered or cancelled."""
         self._under_way.dec()
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Its answer began."""
-        known = method if method in _METHODS else "other"
-        self._requests.labels(known, route, str(status)).observe(seconds)
+    def response_started(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Observe the time until a response started."""
+        label = method if method in _METHODS else "other"
+        self._requests.labels(label, route, str(status)).observe(seconds)
 
 
-class Measured:
-    """ASGI middleware, the outermost: what every request came to, also one that no route took."""
+class MetricsMiddleware:
+    """Outermost ASGI middleware: measures all requests, also those that match no route."""
 
     def __init__(
         self,
@@ -162,25 +153,25 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, metrics = self._clock.monotonic(), self._metrics
+        started, metrics = self._clock.monotonic(), self._metrics
 
-        bad = False
-        # A map, because what is between here and the route hands on copies of the scope.
-        taken = scope[TAKEN] = {"route": "", "action": ""}
+        failed = False
+        # A dictionary that the route fills in: middleware in between passes on copies of the scope.
+        info = scope[ROUTE_INFO] = {"route": "", "action": ""}
 
-        async def answer(message: MutableMapping[str, Any]) -> None:
-            nonlocal bad
+        async def measure(message: MutableMapping[str, Any]) -> None:
+            nonlocal failed
             if message["type"] == "http.response.start":
-                bad = message["status"] >= 400
-                route, seconds = taken["route"], self._clock.monotonic() - began
-                metrics.answered(scope["method"], route, message["status"], seconds)
-            elif bad:
-                bad = False
-                metrics.refused(taken["action"], message.get("body", b""))
+                failed = message["status"] >= 400
+                route, seconds = info["route"], self._clock.monotonic() - started
+                metrics.response_started(scope["method"], route, message["status"], seconds)
+            elif failed:
+                failed = False
+                metrics.record_problem(info["action"], message.get("body", b""))
             await send(message)
 
-        metrics.began()
+        metrics.request_started()
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, measure)
         finally:
-            metrics.ended()
+            metrics.request_ended()

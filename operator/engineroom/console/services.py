@@ -1,4 +1,4 @@
-"""What the handlers work with, put together and taken apart at one place."""
+"""The services that handlers use: created when the process starts, closed when it ends."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
 from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
-from engineroom.console.background.completion_audit import Ends
-from engineroom.console.background.housekeeping import Upkeep
+from engineroom.console.accounts import account_config
+from engineroom.console.accounts.accounts import Accounts
+from engineroom.console.accounts.authorizer import Authorizer
+from engineroom.console.accounts.config_watcher import AccountConfigWatcher
+from engineroom.console.accounts.oidc_users import OidcUsers
+from engineroom.console.background.completion_audit import CompletionAudit
+from engineroom.console.background.housekeeping import Housekeeping
 from engineroom.console.background.operation_store import OperationStore
 from engineroom.console.background.operations import OperationRunner
-from engineroom.console.background.tampering import Forgeries
-from engineroom.console.background.unauthenticated import Strangers
-from engineroom.console.identity import account_config
-from engineroom.console.identity.accounts import Accounts, Follower
-from engineroom.console.identity.authorizer import Authority
-from engineroom.console.identity.oidc import provider
-from engineroom.console.identity.oidc_users import People
+from engineroom.console.background.tampering import TamperingReports
+from engineroom.console.background.unauthenticated import UnauthenticatedFailures
+from engineroom.console.cursors import SealedCursors
+from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.rest.idempotency import Idempotency
-from engineroom.console.rest.pagination import Places
 from engineroom.console.rest.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
@@ -68,43 +68,43 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Seconds between two looks for transactions that a dead replica left.
-RECOVERY = 2.0
-#: Seconds that such work gets to end when the process does.
+#: Seconds between two searches for transactions of dead replicas.
+RECOVERY_INTERVAL = 2.0
+#: Seconds for which background work may finish at shutdown.
 GRACE = 5.0
-#: Failures in a row after which Redis or the API server is left alone, and for how many seconds.
+#: Consecutive failures that open the circuit breaker of a dependency, and seconds until a retry.
 BREAKER_FAILURES, BREAKER_PAUSE = 5, 1.0
-#: Somebody waits for the answer: once or twice more, and soon.
-READS = {
+#: Retries within a request: few and soon, because a client waits.
+RETRY_POLICIES = {
     **POLICIES,
     **dict.fromkeys((Category.DEPENDENCY, Category.TRANSIENT),
                     Policy(attempts=3, base=0.05, longest=0.5, total=3.0)),
     Category.CONFLICT: ONCE,
     Category.LIMIT: ONCE,
 }  # fmt: skip
-#: Requests that a caller may make at once, as seconds of his rate.
-AT_ONCE = 10
+#: Burst of a caller, in seconds of the rate.
+BURST_SECONDS = 10
 
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """Everything that a handler may need."""
+    """The services of one process."""
 
     redis: Redis
     client: Client
     authenticator: Authenticator
-    authority: Authority
+    authorizer: Authorizer
     limiter: AsyncLimiter
     idempotency: Idempotency
     audit: AuditLog
     sessions: Sessions
     tokens: Tokens
-    keys: Keys
+    signing_keys: Keys
     api_keys: ApiKeys
     accounts: Accounts
-    follower: Follower
-    sign_in: SignIn
-    links: Links
+    account_watcher: AccountConfigWatcher
+    password_login: SignIn
+    login_links: Links
     tasks: AsyncTasks
     hub: Hub
     sagas: SagaLog
@@ -113,42 +113,44 @@ class Services:
     revocations: Revocations
     operations: OperationStore
     operation_runner: OperationRunner
-    places: Places
-    forgeries: Forgeries
-    strangers: Strangers
-    upkeep: Upkeep
+    cursors: SealedCursors
+    tampering: TamperingReports
+    unauthenticated: UnauthenticatedFailures
+    housekeeping: Housekeeping
     clock: Clock
     proxies: int = 0
     oidc: Oidc | None = None
     oidc_logout_url: str = ""
-    #: Requests in a second that a caller has.
+    #: Requests per second of one caller.
     rate: int = 50
 
     def address(self, request: HTTPConnection) -> str:
-        """Where a request came from: the connection's end, or what our own proxies saw."""
+        """Return the client's IP address: the peer's, or the one that our proxies report."""
         peer = request.client.host if request.client else ""
         if not self.proxies:
             return peer
         header = ",".join(request.headers.getlist("x-forwarded-for"))
-        told = [part.strip() for part in header.split(",") if part.strip()]
-        # Each trusted proxy appends whom it saw; what stands before that anybody may have written.
-        return told[-self.proxies][:64] if len(told) >= self.proxies else peer
+        hops = [part.strip() for part in header.split(",") if part.strip()]
+        # Each trusted proxy appends its peer; a client can forge the entries before those.
+        return hops[-self.proxies][:64] if len(hops) >= self.proxies else peer
 
-    def address_of(self, scope: MutableMapping[str, Any]) -> str:
-        """The same of an ASGI scope."""
+    def address_of_scope(self, scope: MutableMapping[str, Any]) -> str:
+        """Return the client's IP address of an ASGI scope."""
         return self.address(HTTPConnection(scope))
 
     def cost(self, caller: Principal, cost: int) -> int:
-        """What a request counts of somebody with a rate of his own, so that he has no more."""
+        """Scale the cost of a request for a caller whose own rate is lower."""
         if caller.rate is None or caller.rate >= self.rate:
             return cost
-        # No more than there is at once: a request must stay possible.
-        return min(math.ceil(cost * self.rate / caller.rate), self.rate * AT_ONCE)
+        # Not above the burst, which would make the request impossible.
+        return min(math.ceil(cost * self.rate / caller.rate), self.rate * BURST_SECONDS)
 
-    async def recognised(self, scope: MutableMapping[str, Any]) -> tuple[Principal | None, str]:
-        """Who asks, looked at anew; see ``Authenticator.authenticate``.
+    async def authenticate_again(
+        self, scope: MutableMapping[str, Any]
+    ) -> tuple[Principal | None, str]:
+        """Authenticate the caller of a running request again; see ``Authenticator.authenticate``.
 
-        A session is not used by that: what looks by itself must not keep it from being idle.
+        Unlike a request, this does not reset the idle time of a session.
         """
         before = who(scope)
         if before is not None and before.how == "session":
@@ -156,20 +158,20 @@ class Services:
                 if session.handle == before.reference:
                     principal = of_session(session)
                     if not session.person:
-                        principal = await self.accounts.current(principal)
+                        principal = await self.accounts.limit_to_current(principal)
                     return principal, scope[SESSION]
             return None, ""
-        return await self.authenticator.authenticate(asked_of(scope, self.address_of(scope)))
+        return await self.authenticator.authenticate(asked_of(scope, self.address_of_scope(scope)))
 
 
 class ClusterReviewer:
-    """``Reviewer`` by the API server's client."""
+    """A ``Reviewer`` that asks the API server."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def review_token(self, token: str, audiences: Sequence[str]) -> Mapping[str, Any]:
-        """See Reviewer."""
+        """Create a TokenReview and return its status."""
         spec: dict[str, Any] = {"token": token}
         if audiences:
             spec["audiences"] = list(audiences)
@@ -177,73 +179,76 @@ class ClusterReviewer:
         return review.get("status") or {}
 
     async def review_access(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See Reviewer."""
+        """Create a SubjectAccessReview and return its status."""
         review = await self._client.create(
             SUBJECT_ACCESS_REVIEWS, {"spec": dict(spec)}, timeout=5.0
         )
         return review.get("status") or {}
 
 
-def guarding(name: str, metrics: ApiMetrics, clock: Clock) -> Recovery:
-    """Recovery of calls to a dependency: what it fails with is counted where it is answered."""
+def dependency_recovery(name: str, metrics: ApiMetrics, clock: Clock) -> Recovery:
+    """Return retries and a circuit breaker for a dependency. Responses count the failures."""
     breaker = Breaker(
         name, failures=BREAKER_FAILURES, pause=BREAKER_PAUSE, clock=clock, metrics=metrics.recovery
     )
-    return Recovery(name, policies=READS, breaker=breaker, clock=clock)
+    return Recovery(name, policies=RETRY_POLICIES, breaker=breaker, clock=clock)
 
 
 @asynccontextmanager
-async def opened(
+async def open_services(
     settings: ApiSettings,
     config: ApiConfig,
     clock: Clock | None = None,
     metrics: ApiMetrics | None = None,
 ) -> AsyncIterator[Services]:
-    """The services of a process; raises ValueError and OSError for settings that are wrong.
+    """Open the services of a process. Raises ValueError and OSError for invalid settings.
 
-    Needs Redis for the first signing key. The cluster may be away: then what needs it is.
+    Redis must be available, for the first signing key. The cluster may be unavailable: then only
+    requests that need it fail.
     """
     clock = clock or SystemClock()
     secret = settings.read_secret()
     url = settings.read_redis_url()
     if not url:
-        raise ValueError("ENGINEROOM_REDIS_URL: is missing; the API keeps sessions and logs there")
+        raise ValueError(
+            "ENGINEROOM_REDIS_URL: is missing; the API stores sessions and the audit log there"
+        )
     async with AsyncExitStack() as stack:
         metrics = metrics or ApiMetrics()
         redis = GuardedRedis.guarded(
-            guarding("redis", metrics, clock), url, socket_timeout=5.0,
+            dependency_recovery("redis", metrics, clock), url, socket_timeout=5.0,
             socket_connect_timeout=2.0, max_connections=200, health_check_interval=15,
         )  # fmt: skip
         stack.push_async_callback(redis.aclose)
         client = await stack.enter_async_context(
             Client(
                 config, timeout=settings.api_timeout, user_agent="engineroom-api",
-                recovery=guarding("kubernetes", metrics, clock),
+                recovery=dependency_recovery("kubernetes", metrics, clock),
             )
         )  # fmt: skip
-        services = await _made(settings, redis, client, secret, clock, metrics)
-        metrics.observe(services)
+        services = await _build(settings, redis, client, secret, clock, metrics)
+        _add_gauges(metrics, services)
         await stack.enter_async_context(services.limiter)
-        await services.keys.ensure()
+        await services.signing_keys.ensure()
         await services.hub.pools.start()
         stack.push_async_callback(services.hub.pools.stop)
         stopping = asyncio.Event()
         recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
-        following = asyncio.create_task(services.revocations.run(), name="revocations")
-        stack.push_async_callback(_cancel, following)
-        working = asyncio.create_task(services.operation_runner.run(stopping), name="operations")
-        stack.push_async_callback(_finish, working, stopping)
-        keeping = asyncio.create_task(services.upkeep.run(stopping), name="upkeep")
-        stack.push_async_callback(_finish, keeping, stopping)
-        telling = asyncio.create_task(services.forgeries.run(), name="forgeries")
-        stack.push_async_callback(_cancel, telling)
-        looking = asyncio.create_task(services.follower.run(), name="accounts")
-        stack.push_async_callback(_cancel, looking)
+        revocations = asyncio.create_task(services.revocations.run(), name="revocations")
+        stack.push_async_callback(_cancel, revocations)
+        operations = asyncio.create_task(services.operation_runner.run(stopping), name="operations")
+        stack.push_async_callback(_finish, operations, stopping)
+        housekeeping = asyncio.create_task(services.housekeeping.run(stopping), name="housekeeping")
+        stack.push_async_callback(_finish, housekeeping, stopping)
+        tampering = asyncio.create_task(services.tampering.run(), name="tampering")
+        stack.push_async_callback(_cancel, tampering)
+        accounts = asyncio.create_task(services.account_watcher.run(), name="accounts")
+        stack.push_async_callback(_cancel, accounts)
         stack.push_async_callback(_finish, recovery, stopping)
         yield services
 
 
-async def _made(
+async def _build(
     settings: ApiSettings,
     redis: Redis,
     client: Client,
@@ -251,20 +256,17 @@ async def _made(
     clock: Clock,
     metrics: ApiMetrics,
 ) -> Services:
-    # By the secret's name: with a new one there are new keys, instead of some that nobody can read,
-    # and replicas that still have the old one go on.
-    name = f"engineroom:auth:keys:{derived(secret, 'signing-name').hex()[:16]}"
-    keys = Keys(RedisKeyStore(redis, derived(secret, "signing"), name=name), clock)
+    keys = _signing_keys(redis, clock, secret)
     revocations = Revocations(redis, clock)
     tokens = Tokens(
         redis, keys, revocations, clock, issuer=settings.issuer, audience=settings.issuer
     )
     audit = AuditLog(redis, clock, derived(secret, "audit"))
-    # Whoever may write this Redis must not thereby have the API's rights: what gives any is sealed.
-    broken = Forgeries(audit, metrics)
-    ends = Ends(audit)
-    api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")], on_broken=broken)
-    sessions = Sessions(redis, clock, derived(secret, "sessions"), on_broken=broken)
+    # Records that grant rights are sealed: write access to Redis must not grant the API's rights.
+    tampering = TamperingReports(audit, metrics)
+    completion = CompletionAudit(audit)
+    api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")], on_broken=tampering)
+    sessions = Sessions(redis, clock, derived(secret, "sessions"), on_broken=tampering)
     kubernetes = None
     if settings.kubernetes_identities:
         kubernetes = KubernetesIdentity(
@@ -272,28 +274,21 @@ async def _made(
         )
     counter = RedisCounter(redis, clock)
     passwords = Passwords()
-    source = account_config.read(settings.accounts_file, settings.passwords_directory)
-    accounts = await Accounts.of(
-        settings.read_admin_password(),
-        passwords,
-        People(
-            redis,
-            clock,
-            derived(secret, "people"),
-            remember=settings.oidc_remember,
-            on_broken=broken,
-        ),
-        issuer=settings.oidc_issuer,
-        directory=account_config.parse(source),
-    )
-    rate = settings.requests_per_second
-    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * AT_ONCE),)
-    bundles = RedisBundles(redis, clock, derived(secret, "manifests"), on_broken=broken)
-    operations = OperationStore(redis, derived(secret, "operations"), on_broken=broken)
-    sagas = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga", broken))
+    files = account_config.read(settings.accounts_file, settings.passwords_directory)
+    oidc_users = OidcUsers(
+        redis, clock, derived(secret, "people"), remember=settings.oidc_remember,
+        on_broken=tampering,
+    )  # fmt: skip
+    accounts = await Accounts.create(
+        settings.read_admin_password(), passwords, oidc_users, issuer=settings.oidc_issuer,
+        config=account_config.parse(files),
+    )  # fmt: skip
+    operations = OperationStore(redis, derived(secret, "operations"), on_broken=tampering)
+    bundles = RedisBundles(redis, clock, derived(secret, "manifests"), on_broken=tampering)
+    sagas = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga", tampering))
     coordinator = Coordinator(
-        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.saga,
-        on_recovered=ends.transaction,
+        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.record_saga,
+        on_recovered=completion.transaction,
     )  # fmt: skip
     return Services(
         redis=redis,
@@ -303,62 +298,88 @@ async def _made(
             api_keys=api_keys,
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
-            current=accounts.current,
+            current=accounts.limit_to_current,
             attempts=Attempts(counter),
         ),
-        authority=Authority(lambda: accounts.policy, kubernetes),
-        limiter=AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis),
+        authorizer=Authorizer(lambda: accounts.policy, kubernetes),
+        limiter=_rate_limiter(settings.requests_per_second, redis),
         idempotency=Idempotency(redis),
         audit=audit,
         sessions=sessions,
         tokens=tokens,
-        keys=keys,
+        signing_keys=keys,
         api_keys=api_keys,
         accounts=accounts,
-        follower=Follower(
+        account_watcher=AccountConfigWatcher(
             accounts, sessions, tokens, document=settings.accounts_file,
-            hashes=settings.passwords_directory, source=source,
+            hashes=settings.passwords_directory, files=files,
         ),
-        sign_in=SignIn(counter, passwords, accounts.find),
-        links=Links(redis, clock, derived(secret, "links"), on_broken=broken),
+        password_login=SignIn(counter, passwords, accounts.find),
+        login_links=Links(redis, clock, derived(secret, "links"), on_broken=tampering),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
         sagas=sagas,
         bundles=bundles,
         coordinator=coordinator,
         revocations=revocations,
-        places=Places(derived(secret, "cursors")),
+        cursors=SealedCursors(derived(secret, "cursors")),
         operations=operations,
-        operation_runner=OperationRunner(operations, AsyncTasks(redis), on_end=ends.operation),
-        forgeries=broken,
-        strangers=Strangers(metrics, clock, derived(secret, "unknown-names")),
-        upkeep=Upkeep(
+        operation_runner=OperationRunner(
+            operations, AsyncTasks(redis), on_end=completion.operation
+        ),
+        tampering=tampering,
+        unauthenticated=UnauthenticatedFailures(metrics, clock, derived(secret, "unknown-names")),
+        housekeeping=Housekeeping(
             redis, audit, keys, clock, records=settings.audit_keep_records,
             days=settings.audit_keep_days, key_days=settings.signing_key_days,
             overlap=timedelta(seconds=tokens.longest_life),
         ),
         clock=clock,
         proxies=settings.trusted_proxy_hops,
-        oidc=provider(settings, redis, clock),
+        oidc=settings.oidc_provider(redis, clock),
         oidc_logout_url=settings.oidc_logout_url,
-        rate=rate,
+        rate=settings.requests_per_second,
     )  # fmt: skip
 
 
+def _signing_keys(redis: Redis, clock: Clock, secret: bytes) -> Keys:
+    # The name depends on the secret: a new secret starts with new keys instead of some that it
+    # cannot unseal, and replicas that still have the old secret continue.
+    name = f"engineroom:auth:keys:{derived(secret, 'signing-name').hex()[:16]}"
+    return Keys(RedisKeyStore(redis, derived(secret, "signing"), name=name), clock)
+
+
+def _rate_limiter(rate: int, redis: Redis) -> AsyncLimiter:
+    limits = (Limit("per-caller", Rate(rate, 1.0), burst=rate * BURST_SECONDS),)
+    return AsyncLimiter(RatePolicy("api", limits, Failure(timeout=0.1)), redis)
+
+
+def _add_gauges(metrics: ApiMetrics, services: Services) -> None:
+    for name, help_text, value in (
+        ("engineroom_sse_streams", "Open event streams.", lambda: services.hub.streams),
+        ("engineroom_operations_running", "Bulk operations that this replica executes.",
+         lambda: services.operation_runner.working),
+        ("engineroom_cache_objects", "Cached WorkerPools.", lambda: len(services.hub.pools)),
+        ("engineroom_watch_age_seconds", "Seconds since the last sign of life of the watch.",
+         services.hub.pools.age),
+    ):  # fmt: skip
+        metrics.gauge(name, help_text, value)
+
+
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:
-    """Undo what replicas left behind that died; all replicas look, one gets each."""
+    """Undo transactions of dead replicas; all replicas search, one handles each transaction."""
     while not stopping.is_set():
         try:
             await coordinator.recover()
         except EngineroomError as error:
-            log.warning("transactions not looked at", code=error.code, error=str(error))
+            log.warning("recovery of transactions failed", code=error.code, error=str(error))
         with suppress(TimeoutError):
-            async with asyncio.timeout(RECOVERY):
+            async with asyncio.timeout(RECOVERY_INTERVAL):
                 await stopping.wait()
 
 
 async def _finish(task: asyncio.Task[None], stopping: asyncio.Event) -> None:
-    """Let it end what it is at; cut short, that is another replica's to take over."""
+    """Stop a task after its current step; another replica takes over what it cannot finish."""
     stopping.set()
     await asyncio.wait([task], timeout=GRACE)
     await _cancel(task)

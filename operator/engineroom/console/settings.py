@@ -1,4 +1,4 @@
-"""The settings of the API process: those of the operator that it shares, and its own."""
+"""Settings of the API process: those shared with the operator, and its own."""
 
 from __future__ import annotations
 
@@ -8,66 +8,75 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from engineroom.console.identity.oidc_settings import AccountSettings
+from engineroom.console.accounts.oidc_settings import AccountSettings
 from engineroom.settings import Settings
 
 
 class ApiSettings(AccountSettings, Settings):
-    """What can be set; the description of each field says what it does."""
+    """Settings of the API process; the description of a field explains it."""
 
     listen_host: str = Field(
         default="0.0.0.0",  # noqa: S104 # nosec B104 - requests come from outside the pod
-        description="Address that the API listens at.",
+        description="Address on which the API listens.",
     )
     listen_port: int = Field(default=8000, ge=0, le=65535, description="Port of the API.")
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port of /metrics; empty: none."
     )
     tls_certificate: Path | None = Field(
-        default=None, description="Certificate chain (PEM); empty: TLS ends before this process."
+        default=None, description="Certificate chain (PEM); empty: a proxy terminates TLS."
     )
-    tls_key: Path | None = Field(default=None, description="Its private key (PEM).")
+    tls_key: Path | None = Field(default=None, description="Private key (PEM) of the certificate.")
     issuer: str = Field(
-        default="https://engineroom.local", description="Issuer and audience of our tokens."
+        default="https://engineroom.local",
+        description="Issuer and audience of the tokens that the API issues.",
     )
     api_secret: SecretStr | None = Field(
         default=None,
-        description="At least 32 random bytes as text: seals audit log, keys and sessions.",
+        description="At least 32 random characters; seals the audit log, keys and sessions.",
     )
-    api_secret_file: Path | None = Field(default=None, description="File that holds it.")
+    api_secret_file: Path | None = Field(default=None, description="File with the secret.")
     admin_password: SecretStr | None = Field(
-        default=None, description="Password of the first administrator; empty: there is none."
+        default=None, description="Password of the administrator; empty: no such account."
     )
-    admin_password_file: Path | None = Field(default=None, description="File that holds it.")
+    admin_password_file: Path | None = Field(
+        default=None, description="File with the administrator's password."
+    )
     kubernetes_identities: bool = Field(
-        default=True, description="Whether tokens of the cluster are taken (TokenReview)."
+        default=True, description="Accept tokens of the cluster (TokenReview)."
     )
     audiences: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Audiences of which such a token needs one; empty: the API server's own.",
+        description="A token of the cluster needs one of these; empty: the API server's own.",
     )
     trusted_proxy_hops: int = Field(
-        default=0, ge=0, le=32, description="Proxies in front that append to X-Forwarded-For."
+        default=0,
+        ge=0,
+        le=32,
+        description="Number of proxies in front that append to X-Forwarded-For.",
     )
     requests_per_second: int = Field(
-        default=50, ge=1, le=100_000, description="Rate of one caller; ten times as many at once."
+        default=50,
+        ge=1,
+        le=100_000,
+        description="Requests per second of one caller; the burst is ten times as many.",
     )
 
     audit_keep_records: int = Field(
         default=50_000, ge=1_000, le=10_000_000,
-        description="Records of the audit log that stay in Redis; each is on standard output too.",
+        description="Audit records stored in Redis; standard output has all of them.",
     )  # fmt: skip
     audit_keep_days: int = Field(
-        default=0, ge=0, le=3650, description="Days for which they stay at most; 0: of any age."
+        default=0, ge=0, le=3650, description="Maximum age of an audit record in days; 0: no limit."
     )
     signing_key_days: int = Field(
         default=30, ge=0, le=366,
-        description="Days after which a new key signs our tokens; 0: when somebody asks.",
+        description="Days after which the signing key is replaced; 0: only on request.",
     )  # fmt: skip
 
     @field_validator("audiences", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
+    def _parse_audiences(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
@@ -76,20 +85,20 @@ class ApiSettings(AccountSettings, Settings):
         "tls_certificate", "tls_key", "api_secret_file", "admin_password_file", mode="before"
     )
     @classmethod
-    def _absent(cls, value: Any) -> Any:
+    def _unset_api_paths(cls, value: Any) -> Any:
         return None if value == "" else value
 
     def read_secret(self) -> bytes:
-        """The secret. Raises ValueError when it is missing or short, OSError."""
-        said = _read(self.api_secret_file, self.api_secret)
-        if len(said) < 32:
+        """Return the secret. Raises ValueError if it is missing or too short, OSError."""
+        secret = _read(self.api_secret_file, self.api_secret)
+        if len(secret) < 32:
             raise ValueError(
-                "ENGINEROOM_API_SECRET: needs 32 bytes; make it with openssl rand -base64 48"
+                "ENGINEROOM_API_SECRET: needs 32 bytes; create it with openssl rand -base64 48"
             )
-        return said.encode()
+        return secret.encode()
 
     def read_admin_password(self) -> str:
-        """The administrator's password, or the empty text. Raises OSError."""
+        """Return the administrator's password, or "". Raises OSError."""
         return _read(self.admin_password_file, self.admin_password)
 
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 from redis.asyncio import Redis as AsyncRedis
 
-from engineroom.console.main import made
+from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.resources import SERVICE_ACCOUNTS
 from tests.integration.console.api import ADMIN_PASSWORD, BINDINGS, ROLES, Api, role, swept
@@ -41,10 +41,10 @@ def settings(redis: RedisServer) -> ApiSettings:
 
 @pytest_asyncio.fixture
 async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api]:
-    app = made(settings, api_config)
+    app = create_application(settings, api_config)
     async with app.router.lifespan_context(app), contextlib.aclosing(Api(app)) as opened:
         await app.state.services.redis.flushall()
-        await app.state.services.keys.ensure()
+        await app.state.services.signing_keys.ensure()
         await app.state.services.hub.pools.synced.wait()
         await app.state.services.revocations.read()
         yield opened

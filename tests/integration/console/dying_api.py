@@ -1,4 +1,4 @@
-"""The API process, which dies by SIGKILL when it has done its work and would keep the answer."""
+"""The API process, which dies by SIGKILL when it has done its work and would store the response."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import signal
 from typing import Any
 
+from engineroom.console.idempotency import Idempotency
 from engineroom.console.main import main
-from engineroom.console.rest.idempotency import Idempotency
 
 
 async def die(*_: Any, **__: Any) -> None:
@@ -15,5 +15,5 @@ async def die(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    Idempotency.keep = die  # type: ignore[method-assign]
+    Idempotency.store = die  # type: ignore[method-assign]
     main()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.auth.middleware import SECURITY_HEADERS
-from engineroom.console.main import made as application
+from engineroom.console.main import create_application
 from engineroom.console.services import ClusterReviewer
 from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from engineroom.tasks import Cron, Schedule, Task
@@ -425,7 +425,7 @@ async def test_jobs_are_those_of_the_namespaces_queues(
 async def test_too_many_requests_are_told_when_to_come_back(
     api: Api, settings: Any, api_config: Any
 ) -> None:
-    app = application(settings.model_copy(update={"requests_per_second": 1}), api_config)
+    app = create_application(settings.model_copy(update={"requests_per_second": 1}), api_config)
     async with app.router.lifespan_context(app):
         slow = Api(app)
         token = await api.key("viewer", "shop")
@@ -438,11 +438,11 @@ async def test_too_many_requests_are_told_when_to_come_back(
 
 async def test_strangers_of_one_subscriber_share_a_limit(settings: Any, api_config: Any) -> None:
     changes = {"requests_per_second": 1, "trusted_proxy_hops": 1}
-    app = application(settings.model_copy(update=changes), api_config)
+    app = create_application(settings.model_copy(update=changes), api_config)
     async with app.router.lifespan_context(app):
         api = Api(app)
         await api.services.redis.flushall()
-        await api.services.keys.ensure()
+        await api.services.signing_keys.ensure()
 
         async def ask(address: str) -> int:
             return (await api.get("/openapi.json", x_forwarded_for=address)).status_code
@@ -467,11 +467,11 @@ async def test_made_up_tokens_are_not_all_shown_to_the_cluster(
 
     monkeypatch.setattr(ClusterReviewer, "review_token", counted)
     token = await person("reader", {**POOLS, "verbs": ["get", "list"]})
-    app = application(settings.model_copy(update={"trusted_proxy_hops": 1}), api_config)
+    app = create_application(settings.model_copy(update={"trusted_proxy_hops": 1}), api_config)
     async with app.router.lifespan_context(app):
         api = Api(app)
         await api.services.redis.flushall()
-        await api.services.keys.ensure()
+        await api.services.signing_keys.ensure()
         await api.services.revocations.read()
         head, payload, _ = token.split(".")
         made_up = [f"{head}.{payload}.{'x' * 10}{n}" for n in range(90)]

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
-from engineroom.console.rest.route_table import ROUTES
+from engineroom.console.route_table import ROUTES
 from engineroom.console.services import derived
 from engineroom.core.clock import SystemClock
 from engineroom.kube.client.client import Client

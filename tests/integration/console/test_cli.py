@@ -188,7 +188,7 @@ async def test_keys_are_shown_once_and_alone(admin: Command, process: ApiProcess
     narrow = ["keys", "create", "narrow", "--role", "viewer", "--in", admin.namespace]
     refused = admin.run(*narrow, code=5)
     assert refused.stdout == ""
-    assert "you do not have viewer there yourself" in refused.stderr
+    assert "you do not have the role viewer in all these namespaces" in refused.stderr
     made = admin.run("keys", "create", "ci", "--scope", "namespace:pools:read")
     key = made.stdout.strip()
     assert "\n" not in key

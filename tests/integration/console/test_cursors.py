@@ -67,7 +67,7 @@ async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
     await tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * 4)
     for n in range(4):
         await tasks.put_schedule(Schedule(f"s{n}", Every(60), Task(ADD, (1,), queue="mail")))
-        await api.services.accounts.people.signed_in(Identity("https://idp.test", f"p{n}"))
+        await api.services.accounts.oidc_users.remember(Identity("https://idp.test", f"p{n}"))
         await api.services.operation_runner.start(_operation(namespace, n))
     chance, here = random.Random(11), f"/namespaces/{namespace}"
     lists = [

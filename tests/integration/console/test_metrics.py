@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from engineroom.console.main import made
+from engineroom.console.main import create_application
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.services import BREAKER_FAILURES, BREAKER_PAUSE
 from engineroom.core.clock import FakeClock
@@ -47,11 +47,11 @@ async def measured(
     settings: ApiSettings, api_config: ApiConfig
 ) -> AsyncIterator[tuple[Api, ApiMetrics]]:
     metrics = ApiMetrics()
-    app = made(settings, api_config, metrics)
+    app = create_application(settings, api_config, metrics)
     async with app.router.lifespan_context(app):
         api = Api(app)
         await app.state.services.redis.flushall()
-        await app.state.services.keys.ensure()
+        await app.state.services.signing_keys.ensure()
         await app.state.services.hub.pools.synced.wait()
         yield api, metrics
         await api.aclose()
@@ -98,7 +98,9 @@ async def test_a_redis_that_went_away_is_left_alone_and_asked_again(
     metrics = ApiMetrics()
     with redis_server() as mortal:
         url = SecretStr(mortal.url)
-        app = made(settings.model_copy(update={"redis_url": url}), api_config, metrics)
+        app = create_application(
+            settings.model_copy(update={"redis_url": url}), api_config, metrics
+        )
         async with app.router.lifespan_context(app):
             api = Api(app)
             token = await api.key("viewer", "shop")

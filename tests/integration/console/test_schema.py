@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from engineroom.auth.audit.hash_chain import derived
 from engineroom.auth.permissions import ADMIN, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
-from engineroom.console.rest.route_table import ROUTES
+from engineroom.console.route_table import ROUTES
 from engineroom.core.clock import SystemClock
 from tests.integration.console.process import ApiProcess, api_process
 

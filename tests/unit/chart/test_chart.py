@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from engineroom.auth.permissions import Grant
-from engineroom.console.identity.account_config import Directory, Source, parse
+from engineroom.console.accounts.account_config import AccountConfig, ConfigFiles, parse
 from engineroom.console.settings import ApiSettings
 from tests.unit.chart.rendering import (
     CHART,
@@ -589,9 +589,9 @@ def test_the_api_is_told_of_accounts_and_of_the_provider_as_the_process_reads_it
 ) -> None:
     objects = render(VARIANTS["api, oidc"])
     text = named(objects, "ConfigMap", "engineroom-api-accounts")["data"]["accounts.json"]
-    found = parse(Source(text.encode()))
+    found = parse(ConfigFiles(text.encode()))
     assert found.accounts["ada"].grants == (Grant("retrier", frozenset({"shop"})),)
-    assert [g.role for g in found.of_groups(["ops"])] == ["operator"]
+    assert [g.role for g in found.grants_of_groups(["ops"])] == ["operator"]
     pod = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     for each in container["env"]:
@@ -602,7 +602,7 @@ def test_the_api_is_told_of_accounts_and_of_the_provider_as_the_process_reads_it
     (tmp_path / "ca.crt").write_text("of a private authority")
     settings = ApiSettings()
     here = settings.model_copy(update={"oidc_ca_file": tmp_path / "ca.crt"})
-    client = here.oidc_client("/api/v1/oidc/callback")
+    client = here.oidc_client()
     assert client is not None
     assert client.redirect_url == "https://engineroom.example/api/v1/oidc/callback"
     assert (client.client_secret, client.scopes) == ("hush", ("openid", "profile", "email"))
@@ -622,13 +622,13 @@ def test_the_api_is_told_of_accounts_and_of_the_provider_as_the_process_reads_it
     bare = render(VARIANTS["api"])
     assert (
         parse(
-            Source(
+            ConfigFiles(
                 named(bare, "ConfigMap", "engineroom-api-accounts")["data"][
                     "accounts.json"
                 ].encode()
             )
         )
-        == Directory()
+        == AccountConfig()
     )
     assert "OIDC" not in json.dumps(named(bare, "Deployment", "engineroom-api"))
     without = named(bare, "NetworkPolicy", "engineroom-api")["spec"]["egress"]

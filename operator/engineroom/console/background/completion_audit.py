@@ -1,4 +1,4 @@
-"""How work ended that outlived its request, for the audit log."""
+"""Audit records of work that outlives its request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from engineroom.core.transactions.sagalog import Record
 
 
-class Ends:
-    """Writes them, in the name of who asked for the work. Raises AuthStoreError."""
+class CompletionAudit:
+    """Writes how the work ended, in the name of its requester. Methods raise AuthStoreError."""
 
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
 
     async def operation(self, ended: Operation) -> None:
-        """A bulk change came to its end."""
+        """Record the end of a bulk operation."""
         await self._audit.write(
             Entry(
                 who=ended.by,
@@ -40,9 +40,9 @@ class Ends:
         )
 
     async def transaction(self, record: Record, outcome: str) -> None:
-        """A transaction whose replica died was brought to its end by this one."""
-        said = record.input if isinstance(record.input, dict) else {}
-        namespace = str(said.get("namespace", ""))
+        """Record the end of a transaction that this replica took over from a dead one."""
+        inputs = record.input if isinstance(record.input, dict) else {}
+        namespace = str(inputs.get("namespace", ""))
         await self._audit.write(
             Entry(
                 who=record.by or record.name,

@@ -1,7 +1,7 @@
-"""What one replica does for all from time to time: the audit log kept short, signing keys renewed.
+"""Periodic work for the whole installation: trim the audit log and renew signing keys.
 
-Each round is one replica's, whichever comes first. Two that do it at once do no harm: what they do
-is decided in Redis once more, by what they had read.
+The first replica that takes the turn in Redis does a round. Two concurrent rounds are harmless:
+each write is conditional on what was read.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Seconds between two rounds of an installation, and between two looks of a replica for its turn.
-ROUND, LOOK = 60.0, 20.0
+#: Seconds between two rounds of an installation, and between two attempts of a replica.
+ROUND, POLL_INTERVAL = 60.0, 20.0
 _DAY = 86_400
-#: Who does what nobody asked for, in the audit log.
+#: Name in the audit log for actions that no user requested.
 WHO = "(engineroom)"
 
 
-class Upkeep:
-    """Keeps the last ``records`` of the audit log, none older than ``days``; 0: of any age.
+class Housekeeping:
+    """Trims the audit log to the last ``records``, none older than ``days``; 0: of any age.
 
-    A signing key signs for ``key_days`` and is then followed by a new one, 0: until somebody asks;
-    old ones verify for ``overlap`` after that.
+    Signing keys are replaced after ``key_days``; 0: only on request. An old key verifies for
+    ``overlap`` longer.
     """
 
     def __init__(
@@ -63,37 +63,37 @@ class Upkeep:
         self._name = name
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look until ``stopping``."""
+        """Do rounds until ``stopping`` is set."""
         while not stopping.is_set():
             try:
-                if await self._turn():
-                    await self.once()
+                if await self._take_turn():
+                    await self.run_once()
             except EngineroomError as error:
-                log.warning("upkeep waits", code=error.code, error=str(error))
+                log.warning("housekeeping is delayed", code=error.code, error=str(error))
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(POLL_INTERVAL):
                     await stopping.wait()
 
-    async def once(self) -> None:
-        """One round. Raises AuthStoreError and KeyStoreError."""
+    async def run_once(self) -> None:
+        """Do one round. Raises AuthStoreError and KeyStoreError."""
         before = self._clock.now().timestamp() - self._days * _DAY if self._days else None
-        # What goes was written to standard output before: see AuditLog.write.
-        gone = await self._audit.trim(self._records, before=before)
-        if gone:
-            log.info("audit log shortened", records=gone)
+        # Standard output has the removed records already: see AuditLog.write.
+        removed = await self._audit.trim(self._records, before=before)
+        if removed:
+            log.info("audit log trimmed", records=removed)
         await self._renew()
 
-    async def _turn(self) -> bool:
+    async def _take_turn(self) -> bool:
         with asking():
-            life = round(ROUND * 1000)
-            return bool(await self._redis.set(self._name, "1", px=life, nx=True))
+            milliseconds = round(ROUND * 1000)
+            return bool(await self._redis.set(self._name, "1", px=milliseconds, nx=True))
 
     async def _renew(self) -> None:
         if not self.key_days:
             return
-        known = await self._keys.latest()
-        youngest = max((key.signs_from for key in known.keys), default=self._clock.now())
-        if self._clock.now() < youngest + timedelta(days=self.key_days):
+        current = await self._keys.latest()
+        newest = max((key.signs_from for key in current.keys), default=self._clock.now())
+        if self._clock.now() < newest + timedelta(days=self.key_days):
             return
         kid = await self._keys.rotate(overlap=self.overlap)
         log.info("signing key renewed", key=kid)

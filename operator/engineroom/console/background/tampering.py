@@ -1,6 +1,7 @@
-"""Records that somebody else wrote into the API's Redis: refused where they are read, told of here.
+"""Records in the API's Redis whose seal is broken.
 
-Once for each record, in the log, in a metric and in the audit log, so that who looks finds it.
+The reader refuses such a record. This module reports each one in the process log, in a metric and
+in the audit log.
 """
 
 from __future__ import annotations
@@ -19,44 +20,44 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Records that wait for the audit log; of more at once only the log and the metric tell.
-WAITING = 100
-#: Seconds between two of them: who forges by the thousand does not push all else out of the log.
-PAUSE = 1.0
+#: Records that wait for the audit log; further ones appear in the log and the metric only.
+QUEUE_SIZE = 100
+#: Seconds between two audit records, so that many forged records cannot flood the audit log.
+INTERVAL = 1.0
 WHO = "(redis)"
 ACTION = "record.refuse"
 
 
-class Forgeries:
-    """Hears of broken seals; ``run`` writes them to the audit log."""
+class TamperingReports:
+    """Callback for broken seals; ``run`` writes them to the audit log."""
 
     def __init__(self, audit: AuditLog, metrics: ApiMetrics) -> None:
         self._audit = audit
         self._metrics = metrics
-        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue(WAITING)
+        self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue(QUEUE_SIZE)
 
     def __call__(self, kind: str, name: str) -> None:
-        """A record of that kind is not as it was sealed; ``name`` is its key in Redis."""
+        """Report a record of that kind; ``name`` is its key in Redis."""
         log_broken(kind, name)
-        self._metrics.forged(kind)
-        if not self._waiting.full():
-            self._waiting.put_nowait((kind, name))
+        self._metrics.record_tampering(kind)
+        if not self._queue.full():
+            self._queue.put_nowait((kind, name))
 
     async def run(self) -> None:
         """Write until cancelled."""
         task = asyncio.current_task()
-        # A client may take a cancellation for a failed call and swallow it: ours counts it.
+        # A client may swallow a cancellation as a failed call; ``cancelling`` still counts it.
         while task is None or not task.cancelling():
-            kind, name = await self._waiting.get()
+            kind, name = await self._queue.get()
             entry = Entry(
                 who=WHO,
                 action=ACTION,
                 target=f"{kind}/{name}"[:1000],
                 outcome=Outcome.DENIED,
-                reason="is not as it was sealed: somebody else wrote it, or the secret was another",
+                reason="its seal is broken: it was changed in Redis, or the API's secret was",
             )
             try:
                 await self._audit.write(entry)
             except EngineroomError as error:
                 log.warning("a refused record is not in the audit log", code=error.code)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(INTERVAL)

@@ -1,8 +1,7 @@
-"""Strangers: requests of nobody that failed before any credential told of somebody.
+"""Failed requests without a valid credential.
 
-Anybody can send them, as many as the rate limit lets through: in the audit log they would push
-everything else out of it. They are counted, and the log tells of them once in a while. And names
-that nobody has.
+Anyone can send as many of them as the rate limit permits, and they would push other records out of
+the audit log. They are counted instead, and the process log reports them once a minute.
 """
 
 from __future__ import annotations
@@ -21,39 +20,40 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Seconds between two lines.
-EVERY = 60.0
-#: What tells of somebody: a name with a wrong password, whose attempts the lockout bounds, and a
-#: token that we signed and that somebody has a copy of.
-TELLING = (CredentialsError, RefreshReusedError, PermissionDeniedError)
+#: Seconds between two log lines.
+LOG_INTERVAL = 60.0
+#: Errors that concern an account and so belong in the audit log: a wrong password, whose attempts
+#: the lockout limits, and a copied refresh token.
+AUDITED = (CredentialsError, RefreshReusedError, PermissionDeniedError)
 
 
-class Strangers:
-    """Counts such requests; ``secret`` makes the pseudonyms of names."""
+class UnauthenticatedFailures:
+    """Counts failed unauthenticated requests, so that they cannot flood the audit log."""
 
     def __init__(self, metrics: ApiMetrics, clock: Clock, secret: bytes) -> None:
+        """``secret`` is the key of the pseudonyms."""
         self._metrics = metrics
         self._secret = secret
         self._clock = clock
-        self._told = float("-inf")
-        self._since = 0
+        self._logged_at = float("-inf")
+        self._unlogged = 0
 
     def pseudonym(self, name: str) -> str:
-        """What stands in the audit log for a name that nobody has: it may be a password."""
+        """Return the text that the audit log holds for an unknown name, which may be a password."""
         return f"unknown:{hmac.digest(self._secret, name.encode(), hashlib.sha256).hex()[:16]}"
 
-    def failed(self, action: str, error: Exception, address: str) -> bool:
-        """Whether this was such a request; then it is counted, and not for the audit log."""
-        if isinstance(error, TELLING):
+    def count(self, action: str, error: Exception, address: str) -> bool:
+        """Count a failure; return False for one that belongs in the audit log instead."""
+        if isinstance(error, AUDITED):
             return False
         code = error.code if isinstance(error, EngineroomError) else "internal"
-        self._metrics.stranger(action, code)
-        self._since += 1
+        self._metrics.record_unauthenticated(action, code)
+        self._unlogged += 1
         now = self._clock.monotonic()
-        if now - self._told >= EVERY:
+        if now - self._logged_at >= LOG_INTERVAL:
             log.warning(
-                "requests of nobody failed; they are counted and not in the audit log",
-                requests=self._since, action=action, code=code, address=address,
+                "unauthenticated requests failed; they are counted and not in the audit log",
+                requests=self._unlogged, action=action, code=code, address=address,
             )  # fmt: skip
-            self._told, self._since = now, 0
+            self._logged_at, self._unlogged = now, 0
         return True

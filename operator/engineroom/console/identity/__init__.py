@@ -1,1 +1,1 @@
-"""Accounts, sign-in and credentials of the API process."""
+"""REST handlers for signing in, sessions, tokens, API keys and users."""

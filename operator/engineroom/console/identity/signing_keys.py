@@ -1,4 +1,4 @@
-"""The keys that sign our tokens: which there are, and a new one."""
+"""The keys that sign access tokens: list and rotate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class SigningKeyView(Model):
-    """A key, its public half only. Times are Unix seconds; null: no end yet."""
+    """The public half of a key. Times are Unix seconds; null: no end is set."""
 
     kid: str
     state: Literal["next", "signing", "verifying"] = Field(
-        description="next: signs soon; verifying: signs no more, what it signed is good until then."
+        description="next: signs soon; verifying: its tokens stay valid until the end."
     )
     signs_from: float
     verifies_until: float | None
@@ -28,28 +28,28 @@ class SigningKeyView(Model):
 
 
 class SigningKeys(Model):
-    """Keys, the youngest first. One that is `renewedDays` old is followed by another; 0: never."""
+    """Keys, the newest first. A key is replaced after `renewedDays` days; 0: never."""
 
     items: list[SigningKeyView]
     renewed_days: int
 
 
-async def list_keys(call: Call) -> Answer:
-    """The keys, their private halves aside."""
-    return Answer(_view(call, await call.services.keys.latest()))
+async def list_signing_keys(call: Call) -> Answer:
+    """List the public keys."""
+    return Answer(_view(call, await call.services.signing_keys.latest()))
 
 
-async def rotate_keys(call: Call) -> Answer:
-    """Publish a new key, which signs a minute later; old ones verify while their tokens live."""
+async def rotate_signing_keys(call: Call) -> Answer:
+    """Publish a new key, which signs after a minute; old keys verify until their tokens expire."""
     services = call.services
-    kid = await services.keys.rotate(overlap=services.upkeep.overlap)
-    return Answer(_view(call, await services.keys.latest()), details={"key": kid})
+    kid = await services.signing_keys.rotate(overlap=services.housekeeping.overlap)
+    return Answer(_view(call, await services.signing_keys.latest()), details={"key": kid})
 
 
 def _view(call: Call, keys: KeySet) -> SigningKeys:
     now = call.services.clock.now()
     signer = keys.signer(now).kid
-    alive = [k for k in keys.keys if k.verifies_until is None or now < k.verifies_until]
+    active = [k for k in keys.keys if k.verifies_until is None or now < k.verifies_until]
     return SigningKeys(
         items=[
             SigningKeyView(
@@ -61,9 +61,9 @@ def _view(call: Call, keys: KeySet) -> SigningKeys:
                 else key.verifies_until.timestamp(),
                 jwk=key.verifying.jwk(),
             )
-            for key in sorted(alive, key=lambda key: key.signs_from, reverse=True)
+            for key in sorted(active, key=lambda key: key.signs_from, reverse=True)
         ],
-        renewed_days=call.services.upkeep.key_days,
+        renewed_days=call.services.housekeeping.key_days,
     )
 
 
@@ -80,12 +80,13 @@ def _state(
 _KEYS = f"{BASE}/signing-keys"
 ROUTES = (
     Route(
-        method="GET", path=_KEYS, needs=Permission.CLUSTER_SIGNING_ROTATE, handler=list_keys,
-        summary="Keys that sign tokens", tag="signing-keys", answer=SigningKeys,
+        method="GET", path=_KEYS, needs=Permission.CLUSTER_SIGNING_ROTATE,
+        handler=list_signing_keys, summary="List the keys that sign tokens", tag="signing-keys",
+        answer=SigningKeys,
     ),
     Route(
         method="POST", path=f"{_KEYS}/rotate", needs=Permission.CLUSTER_SIGNING_ROTATE,
-        handler=rotate_keys, summary="Sign tokens with a new key", tag="signing-keys",
+        handler=rotate_signing_keys, summary="Publish a new signing key", tag="signing-keys",
         answer=SigningKeys, status=201, action="signing-key.rotate", cost=20, errors=(409,),
     ),
 )  # fmt: skip

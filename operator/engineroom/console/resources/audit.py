@@ -126,8 +126,8 @@ async def check_audit(call: Call) -> Answer:
 
 async def list_transactions(call: Call) -> Answer:
     """A page of a namespace's transactions."""
-    places = call.services.places
-    limit, cursor = call.query.limit, places.unpacked(call.query.cursor) or None
+    cursors = call.services.cursors
+    limit, cursor = call.query.limit, cursors.decode(call.query.cursor) or None
     items: list[Transaction] = []
     scanned = 0
     while True:
@@ -138,7 +138,7 @@ async def list_transactions(call: Call) -> Answer:
         items += map(_transaction, here)
         cursor = page.cursor
         if cursor is None or len(items) == limit or scanned >= MAX_SCANNED:
-            return Answer(Transactions(items=items, next_cursor=places.packed(cursor)))
+            return Answer(Transactions(items=items, next_cursor=cursors.encode(cursor)))
 
 
 async def show_transaction(call: Call) -> Answer:

@@ -9,10 +9,10 @@ from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.background.operation_store import Action, Operation
+from engineroom.console.cursors import decode_cursor, encode_cursor
 from engineroom.console.resources.queues import owned
-from engineroom.console.rest import idempotency
 from engineroom.console.rest.errors import ImpactError
-from engineroom.console.rest.pagination import Paged, packed, unpacked
+from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
 from engineroom.tasks.inspection.failures import Where
@@ -100,7 +100,7 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
     impact = await call.services.tasks.count_jobs(state, where, queues=queues)
     now = call.services.clock.now().timestamp()
     operation = Operation(
-        id=idempotency.name_of(call) or secrets.token_hex(16),
+        id=call.idempotent_id or secrets.token_hex(16),
         namespace=call.namespace, action=action, state=state, queues=tuple(queues),
         where=where, by=call.principal.subject, started=now, total=impact.matched, stop=stop,
         allowed=tuple(sorted(call.services.hub.queues(call.namespace))),
@@ -121,11 +121,11 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
 
 async def list_operations(call: Call) -> Answer:
     """A page of the namespace's bulk changes."""
-    limit, after = call.query.limit, unpacked(call.query.cursor)
+    limit, after = call.query.limit, decode_cursor(call.query.cursor)
     found = await call.services.operations.list(call.namespace, after, limit)
     cursor = found[-1].id if len(found) == limit else None
     items = [_view(each) for each in found]
-    return Answer(OperationList(items=items, next_cursor=packed(cursor)))
+    return Answer(OperationList(items=items, next_cursor=encode_cursor(cursor)))
 
 
 async def show_operation(call: Call) -> Answer:

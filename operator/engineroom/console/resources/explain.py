@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console.cursors import decode_cursor, encode_cursor
 from engineroom.console.resources.pools import Condition, read, view
 from engineroom.console.resources.queues import owned
-from engineroom.console.rest.pagination import Paged, etag, packed, unpacked
+from engineroom.console.rest.pagination import Paged, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core import reasons
 
@@ -115,7 +116,7 @@ async def list_workers(call: Call) -> Answer:
     """A page of the workers of the namespace's pools, in the Redis of the installation."""
     wanted: WorkersQuery = call.query
     queue = owned(call, wanted.queue) if wanted.queue else None
-    after, limit = unpacked(wanted.cursor), wanted.limit
+    after, limit = decode_cursor(wanted.cursor), wanted.limit
     prefix = f"{call.namespace}/"
     pools = {f"{prefix}{wanted.pool}"} if wanted.pool else None
     found = [
@@ -126,7 +127,7 @@ async def list_workers(call: Call) -> Answer:
     ]
     cursor = found[limit - 1].name if len(found) > limit else None
     items = [_worker(each) for each in found[:limit]]
-    return Answer(WorkerList(items=items, next_cursor=packed(cursor)))
+    return Answer(WorkerList(items=items, next_cursor=encode_cursor(cursor)))
 
 
 def why(pool: Mapping[str, Any]) -> Why:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console.idempotency import MARK_SECONDS
 from engineroom.console.resources.job_request import Work
 from engineroom.console.resources.queues import owned
-from engineroom.console.rest import idempotency
 from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import JobMissingError
@@ -204,12 +204,12 @@ async def enqueue_job(call: Call) -> Answer:
         wanted.function, wanted.args, wanted.kwargs, delay=wanted.delay, at=wanted.at,
         job_id=wanted.job_id, unique=unique, **wanted.options(),
     )  # fmt: skip
-    tasks, job_id = wanted.tasks(call), idempotency.name_of(call)
+    tasks, job_id = wanted.tasks(call), call.idempotent_id
     if job_id is None or wanted.job_id is not None:
         done = await tasks.enqueue(task)
     else:
         now = call.services.clock.now()
-        steps = idempotent.enqueue(task, job_id, tasks.rules, now, idempotency.MARKED)
+        steps = idempotent.enqueue(task, job_id, tasks.rules, now, MARK_SECONDS)
         done = await run_async(call.services.redis, steps)
     if done.queue not in call.services.hub.queues(call.namespace):
         raise JobExistsError("unique_key: another job stands for this work; use another key")

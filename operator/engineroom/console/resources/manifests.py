@@ -10,7 +10,6 @@ from pydantic import Field
 
 from engineroom.auth.kubernetes import Attributes
 from engineroom.auth.permissions import Permission
-from engineroom.console.rest import idempotency
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.transactions.errors import SagaUndoneError
 from engineroom.kube.client.resources import WORKERPOOLS
@@ -70,7 +69,7 @@ async def apply(call: Call) -> Answer:
     if wanted.dry_run or not changing:
         outcome = "planned" if wanted.dry_run else "unchanged"
         return Answer(Applied(outcome=outcome, transaction=None, objects=objects))
-    transaction = idempotency.name_of(call) or secrets.token_hex(16)
+    transaction = call.idempotent_id or secrets.token_hex(16)
     services = call.services
     await services.bundles.put(transaction, changing)
     said = {
@@ -131,7 +130,7 @@ async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> Non
     if resource is WORKERPOOLS or obj["spec"].get("redis") is not None:
         wanted.append(Attributes("create", "pods", group=""))
     for each in wanted:
-        await call.services.authority.demand_object(call.principal, each, call.namespace)
+        await call.services.authorizer.require_object(call.principal, each, call.namespace)
 
 
 def _applied(planned: Planned) -> AppliedObject:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.rest.pagination import Paged, bad_cursor
+from engineroom.console.cursors import bad_cursor
+from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.kube.client.errors import BadRequest, Gone
 from engineroom.kube.client.resources import WORKERPOOLS

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console.cursors import bad_cursor
 from engineroom.console.rest.errors import PoolSizingError, PreconditionFailedError
-from engineroom.console.rest.pagination import Paged, bad_cursor, check_match, etag
+from engineroom.console.rest.pagination import Paged, check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, Problem
 from engineroom.kube.client.errors import BadRequest, Conflict, Gone

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.rest.pagination import Cursor, Limit, Paged, packed, unpacked
+from engineroom.console.cursors import decode_cursor, encode_cursor
+from engineroom.console.rest.pagination import Cursor, Limit, Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import MissingError
 from engineroom.tasks.limits import MAX_CONCURRENCY
@@ -84,11 +85,13 @@ def owned(call: Call, name: str) -> str:
 
 async def list_queues(call: Call) -> Answer:
     """A page of queues with their counts."""
-    after, limit = unpacked(call.query.cursor), call.query.limit
+    after, limit = decode_cursor(call.query.cursor), call.query.limit
     names = sorted(n for n in call.services.hub.queues(call.namespace) if n > after)
     counts = await call.services.tasks.counts(names[:limit]) if names else []
     cursor = names[limit - 1] if len(names) > limit else None
-    return Answer(QueueList(items=[_queue(each) for each in counts], next_cursor=packed(cursor)))
+    return Answer(
+        QueueList(items=[_queue(each) for each in counts], next_cursor=encode_cursor(cursor))
+    )
 
 
 async def show_queue(call: Call) -> Answer:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
+from engineroom.console.idempotency import MARK_SECONDS
 from engineroom.console.resources.job_request import Work
 from engineroom.console.resources.queues import owned
-from engineroom.console.rest import idempotency
 from engineroom.console.rest.errors import PreconditionFailedError
 from engineroom.console.rest.pagination import Paged, check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -87,8 +87,8 @@ class ScheduleRun(Model):
 
 async def list_schedules(call: Call) -> Answer:
     """A page of the schedules that enqueue to the namespace's queues."""
-    queues, places = call.services.hub.queues(call.namespace), call.services.places
-    limit, after = call.query.limit, places.unpacked(call.query.cursor)
+    queues, cursors = call.services.hub.queues(call.namespace), call.services.cursors
+    limit, after = call.query.limit, cursors.decode(call.query.cursor)
     found: list[Known] = []
     scanned = 0
     while queues and scanned < MAX_SCANNED:
@@ -98,10 +98,10 @@ async def list_schedules(call: Call) -> Answer:
             if each.queue in queues:
                 found.append(each)
                 if len(found) == limit:
-                    return _listed(found, places.packed(after))
+                    return _listed(found, cursors.encode(after))
         if len(page) < CHUNK:
             return _listed(found, None)
-    return _listed(found, places.packed(after) if queues else None)
+    return _listed(found, cursors.encode(after) if queues else None)
 
 
 def _listed(found: list[Known], cursor: str | None) -> Answer:
@@ -170,11 +170,11 @@ async def resume_schedule(call: Call) -> Answer:
 async def run_schedule(call: Call) -> Answer:
     """Enqueue its job now, beside its ticks, paused or not."""
     known = await _here(call)
-    run, services = idempotency.name_of(call), call.services
+    run, services = call.idempotent_id, call.services
     if run is None:
         job = await services.tasks.run_schedule(known.name)
     else:
-        steps = idempotent.run_schedule(known.name, run, services.clock.now(), idempotency.MARKED)
+        steps = idempotent.run_schedule(known.name, run, services.clock.now(), MARK_SECONDS)
         job = await run_async(services.redis, steps)
     return Answer(ScheduleRun(id=job), details={"job": job})
 

@@ -1,4 +1,4 @@
-"""What goes wrong with requests to the API, besides what the rooms raise themselves."""
+"""Errors of requests to the API, besides those that other packages raise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engineroom.core.errors import Category, ConflictError, EngineroomError, Lim
 
 
 class MethodNotAllowedError(EngineroomError):
-    """The path exists and not with this method; see the API's document."""
+    """The path does not support this method; see the API's document."""
 
     code = "method_not_allowed"
     category = Category.VALIDATION
@@ -14,7 +14,7 @@ class MethodNotAllowedError(EngineroomError):
 
 
 class MediaTypeError(EngineroomError):
-    """The body is not of a type that is read here; send application/json."""
+    """The body has an unsupported media type; send application/json."""
 
     code = "media_type"
     category = Category.VALIDATION
@@ -22,7 +22,7 @@ class MediaTypeError(EngineroomError):
 
 
 class PreconditionFailedError(ConflictError):
-    """If-Match names another version than the object has; read it again."""
+    """If-Match names another version of the object; read it again."""
 
     code = "precondition_failed"
     http_status = 412
@@ -30,7 +30,7 @@ class PreconditionFailedError(ConflictError):
 
 
 class IdempotencyReusedError(EngineroomError):
-    """An Idempotency-Key came a second time with another request; use a new key."""
+    """An Idempotency-Key was used for another request; use a new key."""
 
     code = "idempotency_key_reused"
     category = Category.VALIDATION
@@ -38,26 +38,26 @@ class IdempotencyReusedError(EngineroomError):
 
 
 class IdempotencyBusyError(ConflictError):
-    """The first request with this Idempotency-Key is still under way; ask again."""
+    """The first request with this Idempotency-Key is still running; try again."""
 
     code = "idempotency_key_busy"
 
 
 class IdempotencySecretError(ConflictError):
-    """The first request succeeded and its answer held a secret, which is shown once."""
+    """The first request succeeded; its response held a secret, which is not stored."""
 
     code = "idempotency_secret_shown"
     retryable = False
 
 
 class StreamsError(LimitError):
-    """Too many streams of events are open; close one."""
+    """Too many event streams are open; close one."""
 
     code = "too_many_streams"
 
 
 class PoolSizingError(EngineroomError):
-    """The pool is not sized in the way that was asked for."""
+    """The pool's scaling mode does not permit this change."""
 
     code = "pool_sizing"
     category = Category.VALIDATION
@@ -65,14 +65,14 @@ class PoolSizingError(EngineroomError):
 
 
 class ImpactError(ConflictError):
-    """More jobs match than whoever decided had seen; nothing was done."""
+    """More jobs match than the request expected; nothing was changed."""
 
     code = "impact_exceeded"
     retryable = False
 
 
 class DeclaredError(ConflictError):
-    """The account is declared in the installation's values; take it out there."""
+    """The account is declared in the installation's values; remove it there."""
 
     code = "account_declared"
     retryable = False

@@ -1,96 +1,85 @@
-"""The API about itself: its document, a page of it, and probes."""
+"""The OpenAPI document, its HTML page, and the probes."""
 
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
 from engineroom.auth.permissions import Access
+from engineroom.console.rest.openapi import STYLE
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import DependencyError
 
+if TYPE_CHECKING:
+    from engineroom.console.rest.openapi import ApiDocument
+
 
 class Health(Model):
-    """How the process is."""
+    """The state of the process."""
 
     status: str
 
 
 async def healthz(call: Call) -> Answer:
-    """Whether a restart would help: an absent Redis or cluster is no reason."""
+    """Report that the process is alive. It stays so while Redis or the API server is down."""
     del call
     return Answer(Health(status="ok"))
 
 
 async def readyz(call: Call) -> Answer:
-    """Whether requests may come. Raises DependencyError."""
+    """Report that the process can serve requests. Raises DependencyError."""
     services = call.services
     async with asyncio.timeout(2):
         with wrapped("readyz"):
             await services.redis.ping()
     if not services.hub.pools.synced.is_set():
-        raise DependencyError("the pools are not listed yet; wait")
+        raise DependencyError("pools: are not listed yet; wait")
     return Answer(Health(status="ok"))
 
 
-async def document(call: Call) -> Response:
-    """The OpenAPI document."""
+async def openapi_document(call: Call) -> Response:
+    """Return the OpenAPI document."""
+    return Response(_document(call).json, media_type="application/json")
+
+
+async def openapi_page(call: Call) -> Response:
+    """Return the OpenAPI document as an HTML page without scripts."""
+    return Response(_document(call).html, media_type="text/html; charset=utf-8")
+
+
+async def openapi_style(call: Call) -> Response:
+    """Return the style sheet of the page."""
     del call
-    return Response(_document(), media_type="application/json")
-
-
-async def page(call: Call) -> Response:
-    """The document as a page, readable without a script."""
-    del call
-    return Response(_page(), media_type="text/html; charset=utf-8")
-
-
-async def style(call: Call) -> Response:
-    """The page's style."""
-    del call
-    from engineroom.console.rest.openapi import STYLE
-
     return Response(STYLE, media_type="text/css; charset=utf-8")
 
 
-@cache
-def _document() -> bytes:
-    from engineroom.console.rest.openapi import written
-    from engineroom.console.rest.route_table import ROUTES as TABLE
-
-    return written(TABLE).encode()
-
-
-@cache
-def _page() -> bytes:
-    from engineroom.console.rest.openapi import html
-    from engineroom.console.rest.route_table import ROUTES as TABLE
-
-    return html(TABLE).encode()
+def _document(call: Call) -> ApiDocument:
+    document: ApiDocument = call.request.app.state.document
+    return document
 
 
 ROUTES = (
     Route(
         method="GET", path="/healthz", needs=Access.PUBLIC, handler=healthz,
-        summary="Whether the process lives", tag="probes", answer=Health,
+        summary="Liveness probe", tag="probes", answer=Health,
     ),
     Route(
         method="GET", path="/readyz", needs=Access.PUBLIC, handler=readyz,
-        summary="Whether requests may come", tag="probes", answer=Health, errors=(503,),
+        summary="Readiness probe", tag="probes", answer=Health, errors=(503,),
     ),
     Route(
-        method="GET", path=f"{BASE}/openapi.json", needs=Access.PUBLIC, handler=document,
+        method="GET", path=f"{BASE}/openapi.json", needs=Access.PUBLIC, handler=openapi_document,
         summary="This document", tag="document",
     ),
     Route(
-        method="GET", path=f"{BASE}/docs", needs=Access.PUBLIC, handler=page,
-        summary="This document as a page", tag="document", media="text/html",
+        method="GET", path=f"{BASE}/docs", needs=Access.PUBLIC, handler=openapi_page,
+        summary="This document as an HTML page", tag="document", media="text/html",
     ),
     Route(
-        method="GET", path=f"{BASE}/docs.css", needs=Access.PUBLIC, handler=style,
-        summary="Style of that page", tag="document", media="text/css",
+        method="GET", path=f"{BASE}/docs.css", needs=Access.PUBLIC, handler=openapi_style,
+        summary="Style sheet of that page", tag="document", media="text/css",
     ),
 )  # fmt: skip

@@ -1,7 +1,9 @@
-"""One declaration a route: the handler, the check, the document and the matrix all come from it."""
+"""Routes: handler, permission check, OpenAPI document and tests are derived from a declaration."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from engineroom.auth.permissions import Access, Permission, Rule, scope_of
+from engineroom.console.idempotency import HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 BASE = "/api/v1"
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
-#: Of every parameter in a path: its pattern, its longest, and what it is.
+#: Path parameters: pattern, maximum length, description.
 PATH_PARAMETERS: Mapping[str, tuple[str, int, str]] = {
     "namespace": (_LABEL, 63, "Namespace."),
     "pool": (_LABEL, 63, "Name of the WorkerPool."),
@@ -35,12 +38,12 @@ PATH_PARAMETERS: Mapping[str, tuple[str, int, str]] = {
     "transaction": (r"[A-Za-z0-9_-]+", 100, "Id of the transaction."),
     "key": (r"[0-9A-Za-z]+", 16, "Id of the API key; not the key itself."),
     "session": (r"[0-9a-f]+", 16, "Handle of the session; not its id."),
-    "subject": (r"[A-Za-z0-9][A-Za-z0-9._:@+-]*", 255, "Whose."),
+    "subject": (r"[A-Za-z0-9][A-Za-z0-9._:@+-]*", 255, "The user."),
 }
 
 
 class Model(BaseModel):
-    """What the API takes and gives: names in camelCase, nothing unknown."""
+    """Base of request and response bodies: camelCase names, unknown fields are refused."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
@@ -48,23 +51,23 @@ class Model(BaseModel):
 
 
 class Nothing(Model):
-    """No parameters."""
+    """A query without parameters."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a handler answers with; ``status`` 0 is the route's own."""
+    """The result of a handler; ``status`` 0 stands for the route's own."""
 
     body: Model | None = None
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    #: For the audit log: what else is to be known of it.
+    #: Details for the audit log.
     details: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Call:
-    """One request to a handler, checked as its route says."""
+    """One validated request to a handler."""
 
     request: Request
     services: Services
@@ -72,13 +75,13 @@ class Call:
     path: dict[str, str]
     query: Any
     body: Any
-    #: For the audit log, of whatever comes of this: what is known of it before it is tried.
-    tried: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    #: Details for the audit log that hold whether the request succeeds or fails.
+    attempted: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
     @property
     def principal(self) -> Principal:
-        """Who asks; there is always somebody where the route is not public."""
-        assert self.caller is not None  # noqa: S101 - the pipeline has looked
+        """The caller; set on all routes that are not public."""
+        assert self.caller is not None  # noqa: S101 - the pipeline checks it
         return self.caller
 
     @property
@@ -88,16 +91,32 @@ class Call:
 
     @property
     def address(self) -> str:
-        """Where the request came from."""
+        """The client's IP address."""
         return self.services.address(self.request)
+
+    @property
+    def idempotent_id(self) -> str | None:
+        """An id for what the request creates, equal for its repetitions; None without a key.
+
+        A handler recognizes by it what an earlier attempt created even if the response was lost
+        with the process.
+        """
+        key = self.request.headers.get(HEADER)
+        if key is None:
+            return None
+        body = None if self.body is None else self.body.model_dump_json()
+        content = [
+            self.principal.subject, self.path.get("namespace"), self.request.url.path, key, body,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A route. There is none without ``needs``: a permission, or an Access said out loud.
+    """A route. ``needs`` is mandatory: a permission, or an explicit ``Access``.
 
-    ``action`` names the change in the audit log; reads have none. ``secret``: the answer holds what
-    is shown once, so it is not kept for a repeated request. ``cost`` is what the rate limit counts.
+    ``action`` names the change in the audit log; reads have none. ``secret``: the response holds a
+    secret and is not stored for repetitions. ``cost`` is the number that the rate limit counts.
     """
 
     method: str
@@ -118,30 +137,30 @@ class Route:
     errors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        where = f"{self.method} {self.path}"
+        route = f"{self.method} {self.path}"
         if not isinstance(self.needs, Permission | Access):
-            raise TypeError(f"{where}: needs no permission; write one, or an Access")
+            raise TypeError(f"{route}: has no permission; set one, or an Access")
         if isinstance(self.needs, Permission):
-            named = "namespace" in self.parameters
-            if (scope_of(self.needs) == "namespace") is not named:
-                raise TypeError(f"{where}: {self.needs} and the path differ about a namespace")
+            namespaced = "namespace" in self.parameters
+            if (scope_of(self.needs) == "namespace") is not namespaced:
+                raise TypeError(f"{route}: {self.needs} and the path disagree about a namespace")
         unknown = sorted(set(self.parameters) - set(PATH_PARAMETERS))
         if unknown:
-            raise TypeError(f"{where}: {unknown[0]} is no known parameter of a path")
+            raise TypeError(f"{route}: {unknown[0]} is not in PATH_PARAMETERS")
         if self.changes and not self.action:
-            raise TypeError(f"{where}: changes something and has no action for the audit log")
+            raise TypeError(f"{route}: is a change without an action for the audit log")
 
     @property
     def changes(self) -> bool:
-        """Whether it does more than read."""
+        """True for every method except GET."""
         return self.method != "GET"
 
     @property
     def parameters(self) -> list[str]:
-        """The names of the parameters in its path."""
+        """Names of the path parameters."""
         return re.findall(r"{(\w+)}", self.path)
 
     @property
     def rule(self) -> Rule:
-        """For the matrix of routes and roles."""
+        """The rule of this route for tests of routes and roles."""
         return Rule(self.method, self.path, self.needs)

@@ -200,10 +200,10 @@ async def _lines(
 async def _still(call: Call) -> bool:
     """Whether the caller is still who he was and still may."""
     try:
-        principal, _ = await call.services.recognised(call.request.scope)
+        principal, _ = await call.services.authenticate_again(call.request.scope)
         if principal is None or principal.subject != call.principal.subject:
             return False
-        await call.services.authority.demand(
+        await call.services.authorizer.require(
             principal, Permission.NAMESPACE_EVENTS_READ, call.namespace
         )
     except EngineroomError:

@@ -1,8 +1,17 @@
-"""Every route of the API; nothing is served that does not stand here."""
+"""All routes of the API."""
 
 from __future__ import annotations
 
-from engineroom.console.identity import identity, login_links, oidc, signing_keys, users
+from engineroom.console.identity import (
+    api_keys,
+    login_links,
+    oidc,
+    sessions,
+    signing_keys,
+    tokens,
+    users,
+    whoami,
+)
 from engineroom.console.resources import (
     audit,
     bulk,
@@ -19,7 +28,10 @@ from engineroom.console.rest import meta, stream
 
 ROUTES = (
     *meta.ROUTES,
-    *identity.ROUTES,
+    *whoami.ROUTES,
+    *sessions.ROUTES,
+    *tokens.ROUTES,
+    *api_keys.ROUTES,
     *login_links.ROUTES,
     *signing_keys.ROUTES,
     *oidc.ROUTES,

@@ -1,4 +1,4 @@
-"""Who decides: Engineroom's own roles, or the cluster's RBAC for those whom the cluster knows."""
+"""Authorization by Engineroom's roles, or by the cluster's RBAC for Kubernetes identities."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ if TYPE_CHECKING:
     from engineroom.auth.permissions import Decision, Policy, Principal
 
 
-class Authority:
+class Authorizer:
     """Decides for every route and every object."""
 
     def __init__(self, policy: Callable[[], Policy], kubernetes: KubernetesIdentity | None) -> None:
-        """``policy`` gives the roles that there are now."""
+        """``policy`` returns the current roles."""
         self._policy = policy
         self._kubernetes = kubernetes
 
     @property
     def policy(self) -> Policy:
-        """The roles that there are now."""
+        """The current roles."""
         return self._policy()
 
     async def decide(
         self, principal: Principal, permission: str, namespace: str | None = None
     ) -> Decision:
-        """Whether ``principal`` may. Raises DependencyError and its like when it cannot be told."""
+        """Decide about one permission. Raises DependencyError if the cluster does not answer."""
         if isinstance(principal, KubernetesPrincipal) and self._kubernetes is not None:
             return await self._kubernetes.decide(principal, permission, namespace)
         return self.policy.decide(principal, permission, namespace)
 
-    async def demand(
+    async def require(
         self, principal: Principal, permission: str, namespace: str | None = None
     ) -> None:
-        """Raises PermissionDeniedError with the reason unless ``principal`` may."""
+        """Raise PermissionDeniedError with the reason unless ``principal`` has the permission."""
         decision = await self.decide(principal, permission, namespace)
         if not decision.allowed:
             raise PermissionDeniedError(
                 f"permission: {decision.reason}; ask for a role that has it"
             )
 
-    async def demand_object(self, principal: Principal, wanted: Attributes, namespace: str) -> None:
-        """For whom the cluster knows: raises PermissionDeniedError unless RBAC lets him do that.
+    async def require_object(
+        self, principal: Principal, wanted: Attributes, namespace: str
+    ) -> None:
+        """Raise PermissionDeniedError if RBAC denies a Kubernetes identity this access.
 
-        Everybody else was asked for a permission by the route already.
+        For other callers the permission that the route requires is enough.
         """
         if not isinstance(principal, KubernetesPrincipal) or self._kubernetes is None:
             return
@@ -59,8 +61,8 @@ class Authority:
                 f"permission: {decision.reason}; ask for a role that has it"
             )
 
-    async def may(self, principal: Principal, namespace: str | None) -> list[str]:
-        """Every permission that ``principal`` has there, sorted."""
+    async def permissions(self, principal: Principal, namespace: str | None) -> list[str]:
+        """List the permissions of ``principal`` in a namespace or the installation, sorted."""
         wanted = [p for p in sorted(Permission) if namespace or not p.startswith("namespace:")]
         decisions = await asyncio.gather(*(self.decide(principal, p, namespace) for p in wanted))
         return [str(p) for p, decision in zip(wanted, decisions, strict=True) if decision.allowed]

@@ -1,7 +1,7 @@
-"""Roles, accounts and groups as they are declared: read, checked, and never half taken.
+"""Declared roles, accounts and groups: read and validate their files.
 
-One document, YAML or JSON, beside it a directory with a password hash per account. Pure, but for
-``read``.
+The files are one document, YAML or JSON, and a directory with one password hash per account. An
+invalid document is refused as a whole. Only ``read`` accesses files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-#: What the chart's own account is called; see ``accounts``.
+#: Name of the administrator's account; see ``accounts``.
 BOOTSTRAP = "admin"
 MAX_ACCOUNTS = 1_000
 MAX_ENTRIES = MAX_ACCOUNTS
@@ -39,8 +39,8 @@ _FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """One account. ``hashed`` is "" where its password is not there: then it cannot sign in."""
+class DeclaredAccount:
+    """One account. ``hashed`` is "" if it has no password; then it cannot sign in."""
 
     name: str
     grants: tuple[Grant, ...]
@@ -48,73 +48,72 @@ class Declared:
 
     @property
     def subject(self) -> str:
-        """As it stands in sessions, keys and logs."""
+        """The name in sessions, keys and logs."""
         return f"user:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
-    """All that is declared."""
+class AccountConfig:
+    """The declared roles, accounts and group mappings."""
 
     policy: Policy = field(default_factory=Policy)
-    accounts: Mapping[str, Declared] = field(default_factory=dict)
-    #: Groups of the OIDC provider, in the order in which they were written.
+    accounts: Mapping[str, DeclaredAccount] = field(default_factory=dict)
+    #: Groups of the OIDC provider with their grants, in file order.
     mapping: tuple[tuple[str, tuple[Grant, ...]], ...] = ()
 
-    def of_groups(self, groups: Iterable[str]) -> tuple[Grant, ...]:
-        """What somebody in ``groups`` may do; nothing where no group is named."""
-        his = frozenset(groups)
-        found = (grant for group, grants in self.mapping if group in his for grant in grants)
-        return tuple(dict.fromkeys(found))
+    def grants_of_groups(self, groups: Iterable[str]) -> tuple[Grant, ...]:
+        """Return the grants of a member of ``groups``; groups without a mapping grant nothing."""
+        member_of = frozenset(groups)
+        mapped = (g for group, grants in self.mapping if group in member_of for g in grants)
+        return tuple(dict.fromkeys(mapped))
 
 
 @dataclass(frozen=True, slots=True)
-class Departed:
-    """Subjects whose sessions and tokens are over after a change; ``back`` may come in again."""
+class AccountChanges:
+    """Subjects that a reload removes, adds, or whose password it changes."""
 
-    gone: frozenset[str]
+    removed: frozenset[str]
     changed: frozenset[str]
-    back: frozenset[str]
+    added: frozenset[str]
 
 
-def departed(before: Directory, after: Directory) -> Departed:
-    """What a change of the directory ends: accounts that are gone, and those whose password is
-    another one."""
-    old = {each.subject: each for each in before.accounts.values()}
-    new = {each.subject: each for each in after.accounts.values()}
-    return Departed(
-        gone=frozenset(old.keys() - new.keys()),
+def changes_between(before: AccountConfig, after: AccountConfig) -> AccountChanges:
+    """Compare two configurations."""
+    old = {account.subject: account for account in before.accounts.values()}
+    new = {account.subject: account for account in after.accounts.values()}
+    return AccountChanges(
+        removed=frozenset(old.keys() - new.keys()),
         changed=frozenset(
             s for s in old.keys() & new.keys() if old[s].hashed and old[s].hashed != new[s].hashed
         ),
-        back=frozenset(new.keys() - old.keys()),
+        added=frozenset(new.keys() - old.keys()),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What stands in the files; two that are equal need not be read twice."""
+class ConfigFiles:
+    """The content of the files; equal contents need not be parsed twice."""
 
     document: bytes = b""
     hashes: tuple[tuple[str, bytes], ...] = ()
 
 
-def read(document: Path | None, hashes: Path | None) -> Source:
-    """The files as they are now. Raises OSError, and InvalidInputError for what is too large.
+def read(document: Path | None, hashes: Path | None) -> ConfigFiles:
+    """Read the files. Raises OSError, and InvalidInputError for a file that is too large.
 
-    A directory that is not there holds no hash. What Kubernetes keeps beside a mounted Secret's
-    keys (``..data``) is left out.
+    A missing directory holds no hashes. Names that begin with a dot are skipped: Kubernetes adds
+    ``..data`` to a mounted Secret.
     """
     text = b"" if document is None else _bytes(document, MAX_FILE, "directory")
-    found: list[tuple[str, bytes]] = []
+    contents: list[tuple[str, bytes]] = []
     if hashes is not None and hashes.is_dir():
         paths = (path for path in hashes.iterdir() if not path.name.startswith("."))
-        found = [
+        contents = [
             (path.name, _bytes(path, _MAX_HASH, f"passwords.{path.name}"))
             for path in sorted(paths)[:MAX_ACCOUNTS]
             if path.is_file()
         ]
-    return Source(text, tuple(found))
+    return ConfigFiles(text, tuple(contents))
 
 
 def _bytes(path: Path, most: int, name: str) -> bytes:
@@ -125,19 +124,19 @@ def _bytes(path: Path, most: int, name: str) -> bytes:
     return raw
 
 
-def parse(source: Source) -> Directory:
-    """The directory. Raises InvalidInputError with every problem found."""
-    reader = _Reader({name: _line(raw) for name, raw in source.hashes})
+def parse(files: ConfigFiles) -> AccountConfig:
+    """Parse the files. Raises InvalidInputError with all problems, 50 at most."""
+    reader = _Reader({name: _line(raw) for name, raw in files.hashes})
     try:
-        documents = list(read_documents(source.document.decode("utf-8", "replace")))
+        documents = list(read_documents(files.document.decode("utf-8", "replace")))
     except UnreadableError as error:
         raise InvalidInputError([Problem("directory", str(error), "correct it")]) from error
     if len(documents) > 1:
         reader.wrong("directory", "is more than one document", "write one")
-    made = reader.directory(documents[0].value if documents else {})
+    config = reader.config(documents[0].value if documents else {})
     if reader.problems:
         raise InvalidInputError(reader.problems[:50])
-    return made
+    return config
 
 
 def _line(raw: bytes) -> str:
@@ -145,7 +144,7 @@ def _line(raw: bytes) -> str:
 
 
 class _Reader:
-    """Reads on after a problem, so that all of them are told."""
+    """Parses the document and collects all problems instead of stopping at the first."""
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
@@ -154,73 +153,73 @@ class _Reader:
     def wrong(self, path: str, problem: str, fix: str) -> None:
         self.problems.append(Problem(path, problem, fix))
 
-    def directory(self, value: Any) -> Directory:
+    def config(self, value: Any) -> AccountConfig:
         top = self._object(value, "", "")
         policy = self._roles(self._list(top, "roles", ""))
-        accounts: dict[str, Declared] = {}
-        for path, each in self._entries(self._list(top, "accounts", ""), "accounts"):
-            name = self._name(each, path)
+        accounts: dict[str, DeclaredAccount] = {}
+        for path, entry in self._entries(self._list(top, "accounts", ""), "accounts"):
+            name = self._name(entry, path)
             if name in accounts or name == BOOTSTRAP:
-                taken = "is the bootstrap account" if name == BOOTSTRAP else "stands there twice"
+                taken = "is the bootstrap account" if name == BOOTSTRAP else "is declared twice"
                 self.wrong(f"{path}.name", f"{shown(name)} {taken}", "write another name")
                 continue
-            grants = self._grants(each, path, policy)
-            accounts[name] = Declared(name, grants, self._hash(name))
+            grants = self._grants(entry, path, policy)
+            accounts[name] = DeclaredAccount(name, grants, self._hash(name))
         mapping = []
-        for path, each in self._entries(self._list(top, "roleMapping", ""), "roleMapping"):
-            group = each.get("group")
+        for path, entry in self._entries(self._list(top, "roleMapping", ""), "roleMapping"):
+            group = entry.get("group")
             if not isinstance(group, str) or not 0 < len(group) <= 256:
-                self.wrong(f"{path}.group", "is no name of a group", "write it as the claim has it")
+                self.wrong(f"{path}.group", "is not a group name", "write it as in the claim")
                 continue
-            mapping.append((group, self._grants(each, path, policy)))
-        return Directory(policy, accounts, tuple(mapping))
+            mapping.append((group, self._grants(entry, path, policy)))
+        return AccountConfig(policy, accounts, tuple(mapping))
 
     def _roles(self, value: list[Any]) -> Policy:
         roles: list[Role] = []
-        known = Policy().roles
-        for path, each in self._entries(value, "roles"):
-            name = self._name(each, path)
-            if name in known or any(role.name == name for role in roles):
-                self.wrong(f"{path}.name", f"{shown(name)} is taken", "write another name")
+        built_in = Policy().roles
+        for path, entry in self._entries(value, "roles"):
+            name = self._name(entry, path)
+            if name in built_in or any(role.name == name for role in roles):
+                self.wrong(f"{path}.name", f"{shown(name)} already exists", "write another name")
                 continue
             permissions: set[str] = set()
-            for at, included in self._words(each, "include", path):
-                if included in known:
-                    permissions |= known[included].permissions
+            for at, included in self._words(entry, "include", path):
+                if included in built_in:
+                    permissions |= built_in[included].permissions
                 else:
-                    self._unknown(at, included, "role to include", known)
-            for at, permission in self._words(each, "permissions", path):
+                    self._unknown(at, included, "role to include", built_in)
+            for at, permission in self._words(entry, "permissions", path):
                 if permission in set(Permission):
                     permissions.add(permission)
                 else:
                     self._unknown(at, permission, "permission", list(Permission))
             if not permissions:
-                self.wrong(path, "gives nothing", "name permissions, or a role to include")
+                self.wrong(path, "grants nothing", "add permissions, or a role to include")
             roles.append(Role(name, frozenset(permissions)))
-        return Policy.of(*roles) if not self.problems else Policy({**known, **{
+        return Policy.of(*roles) if not self.problems else Policy({**built_in, **{
             role.name: role for role in roles}})  # fmt: skip
 
     def _grants(self, entry: dict[str, Any], path: str, policy: Policy) -> tuple[Grant, ...]:
-        found = []
-        for at, each in self._entries(
+        grants = []
+        for at, grant in self._entries(
             self._list(entry, "grants", path), child(path, "grants"), "grants"
         ):
-            role = each.get("role")
+            role = grant.get("role")
             if not isinstance(role, str) or role not in policy.roles:
                 self._unknown(f"{at}.role", role, "role", policy.roles)
                 continue
-            names = [name for _, name in self._words(each, "namespaces", at)]
+            names = [name for _, name in self._words(grant, "namespaces", at)]
             for index, name in enumerate(names):
                 if not _NAMESPACE.fullmatch(name):
                     self.wrong(
                         f"{at}.namespaces[{index}]",
-                        f"{shown(name)} is no namespace",
+                        f"{shown(name)} is not a namespace",
                         f"write one, or {EVERYWHERE} for all and the installation itself",
                     )
             if not names:
                 self.wrong(f"{at}.namespaces", "is empty", f"name some, or {EVERYWHERE} for all")
-            found.append(Grant(role, frozenset(names)))
-        return tuple(found)
+            grants.append(Grant(role, frozenset(names)))
+        return tuple(grants)
 
     def _hash(self, name: str) -> str:
         hashed = self._hashes.get(name, "")
@@ -229,7 +228,7 @@ class _Reader:
             self.wrong(
                 child("passwords", name),
                 problem,
-                "make it with python -m engineroom.auth.login.passwords",
+                "create it with python -m engineroom.auth.login.passwords",
             )
         return hashed
 
@@ -237,32 +236,34 @@ class _Reader:
         name = entry.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self.wrong(
-                f"{path}.name", f"{shown(name)} is no name", f"write {_NAME.pattern}, 63 at most"
+                f"{path}.name",
+                f"{shown(name)} is not a name",
+                f"write {_NAME.pattern}, 63 characters at most",
             )
             return ""
         return name
 
-    def _unknown(self, path: str, word: Any, what: str, known: Iterable[str]) -> None:
-        choices = sorted(known)
+    def _unknown(self, path: str, word: Any, what: str, allowed: Iterable[str]) -> None:
+        choices = sorted(allowed)
         close = nearest(word, choices) if isinstance(word, str) else None
         fix = f"did you mean {close}?" if close else f"write one of {', '.join(choices[:40])}"
-        self.wrong(path, f"{shown(word)} is no {what}", fix)
+        self.wrong(path, f"{shown(word)} is not a {what}", fix)
 
     def _entries(
         self, value: list[Any], path: str, kind: str = ""
     ) -> Iterable[tuple[str, dict[str, Any]]]:
         if len(value) > MAX_ENTRIES:
-            self.wrong(path, f"has {len(value)} entries", f"at most {MAX_ENTRIES} are read")
+            self.wrong(path, f"has {len(value)} entries", f"write at most {MAX_ENTRIES}")
             return
-        for index, each in enumerate(value):
+        for index, entry in enumerate(value):
             at = f"{path}[{index}]"
-            found = self._object(each, at, kind or path)
-            if isinstance(each, dict):
-                yield at, found
+            fields = self._object(entry, at, kind or path)
+            if isinstance(entry, dict):
+                yield at, fields
 
     def _object(self, value: Any, path: str, kind: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            self.wrong(path or "directory", "is no map of fields", "write fields and values")
+            self.wrong(path or "directory", "is not a map of fields", "write fields and values")
             return {}
         for name in value:
             if name not in _FIELDS[kind]:
@@ -274,16 +275,16 @@ class _Reader:
         if value is None:
             return []
         if not isinstance(value, list):
-            self.wrong(child(path, name), "is no list", "write a list")
+            self.wrong(child(path, name), "is not a list", "write a list")
             return []
         return value
 
     def _words(self, entry: dict[str, Any], name: str, path: str) -> list[tuple[str, str]]:
-        found = []
+        words = []
         for index, word in enumerate(self._list(entry, name, path)):
             at = f"{child(path, name)}[{index}]"
             if isinstance(word, str):
-                found.append((at, word))
+                words.append((at, word))
             else:
-                self.wrong(at, f"{shown(word)} is no text", "write it in quotes")
-        return found
+                self.wrong(at, f"{shown(word)} is not a string", "write it in quotes")
+        return words

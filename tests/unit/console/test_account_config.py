@@ -12,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engineroom.auth.permissions import Grant, Permission
-from engineroom.console.identity.account_config import Directory, Source, departed, parse, read
+from engineroom.console.accounts.account_config import (
+    AccountConfig,
+    ConfigFiles,
+    changes_between,
+    parse,
+    read,
+)
 from engineroom.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,9 +29,9 @@ HASH = CHEAP.hash("right")
 SHOP = [{"role": "viewer", "namespaces": ["shop"]}]
 
 
-def made(document: Any = None, **hashes: str) -> Directory:
+def made(document: Any = None, **hashes: str) -> AccountConfig:
     text = json.dumps(document if document is not None else {}).encode()
-    return parse(Source(text, tuple((name, kept.encode()) for name, kept in hashes.items())))
+    return parse(ConfigFiles(text, tuple((name, kept.encode()) for name, kept in hashes.items())))
 
 
 def problems(document: Any, **hashes: str) -> dict[str, str]:
@@ -35,7 +41,7 @@ def problems(document: Any, **hashes: str) -> dict[str, str]:
 
 
 def test_nothing_declared_is_the_three_roles_and_nobody() -> None:
-    for source in (Source(), Source(b"{}"), Source(b"roles: []\naccounts:\n")):
+    for source in (ConfigFiles(), ConfigFiles(b"{}"), ConfigFiles(b"roles: []\naccounts:\n")):
         found = parse(source)
         assert sorted(found.policy.roles) == ["admin", "operator", "viewer"]
         assert (found.accounts, found.mapping) == ({}, ())
@@ -66,21 +72,21 @@ def test_roles_accounts_and_groups() -> None:
     assert found.policy.roles["reader"].permissions > found.policy.roles["viewer"].permissions
     assert found.accounts["ada"].grants == (Grant("retrier", frozenset({"shop", "mail"})),)
     assert (found.accounts["ada"].hashed, found.accounts["b.ob"].hashed) == (HASH, "")
-    assert [g.role for g in found.of_groups(["ops", "x"])] == ["operator", "viewer"]
-    assert found.of_groups(["x"]) == ()
+    assert [g.role for g in found.grants_of_groups(["ops", "x"])] == ["operator", "viewer"]
+    assert found.grants_of_groups(["x"]) == ()
 
 
 @pytest.mark.parametrize(
     ("document", "field", "told"),
     [
-        ([], "directory", "no map"),
+        ([], "directory", "is not a map"),
         ({"role": []}, "role", "did you mean roles?"),
-        ({"roles": {}}, "roles", "is no list"),
-        ({"roles": "x"}, "roles", "is no list"),
-        ({"roles": [7]}, "roles[0]", "no map"),
-        ({"roles": [{"name": "admin", "include": ["viewer"]}]}, "roles[0].name", "is taken"),
-        ({"roles": [{"name": "X", "include": ["viewer"]}]}, "roles[0].name", "no name"),
-        ({"roles": [{"name": "x"}]}, "roles[0]", "gives nothing"),
+        ({"roles": {}}, "roles", "is not a list"),
+        ({"roles": "x"}, "roles", "is not a list"),
+        ({"roles": [7]}, "roles[0]", "is not a map"),
+        ({"roles": [{"name": "admin", "include": ["viewer"]}]}, "roles[0].name", "already exists"),
+        ({"roles": [{"name": "X", "include": ["viewer"]}]}, "roles[0].name", "is not a name"),
+        ({"roles": [{"name": "x"}]}, "roles[0]", "grants nothing"),
         ({"roles": [{"name": "x", "include": ["viewr"]}]}, "roles[0].include[0]", "viewer?"),
         (
             {"roles": [{"name": "x", "permissions": ["namespace:job:read"]}]},
@@ -94,8 +100,12 @@ def test_roles_accounts_and_groups() -> None:
         ),
         ({"accounts": [{"name": "admin"}]}, "accounts[0].name", "bootstrap"),
         ({"accounts": [{"name": "ada"}, {"name": "ada"}]}, "accounts[1].name", "twice"),
-        ({"accounts": [{"name": "../x"}]}, "accounts[0].name", "no name"),
-        ({"accounts": [{"name": "ada", "password": "x"}]}, "accounts[0].password", "no field"),
+        ({"accounts": [{"name": "../x"}]}, "accounts[0].name", "is not a name"),
+        (
+            {"accounts": [{"name": "ada", "password": "x"}]},
+            "accounts[0].password",
+            "is not a field",
+        ),
         (
             {"accounts": [{"name": "ada", "grants": [{"role": "operatr", "namespaces": ["x"]}]}]},
             "accounts[0].grants[0].role",
@@ -109,9 +119,13 @@ def test_roles_accounts_and_groups() -> None:
         (
             {"accounts": [{"name": "a", "grants": [{"role": "viewer", "namespaces": ["a*"]}]}]},
             "accounts[0].grants[0].namespaces[0]",
-            "no namespace",
+            "is not a namespace",
         ),
-        ({"roleMapping": [{"group": "", "grants": SHOP}]}, "roleMapping[0].group", "no name"),
+        (
+            {"roleMapping": [{"group": "", "grants": SHOP}]},
+            "roleMapping[0].group",
+            "is not a group name",
+        ),
         ({"accounts": [{}] * 1001}, "accounts", "1001 entries"),
     ],
 )
@@ -147,10 +161,10 @@ def test_what_a_change_ends() -> None:
     before = made(people, gone=HASH, kept=HASH, changed=HASH, cleared=HASH)
     people["accounts"][0]["name"] = "back"
     after = made(people, back=HASH, kept=HASH, changed=other, set=HASH)
-    found = departed(before, after)
-    assert found.gone == {"user:gone"}
+    found = changes_between(before, after)
+    assert found.removed == {"user:gone"}
     assert found.changed == {"user:changed", "user:cleared"}
-    assert found.back == {"user:back"}
+    assert found.added == {"user:back"}
 
 
 def test_the_files_are_read_as_kubernetes_lays_them(tmp_path: Path) -> None:
@@ -165,7 +179,7 @@ def test_the_files_are_read_as_kubernetes_lays_them(tmp_path: Path) -> None:
     assert source.hashes == (("ada", HASH.encode()),)
     assert source == read(document, tmp_path)
     assert parse(source).accounts["ada"].hashed == HASH
-    assert read(None, tmp_path / "absent") == Source()
+    assert read(None, tmp_path / "absent") == ConfigFiles()
     with pytest.raises(OSError, match="absent"):
         read(tmp_path / "absent", None)
     document.write_bytes(b"x" * 2_000_000)
@@ -192,7 +206,7 @@ _JSON = st.recursive(
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from(["roles", "accounts", "roleMapping"]), _JSON))
 def test_nothing_crashes_it(document: Any) -> None:
-    found = Directory()
+    found = AccountConfig()
     with contextlib.suppress(InvalidInputError):
         found = made(document)
     for account in found.accounts.values():
@@ -202,4 +216,4 @@ def test_nothing_crashes_it(document: Any) -> None:
 @pytest.mark.parametrize("raw", [b"\xff\xfe", b"a: [", b"&a [*a]", b"--- {}\n--- {}", b"!x {}"])
 def test_what_is_no_document_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidInputError):
-        parse(Source(raw))
+        parse(ConfigFiles(raw))

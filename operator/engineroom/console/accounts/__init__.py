@@ -1,0 +1,1 @@
+"""Accounts: the declared ones, users of the OIDC provider, and the permissions of both."""
