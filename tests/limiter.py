@@ -20,7 +20,7 @@ from engineroom.ratelimit.distribution.document import (
     Target,
     part_hash,
     part_of,
-    write,
+    render_document,
 )
 from tests.support import free_port
 
@@ -44,13 +44,21 @@ def publish(client: redis.Redis, entries: Sequence[CompiledPolicy], revision: in
     """Put policies of one namespace where enforcers follow them, and tell them."""
     namespace = entries[0].namespace if entries else NAMESPACE
     parts = [(part, part_hash(part)) for part in map(part_of, entries)]
-    document = write(namespace, parts, revision=revision, lineage="test", before={})
+    document = render_document(namespace, parts, revision=revision, lineage="test", before={})
     keys = redis_schema.keys_of(namespace)
     before = client.get(keys.head) or ""
     before = before.decode() if isinstance(before, bytes) else before
     head = redis_schema.head_text(document.hash, document.revision, document.lineage)
     done: Any = client.eval(
-        redis_schema.REPLACE, 3, keys.document, keys.head, keys.news, before, head, document.text, 0
+        redis_schema.REPLACE_DOCUMENT.source,
+        3,
+        keys.document,
+        keys.head,
+        keys.changes,
+        before,
+        head,
+        document.text,
+        0,
     )
     assert int(done) == 1
 

@@ -30,7 +30,7 @@ from tests.performance.rig import api_server, operator, redis_server
 from tests.support import ROOT
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.distribution.document import Policies
+    from engineroom.ratelimit.distribution.document import PolicySnapshot
     from tests.deployed.kube import Kube
 
 NAMESPACE = "default"
@@ -84,7 +84,7 @@ def service(name: str) -> dict[str, Any]:
 def enforce(url: str) -> None:
     """Follow, and say of each policy that changed when it was swapped in."""
 
-    def changed(before: Policies, after: Policies) -> None:
+    def changed(before: PolicySnapshot, after: PolicySnapshot) -> None:
         at = time.monotonic()
         for entry in after.entries:
             if before.get(entry.name) is not entry:

@@ -1,8 +1,8 @@
-"""Calls to Redis for whoever makes many: replies go to callbacks, in order, over one connection.
+"""Pipelined commands to Redis over one connection, with callbacks for the replies.
 
-A call through redis-py's client takes 150 microseconds of processor time, most of it for the pool,
-the streams and the tasks; here it takes 10. redis-py still makes the connection, with everything
-that an address can say (TLS, authentication, Unix sockets), and hands over its transport.
+A command through redis-py's client costs 150 microseconds of processor time, most of it for the
+pool, the streams and the tasks; here it costs 10. redis-py still opens the connection, with all
+options of an address (TLS, authentication, Unix sockets), and hands over its transport.
 """
 
 from __future__ import annotations
@@ -30,209 +30,212 @@ if TYPE_CHECKING:
 
     Part = str | bytes | int | float
 
-#: Seconds that making a connection may take, and that answers nobody waits for are waited for.
-PATIENCE = 1.0
-#: Connections that only wait for such answers; the oldest is closed for one more.
-MAX_LEFT = 4
-_NOTHING: Final = object()
+#: Seconds until opening a connection fails, and until a replaced connection is closed even though
+#: replies are missing.
+GRACE_SECONDS = 1.0
+#: Replaced connections that stay open for their last replies; one more closes the oldest.
+MAX_REPLACED = 4
+_INCOMPLETE: Final = object()
 _FAILURES = (RedisError, OSError, TimeoutError)
 _ERRORS: dict[str, type[ResponseError]] = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError}
 
 
-class Call:
-    """A call under way."""
+class PendingCommand:
+    """A command without a reply so far."""
 
-    __slots__ = ("command", "done", "task", "wire")
+    __slots__ = ("command", "done", "protocol", "task")
 
     def __init__(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> None:
         self.command = command
-        #: Told the reply, or an exception; None once nobody waits any more.
+        #: Called with the reply or an exception; None once the command was abandoned.
         self.done: Callable[[Any], None] | None = done
-        self.wire: _Wire | None = None
+        self.protocol: _RedisProtocol | None = None
         self.task: asyncio.Task[None] | None = None
 
-    def tell(self, reply: Any) -> None:
-        """The reply is there."""
+    def deliver(self, reply: Any) -> None:
+        """Call ``done`` with the reply, once."""
         done, self.done = self.done, None
         if done is not None:
             done(reply)
 
 
-class Calls(Protocol):
-    """Something that carries calls to Redis."""
+class CommandSender(Protocol):
+    """Sends commands to Redis and delivers the replies to callbacks."""
 
-    def send(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> Call:
-        """Call Redis; ``done`` is told the reply or an exception, never from within."""
+    def send(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> PendingCommand:
+        """Send a command; ``done`` is called later with the reply or an exception."""
         ...
 
-    def give_up(self, call: Call) -> None:
-        """Nobody waits for this call any more, because it took too long."""
+    def abandon(self, command: PendingCommand) -> None:
+        """Drop the callback of a command that took too long."""
         ...
 
-    def renew(self) -> None:
-        """Connect anew for further calls."""
+    def reconnect(self) -> None:
+        """Open a new connection for further commands."""
         ...
 
     async def close(self) -> None:
-        """Close; calls under way are told so."""
+        """Close; pending commands get an exception."""
         ...
 
 
-class Line:
-    """One connection, made when it is needed and again after it is lost.
+class PipelinedConnection:
+    """One connection, opened when it is needed and again after it is lost.
 
-    A call that takes too long leaves its connection to the answers that others wait for; the next
-    call has a new one.
+    A command that takes too long leaves its connection to the replies of the other commands; the
+    next command opens a new one.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
-        self._wire: _Wire | None = None
-        self._left: deque[_Wire] = deque()
-        self._queued: list[Call] = []
+        self._protocol: _RedisProtocol | None = None
+        self._replaced: deque[_RedisProtocol] = deque()
+        self._queued: list[PendingCommand] = []
         self._opening: asyncio.Task[None] | None = None
 
-    def send(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> Call:
-        """Call Redis; ``done`` is told the reply or an exception, never from within."""
-        call = Call(command, done)
-        wire = self._wire
-        if wire is not None and wire.open:
-            wire.send(call)
+    def send(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> PendingCommand:
+        """Send a command; ``done`` is called later with the reply or an exception."""
+        pending = PendingCommand(command, done)
+        protocol = self._protocol
+        if protocol is not None and protocol.open:
+            protocol.send(pending)
         else:
-            self._queued.append(call)
+            self._queued.append(pending)
             if self._opening is None:
                 self._opening = asyncio.get_running_loop().create_task(self._open())
-        return call
+        return pending
 
-    def give_up(self, call: Call) -> None:
-        """Nobody waits for this call any more, because it took too long."""
-        call.done = None
-        if call.wire is None:
-            if call in self._queued:
-                self._queued.remove(call)
-        elif call.wire is self._wire:
-            self.renew()
+    def abandon(self, command: PendingCommand) -> None:
+        """Drop the callback of a command that took too long, and reconnect."""
+        command.done = None
+        if command.protocol is None:
+            if command in self._queued:
+                self._queued.remove(command)
+        elif command.protocol is self._protocol:
+            self.reconnect()
 
-    def renew(self) -> None:
-        """Connect anew for further calls; those under way still get their replies."""
-        wire, self._wire = self._wire, None
-        if wire is None:
+    def reconnect(self) -> None:
+        """Open a new connection for further commands; pending ones still get their replies."""
+        protocol, self._protocol = self._protocol, None
+        if protocol is None:
             return
-        wire.finish()
-        self._left.append(wire)
-        while len(self._left) > MAX_LEFT:
-            self._left.popleft().abort()
+        protocol.finish()
+        self._replaced.append(protocol)
+        while len(self._replaced) > MAX_REPLACED:
+            self._replaced.popleft().abort()
 
     async def close(self) -> None:
-        """Close; calls under way are told so."""
+        """Close; pending commands get an exception."""
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.cancel()
             await asyncio.wait([opening])
-        # A task that was cancelled before it began has not said so.
-        self._refuse(RedisConnectionError("the connection is being closed"))
-        wires = [*self._left, self._wire] if self._wire is not None else list(self._left)
-        self._left.clear()
-        self._wire = None
-        for wire in wires:
-            wire.abort()
-        if wires:
-            await asyncio.wait([wire.closed for wire in wires])
+        # A task that was cancelled before its first step has not failed its commands.
+        self._fail_queued(RedisConnectionError("the connection is being closed"))
+        protocols = list(self._replaced)
+        if self._protocol is not None:
+            protocols.append(self._protocol)
+        self._replaced.clear()
+        self._protocol = None
+        for protocol in protocols:
+            protocol.abort()
+        if protocols:
+            await asyncio.wait([protocol.closed for protocol in protocols])
 
     async def _open(self) -> None:
         try:
-            wire = self._wire = _Wire(await self._connected())
+            protocol = self._protocol = _RedisProtocol(await self._connect())
         except _FAILURES as error:
-            self._refuse(error)
+            self._fail_queued(error)
         else:
             queued, self._queued = self._queued, []
-            for call in queued:
-                wire.send(call)
+            for command in queued:
+                protocol.send(command)
         finally:
             self._opening = None
 
-    async def _connected(self) -> Any:
+    async def _connect(self) -> Any:
         connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(GRACE_SECONDS):
                 await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         return connection
 
-    def _refuse(self, error: BaseException) -> None:
+    def _fail_queued(self, error: BaseException) -> None:
         queued, self._queued = self._queued, []
-        for call in queued:
-            call.tell(error)
+        for command in queued:
+            command.deliver(error)
 
 
-class _Wire(asyncio.Protocol):
-    """A connection that redis-py has made, and the calls on it."""
+class _RedisProtocol(asyncio.Protocol):
+    """A connection opened by redis-py, and the pending commands on it."""
 
     def __init__(self, connection: Any) -> None:
         loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader(replyError=_error, notEnoughData=_NOTHING)
-        self._calls: deque[Call] = deque()
+        self._reader = hiredis.Reader(replyError=_error, notEnoughData=_INCOMPLETE)
+        self._pending: deque[PendingCommand] = deque()
         self._finishing: asyncio.TimerHandle | None = None
         self.closed: asyncio.Future[None] = loop.create_future()
         self.open = True
-        # The streams are kept until the end: they close the transport when they are forgotten.
+        # The streams stay referenced: they close the transport when they are collected.
         self._writer: Any = connection._writer
         self._transport: Any = self._writer.transport
-        self._before: asyncio.BaseProtocol = self._transport.get_protocol()
-        # Nothing is left unread in them: every command of the handshake was answered.
+        self._stream_protocol: asyncio.BaseProtocol = self._transport.get_protocol()
+        # The streams hold no unread data: every command of the handshake was answered.
         self._transport.set_protocol(self)
         connection._writer = connection._reader = None
         if self._transport.is_closing():
             self.connection_lost(None)
 
-    def send(self, call: Call) -> None:
-        """Write a call."""
-        call.wire = self
-        self._calls.append(call)
-        # Its stub says a tuple of one part.
-        command: Any = call.command
+    def send(self, pending: PendingCommand) -> None:
+        """Write a command."""
+        pending.protocol = self
+        self._pending.append(pending)
+        # The stub of pack_command declares a tuple of one part.
+        command: Any = pending.command
         self._transport.write(hiredis.pack_command(command))
 
     def data_received(self, data: bytes) -> None:
-        """Some replies."""
-        reader, calls = self._reader, self._calls
+        """Deliver the replies in the data."""
+        reader, pending = self._reader, self._pending
         try:
             reader.feed(data)
-            while (reply := reader.gets()) is not _NOTHING:
+            while (reply := reader.gets()) is not _INCOMPLETE:
                 if type(reply) is hiredis.PushNotification:
                     continue
-                if not calls:
+                if not pending:
                     self.abort()
                     return
-                calls.popleft().tell(reply)
+                pending.popleft().deliver(reply)
         except hiredis.HiredisError:
-            # After what is no reply nothing can be trusted.
+            # After a protocol error the boundaries of replies are unknown.
             self.abort()
             return
-        if not calls and self._finishing is not None:
+        if not pending and self._finishing is not None:
             self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The connection is gone, and with it all replies."""
+        """Fail all pending commands."""
         if self.closed.done():
             return
         self.open = False
         self.closed.set_result(None)
-        self._before.connection_lost(error)
+        self._stream_protocol.connection_lost(error)
         if self._finishing is not None:
             self._finishing.cancel()
         lost = RedisConnectionError("the connection was lost")
-        while self._calls:
-            self._calls.popleft().tell(lost)
+        while self._pending:
+            self._pending.popleft().deliver(lost)
 
     def finish(self) -> None:
-        """Close after the last reply, or when it takes too long."""
+        """Close after the last reply, at the latest after GRACE_SECONDS."""
         self.open = False
-        if self._calls:
+        if self._pending:
             loop = asyncio.get_running_loop()
-            self._finishing = loop.call_later(PATIENCE, self._transport.abort)
+            self._finishing = loop.call_later(GRACE_SECONDS, self._transport.abort)
         else:
             self._transport.abort()
 
@@ -242,63 +245,65 @@ class _Wire(asyncio.Protocol):
         self._transport.abort()
 
 
-class Tasks:
-    """The same with a task for each call and redis-py's client: for pools of other kinds, which ask
-    a Sentinel first or block."""
+class TaskPerCommand:
+    """A command sender with a task and redis-py's client for each command.
+
+    For pools that cannot hand over a connection: those that ask a Sentinel first, or block.
+    """
 
     def __init__(self, client: Redis) -> None:
         self._client: Any = client
         self._running: set[asyncio.Task[None]] = set()
 
-    def send(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> Call:
-        """Call Redis; ``done`` is told the reply or an exception."""
-        call = Call(command, done)
-        task = call.task = asyncio.get_running_loop().create_task(self._run(call))
+    def send(self, command: tuple[Part, ...], done: Callable[[Any], None]) -> PendingCommand:
+        """Send a command; ``done`` is called later with the reply or an exception."""
+        pending = PendingCommand(command, done)
+        task = pending.task = asyncio.get_running_loop().create_task(self._run(pending))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return call
+        return pending
 
-    def give_up(self, call: Call) -> None:
-        """Nobody waits for this call any more."""
-        call.done = None
-        if call.task is not None:
-            call.task.cancel()
+    def abandon(self, command: PendingCommand) -> None:
+        """Cancel a command that took too long."""
+        command.done = None
+        if command.task is not None:
+            command.task.cancel()
 
-    def renew(self) -> None:
-        """Connect anew for further calls."""
+    def reconnect(self) -> None:
+        """Open a new connection for further commands."""
         task = asyncio.get_running_loop().create_task(self._client.connection_pool.disconnect())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
     async def close(self) -> None:
-        """End the calls under way."""
+        """Cancel the pending commands."""
         for task in self._running:
             task.cancel()
         if self._running:
             await asyncio.wait(set(self._running))
 
-    async def _run(self, call: Call) -> None:
+    async def _run(self, command: PendingCommand) -> None:
         try:
-            reply = await self._client.execute_command(*call.command)
+            reply = await self._client.execute_command(*command.command)
         except _FAILURES as error:
-            call.tell(error)
+            command.deliver(error)
         except BaseException:
-            call.tell(RedisConnectionError("the call was ended"))
+            command.deliver(RedisConnectionError("the command was cancelled"))
             raise
         else:
-            call.tell(reply)
+            command.deliver(reply)
 
 
-def calls_of(client: Redis) -> Calls:
-    """Calls to the Redis of a client, over connections of their own where its pool is a plain one.
+def command_sender(client: Redis) -> CommandSender:
+    """Return a sender to the Redis of a client, with connections of its own where the pool allows.
 
-    The client's pool must not be one that others configured: its settings are used as they are.
+    The pool's settings are used unchanged, including its timeouts.
     """
     pool = client.connection_pool
-    return Line(pool) if type(pool) is ConnectionPool else Tasks(client)
+    return PipelinedConnection(pool) if type(pool) is ConnectionPool else TaskPerCommand(client)
 
 
 def _error(message: str) -> ResponseError:
-    kind, _, rest = message.partition(" ")
-    known = _ERRORS.get(kind)
-    return ResponseError(message) if known is None else known(rest)
+    code, _, rest = message.partition(" ")
+    error_class = _ERRORS.get(code)
+    return ResponseError(message) if error_class is None else error_class(rest)

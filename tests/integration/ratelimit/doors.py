@@ -12,7 +12,8 @@ from engineroom.ratelimit.limits.decorators import limited_job
 from engineroom.ratelimit.limits.limiter import Limiter
 from engineroom.ratelimit.limits.matching import Condition, Operator
 from engineroom.ratelimit.limits.model import Failure, Limit, Mode, Policy, Rate, Tier
-from engineroom.ratelimit.limits.sources import ClientIP, Header, Path, RequestView, subject_of
+from engineroom.ratelimit.limits.request import RequestView
+from engineroom.ratelimit.limits.sources import ClientIP, Header, Path, subject_of
 
 GOLD = Tier("gold", (Condition(Header("X-Plan"), values=("gold",)),), Rate(4, 3600))
 POLICY = Policy(

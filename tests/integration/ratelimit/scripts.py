@@ -6,14 +6,20 @@ does not remove what by the test's time still counts.
 
 from __future__ import annotations
 
-from engineroom.ratelimit.limits import algorithms
+from typing import TYPE_CHECKING
+
+from engineroom.ratelimit.limits import lua_scripts
+
+if TYPE_CHECKING:
+    from engineroom.redis.scripts import Script
 
 _CLOCK = "local now = tonumber(table.remove(ARGV))\n"
 _LIFETIME = "local function lifetime(matters) return 3600000 end\n"
 
 
-def timed(script: str) -> str:
-    """The script taking ``now`` in microseconds as its last argument."""
-    assert script.count(algorithms.CLOCK) == 1
-    assert script.count(algorithms.LIFETIME) == 1
-    return script.replace(algorithms.CLOCK, _CLOCK).replace(algorithms.LIFETIME, _LIFETIME)
+def timed(script: Script) -> str:
+    """Return the script with ``now`` in microseconds as an additional last argument."""
+    source = script.source
+    assert source.count(lua_scripts.CLOCK) == 1
+    assert source.count(lua_scripts.LIFETIME) == 1
+    return source.replace(lua_scripts.CLOCK, _CLOCK).replace(lua_scripts.LIFETIME, _LIFETIME)

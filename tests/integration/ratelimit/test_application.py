@@ -10,8 +10,8 @@ import redis.asyncio
 
 from engineroom.ratelimit.distribution.application import AsgiPolicies, WsgiPolicies
 from engineroom.ratelimit.distribution.document import CompiledPolicy
-from engineroom.ratelimit.distribution.publish import looked
-from engineroom.ratelimit.limits.decision import Decision, Reason
+from engineroom.ratelimit.distribution.publish import record_check
+from engineroom.ratelimit.limits.decision import Decision, DecisionReason
 from engineroom.ratelimit.limits.model import (
     Failure,
     FailureMode,
@@ -21,8 +21,9 @@ from engineroom.ratelimit.limits.model import (
     Rate,
     Response,
 )
-from engineroom.ratelimit.limits.sources import Caller, Tenant
-from engineroom.ratelimit.reconcile.observe import roll
+from engineroom.ratelimit.limits.request import Caller
+from engineroom.ratelimit.limits.sources import Tenant
+from engineroom.ratelimit.reconcile.observe import read_roster
 from tests.integration.ratelimit.test_follow import NAMESPACE, Writer, until
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ async def test_an_application_enforces_the_policy_of_its_labels(
         assert headers["x-ratelimit-remaining"] == "0"
         assert [decision.allowed for decision, _ in seen] == [True, True, False, False]
         assert all(0 < seconds < 5 for _, seconds in seen)
-        assert len((await roll(client, NAMESPACE)).enforcers) == 1
+        assert len((await read_roster(client, NAMESPACE)).enforcers) == 1
         await app.close()
-        assert (await roll(client, NAMESPACE)).enforcers == ()
+        assert (await read_roster(client, NAMESPACE)).enforcers == ()
 
 
 async def test_it_follows_from_the_lifespans_start_to_its_end(
@@ -107,13 +108,13 @@ async def test_it_follows_from_the_lifespans_start_to_its_end(
         seen = []
 
         async def receive() -> dict[str, Any]:
-            seen.append(len((await roll(client, NAMESPACE)).enforcers))
+            seen.append(len((await read_roster(client, NAMESPACE)).enforcers))
             return {"type": "lifespan.startup"}
 
         app = AsgiPolicies(application, client, NAMESPACE, LABELS)
         await app({"type": "lifespan"}, receive, receive)
         assert seen == [1]
-        assert (await roll(client, NAMESPACE)).enforcers == ()
+        assert (await read_roster(client, NAMESPACE)).enforcers == ()
 
 
 async def test_an_application_that_knows_no_lifespan_is_limited_all_the_same(
@@ -133,7 +134,7 @@ async def test_an_application_that_knows_no_lifespan_is_limited_all_the_same(
             await app({"type": "lifespan"}, never, never)
         assert [(await ask(app))[0] for _ in range(2)] == [200, 429]
         await app.close()
-        assert (await roll(client, NAMESPACE)).enforcers == ()
+        assert (await read_roster(client, NAMESPACE)).enforcers == ()
 
 
 @pytest.mark.parametrize(("refuse", "status"), [(False, 200), (True, 503)])
@@ -141,7 +142,7 @@ async def test_what_happens_before_policies_are_known_is_the_applications_choice
     refuse: bool, status: int
 ) -> None:
     async with redis.asyncio.Redis(port=1) as client:
-        seen: list[Reason] = []
+        seen: list[DecisionReason] = []
 
         def observe(decision: Decision, seconds: float) -> None:
             seen.append(decision.reason)
@@ -155,7 +156,7 @@ async def test_what_happens_before_policies_are_known_is_the_applications_choice
         wsgi = WsgiPolicies(plain, sync, NAMESPACE, LABELS, refuse_unknown=refuse, observe=observe)
         assert ask_wsgi(wsgi).startswith(str(status))
         wsgi.close()
-    assert seen == [Reason.FAILED_CLOSED] * 2 * refuse
+    assert seen == [DecisionReason.FAILED_CLOSED] * 2 * refuse
 
 
 @pytest.mark.parametrize(("refuse", "status"), [(False, 200), (True, 503)])
@@ -165,8 +166,8 @@ async def test_an_empty_redis_in_which_nobody_published_says_nothing(
     async with redis.asyncio.Redis(port=server.port) as client:
         app = AsgiPolicies(application, client, NAMESPACE, LABELS, refuse_unknown=refuse)
         assert (await ask(app))[0] == status
-        await looked(client, "one", all_written=True)
-        await until(lambda: app._follower.known)
+        await record_check(client, "one", all_written=True)
+        await until(lambda: app._follower.synced)
         assert (await ask(app))[0] == 200
         await app.close()
 

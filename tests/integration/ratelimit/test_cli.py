@@ -23,7 +23,7 @@ from engineroom.core.errors import DependencyError
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import Target, digest
 from engineroom.ratelimit.limits.bound import bound_text, leased_ahead
-from engineroom.ratelimit.limits.dry_run import rehearse
+from engineroom.ratelimit.limits.dry_run import dry_run
 from engineroom.ratelimit.limits.limiter import Limiter
 from engineroom.ratelimit.limits.matching import Condition
 from engineroom.ratelimit.limits.model import (
@@ -38,7 +38,8 @@ from engineroom.ratelimit.limits.model import (
     Rate,
     Tier,
 )
-from engineroom.ratelimit.limits.sources import ClientIP, Header, JWTClaim, RequestView, subject_of
+from engineroom.ratelimit.limits.request import RequestView
+from engineroom.ratelimit.limits.sources import ClientIP, Header, JWTClaim, subject_of
 from tests.integration.test_cli import Place
 from tests.limiter import compiled, get, limiter_process, publish
 from tests.support import free_port
@@ -236,7 +237,7 @@ def test_what_would_be_answered_is_what_is_answered(data: st.DataObject, store: 
             cost = data.draw(st.integers(1, 6))
             view = RequestView(headers=headers)
             keys = state(store)
-            told = rehearse(policy, store, view, cost)
+            told = dry_run(policy, store, view, cost)
             assert state(store) == keys
             done = limiter.hit(subject_of(policy, view), cost)
             assert (told.decision.allowed, told.decision.reason, told.decision.limit) == (
@@ -262,14 +263,22 @@ def test_explain_says_who_has_it_and_what_bound_holds(
         distribution=Distribution(DistributionMode.LEASED, "0.5", lease_ttl=0.1),
     )
     publish(store, [compiled(leased)])
-    standing = json.loads(store.get(redis_schema.keys_of("shop").document) or "{}")
-    beat(store, "new", redis_schema.Word(standing["hash"], standing["revision"], "test", "limiter"))
+    document = json.loads(store.get(redis_schema.keys_of("shop").document) or "{}")
+    beat(
+        store,
+        "new",
+        redis_schema.Acknowledgement(document["hash"], document["revision"], "test", "limiter"),
+    )
     beat(
         store,
         "web",
-        redis_schema.Word(standing["hash"], standing["revision"], "test", "middleware"),
+        redis_schema.Acknowledgement(document["hash"], document["revision"], "test", "middleware"),
     )
-    beat(store, "old", redis_schema.Word(digest("older"), 0, "test", "limiter", "cannot read it"))
+    beat(
+        store,
+        "old",
+        redis_schema.Acknowledgement(digest("older"), 0, "test", "limiter", "cannot read it"),
+    )
     made = manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED)
     del made["spec"]["selector"]
     made["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
@@ -297,12 +306,13 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     assert "no decision service follows this namespace" in " ".join(shown.out.split())
 
 
-def beat(store: redis.Redis, identity: str, word: redis_schema.Word) -> None:
+def beat(store: redis.Redis, identity: str, acknowledgement: redis_schema.Acknowledgement) -> None:
     keys = redis_schema.keys_of("shop")
     store.eval(
-        redis_schema.BEAT, 6, keys.head, keys.alive, keys.entries, keys.words,
-        redis_schema.peers_of("shop", "test"), keys.without,
-        identity, word.text(), "10000000", "60000000", "10",
+        redis_schema.HEARTBEAT.source, 6,
+        keys.head, keys.alive, keys.entries, keys.acknowledgements,
+        redis_schema.peers_key("shop", "test"), keys.fallbacks,
+        identity, acknowledgement.text(), "10000000", "60000000", "10",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from engineroom.ratelimit.limits.cluster import refuse_shards
 from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
-from engineroom.ratelimit.reconcile.observe import roll
+from engineroom.ratelimit.reconcile.observe import read_roster
 from engineroom.ratelimit.reconcile.redis_connections import Links
 from engineroom.ratelimit.service.main import Service
 from engineroom.ratelimit.service.settings import Settings
@@ -149,7 +149,7 @@ async def test_what_reads_policies_says_why_it_cannot(shards: tuple[int, int]) -
     for port in shards:
         async with redis.asyncio.Redis(port=port) as client:
             try:
-                await roll(client, "shop")
+                await read_roster(client, "shop")
             except MeasurementError as error:
                 said.append(str(error))
     assert len(said) == 1, "the keys are on one of them"

@@ -10,9 +10,9 @@ import redis.asyncio
 
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import Target
-from engineroom.ratelimit.distribution.policy_follower import StaticPolicies
+from engineroom.ratelimit.distribution.policy_source import StaticPolicies
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
-from engineroom.ratelimit.reconcile.observe import roll
+from engineroom.ratelimit.reconcile.observe import read_roster
 from engineroom.ratelimit.service import directory
 from engineroom.ratelimit.service.directory import FollowingDirectory, Room
 from engineroom.ratelimit.service.engine import Enforced, Missing
@@ -62,7 +62,7 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
         assert "made-up-0" in followed._rooms
         assert "given" in followed._rooms
         await until(lambda: not followed._closing)
-        assert (await roll(client, "made-up-7")).enforcers == (), "it signed off"
+        assert (await read_roster(client, "made-up-7")).enforcers == (), "it signed off"
         publish(store, [compiled(POLICY)])
         assert isinstance(await ask(followed, "shop"), Enforced)
         for number in range(40, 80):
@@ -72,12 +72,12 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
         # One that was given up is followed again, under the name that just signed off.
         assert await ask(followed, "made-up-41") is Missing.UNKNOWN
         await until(lambda: not followed._closing)
-        assert len((await roll(client, "made-up-41")).enforcers) == 1
+        assert len((await read_roster(client, "made-up-41")).enforcers) == 1
         clients = await client.client_list()
         assert len(clients) <= 2 * followed.followed + 6
     finally:
         await followed.close()
-    assert (await roll(client, "made-up-41")).enforcers == ()
+    assert (await read_roster(client, "made-up-41")).enforcers == ()
 
 
 async def test_many_at_once_are_followed_a_few_at_a_time(
@@ -114,9 +114,9 @@ async def test_names_of_sections_share_their_policy_and_are_not_remembered_for_e
 
 
 async def test_a_room_of_fixed_policies_answers_the_same(client: redis.asyncio.Redis) -> None:
-    from engineroom.ratelimit.distribution.document import Policies
+    from engineroom.ratelimit.distribution.document import PolicySnapshot
 
-    fixed = Policies("shop", entries=(compiled(POLICY),))
+    fixed = PolicySnapshot("shop", entries=(compiled(POLICY),))
     room = Room(StaticPolicies(fixed), client)
     assert room.find("api") is room.find("api")
     assert room.find("nobody") is Missing.UNKNOWN

@@ -20,7 +20,8 @@ from engineroom.ratelimit.limits.errors import RateLimitedError
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.middleware import AsgiRateLimit, WsgiRateLimit
 from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
-from engineroom.ratelimit.limits.sources import Header, JWTClaim, RequestView, subject_of
+from engineroom.ratelimit.limits.request import RequestView
+from engineroom.ratelimit.limits.sources import Header, JWTClaim, subject_of
 from engineroom.ratelimit.service import rls
 from tests.integration.ratelimit import doors
 from tests.integration.ratelimit.doors import POLICY, STEPS, Step, headers_of, view_of

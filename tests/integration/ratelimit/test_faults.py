@@ -15,9 +15,14 @@ import redis
 import redis.asyncio
 
 from engineroom.core.errors import DependencyError, InvalidSpecError
-from engineroom.ratelimit.distribution.document import Text, part_hash, part_of, write
+from engineroom.ratelimit.distribution.document import (
+    DocumentText,
+    part_hash,
+    part_of,
+    render_document,
+)
 from engineroom.ratelimit.distribution.policy_follower import Follower
-from engineroom.ratelimit.distribution.publish import replace
+from engineroom.ratelimit.distribution.publish import replace_document
 from engineroom.ratelimit.distribution.redis_schema import keys_of
 from engineroom.ratelimit.limits.model import (
     Distribution,
@@ -62,7 +67,7 @@ def ask(limiter: LimiterProcess, who: str = "192.0.2.1") -> int:
 
 
 def replicated(primary: redis.Redis) -> None:
-    """Wait until the replica has all that was written: WAIT goes by the caller's own last write."""
+    """Wait until the replica has all writes; WAIT covers those of the calling client only."""
     with primary.client() as connection:
         connection.set("replicated", 1)
         assert connection.wait(1, 5000) == 1
@@ -132,15 +137,15 @@ async def test_who_writes_policies_and_who_follows_them_go_along_with_a_failover
         until(lambda: info(new)["master_link_status"] == "up")
         async with redis.asyncio.Redis.from_url(relay.url) as client:
             with redis.Redis.from_url(relay.url) as sync, Follower(sync, "shop") as follower:
-                head = await replace(client, "shop", "", document(1))
+                head = await replace_document(client, "shop", "", document(1))
                 until(lambda: follower.current.revision == 1)
                 replicated(old)
                 relay.target = second.port
                 new.replicaof("NO", "ONE")
                 old.replicaof("127.0.0.1", second.port)
                 with pytest.raises(DependencyError):
-                    await replace(client, "shop", head, document(2))
-                await replace(client, "shop", head, document(2))
+                    await replace_document(client, "shop", head, document(2))
+                await replace_document(client, "shop", head, document(2))
                 until(lambda: follower.current.revision == 2)
                 until(lambda: new.zcard(keys_of("shop").alive) == 1)
                 assert new.hget(keys_of("shop").entries, follower.identity) is not None
@@ -148,9 +153,11 @@ async def test_who_writes_policies_and_who_follows_them_go_along_with_a_failover
         new.close()
 
 
-def document(revision: int) -> Text:
+def document(revision: int) -> DocumentText:
     part = part_of(compiled(policy(requests=revision)))
-    return write("shop", [(part, part_hash(part))], revision=revision, lineage="a", before={})
+    return render_document(
+        "shop", [(part, part_hash(part))], revision=revision, lineage="a", before={}
+    )
 
 
 def info(client: redis.Redis) -> dict[str, Any]:

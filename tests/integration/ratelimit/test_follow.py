@@ -17,17 +17,13 @@ from engineroom.ratelimit.distribution.document import (
     Target,
     part_hash,
     part_of,
-    write,
+    render_document,
 )
-from engineroom.ratelimit.distribution.policy_follower import (
-    AsyncFollower,
-    AsyncLimiters,
-    Follower,
-    Limiters,
-)
-from engineroom.ratelimit.distribution.publish import looked, replace
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, Follower
+from engineroom.ratelimit.distribution.policy_limiters import AsyncLimiters, Limiters
+from engineroom.ratelimit.distribution.publish import record_check, replace_document
 from engineroom.ratelimit.distribution.redis_schema import head_text, keys_of
-from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.decision import DecisionReason
 from engineroom.ratelimit.limits.model import (
     Distribution,
     DistributionMode,
@@ -37,14 +33,14 @@ from engineroom.ratelimit.limits.model import (
     Policy,
     Rate,
 )
-from engineroom.ratelimit.reconcile.observe import roll
+from engineroom.ratelimit.reconcile.observe import read_roster
 from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from engineroom.ratelimit.distribution.document import Text
+    from engineroom.ratelimit.distribution.document import DocumentText
 
 NAMESPACE = "shop"
 
@@ -64,13 +60,15 @@ class Writer:
         self.revision = 0
         self.before: dict[str, tuple[str, int]] = {}
 
-    async def write(self, *policies: CompiledPolicy) -> Text:
+    async def write(self, *policies: CompiledPolicy) -> DocumentText:
         parts = [part_of(policy) for policy in policies]
         rows = [(part, part_hash(part)) for part in parts]
         self.revision += 1
-        text = write(NAMESPACE, rows, revision=self.revision, lineage="first", before=self.before)
+        text = render_document(
+            NAMESPACE, rows, revision=self.revision, lineage="first", before=self.before
+        )
         self.before = {part["name"]: (its, text.since[part["name"]]) for part, its in rows}
-        self.head = await replace(self.client, NAMESPACE, self.head, text)
+        self.head = await replace_document(self.client, NAMESPACE, self.head, text)
         return text
 
 
@@ -89,7 +87,11 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> float:
 
 
 async def acknowledged(client: redis.asyncio.Redis) -> list[int]:
-    return sorted(e.word.revision for e in (await roll(client, NAMESPACE)).enforcers if e.word)
+    return sorted(
+        e.acknowledgement.revision
+        for e in (await read_roster(client, NAMESPACE)).enforcers
+        if e.acknowledgement
+    )
 
 
 async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_change(
@@ -98,28 +100,30 @@ async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_ch
     writer = Writer(client)
     await writer.write(compiled("a"))
     async with AsyncFollower(client, NAMESPACE) as follower:
-        assert follower.known
+        assert follower.synced
         assert follower.current.for_target("Service", "a") is follower.current.get("a")
         kept = follower.current.get("a")
         await writer.write(compiled("a"), compiled("b"))
         took = await until(lambda: follower.current.get("b") is not None)
-        assert took < redis_schema.HEARTBEAT / 2, "it was pushed, not found by a heartbeat"
+        assert took < redis_schema.HEARTBEAT_SECONDS / 2, "it was pushed, not found by a heartbeat"
         assert follower.current.get("a") is kept
         await until(lambda: follower.current.revision == 2)
         assert await acknowledged(client) == [2]
         await writer.write()
         await until(lambda: not follower.current.entries)
-    assert (await roll(client, NAMESPACE)).enforcers == ()
+    assert (await read_roster(client, NAMESPACE)).enforcers == ()
 
 
 async def test_a_lost_push_costs_a_heartbeat(
     client: redis.asyncio.Redis, store: redis.Redis
 ) -> None:
     async with AsyncFollower(client, NAMESPACE) as follower:
-        text = write(NAMESPACE, [], revision=1, lineage="x", before={})
+        text = render_document(NAMESPACE, [], revision=1, lineage="x", before={})
         keys = keys_of(NAMESPACE)
         store.mset({keys.document: text.text, keys.head: head_text(text.hash, 1, "x")})
-        assert await until(lambda: follower.current.revision == 1) < 2 * redis_schema.HEARTBEAT
+        assert (
+            await until(lambda: follower.current.revision == 1) < 2 * redis_schema.HEARTBEAT_SECONDS
+        )
 
 
 async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish() -> None:
@@ -132,17 +136,17 @@ async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish(
             async with AsyncFollower(client, NAMESPACE) as follower:
                 keys = keys_of(NAMESPACE)
                 await client.mset({keys.document: '{"format": 99}', keys.head: "other 2 first"})
-                await client.publish(keys.news, "")
-                await until(lambda: "format 99" in follower.trouble)
+                await client.publish(keys.changes, "")
+                await until(lambda: "format 99" in follower.problem)
                 assert follower.current.get("a") is not None
-                (enforcer,) = (await roll(client, NAMESPACE)).enforcers
-                assert enforcer.word is not None
-                assert enforcer.word.revision == 1, "it acknowledges what it follows"
+                (enforcer,) = (await read_roster(client, NAMESPACE)).enforcers
+                assert enforcer.acknowledgement is not None
+                assert enforcer.acknowledgement.revision == 1, "it acknowledges what it follows"
                 server.stop()
-                await until(lambda: "does not answer" in follower.trouble)
+                await until(lambda: "does not answer" in follower.problem)
                 assert follower.current.get("a") is not None
                 server.start()  # empty
-                await until(lambda: follower.trouble == "")
+                await until(lambda: follower.problem == "")
                 assert follower.current.get("a") is not None
                 await Writer(client).write(compiled("b"))
                 await until(lambda: follower.current.get("b") is not None)
@@ -155,8 +159,8 @@ async def test_without_redis_nothing_is_known() -> None:
         redis.asyncio.Redis(port=1) as client,
         AsyncFollower(client, NAMESPACE) as follower,
     ):
-        assert not follower.known
-        assert follower.trouble
+        assert not follower.synced
+        assert follower.problem
 
 
 async def test_the_sync_follower_does_the_same(
@@ -168,14 +172,15 @@ async def test_the_sync_follower_does_the_same(
         assert follower.current.get("a") is not None
         await writer.write(compiled("b"))
         assert (
-            await until(lambda: follower.current.get("b") is not None) < redis_schema.HEARTBEAT / 2
+            await until(lambda: follower.current.get("b") is not None)
+            < redis_schema.HEARTBEAT_SECONDS / 2
         )
         async with AsyncFollower(client, NAMESPACE, role="test") as other:
             await until(lambda: follower.enforcers == 2 and other.enforcers == 2)
-        (enforcer,) = (await roll(client, NAMESPACE)).enforcers
-        assert enforcer.word is not None
-        assert enforcer.word.role == "test"
-    assert (await roll(client, NAMESPACE)).enforcers == ()
+        (enforcer,) = (await read_roster(client, NAMESPACE)).enforcers
+        assert enforcer.acknowledgement is not None
+        assert enforcer.acknowledgement.role == "test"
+    assert (await read_roster(client, NAMESPACE)).enforcers == ()
 
 
 @pytest.mark.parametrize("leased", [False, True])
@@ -260,20 +265,20 @@ async def test_a_redis_without_a_document_says_nothing_until_an_operator_publish
     server: RedisServer, client: redis.asyncio.Redis
 ) -> None:
     async with AsyncFollower(client, NAMESPACE) as follower:
-        assert not follower.known
-        assert "no operator" in follower.trouble
-        assert not await looked(client, "one", all_written=False)
-        await asyncio.sleep(1.5 * redis_schema.HEARTBEAT)
-        assert not follower.known
-        assert not await looked(client, "one", all_written=True)
-        await until(lambda: follower.known)
-        assert follower.trouble == ""
+        assert not follower.synced
+        assert "no operator" in follower.problem
+        assert not await record_check(client, "one", all_written=False)
+        await asyncio.sleep(1.5 * redis_schema.HEARTBEAT_SECONDS)
+        assert not follower.synced
+        assert not await record_check(client, "one", all_written=True)
+        await until(lambda: follower.synced)
+        assert follower.problem == ""
         # Whoever knows goes on with it, whatever Redis has forgotten since.
         await client.flushall()
-        await asyncio.sleep(1.5 * redis_schema.HEARTBEAT)
-        assert follower.known
+        await asyncio.sleep(1.5 * redis_schema.HEARTBEAT_SECONDS)
+        assert follower.synced
         with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE) as late:
-            assert not late.known
+            assert not late.synced
 
 
 async def test_heartbeats_tell_what_was_decided_without_redis(
@@ -295,11 +300,11 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
             assert others.of(found).hit("v").allowed
             relay.delay = 0.5
             for who in ("w", "x", "y"):
-                assert (await limiters.of(found).hit(who)).reason is Reason.FAILED_OPEN
+                assert (await limiters.of(found).hit(who)).reason is DecisionReason.FAILED_OPEN
 
             async def told() -> list[int]:
-                without = (await roll(client, NAMESPACE)).without
-                return [each.times for each in without.values()]
+                fallbacks = (await read_roster(client, NAMESPACE)).fallbacks
+                return [count.total for count in fallbacks.values()]
 
             began = time.monotonic()
             while await told() != [3]:
@@ -313,7 +318,7 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
             while await told() != [4]:
                 assert time.monotonic() - began < 10
                 await asyncio.sleep(0.02)
-            await asyncio.sleep(1.5 * redis_schema.HEARTBEAT)
+            await asyncio.sleep(1.5 * redis_schema.HEARTBEAT_SECONDS)
             assert await told() == [4]
             relay.delay = 0.0
             await limiters.close()

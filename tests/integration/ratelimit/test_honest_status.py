@@ -12,11 +12,12 @@ import redis.asyncio
 
 from engineroom.kube.client.resources import LEASES, SECRETS, SERVICES
 from engineroom.ratelimit.distribution import redis_schema
-from engineroom.ratelimit.distribution.document import part_hash, write
-from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, AsyncLimiters
-from engineroom.ratelimit.distribution.publish import replace
+from engineroom.ratelimit.distribution.document import part_hash, render_document
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
+from engineroom.ratelimit.distribution.policy_limiters import AsyncLimiters
+from engineroom.ratelimit.distribution.publish import replace_document
 from engineroom.ratelimit.distribution.redis_schema import keys_of
-from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.decision import DecisionReason
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Policies, condition, until
 from tests.integration.ratelimit.relay import Relay
@@ -167,8 +168,10 @@ async def test_another_installations_policies_are_left_alone(
     part = {"name": "theirs", "policy": {}}
     texts: dict[str, str] = {}
     for namespace, lineage in ((where, "a@other"), (others, "a@other"), (left, "a")):
-        text = write(namespace, [(part, part_hash(part))], revision=1, lineage=lineage, before={})
-        await replace(store_async, namespace, "", text)
+        text = render_document(
+            namespace, [(part, part_hash(part))], revision=1, lineage=lineage, before={}
+        )
+        await replace_document(store_async, namespace, "", text)
         texts[namespace] = text.text
     await policies.create("api")
     namespaces = f"{where},{others},{left}"
@@ -260,7 +263,9 @@ async def test_status_says_that_redis_does_not_decide_and_not_at_every_heartbeat
                 while not ended.is_set():
                     found = follower.current.get("api")
                     assert found is not None
-                    admitted += (await limiters.of(found).hit("u")).reason is Reason.FAILED_OPEN
+                    admitted += (
+                        await limiters.of(found).hit("u")
+                    ).reason is DecisionReason.FAILED_OPEN
                     await asyncio.sleep(0.05)
                 return admitted
 
@@ -274,7 +279,7 @@ async def test_status_says_that_redis_does_not_decide_and_not_at_every_heartbeat
             ended.set()
             admitted = await loading
             relay.delay = 0.0
-            without = keys_of(where).without
+            without = keys_of(where).fallbacks
 
             async def told() -> int:
                 return int(await store_async.hget(without, "api") or 0)

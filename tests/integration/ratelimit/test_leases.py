@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engineroom.ratelimit.limits import leases
-from engineroom.ratelimit.limits.algorithms import Status, Terms
-from engineroom.ratelimit.limits.leases import Holder, LeaseTerms
+from engineroom.ratelimit.limits.algorithms import LimitStatus, LimitTerms
+from engineroom.ratelimit.limits.leases import LeaseHolder, LeaseTerms
 from tests.integration.ratelimit.scripts import timed
 from tests.integration.ratelimit.test_script import START
 
 if TYPE_CHECKING:
     import redis
 
-GRANT, RETURN = timed(leases.LEASE_SCRIPT), timed(leases.RETURN_SCRIPT)
+GRANT, RETURN = timed(leases.LEASE), timed(leases.RETURN)
 # Redis ends a book by its own clock, so the TTL is long beside what an example takes.
 BURST, INTERVAL, MOST_OUT, TTL = 40, 1_000_000, 8, 25.0
 
@@ -29,12 +29,12 @@ class World:
 
     store: redis.Redis
     now: int = START
-    holders: dict[int, Holder] = field(default_factory=dict)
+    holders: dict[int, LeaseHolder] = field(default_factory=dict)
     admitted: list[int] = field(default_factory=list)
     names: int = 0
     refills: int = 0
 
-    terms = LeaseTerms(Terms("t", INTERVAL, BURST * INTERVAL), 1, MOST_OUT)
+    terms = LeaseTerms(LimitTerms("t", INTERVAL, BURST * INTERVAL), 1, MOST_OUT)
 
     @property
     def seconds(self) -> float:
@@ -42,27 +42,29 @@ class World:
 
     def hit(self, node: int, *, cost: int = 1, dies: str = "") -> None:
         # Of an older policy, whose leases last longer, are some of the nodes.
-        holder = self.holders.setdefault(node, Holder(TTL if node else TTL / 5, MOST_OUT))
+        holder = self.holders.setdefault(node, LeaseHolder(TTL if node else TTL / 5, MOST_OUT))
         if holder.take(cost, self.seconds):
             self.admitted += [self.now] * cost
             return
         grant = self.ask(node, holder, cost, dies)
-        if grant is not None and grant.answers[0].status == Status.ADMITTED:
+        if grant is not None and grant.results[0].status == LimitStatus.ADMITTED:
             self.admitted += [self.now] * cost
 
     def refill(self, node: int, *, dies: str = "") -> None:
         """As a limiter does when half of a lease is used."""
         holder = self.holders.get(node)
-        if holder is not None and holder.wants_refill(self.seconds):
+        if holder is not None and holder.needs_refill(self.seconds):
             self.refills += 1
             self.ask(node, holder, 0, dies)
 
-    def ask(self, node: int, holder: Holder, needed: int, dies: str) -> leases.Grant | None:
+    def ask(
+        self, node: int, holder: LeaseHolder, needed: int, dies: str
+    ) -> leases.LeaseGrant | None:
         self.names += 1
         name, sent, spent = f"{node}.{self.names}", self.seconds, holder.spent
         keys, arguments = leases.lease_arguments(
             ["{p}:k"], [self.terms], name=name, ttl=holder.ttl, needed=needed,
-            wanted=holder.ask(sent), spent=spent,
+            wanted=holder.next_size(sent), spent=spent,
         )  # fmt: skip
         if dies == "before":
             del self.holders[node]
@@ -72,8 +74,8 @@ class World:
             del self.holders[node]
             return None
         grant = leases.parse_grant(reply)
-        holder.struck(spent)
-        holder.granted(name, grant.units, sent)
+        holder.forget_spent(spent)
+        holder.accept(name, grant.units, sent)
         return grant
 
     def drain(self, node: int, *, dies: bool) -> None:
@@ -184,21 +186,21 @@ def test_time_gives_back_what_a_returned_lease_then_does_not(store: redis.Redis)
 
     assert grant("one", 0, 4, START)[0] == 4
     later = START + 4 * INTERVAL
-    assert grant("", BURST, 0, later)[1] == Status.ADMITTED
+    assert grant("", BURST, 0, later)[1] == LimitStatus.ADMITTED
     lease = leases.Lease("one", 4, 4, 10.0)
     keys, arguments = leases.return_arguments(["{p}:k"], [World.terms], lease)
     assert store.eval(RETURN, len(keys), *keys, *arguments, later) == [0]
-    assert grant("", 1, 0, later)[1] == Status.REFUSED
+    assert grant("", 1, 0, later)[1] == LimitStatus.REFUSED
 
 
 def test_a_lease_ends_by_the_clock_of_before_it_was_asked_for() -> None:
-    holder = Holder(ttl=0.5, ceiling=10)
-    holder.granted("a", 10, sent=1.0)
+    holder = LeaseHolder(ttl=0.5, ceiling=10)
+    holder.accept("a", 10, sent=1.0)
     assert holder.take(1, 1.499)
     assert not holder.take(1, 1.5)
 
 
 def test_demand_sizes_what_is_asked_for() -> None:
-    holder = Holder(ttl=0.5, ceiling=10)
-    assert [holder.ask(at) for at in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)] == [0, 1, 4, 10, 10, 10]
-    assert holder.ask(9.0) == 5
+    holder = LeaseHolder(ttl=0.5, ceiling=10)
+    assert [holder.next_size(at) for at in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)] == [0, 1, 4, 10, 10, 10]
+    assert holder.next_size(9.0) == 5

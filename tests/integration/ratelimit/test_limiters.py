@@ -14,8 +14,9 @@ import redis
 import redis.asyncio
 
 from engineroom.core.clock import FakeClock
-from engineroom.ratelimit.limits.decision import Reason, Source
-from engineroom.ratelimit.limits.limiter import AsyncLimiter, Breaker, Limiter
+from engineroom.ratelimit.limits.breaker import RedisBreaker
+from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
+from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.model import (
     Algorithm,
     Distribution,
@@ -62,10 +63,10 @@ async def test_as_many_pass_as_the_burst_holds(server: RedisServer, store: redis
         assert [each.allowed for each in decisions] == [True] * 5 + [False] * 2
         assert [each.remaining for each in decisions[:5]] == [4, 3, 2, 1, 0]
         refused, again = decisions[5:]
-        assert (refused.reason, refused.source) == (Reason.LIMITED, Source.REDIS)
+        assert (refused.reason, refused.source) == (DecisionReason.LIMITED, DecisionSource.REDIS)
         assert refused.retry_after == pytest.approx(720, abs=5)
         # Known from the first refusal: Redis is not asked again, and the wait goes on.
-        assert again.source is Source.DENY_CACHE
+        assert again.source is DecisionSource.DENY_CACHE
         assert again.retry_after is not None
         assert again.retry_after <= refused.retry_after  # type: ignore[operator]
         assert (await limiter.hit("you")).allowed
@@ -87,7 +88,7 @@ async def test_more_requests_than_fit_one_call_are_all_decided(
 ) -> None:
     async with AsyncLimiter(policy(), client(server)) as limiter:
         decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(1000)))
-        assert all(each.allowed and each.source is Source.REDIS for each in decisions)
+        assert all(each.allowed and each.source is DecisionSource.REDIS for each in decisions)
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -104,9 +105,9 @@ async def test_who_is_refused_is_known_whatever_else_changes(
                 subject = {"address": long, "header": f"{n}{long}"}
                 decision = plain.hit(subject) if sync else await limiter.hit(subject)
                 if n == 5:
-                    assert (decision.limit, decision.source) == ("address", Source.REDIS)
+                    assert (decision.limit, decision.source) == ("address", DecisionSource.REDIS)
                     before = calls(store)
-            assert decision.source is Source.DENY_CACHE
+            assert decision.source is DecisionSource.DENY_CACHE
             assert calls(store) == before
             # Others are not meant, nor is the header for whom another address speaks.
             other = {"address": "you", "header": f"5{long}"}
@@ -116,16 +117,16 @@ async def test_who_is_refused_is_known_whatever_else_changes(
 async def test_what_is_remembered_has_a_bound_whatever_is_sent(
     server: RedisServer, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engineroom.ratelimit.limits.limiter.MAX_REMEMBERED", 40)
+    monkeypatch.setattr("engineroom.ratelimit.limits.limiter_core.MAX_REMEMBERED", 40)
     both = policy(Limit("a", Rate(10, 3600)), Limit("b", Rate(5000, 3600)), leased=True)
     async with AsyncLimiter(both, client(server)) as limiter:
         for n in range(60):
             for _ in range(12):
                 await limiter.hit({"a": f"{n}" + "x" * 1000, "b": f"{n}" + "y" * 1000})
-        sizes = [len(each) for each in limiter._refused]
+        sizes = [len(each) for each in limiter._core._refusals]
         assert sizes == [20, 0]
-        assert max(len(str(value)) for value in limiter._refused[0]) <= 64
-        assert not limiter._holders
+        assert max(len(str(value)) for value in limiter._core._refusals[0]) <= 64
+        assert not limiter._core._held
 
 
 async def test_a_queue_that_is_never_empty_leaves_its_calls_their_time(
@@ -147,7 +148,7 @@ async def test_a_queue_that_is_never_empty_leaves_its_calls_their_time(
         async with AsyncLimiter(made, address) as limiter:
             await asyncio.gather(*(caller(f"k{n}") for n in range(600)))
             assert limiter.failed == 0
-            assert set(rounds) == {Source.REDIS}
+            assert set(rounds) == {DecisionSource.REDIS}
         await address.aclose()
 
 
@@ -162,8 +163,8 @@ async def test_who_has_no_turn_within_the_deadline_is_decided_without_redis(
             relay.delay = 0.4
             decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
             sources = Counter(each.source for each in decisions)
-            assert sources[Source.REDIS] >= 128
-            assert sources[Source.LOCAL] >= 1000
+            assert sources[DecisionSource.REDIS] >= 128
+            assert sources[DecisionSource.LOCAL] >= 1000
             # Redis answers, late or not: nobody is to stop asking it.
             assert limiter.breaker_state == "closed"
         await address.aclose()
@@ -226,12 +227,12 @@ async def test_missing_keys(server: RedisServer, store: redis.Redis) -> None:
     async with AsyncLimiter(
         policy(Limit("skip", SLOW, missing_key=MissingKey.SKIP)), client(server)
     ) as limiter:
-        assert (await limiter.hit({"skip": None})).reason is Reason.NOT_LIMITED
+        assert (await limiter.hit({"skip": None})).reason is DecisionReason.NOT_LIMITED
     async with AsyncLimiter(
         policy(Limit("deny", SLOW, missing_key=MissingKey.DENY)), client(server)
     ) as limiter:
         denied = await limiter.hit({"deny": None})
-        assert (denied.allowed, denied.reason) == (False, Reason.MISSING_KEY)
+        assert (denied.allowed, denied.reason) == (False, DecisionReason.MISSING_KEY)
 
 
 async def test_cost_above_burst_is_refused_without_redis(
@@ -240,7 +241,7 @@ async def test_cost_above_burst_is_refused_without_redis(
     async with AsyncLimiter(policy(), client(server)) as limiter:
         before = calls(store)
         decision = await limiter.hit("me", cost=6)
-        assert (decision.reason, decision.retry_after) == (Reason.COST_ABOVE_BURST, None)
+        assert (decision.reason, decision.retry_after) == (DecisionReason.COST_ABOVE_BURST, None)
         assert calls(store) == before
         for wrong in (-1, 1.5, True):
             with pytest.raises(ValueError, match="cost"):
@@ -250,14 +251,14 @@ async def test_cost_above_burst_is_refused_without_redis(
 @pytest.mark.parametrize(
     ("mode", "allowed", "reason"),
     [
-        (FailureMode.OPEN, [True] * 4, Reason.FAILED_OPEN),
-        (FailureMode.CLOSED, [False] * 4, Reason.FAILED_CLOSED),
+        (FailureMode.OPEN, [True] * 4, DecisionReason.FAILED_OPEN),
+        (FailureMode.CLOSED, [False] * 4, DecisionReason.FAILED_CLOSED),
         # Half of a burst of 5, since two enforcers share it.
-        (FailureMode.LOCAL, [True, True, False, False], Reason.ADMITTED),
+        (FailureMode.LOCAL, [True, True, False, False], DecisionReason.ADMITTED),
     ],
 )
 async def test_without_redis_the_failure_mode_decides(
-    mode: FailureMode, allowed: list[bool], reason: Reason
+    mode: FailureMode, allowed: list[bool], reason: DecisionReason
 ) -> None:
     made = policy(failure=Failure(mode, timeout=0.05))
     port = free_port()
@@ -292,36 +293,36 @@ async def test_a_silent_redis_costs_the_deadline_and_then_nothing() -> None:
         took = []
         for _ in range(6):
             begun = time.monotonic()
-            assert (await limiter.hit("me")).reason is Reason.FAILED_OPEN
+            assert (await limiter.hit("me")).reason is DecisionReason.FAILED_OPEN
             took.append(time.monotonic() - begun)
         assert all(0.045 <= each < 1 for each in took[:3])
         assert all(each < 0.045 for each in took[3:])
         # Those that wait behind calls that hang have the same deadline.
-        limiter._breaker.failed = -1000
+        limiter._core.breaker.consecutive_failures = -1000
         begun = time.monotonic()
         many = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
-        assert all(each.reason is Reason.FAILED_OPEN for each in many)
+        assert all(each.reason is DecisionReason.FAILED_OPEN for each in many)
         assert time.monotonic() - begun < 1
         await limiter.close()
         sync = Limiter(policy(failure=failure), redis.Redis(port=port))
         begun = time.monotonic()
-        assert (await asyncio.to_thread(sync.hit, "me")).reason is Reason.FAILED_OPEN
+        assert (await asyncio.to_thread(sync.hit, "me")).reason is DecisionReason.FAILED_OPEN
         assert 0.045 <= time.monotonic() - begun < 1
         sync.close()
 
 
 def test_the_breaker_lets_one_request_try() -> None:
-    breaker = Breaker(failures=2, pause=1.0)
-    breaker.fail(0.0)
+    breaker = RedisBreaker(failures=2, pause=1.0)
+    breaker.record_failure(0.0)
     assert breaker.admits(0.1)
-    breaker.fail(0.1)
+    breaker.record_failure(0.1)
     assert not breaker.admits(0.5)
     assert breaker.admits(1.2)
     assert not breaker.admits(1.2)
-    breaker.fail(1.3)
+    breaker.record_failure(1.3)
     assert not breaker.admits(2.2)
     assert breaker.admits(2.4)
-    breaker.succeeded()
+    breaker.record_success()
     assert breaker.admits(2.4)
 
 
@@ -331,13 +332,13 @@ async def test_redis_that_comes_back_decides_again(server: RedisServer) -> None:
     try:
         failure = Failure(FailureMode.OPEN, timeout=1.0, breaker_failures=1, breaker_pause=0.01)
         async with AsyncLimiter(policy(failure=failure), client(own)) as limiter:
-            assert (await limiter.hit("me")).source is Source.REDIS
+            assert (await limiter.hit("me")).source is DecisionSource.REDIS
             own.stop()
-            assert (await limiter.hit("me")).reason is Reason.FAILED_OPEN
+            assert (await limiter.hit("me")).reason is DecisionReason.FAILED_OPEN
             own.start()
             async with asyncio.timeout(10):
                 decision = await limiter.hit("me")
-                while decision.source is not Source.REDIS:
+                while decision.source is not DecisionSource.REDIS:
                     decision = await limiter.hit("me")
                     await asyncio.to_thread(time.sleep, 0.01)
     finally:
@@ -387,11 +388,11 @@ def test_refusals_are_remembered_no_longer_than_they_hold(
     refused = [limiter.hit("me") for _ in range(6)][-1]
     assert refused.retry_after is not None
     clock.advance(refused.retry_after - 0.001)
-    assert limiter.hit("me").source is Source.DENY_CACHE
+    assert limiter.hit("me").source is DecisionSource.DENY_CACHE
     # Less than what was refused may still be there.
-    assert limiter.hit("me", 0).source is Source.REDIS
+    assert limiter.hit("me", 0).source is DecisionSource.REDIS
     clock.advance(0.002)
-    assert limiter.hit("me").source is Source.REDIS
+    assert limiter.hit("me").source is DecisionSource.REDIS
     limiter.close()
 
 
@@ -403,7 +404,7 @@ async def test_leases_spare_redis_and_go_back_at_the_end(
         before = calls(store)
         decisions: list[Decision] = [await limiter.hit("me") for _ in range(400)]
         assert all(each.allowed for each in decisions)
-        assert sum(each.source is Source.LEASE for each in decisions) > 300
+        assert sum(each.source is DecisionSource.LEASE for each in decisions) > 300
         assert calls(store) - before < 60
     async with AsyncLimiter(made, client(server)) as other:
         # All that was not used is there again: nothing is out.
@@ -438,8 +439,8 @@ def test_what_can_never_pass_is_said_so_while_others_wait(
 ) -> None:
     with Limiter(policy(), redis.Redis(port=server.port)) as limiter:
         assert [limiter.hit("me").allowed for _ in range(6)][-1] is False
-        assert limiter.hit("me").reason is Reason.LIMITED
-        assert limiter.hit("me", 6).reason is Reason.COST_ABOVE_BURST
+        assert limiter.hit("me").reason is DecisionReason.LIMITED
+        assert limiter.hit("me", 6).reason is DecisionReason.COST_ABOVE_BURST
 
 
 def test_exactly_the_burst_passes_through_leases_of_several(

@@ -1,4 +1,4 @@
-"""Calls over a line: replies in order, late ones to nobody, and a new connection after a fault."""
+"""Pipelined commands: replies in order, late replies dropped, a new connection after a fault."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from engineroom.ratelimit.limits.decision import Reason, Source
-from engineroom.ratelimit.limits.limiter import AsyncLimiter, share_async, unshare_async
+from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
+from engineroom.ratelimit.limits.limiter import AsyncLimiter
 from engineroom.ratelimit.limits.model import Failure, FailureMode, Limit, Policy, Rate
-from engineroom.redis.pipelined import PATIENCE, Line, Tasks, calls_of
+from engineroom.ratelimit.limits.redis_clients import close_shared_async, share_async_client
+from engineroom.redis.pipelined import (
+    GRACE_SECONDS,
+    PipelinedConnection,
+    TaskPerCommand,
+    command_sender,
+)
 from tests.support import RedisServer, free_port
 
 if TYPE_CHECKING:
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engineroom.ratelimit.limits.decision import Decision
-    from engineroom.redis.pipelined import Calls
+    from engineroom.redis.pipelined import CommandSender
 
 POLICY = Policy("p", (Limit("a", Rate(5, 3600)),), Failure(timeout=2.0))
 
@@ -40,7 +46,7 @@ def client(server: RedisServer) -> redis.asyncio.Redis:
     return redis.asyncio.Redis(port=server.port, retry=ONCE)
 
 
-def asked(calls: Calls, *command: str) -> asyncio.Future[Any]:
+def asked(calls: CommandSender, *command: str) -> asyncio.Future[Any]:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     calls.send(command, future.set_result)
     return asyncio.ensure_future(asyncio.wait_for(future, 10))
@@ -77,9 +83,11 @@ def connections(store: redis.Redis) -> int:
     return sum(each["name"] == "line" for each in store.client_list())
 
 
-@pytest.mark.parametrize("make", [lambda own: Line(own.connection_pool), Tasks])
+@pytest.mark.parametrize(
+    "make", [lambda own: PipelinedConnection(own.connection_pool), TaskPerCommand]
+)
 async def test_replies_are_told_to_those_who_asked(
-    server: RedisServer, store: redis.Redis, make: Callable[[redis.asyncio.Redis], Calls]
+    server: RedisServer, store: redis.Redis, make: Callable[[redis.asyncio.Redis], CommandSender]
 ) -> None:
     own = client(server)
     calls = make(own)
@@ -97,13 +105,13 @@ async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
     server: RedisServer, store: redis.Redis
 ) -> None:
     own = redis.asyncio.Redis(port=server.port, client_name="line")
-    line = Line(own.connection_pool)
+    line = PipelinedConnection(own.connection_pool)
     await asked(line, "PING")
     told: list[Any] = []
     late = line.send(("BLPOP", "nothing", "0.2"), told.append)
     behind = asked(line, "ECHO", "behind")
     await asyncio.sleep(0)
-    line.give_up(late)
+    line.abandon(late)
     begun = time.monotonic()
     assert await asked(line, "ECHO", "ahead") == b"ahead"
     assert time.monotonic() - begun < 0.2
@@ -113,7 +121,7 @@ async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
     # The old connection is closed once nobody waits for it, not only when it is given up on.
     begun = time.monotonic()
     await asyncio.to_thread(soon, lambda: connections(store) == 1)
-    assert time.monotonic() - begun < PATIENCE * 0.6
+    assert time.monotonic() - begun < GRACE_SECONDS * 0.6
     await line.close()
     await own.aclose()
 
@@ -122,9 +130,9 @@ async def test_a_call_that_waits_for_a_connection_can_be_given_up(
     server: RedisServer, store: redis.Redis
 ) -> None:
     own = client(server)
-    line = Line(own.connection_pool)
+    line = PipelinedConnection(own.connection_pool)
     told: list[Any] = []
-    line.give_up(line.send(("INCR", "n"), told.append))
+    line.abandon(line.send(("INCR", "n"), told.append))
     assert await asked(line, "PING") == b"PONG"
     assert told == []
     assert store.get("n") is None
@@ -134,7 +142,7 @@ async def test_a_call_that_waits_for_a_connection_can_be_given_up(
 
 async def test_calls_without_a_redis_are_told_so() -> None:
     own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
-    line = Line(own.connection_pool)
+    line = PipelinedConnection(own.connection_pool)
     assert isinstance(await asked(line, "PING"), RedisConnectionError)
     await line.close()
     await own.aclose()
@@ -147,24 +155,24 @@ async def test_an_answer_that_comes_too_late_is_not_heard(
     policy = Policy("p", (Limit("a", Rate(5, 3600)),), failure)
     async with AsyncLimiter(policy, client(server)) as limiter:
         decisions: list[Decision] = []
-        assert (await limiter.hit("me")).source is Source.REDIS
+        assert (await limiter.hit("me")).source is DecisionSource.REDIS
         store.client_pause(200)
         assert limiter.decide("me", 1, decisions.append) is None
         # Answered by Redis before this is.
         await asyncio.to_thread(soon, lambda: bool(store.ping()))
         async with asyncio.timeout(5):
-            assert (await limiter.hit("you")).source is not Source.LEASE
-        assert [each.reason for each in decisions] == [Reason.FAILED_OPEN]
-        assert limiter._calls == 0
-        assert limiter._calls == 0
-        assert (await limiter.hit("me")).source is Source.REDIS
+            assert (await limiter.hit("you")).source is not DecisionSource.LEASE
+        assert [each.reason for each in decisions] == [DecisionReason.FAILED_OPEN]
+        assert limiter._batches.calls == 0
+        assert limiter._batches.calls == 0
+        assert (await limiter.hit("me")).source is DecisionSource.REDIS
 
 
 async def test_calls_of_a_lost_connection_are_told_so_and_the_next_has_a_new_one() -> None:
     server = RedisServer()
     server.start()
     own = client(server)
-    line = Line(own.connection_pool)
+    line = PipelinedConnection(own.connection_pool)
     try:
         await asked(line, "PING")
         waiting = asked(line, "BLPOP", "nothing", "0")
@@ -188,7 +196,7 @@ async def test_what_is_no_reply_ends_the_connection() -> None:
 
     listening = await asyncio.start_server(babble, "127.0.0.1", 0)
     own = redis.asyncio.Redis(port=listening.sockets[0].getsockname()[1])
-    line = Line(own.connection_pool)
+    line = PipelinedConnection(own.connection_pool)
     try:
         assert await asked(line, "PING") == b"OK"
         assert isinstance(await asked(line, "GARBAGE"), RedisConnectionError)
@@ -201,7 +209,7 @@ async def test_what_is_no_reply_ends_the_connection() -> None:
 
 async def test_closing_ends_what_is_under_way(server: RedisServer, store: redis.Redis) -> None:
     own = client(server)
-    line = Line(own.connection_pool)
+    line = PipelinedConnection(own.connection_pool)
     opening = asked(line, "PING")
     await line.close()
     assert isinstance(await opening, RedisConnectionError)
@@ -218,7 +226,7 @@ async def test_an_address_says_all_it_can(guarded: Path) -> None:
             f"unix://:secret@{guarded}?db=3&protocol={protocol}", client_name="line"
         )
         async with AsyncLimiter(POLICY, own) as limiter:
-            assert isinstance(limiter._line, Line)
+            assert isinstance(limiter._sender, PipelinedConnection)
             decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
             assert sum(each.allowed for each in decisions) == 5
             assert limiter.failed == 0
@@ -230,13 +238,13 @@ async def test_limiters_that_share_a_client_share_a_connection(
     server: RedisServer, store: redis.Redis
 ) -> None:
     own = redis.asyncio.Redis(port=server.port, client_name="line")
-    shared = share_async(own)
+    shared = share_async_client(own)
     limiters = [AsyncLimiter(POLICY, shared) for _ in range(20)]
     await asyncio.gather(*(each.hit("me") for each in limiters))
     assert connections(store) == 1
     await limiters[0].close()
     assert (await limiters[1].hit("you")).allowed
-    await unshare_async(shared)
+    await close_shared_async(shared)
     await asyncio.to_thread(soon, lambda: not connections(store))
     await own.aclose()
 
@@ -246,7 +254,7 @@ async def test_a_pool_of_another_kind_keeps_its_ways(
 ) -> None:
     pool = BlockingConnectionPool(port=server.port, max_connections=1)
     own = redis.asyncio.Redis.from_pool(pool)
-    assert isinstance(calls_of(own), Tasks)
+    assert isinstance(command_sender(own), TaskPerCommand)
     async with AsyncLimiter(POLICY, own) as limiter:
         decisions = await asyncio.gather(*(limiter.hit("me") for _ in range(7)))
         assert sum(each.allowed for each in decisions) == 5
@@ -258,6 +266,6 @@ async def test_entering_a_limiter_connects_and_decisions_take_that_connection(
     own = redis.asyncio.Redis(port=server.port, client_name="line")
     async with AsyncLimiter(POLICY, own) as limiter:
         assert connections(store) == 1
-        assert (await limiter.hit("me")).source is Source.REDIS
+        assert (await limiter.hit("me")).source is DecisionSource.REDIS
         assert connections(store) == 1
     await own.aclose()

@@ -13,7 +13,7 @@ import rq
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 
 from engineroom.core.errors import Category
-from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.decision import DecisionReason
 from engineroom.ratelimit.limits.decorators import limited, limited_async
 from engineroom.ratelimit.limits.errors import RateLimitedError
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
@@ -207,7 +207,7 @@ async def test_functions_are_limited_by_their_arguments(
         assert [send("a"), send("a"), send("b")] == ["sent a", "sent a", "sent b"]
         with pytest.raises(RateLimitedError, match="try again in") as caught:
             send("a")
-        assert caught.value.decision.reason is Reason.LIMITED
+        assert caught.value.decision.reason is DecisionReason.LIMITED
         assert (caught.value.http_status, caught.value.category) == (429, Category.LIMIT)
         with pytest.raises(TypeError, match="limited_async"):
             limited(lambda: limiter, lambda: "x")(asgi_app)  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ import pytest
 import redis.asyncio
 
 from engineroom.kube.client.resources import RATELIMITPOLICIES, SECRETS, SERVICES
-from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, AsyncLimiters
-from engineroom.ratelimit.distribution.redis_schema import LIVE_FOR, LOST_FOR, keys_of
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
+from engineroom.ratelimit.distribution.policy_limiters import AsyncLimiters
+from engineroom.ratelimit.distribution.redis_schema import LIVE_SECONDS, LOST_SECONDS, keys_of
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Enforcer, Policies, condition, until
 from tests.support import RedisServer, redis_server
@@ -146,14 +147,16 @@ async def test_enforced_is_never_said_while_an_enforcer_has_not_acknowledged(
             await policies.until("api", "Enforced", "False", "AwaitingEnforcers")
             slow.send(signal.SIGKILL)
             # Nobody knows that it is dead and not only slow, or cut off from Redis.
-            lost = await policies.until("api", "Enforced", "Unknown", "EnforcerLost", LIVE_FOR + 10)
-            assert time.monotonic() - stopped > LIVE_FOR - 2
+            lost = await policies.until(
+                "api", "Enforced", "Unknown", "EnforcerLost", LIVE_SECONDS + 10
+            )
+            assert time.monotonic() - stopped > LIVE_SECONDS - 2
             assert lost["status"]["enforcers"]["total"] == 1
             assert condition(lost, "Ready") == ("False", "EnforcerLost")
             # As if a minute had passed: what Redis says decides.
             alive = keys_of(policies.namespace).alive
             (dead, at), _ = await store_async.zrange(alive, 0, -1, withscores=True)
-            await store_async.zadd(alive, {dead: at - (LOST_FOR - LIVE_FOR) * 1_000_000})
+            await store_async.zadd(alive, {dead: at - (LOST_SECONDS - LIVE_SECONDS) * 1_000_000})
             await policies.until("api", "Enforced", "True")
     finally:
         await slow.end()

@@ -8,7 +8,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.decision import DecisionReason
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.matching import Condition, Operator
 from engineroom.ratelimit.limits.model import (
@@ -22,7 +22,8 @@ from engineroom.ratelimit.limits.model import (
     Rate,
     Tier,
 )
-from engineroom.ratelimit.limits.sources import Constant, Header, RequestView, subject_of
+from engineroom.ratelimit.limits.request import RequestView
+from engineroom.ratelimit.limits.sources import Constant, Header, subject_of
 
 if TYPE_CHECKING:
     from tests.support import RedisServer
@@ -62,7 +63,7 @@ def test_each_tier_has_its_own_rate_and_counts_apart(
         decision = limiter.hit(subject_of(policy, GOLD))
         assert (decision.limit, decision.quota) == ("per-user/gold", 6)
         exempt = limiter.hit(subject_of(policy, STAFF))
-        assert exempt.reason is Reason.NOT_LIMITED
+        assert exempt.reason is DecisionReason.NOT_LIMITED
 
 
 async def test_tiers_can_be_leased(server: RedisServer, store: redis.Redis) -> None:
@@ -98,7 +99,7 @@ async def test_a_charge_takes_what_is_there_and_no_more(
         assert await limiter.charge("u", {"tokens": 10**12})
         refused = await limiter.hit("u")
         assert refused.limit == "tokens"
-        assert refused.reason is Reason.LIMITED
+        assert refused.reason is DecisionReason.LIMITED
         assert refused.retry_after is not None
         assert refused.retry_after <= 3600, "empty, and not in debt for years"
         assert (await limiter.peek({"tokens": "other", "requests": "u"})).remaining == 9

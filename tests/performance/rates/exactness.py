@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import redis.asyncio
 
-from engineroom.ratelimit.limits.decision import Source
+from engineroom.ratelimit.limits.decision import DecisionSource
 from engineroom.ratelimit.limits.limiter import AsyncLimiter
 from engineroom.ratelimit.limits.model import (
     Distribution,
@@ -199,7 +199,7 @@ def work(port: int, mode: str) -> None:
                     decision = await limiter.hit("k")
                     if decision.allowed:
                         admitted.append((sent, time.monotonic()))
-                    if decision.source is not Source.REDIS:
+                    if decision.source is not DecisionSource.REDIS:
                         await asyncio.sleep(0.0005)
 
             await asyncio.gather(*(one() for _ in range(8)))

@@ -14,7 +14,7 @@ from engineroom.api.manifests import check
 from engineroom.api.schema import ratelimitpolicy
 from engineroom.api.validation import parse_policy, problems, warnings
 from engineroom.core.errors import InvalidSpecError
-from engineroom.ratelimit.distribution.compile import candidate
+from engineroom.ratelimit.distribution.compile import compile_policy
 from tests.support import ROOT
 from tests.unit.api.policies import FULL, WRONG, policy
 from tests.unit.api.test_crd import walk, with_defaults, without_empty
@@ -134,4 +134,4 @@ def test_rubbish_is_told_never_raised_and_what_is_valid_compiles(
     found = problems(obj)
     warnings(obj)
     if not found:
-        candidate(parse_policy(obj), "")
+        compile_policy(parse_policy(obj), "")

@@ -13,20 +13,20 @@ from engineroom.api.validation import parse_policy
 from engineroom.ratelimit.distribution import compile as compiling
 from engineroom.ratelimit.distribution.compile import (
     Candidate,
-    candidate,
-    compile_all,
+    compile_namespace,
+    compile_policy,
+    last_valid_candidate,
     library_policy,
-    standing_candidate,
 )
 from engineroom.ratelimit.distribution.document import (
-    NOTHING,
+    NO_POLICIES,
     Target,
     decode_policy,
     encode_policy,
     head_of,
-    read,
-    read_head,
-    write,
+    parse_document,
+    parse_head,
+    render_document,
 )
 from engineroom.ratelimit.limits.errors import InvalidPolicyError, UnreadableDocumentError
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
@@ -37,7 +37,7 @@ from tests.unit.api.policies import FULL, policy
 def made(
     name: str, created: str = "2026-01-01T00:00:00Z", changes: dict[str, Any] | None = None
 ) -> Candidate:
-    return candidate(parse_policy(policy({"metadata.name": name, **(changes or {})})), created)
+    return compile_policy(parse_policy(policy({"metadata.name": name, **(changes or {})})), created)
 
 
 def attached(name: str, *targets: str, created: str = "2026-01-01T00:00:00Z") -> Candidate:
@@ -61,59 +61,63 @@ def test_sources_that_are_only_python_have_no_place_in_a_document() -> None:
 
 def test_the_document_is_canonical_and_read_back() -> None:
     ones = [made("b"), made("a", changes={"spec.targetRefs[0].name": "other"})]
-    compiled = compile_all(ones)
-    assert compiled == compile_all(reversed(ones))
-    text = write("shop", compiled.parts, revision=7, lineage="x", before={})
-    policies = read(text.text)
+    compiled = compile_namespace(ones)
+    assert compiled == compile_namespace(reversed(ones))
+    text = render_document("shop", compiled.parts, revision=7, lineage="x", before={})
+    policies = parse_document(text.text)
     assert [entry.name for entry in policies.entries] == ["a", "b"]
     assert (policies.hash, policies.revision, policies.lineage) == (text.hash, 7, "x")
     assert policies.get("a") is policies.for_target("Service", "other")
     assert policies.for_target("Service", "other", "http") is policies.get("a")
     assert policies.for_target("Ingress", "other") is None
-    assert read_head(text.text).policies == {
-        name: (verdict.hash, 7) for name, verdict in compiled.verdicts.items()
+    assert parse_head(text.text).policies == {
+        name: (result.hash, 7) for name, result in compiled.results.items()
     }
 
 
 def test_what_did_not_change_keeps_its_revision_and_its_object() -> None:
-    first = compile_all([made("a"), attached("b", "two")])
-    one = write("shop", first.parts, revision=1, lineage="x", before={})
-    before = read(one.text)
-    second = compile_all([made("a"), attached("b", "three")])
-    head = read_head(one.text)
+    first = compile_namespace([made("a"), attached("b", "two")])
+    one = render_document("shop", first.parts, revision=1, lineage="x", before={})
+    before = parse_document(one.text)
+    second = compile_namespace([made("a"), attached("b", "three")])
+    head = parse_head(one.text)
     two = next_document("shop", second, head, least_revision=0, lineage="y")
     assert two is not None
     assert two.since == {"a": 1, "b": 2}
     assert two.lineage == "x"
-    after = read(two.text, before)
+    after = parse_document(two.text, before)
     assert after.get("a") is before.get("a")
     assert after.get("b") is not before.get("b")
-    assert next_document("shop", second, read_head(two.text), least_revision=0, lineage="") is None
-    assert next_document("shop", compile_all([]), None, least_revision=0, lineage="") is None
+    assert next_document("shop", second, parse_head(two.text), least_revision=0, lineage="") is None
+    assert next_document("shop", compile_namespace([]), None, least_revision=0, lineage="") is None
 
 
 def test_the_older_policy_has_the_target() -> None:
     older = attached("z", "one", created="2026-01-01T00:00:00Z")
     newer = attached("a", "one", "two", created="2026-01-01T00:00:01Z")
     lost = attached("b", "one", created="2026-01-01T00:00:02Z")
-    compiled = compile_all([lost, newer, older])
+    compiled = compile_namespace([lost, newer, older])
     assert [part["name"] for part, _ in compiled.parts] == ["z", "a"]
     one, two = Target("", "Service", "one"), Target("", "Service", "two")
-    assert compiled.verdicts["z"].targets == (one,)
-    assert compiled.verdicts["a"].targets == (two,)
-    assert compiled.verdicts["a"].lost == ((one, "z"),)
-    assert compiled.verdicts["b"].lost == ((one, "z"),)
-    assert not compiled.verdicts["b"].programmed
+    assert compiled.results["z"].targets == (one,)
+    assert compiled.results["a"].targets == (two,)
+    assert compiled.results["a"].lost == ((one, "z"),)
+    assert compiled.results["b"].lost == ((one, "z"),)
+    assert not compiled.results["b"].programmed
     # Of two of one age the one whose name comes first.
-    equal = compile_all([attached("b", "one"), attached("a", "one")])
-    assert equal.verdicts["b"].lost == ((one, "a"),)
+    equal = compile_namespace([attached("b", "one"), attached("a", "one")])
+    assert equal.results["b"].lost == ((one, "a"),)
 
 
 def test_a_section_is_another_target_than_the_whole() -> None:
     part = [{"kind": "Service", "name": "one", "sectionName": "http"}]
-    compiled = compile_all([attached("a", "one"), made("b", changes={"spec.targetRefs": part})])
-    assert all(not verdict.lost for verdict in compiled.verdicts.values())
-    policies = read(write("shop", compiled.parts, revision=1, lineage="", before={}).text)
+    compiled = compile_namespace(
+        [attached("a", "one"), made("b", changes={"spec.targetRefs": part})]
+    )
+    assert all(not result.lost for result in compiled.results.values())
+    policies = parse_document(
+        render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
+    )
     for section, name in (("http", "b"), ("grpc", "a"), ("", "a")):
         found = policies.for_target("Service", "one", section)
         assert found is not None
@@ -123,9 +127,11 @@ def test_a_section_is_another_target_than_the_whole() -> None:
 def test_the_same_selector_twice_is_a_conflict() -> None:
     changes = {"spec.targetRefs": None, "spec.selector": {"matchLabels": {"app": "a"}}}
     changes["spec.targetRefs"] = []
-    compiled = compile_all([made("b", changes=changes), made("a", changes=changes)])
-    assert compiled.verdicts["b"].lost == ((None, "a"),)
-    policies = read(write("shop", compiled.parts, revision=1, lineage="", before={}).text)
+    compiled = compile_namespace([made("b", changes=changes), made("a", changes=changes)])
+    assert compiled.results["b"].lost == ((None, "a"),)
+    policies = parse_document(
+        render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
+    )
     found = policies.for_labels({"app": "a", "tier": "web"})
     assert found is not None
     assert found.name == "a"
@@ -135,33 +141,35 @@ def test_the_same_selector_twice_is_a_conflict() -> None:
 def test_the_document_is_bounded_and_the_oldest_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ones = [attached(f"p{n}", f"s{n}", created=f"2026-01-01T00:00:0{n}Z") for n in range(5)]
     monkeypatch.setattr(compiling, "MAX_POLICIES", 3)
-    verdicts = compile_all(ones).verdicts
-    assert [verdicts[f"p{n}"].refused for n in range(5)] == ["", "", "", "count", "count"]
+    results = compile_namespace(ones).results
+    assert [results[f"p{n}"].refused for n in range(5)] == ["", "", "", "count", "count"]
     monkeypatch.setattr(compiling, "MAX_BYTES", 1024 + 2 * ones[0].size)
-    verdicts = compile_all(ones).verdicts
-    assert [verdicts[f"p{n}"].refused for n in range(3)] == ["", "", "bytes"]
+    results = compile_namespace(ones).results
+    assert [results[f"p{n}"].refused for n in range(3)] == ["", "", "bytes"]
 
 
 def test_a_thousand_policies_fit() -> None:
     ones = [attached(f"p{n:04d}", f"s{n}") for n in range(1000)]
-    compiled = compile_all(ones)
-    text = write("shop", compiled.parts, revision=1, lineage="x", before={})
-    assert len(read(text.text).entries) == 1000
+    compiled = compile_namespace(ones)
+    text = render_document("shop", compiled.parts, revision=1, lineage="x", before={})
+    assert len(parse_document(text.text).entries) == 1000
 
 
 def test_what_stands_of_a_policy_goes_on_as_it_was() -> None:
     good = made("a")
-    text = write("shop", compile_all([good]).parts, revision=1, lineage="", before={})
-    for head in (read_head(text.text), head_of(text, compile_all([good]).parts)):
-        assert standing_candidate(head.parts["a"], good.created) == good
-    assert read_head(text.text)[:4] == head_of(text, compile_all([good]).parts)[:4]
+    text = render_document(
+        "shop", compile_namespace([good]).parts, revision=1, lineage="", before={}
+    )
+    for head in (parse_head(text.text), head_of(text, compile_namespace([good]).parts)):
+        assert last_valid_candidate(head.parts["a"], good.created) == good
+    assert parse_head(text.text)[:4] == head_of(text, compile_namespace([good]).parts)[:4]
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format":2}', '{"format":1}', '{"format":1,"policies":[{}]}']
 )
 def test_what_cannot_be_read_is_said(text: str) -> None:
-    for function in (read, read_head):
+    for function in (parse_document, parse_head):
         with pytest.raises(UnreadableDocumentError):
             function(text)
 
@@ -169,12 +177,12 @@ def test_what_cannot_be_read_is_said(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_document_is_refused_whole_or_read(data: st.DataObject) -> None:
-    compiled = compile_all([candidate(parse_policy(policy({"spec": FULL})), "")])
-    text = write("shop", compiled.parts, revision=1, lineage="", before={}).text
+    compiled = compile_namespace([compile_policy(parse_policy(policy({"spec": FULL})), "")])
+    text = render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
     at = data.draw(st.integers(0, len(text) - 1))
     damaged = text[:at] + data.draw(st.text(max_size=3)) + text[at + 1 :]
     try:
-        policies = read(damaged, NOTHING)
+        policies = parse_document(damaged, NO_POLICIES)
     except UnreadableDocumentError:
         return
     assert len(policies.entries) == 1
@@ -197,11 +205,11 @@ def test_every_target_has_one_owner_and_it_is_the_oldest(
     candidates = [
         attached(name, *targets, created=f"2026-01-01T00:00:0{age}Z") for name, age, targets in ones
     ]
-    verdicts = compile_all(candidates).verdicts
-    owned = [target for verdict in verdicts.values() for target in verdict.targets]
+    results = compile_namespace(candidates).results
+    owned = [target for result in results.values() for target in result.targets]
     assert len(owned) == len(set(owned))
     assert {target.name for target in owned} == {t for _, _, targets in ones for t in targets}
     age = {name: (when, name) for name, when, _ in ones}
-    for name, verdict in verdicts.items():
-        assert all(age[each.to] < age[name] for each in verdict.lost)
-        assert verdict.programmed == bool(verdict.targets)
+    for name, result in results.items():
+        assert all(age[each.owner] < age[name] for each in result.lost)
+        assert result.programmed == bool(result.targets)

@@ -7,6 +7,7 @@ import pytest
 from engineroom.ratelimit.limits.errors import InvalidPolicyError
 from engineroom.ratelimit.limits.matching import Condition, Operator
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate, Tier
+from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import (
     NOT_APPLIED,
     APIKey,
@@ -15,7 +16,6 @@ from engineroom.ratelimit.limits.sources import (
     Header,
     JWTClaim,
     Path,
-    RequestView,
     Route,
     Tenant,
     response_costs,

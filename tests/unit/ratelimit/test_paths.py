@@ -11,20 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engineroom.cli.connections.policies import request_view
+from engineroom.cli.connections.policies import simulated_request
 from engineroom.ratelimit.limits.matching import Condition, Operator
 from engineroom.ratelimit.limits.middleware import _asgi_view, _wsgi_view
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate, Tier
-from engineroom.ratelimit.limits.paths import settled
-from engineroom.ratelimit.limits.sources import (
-    NOBODY,
-    NOT_APPLIED,
-    Path,
-    Query,
-    RequestView,
-    identity_of,
-    subject_of,
-)
+from engineroom.ratelimit.limits.paths import normalized
+from engineroom.ratelimit.limits.request import UNKNOWN_CALLER, RequestView
+from engineroom.ratelimit.limits.sources import NOT_APPLIED, Path, Query, subject_of, values_reader
 from engineroom.ratelimit.service import rls
 from engineroom.ratelimit.service.request_parsing import Form, of_document, of_proxy
 
@@ -61,19 +54,24 @@ def through_json(uri: str) -> RequestView:
 
 
 def through_command_line(uri: str) -> RequestView:
-    return request_view(as_text(uri), "GET", None, None, "", None, None, None)
+    request = simulated_request(
+        as_text(uri), "GET", None, None, "", None, None, None, 1, consume=False
+    )
+    return request.view(Policy("p", (Limit("a", Rate(1)),)))
 
 
 def through_asgi(uri: str) -> RequestView:
     path, _, query = uri.partition("#")[0].partition("?")
     decoded = unquote(path.encode("latin-1").decode("utf-8", "replace"))
     scope = {"type": "http", "path": decoded, "query_string": query.encode("latin-1")}
-    return _asgi_view(scope, 0, NOBODY)
+    return _asgi_view(scope, 0, UNKNOWN_CALLER)
 
 
 def through_wsgi(uri: str) -> RequestView:
     path, _, query = uri.partition("#")[0].partition("?")
-    return _wsgi_view({"PATH_INFO": unquote(path, "latin-1"), "QUERY_STRING": query}, 0, NOBODY)
+    return _wsgi_view(
+        {"PATH_INFO": unquote(path, "latin-1"), "QUERY_STRING": query}, 0, UNKNOWN_CALLER
+    )
 
 
 DOORS = (
@@ -182,8 +180,8 @@ def limited(view: RequestView, **more: object) -> bool:
     """Whether a limit counts, by both ways of asking; a policy with tiers: the base and a tier."""
     policy = Policy("p", (Limit("all", Rate(10, 1)), Limit("a", Rate(5, 1), **more)))  # type: ignore[arg-type]
     found = subject_of(policy, view)
-    names = [each.name for each in policy.places]
-    assert identity_of(policy)(view) == tuple(found.get(name, NOT_APPLIED) for name in names)
+    names = [each.name for each in policy.effective_limits]
+    assert values_reader(policy)(view) == tuple(found.get(name, NOT_APPLIED) for name in names)
     return found["a"] is not NOT_APPLIED
 
 
@@ -239,7 +237,7 @@ def test_nothing_is_too_odd_to_be_read(uri: str) -> None:
 def test_long_paths_take_time_in_proportion(piece: str) -> None:
     view = RequestView(path="/" + piece * (65_536 // len(piece)) + "/v1/complete")
     began = time.perf_counter()
-    found = settled(view)
+    found = normalized(view)
     assert time.perf_counter() - began < 1.0
     if piece not in ("%63", "\xff"):
         assert "/v1/complete" in (found.path[-12:], *(each[-12:] for each in found.other_paths))

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.ratelimit.limits.decision import Decision, Reason, Source
-from engineroom.ratelimit.limits.limiter import Breaker
+from engineroom.ratelimit.limits.breaker import RedisBreaker
+from engineroom.ratelimit.limits.decision import Decision, DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
-from engineroom.ratelimit.limits.sources import ClientIP, RequestView
+from engineroom.ratelimit.limits.request import RequestView
+from engineroom.ratelimit.limits.sources import ClientIP
 from engineroom.ratelimit.service import responses, rls
 from engineroom.ratelimit.service.admin import merge_metrics
 from engineroom.ratelimit.service.engine import Enforced, Missing, Verdict
@@ -67,7 +68,15 @@ def test_the_short_way_of_encoding_writes_what_protobuf_writes(
     policy = Policy("shop/api", (Limit(name, rate),))
     enforced = Enforced.of(policy, cast("Any", None))
     decision = Decision(
-        True, Reason.ADMITTED, policy.name, name, 5, remaining, 0.0, reset, Source.REDIS
+        True,
+        DecisionReason.ADMITTED,
+        policy.name,
+        name,
+        5,
+        remaining,
+        0.0,
+        reset,
+        DecisionSource.REDIS,
     )
     rated = rls.Rated((Verdict(decision, enforced),))
     assert rls.RateLimitResponse.FromString(rated.encoded()) == rated.message()
@@ -167,8 +176,19 @@ def test_metrics_of_several_processes_are_added() -> None:
         counts = Counts()
         for _ in range(number):
             counts.answered("nginx", 200)
-            counts.decided(
-                Decision(True, Reason.ADMITTED, "shop/api", "a", 1, 0, 0.0, 0.0, Source.REDIS), 0.01
+            counts.record_decision(
+                Decision(
+                    True,
+                    DecisionReason.ADMITTED,
+                    "shop/api",
+                    "a",
+                    1,
+                    0,
+                    0.0,
+                    0.0,
+                    DecisionSource.REDIS,
+                ),
+                0.01,
             )
         texts.append(Exposition(counts).text())
     lines = merge_metrics(texts).decode().splitlines()
@@ -180,12 +200,14 @@ def test_metrics_of_several_processes_are_added() -> None:
 def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -> None:
     counts = Counts()
     for reason, source in (
-        (Reason.ADMITTED, Source.REDIS),
-        (Reason.FAILED_OPEN, Source.POLICY),
-        (Reason.ADMITTED, Source.LOCAL),
+        (DecisionReason.ADMITTED, DecisionSource.REDIS),
+        (DecisionReason.FAILED_OPEN, DecisionSource.POLICY),
+        (DecisionReason.ADMITTED, DecisionSource.LOCAL),
     ):
-        counts.decided(Decision(True, reason, "shop/api", "a", 1, 0, 0.0, 0.0, source), 0.01)
-    breaker = Breaker(failures=1, pause=5.0)
+        counts.record_decision(
+            Decision(True, reason, "shop/api", "a", 1, 0, 0.0, 0.0, source), 0.01
+        )
+    breaker = RedisBreaker(failures=1, pause=5.0)
 
     def told() -> list[str]:
         lines = Exposition(counts).text().decode().splitlines()
@@ -197,9 +219,9 @@ def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -
     counts.breakers(lambda: ["closed", breaker.state])
     for do, state in (
         (lambda: None, "closed"),
-        (lambda: breaker.fail(0.0), "open"),
+        (lambda: breaker.record_failure(0.0), "open"),
         (lambda: breaker.admits(6.0), "half_open"),
-        (breaker.succeeded, "closed"),
+        (breaker.record_success, "closed"),
     ):
         do()
         assert told() == [f'engineroom_breaker_state{{name="redis",state="{state}"}} 1.0']
@@ -217,7 +239,15 @@ def test_a_remembered_refusal_says_what_a_new_one_says(
     needed = math.ceil(wait)
     for later in (0.0, 0.0, -wait / 2):
         decision = Decision(
-            False, Reason.LIMITED, "shop/api", "all", 5, remaining, wait + later, wait, Source.REDIS
+            False,
+            DecisionReason.LIMITED,
+            "shop/api",
+            "all",
+            5,
+            remaining,
+            wait + later,
+            wait,
+            DecisionSource.REDIS,
         )
         status, answer = responses.to_proxy(form, Verdict(decision, enforced))
         head, _, body = answer.decode().partition("\r\n\r\n")
@@ -232,9 +262,11 @@ def test_a_remembered_refusal_says_what_a_new_one_says(
 
 
 def test_what_is_made_without_names_is_what_names_would_make() -> None:
-    decision = Decision(False, Reason.LIMITED, "shop/api", "all", 5, 0, 9.0, 9.0, Source.REDIS)
-    told = decision.again(4.5, Source.DENY_CACHE)
-    assert told == decision._replace(retry_after=4.5, source=Source.DENY_CACHE)
+    decision = Decision(
+        False, DecisionReason.LIMITED, "shop/api", "all", 5, 0, 9.0, 9.0, DecisionSource.REDIS
+    )
+    told = decision.repeated(4.5, DecisionSource.DENY_CACHE)
+    assert told == decision._replace(retry_after=4.5, source=DecisionSource.DENY_CACHE)
     headers = {"x-forwarded-for": "192.0.2.7", "x-forwarded-uri": "/a?b=c"}
     question = of_proxy(Form.FORWARD, "shop", "api", "", "", "GET", headers)
     view = RequestView(method="GET", path="/a", query="b=c", headers=headers, peer="192.0.2.7")

@@ -6,6 +6,7 @@ import pytest
 
 from engineroom.ratelimit.limits.errors import InvalidPolicyError
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
+from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import (
     MAX_VALUE,
     ClientIP,
@@ -15,7 +16,6 @@ from engineroom.ratelimit.limits.sources import (
     Method,
     Path,
     Query,
-    RequestView,
     subject_of,
 )
 

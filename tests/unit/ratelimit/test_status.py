@@ -7,72 +7,83 @@ from typing import Any
 
 import pytest
 
-from engineroom.ratelimit.distribution.compile import Compiled, Lost, Verdict
-from engineroom.ratelimit.distribution.document import Head, Target, Text, head_of
-from engineroom.ratelimit.distribution.redis_schema import Word, head_text, owner_of
+from engineroom.ratelimit.distribution.compile import CompiledNamespace, CompileResult, LostTarget
+from engineroom.ratelimit.distribution.document import DocumentHead, DocumentText, Target, head_of
+from engineroom.ratelimit.distribution.redis_schema import Acknowledgement, head_text, owner_of
 from engineroom.ratelimit.limits.model import FailureMode
 from engineroom.ratelimit.reconcile.decide import (
-    Count,
-    Crew,
-    Crews,
-    Standing,
-    count,
-    has,
-    is_gone,
+    CurrentDocument,
+    EnforcerAssignment,
+    EnforcerCount,
+    EnforcerSet,
+    count_enforcers,
+    has_acknowledged,
+    is_owner_gone,
     next_document,
 )
 from engineroom.ratelimit.reconcile.observe import Enforcer
 from engineroom.ratelimit.reconcile.status import Failing, Seen, policy_status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-STANDING = Standing("h7", 7, "line")
+CURRENT = CurrentDocument("h7", 7, "line")
 ONE, TWO = Target("", "Service", "one"), Target("", "Service", "two")
-GOOD = Verdict("hash", (ONE,))
+GOOD = CompileResult("hash", (ONE,))
 
 
-def enforcer(word: Word | None, name: str = "e", silent: float = 0.1) -> Enforcer:
-    return Enforcer(name, silent, word)
+def enforcer(
+    acknowledgement: Acknowledgement | None, name: str = "e", silent: float = 0.1
+) -> Enforcer:
+    return Enforcer(name, silent, acknowledgement)
 
 
 @pytest.mark.parametrize(
-    ("word", "since", "expected"),
+    ("acknowledgement", "since", "expected"),
     [
-        (Word("h7", 7, "line", "r"), 7, True),
+        (Acknowledgement("h7", 7, "line", "r"), 7, True),
         # The same content, as after an edit and back: whatever its revision was.
-        (Word("h7", 3, "line", "r"), 5, True),
-        (Word("h6", 6, "line", "r"), 6, True),
-        (Word("h6", 6, "line", "r"), 7, False),
-        (Word("h6", 6, "other", "r"), 6, False),
+        (Acknowledgement("h7", 3, "line", "r"), 5, True),
+        (Acknowledgement("h6", 6, "line", "r"), 6, True),
+        (Acknowledgement("h6", 6, "line", "r"), 7, False),
+        (Acknowledgement("h6", 6, "other", "r"), 6, False),
         # Other content under this revision or a later one: written by somebody, and lost since.
-        (Word("hx", 7, "line", "r"), 6, False),
-        (Word("hx", 9, "line", "r"), 6, False),
-        (Word("", 0, "", "r"), 1, False),
+        (Acknowledgement("hx", 7, "line", "r"), 6, False),
+        (Acknowledgement("hx", 9, "line", "r"), 6, False),
+        (Acknowledgement("", 0, "", "r"), 1, False),
         (None, 1, False),
     ],
 )
-def test_who_has_a_policy(word: Word | None, since: int, expected: bool) -> None:
-    assert has(enforcer(word), STANDING, since) is expected
+def test_who_has_a_policy(
+    acknowledgement: Acknowledgement | None, since: int, expected: bool
+) -> None:
+    assert has_acknowledged(enforcer(acknowledgement), CURRENT, since) is expected
 
 
 def test_those_who_lag_are_named_with_their_trouble() -> None:
     seen = [
-        enforcer(Word("h7", 7, "line", "r"), "good"),
-        enforcer(Word("h6", 6, "line", "r", "cannot read"), "z"),
-        enforcer(Word("h6", 6, "line", "r"), "a"),
+        enforcer(Acknowledgement("h7", 7, "line", "r"), "good"),
+        enforcer(Acknowledgement("h6", 6, "line", "r", "cannot read"), "z"),
+        enforcer(Acknowledgement("h6", 6, "line", "r"), "a"),
     ]
-    crew = Crew((seen[2], seen[0], seen[1]), by_labels=False)
-    assert count(crew, STANDING, 7) == Count(1, 3, ("a", "z (cannot read)"))
+    crew = EnforcerSet((seen[2], seen[0], seen[1]), by_labels=False)
+    assert count_enforcers(crew, CURRENT, 7) == EnforcerCount(1, 3, ("a", "z (cannot read)"))
 
 
 def test_who_vanished_is_lost_unless_it_had_the_policy() -> None:
-    current, older = Word("h7", 7, "line", "limiter"), Word("h6", 6, "line", "limiter")
+    current, older = (
+        Acknowledgement("h7", 7, "line", "limiter"),
+        Acknowledgement("h6", 6, "line", "limiter"),
+    )
     live = enforcer(current, "live")
     had, had_not = enforcer(current, "had", 30.0), enforcer(older, "had-not", 30.0)
-    assert count(Crew((live, had), by_labels=False), STANDING, 7) == Count(1, 1)
-    lost = count(Crew((live, had, had_not), by_labels=False), STANDING, 7)
-    assert lost == Count(1, 1, lost=("had-not",))
+    assert count_enforcers(EnforcerSet((live, had), by_labels=False), CURRENT, 7) == EnforcerCount(
+        1, 1
+    )
+    lost = count_enforcers(EnforcerSet((live, had, had_not), by_labels=False), CURRENT, 7)
+    assert lost == EnforcerCount(1, 1, lost=("had-not",))
     # With nobody left it is not known of any whether it is there.
-    assert count(Crew((had,), by_labels=False), STANDING, 7) == Count(0, 0, lost=("had",))
+    assert count_enforcers(EnforcerSet((had,), by_labels=False), CURRENT, 7) == EnforcerCount(
+        0, 0, lost=("had",)
+    )
 
 
 def part(name: str, **selector: str) -> tuple[dict[str, Any], str]:
@@ -82,21 +93,21 @@ def part(name: str, **selector: str) -> tuple[dict[str, Any], str]:
 
 def test_who_enforces_what() -> None:
     def follower(name: str, role: str, **labels: str) -> Enforcer:
-        return enforcer(Word("h", 1, "l", role, "", tuple(labels.items())), name)
+        return enforcer(Acknowledgement("h", 1, "l", role, "", tuple(labels.items())), name)
 
     parts = [part("front"), part("shop", app="shop"), part("web", tier="web"), part("both", a="b")]
     service, bare = follower("service", "limiter"), follower("bare", "middleware")
     shop = follower("shop", "middleware", app="shop", tier="web")
     web = follower("web", "middleware", app="other", tier="web")
-    crews = Crews([service, bare, shop, web], parts)
-    assert crews.of("front") == Crew((service,), by_labels=False)
-    assert crews.of("shop") == Crew((shop,), by_labels=True)
+    crews = EnforcerAssignment([service, bare, shop, web], parts)
+    assert crews.of("front") == EnforcerSet((service,), by_labels=False)
+    assert crews.of("shop") == EnforcerSet((shop,), by_labels=True)
     # Of two selectors that match it follows the older one.
-    assert crews.of("web") == Crew((web,), by_labels=True, instead="shop")
-    assert crews.of("both") == Crew((), by_labels=True)
-    assert crews.of("not in the document") == Crew((), by_labels=False)
+    assert crews.of("web") == EnforcerSet((web,), by_labels=True, shadowed_by="shop")
+    assert crews.of("both") == EnforcerSet((), by_labels=True)
+    assert crews.of("not in the document") == EnforcerSet((), by_labels=False)
     # Whoever cannot be read may enforce any of them.
-    crews = Crews([unread := enforcer(None), shop], parts)
+    crews = EnforcerAssignment([unread := enforcer(None), shop], parts)
     assert crews.of("front").members == (unread,)
     assert crews.of("shop").members == (shop, unread)
 
@@ -109,26 +120,28 @@ def test_who_enforces_what() -> None:
 def test_when_another_installation_is_gone(
     watched: float, silent: float | None, gone: bool
 ) -> None:
-    assert is_gone(watched, silent) is gone
+    assert is_owner_gone(watched, silent) is gone
 
 
 def test_a_document_of_another_owner_is_replaced_by_a_new_line() -> None:
     parts = ((({"name": "a"}), "h"),)
-    compiled = Compiled(parts, {}, {})
+    compiled = CompiledNamespace(parts, {}, {})
 
-    def after(standing: Head | None, lineage: str, wanted: Compiled = compiled) -> Text | None:
-        return next_document("shop", wanted, standing, least_revision=5, lineage=lineage)
+    def after(
+        current: DocumentHead | None, lineage: str, wanted: CompiledNamespace = compiled
+    ) -> DocumentText | None:
+        return next_document("shop", wanted, current, least_revision=5, lineage=lineage)
 
     first = after(None, "a@one")
     assert first is not None
-    standing = head_of(first, parts)
-    assert after(standing, "b@one") is None, "of the same owner the same is not written again"
-    taken = after(standing, "c@two")
+    current = head_of(first, parts)
+    assert after(current, "b@one") is None, "of the same owner the same is not written again"
+    taken = after(current, "c@two")
     assert taken is not None
     assert (taken.lineage, taken.hash) == ("c@two", first.hash)
     assert taken.revision > first.revision
     assert owner_of(head_text(taken.hash, taken.revision, taken.lineage)) == "two"
-    emptied = after(standing, "c@two", Compiled((), {}, {}))
+    emptied = after(current, "c@two", CompiledNamespace((), {}, {}))
     assert emptied is not None
     assert not emptied.since
 
@@ -141,44 +154,44 @@ def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
     ("seen", "expected"),
     [
         (
-            Seen(1, GOOD, Count(2, 2), (ONE,)),
+            Seen(1, GOOD, EnforcerCount(2, 2), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "Enforced",
              "Ready": "Enforced", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, Count(0, 0), (ONE,)),
+            Seen(1, GOOD, EnforcerCount(0, 0), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "!NoEnforcers",
              "Ready": "!NoEnforcers", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, Count(1, 2, ("a",)), (ONE,)),
+            Seen(1, GOOD, EnforcerCount(1, 2, ("a",)), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "!AwaitingEnforcers",
              "Ready": "!AwaitingEnforcers", "Stalled": "", "Reconciling": "AwaitingEnforcers"},
         ),
         (
-            Seen(1, GOOD, Count(1, 1), (ONE,), (ONE,)),
+            Seen(1, GOOD, EnforcerCount(1, 1), (ONE,), (ONE,)),
             {"Accepted": "!TargetNotFound", "Programmed": "Programmed", "Enforced": "Enforced",
              "Ready": "!TargetNotFound", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, Verdict("", (), (Lost(ONE, "old"),)), Count(1, 1), (ONE,)),
+            Seen(1, CompileResult("", (), (LostTarget(ONE, "old"),)), EnforcerCount(1, 1), (ONE,)),
             {"Accepted": "!Conflicted", "Programmed": "!NotProgrammed",
              "Enforced": "!NotProgrammed", "Ready": "!Conflicted", "Stalled": "Conflicted",
              "Reconciling": ""},
         ),
         (
-            Seen(1, Verdict("", (), (), "bytes"), Count(1, 1), (ONE,)),
+            Seen(1, CompileResult("", (), (), "bytes"), EnforcerCount(1, 1), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "!TooManyPolicies",
              "Enforced": "!NotProgrammed", "Ready": "!TooManyPolicies",
              "Stalled": "TooManyPolicies", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, Count(1, 1), (ONE,), invalid="spec.limits: is empty"),
+            Seen(1, GOOD, EnforcerCount(1, 1), (ONE,), invalid="spec.limits: is empty"),
             {"Accepted": "!InvalidSpec", "Programmed": "LastValid", "Enforced": "Enforced",
              "Ready": "!InvalidSpec", "Stalled": "InvalidSpec", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, Count(1, 1, lost=("a",)), (ONE,)),
+            Seen(1, GOOD, EnforcerCount(1, 1, lost=("a",)), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "?EnforcerLost",
              "Ready": "!EnforcerLost", "Stalled": "", "Reconciling": "EnforcerLost"},
         ),
@@ -202,7 +215,7 @@ def test_what_status_says(seen: Seen, expected: dict[str, str]) -> None:
         for kind, (status, reason) in found.items()
         if kind != "Degraded"
     }
-    wanted = {kind: word or "!Reconciled" for kind, word in expected.items()}
+    wanted = {kind: acknowledgement or "!Reconciled" for kind, acknowledgement in expected.items()}
     for kind in ("Stalled", "Reconciling"):
         # These are bad when True, and then for the reason of another.
         if found[kind][0] == "False":
@@ -212,7 +225,9 @@ def test_what_status_says(seen: Seen, expected: dict[str, str]) -> None:
 
 
 def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
-    seen = Seen(1, Verdict("h", (TWO,), (Lost(ONE, "old"),)), Count(1, 1), (ONE, TWO))
+    seen = Seen(
+        1, CompileResult("h", (TWO,), (LostTarget(ONE, "old"),)), EnforcerCount(1, 1), (ONE, TWO)
+    )
     first = policy_status({}, seen, NOW)
     later = NOW + timedelta(minutes=5)
     assert policy_status(first, seen, later) == first
@@ -220,7 +235,7 @@ def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
         each["ancestorRef"]["name"]: each["conditions"][0]["reason"] for each in first["ancestors"]
     }
     assert reasons == {"one": "Conflicted", "two": "Accepted"}
-    healed = policy_status(first, Seen(1, GOOD, Count(1, 1), (ONE, TWO)), later)
+    healed = policy_status(first, Seen(1, GOOD, EnforcerCount(1, 1), (ONE, TWO)), later)
     times = {
         each["ancestorRef"]["name"]: each["conditions"][0]["lastTransitionTime"]
         for each in healed["ancestors"]
@@ -229,7 +244,7 @@ def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
 
 
 def test_while_redis_is_away_the_figures_stay() -> None:
-    before = policy_status({}, Seen(1, GOOD, Count(2, 2), (ONE,)), NOW)
+    before = policy_status({}, Seen(1, GOOD, EnforcerCount(2, 2), (ONE,)), NOW)
     blind = policy_status(before, Seen(1, GOOD, None, (ONE,), trouble=("R", "m")), NOW)
     assert blind["enforcers"] == before["enforcers"]
 
@@ -237,30 +252,37 @@ def test_while_redis_is_away_the_figures_stay() -> None:
 @pytest.mark.parametrize(
     ("counted", "words"),
     [
-        (Count(0, 0), "no decision service follows this namespace"),
-        (Count(0, 0, by_labels=True), "no application with the middleware and labels that match"),
-        (Count(0, 0, by_labels=True, instead="older"), "of the older policy older"),
+        (EnforcerCount(0, 0), "no decision service follows this namespace"),
+        (
+            EnforcerCount(0, 0, by_labels=True),
+            "no application with the middleware and labels that match",
+        ),
+        (EnforcerCount(0, 0, by_labels=True, shadowed_by="older"), "of the older policy older"),
     ],
 )
-def test_it_says_who_is_missing(counted: Count, words: str) -> None:
+def test_it_says_who_is_missing(counted: EnforcerCount, words: str) -> None:
     status = policy_status({}, Seen(1, GOOD, counted, (ONE,)), NOW)
     assert words in next(c["message"] for c in status["conditions"] if c["type"] == "Enforced")
 
 
 def test_since_when_this_very_content_is_enforced() -> None:
-    def after(minutes: int, hash_: str, counted: Count, old: dict[str, Any]) -> dict[str, Any]:
-        seen = Seen(1, Verdict(hash_, (ONE,)), counted, (ONE,))
+    def after(
+        minutes: int, hash_: str, counted: EnforcerCount, old: dict[str, Any]
+    ) -> dict[str, Any]:
+        seen = Seen(1, CompileResult(hash_, (ONE,)), counted, (ONE,))
         return policy_status(old, seen, NOW + timedelta(minutes=minutes))
 
-    first = after(0, "h1", Count(2, 2), {})
+    first = after(0, "h1", EnforcerCount(2, 2), {})
     assert first["enforcers"]["since"] == "2026-01-01T00:00:00Z"
-    assert after(1, "h1", Count(3, 3), first)["enforcers"]["since"] == "2026-01-01T00:00:00Z"
+    assert (
+        after(1, "h1", EnforcerCount(3, 3), first)["enforcers"]["since"] == "2026-01-01T00:00:00Z"
+    )
     # An edit that is enforced at once: the condition was True before and is after.
-    edited = after(2, "h2", Count(2, 2), first)
+    edited = after(2, "h2", EnforcerCount(2, 2), first)
     assert edited["enforcers"]["since"] == "2026-01-01T00:02:00Z"
-    lagging = after(3, "h2", Count(1, 2), edited)
+    lagging = after(3, "h2", EnforcerCount(1, 2), edited)
     assert "since" not in lagging["enforcers"]
-    again = after(4, "h2", Count(2, 2), lagging)
+    again = after(4, "h2", EnforcerCount(2, 2), lagging)
     assert again["enforcers"]["since"] == "2026-01-01T00:04:00Z"
 
 
@@ -270,7 +292,7 @@ def test_since_when_this_very_content_is_enforced() -> None:
 )
 def test_decisions_without_redis_are_told(mode: str, reason: str) -> None:
     def told(failing: Failing) -> dict[str, Any]:
-        return policy_status({}, Seen(1, GOOD, Count(1, 1), (ONE,), failing=failing), NOW)
+        return policy_status({}, Seen(1, GOOD, EnforcerCount(1, 1), (ONE,), failing=failing), NOW)
 
     status = told(Failing(7, now=True, mode=FailureMode(mode)))
     assert conditions(status)["Degraded"] == ("True", reason)

@@ -13,9 +13,9 @@ from engineroom.cli.connections.policies import (
     get_policy,
     policy_name,
     read_policies,
-    read_roll,
+    read_roster,
     redis_of,
-    request_view,
+    simulated_request,
     top_keys,
 )
 from engineroom.cli.connections.redis_connection import open_redis
@@ -31,8 +31,8 @@ from engineroom.cli.views.ratelimits import (
     top_text,
 )
 from engineroom.core.errors import EngineroomError
-from engineroom.ratelimit.distribution.document import Policies  # noqa: TC001
-from engineroom.ratelimit.limits.dry_run import rehearse
+from engineroom.ratelimit.distribution.document import PolicySnapshot  # noqa: TC001
+from engineroom.ratelimit.limits.dry_run import dry_run
 
 _HELD = "Policy; without any, all of the namespace."
 OutputOption = Annotated[
@@ -105,13 +105,15 @@ def try_request(
 
     Ends with 1 when any of the policies refuses the request, with 4 when there is no such policy.
     """
-    view = request_view(path, method, headers, host, client_ip, tenant, route, claims)
+    request = simulated_request(
+        path, method, headers, host, client_ip, tenant, route, claims, cost, consume=consume
+    )
     wanted = [policy_name(one) for one in names or ()]
     namespace = context.namespace
     spec = redis_of(context, wanted[0] if wanted else None)
     with open_redis(context, namespace, spec) as (redis, _):
         policies = chosen(read_policies(redis, namespace), wanted, target, labels)
-        done = [rehearse(one.policy, redis, view, cost, consume=consume) for one in policies]
+        done = [dry_run(one.policy, redis, request) for one in policies]
     if output in (Report.JSON, Report.YAML):
         context.show(dump(rehearsals_document(done), output))
     elif not done:
@@ -185,11 +187,11 @@ def explain(
     """
     policy = get_policy(context.cluster, context.namespace, name)
     namespace = policy["metadata"]["namespace"]
-    policies: Policies | None = None
-    roll, blind = None, ""
+    policies: PolicySnapshot | None = None
+    roster, blind = None, ""
     try:
         with open_redis(context, namespace, policy["spec"].get("redis")) as (redis, _):
-            roll = read_roll(redis, namespace)
+            roster = read_roster(redis, namespace)
             policies = read_policies(redis, namespace)
     except UsageError:
         raise
@@ -199,12 +201,12 @@ def explain(
         policy,
         None if policies is None else policies.get(policy["metadata"]["name"]),
         None if policies is None else (policies.hash, policies.revision, policies.lineage),
-        roll,
+        roster,
         blind,
         context.clock.now(),
         None
-        if policies is None or roll is None
-        else enforcers_of(roll, policies, policy["metadata"]["name"]),
+        if policies is None or roster is None
+        else enforcers_of(roster, policies, policy["metadata"]["name"]),
     )
     if output in (Report.JSON, Report.YAML):
         context.show(dump(explanation_document(explanation), output))

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.model import Document
-    from engineroom.ratelimit.distribution.document import CompiledPolicy, Policies
-    from engineroom.ratelimit.limits.sources import RequestView
-    from engineroom.ratelimit.reconcile.observe import Roll
+    from engineroom.ratelimit.distribution.document import CompiledPolicy, PolicySnapshot
+    from engineroom.ratelimit.limits.dry_run import SimulatedRequest
+    from engineroom.ratelimit.reconcile.observe import EnforcerRoster
 
 RESOURCE = f"{RATELIMITPOLICIES.plural}.engineroom.dev"
 #: Words that ``get`` takes for policies instead of pools.
@@ -136,12 +136,12 @@ def redis_of(context: CommandContext, name: str | None) -> Document | None:
     return loaded
 
 
-def read_policies(redis: Redis, namespace: str) -> Policies:
+def read_policies(redis: Redis, namespace: str) -> PolicySnapshot:
     """The document that enforcers follow. Raises DependencyError, NotFoundError."""
     from redis.exceptions import RedisError
 
     from engineroom.core.errors import DependencyError
-    from engineroom.ratelimit.distribution.document import read
+    from engineroom.ratelimit.distribution.document import parse_document
     from engineroom.ratelimit.distribution.redis_schema import keys_of
 
     try:
@@ -154,34 +154,37 @@ def read_policies(redis: Redis, namespace: str) -> Policies:
             why="there are none, or the operator has not written them yet",
             fix="`engineroom get policies` shows which there are and what keeps them",
         )
-    return read(text)
+    return parse_document(text)
 
 
-def read_roll(redis: Redis, namespace: str) -> Roll:
+def read_roster(redis: Redis, namespace: str) -> EnforcerRoster:
     """Who follows the namespace's policies. Raises DependencyError."""
     from redis.exceptions import RedisError
 
     from engineroom.core.errors import MeasurementError
     from engineroom.ratelimit.distribution import redis_schema
-    from engineroom.ratelimit.reconcile.observe import parse_roll, roll_arguments
+    from engineroom.ratelimit.reconcile.observe import parse_roster, roster_arguments
+    from engineroom.redis.scripts import run
 
     try:
-        rows: Any = redis.eval(redis_schema.ROLL, *roll_arguments(namespace))
+        reply: Any = run(redis, redis_schema.ROSTER, *roster_arguments(namespace))
     except (RedisError, OSError, TimeoutError) as error:
         raise MeasurementError(f"Redis did not say who enforces: {type(error).__name__}") from error
-    return parse_roll(rows)
+    return parse_roster(reply)
 
 
-def enforcers_of(roll: Roll, policies: Policies, name: str) -> frozenset[str]:
+def enforcers_of(roster: EnforcerRoster, policies: PolicySnapshot, name: str) -> frozenset[str]:
     """Names of those who can enforce a policy, of all who follow the namespace."""
-    from engineroom.ratelimit.reconcile.decide import Crews
+    from engineroom.ratelimit.reconcile.decide import EnforcerAssignment
 
     rows = [({"name": one.name, "selector": one.selector}, one.hash) for one in policies.entries]
-    return frozenset(each.identity for each in Crews(roll.enforcers, rows).of(name).members)
+    return frozenset(
+        each.identity for each in EnforcerAssignment(roster.enforcers, rows).of(name).members
+    )
 
 
 def chosen(
-    policies: Policies, names: Sequence[str], target: str | None, labels: str | None
+    policies: PolicySnapshot, names: Sequence[str], target: str | None, labels: str | None
 ) -> list[CompiledPolicy]:
     """The policies that names, a target (``Kind/name[/section]``) or labels mean; else all."""
     if sum(bool(each) for each in (names, target, labels)) > 1:
@@ -214,7 +217,7 @@ def chosen(
     return made
 
 
-def request_view(
+def simulated_request(
     path: str,
     method: str,
     headers: Sequence[str] | None,
@@ -223,10 +226,12 @@ def request_view(
     tenant: str | None,
     route: str | None,
     claims: Sequence[str] | None,
-) -> RequestView:
-    """The request that the options describe. Raises UsageError."""
-    from engineroom.ratelimit.limits.paths import on_the_wire, settled
-    from engineroom.ratelimit.limits.sources import RequestView
+    cost: int,
+    *,
+    consume: bool,
+) -> SimulatedRequest:
+    """Return the request that the options describe. Raises UsageError."""
+    from engineroom.ratelimit.limits.dry_run import SimulatedRequest
 
     if client_ip:
         try:
@@ -253,12 +258,7 @@ def request_view(
         if not equals or not name:
             raise UsageError("a --claim is no claim", fix="write --claim plan=gold")
         told[name] = value
-    where, _, query = path.partition("?")
-    view = RequestView(
-        method.upper(), on_the_wire(where), query, found, client_ip,
-        tenant=tenant, route=route, claims=told,
-    )  # fmt: skip
-    return settled(view)
+    return SimulatedRequest(path, method, found, client_ip, tenant, route, told, cost, consume)
 
 
 # -- top keys -----------------------------------------------------------------------------------

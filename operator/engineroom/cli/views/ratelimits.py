@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.model import Document
     from engineroom.cli.connections.policies import Top
     from engineroom.ratelimit.distribution.document import CompiledPolicy
-    from engineroom.ratelimit.limits.dry_run import Asked, Rehearsal
+    from engineroom.ratelimit.limits.dry_run import DryRunResult, LimitOutcome
     from engineroom.ratelimit.limits.model import Limit
-    from engineroom.ratelimit.reconcile.observe import Enforcer, Roll
+    from engineroom.ratelimit.reconcile.observe import Enforcer, EnforcerRoster
 
 _KINDS = ("Accepted", "Programmed", "Enforced", "Degraded")
 _FIXES = {
@@ -112,14 +112,14 @@ def source_text(source: object, value: str | None) -> str:
     return f"{kind}{f' {name}' if name else ''}={shown(source, value)}"
 
 
-def _key_text(asked: Asked) -> str:
+def _key_text(asked: LimitOutcome) -> str:
     if not asked.key:
         return "" if asked.limit.key else "all requests"
     pairs = zip(asked.limit.key, asked.key, strict=True)
     return " ".join(source_text(source, value) for source, value in pairs)
 
 
-def rehearsals_text(rehearsals: Sequence[Rehearsal]) -> RenderableType:
+def rehearsals_text(rehearsals: Sequence[DryRunResult]) -> RenderableType:
     """Each policy's answer, and below it each of its limits."""
     parts: list[RenderableType] = []
     for each in rehearsals:
@@ -128,7 +128,7 @@ def rehearsals_text(rehearsals: Sequence[Rehearsal]) -> RenderableType:
     return Group(*parts)
 
 
-def _answer(rehearsal: Rehearsal) -> Text:
+def _answer(rehearsal: DryRunResult) -> Text:
     decision = rehearsal.decision
     verb = "is" if rehearsal.consumed else "would be"
     verdict = ("admitted", "green") if decision.allowed else ("refused", "bold red")
@@ -144,7 +144,7 @@ def _answer(rehearsal: Rehearsal) -> Text:
     return told
 
 
-def response_status(rehearsal: Rehearsal) -> int | None:
+def response_status(rehearsal: DryRunResult) -> int | None:
     """What the client gets from a middleware; None for what is admitted."""
     from engineroom.ratelimit.limits.middleware import status_of
 
@@ -153,7 +153,7 @@ def response_status(rehearsal: Rehearsal) -> int | None:
     return status_of(rehearsal.decision, rehearsal.policy.response.status)
 
 
-def _limits(rehearsal: Rehearsal) -> RenderableType:
+def _limits(rehearsal: DryRunResult) -> RenderableType:
     columns = ("LIMIT", "SAYS", "LEFT", "OF", "NEEDS", "FULL IN", "MODE", "KEY")
     rows = []
     for asked in rehearsal.limits:
@@ -173,14 +173,14 @@ def _limits(rehearsal: Rehearsal) -> RenderableType:
     return table(columns, rows, right=("LEFT", "OF", "NEEDS"))
 
 
-def says(asked: Asked) -> str:
+def says(asked: LimitOutcome) -> str:
     """What one limit says by itself."""
     if asked.wait is None:
         return "never"
     return f"wait {asked.wait:.3g}s" if asked.wait > 0 else "admits"
 
 
-def rehearsals_document(rehearsals: Sequence[Rehearsal]) -> dict[str, Any]:
+def rehearsals_document(rehearsals: Sequence[DryRunResult]) -> dict[str, Any]:
     """The same for programs; times in seconds."""
     return {
         "allowed": all(each.decision.allowed for each in rehearsals),
@@ -201,7 +201,7 @@ def rehearsals_document(rehearsals: Sequence[Rehearsal]) -> dict[str, Any]:
     }
 
 
-def _limit_document(asked: Asked) -> dict[str, Any]:
+def _limit_document(asked: LimitOutcome) -> dict[str, Any]:
     limit = asked.limit
     told: dict[str, Any] = {"limit": limit.name, "applies": not asked.not_applied}
     if asked.not_applied:
@@ -260,7 +260,7 @@ class PolicyExplanation:
     compiled: CompiledPolicy | None
     #: Digest, revision and lineage of the document that stands in Redis.
     head: tuple[str, int, str] | None
-    roll: Roll | None
+    roster: EnforcerRoster | None
     #: Why Redis was not asked; "" when it was.
     blind: str
     now: datetime
@@ -270,7 +270,7 @@ class PolicyExplanation:
     @property
     def spec_limits(self) -> tuple[Limit, ...]:
         """The limits with their tiers; of the last valid spec when this one is none."""
-        return () if self.compiled is None else self.compiled.policy.places
+        return () if self.compiled is None else self.compiled.policy.effective_limits
 
 
 def enforces(explanation: PolicyExplanation, enforcer: Enforcer) -> bool:
@@ -281,7 +281,7 @@ def enforces(explanation: PolicyExplanation, enforcer: Enforcer) -> bool:
 def acknowledged(explanation: PolicyExplanation, enforcer: Enforcer) -> bool | None:
     """Whether an enforcer has this policy as it stands in Redis; None when that is not known, or it
     is not one of its enforcers."""
-    from engineroom.ratelimit.reconcile.decide import Standing, has
+    from engineroom.ratelimit.reconcile.decide import CurrentDocument, has_acknowledged
 
     if (
         explanation.head is None
@@ -289,7 +289,9 @@ def acknowledged(explanation: PolicyExplanation, enforcer: Enforcer) -> bool | N
         or not enforces(explanation, enforcer)
     ):
         return None
-    return has(enforcer, Standing(*explanation.head), explanation.compiled.since)
+    return has_acknowledged(
+        enforcer, CurrentDocument(*explanation.head), explanation.compiled.since
+    )
 
 
 def explanation_text(explanation: PolicyExplanation) -> RenderableType:
@@ -339,39 +341,39 @@ def _targets(ancestors: Iterable[Document]) -> RenderableType:
 
 
 def _enforcing(explanation: PolicyExplanation) -> RenderableType:
-    roll = explanation.roll
-    if roll is None:
+    roster = explanation.roster
+    if roster is None:
         told = _enforcers(explanation.policy)
         return Text(f"enforcers: {told} by status; Redis was not asked: {explanation.blind}", "dim")
-    if not any(each.live and enforces(explanation, each) for each in roll.enforcers):
+    if not any(each.live and enforces(explanation, each) for each in roster.enforcers):
         who = (
             "application with labels that the selector has"
             if explanation.policy["spec"].get("selector")
             else "decision service"
         )
         told = f"enforcers: no {who} follows this namespace, so nothing is limited"
-        others = [_followers(explanation, roll)] if roll.enforcers else []
+        others = [_followers(explanation, roster)] if roster.enforcers else []
         return Group(Text(told, "bold red"), *others)
-    return _followers(explanation, roll)
+    return _followers(explanation, roster)
 
 
-def _followers(explanation: PolicyExplanation, roll: Roll) -> RenderableType:
+def _followers(explanation: PolicyExplanation, roster: EnforcerRoster) -> RenderableType:
     rows = []
-    for each in sorted(roll.enforcers, key=lambda one: one.identity):
+    for each in sorted(roster.enforcers, key=lambda one: one.identity):
         has = acknowledged(explanation, each)
         state = {True: "acknowledged", False: "not yet", None: "follows"}[has]
         if not enforces(explanation, each):
             state = "enforces others"
         elif not each.live:
             state = f"lost, {state}"
-        found = each.word
+        found = each.acknowledgement
         rows.append(
             (
                 each.identity,
                 found.role if found is not None else ABSENT,
                 Text(state, "yellow" if has is False else ""),
                 f"{each.silent:.1f}s ago",
-                "its word cannot be read" if found is None else found.trouble,
+                "its acknowledgement cannot be read" if found is None else found.problem,
             )
         )
     return table(("ENFORCER", "ROLE", "STATE", "HEARD OF", "TROUBLE"), rows)
@@ -401,7 +403,7 @@ def _bounds(explanation: PolicyExplanation) -> list[RenderableType]:
 
 def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
     """The same for programs."""
-    policy, compiled, roll = explanation.policy, explanation.compiled, explanation.roll
+    policy, compiled, roster = explanation.policy, explanation.compiled, explanation.roster
     return {
         "namespace": policy["metadata"]["namespace"],
         "name": policy["metadata"]["name"],
@@ -410,18 +412,18 @@ def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
         "ancestors": (policy.get("status") or {}).get("ancestors") or [],
         "redis": explanation.blind or "asked",
         "enforcers": None
-        if roll is None
+        if roster is None
         else [
             {
                 "name": each.identity,
-                "role": each.word.role if each.word is not None else None,
+                "role": each.acknowledgement.role if each.acknowledgement is not None else None,
                 "enforces": enforces(explanation, each),
                 "live": each.live,
                 "acknowledged": acknowledged(explanation, each),
                 "silentSeconds": round(each.silent, 3),
-                "trouble": each.word.trouble if each.word is not None else None,
+                "trouble": None if each.acknowledgement is None else each.acknowledgement.problem,
             }
-            for each in sorted(roll.enforcers, key=lambda one: one.identity)
+            for each in sorted(roster.enforcers, key=lambda one: one.identity)
         ],
         "distribution": None if compiled is None else compiled.policy.distribution.mode.value,
         "limits": [

@@ -1,8 +1,8 @@
 """Middleware for applications that a RateLimitPolicy selects by their labels.
 
-Each request meets the oldest policy whose selector the application's labels have, as it stands at
-that moment; without one it is not limited. Other than ``middleware``, nothing is declared in the
-application itself.
+Each request is limited by the current version of the oldest policy whose selector matches the
+application's labels; without such a policy it is not limited. Unlike with
+``limits.middleware`` the application declares no limits itself.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
-from engineroom.ratelimit.distribution.document import NOTHING
-from engineroom.ratelimit.distribution.policy_follower import (
-    AsyncFollower,
-    AsyncLimiters,
-    Follower,
-    Limiters,
-)
-from engineroom.ratelimit.limits.decision import Decision, Reason, Source
+from engineroom.ratelimit.distribution.document import NO_POLICIES
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, Follower
+from engineroom.ratelimit.distribution.policy_limiters import AsyncLimiters, Limiters
+from engineroom.ratelimit.limits.decision import Decision, DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.middleware import AsgiRateLimit, WsgiRateLimit, phrase, refusal
 from engineroom.ratelimit.limits.model import HeaderStyle, Limit, Policy, Rate
 
@@ -28,39 +24,39 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
-    from engineroom.ratelimit.distribution.document import CompiledPolicy, Policies
+    from engineroom.ratelimit.distribution.document import CompiledPolicy, PolicySnapshot
     from engineroom.ratelimit.limits.middleware import AsgiApp, Observe, Receive, Send, WsgiApp
-    from engineroom.ratelimit.limits.sources import Caller
+    from engineroom.ratelimit.limits.request import Caller
 
-#: What a request is told while it is not known which policies there are.
+#: The refusal of requests while the policies are unknown.
 _UNKNOWN_POLICY = Policy("unknown", (Limit("unknown", Rate(1)),))
 _UNKNOWN = Decision(
-    False, Reason.FAILED_CLOSED, "unknown", "unknown", 1, 0, 1.0, 0.0, Source.POLICY
+    False, DecisionReason.FAILED_CLOSED, "unknown", "unknown", 1, 0, 1.0, 0.0, DecisionSource.POLICY
 )
 
 
-class _Chosen:
-    """The policy that an application's labels select, looked for once a snapshot."""
+class _PolicySelector:
+    """Selects the policy for an application's labels, once per snapshot."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self._labels = dict(labels)
-        self._found: tuple[Policies, CompiledPolicy | None] = NOTHING, None
+        self._selected: tuple[PolicySnapshot, CompiledPolicy | None] = NO_POLICIES, None
 
-    def of(self, policies: Policies) -> CompiledPolicy | None:
-        found = self._found
-        if found[0] is not policies:
-            found = self._found = policies, policies.for_labels(self._labels)
-        return found[1]
+    def of(self, policies: PolicySnapshot) -> CompiledPolicy | None:
+        selected = self._selected
+        if selected[0] is not policies:
+            selected = self._selected = policies, policies.for_labels(self._labels)
+        return selected[1]
 
 
 class AsgiPolicies:
     """ASGI middleware that enforces the policy of a namespace that ``labels`` select.
 
     It follows the policies from the lifespan's start, or from the first request, until the
-    lifespan's end. ``refuse_unknown``: answer 503 as long as Redis has never said which policies
-    there are, as one that no operator has published in; else such requests are not limited.
-    ``caller`` says whose request a scope is, and ``observe`` is told each decision; see
-    AsgiRateLimit. Raises ValueError for labels that are too long.
+    lifespan's end. With ``refuse_unknown`` requests get 503 until policies were read for the first
+    time; otherwise such requests are not limited. ``caller`` returns the tenant, route and claims
+    of a scope, and ``observe`` is called with each decision; see AsgiRateLimit. Raises ValueError
+    for labels that are too long.
     """
 
     def __init__(
@@ -80,13 +76,13 @@ class AsgiPolicies:
         self._observe = observe
         self._follower = AsyncFollower(redis, namespace, labels=labels)
         self._limiters = AsyncLimiters(self._follower, redis)
-        self._chosen = _Chosen(labels)
-        self._limited: tuple[object, AsgiRateLimit] | None = None
+        self._selector = _PolicySelector(labels)
+        self._middleware: tuple[object, AsgiRateLimit] | None = None
         self._started = False
         self._starting = asyncio.Lock()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Decide by the policy of this moment, then answer or pass on."""
+        """Decide by the current policy, then refuse the request or pass it on."""
         if scope["type"] == "lifespan":
             await self._start()
             try:
@@ -96,10 +92,10 @@ class AsgiPolicies:
             return
         if not self._started:
             await self._start()
-        compiled = self._chosen.of(self._follower.current)
+        compiled = self._selector.of(self._follower.current)
         if compiled is not None:
             await self._of(compiled)(scope, receive, send)
-        elif self._follower.known or not self._refuse_unknown or scope["type"] != "http":
+        elif self._follower.synced or not self._refuse_unknown or scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
             if self._observe is not None:
@@ -110,7 +106,7 @@ class AsgiPolicies:
             await send({"type": "http.response.body", "body": body})
 
     async def close(self) -> None:
-        """Give leases back, sign off, close the connections."""
+        """Return leases, sign off, close the connections."""
         if self._started:
             self._started = False
             await self._limiters.close()
@@ -124,17 +120,19 @@ class AsgiPolicies:
 
     def _of(self, compiled: CompiledPolicy) -> AsgiRateLimit:
         limiter = self._limiters.of(compiled)
-        held = self._limited
-        if held is None or held[0] is not limiter:
-            made = AsgiRateLimit(self._app, limiter, caller=self._caller, observe=self._observe)
-            held = self._limited = limiter, made
-        return held[1]
+        current = self._middleware
+        if current is None or current[0] is not limiter:
+            middleware = AsgiRateLimit(
+                self._app, limiter, caller=self._caller, observe=self._observe
+            )
+            current = self._middleware = limiter, middleware
+        return current[1]
 
 
 class WsgiPolicies:
     """WSGI middleware that enforces the policy of a namespace that ``labels`` select.
 
-    It follows the policies in a thread of its own from the first request of the process on; call
+    It follows the policies in a thread of its own, from the first request of the process; call
     ``close`` at the end. See AsgiPolicies.
     """
 
@@ -155,28 +153,30 @@ class WsgiPolicies:
         self._observe = observe
         self._follower = Follower(redis, namespace, labels=labels)
         self._limiters = Limiters(self._follower, redis)
-        self._chosen = _Chosen(labels)
-        self._limited: tuple[object, WsgiRateLimit] | None = None
+        self._selector = _PolicySelector(labels)
+        self._middleware: tuple[object, WsgiRateLimit] | None = None
         self._started = False
         self._starting = threading.Lock()
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Decide by the policy of this moment, then answer or pass on."""
+        """Decide by the current policy, then refuse the request or pass it on."""
         with self._starting:
             if not self._started:
                 self._follower.__enter__()
                 self._started = True
-        compiled = self._chosen.of(self._follower.current)
+        compiled = self._selector.of(self._follower.current)
         if compiled is not None:
             limiter = self._limiters.of(compiled)
-            held = self._limited
-            if held is None or held[0] is not limiter:
-                made = WsgiRateLimit(self._app, limiter, caller=self._caller, observe=self._observe)
-                held = self._limited = limiter, made
-            return held[1](environ, start_response)
-        if self._follower.known or not self._refuse_unknown:
+            current = self._middleware
+            if current is None or current[0] is not limiter:
+                middleware = WsgiRateLimit(
+                    self._app, limiter, caller=self._caller, observe=self._observe
+                )
+                current = self._middleware = limiter, middleware
+            return current[1](environ, start_response)
+        if self._follower.synced or not self._refuse_unknown:
             return self._app(environ, start_response)
         if self._observe is not None:
             self._observe(_UNKNOWN, 0.0)
@@ -185,7 +185,7 @@ class WsgiPolicies:
         return [body]
 
     def close(self) -> None:
-        """Give leases back, sign off, close the connections."""
+        """Return leases, sign off, close the connections."""
         with self._starting:
             if self._started:
                 self._started = False
@@ -194,5 +194,5 @@ class WsgiPolicies:
 
 
 def _half(below: int) -> int:
-    """Jitter that is none: nobody was refused together with others."""
+    """Return half of a number, as a fixed jitter."""
     return below // 2

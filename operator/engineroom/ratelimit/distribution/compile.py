@@ -1,8 +1,8 @@
-"""From the policies of a namespace to the parts of one document: pure, and of bounded size.
+"""Compilation of a namespace's policies into the parts of one document: pure, of bounded size.
 
-Where two policies want the same thing the Gateway API's order decides: the older one has it, of two
-of one age the one whose ``namespace/name`` comes first. The other loses that target, and all of it
-when no target is left.
+Conflicts follow the Gateway API's order: the older policy has the target, and of two policies of
+the same age the one whose ``namespace/name`` comes first. The other policy loses that target, and
+is not programmed once it has no target left.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from engineroom.ratelimit.distribution.document import (
     MAX_BYTES,
     MAX_POLICIES,
     CompiledPolicy,
-    Source,
     Target,
+    ValueSource,
     canonical,
     decode_source,
     digest,
@@ -45,79 +45,82 @@ if TYPE_CHECKING:
 
     from engineroom.api.v1alpha1 import ratelimitpolicy as api
 
-#: What of a document is not policies, bytes.
+#: Bytes of a document besides its policies.
 _FRAME = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One policy by itself, compiled."""
+    """One compiled policy, before conflicts with others."""
 
     name: str
-    #: creationTimestamp, RFC 3339 in UTC: compares as text.
+    #: creationTimestamp in RFC 3339 and UTC, which sorts as text.
     created: str
     targets: tuple[Target, ...]
     selector: tuple[tuple[str, str], ...]
     part: Mapping[str, Any]
     hash: str
-    #: The part as it stands in the document.
+    #: The canonical text of the part.
     text: str
 
     @property
     def size(self) -> int:
-        """Bytes of the document, at most."""
+        """An upper bound of the bytes in the document."""
         return 4 * len(self.text) + 128 if not self.text.isascii() else len(self.text) + 128
 
 
-class Lost(NamedTuple):
-    """A target, or the selector (None), that another policy has."""
+class LostTarget(NamedTuple):
+    """A target, or the selector (None), that an older policy has."""
 
     target: Target | None
-    to: str
+    #: The name of the older policy.
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one policy."""
+class CompileResult:
+    """The result of the compilation for one policy."""
 
-    #: Digest of what is programmed; "" when nothing of it is.
+    #: Digest of the programmed part; "" if the policy is not programmed.
     hash: str
     targets: tuple[Target, ...] = ()
-    lost: tuple[Lost, ...] = ()
-    #: The document holds no more.
+    lost: tuple[LostTarget, ...] = ()
+    #: The limit of the document that left no room for the policy.
     refused: Literal["", "count", "bytes"] = ""
 
     @property
     def programmed(self) -> bool:
-        """Whether enforcers are told of it."""
+        """Whether the document contains the policy."""
         return bool(self.hash)
 
 
-class Compiled(NamedTuple):
-    """The parts of a document with their digests, oldest first, and each policy's verdict."""
+class CompiledNamespace(NamedTuple):
+    """The parts of a document with their digests, oldest first, and the result of each policy."""
 
     parts: tuple[tuple[Mapping[str, Any], str], ...]
-    verdicts: Mapping[str, Verdict]
-    #: Canonical text of parts by digest, as far as it is at hand.
+    results: Mapping[str, CompileResult]
+    #: Canonical texts of parts, by digest.
     texts: Mapping[str, str]
 
 
-def candidate(policy: api.RateLimitPolicy, created: str) -> Candidate:
-    """A valid policy, compiled. Raises InvalidPolicyError where the library disagrees."""
+def compile_policy(policy: api.RateLimitPolicy, created: str) -> Candidate:
+    """Compile a valid policy. Raises InvalidPolicyError if the library rejects it."""
     spec = policy.spec
     targets = tuple(
-        Target(GROUPS[each.kind], each.kind.value, each.name, each.section_name or "")
-        for each in spec.target_refs
+        Target(GROUPS[ref.kind], ref.kind.value, ref.name, ref.section_name or "")
+        for ref in spec.target_refs
     )
     selector = dict(spec.selector.match_labels) if spec.selector is not None else {}
-    made = CompiledPolicy(policy.namespace, policy.name, library_policy(policy), targets, selector)
-    return _candidate(made.name, created, part_of(made))
+    compiled = CompiledPolicy(
+        policy.namespace, policy.name, library_policy(policy), targets, selector
+    )
+    return _candidate(compiled.name, created, part_of(compiled))
 
 
-def standing_candidate(part: Mapping[str, Any], created: str) -> Candidate:
-    """What a document holds of a policy that has become invalid since: it goes on as it was."""
-    kept = {key: value for key, value in part.items() if key not in ("hash", "since")}
-    return _candidate(str(kept["name"]), created, kept)
+def last_valid_candidate(part: Mapping[str, Any], created: str) -> Candidate:
+    """Return a policy as the document has it, because its spec became invalid."""
+    content = {key: value for key, value in part.items() if key not in ("hash", "since")}
+    return _candidate(str(content["name"]), created, content)
 
 
 def _candidate(name: str, created: str, part: Mapping[str, Any]) -> Candidate:
@@ -133,42 +136,42 @@ def _candidate(name: str, created: str, part: Mapping[str, Any]) -> Candidate:
     )
 
 
-def compile_all(candidates: Iterable[Candidate]) -> Compiled:
-    """Everything of one namespace at once."""
+def compile_namespace(candidates: Iterable[Candidate]) -> CompiledNamespace:
+    """Resolve the conflicts between the policies of one namespace."""
     parts: list[tuple[Mapping[str, Any], str]] = []
-    verdicts: dict[str, Verdict] = {}
+    results: dict[str, CompileResult] = {}
     texts: dict[str, str] = {}
     owners: dict[Target, str] = {}
     selectors: dict[tuple[tuple[str, str], ...], str] = {}
     room = MAX_BYTES - _FRAME
-    for each in sorted(candidates, key=lambda one: (one.created, one.name)):
-        won = tuple(target for target in each.targets if target not in owners)
-        lost = [Lost(target, owners[target]) for target in each.targets if target in owners]
-        if each.selector and each.selector in selectors:
-            lost.append(Lost(None, selectors[each.selector]))
-        if lost and not won:
-            verdicts[each.name] = Verdict("", (), tuple(lost))
+    for policy in sorted(candidates, key=lambda policy: (policy.created, policy.name)):
+        targets = tuple(target for target in policy.targets if target not in owners)
+        lost = [LostTarget(target, owners[target]) for target in policy.targets if target in owners]
+        if policy.selector and policy.selector in selectors:
+            lost.append(LostTarget(None, selectors[policy.selector]))
+        if lost and not targets:
+            results[policy.name] = CompileResult("", (), tuple(lost))
             continue
-        if len(parts) >= MAX_POLICIES or each.size > room:
+        if len(parts) >= MAX_POLICIES or policy.size > room:
             full: Literal["count", "bytes"] = "count" if len(parts) >= MAX_POLICIES else "bytes"
-            verdicts[each.name] = Verdict("", (), tuple(lost), full)
+            results[policy.name] = CompileResult("", (), tuple(lost), full)
             continue
-        part, its_hash = each.part, each.hash
-        texts[its_hash] = each.text
+        part, part_digest = policy.part, policy.hash
+        texts[part_digest] = policy.text
         if lost:
-            part = {**part, "targets": [list(target) for target in won]}
-            its_hash = part_hash(part)
-        room -= each.size
-        owners.update(dict.fromkeys(won, each.name))
-        if each.selector:
-            selectors[each.selector] = each.name
-        parts.append((part, its_hash))
-        verdicts[each.name] = Verdict(its_hash, won, tuple(lost))
-    return Compiled(tuple(parts), verdicts, texts)
+            part = {**part, "targets": [list(target) for target in targets]}
+            part_digest = part_hash(part)
+        room -= policy.size
+        owners.update(dict.fromkeys(targets, policy.name))
+        if policy.selector:
+            selectors[policy.selector] = policy.name
+        parts.append((part, part_digest))
+        results[policy.name] = CompileResult(part_digest, targets, tuple(lost))
+    return CompiledNamespace(tuple(parts), results, texts)
 
 
 def library_policy(policy: api.RateLimitPolicy) -> Policy:
-    """The policy as enforcers have it."""
+    """Return the policy as enforcers read it."""
     spec = policy.spec
     failure, distribution = spec.failure, spec.distribution
     return Policy(
@@ -206,7 +209,7 @@ def _limit(limit: api.Limit) -> Limit:
             Tier(tier.name, _conditions(tier.match), _rate(tier.rate), tier.burst or 0)
             for tier in limit.tiers
         ),
-        tuple(_conditions(each.match) for each in limit.exempt),
+        tuple(_conditions(entry.match) for entry in limit.exempt),
         response.header if response is not None else "",
     )
 
@@ -217,12 +220,12 @@ def _rate(rate: api.Rate) -> Rate:
 
 def _conditions(matches: Iterable[api.Match]) -> tuple[Condition, ...]:
     return tuple(
-        Condition(_source(each), Operator(each.operator.value), tuple(each.values))
-        for each in matches
+        Condition(_source(match), Operator(match.operator.value), tuple(match.values))
+        for match in matches
     )
 
 
-def _source(source: api.Source) -> Source:
+def _source(source: api.Source) -> ValueSource:
     kind = source.source.value
     if kind == "ClientIP":
         return decode_source([kind, source.ipv6_prefix or 64])

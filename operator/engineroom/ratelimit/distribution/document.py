@@ -1,17 +1,16 @@
-"""The compiled policies of a namespace as one document: what the controller writes into Redis and
-enforcers read. Pure: no Redis, no clock.
+"""The document of a namespace's compiled policies, which the controller writes and enforcers read.
 
-The text is canonical: the same policies make the same bytes, whose digest enforcers acknowledge. A
-``revision`` grows with every document; each policy carries the one in which its content came
-(``since``), so that an enforcer that has a later one has that policy. Revisions compare within one
-``lineage`` only: a Redis that lost the document begins a new one.
+Pure: no Redis, no clock. The text is canonical: equal policies result in equal bytes, whose digest
+enforcers acknowledge. The ``revision`` grows with every document. Each policy has the revision of
+its last change (``since``), so that an enforcer with a later revision has that policy. Revisions
+are comparable within one ``lineage`` only: a Redis that lost the document begins a new lineage.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -34,6 +33,7 @@ from engineroom.ratelimit.limits.model import (
     Response,
     Tier,
 )
+from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import (
     APIKey,
     ClientIP,
@@ -44,7 +44,6 @@ from engineroom.ratelimit.limits.sources import (
     Method,
     Path,
     Query,
-    RequestView,
     Route,
     Tenant,
 )
@@ -52,17 +51,17 @@ from engineroom.ratelimit.limits.sources import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-Source = Callable[[RequestView], str | None]
+ValueSource = Callable[[RequestView], str | None]
 
-#: Version of the document; a reader of another one keeps what it has.
+#: Version of the format; a reader of another version ignores the document.
 FORMAT = 1
-#: Largest document (bytes) and most policies in it.
+#: Size of the largest document (bytes), and most policies in it.
 MAX_BYTES = 8 * 1024 * 1024
 MAX_POLICIES = 4096
 
 
 class Target(NamedTuple):
-    """What a policy is attached to; ``section`` names a part of it, such as a listener."""
+    """The object that a policy is attached to, or a ``section`` of it, such as a listener."""
 
     group: str
     kind: str
@@ -72,24 +71,24 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """One policy as enforcers have it."""
+    """One policy as enforcers read it."""
 
     namespace: str
     name: str
     #: ``policy.name`` is ``namespace/name``.
     policy: Policy
-    #: The targets that it has won; see the Gateway API's order of conflicts.
+    #: The targets that the policy has after conflicts with older policies.
     targets: tuple[Target, ...] = ()
-    #: Labels of the applications that enforce it; empty: found by targets or by name only.
+    #: Labels of the applications that enforce it; empty for a policy with targets.
     selector: Mapping[str, str] = field(default_factory=dict)
-    #: Digest of all of the above, and the revision in which that came.
+    #: Digest of the fields above, and the revision of their last change.
     hash: str = ""
     since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Policies:
-    """All policies of a namespace at one moment, in the Gateway API's order, oldest first."""
+class PolicySnapshot:
+    """All policies of a namespace at one time, in the Gateway API's order: oldest first."""
 
     namespace: str = ""
     hash: str = ""
@@ -111,53 +110,53 @@ class Policies:
         object.__setattr__(self, "_by_target", MappingProxyType(by_target))
 
     def get(self, name: str) -> CompiledPolicy | None:
-        """The policy of that name, without its namespace."""
+        """Return a policy by its name without the namespace."""
         return self._by_name.get(name)
 
     def for_target(self, kind: str, name: str, section: str = "") -> CompiledPolicy | None:
-        """The policy attached to an object: to the section of it, else to the whole."""
-        found = self._by_target.get((kind, name, section)) if section else None
-        return found or self._by_target.get((kind, name, ""))
+        """Return the policy of an object's section, or else of the whole object."""
+        policy = self._by_target.get((kind, name, section)) if section else None
+        return policy or self._by_target.get((kind, name, ""))
 
     def for_labels(self, labels: Mapping[str, str]) -> CompiledPolicy | None:
-        """The oldest policy whose selector an application's labels have."""
+        """Return the oldest policy whose selector matches an application's labels."""
         for entry in self.entries:
-            wanted = entry.selector
-            if wanted and all(labels.get(key) == value for key, value in wanted.items()):
+            selector = entry.selector
+            if selector and all(labels.get(key) == value for key, value in selector.items()):
                 return entry
         return None
 
 
-#: Of an enforcer that knows no policies.
-NOTHING: Final = Policies()
+#: The snapshot before the first document.
+NO_POLICIES: Final = PolicySnapshot()
 
 
 # -- writing ------------------------------------------------------------------------------------
 
 
-class Text(NamedTuple):
-    """A document as it stands in Redis."""
+class DocumentText(NamedTuple):
+    """A document as text, with the fields that Redis holds beside it."""
 
     text: str
     hash: str
     revision: int
     lineage: str
-    #: Of each policy by name the revision in which its content came.
+    #: The revision of the last change of each policy, by name.
     since: Mapping[str, int]
 
 
 def canonical(value: object) -> str:
-    """JSON that is the same for the same value."""
+    """Return canonical JSON: equal values result in equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest(text: str) -> str:
-    """Of a text; 32 hexadecimal digits."""
+    """Return the digest of a text: 32 hexadecimal digits."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def part_of(compiled: CompiledPolicy) -> dict[str, Any]:
-    """What is hashed of one policy."""
+    """Return the part of the document that describes one policy, without hash and revision."""
     part: dict[str, Any] = {"name": compiled.name, "policy": encode_policy(compiled.policy)}
     if compiled.targets:
         part["targets"] = [list(target) for target in compiled.targets]
@@ -167,16 +166,16 @@ def part_of(compiled: CompiledPolicy) -> dict[str, Any]:
 
 
 def part_hash(part: Mapping[str, Any]) -> str:
-    """Digest of one policy's part."""
+    """Return the digest of one policy's part."""
     return digest(canonical(part))
 
 
 def content_hash(hashes: Iterable[tuple[str, str]]) -> str:
-    """Digest of a document from the name and digest of each policy in order."""
+    """Return the digest of a document, from name and digest of each policy in order."""
     return digest(canonical([FORMAT, [list(pair) for pair in hashes]]))
 
 
-def write(
+def render_document(
     namespace: str,
     parts: Iterable[tuple[Mapping[str, Any], str]],
     *,
@@ -184,22 +183,22 @@ def write(
     lineage: str,
     before: Mapping[str, tuple[str, int]],
     texts: Mapping[str, str] = MappingProxyType({}),
-) -> Text:
-    """The document of these parts with their digests, as the given revision.
+) -> DocumentText:
+    """Return the document of parts with their digests.
 
-    ``before`` has digest and revision of each policy in the document that this one replaces;
-    ``texts`` the canonical text of parts by digest, as far as it is at hand.
+    ``before`` has digest and revision of each policy in the replaced document, by name. ``texts``
+    may have canonical texts of parts, by digest.
     """
     rows: list[str] = []
     since: dict[str, int] = {}
     hashes: list[tuple[str, str]] = []
-    for part, its_hash in parts:
+    for part, part_digest in parts:
         name = part["name"]
         old = before.get(name)
-        since[name] = old[1] if old is not None and old[0] == its_hash else revision
-        hashes.append((name, its_hash))
-        row = texts.get(its_hash) or canonical(part)
-        rows.append(f'{row[:-1]},"hash":"{its_hash}","since":{since[name]}}}')
+        since[name] = old[1] if old is not None and old[0] == part_digest else revision
+        hashes.append((name, part_digest))
+        row = texts.get(part_digest) or canonical(part)
+        rows.append(f'{row[:-1]},"hash":"{part_digest}","since":{since[name]}}}')
     whole = content_hash(hashes)
     frame = canonical(
         {
@@ -211,42 +210,42 @@ def write(
         }
     )
     text = f'{frame[:-1]},"policies":[{",".join(rows)}]}}'
-    return Text(text, whole, revision, lineage, MappingProxyType(since))
+    return DocumentText(text, whole, revision, lineage, MappingProxyType(since))
 
 
-class Head(NamedTuple):
-    """What the controller needs to know of a document that stands in Redis."""
+class DocumentHead(NamedTuple):
+    """The fields of a document in Redis that the controller compares."""
 
     hash: str
     revision: int
     lineage: str
     #: Digest and revision of each policy by name.
     policies: Mapping[str, tuple[str, int]]
-    #: What stands there of each policy by name.
+    #: The part of each policy by name.
     parts: Mapping[str, Mapping[str, Any]]
 
 
-def head_of(document: Text, parts: Iterable[tuple[Mapping[str, Any], str]]) -> Head:
-    """What ``read_head`` would say of a document that was just written of these parts."""
-    pairs = [(str(part["name"]), part, its_hash) for part, its_hash in parts]
-    return Head(
+def head_of(document: DocumentText, parts: Iterable[tuple[Mapping[str, Any], str]]) -> DocumentHead:
+    """Return the head of a document that was rendered from ``parts``, like ``parse_head``."""
+    pairs = [(str(part["name"]), part, part_digest) for part, part_digest in parts]
+    return DocumentHead(
         document.hash,
         document.revision,
         document.lineage,
-        {name: (its_hash, document.since[name]) for name, _, its_hash in pairs},
+        {name: (part_digest, document.since[name]) for name, _, part_digest in pairs},
         {name: part for name, part, _ in pairs},
     )
 
 
-def read_head(text: str | bytes) -> Head:
-    """Raises UnreadableDocumentError."""
+def parse_head(text: str | bytes) -> DocumentHead:
+    """Parse the head of a document; raises UnreadableDocumentError."""
     whole = _load(text)
     try:
         policies = {
             str(row["name"]): (str(row["hash"]), int(row["since"])) for row in whole["policies"]
         }
         parts = {str(row["name"]): row for row in whole["policies"]}
-        return Head(
+        return DocumentHead(
             str(whole["hash"]), int(whole["revision"]), str(whole["lineage"]), policies, parts
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -256,17 +255,17 @@ def read_head(text: str | bytes) -> Head:
 # -- reading ------------------------------------------------------------------------------------
 
 
-def read(text: str | bytes, before: Policies = NOTHING) -> Policies:
-    """The policies of a document; raises UnreadableDocumentError for what cannot be enforced whole.
+def parse_document(text: str | bytes, before: PolicySnapshot = NO_POLICIES) -> PolicySnapshot:
+    """Return the policies of a document; unchanged policies of ``before`` are reused.
 
-    Policies of ``before`` that did not change are taken over as they are.
+    Raises UnreadableDocumentError if any policy is unreadable.
     """
     whole = _load(text)
-    known = {entry.hash: entry for entry in before.entries}
+    reusable = {entry.hash: entry for entry in before.entries}
     try:
         namespace = str(whole["namespace"])
-        entries = tuple(_entry(namespace, row, known) for row in whole["policies"])
-        return Policies(
+        entries = tuple(_entry(namespace, row, reusable) for row in whole["policies"])
+        return PolicySnapshot(
             namespace,
             str(whole["hash"]),
             int(whole["revision"]),
@@ -286,40 +285,34 @@ def _load(text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UnreadableDocumentError(f"the document is not JSON: {error}") from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        found = whole.get("format") if isinstance(whole, dict) else None
+        version = whole.get("format") if isinstance(whole, dict) else None
         raise UnreadableDocumentError(
-            f"the document has format {found!r}, this version reads {FORMAT}; update the enforcer"
+            f"the document has format {version!r}, this version reads {FORMAT}; update the enforcer"
         )
     return whole
 
 
 def _entry(
-    namespace: str, row: dict[str, Any], known: Mapping[str, CompiledPolicy]
+    namespace: str, row: dict[str, Any], reusable: Mapping[str, CompiledPolicy]
 ) -> CompiledPolicy:
-    its_hash, since = str(row["hash"]), int(row["since"])
-    old = known.get(its_hash)
+    digest_, since = str(row["hash"]), int(row["since"])
+    old = reusable.get(digest_)
     if old is not None and old.name == row["name"] and old.namespace == namespace:
-        return old if old.since == since else _since(old, since)
+        return old if old.since == since else replace(old, since=since)
     return CompiledPolicy(
         namespace,
         str(row["name"]),
         decode_policy(row["policy"]),
         tuple(Target(*(str(part) for part in target)) for target in row.get("targets", ())),
         {str(key): str(value) for key, value in row.get("selector", {}).items()},
-        its_hash,
+        digest_,
         since,
-    )
-
-
-def _since(old: CompiledPolicy, since: int) -> CompiledPolicy:
-    return CompiledPolicy(
-        old.namespace, old.name, old.policy, old.targets, old.selector, old.hash, since
     )
 
 
 # -- one policy ---------------------------------------------------------------------------------
 
-#: Sources by their name in the spec, and which of its fields each has.
+#: Value sources by their name in the spec, with the field of each.
 SOURCES: Final[Mapping[str, tuple[type[Any], str]]] = MappingProxyType(
     {
         "Header": (Header, "name"),
@@ -337,25 +330,25 @@ SOURCES: Final[Mapping[str, tuple[type[Any], str]]] = MappingProxyType(
 )
 
 
-def encode_source(source: Source) -> list[Any]:
-    """A source as JSON; raises InvalidPolicyError for one that has no name in a policy."""
+def encode_source(source: ValueSource) -> list[Any]:
+    """Return a source as JSON; raise InvalidPolicyError for one that is not in SOURCES."""
     name = type(source).__name__
-    known = SOURCES.get(name)
-    if known is None or type(source) is not known[0]:
+    kind, argument = SOURCES.get(name, (None, ""))
+    if type(source) is not kind:
         problem = Problem("key", f"{name} has no name in a policy", "use one of the named sources")
         raise InvalidPolicyError([problem])
-    return [name, getattr(source, known[1])] if known[1] else [name]
+    return [name, getattr(source, argument)] if argument else [name]
 
 
-def decode_source(value: list[Any]) -> Source:
-    """The source of its JSON. Raises ValueError, KeyError or TypeError for what is none."""
+def decode_source(value: list[Any]) -> ValueSource:
+    """Return the source of its JSON. Raises ValueError, KeyError or TypeError for invalid JSON."""
     kind, argument = SOURCES[value[0]]
-    made: Source = kind(value[1]) if argument else kind()
-    return made
+    source: ValueSource = kind(value[1]) if argument else kind()
+    return source
 
 
 def encode_policy(policy: Policy) -> dict[str, Any]:
-    """A policy as JSON; raises InvalidPolicyError for sources that are only Python."""
+    """Return a policy as JSON; raise InvalidPolicyError for sources that are not in SOURCES."""
     failure, distribution = policy.failure, policy.distribution
     return {
         "name": policy.name,
@@ -377,13 +370,13 @@ def encode_policy(policy: Policy) -> dict[str, Any]:
 
 
 def decode_policy(value: Mapping[str, Any]) -> Policy:
-    """The policy of its JSON. Raises ValueError, KeyError or TypeError for what is none."""
+    """Return the policy of its JSON. Raises ValueError, KeyError or TypeError for invalid JSON."""
     mode, timeout, failures, pause = value["failure"]
     distribution, fraction, ttl = value["distribution"]
     status, headers = value["response"]
     return Policy(
         value["name"],
-        tuple(_decode_limit(each) for each in value["limits"]),
+        tuple(_decode_limit(limit) for limit in value["limits"]),
         Failure(FailureMode(mode), timeout, failures, pause),
         Distribution(DistributionMode(distribution), fraction, ttl),
         Response(status, HeaderStyle(headers)),
@@ -392,7 +385,7 @@ def decode_policy(value: Mapping[str, Any]) -> Policy:
 
 
 def _encode_limit(limit: Limit) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    encoded: dict[str, Any] = {
         "name": limit.name,
         "rate": _encode_rate(limit.rate),
         "burst": limit.burst,
@@ -403,17 +396,17 @@ def _encode_limit(limit: Limit) -> dict[str, Any]:
         "missing": limit.missing_key.value,
     }
     if limit.when:
-        made["when"] = _encode_conditions(limit.when)
+        encoded["when"] = _encode_conditions(limit.when)
     if limit.tiers:
-        made["tiers"] = [
+        encoded["tiers"] = [
             [tier.name, _encode_conditions(tier.match), _encode_rate(tier.rate), tier.burst]
             for tier in limit.tiers
         ]
     if limit.exempt:
-        made["exempt"] = [_encode_conditions(each) for each in limit.exempt]
+        encoded["exempt"] = [_encode_conditions(entry) for entry in limit.exempt]
     if limit.response_cost:
-        made["responseCost"] = limit.response_cost
-    return made
+        encoded["responseCost"] = limit.response_cost
+    return encoded
 
 
 def _decode_limit(value: Mapping[str, Any]) -> Limit:
@@ -431,7 +424,7 @@ def _decode_limit(value: Mapping[str, Any]) -> Limit:
             Tier(name, _decode_conditions(match), _decode_rate(rate), burst)
             for name, match, rate, burst in value.get("tiers", ())
         ),
-        tuple(_decode_conditions(each) for each in value.get("exempt", ())),
+        tuple(_decode_conditions(entry) for entry in value.get("exempt", ())),
         value.get("responseCost", ""),
     )
 
@@ -447,7 +440,8 @@ def _decode_rate(value: list[int]) -> Rate:
 
 def _encode_conditions(conditions: Iterable[Condition]) -> list[Any]:
     return [
-        [encode_source(each.source), each.operator.value, list(each.values)] for each in conditions
+        [encode_source(condition.source), condition.operator.value, list(condition.values)]
+        for condition in conditions
     ]
 
 

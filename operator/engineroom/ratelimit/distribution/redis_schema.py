@@ -1,42 +1,42 @@
-"""Where the compiled policies of a namespace stand in Redis, and the scripts that touch them.
+"""The keys of compiled policies in Redis, and the scripts that access them.
 
 All keys of a namespace share a hash tag. The document and its head (digest, revision, lineage) are
-written together. An enforcer's heartbeat says which document it follows and is told which one there
-is, so that a lost push costs one heartbeat; Redis's own time says who is alive.
+written together. An enforcer's heartbeat contains its acknowledgement and returns the current head,
+so that a lost push costs one heartbeat. Redis's own time decides which enforcers are live.
 """
 
 from __future__ import annotations
 
 import json
-from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from engineroom.ratelimit.limits.algorithms import CLOCK
+from engineroom.ratelimit.limits.lua_scripts import CLOCK
+from engineroom.redis.scripts import Script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Seconds between an enforcer's heartbeats; after how many without one it counts as lost, and after
-#: how many, if it did not sign off, as gone.
-HEARTBEAT = 1.0
-LIVE_FOR, LOST_FOR = 10.0, 60.0
-#: Enforcers of one namespace; the one that was heard of longest ago makes room.
+#: Seconds between an enforcer's heartbeats.
+HEARTBEAT_SECONDS = 1.0
+#: Seconds without a heartbeat after which an enforcer counts as lost, and then is removed.
+LIVE_SECONDS, LOST_SECONDS = 10.0, 60.0
+#: Most enforcers of one namespace; the one with the oldest heartbeat is removed for one more.
 MAX_ENFORCERS = 1024
-#: A document without policies is kept so long, for enforcers that still have an older one (ms).
-EMPTY_FOR_MS: Final = 7 * 86_400_000
-#: Of an enforcer's entry without its labels, characters; and of those, as JSON.
+#: Expiry of a document without policies, for enforcers that have an older one (milliseconds).
+EMPTY_EXPIRY_MS: Final = 7 * 86_400_000
+#: Longest acknowledgement without its labels, and longest labels as JSON, characters.
 MAX_ENTRY, MAX_LABELS = 4096, 4096
-#: Policies whose decisions without Redis one heartbeat tells; the others' wait for the next one.
-MAX_FAILING = 256
+#: Most policies whose fallbacks one heartbeat reports; further ones wait for the next heartbeat.
+MAX_REPORTED = 256
 PREFIX = "er:rlp:"
-#: The role of a decision service, which enforces what is attached to targets; a middleware has
-#: labels instead.
+#: Roles: a decision service enforces policies with targets, a middleware those that select its
+#: labels.
 LIMITER, MIDDLEWARE = "limiter", "middleware"
 
-#: A string made up once: two addresses that find the same one lead to the same Redis.
+#: A random string, written once: two addresses with the same one lead to the same Redis.
 IDENTITY = f"{PREFIX}id"
-#: Hash of installations, each with when it last looked (microseconds of Redis's clock). Whoever is
-#: in it has written all its documents since this Redis was last empty.
+#: Hash of installations with the time of their last check (microseconds of Redis's clock). An
+#: installation in it has written all its documents since this Redis was last empty.
 PUBLISHED = f"{PREFIX}published"
 
 
@@ -47,130 +47,133 @@ class Keys(NamedTuple):
     head: str
     alive: str
     entries: str
-    #: Says that the document changed; says that an enforcer's word did.
-    news: str
-    words: str
-    #: Hash of decisions made without Redis: by policy their number, and by ``policy/at`` when one
-    #: was last told of (microseconds).
-    without: str
+    #: Channel for changes of the document.
+    changes: str
+    #: Channel for changes of acknowledgements.
+    acknowledgements: str
+    #: Hash of decisions without Redis: their number by policy, and by ``policy/at`` the time of the
+    #: last report (microseconds).
+    fallbacks: str
 
 
 def keys_of(namespace: str) -> Keys:
-    """The keys of a namespace."""
+    """Return the keys of a namespace."""
     names = ("doc", "head", "alive", "enforcers", "news", "words", "without")
     return Keys(*(f"{PREFIX}{{{namespace}}}:{name}" for name in names))
 
 
-def peers_of(namespace: str, group: str) -> str:
-    """The key of those who enforce the same, and so share a rate without Redis."""
+def peers_key(namespace: str, group: str) -> str:
+    """Return the key of the enforcers of the same policies, which share a rate without Redis."""
     return f"{PREFIX}{{{namespace}}}:peers:{group}"
 
 
-#: What a controller listens to, for all namespaces.
-WORDS_PATTERN = f"{PREFIX}*:words"
+#: The channels of acknowledgements of all namespaces.
+ACKNOWLEDGEMENTS_PATTERN = f"{PREFIX}*:words"
 
 
 def namespace_of(channel: str) -> str | None:
-    """The namespace in the name of a channel or key; None for what is none of ours."""
+    """Return the namespace of a channel or key; None for other names."""
     if not channel.startswith(PREFIX + "{"):
         return None
     return channel[len(PREFIX) + 1 :].partition("}")[0] or None
 
 
-#: KEYS: head, alive, entries, words, peers, without. ARGV: identity, its word, microseconds that
-#: count as alive and as lost, most enforcers, then policies and how many decisions were made for
-#: each without Redis. Answers the head ('' when there is none) and how many of the peers are alive.
-BEAT = (
+#: Records a heartbeat.
+#: KEYS: head, alive, entries, acknowledgements, peers, fallbacks. ARGV: identity, acknowledgement,
+#: microseconds until an enforcer is lost and until it is removed, most enforcers; then policies
+#: with their new fallbacks. Returns the head ('' without a document) and the number of live peers.
+HEARTBEAT = Script(
     CLOCK
     + """
-local alive, entries, peers, without = KEYS[2], KEYS[3], KEYS[5], KEYS[6]
+local alive, entries, peers, fallbacks = KEYS[2], KEYS[3], KEYS[5], KEYS[6]
 local live, lost = tonumber(ARGV[3]), tonumber(ARGV[4])
 local stamp = string.format('%.0f', now)
-local known = redis.call('HGET', entries, ARGV[1])
+local previous = redis.call('HGET', entries, ARGV[1])
 redis.call('ZADD', alive, stamp, ARGV[1])
 redis.call('HSET', entries, ARGV[1], ARGV[2])
 redis.call('ZADD', peers, stamp, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', peers, '-inf', string.format('(%.0f', now - live))
 redis.call('PEXPIRE', peers, math.ceil(live / 1000))
-local gone = redis.call('ZRANGEBYSCORE', alive, '-inf', string.format('(%.0f', now - lost))
-local excess = redis.call('ZCARD', alive) - #gone - tonumber(ARGV[5])
+local removed = redis.call('ZRANGEBYSCORE', alive, '-inf', string.format('(%.0f', now - lost))
+local excess = redis.call('ZCARD', alive) - #removed - tonumber(ARGV[5])
 if excess > 0 then
-  for _, name in ipairs(redis.call('ZRANGE', alive, #gone, #gone + excess - 1)) do
-    gone[#gone + 1] = name
+  for _, name in ipairs(redis.call('ZRANGE', alive, #removed, #removed + excess - 1)) do
+    removed[#removed + 1] = name
   end
 end
-for at = 1, #gone do
-  redis.call('ZREM', alive, gone[at])
-  redis.call('HDEL', entries, gone[at])
+for at = 1, #removed do
+  redis.call('ZREM', alive, removed[at])
+  redis.call('HDEL', entries, removed[at])
 end
 redis.call('PEXPIRE', alive, math.ceil(lost / 1000))
 redis.call('PEXPIRE', entries, math.ceil(lost / 1000))
 for at = 6, #ARGV, 2 do
-  redis.call('HINCRBY', without, ARGV[at], ARGV[at + 1])
-  redis.call('HSET', without, ARGV[at] .. '/at', stamp)
+  redis.call('HINCRBY', fallbacks, ARGV[at], ARGV[at + 1])
+  redis.call('HSET', fallbacks, ARGV[at] .. '/at', stamp)
 end
-if #ARGV > 5 then redis.call('PEXPIRE', without, 86400000) end
-if known ~= ARGV[2] or #gone > 0 then redis.call('PUBLISH', KEYS[4], ARGV[1]) end
+if #ARGV > 5 then redis.call('PEXPIRE', fallbacks, 86400000) end
+if previous ~= ARGV[2] or #removed > 0 then redis.call('PUBLISH', KEYS[4], ARGV[1]) end
 return {redis.call('GET', KEYS[1]) or '', redis.call('ZCARD', peers)}
 """
 )
-BEAT_SHA = sha1(BEAT.encode(), usedforsecurity=False).hexdigest()
 
-#: KEYS: alive, entries, words, peers. ARGV: identity.
-SIGN_OFF = """
+#: Removes an enforcer. KEYS: alive, entries, acknowledgements, peers. ARGV: identity.
+SIGN_OFF = Script(
+    """
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('PUBLISH', KEYS[3], ARGV[1])
 """
+)
 
-#: Who is alive or lost, and what they said. KEYS: head, alive, entries, without. ARGV: microseconds
-#: until somebody is gone. Answers the head, Redis's time, the hash of decisions without Redis, and
-#: for each enforcer its identity, when it was heard of, and its word.
-ROLL = (
+#: Lists the live and lost enforcers. KEYS: head, alive, entries, fallbacks. ARGV: microseconds
+#: until an enforcer is removed. Returns the head, Redis's time, the hash of fallbacks, and for each
+#: enforcer its identity, the time of its last heartbeat, and its acknowledgement.
+ROSTER = Script(
     CLOCK
     + """
 local rows = {}
 local since = string.format('(%.0f', now - tonumber(ARGV[1]))
-local known = redis.call('ZRANGEBYSCORE', KEYS[2], since, '+inf', 'WITHSCORES')
-for at = 1, #known, 2 do
-  rows[#rows + 1] = known[at]
-  rows[#rows + 1] = string.format('%.0f', tonumber(known[at + 1]))
-  rows[#rows + 1] = redis.call('HGET', KEYS[3], known[at]) or ''
+local recent = redis.call('ZRANGEBYSCORE', KEYS[2], since, '+inf', 'WITHSCORES')
+for at = 1, #recent, 2 do
+  rows[#rows + 1] = recent[at]
+  rows[#rows + 1] = string.format('%.0f', tonumber(recent[at + 1]))
+  rows[#rows + 1] = redis.call('HGET', KEYS[3], recent[at]) or ''
 end
-local head, without = redis.call('GET', KEYS[1]) or '', redis.call('HGETALL', KEYS[4])
-return {head, string.format('%.0f', now), without, rows}
+local head, fallbacks = redis.call('GET', KEYS[1]) or '', redis.call('HGETALL', KEYS[4])
+return {head, string.format('%.0f', now), fallbacks, rows}
 """
 )
-ROLL_SHA = sha1(ROLL.encode(), usedforsecurity=False).hexdigest()
 
-#: Says that an installation looks after its documents here. KEYS: published. ARGV: installation,
-#: whether all of them are written. Answers whether it was known that they are.
-LOOKED = (
+#: Records the check of an installation. KEYS: published. ARGV: installation, 1 if all its documents
+#: are written. Returns 1 if the installation was recorded before.
+RECORD_CHECK = Script(
     CLOCK
     + """
-local known = redis.call('HEXISTS', KEYS[1], ARGV[1])
-if known == 1 or ARGV[2] == '1' then
+local recorded = redis.call('HEXISTS', KEYS[1], ARGV[1])
+if recorded == 1 or ARGV[2] == '1' then
   redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now))
 end
-return known
+return recorded
 """
 )
 
-#: Seconds since an installation looked; '' when it is not known. KEYS: published.
+#: Returns the seconds since an installation's last check; '' without one. KEYS: published.
 #: ARGV: installation.
-SILENCE = (
+SECONDS_SINCE_CHECK = Script(
     CLOCK
     + """
-local looked = redis.call('HGET', KEYS[1], ARGV[1])
-return looked and string.format('%.3f', (now - tonumber(looked)) / 1000000) or ''
+local checked = redis.call('HGET', KEYS[1], ARGV[1])
+return checked and string.format('%.3f', (now - tonumber(checked)) / 1000000) or ''
 """
 )
 
-#: Replaces the document if it still is the one that this rests on, and says so.
-#: KEYS: document, head, news. ARGV: the head it must have, the new head, the document, how long to
-#: keep it (ms, 0: for ever). Answers 1, or 0 when somebody else wrote meanwhile.
-REPLACE = """
+#: Replaces the document if its head is the expected one, and publishes the change.
+#: KEYS: document, head, changes. ARGV: the expected head, the new head, the document, its expiry
+#: (milliseconds, 0 for none). Returns 1, or 0 if the head was another one.
+REPLACE_DOCUMENT = Script(
+    """
 if (redis.call('GET', KEYS[2]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[3])
 redis.call('SET', KEYS[2], ARGV[2])
@@ -181,57 +184,58 @@ end
 redis.call('PUBLISH', KEYS[3], ARGV[2])
 return 1
 """
+)
 
 
 def head_text(hash_: str, revision: int, lineage: str) -> str:
-    """The head of a document."""
+    """Return the head of a document."""
     return f"{hash_} {revision} {lineage}"
 
 
-def lineage_of(installation: str, made_up: str) -> str:
-    """The name of a new line of documents, which tells whose they are."""
-    return f"{made_up}@{installation}" if installation else made_up
+def lineage_of(installation: str, random: str) -> str:
+    """Return the name of a new lineage of documents, which contains their owner."""
+    return f"{random}@{installation}" if installation else random
 
 
 def owner_of(lineage: str) -> str:
-    """The installation whose documents these are, by their lineage or head; "" for nobody's."""
+    """Return the installation that owns documents, by their lineage or head; "" for none."""
     return lineage.partition("@")[2]
 
 
-class Word(NamedTuple):
-    """What an enforcer says of itself."""
+class Acknowledgement(NamedTuple):
+    """The document that an enforcer follows, and its role."""
 
     hash: str
     revision: int
     lineage: str
     role: str
-    #: "" or why it does not follow the newest document.
-    trouble: str = ""
-    #: Of the application that a middleware is in: by them selectors find it.
+    #: "" or the reason why it does not follow the newest document.
+    problem: str = ""
+    #: Labels of a middleware's application, which selectors match.
     labels: tuple[tuple[str, str], ...] = ()
 
     def text(self) -> str:
-        """As it stands in Redis."""
-        shortened = self._replace(role=self.role[:64], trouble=self.trouble[:300])
+        """Return the JSON in Redis."""
+        shortened = self._replace(role=self.role[:64], problem=self.problem[:300])
         return json.dumps(list(shortened))
 
     @classmethod
-    def parse(cls, text: str) -> Word | None:
-        """The word of a text; None for what is none."""
+    def parse(cls, text: str) -> Acknowledgement | None:
+        """Parse the JSON in Redis; return None if it is invalid."""
         try:
             row: Any = json.loads(text) if len(text) <= MAX_ENTRY + MAX_LABELS else None
-            hash_, revision, lineage, role, trouble, labels = row
+            hash_, revision, lineage, role, problem, labels = row
             pairs = tuple((str(key), str(value)) for key, value in labels)
-            return cls(str(hash_), int(revision), str(lineage), str(role), str(trouble), pairs)
+            return cls(str(hash_), int(revision), str(lineage), str(role), str(problem), pairs)
         except (TypeError, ValueError):
             return None
 
 
 def checked_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Labels as a word has them; raises ValueError for more than fit into one."""
+    """Return labels as in an acknowledgement; raise ValueError if they are too long."""
     pairs = tuple(sorted((str(key), str(value)) for key, value in labels.items()))
     if len(json.dumps(pairs)) > MAX_LABELS:
         raise ValueError(
-            f"labels: more than {MAX_LABELS} characters as JSON; give those that selectors name"
+            f"labels: more than {MAX_LABELS} characters as JSON; pass those that selectors name"
         )
     return pairs

@@ -1,4 +1,4 @@
-"""The most that a limit admits, in words with its numbers: pure."""
+"""The upper bound of what a limit admits, as text."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.limits.model import Limit, Policy
 
 _WITHOUT_REDIS = {
-    FailureMode.LOCAL: "each enforcer admits its share of it, at least one request",
-    FailureMode.OPEN: "everything is admitted",
-    FailureMode.CLOSED: "everything is refused with 503",
+    FailureMode.LOCAL: "each enforcer admits its share of the rate, at least one request",
+    FailureMode.OPEN: "every request is admitted",
+    FailureMode.CLOSED: "every request is refused with 503",
 }
 
 
 def leased_ahead(policy: Policy, limit: Limit) -> Fraction:
-    """Tokens that leases may add to the bound: min(L, rate * TTL); 0 when nothing is leased."""
+    """Return the tokens that leases may add to the bound: min(L, rate * TTL); 0 without leases."""
     if not policy.leased or limit.algorithm is not Algorithm.TOKEN_BUCKET:
         return Fraction(0)
     distribution = policy.distribution
-    while_it_lasts = Fraction(str(float(distribution.lease_ttl))) * 1_000_000
-    return min(
-        Fraction(distribution.most_leased(limit.burst)), while_it_lasts / limit.rate.interval_us
-    )
+    lease_us = Fraction(str(float(distribution.lease_ttl))) * 1_000_000
+    return min(Fraction(distribution.max_leased(limit.burst)), lease_us / limit.rate.interval_us)
 
 
 def bound_text(policy: Policy, limit: Limit) -> str:
-    """What any window admits at most while Redis decides."""
+    """Return the most that any window admits while Redis decides."""
     requests, period = limit.rate.requests, f"{limit.rate.period_us / 1_000_000:g} s"
     if limit.algorithm is Algorithm.SLIDING_WINDOW:
         return f"{requests} in any {period}"
@@ -41,5 +39,5 @@ def bound_text(policy: Policy, limit: Limit) -> str:
 
 
 def without_redis_text(policy: Policy) -> str:
-    """What happens while Redis does not decide."""
+    """Return what happens while Redis does not decide."""
     return _WITHOUT_REDIS[policy.failure.mode]

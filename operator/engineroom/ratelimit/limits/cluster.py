@@ -1,7 +1,7 @@
-"""Redis Cluster with several nodes, which is refused in so many words.
+"""Detection of Redis Cluster, which rate limits do not support with several shards.
 
-Every bucket of a policy has one hash tag, so a decision runs on any one node; what does not work is
-that clients here talk to one address. See docs/decisions/0022-one-redis-for-rate-limits.md.
+All buckets of a policy share a hash tag, so that one node can decide; but the clients here connect
+to a single address. See docs/decisions/0022-one-redis-for-rate-limits.md.
 """
 
 from __future__ import annotations
@@ -20,36 +20,38 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
 _FIX = (
-    "give rate limits one Redis of their own, with replicas and Sentinel where it must not fail; "
-    "a cluster of one shard works, too, with a plain client"
+    "use one Redis for rate limits, with replicas and Sentinel for high availability; "
+    "a cluster of one shard also works, with a plain client"
 )
 
 
 def refuse_cluster_client(client: object) -> None:
-    """Raises RedisClusterError for redis-py's client of a cluster."""
+    """Raise RedisClusterError for redis-py's cluster clients."""
     if isinstance(client, RedisCluster | AsyncRedisCluster):
-        raise RedisClusterError(f"redis: {type(client).__name__} is a client of a cluster; {_FIX}")
+        raise RedisClusterError(f"redis: {type(client).__name__} is a cluster client; {_FIX}")
 
 
 async def refuse_shards(client: AsyncRedis) -> None:
-    """Raises RedisClusterError where Redis is one of several shards, and redis-py's errors where it
-    does not answer or does not let itself be asked."""
+    """Raise RedisClusterError if Redis is one of several shards.
+
+    Raises redis-py's errors if Redis does not answer, or refuses the commands.
+    """
     info: Any = await client.info("cluster")
     if not info.get("cluster_enabled"):
         return
     execute: Callable[..., Awaitable[Any]] = client.execute_command
-    told = await execute("CLUSTER INFO")
-    if isinstance(told, bytes):
-        told = told.decode()
-    if isinstance(told, str):
-        told = dict(line.split(":", 1) for line in told.split() if ":" in line)
-    shards = int(told.get("cluster_size", 1))
+    state = await execute("CLUSTER INFO")
+    if isinstance(state, bytes):
+        state = state.decode()
+    if isinstance(state, str):
+        state = dict(line.split(":", 1) for line in state.split() if ":" in line)
+    shards = int(state.get("cluster_size", 1))
     if shards > 1:
         raise RedisClusterError(f"Redis is a cluster of {shards} shards; {_FIX}")
 
 
 def failure_of(error: BaseException) -> str:
-    """What a failed call to Redis is called: its kind, and what to do where it is a cluster's."""
+    """Return the kind of a failed call to Redis, with advice if Redis is a cluster."""
     name = type(error).__name__
     return (
         f"{name}: Redis is a cluster; {_FIX}" if isinstance(error, AskError | MovedError) else name

@@ -1,4 +1,4 @@
-"""What a limiter answers."""
+"""The result of a limiter."""
 
 from __future__ import annotations
 
@@ -6,73 +6,72 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class Reason(StrEnum):
-    """Why a request was admitted or refused."""
+class DecisionReason(StrEnum):
+    """The reason why a request was admitted or refused."""
 
     #: Every enforced limit had enough left.
     ADMITTED = "Admitted"
     #: No limit applies: all keys were missing and their limits say Skip.
     NOT_LIMITED = "NotLimited"
-    #: A limit had not enough left; wait for ``retry_after``.
+    #: A limit did not have enough left; wait for ``retry_after``.
     LIMITED = "Limited"
-    #: The cost is above the burst: waiting does not help.
+    #: The cost exceeds the burst, so that waiting does not help.
     COST_ABOVE_BURST = "CostAboveBurst"
     #: A key was missing and its limit says Deny.
     MISSING_KEY = "MissingKey"
-    #: Redis did not decide; the policy admits then.
+    #: Redis did not decide, and the policy then admits.
     FAILED_OPEN = "FailedOpen"
-    #: Redis did not decide; the policy refuses then, with 503.
+    #: Redis did not decide, and the policy then refuses with 503.
     FAILED_CLOSED = "FailedClosed"
 
 
-class Source(StrEnum):
-    """Who decided."""
+class DecisionSource(StrEnum):
+    """The component that decided."""
 
     REDIS = "Redis"
     LEASE = "Lease"
-    #: Known from an earlier refusal.
+    #: An earlier refusal that still holds.
     DENY_CACHE = "DenyCache"
     #: This process alone, because Redis did not decide.
     LOCAL = "Local"
-    #: Nobody had to be asked.
+    #: The policy itself; no counter was needed.
     POLICY = "Policy"
 
 
-# For what is done for each request: Python 3.11 takes as long to look up an enum's member as to
-# call three functions.
-ADMITTED, LIMITED = Reason.ADMITTED, Reason.LIMITED
-REDIS, LEASE, DENY_CACHE = Source.REDIS, Source.LEASE, Source.DENY_CACHE
+# For the code that runs for every request: in Python 3.11 the lookup of an enum's member costs as
+# much as three function calls.
+ADMITTED, LIMITED = DecisionReason.ADMITTED, DecisionReason.LIMITED
+REDIS, LEASE, DENY_CACHE = DecisionSource.REDIS, DecisionSource.LEASE, DecisionSource.DENY_CACHE
 
 
-# A named tuple and no dataclass: it is made once a decision, and a frozen dataclass of as many
-# fields takes three times as long.
+# A named tuple: one is created for every decision, in a third of a frozen dataclass's time.
 class Decision(NamedTuple):
-    """One answer. Times are seconds from the moment it was given.
+    """One decision. Times are seconds from the moment of the decision.
 
-    ``limit`` names the limit that decided: of those that refuse the one with the longest wait,
-    else the one with the least left. ``remaining`` and ``reset`` of a decision from a lease are
-    those of the moment the lease was taken.
+    ``limit`` names the limit that decided: among those that refuse, the one with the longest wait;
+    otherwise the one with the least left. A decision from a lease has the ``remaining`` and
+    ``reset`` of the moment when the lease was taken.
     """
 
     allowed: bool
-    reason: Reason
+    reason: DecisionReason
     policy: str
     limit: str
     #: The most that the limit admits at once.
     quota: int
     remaining: int
-    #: Seconds after which the same request can be admitted; 0.0 if it was, None: never.
+    #: Seconds until the same request can be admitted: 0.0 if it was admitted, None for never.
     retry_after: float | None
-    #: Seconds until the limit is as good as new.
+    #: Seconds until the limit is completely unused again.
     reset: float
-    source: Source
+    source: DecisionSource
     #: Limits in mode Shadow that would have refused.
     shadowed: tuple[str, ...] = ()
 
-    def again(self, retry_after: float, source: Source) -> Decision:
-        """The same, told once more: a third of the time that ``_replace`` takes."""
+    def repeated(self, retry_after: float, source: DecisionSource) -> Decision:
+        """Return the decision with another wait and source, three times as fast as ``_replace``."""
         allowed, reason, policy, limit, quota, remaining, _, reset, _, shadowed = self
-        told = (
+        fields = (
             allowed, reason, policy, limit, quota, remaining, retry_after, reset, source, shadowed,
         )  # fmt: skip
-        return tuple.__new__(Decision, told)
+        return tuple.__new__(Decision, fields)

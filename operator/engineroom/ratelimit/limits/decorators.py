@@ -1,4 +1,4 @@
-"""Limits on functions and on RQ jobs, which are functions."""
+"""Decorators that limit functions and RQ jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from engineroom.ratelimit.limits.errors import RateLimitedError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter, Subject
+    from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
+    from engineroom.ratelimit.limits.sources import Subject
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -20,10 +21,10 @@ _R = TypeVar("_R")
 def limited(
     limiter: Callable[[], Limiter], subject: Callable[_P, Subject], cost: int = 1
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Admit a call by ``subject`` of its arguments, or raise RateLimitedError before it begins.
+    """Limit calls by ``subject`` of their arguments; raise RateLimitedError before a refused call.
 
-    ``limiter`` is called at the first call, in the process that needs it: a module that declares
-    jobs can be imported without Redis.
+    ``limiter`` is called once, at the first call, so that a module that declares jobs can be
+    imported without Redis.
     """
     lazy = functools.cache(limiter)
 
@@ -46,7 +47,7 @@ def limited(
 def limited_async(
     limiter: Callable[[], AsyncLimiter], subject: Callable[_P, Subject], cost: int = 1
 ) -> Callable[[Callable[_P, Awaitable[_R]]], Callable[_P, Awaitable[_R]]]:
-    """As ``limited``, for coroutine functions."""
+    """Limit calls of a coroutine function; see ``limited``."""
     lazy = functools.cache(limiter)
 
     def decorate(function: Callable[_P, Awaitable[_R]]) -> Callable[_P, Awaitable[_R]]:
@@ -65,11 +66,11 @@ def limited_async(
 def limited_job(
     limiter: Callable[[], Limiter], subject: Callable[..., Subject], cost: int = 1
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Limit an RQ job: over the limit it is put back to run when the limit admits it.
+    """Limit an RQ job: a job over the limit is scheduled to run again when the limit admits it.
 
-    The worker is free meanwhile, and no retry of the job's own is used up. A job that can never
-    be admitted fails with RateLimitedError. Its queue needs a worker with a scheduler. Outside a
-    worker the decorated function behaves as with ``limited``.
+    The worker is free meanwhile, and none of the job's own retries is used up. A job that can never
+    be admitted fails with RateLimitedError. The queue needs a worker with a scheduler. Outside a
+    worker the function behaves as with ``limited``.
     """
     lazy = functools.cache(limiter)
 
@@ -90,12 +91,12 @@ def limited_job(
 
 
 def _postpone(wait: float | None) -> object | None:
-    """RQ's word for running the current job once more after ``wait`` seconds; None: not a job."""
+    """Return RQ's retry of the current job after ``wait`` seconds; None outside a job."""
     import math
 
     from rq import Retry, get_current_job
 
     if wait is None or get_current_job() is None:
         return None
-    # One more than any job of its own would count, so that waiting alone never fails it.
+    # Far above any job's own number of retries, so that waiting never fails the job.
     return Retry(max=1_000_000_000, interval=max(1, math.ceil(wait)))

@@ -1,175 +1,227 @@
-"""What would come of a request: decided by the states in Redis, and nothing is taken.
+"""Dry run of a request: the decision on the states in Redis, which stay unchanged.
 
-The states are read together with Redis's own time, and judged by the Python twin of the script, so
-the answer is the one that an enforcer would have got at that moment, for all limits at once. Sync,
-for a command line.
+The states are read together with Redis's own time, and evaluated by the Python version of the
+script. The result is the one that an enforcer would have got at that moment, for all limits at
+once. Sync, for a command line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
 from engineroom.core.errors import DependencyError
-from engineroom.ratelimit.limits import algorithms
+from engineroom.ratelimit.limits.algorithms import LimitStatus
 from engineroom.ratelimit.limits.cluster import failure_of
-from engineroom.ratelimit.limits.decision import Source
+from engineroom.ratelimit.limits.decision import Decision, DecisionSource
 from engineroom.ratelimit.limits.limiter import Limiter
+from engineroom.ratelimit.limits.limiter_core import LimiterCore
 from engineroom.ratelimit.limits.matching import all_hold
 from engineroom.ratelimit.limits.model import Distribution, Failure, FailureMode, MissingKey
-from engineroom.ratelimit.limits.sources import NOT_APPLIED, RequestView, subject_of
+from engineroom.ratelimit.limits.paths import as_wire_text, normalized
+from engineroom.ratelimit.limits.redis_clients import dedicated_client
+from engineroom.ratelimit.limits.request import RequestView
+from engineroom.ratelimit.limits.sources import NOT_APPLIED, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from redis import Redis
 
-    from engineroom.ratelimit.limits.algorithms import Answer
-    from engineroom.ratelimit.limits.decision import Decision
-    from engineroom.ratelimit.limits.limiter import _Ask
+    from engineroom.ratelimit.limits.algorithms import LimitResult
+    from engineroom.ratelimit.limits.limiter_core import BucketRequest
     from engineroom.ratelimit.limits.model import Limit, Policy
+    from engineroom.ratelimit.limits.sources import Subject
 
 _FAILURES = (RedisError, OSError, TimeoutError)
-#: Seconds that somebody who asks by hand waits for Redis.
-PATIENCE = 5.0
-_SECOND = 1_000_000
+#: Deadline of a call to Redis, seconds.
+TIMEOUT = 5.0
+_MICROSECONDS = 1_000_000
 
 
-class Asked(NamedTuple):
-    """One limit, or the tier that counts in its place, and what it says of a request."""
+@dataclass(frozen=True, slots=True)
+class SimulatedRequest:
+    """A request for a dry run.
+
+    ``path`` may have a query. ``headers`` has lower-case names. With ``consume`` the request is
+    counted after the dry run.
+    """
+
+    path: str = "/"
+    method: str = "GET"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    client_ip: str = ""
+    tenant: str | None = None
+    route: str | None = None
+    claims: Mapping[str, str] = field(default_factory=dict)
+    cost: int = 1
+    consume: bool = False
+
+    def view(self, policy: Policy) -> RequestView:
+        """Return the request as a policy sees it."""
+        path, _, query = self.path.partition("?")
+        return normalized(
+            RequestView(
+                self.method.upper(),
+                as_wire_text(path),
+                query,
+                self.headers,
+                self.client_ip,
+                policy.trusted_proxy_hops,
+                self.tenant,
+                self.route,
+                self.claims,
+            )
+        )
+
+
+class LimitOutcome(NamedTuple):
+    """The outcome of one limit, or of the tier that counts in its place."""
 
     limit: Limit
-    #: "" when it applies, else why not.
+    #: "" if the limit applies, else the reason why it does not.
     not_applied: str = ""
-    #: Of each source of the key what the request has; None where it has none.
+    #: The request's value for each source of the key; None where it is missing.
     key: tuple[str | None, ...] = ()
-    #: None where the limit was not asked: a key is missing, or a cost above the burst.
+    #: Tokens left; None if the limit was not evaluated: a missing key, or a cost above the burst.
     left: int | None = None
-    #: Tokens that the request takes of it.
+    #: Tokens that the request takes.
     needed: int = 0
-    #: Seconds until it would admit the request; 0.0: now, None: never.
+    #: Seconds until the limit would admit the request: 0.0 for now, None for never.
     wait: float | None = 0.0
-    #: Seconds until it is as good as new.
+    #: Seconds until the limit is completely unused again.
     reset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What one policy says of a request."""
+class DryRunResult:
+    """The decision of one policy on a request, and the outcome of each limit."""
 
     policy: Policy
     decision: Decision
-    limits: tuple[Asked, ...]
-    #: Whether the request was really counted.
+    limits: tuple[LimitOutcome, ...]
+    #: Whether the request was counted.
     consumed: bool = False
 
 
-class _Looker(Limiter):
-    """A limiter that only reads."""
+class _Evaluation(NamedTuple):
+    """The results of one limit: for the request alone, and for a request of no cost."""
 
-    def __init__(self, policy: Policy, redis: Redis) -> None:
-        super().__init__(_patient(policy), redis)
-        #: By the limit's name what it says of the request, and what it says of none.
-        self.said: dict[str, tuple[Answer, Answer]] = {}
-
-    def _decide(self, ask: _Ask, now: float) -> Decision:
-        del now
-        checks = self._checks(ask)
-        store, at = self._states([check.key for check in checks])
-        looks = algorithms.decide(
-            dict(store), self._terms, [check._replace(tokens=0) for check in checks], at
-        )
-        # Each limit by itself: together, one that refuses would hide what the others say.
-        alone = [algorithms.decide(dict(store), self._terms, [check], at)[0] for check in checks]
-        for place, own, look in zip(ask.places, alone, looks, strict=True):
-            self.said[self._names[place]] = (own, look)
-        answers = algorithms.decide(store, self._terms, checks, at)
-        return self._decision(ask.places, answers, Source.REDIS)
-
-    def _states(self, keys: list[str]) -> tuple[dict[str, str], int]:
-        """What stands in Redis, and its time in microseconds."""
-        try:
-            with self._redis.pipeline(transaction=True) as pipe:
-                pipe.time()
-                pipe.mget(keys)
-                (seconds, micros), values = pipe.execute()
-        except _FAILURES as error:
-            raise _unread(error) from error
-        found = zip(keys, values, strict=True)
-        return {key: _text(value) for key, value in found}, seconds * _SECOND + micros
+    alone: LimitResult
+    unused: LimitResult
 
 
-def rehearse(
-    policy: Policy, redis: Redis, request: RequestView, cost: int = 1, *, consume: bool = False
-) -> Rehearsal:
-    """What ``policy`` says of a request; with ``consume`` it is counted afterwards.
+def dry_run(policy: Policy, redis: Redis, request: SimulatedRequest) -> DryRunResult:
+    """Decide on a request by ``policy`` without counting it, unless ``request.consume`` is set.
 
-    ``trusted_proxy_hops`` of the request is replaced by the policy's. Raises DependencyError when
-    Redis does not answer, and ValueError for a cost that is none.
+    Raises DependencyError if Redis does not answer, and ValueError for an invalid cost.
     """
-    view = request._replace(trusted_proxy_hops=policy.trusted_proxy_hops)
+    view = request.view(policy)
     subject = subject_of(policy, view)
-    looker = _Looker(policy, redis)
-    decision = looker.hit(subject, cost)
+    decision, evaluations = _evaluate(policy, redis, subject, request.cost)
     limits = tuple(
-        asked
+        outcome
         for limit in policy.limits
-        for asked in _asked(policy, limit, view, subject, looker.said, cost)
+        for outcome in _outcomes(policy, limit, view, subject, evaluations, request.cost)
     )
-    if consume:
-        with Limiter(_patient(policy), redis) as limiter:
-            decision = limiter.hit(subject, cost)
+    if request.consume:
+        with Limiter(_with_long_deadline(policy), redis) as limiter:
+            decision = limiter.hit(subject, request.cost)
             if limiter.failed:
-                raise DependencyError("Redis did not answer; whether it was counted is not known")
-    return Rehearsal(policy, decision, limits, consume)
+                raise DependencyError(
+                    "Redis did not answer; the request may or may not have been counted"
+                )
+    return DryRunResult(policy, decision, limits, request.consume)
 
 
-def _patient(policy: Policy) -> Policy:
-    """The same limits without a hurry, and without tokens that are taken ahead."""
+def _evaluate(
+    policy: Policy, redis: Redis, subject: Subject, cost: int
+) -> tuple[Decision, dict[str, _Evaluation]]:
+    """Return the decision, and the evaluation of each limit by name where Redis is needed."""
+    core = LimiterCore(_with_long_deadline(policy), clock=None, enforcers=1, prefix="er:rl")
+    request = core.prepare(core.subject_values(subject), cost)
+    if isinstance(request, Decision):
+        return request, {}
+    checks = core.checks(request)
+    client = dedicated_client(redis, core.timeout)
+    try:
+        states, now = _read_states(client, request)
+    finally:
+        if client is not redis:
+            client.close()
+    unused = core.evaluate(dict(states), [check._replace(tokens=0) for check in checks], now)
+    # Each limit by itself: together, a limit that refuses would hide the others' results.
+    alone = [core.evaluate(dict(states), [check], now)[0] for check in checks]
+    evaluations = {
+        core.name_of(index): _Evaluation(by_itself, empty)
+        for index, by_itself, empty in zip(request.indexes, alone, unused, strict=True)
+    }
+    results = core.evaluate(states, checks, now)
+    return core.decision(request.indexes, results, DecisionSource.REDIS), evaluations
+
+
+def _read_states(client: Redis, request: BucketRequest) -> tuple[dict[str, str], int]:
+    """Return the states by key, and Redis's time in microseconds."""
+    try:
+        with client.pipeline(transaction=True) as pipe:
+            pipe.time()
+            pipe.mget(request.keys)
+            (seconds, micros), values = pipe.execute()
+    except _FAILURES as error:
+        raise DependencyError(f"the limits cannot be read: {failure_of(error)}") from error
+    states = {key: _text(value) for key, value in zip(request.keys, values, strict=True)}
+    return states, seconds * _MICROSECONDS + micros
+
+
+def _with_long_deadline(policy: Policy) -> Policy:
+    """Return the policy with TIMEOUT as its deadline, and without leases."""
     return replace(
-        policy, failure=Failure(FailureMode.CLOSED, PATIENCE), distribution=Distribution()
+        policy, failure=Failure(FailureMode.CLOSED, TIMEOUT), distribution=Distribution()
     )
 
 
-def _asked(
+def _outcomes(
     policy: Policy,
     limit: Limit,
     view: RequestView,
     subject: Mapping[str, Any],
-    said: Mapping[str, tuple[Answer, Answer]],
+    evaluations: Mapping[str, _Evaluation],
     cost: int,
-) -> list[Asked]:
+) -> list[LimitOutcome]:
+    """Return the outcome of a limit, and that of its tier if one counts in its place."""
     tiers = [f"{limit.name}/{tier.name}" for tier in limit.tiers]
     tier = next((name for name in tiers if subject.get(name, NOT_APPLIED) is not NOT_APPLIED), "")
-    told = []
+    outcomes = []
     if tier:
-        told.append(Asked(limit, f"tier {tier.partition('/')[2]} counts in its place"))
+        outcomes.append(LimitOutcome(limit, f"tier {tier.partition('/')[2]} counts in its place"))
     elif subject[limit.name] is NOT_APPLIED:
         unmet = bool(limit.when) and not all_hold(limit.when, view)
-        return [Asked(limit, "the request is not what `when` says" if unmet else "exempt")]
-    place = next(each for each in policy.places if each.name == (tier or limit.name))
-    key = tuple(source(view) for source in place.key)
-    missing = subject[place.name] is None
-    needed = cost * place.cost
-    if missing and place.missing_key is MissingKey.SKIP:
-        return [*told, Asked(place, "its key is missing, and missingKey is Skip", key)]
-    if place.name not in said:
+        reason = "a condition of `when` does not hold" if unmet else "exempt"
+        return [LimitOutcome(limit, reason)]
+    name = tier or limit.name
+    counted = next(counted for counted in policy.effective_limits if counted.name == name)
+    key = tuple(source(view) for source in counted.key)
+    missing = subject[name] is None
+    needed = cost * counted.cost
+    if missing and counted.missing_key is MissingKey.SKIP:
+        reason = "its key is missing, and missingKey is Skip"
+        return [*outcomes, LimitOutcome(counted, reason, key)]
+    evaluation = evaluations.get(name)
+    if evaluation is None:
         # Decided without Redis, by this limit or by another one.
-        denied = missing and place.missing_key is MissingKey.DENY
-        never = denied or needed > place.burst
-        return [*told, Asked(place, "", key, None, needed, None if never else 0.0)]
-    own, look = said[place.name]
-    wait = None if own.status == algorithms.Status.NEVER else own.retry / _SECOND
-    return [*told, Asked(place, "", key, look.remaining, needed, wait, look.reset / _SECOND)]
+        denied = missing and counted.missing_key is MissingKey.DENY
+        never = denied or needed > counted.burst
+        return [*outcomes, LimitOutcome(counted, "", key, None, needed, None if never else 0.0)]
+    alone, unused = evaluation
+    wait = None if alone.status == LimitStatus.NEVER else alone.retry / _MICROSECONDS
+    reset = unused.reset / _MICROSECONDS
+    return [*outcomes, LimitOutcome(counted, "", key, unused.remaining, needed, wait, reset)]
 
 
 def _text(value: Any) -> str:
+    """Return a state as text; unlike other replies its bytes need not be UTF-8."""
     if value is None:
         return ""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
-
-
-def _unread(error: BaseException) -> DependencyError:
-    return DependencyError(f"Redis did not say what is left: {failure_of(error)}")

@@ -1,4 +1,4 @@
-"""What goes wrong in rate limiting."""
+"""Errors of rate limiting."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ if TYPE_CHECKING:
 
 
 class InvalidPolicyError(InvalidSpecError, ValueError):
-    """A policy breaks the rules; ``problems`` lists every breach, at least one."""
+    """A policy is invalid; ``problems`` has at least one entry."""
 
     code = "invalid_rate_limit_policy"
 
 
 class LimiterUnavailableError(DependencyError):
-    """Redis did not decide in time; what then happens is the policy's ``failure.mode``."""
+    """Redis did not decide in time, so that the policy's ``failure.mode`` decides."""
 
     code = "rate_limiter_unavailable"
 
 
 class UnreadableDocumentError(DependencyError):
-    """The compiled policies in Redis are not what this version reads; the last good ones hold."""
+    """The compiled policies in Redis are unreadable; the last valid ones stay in force."""
 
     code = "unreadable_policy_document"
 
 
 class RedisClusterError(DependencyError):
-    """Redis is a cluster of several shards, or the client one of clusters; use one Redis."""
+    """Redis is a cluster of several shards, or the client is a cluster client."""
 
     code = "redis_cluster_unsupported"
     retryable = False
 
 
 class RateLimitedError(EngineroomError):
-    """A decorated function was called more often than its policy admits; ``decision`` says which
-    limit and for how long."""
+    """A decorated function was called more often than its policy admits.
+
+    ``decision`` has the limit and the wait.
+    """
 
     code = "rate_limited"
     category = Category.LIMIT
@@ -52,5 +54,5 @@ class RateLimitedError(EngineroomError):
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         wait = decision.retry_after
-        fix = "ask for less at once" if wait is None else f"try again in {wait:.3g} s"
+        fix = "use a lower cost" if wait is None else f"try again in {wait:.3g} s"
         super().__init__(f"{decision.policy}/{decision.limit}: {decision.reason.value}; {fix}")

@@ -1,30 +1,32 @@
-"""Tokens taken ahead: a process holds a lease and admits from it without asking Redis.
+"""Leases: a process takes tokens ahead and admits requests from them without asking Redis.
 
-Redis counts leased tokens as consumed when it grants them, and keeps a book a limit of what is out:
-never more than the policy's fraction of the burst, whoever asks, because the granting script adds
-up the book. So in any window at most burst + rate * window + min(leased, rate * ttl) is admitted. A
-process that dies with a lease loses tokens and gains none; the book forgets it after the TTL. A
-holder measures the TTL from before it asked, on its monotonic clock, so it stops first.
+Redis counts leased tokens as consumed when it grants them, and keeps one book per limit of the
+leases that are outstanding. The granting script adds up the book, so that all processes together
+hold at most the policy's fraction of the burst. Any window therefore admits at most burst + rate *
+window + min(leased, rate * ttl). A process that dies with a lease loses its tokens; the book drops
+the lease after the TTL. A holder measures the TTL on its monotonic clock from before it asked, so
+that it stops before the book does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha1
 from typing import TYPE_CHECKING, NamedTuple
 
-from engineroom.ratelimit.limits.algorithms import LIBRARY, Answer
+from engineroom.ratelimit.limits.algorithms import LimitResult
+from engineroom.ratelimit.limits.lua_scripts import LIBRARY
+from engineroom.redis.scripts import Script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engineroom.ratelimit.limits.algorithms import Terms
+    from engineroom.ratelimit.limits.algorithms import LimitTerms
 
-#: Leases in one book: it is read whole each time.
+#: Most leases in one book, which every grant reads completely.
 MAX_LEASES = 64
 
 _BOOK = """
--- Reads a book without what has expired: the tokens out, and how many leases.
+-- Drops expired leases from a book; returns the tokens outstanding and the number of leases.
 local function outstanding(book)
   local sum, count = 0, 0
   local flat = redis.call('HGETALL', book)
@@ -40,12 +42,13 @@ local function outstanding(book)
 end
 """
 
-#: Decides one request and takes a lease with it.
-#: KEYS: bucket and book of each limit. ARGV: how many limits, the lease's name, its TTL in
-#: microseconds, units the request needs now (0: none), units wanted ahead; for each limit its
-#: interval, tolerance, tokens a unit, and most tokens out; then names of leases that are used up.
-#: Answers the units granted, and status, remaining, retry, reset of each limit.
-LEASE_SCRIPT = (
+#: Decides one request and takes a lease with the same call.
+#: KEYS: bucket and book of each limit. ARGV: the number of limits, the lease's name, its TTL in
+#: microseconds, the units that the request needs now (0: none), the units wanted ahead; for each
+#: limit its interval, tolerance, tokens per unit, and most tokens outstanding; then the names of
+#: leases that are used up. Returns the units granted, and status, remaining, retry and reset of
+#: each limit.
+LEASE = Script(
     LIBRARY
     + _BOOK
     + """
@@ -56,7 +59,7 @@ for place = 1, many do
   local at = 6 + (place - 1) * 4
   local limit = {
     code = 't', key = KEYS[place * 2 - 1], book = KEYS[place * 2],
-    unit = tonumber(ARGV[at]), most = tonumber(ARGV[at + 1]),
+    unit = tonumber(ARGV[at]), capacity = tonumber(ARGV[at + 1]),
     tokens = tonumber(ARGV[at + 2]), leased = tonumber(ARGV[at + 3]),
   }
   for done = 6 + many * 4, #ARGV do redis.call('HDEL', limit.book, ARGV[done]) end
@@ -76,7 +79,7 @@ for _, limit in ipairs(limits) do
     local out, count = outstanding(limit.book)
     local free = limit.leased - out
     if count >= MAX_LEASES then free = 0 end
-    -- Half of what is free, so that the next one finds something too.
+    -- Half of what is free, so that the next process gets some, too.
     local share = math.min(math.max(math.ceil(free / 2), math.min(free, limit.tokens)), answer[2])
     granted = math.min(granted, math.floor(share / limit.tokens))
   end
@@ -86,7 +89,7 @@ if admitted and granted > 0 then
     local tokens = granted * limit.tokens
     save(limit.key, limit, load(limit.key, limit) + tokens * limit.unit)
     redis.call('HSET', limit.book, name, text(now) .. ',' .. text(tokens) .. ',' .. text(now + ttl))
-    -- A shorter TTL, after an edit, must not have the book forget longer leases that are still out.
+    -- After an edit to a shorter TTL the book must keep longer leases that are outstanding.
     local kept = math.max(lifetime(ttl), redis.call('PTTL', limit.book))
     redis.call('PEXPIRE', limit.book, text(kept))
   end
@@ -96,19 +99,18 @@ flush()
 return reply
 """.replace("MAX_LEASES", str(MAX_LEASES))
 )
-LEASE_SHA = sha1(LEASE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
-#: Gives back what is left of a lease. KEYS as above; ARGV: the lease's name, units left; for each
-#: limit its interval, tolerance and tokens a unit. Answers the microseconds that came back to each.
-#: Time that passed since the grant has refilled as many tokens already, so they do not come back a
-#: second time; and only the entry in the book gives the right to give back, once.
-RETURN_SCRIPT = (
+#: Returns the rest of a lease. KEYS as above; ARGV: the lease's name, the units left; for each
+#: limit its interval, tolerance and tokens per unit. Returns the microseconds credited to each
+#: limit. The time since the grant has refilled tokens already, which are not credited again. The
+#: entry in the book is what entitles to a credit, once.
+RETURN = Script(
     LIBRARY
     + """
 local name, left, returned = ARGV[1], tonumber(ARGV[2]), {}
 for place = 1, #KEYS / 2 do
   local key, book, at = KEYS[place * 2 - 1], KEYS[place * 2], 3 + (place - 1) * 3
-  local terms = {code = 't', unit = tonumber(ARGV[at]), most = tonumber(ARGV[at + 1])}
+  local terms = {code = 't', unit = tonumber(ARGV[at]), capacity = tonumber(ARGV[at + 1])}
   local entry = redis.call('HGET', book, name)
   redis.call('HDEL', book, name)
   local since, tokens, expires = string.match(entry or '', '^(%d+),(%d+),(%d+)$')
@@ -126,23 +128,24 @@ flush()
 return returned
 """
 )
-RETURN_SHA = sha1(RETURN_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """A limit as the lease scripts need it: ``tokens`` a unit, at most ``most_out`` out."""
+    """A limit as the lease scripts need it."""
 
-    terms: Terms
+    terms: LimitTerms
+    #: Tokens per unit.
     tokens: int
-    most_out: int
+    #: Most tokens on lease at any time.
+    max_outstanding: int
 
 
-class Grant(NamedTuple):
-    """What the lease script answered: ``units`` taken ahead, and each limit's answer."""
+class LeaseGrant(NamedTuple):
+    """The reply of the lease script: ``units`` taken ahead, and each limit's result."""
 
     units: int
-    answers: tuple[Answer, ...]
+    results: tuple[LimitResult, ...]
 
 
 @dataclass(slots=True)
@@ -156,26 +159,26 @@ class Lease:
 
 
 @dataclass(slots=True)
-class Holder:
-    """One process's leases on one set of keys, and how much it asks for: no I/O, no clock.
+class LeaseHolder:
+    """One process's leases on one set of keys, and the size of the next one: no I/O, no clock.
 
-    Starts with no lease at all, since most keys are seen once; asks for four times as much when
-    the last ask is less than a TTL ago, and for half as much when it is longer ago.
+    Starts without a lease, since most keys occur once. Requests four times as many units when the
+    last request is less than a TTL ago, and half as many when it is longer ago.
     """
 
     ttl: float
-    #: The most it may ever ask for.
+    #: The most units that one lease may have.
     ceiling: int
     lease: Lease | None = None
     following: Lease | None = None
-    asked: int = 0
-    last_ask: float = float("-inf")
+    requested: int = 0
+    last_request: float = float("-inf")
     refilling: bool = False
-    #: Names of leases to strike from the book with the next ask.
+    #: Names of used-up leases, to be removed from the book with the next request.
     spent: tuple[str, ...] = ()
 
     def take(self, units: int, now: float) -> bool:
-        """Admit ``units`` from what is held, if that is enough."""
+        """Admit ``units`` from the leases; return False if they do not suffice."""
         lease = self.lease
         if lease is None:
             return False
@@ -192,8 +195,8 @@ class Holder:
         self.lease, self.following = following, None
         return self.take(units, now)
 
-    def wants_refill(self, now: float) -> bool:
-        """Whether half of the lease is used and nothing is under way."""
+    def needs_refill(self, now: float) -> bool:
+        """Return whether half of the lease is used and no refill is running."""
         lease = self.lease
         return (
             not self.refilling
@@ -203,15 +206,16 @@ class Holder:
             and now < lease.until
         )
 
-    def ask(self, now: float) -> int:
-        """Units to ask for ahead, now."""
-        in_demand = now - self.last_ask < self.ttl
-        self.asked = min(self.ceiling, max(1, self.asked * 4)) if in_demand else self.asked // 2
-        self.last_ask = now
-        return self.asked
+    def next_size(self, now: float) -> int:
+        """Return the units to request ahead at ``now``, by the demand so far."""
+        in_demand = now - self.last_request < self.ttl
+        larger = min(self.ceiling, max(1, self.requested * 4))
+        self.requested = larger if in_demand else self.requested // 2
+        self.last_request = now
+        return self.requested
 
-    def granted(self, name: str, units: int, sent: float) -> None:
-        """Take up a lease; ``sent`` is when it was asked for. Replaces what is used up."""
+    def accept(self, name: str, units: int, sent: float) -> None:
+        """Add a granted lease, requested at ``sent``; it replaces one that is used up."""
         if units <= 0:
             return
         lease = Lease(name, units, units, sent + self.ttl)
@@ -225,22 +229,22 @@ class Holder:
         self.lease = lease
 
     def surrender(self) -> tuple[Lease, ...]:
-        """All that is held, to be given back; nothing is held any more."""
-        held = tuple(each for each in (self.lease, self.following) if each is not None)
+        """Remove and return all leases, to be returned to Redis."""
+        leases = tuple(lease for lease in (self.lease, self.following) if lease is not None)
         self.lease = self.following = None
-        return held
+        return leases
 
-    def struck(self, names: Sequence[str]) -> None:
-        """Forget names that the book has forgotten."""
+    def forget_spent(self, names: Sequence[str]) -> None:
+        """Forget names that the book has removed."""
         self.spent = tuple(name for name in self.spent if name not in names)
 
     def _drop(self, lease: Lease) -> None:
-        # Tokens left in it are lost: nobody may use them once the book has forgotten the lease.
+        # Its remaining tokens are lost: the book is about to remove the lease.
         self.spent = (*self.spent, lease.name)[-8:]
 
 
 def book_key(key: str) -> str:
-    """Where the leases on a bucket are written down; in the same slot."""
+    """Return the key of the book of leases on a bucket, in the same hash slot."""
     return f"{key}:l"
 
 
@@ -254,28 +258,29 @@ def lease_arguments(
     wanted: int,
     spent: Sequence[str] = (),
 ) -> tuple[list[str], list[str | int]]:
-    """KEYS and ARGV for LEASE_SCRIPT."""
+    """Return KEYS and ARGV for LEASE."""
     arguments: list[str | int] = [len(limits), name, round(ttl * 1_000_000), needed, wanted]
-    for each in limits:
-        arguments += (each.terms.unit, each.terms.most, each.tokens, each.most_out)
+    for limit in limits:
+        terms = limit.terms
+        arguments += (terms.unit, terms.capacity, limit.tokens, limit.max_outstanding)
     return _with_books(keys), [*arguments, *spent]
 
 
 def return_arguments(
     keys: Sequence[str], limits: Sequence[LeaseTerms], lease: Lease
 ) -> tuple[list[str], list[str | int]]:
-    """KEYS and ARGV for RETURN_SCRIPT."""
+    """Return KEYS and ARGV for RETURN."""
     arguments: list[str | int] = [lease.name, lease.left]
-    for each in limits:
-        arguments += (each.terms.unit, each.terms.most, each.tokens)
+    for limit in limits:
+        arguments += (limit.terms.unit, limit.terms.capacity, limit.tokens)
     return _with_books(keys), arguments
 
 
-def parse_grant(reply: Sequence[int]) -> Grant:
-    """LEASE_SCRIPT's reply."""
-    answers = tuple(Answer(*reply[at : at + 4]) for at in range(1, len(reply), 4))
-    return Grant(reply[0], answers)
+def parse_grant(reply: Sequence[int]) -> LeaseGrant:
+    """Return the grant in LEASE's reply."""
+    results = tuple(LimitResult(*reply[start : start + 4]) for start in range(1, len(reply), 4))
+    return LeaseGrant(reply[0], results)
 
 
 def _with_books(keys: Sequence[str]) -> list[str]:
-    return [each for key in keys for each in (key, book_key(key))]
+    return [name for key in keys for name in (key, book_key(key))]

@@ -1,4 +1,4 @@
-"""Whether a request is of some kind: what ``when``, ``exempt`` and ``tiers`` of a limit ask."""
+"""Conditions on requests, for ``when``, ``exempt`` and ``tiers`` of a limit."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from engineroom.ratelimit.limits.errors import InvalidPolicyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.limits.request import RequestView
 
-#: Values of one condition, and their length.
+#: Most values of one condition, and their longest length in characters.
 MAX_VALUES, MAX_VALUE = 256, 1024
 
 
 class Operator(StrEnum):
-    """How a condition compares."""
+    """The comparison of a condition."""
 
     IN = "In"
-    #: Also true where the request has no such part.
+    #: Also true for a request without the part.
     NOT_IN = "NotIn"
     STARTS_WITH = "StartsWith"
-    #: The part is an address within one of the networks.
+    #: True for an address within one of the networks.
     IN_NETWORK = "InNetwork"
     EXISTS = "Exists"
-    #: Not there, or empty.
+    #: True for a missing or empty part.
     DOES_NOT_EXIST = "DoesNotExist"
 
 
-#: Operators that compare with nothing.
+#: Operators without values.
 WITHOUT_VALUES = frozenset({Operator.EXISTS, Operator.DOES_NOT_EXIST})
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Something that a request is or is not. Raises InvalidPolicyError."""
+    """A comparison of one part of a request. Raises InvalidPolicyError."""
 
     source: Callable[[RequestView], str | None]
     operator: Operator = Operator.IN
@@ -57,7 +57,7 @@ class Condition:
             object.__setattr__(self, "_networks", networks)
 
     def holds(self, request: RequestView) -> bool:
-        """Whether the request is so."""
+        """Return whether the condition holds for a request."""
         value = self.source(request)
         operator = self.operator
         if operator is Operator.IN:
@@ -79,37 +79,37 @@ class Condition:
             network = ipaddress.ip_network(value[:80], strict=False)
         except ValueError:
             return False
-        # Addresses of version 4 and 6 cannot be compared, which the check of the version says.
+        # ``subnet_of`` raises for networks of different versions, which the check excludes.
         return any(
-            network.version == each.version and network.subnet_of(each)  # type: ignore[arg-type]
-            for each in self._networks
+            network.version == allowed.version and network.subnet_of(allowed)  # type: ignore[arg-type]
+            for allowed in self._networks
         )
 
 
 def condition_problem(operator: Operator, values: Iterable[object]) -> Problem | None:
-    """What is wrong with the values of a condition; None when nothing is."""
-    given = tuple(values)
+    """Return what is wrong with the values of a condition; None if they are valid."""
+    values = tuple(values)
     if operator in WITHOUT_VALUES:
-        if given:
-            return Problem("values", f"{operator.value} compares with nothing", "remove them")
+        if values:
+            return Problem("values", f"{operator.value} takes no values", "remove them")
         return None
-    if not given:
-        return Problem("values", f"{operator.value} compares with nothing", "write at least one")
-    if len(given) > MAX_VALUES:
-        return Problem("values", f"there are {len(given)}", f"keep at most {MAX_VALUES} of them")
-    for value in given:
+    if not values:
+        return Problem("values", f"{operator.value} has no values", "write at least one")
+    if len(values) > MAX_VALUES:
+        return Problem("values", f"there are {len(values)}", f"keep at most {MAX_VALUES} of them")
+    for value in values:
         if not isinstance(value, str) or not 1 <= len(value) <= MAX_VALUE:
-            told = f"{str(value)[:80]!r} is empty, too long or no string"
-            return Problem("values", told, f"write 1 to {MAX_VALUE} characters")
+            problem = f"{str(value)[:80]!r} is empty, too long or not a string"
+            return Problem("values", problem, f"write 1 to {MAX_VALUE} characters")
         if operator is Operator.IN_NETWORK:
             try:
                 ipaddress.ip_network(value, strict=False)
             except ValueError:
-                told = f"{value[:80]!r} is not a network"
-                return Problem("values", told, "write it as 10.0.0.0/8 or 2001:db8::/32")
+                problem = f"{value[:80]!r} is not a network"
+                return Problem("values", problem, "write it as 10.0.0.0/8 or 2001:db8::/32")
     return None
 
 
 def all_hold(conditions: Iterable[Condition], request: RequestView) -> bool:
-    """Whether the request is all of that."""
+    """Return whether all conditions hold for a request."""
     return all(condition.holds(request) for condition in conditions)

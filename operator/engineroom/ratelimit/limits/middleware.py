@@ -1,5 +1,7 @@
-"""ASGI and WSGI middleware: refuses with 429 before the application is asked, and says what is
-left in the headers of every answer."""
+"""ASGI and WSGI middleware: refuses requests with 429 before the application runs.
+
+Headers of every response report what is left.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,11 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from engineroom.ratelimit.limits.decision import Reason
+from engineroom.ratelimit.limits.decision import DecisionReason
 from engineroom.ratelimit.limits.model import HeaderStyle
-from engineroom.ratelimit.limits.paths import settled
-from engineroom.ratelimit.limits.sources import (
-    NOBODY,
-    Caller,
-    RequestView,
-    response_costs,
-    subject_of,
-)
+from engineroom.ratelimit.limits.paths import normalized
+from engineroom.ratelimit.limits.request import UNKNOWN_CALLER, Caller, RequestView
+from engineroom.ratelimit.limits.sources import response_costs, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -31,21 +28,21 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
-    #: Told each decision and the seconds that it took.
+    #: Called with each decision and the seconds that it took.
     Observe = Callable[[Decision, float], None]
     AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
     WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-#: Retry-After is later than needed by up to this share of it and at least a second, at random, so
-#: that those who were refused together do not come back together.
+#: Retry-After is longer than needed by a random part of up to this share, and of up to a second at
+#: least, so that clients that were refused together do not return together.
 JITTER = 0.1
-#: "Try again later", before a WebSocket is accepted: servers answer the handshake with 403.
+#: Close code "try again later"; before a WebSocket is accepted, servers answer 403.
 _TRY_AGAIN_LATER = 1013
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 def phrase(status: int) -> str:
-    """The reason phrase of a status."""
+    """Return the reason phrase of a status."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -53,14 +50,13 @@ def phrase(status: int) -> str:
 
 
 def policy_header(policy: Policy, decided: str = "") -> str:
-    """RateLimit-Policy: each limit's requests and period.
+    """Return the header RateLimit-Policy: each limit's requests and period.
 
-    The header counts in whole seconds. A period that is none is rounded up with its requests
-    scaled to it, rounded down to at least 1; it is never rounded to zero. A tier stands there when
-    it is the one that ``decided``.
+    The header counts in whole seconds. Another period is rounded up, and its requests are scaled
+    with it and rounded down to at least 1. A tier is listed instead of its limit if it ``decided``.
     """
     items = []
-    for limit in policy.places:
+    for limit in policy.effective_limits:
         name = limit.name
         if name != decided and ("/" in name or decided.startswith(f"{name}/")):
             continue
@@ -71,14 +67,14 @@ def policy_header(policy: Policy, decided: str = "") -> str:
 
 
 def limit_headers(policy: Policy, decision: Decision, style: HeaderStyle) -> list[tuple[str, str]]:
-    """Headers that say what is left, by the limit that decided."""
-    if style is HeaderStyle.NONE or decision.reason is Reason.NOT_LIMITED:
+    """Return the headers that report what is left of the limit that decided."""
+    if style is HeaderStyle.NONE or decision.reason is DecisionReason.NOT_LIMITED:
         return []
     wait = decision.retry_after if not decision.allowed else decision.reset
     seconds = max(0, math.ceil(wait or 0))
     if style is HeaderStyle.DRAFT:
         left = f'"{decision.limit}";r={decision.remaining}'
-        # Without a moment from which on it would be admitted there is no t to give.
+        # A request that is never admitted has no time t.
         left += "" if wait is None else f";t={seconds}"
         return [("RateLimit-Policy", policy_header(policy, decision.limit)), ("RateLimit", left)]
     return [
@@ -89,23 +85,23 @@ def limit_headers(policy: Policy, decision: Decision, style: HeaderStyle) -> lis
 
 
 def status_of(decision: Decision, status: int = 429) -> int:
-    """HTTP status of a refusal: ``status``; 503 for FailedClosed, 400 for MissingKey."""
-    if decision.reason is Reason.FAILED_CLOSED:
+    """Return the HTTP status of a refusal; ``status`` unless the reason has one of its own."""
+    if decision.reason is DecisionReason.FAILED_CLOSED:
         return 503
-    return 400 if decision.reason is Reason.MISSING_KEY else status
+    return 400 if decision.reason is DecisionReason.MISSING_KEY else status
 
 
 def refusal(
     policy: Policy, decision: Decision, style: HeaderStyle, jitter: Callable[[int], int]
 ) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Status, headers and problem document (RFC 9457) of a refusal.
+    """Return status, headers and problem document (RFC 9457) of a refusal.
 
-    ``jitter`` gives a random whole number from 0 to below its argument.
+    ``jitter`` returns a random whole number from 0 to below its argument.
     """
     status = status_of(decision, policy.response.status)
     headers = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
     document: dict[str, object] = {"type": "about:blank", "title": phrase(status)}
-    if decision.reason in (Reason.LIMITED, Reason.COST_ABOVE_BURST):
+    if decision.reason in (DecisionReason.LIMITED, DecisionReason.COST_ABOVE_BURST):
         document["type"] = _QUOTA_EXCEEDED
         document["violated-policies"] = [decision.limit]
         headers += limit_headers(policy, decision, style)
@@ -114,12 +110,12 @@ def refusal(
         after = needed + jitter(max(2, math.ceil(needed * JITTER) + 1))
         headers.append(("Retry-After", str(after)))
         detail = f"limit {decision.limit}: try again in {needed} s"
-    elif decision.reason is Reason.MISSING_KEY:
-        detail = f"limit {decision.limit}: the request lacks what it is counted by"
+    elif decision.reason is DecisionReason.MISSING_KEY:
+        detail = f"limit {decision.limit}: the request lacks a part of the limit's key"
     else:
-        detail = f"limit {decision.limit}: costs more than is ever admitted at once"
-    if decision.reason is Reason.FAILED_CLOSED:
-        detail = "requests cannot be counted at present"
+        detail = f"limit {decision.limit}: the cost is above what is ever admitted at once"
+    if decision.reason is DecisionReason.FAILED_CLOSED:
+        detail = "requests cannot be counted at the moment"
     document |= {"status": status, "detail": detail}
     body = json.dumps(document).encode()
     headers.append(("Content-Length", str(len(body))))
@@ -129,11 +125,11 @@ def refusal(
 class AsgiRateLimit:
     """ASGI middleware for HTTP requests and WebSocket handshakes.
 
-    ``trusted_proxy_hops`` is how many proxies in front append to X-Forwarded-For, and ``headers``
-    say what is left; both are the policy's unless given. ``cost`` may say what a request costs, 1
-    unless given; ``caller`` says of the scope (of the environ in WSGI) whose request it is.
-    ``observe`` is told each decision and the seconds that it took, also of limits in the shadow;
-    ``prometheus.PrometheusDecisions`` makes metrics of that.
+    ``trusted_proxy_hops`` is the number of proxies in front that append to X-Forwarded-For, and
+    ``headers`` the style of the headers that report what is left; both default to the policy's.
+    ``cost`` returns the cost of a request [1]. ``caller`` returns the tenant, route and claims of a
+    scope (of the environ in WSGI). ``observe`` is called with each decision and the seconds that it
+    took; ``prometheus.PrometheusDecisions`` turns them into metrics.
     """
 
     def __init__(
@@ -153,7 +149,7 @@ class AsgiRateLimit:
         self._limiter = limiter
         self._style = policy.response.headers if headers is None else headers
         hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
-        self._hops = _hops(hops)
+        self._hops = _checked_hops(hops)
         self._cost = cost
         self._caller = caller
         self._observe = observe
@@ -161,27 +157,27 @@ class AsgiRateLimit:
         self._charges = any(limit.response_cost for limit in policy.limits)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Decide, then answer or pass on."""
+        """Decide, then refuse the request or pass it on."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        caller = NOBODY if self._caller is None else self._caller(scope)
+        caller = UNKNOWN_CALLER if self._caller is None else self._caller(scope)
         request = _asgi_view(scope, self._hops, caller)
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
         subject = subject_of(policy, request)
-        began = 0.0 if self._observe is None else time.perf_counter()
+        start = 0.0 if self._observe is None else time.perf_counter()
         decision = await self._limiter.hit(subject, cost)
         if self._observe is not None:
-            self._observe(decision, time.perf_counter() - began)
+            self._observe(decision, time.perf_counter() - start)
         if not decision.allowed:
             if scope["type"] == "websocket":
                 await receive()
                 await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
                 return
             status, headers, body = refusal(policy, decision, self._style, self._jitter)
-            start = {"type": "http.response.start", "status": status, "headers": _raw(headers)}
-            await send(start)
+            response = {"type": "http.response.start", "status": status, "headers": _raw(headers)}
+            await send(response)
             await send({"type": "http.response.body", "body": body})
             return
         added = _raw(limit_headers(policy, decision, self._style))
@@ -222,7 +218,7 @@ class WsgiRateLimit:
         self._limiter = limiter
         self._style = policy.response.headers if headers is None else headers
         hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
-        self._hops = _hops(hops)
+        self._hops = _checked_hops(hops)
         self._cost = cost
         self._caller = caller
         self._observe = observe
@@ -232,16 +228,16 @@ class WsgiRateLimit:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Decide, then answer or pass on."""
-        caller = NOBODY if self._caller is None else self._caller(environ)
+        """Decide, then refuse the request or pass it on."""
+        caller = UNKNOWN_CALLER if self._caller is None else self._caller(environ)
         request = _wsgi_view(environ, self._hops, caller)
         policy = self._limiter.policy
         cost = 1 if self._cost is None else self._cost(request)
         subject = subject_of(policy, request)
-        began = 0.0 if self._observe is None else time.perf_counter()
+        start = 0.0 if self._observe is None else time.perf_counter()
         decision = self._limiter.hit(subject, cost)
         if self._observe is not None:
-            self._observe(decision, time.perf_counter() - began)
+            self._observe(decision, time.perf_counter() - start)
         if not decision.allowed:
             status, headers, body = refusal(policy, decision, self._style, self._jitter)
             start_response(f"{status} {phrase(status)}", headers)
@@ -252,10 +248,10 @@ class WsgiRateLimit:
         def start_with_headers(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             nonlocal charges
             if charges:
-                told = {name.lower(): value for name, value in headers}
-                costs = response_costs(policy, told)
+                by_name = {name.lower(): value for name, value in headers}
+                costs = response_costs(policy, by_name)
                 if costs:
-                    # It may be called again, with an error after all; the work was done once.
+                    # WSGI allows a second call, with an error; the work was done once.
                     charges = False
                     self._limiter.charge(subject, costs)
             return start_response(status, [*headers, *added], *more)
@@ -263,7 +259,7 @@ class WsgiRateLimit:
         return self._app(environ, start_with_headers)
 
 
-def _hops(hops: int) -> int:
+def _checked_hops(hops: int) -> int:
     if isinstance(hops, bool) or not isinstance(hops, int) or not 0 <= hops <= 32:
         raise ValueError(f"trusted_proxy_hops: {hops!r} is not from 0 to 32; 0 trusts no proxy")
     return hops
@@ -277,8 +273,8 @@ def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        joint = "; " if name == "cookie" else ","
-        headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
+        separator = "; " if name == "cookie" else ","
+        headers[name] = f"{headers[name]}{separator}{value}" if name in headers else value
     return headers
 
 
@@ -296,7 +292,7 @@ def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> Re
         route=caller.route,
         claims=caller.claims,
     )
-    return settled(view, decoded=True)
+    return normalized(view, decoded=True)
 
 
 def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestView:
@@ -310,7 +306,7 @@ def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestVie
             headers[name.replace("_", "-").lower()] = environ[name]
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     if not path.isascii():
-        # Bytes as Latin-1, as WSGI has all text.
+        # WSGI represents bytes as Latin-1.
         path = path.encode("latin-1", "replace").decode("utf-8", "replace")
     view = RequestView(
         method=environ.get("REQUEST_METHOD", "GET"),
@@ -323,4 +319,4 @@ def _wsgi_view(environ: dict[str, Any], hops: int, caller: Caller) -> RequestVie
         route=caller.route,
         claims=caller.claims,
     )
-    return settled(view, decoded=True)
+    return normalized(view, decoded=True)

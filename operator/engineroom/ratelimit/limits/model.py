@@ -1,9 +1,10 @@
-"""Policies and limits as an application declares them: frozen, and valid once they exist."""
+"""Policies and limits as an application declares them: immutable, and validated when created."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -14,88 +15,103 @@ from engineroom.core.errors import Problem
 from engineroom.ratelimit.limits.errors import InvalidPolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from engineroom.ratelimit.limits.matching import Condition
-    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.limits.request import RequestView
 
-#: Limits in one policy; all of them are checked in one script.
+#: Most limits of one policy; one script checks all of them.
 MAX_LIMITS = 64
 #: Shortest period, seconds.
 MIN_PERIOD = 0.001
-#: Longest period and longest time for a whole burst to come back, seconds: numbers in the script
-#: stay exact.
+#: Longest period, and longest time until a whole burst is available again, seconds. Up to it the
+#: numbers in the scripts are exact.
 MAX_PERIOD = 366 * 86400.0
 #: Most requests in a period and largest burst.
 MAX_REQUESTS = 1_000_000_000
-#: Longest time for which a decision may wait for Redis, and a lease may last, seconds.
+#: Longest deadline of a decision, and longest lease, seconds.
 MAX_TIMEOUT, MAX_LEASE_TTL = 10.0, 60.0
-#: Tiers and exemptions of one limit, and conditions in one list of them.
+#: Most tiers and exemptions of one limit, and most conditions in one list.
 MAX_TIERS, MAX_EXEMPT, MAX_CONDITIONS = 16, 16, 16
-#: Statuses that a refusal may have.
+#: HTTP statuses that a refusal may have.
 REFUSAL_STATUSES = range(400, 600)
-#: Trusted proxies in a row.
+#: Most trusted proxies.
 MAX_HOPS = 32
 _MICROSECONDS = 1_000_000
 _PART = r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?"
 _NAME = re.compile(_PART)
-#: A policy of a cluster is ``namespace/name``; a limit for a tier is ``limit/tier``.
+#: The name of a policy of a cluster is ``namespace/name``; that of a tier's limit ``limit/tier``.
 _TWO_NAMES = re.compile(f"{_PART}(/{_PART})?")
 
 
 class Algorithm(StrEnum):
-    """How a limit counts."""
+    """The counting algorithm of a limit."""
 
-    #: Smooth: after a burst one request every period / requests. GCRA, one number a key.
+    #: After a burst, one request every period / requests. GCRA: one number per key.
     TOKEN_BUCKET = "TokenBucket"  # noqa: S105 - no password
     #: At most ``requests`` in any window of length ``period``.
     SLIDING_WINDOW = "SlidingWindow"
-    #: At most ``requests`` between two ticks; twice as many around a tick.
+    #: At most ``requests`` between two ticks, and so up to twice as many around a tick.
     FIXED_WINDOW = "FixedWindow"
 
 
 class Mode(StrEnum):
-    """What a limit does when it is reached."""
+    """The effect of a limit that is exceeded."""
 
+    #: Refuses.
     ENFORCE = "Enforce"
-    #: Only says that it would have refused.
+    #: Only reports that it would have refused.
     SHADOW = "Shadow"
 
 
 class MissingKey(StrEnum):
-    """What a request is that lacks a part of a limit's key."""
+    """The treatment of requests without a part of a limit's key."""
 
-    #: The limit does not apply to it.
+    #: The limit does not apply to them.
     SKIP = "Skip"
-    #: All such requests share one key.
+    #: They share one key.
     SHARED = "Shared"
-    #: Refused.
+    #: They are refused.
     DENY = "Deny"
 
 
 class FailureMode(StrEnum):
-    """What happens when Redis does not decide in time."""
+    """The treatment of requests that Redis does not decide in time."""
 
-    #: Admit, and count it.
+    #: Admit and count them.
     OPEN = "Open"
-    #: Refuse with 503.
+    #: Refuse them with 503.
     CLOSED = "Closed"
-    #: Each process enforces its share of the rate by itself.
+    #: Each process enforces its share of the rate.
     LOCAL = "Local"
 
 
 class DistributionMode(StrEnum):
-    """Who may admit a request."""
+    """The place where requests are counted."""
 
-    #: Redis, each one.
+    #: Redis counts every request.
     STRICT = "Strict"
-    #: Whoever took tokens ahead.
+    #: Processes take tokens from Redis ahead and admit requests from them.
     LEASED = "Leased"
+
+
+class _Problems(list[Problem]):
+    """The problems of one declaration."""
+
+    def unless(self, valid: bool, field_path: str, problem: str, fix: str) -> None:
+        """Add a problem unless the field is valid."""
+        if not valid:
+            self.append(Problem(field_path, problem, fix))
+
+    def raise_any(self) -> None:
+        """Raise InvalidPolicyError if there is any problem."""
+        if self:
+            raise InvalidPolicyError(list(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``requests`` in each ``period`` (seconds or a timedelta).
+    """``requests`` per ``period`` (seconds or a timedelta).
 
     Raises InvalidPolicyError.
     """
@@ -104,33 +120,28 @@ class Rate:
     period: float | timedelta = 1.0
 
     def __post_init__(self) -> None:
-        problems = []
-        if not _whole(self.requests, 1, MAX_REQUESTS):
-            problems.append(
-                Problem(
-                    "rate.requests",
-                    f"{self.requests!r} is not a whole number from 1 to {MAX_REQUESTS}",
-                    "write how many requests a period admits",
-                )
-            )
+        problems = _Problems()
+        problems.unless(
+            _is_whole(self.requests, 1, MAX_REQUESTS),
+            "rate.requests",
+            f"{self.requests!r} is not a whole number from 1 to {MAX_REQUESTS}",
+            "write how many requests a period admits",
+        )
         seconds = _seconds(self.period)
-        if seconds is None or not MIN_PERIOD <= seconds <= MAX_PERIOD:
-            problems.append(
-                Problem(
-                    "rate.period",
-                    f"{self.period!r} is not between 1 ms and 366 days",
-                    "write seconds, such as 60 or 0.5, or a timedelta",
-                )
-            )
-        elif not problems and self.requests > self.period_us:
-            problems.append(
-                Problem(
-                    "rate",
-                    f"{self.requests} in {seconds:g} s is more than one a microsecond",
-                    "ask for at most 1,000,000 a second",
-                )
-            )
-        _refuse(problems)
+        problems.unless(
+            seconds is not None and MIN_PERIOD <= seconds <= MAX_PERIOD,
+            "rate.period",
+            f"{self.period!r} is not between 1 ms and 366 days",
+            "write seconds, such as 60 or 0.5, or a timedelta",
+        )
+        problems.raise_any()
+        problems.unless(
+            self.requests <= self.period_us,
+            "rate",
+            f"{self.requests} in {seconds:g} s is more than one per microsecond",
+            "write at most 1,000,000 per second",
+        )
+        problems.raise_any()
 
     @property
     def period_us(self) -> int:
@@ -141,13 +152,13 @@ class Rate:
     def interval_us(self) -> int:
         """Microseconds from one token to the next, rounded up: never faster than declared.
 
-        The rounding slows a rate of r a second by a share of at most r / 1,000,000.
+        The rounding slows a rate of r per second by a share of at most r / 1,000,000.
         """
         return -(-self.period_us // self.requests)
 
 
 class HeaderStyle(StrEnum):
-    """In which headers an answer says what is left."""
+    """The headers of an answer that report what is left."""
 
     NONE = "None"
     #: RateLimit-Policy and RateLimit, draft-ietf-httpapi-ratelimit-headers-10.
@@ -158,10 +169,10 @@ class HeaderStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Another rate for requests of which all of ``match`` holds.
+    """Another rate for requests that meet all conditions of ``match``.
 
-    What a tier's requests consume is counted apart: the limit as a whole admits at most the sum of
-    its tiers. Raises InvalidPolicyError.
+    Each tier counts by itself: the limit as a whole admits at most the sum of its tiers. Raises
+    InvalidPolicyError.
     """
 
     name: str
@@ -171,30 +182,30 @@ class Tier:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "match", tuple(self.match))
-        at = f"tiers[{str(self.name)[:80]!r}]"
-        problems = []
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            problems.append(Problem("tiers[].name", _not_a_name(self.name), _NAME_FIX))
-        if not self.match:
-            problems.append(
-                Problem(f"{at}.match", "is empty, so it would match everything", "say who is meant")
-            )
+        problems = _Problems()
+        problems.unless(_is_name(self.name), "tiers[].name", _not_a_name(self.name), _NAME_FIX)
+        problems.unless(
+            bool(self.match),
+            f"tiers[{str(self.name)[:80]!r}].match",
+            "is empty, so it would match every request",
+            "write at least one condition",
+        )
         if self.burst == 0 and isinstance(self.burst, int):
             object.__setattr__(self, "burst", self.rate.requests)
-        _refuse(problems)
+        problems.raise_any()
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """One limit of a policy.
 
-    ``burst`` is what a full token bucket holds [``rate.requests``]; windows have none. ``cost`` is
-    what a request takes unless the caller says otherwise: the caller's cost is multiplied by it.
-    ``key`` says by which parts of a request it counts; the middleware reads it.
+    ``burst`` is the size of a full token bucket [``rate.requests``]; windows have none. ``cost`` is
+    the number of tokens of a request; the caller's cost is multiplied by it. ``key`` is the parts
+    of a request by which the limit counts; the middleware reads them.
 
-    It applies to requests of which all of ``when`` holds and none of ``exempt``, each of which is a
-    list of conditions; the first of ``tiers`` that matches gives another rate and burst.
-    ``response_cost`` names a header of the response that says what more the request took.
+    The limit applies to requests that meet all conditions of ``when`` and none of the lists in
+    ``exempt``. The first tier that matches replaces rate and burst. ``response_cost`` names a
+    response header that reports further tokens that the request took.
 
     Raises InvalidPolicyError.
     """
@@ -215,59 +226,24 @@ class Limit:
     def __post_init__(self) -> None:
         for name in ("key", "when", "tiers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "exempt", tuple(tuple(each) for each in self.exempt))
-        at = f"limits[{str(self.name)[:80]!r}]"
-        problems = self._count_problems(at)
-        if not isinstance(self.name, str) or not _TWO_NAMES.fullmatch(self.name):
-            problems.append(Problem("limits[].name", _not_a_name(self.name), _NAME_FIX))
+        object.__setattr__(self, "exempt", tuple(tuple(entry) for entry in self.exempt))
         if self.burst == 0 and isinstance(self.burst, int):
             object.__setattr__(self, "burst", self.rate.requests)
-        if not _whole(self.burst, 1, MAX_REQUESTS):
-            problems.append(
-                Problem(
-                    f"{at}.burst",
-                    f"{self.burst!r} is not a whole number from 1 to {MAX_REQUESTS}",
-                    "write how many requests may come at once, or leave it out",
-                )
-            )
-        elif self.algorithm is not Algorithm.TOKEN_BUCKET and self.burst != self.rate.requests:
-            problems.append(
-                Problem(
-                    f"{at}.burst",
-                    f"{self.algorithm.value} has no burst of its own",
-                    "leave it out, or use TokenBucket",
-                )
-            )
-        if not _whole(self.cost, 1, MAX_REQUESTS):
-            problems.append(
-                Problem(
-                    f"{at}.cost",
-                    f"{self.cost!r} is not a whole number of at least 1",
-                    "write what a request takes, such as 1",
-                )
-            )
-        elif not problems and self.burst < self.cost:
-            problems.append(
-                Problem(
-                    f"{at}.burst",
-                    f"{self.burst} is below cost {self.cost}, so every request would be refused",
-                    f"write a burst of at least {self.cost}",
-                )
-            )
-        if not problems and self.tolerance_us > MAX_PERIOD * _MICROSECONDS:
-            problems.append(
-                Problem(
-                    f"{at}.burst",
-                    f"{self.burst} would take more than 366 days to come back",
-                    "write a smaller burst or a higher rate",
-                )
-            )
-        _refuse(problems)
+        path = f"limits[{str(self.name)[:80]!r}]"
+        problems = self._list_problems(path)
+        problems.unless(
+            isinstance(self.name, str) and bool(_TWO_NAMES.fullmatch(self.name)),
+            "limits[].name",
+            _not_a_name(self.name),
+            _NAME_FIX,
+        )
+        self._check_counts(path, problems)
+        problems.raise_any()
         for tier in self.tiers:
-            self.of_tier(tier)  # raises what is wrong with it
+            self.of_tier(tier)  # raises for an invalid tier
 
     def of_tier(self, tier: Tier) -> Limit:
-        """The limit that a tier's requests meet; raises InvalidPolicyError."""
+        """Return the limit for the requests of a tier; raises InvalidPolicyError."""
         return replace(
             self,
             name=f"{self.name}/{tier.name}",
@@ -278,48 +254,86 @@ class Limit:
             exempt=(),
         )
 
-    def _count_problems(self, at: str) -> list[Problem]:
-        problems = [
-            Problem(f"{at}.{name}", f"there are {count}", f"keep at most {most} of them")
-            for name, count, most in (
-                ("when", len(self.when), MAX_CONDITIONS),
-                ("tiers", len(self.tiers), MAX_TIERS),
-                ("exempt", len(self.exempt), MAX_EXEMPT),
+    def _check_counts(self, path: str, problems: _Problems) -> None:
+        """Check burst and cost."""
+        if not _is_whole(self.burst, 1, MAX_REQUESTS):
+            problem = f"{self.burst!r} is not a whole number from 1 to {MAX_REQUESTS}"
+            fix = "write how many requests may come at once, or leave it out"
+            problems.append(Problem(f"{path}.burst", problem, fix))
+        elif self.algorithm is not Algorithm.TOKEN_BUCKET:
+            problems.unless(
+                self.burst == self.rate.requests,
+                f"{path}.burst",
+                f"{self.algorithm.value} has no burst of its own",
+                "leave it out, or use TokenBucket",
             )
-            if count > most
-        ]
-        if any(not each for each in self.exempt):
-            problems.append(
-                Problem(f"{at}.exempt", "has an empty entry, which is everybody", "remove it")
+        if not _is_whole(self.cost, 1, MAX_REQUESTS):
+            problem = f"{self.cost!r} is not a whole number of at least 1"
+            fix = "write how many tokens a request takes, such as 1"
+            problems.append(Problem(f"{path}.cost", problem, fix))
+        elif not problems:
+            problems.unless(
+                self.burst >= self.cost,
+                f"{path}.burst",
+                f"{self.burst} is below cost {self.cost}, so every request would be refused",
+                f"write a burst of at least {self.cost}",
             )
-        names = [tier.name for tier in self.tiers]
-        problems += [
-            Problem(f"{at}.tiers", f"the name {name!r} is used twice", "give each its own name")
-            for name in sorted({name for name in names if names.count(name) > 1})
-        ]
-        if not isinstance(self.response_cost, str) or len(self.response_cost) > 256:
-            problems.append(
-                Problem(f"{at}.response_cost", "is no name of a header", "write a header's name")
+        if not problems:
+            problems.unless(
+                self.tolerance_us <= MAX_PERIOD * _MICROSECONDS,
+                f"{path}.burst",
+                f"{self.burst} would take more than 366 days to come back",
+                "write a smaller burst or a higher rate",
             )
+
+    def _list_problems(self, path: str) -> _Problems:
+        """Return the problems of conditions, tiers, exemptions and the response's header."""
+        problems = _Problems()
+        for name, count, most in (
+            ("when", len(self.when), MAX_CONDITIONS),
+            ("tiers", len(self.tiers), MAX_TIERS),
+            ("exempt", len(self.exempt), MAX_EXEMPT),
+        ):
+            problems.unless(
+                count <= most,
+                f"{path}.{name}",
+                f"there are {count}",
+                f"keep at most {most}",
+            )
+        problems.unless(
+            all(self.exempt),
+            f"{path}.exempt",
+            "has an empty entry, which exempts every request",
+            "remove it",
+        )
+        for name in _duplicates(tier.name for tier in self.tiers):
+            problem = f"the name {name!r} is used twice"
+            problems.append(Problem(f"{path}.tiers", problem, "give each tier its own name"))
+        problems.unless(
+            isinstance(self.response_cost, str) and len(self.response_cost) <= 256,
+            f"{path}.response_cost",
+            "is not the name of a header",
+            "write a header's name",
+        )
         return problems
 
     @property
     def tolerance_us(self) -> int:
-        """How far the token bucket may run ahead of time, microseconds."""
+        """The time in microseconds by which a token bucket may run ahead."""
         return self.burst * self.rate.interval_us
 
     @property
     def period_seconds(self) -> float:
-        """The rate's period."""
+        """The period of the rate in seconds."""
         return self.rate.period_us / _MICROSECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What happens when Redis does not decide within ``timeout`` seconds, from when it is asked.
+    """The behavior when Redis does not decide within ``timeout`` seconds.
 
-    After ``breaker_failures`` failures in a row Redis is not asked for ``breaker_pause`` seconds,
-    then by one request at a time. Raises InvalidPolicyError.
+    After ``breaker_failures`` consecutive failures Redis is not called for ``breaker_pause``
+    seconds, and then by one request at a time. Raises InvalidPolicyError.
     """
 
     mode: FailureMode = FailureMode.LOCAL
@@ -328,34 +342,30 @@ class Failure:
     breaker_pause: float = 1.0
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = _Problems()
         for name, value in (("timeout", self.timeout), ("breaker_pause", self.breaker_pause)):
             seconds = _seconds(value)
-            if seconds is None or not MIN_PERIOD <= seconds <= MAX_TIMEOUT:
-                problems.append(
-                    Problem(
-                        f"failure.{name}",
-                        f"{value!r} is not between 1 ms and {MAX_TIMEOUT:g} s",
-                        "write seconds, such as 0.02",
-                    )
-                )
-        if not _whole(self.breaker_failures, 1, 1000):
-            problems.append(
-                Problem(
-                    "failure.breaker_failures",
-                    f"{self.breaker_failures!r} is not a whole number from 1 to 1000",
-                    "write after how many failures in a row Redis is left alone, such as 5",
-                )
+            problems.unless(
+                seconds is not None and MIN_PERIOD <= seconds <= MAX_TIMEOUT,
+                f"failure.{name}",
+                f"{value!r} is not between 1 ms and {MAX_TIMEOUT:g} s",
+                "write seconds, such as 0.02",
             )
-        _refuse(problems)
+        problems.unless(
+            _is_whole(self.breaker_failures, 1, 1000),
+            "failure.breaker_failures",
+            f"{self.breaker_failures!r} is not a whole number from 1 to 1000",
+            "write after how many consecutive failures calls stop, such as 5",
+        )
+        problems.raise_any()
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Whether tokens may be taken ahead, and how many.
+    """Whether processes may take tokens ahead, and how many.
 
-    Leased: all processes together hold at most ``max_lease_fraction`` of the burst, each lease for
-    ``lease_ttl`` seconds. Raises InvalidPolicyError.
+    With mode Leased all processes together hold at most ``max_lease_fraction`` of the burst, each
+    lease for ``lease_ttl`` seconds. Raises InvalidPolicyError.
     """
 
     mode: DistributionMode = DistributionMode.STRICT
@@ -363,38 +373,34 @@ class Distribution:
     lease_ttl: float = 0.5
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = _Problems()
         try:
             fraction = Fraction(self.max_lease_fraction)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError):
             fraction = Fraction(0)
-        if not 0 < fraction <= 1:
-            problems.append(
-                Problem(
-                    "distribution.max_lease_fraction",
-                    f"{self.max_lease_fraction!r} is not above 0 and at most 1",
-                    'write a ratio such as "0.1"',
-                )
-            )
+        problems.unless(
+            0 < fraction <= 1,
+            "distribution.max_lease_fraction",
+            f"{self.max_lease_fraction!r} is not above 0 and at most 1",
+            'write a ratio such as "0.1"',
+        )
         ttl = _seconds(self.lease_ttl)
-        if ttl is None or not MIN_PERIOD <= ttl <= MAX_LEASE_TTL:
-            problems.append(
-                Problem(
-                    "distribution.lease_ttl",
-                    f"{self.lease_ttl!r} is not between 1 ms and {MAX_LEASE_TTL:g} s",
-                    "write seconds, such as 0.5",
-                )
-            )
-        _refuse(problems)
+        problems.unless(
+            ttl is not None and MIN_PERIOD <= ttl <= MAX_LEASE_TTL,
+            "distribution.lease_ttl",
+            f"{self.lease_ttl!r} is not between 1 ms and {MAX_LEASE_TTL:g} s",
+            "write seconds, such as 0.5",
+        )
+        problems.raise_any()
 
-    def most_leased(self, burst: int) -> int:
-        """Tokens of a burst that may be out on lease at any time."""
+    def max_leased(self, burst: int) -> int:
+        """Return the most tokens of a burst that may be on lease at any time."""
         return int(Fraction(self.max_lease_fraction) * burst)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a refusal looks like over HTTP, and what every answer tells of the limits.
+    """The HTTP status of a refusal, and the headers of every answer that report the limits.
 
     Raises InvalidPolicyError.
     """
@@ -403,9 +409,14 @@ class Response:
     headers: HeaderStyle = HeaderStyle.DRAFT
 
     def __post_init__(self) -> None:
-        if not _whole(self.status, REFUSAL_STATUSES.start, REFUSAL_STATUSES.stop - 1):
-            problem = f"{self.status!r} is not from 400 to 599"
-            _refuse([Problem("response.status", problem, "write 429")])
+        problems = _Problems()
+        problems.unless(
+            _is_whole(self.status, REFUSAL_STATUSES.start, REFUSAL_STATUSES.stop - 1),
+            "response.status",
+            f"{self.status!r} is not from 400 to 599",
+            "write 429",
+        )
+        problems.raise_any()
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,81 +431,70 @@ class Policy:
     failure: Failure = field(default_factory=Failure)
     distribution: Distribution = field(default_factory=Distribution)
     response: Response = field(default_factory=Response)
-    #: Proxies in front that can be trusted to append to X-Forwarded-For.
+    #: Number of trusted proxies that append to X-Forwarded-For.
     trusted_proxy_hops: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limits", tuple(self.limits))
-        problems = []
-        if not isinstance(self.name, str) or not _TWO_NAMES.fullmatch(self.name):
-            problems.append(Problem("name", _not_a_name(self.name), _NAME_FIX))
-        if not _whole(self.trusted_proxy_hops, 0, MAX_HOPS):
-            problems.append(
-                Problem(
-                    "trusted_proxy_hops",
-                    f"{self.trusted_proxy_hops!r} is not from 0 to {MAX_HOPS}",
-                    "write how many proxies in front append to X-Forwarded-For; 0 trusts none",
-                )
-            )
-        if not 1 <= len(self.limits) <= MAX_LIMITS:
-            problems.append(
-                Problem(
-                    "limits",
-                    f"there are {len(self.limits)}",
-                    f"declare 1 to {MAX_LIMITS}; split the policy if it needs more",
-                )
-            )
-        names = [limit.name for limit in self.places]
-        problems += [
-            Problem("limits", f"the name {name!r} is used twice", "give each its own name")
-            for name in sorted({name for name in names if names.count(name) > 1})
-        ]
+        problems = _Problems()
+        problems.unless(
+            isinstance(self.name, str) and bool(_TWO_NAMES.fullmatch(self.name)),
+            "name",
+            _not_a_name(self.name),
+            _NAME_FIX,
+        )
+        problems.unless(
+            _is_whole(self.trusted_proxy_hops, 0, MAX_HOPS),
+            "trusted_proxy_hops",
+            f"{self.trusted_proxy_hops!r} is not from 0 to {MAX_HOPS}",
+            "write how many proxies in front append to X-Forwarded-For; 0 trusts none",
+        )
+        problems.unless(
+            1 <= len(self.limits) <= MAX_LIMITS,
+            "limits",
+            f"there are {len(self.limits)}",
+            f"declare 1 to {MAX_LIMITS}; split the policy if it needs more",
+        )
+        for name in _duplicates(limit.name for limit in self.effective_limits):
+            problem = f"the name {name!r} is used twice"
+            problems.append(Problem("limits", problem, "give each limit its own name"))
         if self.leased:
-            problems += self._lease_problems()
-        _refuse(problems)
+            self._check_leases(problems)
+        problems.raise_any()
 
     @property
     def leased(self) -> bool:
-        """Whether tokens may be taken ahead."""
+        """Whether processes may take tokens ahead."""
         return self.distribution.mode is DistributionMode.LEASED
 
     @property
-    def places(self) -> tuple[Limit, ...]:
-        """All that is counted: the limits, and behind them each limit's tiers as limits."""
+    def effective_limits(self) -> tuple[Limit, ...]:
+        """All limits that count by themselves: the declared ones, then each tier as a limit."""
         tiers = (limit.of_tier(tier) for limit in self.limits for tier in limit.tiers)
         return (*self.limits, *tiers)
 
-    def _lease_problems(self) -> list[Problem]:
-        problems = []
-        for limit in self.places:
-            at = f"limits[{limit.name!r}]"
-            if limit.algorithm is not Algorithm.TOKEN_BUCKET:
-                problems.append(
-                    Problem(
-                        f"{at}.algorithm",
-                        f"{limit.algorithm.value} cannot be leased",
-                        "use TokenBucket, or distribution Strict",
-                    )
-                )
-            if limit.mode is Mode.SHADOW:
-                problems.append(
-                    Problem(
-                        f"{at}.mode",
-                        "Shadow cannot be leased",
-                        "use distribution Strict while the limit is tried",
-                    )
-                )
-            most = self.distribution.most_leased(limit.burst)
-            if most < limit.cost:
-                problems.append(
-                    Problem(
-                        f"{at}.burst",
-                        f"max_lease_fraction {self.distribution.max_lease_fraction} of"
-                        f" {limit.burst} is less than one request",
-                        "raise the burst or the fraction, or use distribution Strict",
-                    )
-                )
-        return problems
+    def _check_leases(self, problems: _Problems) -> None:
+        for limit in self.effective_limits:
+            path = f"limits[{limit.name!r}]"
+            problems.unless(
+                limit.algorithm is Algorithm.TOKEN_BUCKET,
+                f"{path}.algorithm",
+                f"{limit.algorithm.value} cannot be leased",
+                "use TokenBucket, or distribution Strict",
+            )
+            problems.unless(
+                limit.mode is not Mode.SHADOW,
+                f"{path}.mode",
+                "Shadow cannot be leased",
+                "use distribution Strict while the limit is tried",
+            )
+            problems.unless(
+                self.distribution.max_leased(limit.burst) >= limit.cost,
+                f"{path}.burst",
+                f"max_lease_fraction {self.distribution.max_lease_fraction} of {limit.burst} is"
+                " less than one request",
+                "raise the burst or the fraction, or use distribution Strict",
+            )
 
 
 _NAME_FIX = "write 1 to 63 of a-z, 0-9, '-' and '.', such as per-user"
@@ -504,19 +504,23 @@ def _not_a_name(value: object) -> str:
     return f"{str(value)[:80]!r} is not a name"
 
 
-def _whole(value: object, least: int, most: int) -> bool:
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
+def _duplicates(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _seconds(value: object) -> float | None:
-    """As seconds; None for what is no length of time."""
+    """Return a duration in seconds; None for another value."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _refuse(problems: list[Problem]) -> None:
-    if problems:
-        raise InvalidPolicyError(problems)

@@ -1,26 +1,26 @@
-"""One form of a request's path, however it was spelt.
+"""Normalization of request paths, so that all spellings of a path are limited together.
 
-A path can be written in many ways that an application takes for one: ``/v1/%63omplete``,
-``//v1/complete``, ``/v1/./complete``. Conditions and keys would see as many paths, and each
-spelling would be a way around a limit. What is made alike is what servers and proxies make alike:
+Applications treat many spellings as one path: ``/v1/%63omplete``, ``//v1/complete``,
+``/v1/./complete``. If conditions and keys saw them as different paths, each spelling would be a way
+around a limit. The normalization follows what servers and proxies do:
 
-- Escapes are decoded, once (RFC 3986, 6.2.2.2; an application decodes once, and twice would make
-  two paths one). The RFC keeps ``%2F`` apart from ``/``; WSGI, ASGI and nginx do not, and so it is
-  a slash here: whoever does keep it apart is limited together with its neighbour and never less.
-- The bytes are UTF-8; what is not becomes U+FFFD, which such paths then share. An overlong form of
-  a slash or dot is no slash or dot.
-- A fragment, from ``#`` on, is no part of a request (RFC 9112, 3.2), but a client can send one,
-  nginx passes it on, and servers cut it off.
-- Repeated slashes are one, which the RFC does not say and nginx, Go and Werkzeug do.
+- Escapes are decoded, once (RFC 3986, 6.2.2.2). Applications decode once, and decoding twice would
+  make two paths equal. The RFC distinguishes ``%2F`` from ``/``; WSGI, ASGI and nginx do not, so it
+  becomes a slash here. An application that does distinguish them limits the two paths together.
+- The bytes are UTF-8. Invalid bytes become U+FFFD, which such paths then share. An overlong form of
+  a slash or dot is not a slash or dot.
+- A fragment, from ``#`` on, is not part of a request (RFC 9112, 3.2). A client can send one all the
+  same, nginx passes it on, and servers remove it.
+- Repeated slashes become one, as in nginx, Go and Werkzeug (not in the RFC).
 - ``.`` and ``..`` are resolved (RFC 3986, 5.2.4).
 
-All else stays: upper and lower case, a slash at the end, ``;parameters`` (which mean nothing by
-themselves, 3.3), ``%00``.
+Everything else stays: upper and lower case, a trailing slash, ``;parameters`` (without a meaning of
+their own, 3.3), ``%00``.
 
-Not every application merges and resolves, nor in one order: to Starlette ``/a/../b`` is below
-``/a``, and ``/a//../b`` is ``/b`` or ``/a/b``. Where the ways differ a request has several
-readings, and ``sources.subject_of`` counts it as each of them. All of it is linear in the path's
-length.
+Applications differ in which of these steps they take, and in which order: for Starlette ``/a/../b``
+is below ``/a``, and ``/a//../b`` is ``/b`` or ``/a/b``. Where they differ, a request has several
+readings, and ``sources.subject_of`` counts it as each of them. The work is linear in the length of
+the path.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.limits.request import RequestView
 
 _SLASHES = re.compile("/{2,}")
-#: What stands before the path where a whole address was sent.
+#: The scheme and authority of a request target in absolute form.
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 
 
-def settled(view: RequestView, *, decoded: bool = False) -> RequestView:
-    """The request with its path in one form, and with the other readings of it.
+def normalized(view: RequestView, *, decoded: bool = False) -> RequestView:
+    """Return the request with its path normalized, and with the other readings of the path.
 
-    The path is text as it stands on the wire, bytes as Latin-1 (see ``on_the_wire``); with
-    ``decoded`` a server has decoded its escapes, and cut off its fragment, already.
+    The path is as on the wire, its bytes as Latin-1 (see ``as_wire_text``). With ``decoded`` a
+    server has already decoded the escapes and removed the fragment.
     """
     path = view.path
     if path[:1] == "/" and "//" not in path and "/." not in path:
@@ -53,9 +53,9 @@ def settled(view: RequestView, *, decoded: bool = False) -> RequestView:
         texts = [path]
         query = view.query
     else:
-        cut, found, _ = path.partition("#")
-        query = "" if found else view.query.partition("#")[0]
-        texts = [_decoded(cut), _decoded(path)] if found else [_decoded(cut)]
+        before, fragment, _ = path.partition("#")
+        query = "" if fragment else view.query.partition("#")[0]
+        texts = [_decoded(before), _decoded(path)] if fragment else [_decoded(before)]
     readings: dict[str, None] = {}
     for text in texts:
         rooted = text if text.startswith("/") or text == "*" else f"/{text}"
@@ -68,8 +68,8 @@ def settled(view: RequestView, *, decoded: bool = False) -> RequestView:
     return view._replace(path=first, query=query, other_paths=tuple(others))
 
 
-def on_the_wire(text: str) -> str:
-    """Text of a document or a command as ``settled`` wants it."""
+def as_wire_text(text: str) -> str:
+    """Return text of a document or a command with its UTF-8 bytes as Latin-1."""
     return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
@@ -81,17 +81,17 @@ def _decoded(path: str) -> str:
 
 
 def _resolved(path: str) -> str:
-    """Without ``.`` and ``..``."""
+    """Resolve ``.`` and ``..``."""
     if "/." not in path:
         return path
-    kept: list[str] = []
+    segments: list[str] = []
     parts = path.split("/")[1:]
     for part in parts:
         if part == "..":
-            if kept:
-                kept.pop()
+            if segments:
+                segments.pop()
         elif part != ".":
-            kept.append(part)
+            segments.append(part)
     if parts[-1] in (".", ".."):
-        kept.append("")
-    return "/" + "/".join(kept)
+        segments.append("")
+    return "/" + "/".join(segments)

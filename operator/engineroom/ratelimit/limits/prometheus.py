@@ -1,6 +1,6 @@
-"""Decisions as Prometheus' metrics, by policy and limit; needs ``engineroom[metrics]``.
+"""Prometheus metrics of decisions, by policy and limit; needs ``engineroom[metrics]``.
 
-The decision service and a middleware tell the same series, so that the same dashboard shows both.
+The decision service and the middleware export the same series, so that one dashboard shows both.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-    from engineroom.ratelimit.limits.decision import Decision, Reason, Source
+    from engineroom.ratelimit.limits.decision import Decision, DecisionReason, DecisionSource
 
-#: Upper bounds, seconds: from memory, from Redis at loopback, from Redis under load, time-out.
+#: Upper bounds of the histogram in seconds: memory, Redis on loopback, Redis under load, timeout.
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 
 
 class DecisionCounts:
-    """Counters of one thread: plain numbers, turned into metrics when they are scraped.
+    """Counters of one thread: plain numbers, converted to metrics at each scrape.
 
-    prometheus_client's own counters take a lock and a microsecond each, and there are several a
-    decision.
+    prometheus_client's own counters cost a lock and a microsecond each, several times a decision.
     """
 
     def __init__(self) -> None:
-        self._decisions: dict[tuple[str, str, Reason, Source], int] = {}
+        self._decisions: dict[tuple[str, str, DecisionReason, DecisionSource], int] = {}
         self._shadowed: dict[tuple[str, str], int] = {}
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
-    def decided(self, decision: Decision, seconds: float) -> None:
-        """A decision that took so long."""
+    def record_decision(self, decision: Decision, seconds: float) -> None:
+        """Count a decision and the seconds that it took."""
         key = (decision.policy, decision.limit, decision.reason, decision.source)
         try:
             self._decisions[key] += 1
@@ -52,10 +51,10 @@ class DecisionCounts:
             self._shadowed[shadow] = self._shadowed.get(shadow, 0) + 1
 
     def families(self) -> Iterator[Metric]:
-        """What was counted."""
+        """Yield the metrics."""
         decisions = CounterMetricFamily(
             "engineroom_ratelimit_decisions",
-            "Decisions, by the limit that decided, why, and who decided.",
+            "Decisions by policy, limit, reason and source.",
             labels=["policy", "limit", "reason", "source"],
         )
         for (policy, limit, reason, source), count in self._decisions.items():
@@ -71,7 +70,7 @@ class DecisionCounts:
         yield shadowed
         yield HistogramMetricFamily(
             "engineroom_ratelimit_decision_seconds",
-            "Time until a decision was there; next to none where it was known already.",
+            "Time of a decision; close to 0 for decisions from memory.",
             buckets=list(self._cumulated()),
             sum_value=self._seconds,
         )
@@ -84,10 +83,10 @@ class DecisionCounts:
 
 
 class PrometheusDecisions(Collector):
-    """What a middleware's ``observe`` is told, as metrics of ``registry``; threads may share it.
+    """Counts the decisions of middlewares, passed as ``observe``, as metrics of ``registry``.
 
-    One instance a registry, for all middlewares of a process. It counts its own process:
-    prometheus_client's multi-process mode leaves collectors out.
+    Create one instance per registry, for all middlewares of a process; threads may share it. It
+    covers its own process only: prometheus_client's multi-process mode ignores collectors.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -96,11 +95,11 @@ class PrometheusDecisions(Collector):
         registry.register(self)
 
     def __call__(self, decision: Decision, seconds: float) -> None:
-        """A decision that took so long."""
+        """Count a decision and the seconds that it took."""
         with self._lock:
-            self._counts.decided(decision, seconds)
+            self._counts.record_decision(decision, seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics, as prometheus_client wants them."""
+        """Return the metrics."""
         with self._lock:
             return list(self._counts.families())

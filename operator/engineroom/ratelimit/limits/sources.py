@@ -1,18 +1,18 @@
-"""By what a request counts: parts of an HTTP request as key sources of a limit.
+"""Sources of keys: the parts of an HTTP request by which a limit counts.
 
-A source is any callable from a RequestView to a string, or to None where the request has none; the
-classes here are the ones that a policy can name. Values are cut to MAX_VALUE characters: requests
-that differ only behind that share one key, which limits them together and never lets them pass.
+A source is any callable from a RequestView to a string, or to None for a request without the part.
+A policy can name the classes of this module. Values are cut to MAX_VALUE characters: requests that
+differ only behind that share one key and are limited together.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 from engineroom.core.errors import Problem
@@ -20,79 +20,47 @@ from engineroom.ratelimit.limits.errors import InvalidPolicyError
 from engineroom.ratelimit.limits.matching import all_hold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from engineroom.ratelimit.limits.model import Limit, Policy
+    from engineroom.ratelimit.limits.request import RequestView
 
 #: Longest part of a key, characters.
 MAX_VALUE = 1024
-#: Longest query string, cookie header and chain of forwarded addresses that is read, characters.
+#: Longest query string, cookie header and chain of forwarded addresses that are read, characters.
 MAX_PARSED = 16_384
 _MAX_FIELDS = 256
 
 
-class Applied(Enum):
-    """Whether a limit applies at all."""
+class Applicability(Enum):
+    """Marks a limit that does not apply to a request."""
 
-    NOT = "NotApplied"
-
-
-#: Of a limit that does not apply to a request.
-NOT_APPLIED: Final = Applied.NOT
+    NOT_APPLIED = "NotApplied"
 
 
-#: Of a request without any.
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+NOT_APPLIED: Final = Applicability.NOT_APPLIED
 
-
-# A named tuple and no dataclass: it is made once a decision, and takes a third of the time.
-class RequestView(NamedTuple):
-    """What key sources see of a request. ``headers`` has lower-case names; of a repeated header
-    the values joined by a comma. ``peer`` is the address of the connection's other end. ``path``
-    has one form whatever it was spelt like: ``paths.settled`` makes it, for all doors."""
-
-    method: str = "GET"
-    path: str = "/"
-    query: str = ""
-    headers: Mapping[str, str] = NOTHING
-    peer: str = ""
-    #: Proxies in front that can be trusted to append to X-Forwarded-For.
-    trusted_proxy_hops: int = 0
-    #: Whose request it is, and which route of the application or the proxy it takes, as far as the
-    #: one who asks knows; never taken from the request itself unchecked.
-    tenant: str | None = None
-    route: str | None = None
-    #: Claims of a token that somebody has verified.
-    claims: Mapping[str, str] = NOTHING
-    #: What else an application may take ``path`` for; see ``paths``.
-    other_paths: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """What an application knows of a request besides the request itself; see RequestView."""
-
-    tenant: str | None = None
-    route: str | None = None
-    claims: Mapping[str, str] = field(default_factory=dict)
-
-
-NOBODY: Final = Caller()
+#: What a request counts by: one value for all limits, or one for each limit by name. The value is
+#: None if the request has none, and NOT_APPLIED if the limit does not apply. A tier is named
+#: ``limit/tier`` and does not apply unless it is present. See ``subject_of``.
+Subject = str | Mapping[str, str | Applicability | None]
+#: A subject in the order of ``policy.effective_limits``.
+SubjectValues = str | tuple[str | Applicability | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header's value, by its name."""
+    """The value of a header."""
 
     name: str
     _key: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _named(self.name, "Header")
+        _check_name(self.name, "Header")
         object.__setattr__(self, "_key", self.name.lower())
 
     def __call__(self, request: RequestView) -> str | None:
-        """The value, or None."""
+        """Return the value, or None if it is missing."""
         return request.headers.get(self._key) or None
 
 
@@ -103,10 +71,10 @@ class Query:
     name: str
 
     def __post_init__(self) -> None:
-        _named(self.name, "Query")
+        _check_name(self.name, "Query")
 
     def __call__(self, request: RequestView) -> str | None:
-        """The value, or None; also None for a query string too long to be read."""
+        """Return the value; None if it is missing or the query string is too long."""
         if len(request.query) > MAX_PARSED:
             return None
         try:
@@ -118,30 +86,32 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Cookie:
-    """A cookie's value."""
+    """The value of a cookie."""
 
     name: str
 
     def __post_init__(self) -> None:
-        _named(self.name, "Cookie")
+        _check_name(self.name, "Cookie")
 
     def __call__(self, request: RequestView) -> str | None:
-        """The value, or None; also None for a header too long to be read."""
+        """Return the value; None if it is missing or the header is too long."""
         header = request.headers.get("cookie", "")
         if len(header) > MAX_PARSED:
             return None
         for part in header.split(";"):
-            name, found, value = part.strip().partition("=")
-            if found and name == self.name:
+            name, equals, value = part.strip().partition("=")
+            if equals and name == self.name:
                 return value or None
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientIP:
-    """The client's address; of IPv6 the network of ``ipv6_prefix`` bits, since one client has it
-    all. With N trusted proxies it is the Nth entry of X-Forwarded-For from the right: everything
-    to the left of it is what the client says of itself."""
+    """The client's address; for IPv6 its network of ``ipv6_prefix`` bits, which one client owns.
+
+    With N trusted proxies the address is the Nth entry of X-Forwarded-For from the right. Entries
+    to the left of it come from the client and are ignored.
+    """
 
     ipv6_prefix: int = 64
 
@@ -152,13 +122,13 @@ class ClientIP:
                     Problem(
                         "key.clientIP.ipv6Prefix",
                         f"{self.ipv6_prefix!r} is not from 1 to 128",
-                        "write the bits that one client has, such as 64",
+                        "write the length of the prefix that one client owns, such as 64",
                     )
                 ]
             )
 
     def __call__(self, request: RequestView) -> str | None:
-        """The address or network; None where there is none, as on a Unix socket."""
+        """Return the address or network; None without an address, as on a Unix socket."""
         address = _address(_client(request))
         if address is None:
             return None
@@ -171,62 +141,61 @@ class ClientIP:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """The request's method."""
+    """The method of the request."""
 
     def __call__(self, request: RequestView) -> str | None:
-        """The method in capitals."""
+        """Return the method in upper case."""
         return request.method.upper()
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The request's path, without the query, in the one form that ``paths`` describes."""
+    """The normalized path of the request, without the query; see ``paths``."""
 
     def __call__(self, request: RequestView) -> str | None:
-        """The path."""
+        """Return the path."""
         return request.path
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The same for all requests."""
+    """A constant value for all requests."""
 
     value: str
 
     def __call__(self, request: RequestView) -> str | None:
-        """The value."""
+        """Return the value."""
         return self.value
 
 
 @dataclass(frozen=True, slots=True)
 class JWTClaim:
-    """A claim of the caller's token, as whoever verified it has handed it on.
+    """A claim of the caller's token, as passed on by the component that verified the token.
 
-    Nothing is read from the token itself: a token that nobody checked says what its sender likes.
+    The token itself is never read: the claims of an unverified token are chosen by its sender.
     """
 
     name: str
 
     def __post_init__(self) -> None:
-        _named(self.name, "JWTClaim")
+        _check_name(self.name, "JWTClaim")
 
     def __call__(self, request: RequestView) -> str | None:
-        """The claim, or None."""
+        """Return the claim, or None if it is missing."""
         return request.claims.get(self.name) or None
 
 
 @dataclass(frozen=True, slots=True)
 class APIKey:
-    """An API key in a header; with ``Authorization`` what follows the scheme. Only a digest of it
-    goes any further."""
+    """A digest of the API key in a header; in ``Authorization`` the key follows the scheme."""
 
     header: str = "X-Api-Key"
 
     def __post_init__(self) -> None:
-        _named(self.header, "APIKey")
+        _check_name(self.header, "APIKey")
 
     def __call__(self, request: RequestView) -> str | None:
-        """A digest of the key, or None."""
+        """Return the digest of the key, or None if it is missing."""
         name = self.header.lower()
         value = request.headers.get(name, "")
         if name == "authorization":
@@ -239,44 +208,45 @@ class APIKey:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Whose request it is, as the application or the decision service knows."""
+    """The tenant, as the application or the decision service determined it."""
 
     def __call__(self, request: RequestView) -> str | None:
-        """The tenant, or None."""
+        """Return the tenant, or None if it is unknown."""
         return request.tenant or None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The route that serves the request, such as ``/items/{id}``: many paths, one route."""
+    """The route that serves the request, such as ``/items/{id}``."""
 
     def __call__(self, request: RequestView) -> str | None:
-        """The route, or None."""
+        """Return the route, or None if it is unknown."""
         return request.route or None
 
 
-def subject_of(policy: Policy, request: RequestView) -> dict[str, str | Applied | None]:
-    """For each limit by name what the request counts by; None where a part of it is missing.
+def subject_of(policy: Policy, request: RequestView) -> dict[str, str | Applicability | None]:
+    """Return the request's value for each limit by name; None where a part of the key is missing.
 
-    NOT_APPLIED where the limit does not apply: not ``when``, exempt, or because one of its tiers
-    does, which then stands there as ``limit/tier``. What may be read in several ways counts as each
-    of them: no spelling of a path leads around a limit, to an exemption, or to a better tier alone.
+    The value is NOT_APPLIED if ``when`` does not hold, the request is exempt, or a tier applies,
+    which then has the value under ``limit/tier``. A request whose path can be read in several ways
+    counts as each of them: no spelling of a path avoids a limit, or reaches an exemption or a
+    better tier only.
     """
-    subject = _read(policy, request)
+    subject = _subject_of_path(policy, request)
     for path in request.other_paths:
-        for name, value in _read(policy, request._replace(path=path)).items():
+        for name, value in _subject_of_path(policy, request._replace(path=path)).items():
             if subject.get(name, NOT_APPLIED) is NOT_APPLIED:
                 subject[name] = value
     return subject
 
 
-def _read(policy: Policy, request: RequestView) -> dict[str, str | Applied | None]:
-    subject: dict[str, str | Applied | None] = {}
+def _subject_of_path(policy: Policy, request: RequestView) -> dict[str, str | Applicability | None]:
+    subject: dict[str, str | Applicability | None] = {}
     for limit in policy.limits:
         if limit.when and not all_hold(limit.when, request):
             subject[limit.name] = NOT_APPLIED
             continue
-        if limit.exempt and any(all_hold(each, request) for each in limit.exempt):
+        if limit.exempt and any(all_hold(conditions, request) for conditions in limit.exempt):
             subject[limit.name] = NOT_APPLIED
             continue
         value = _key_of(limit, request)
@@ -289,32 +259,34 @@ def _read(policy: Policy, request: RequestView) -> dict[str, str | Applied | Non
     return subject
 
 
-def identity_of(policy: Policy) -> Callable[[RequestView], tuple[str | Applied | None, ...]]:
-    """What ``subject_of`` says of a request, by the limits' places: made once for a policy.
+def values_reader(
+    policy: Policy,
+) -> Callable[[RequestView], SubjectValues]:
+    """Return a function that is ``subject_of`` in the order of ``policy.effective_limits``.
 
-    See ``policy.places``. Of a limit without conditions only the key is looked at.
+    For a policy without conditions it reads the keys only.
     """
-    names = tuple(limit.name for limit in policy.places)
-    plain = len(names) == len(policy.limits) and not any(
+    names = tuple(limit.name for limit in policy.effective_limits)
+    unconditional = len(names) == len(policy.limits) and not any(
         limit.when or limit.exempt for limit in policy.limits
     )
-    if plain and len(names) == 1:
+    if unconditional and len(names) == 1:
         only = policy.limits[0]
         return lambda request: (_key_of(only, request),)
-    if plain:
+    if unconditional:
         return lambda request: tuple([_key_of(limit, request) for limit in policy.limits])
 
-    def found(request: RequestView) -> tuple[str | Applied | None, ...]:
+    def read(request: RequestView) -> tuple[str | Applicability | None, ...]:
         subject = subject_of(policy, request)
         return tuple([subject.get(name, NOT_APPLIED) for name in names])
 
-    return found
+    return read
 
 
 def response_costs(policy: Policy, headers: Mapping[str, str]) -> dict[str, int]:
-    """What a response says that its request took, by limit; ``headers`` has lower-case names.
+    """Return the costs that a response reports, by limit; ``headers`` has lower-case names.
 
-    What is no whole number above 0, or longer than 12 digits, says nothing.
+    A value that is not a whole number above 0, or has more than 12 digits, is ignored.
     """
     costs = {}
     for limit in policy.limits:
@@ -347,15 +319,15 @@ def _client(request: RequestView) -> str:
     hops = request.trusted_proxy_hops
     if hops < 1:
         return request.peer
-    # Only the end is read: it is what the trusted proxies wrote, however much a client sent.
+    # The trusted proxies wrote the end of the header; the rest may be arbitrarily long.
     forwarded = request.headers.get("x-forwarded-for", "")[-MAX_PARSED:]
     chain = [part.strip() for part in forwarded.split(",") if part.strip()]
-    # With fewer entries than proxies the request came past them, and says of itself what it likes.
+    # With fewer entries than proxies, the request bypassed them and wrote the header itself.
     return chain[-hops] if len(chain) >= hops else request.peer
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, also as `1.2.3.4:80`, `[::1]:80` or with a zone."""
+    """Parse an address, also one with a port (`1.2.3.4:80`, `[::1]:80`) or a zone."""
     text = text[:80]
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -367,7 +339,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _named(name: object, kind: str) -> None:
+def _check_name(name: object, kind: str) -> None:
     if not isinstance(name, str) or not 1 <= len(name) <= 256:
         problem = Problem(f"key.{kind}.name", "is empty or too long", "write 1 to 256 characters")
         raise InvalidPolicyError([problem])

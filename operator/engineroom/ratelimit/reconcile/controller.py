@@ -1,7 +1,6 @@
-"""RateLimitPolicy, put in order: compile a namespace, write its document, ask who follows, say so.
+"""RateLimitPolicy: compile a namespace, write its document, read who follows, set status.
 
-A policy's key on the queue only leads to its namespace's: all policies of a namespace are looked at
-at once, because they share a document and can be in each other's way.
+All policies of a namespace are considered together, because they share a document and may conflict.
 """
 
 from __future__ import annotations
@@ -28,26 +27,32 @@ from engineroom.kube.client.resources import RATELIMITPOLICIES
 from engineroom.kube.client.secrets import Secrets
 from engineroom.ratelimit.distribution.compile import (
     Candidate,
-    Compiled,
-    candidate,
-    compile_all,
-    standing_candidate,
+    CompiledNamespace,
+    compile_namespace,
+    compile_policy,
+    last_valid_candidate,
 )
 from engineroom.ratelimit.distribution.document import head_of
-from engineroom.ratelimit.distribution.publish import looked, replace
+from engineroom.ratelimit.distribution.publish import record_check, replace_document
 from engineroom.ratelimit.distribution.redis_schema import lineage_of, owner_of
 from engineroom.ratelimit.limits.model import FailureMode
 from engineroom.ratelimit.reconcile.decide import (
-    GONE_AFTER,
-    Count,
-    Crews,
-    Standing,
-    count,
-    is_gone,
+    OWNER_GONE_SECONDS,
+    CurrentDocument,
+    EnforcerAssignment,
+    EnforcerCount,
+    count_enforcers,
+    is_owner_gone,
     next_document,
 )
-from engineroom.ratelimit.reconcile.metrics import Census
-from engineroom.ratelimit.reconcile.observe import Roll, identity, roll, silence, standing
+from engineroom.ratelimit.reconcile.metrics import PolicyMetrics
+from engineroom.ratelimit.reconcile.observe import (
+    EnforcerRoster,
+    read_current,
+    read_identity,
+    read_roster,
+    seconds_since_check,
+)
 from engineroom.ratelimit.reconcile.redis_connections import Links
 from engineroom.ratelimit.reconcile.status import (
     Failing,
@@ -63,8 +68,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from engineroom.kube.runtime.controller import Context, Record
-    from engineroom.ratelimit.distribution.document import Head, Target
-    from engineroom.ratelimit.reconcile.observe import Without
+    from engineroom.ratelimit.distribution.document import DocumentHead, Target
+    from engineroom.ratelimit.reconcile.observe import FallbackCount
     from engineroom.ratelimit.reconcile.redis_connections import Link
 
 log = structlog.get_logger(__name__)
@@ -122,9 +127,9 @@ class _Line:
 
     #: The head that stands there by our knowledge, and what the document says.
     head_text: str | None = None
-    head: Head | None = None
+    head: DocumentHead | None = None
     #: What was compiled last, and from what.
-    compiled: Compiled | None = None
+    compiled: CompiledNamespace | None = None
     inputs: tuple[Candidate, ...] = ()
     #: Since when the document is another installation's (monotonic seconds).
     foreign_since: float | None = None
@@ -150,9 +155,9 @@ class _Group:
 class _Result(NamedTuple):
     """What became of the policies of one Redis."""
 
-    compiled: Compiled | None
-    head: Head | None
-    roll: Roll | None
+    compiled: CompiledNamespace | None
+    head: DocumentHead | None
+    roll: EnforcerRoster | None
     trouble: tuple[str, str] | None
     #: Why nothing is written: the document is another installation's.
     foreign: str = ""
@@ -174,7 +179,7 @@ class RateLimitPolicyController:
         self._secrets: Secrets
         self._links: Links
         self._targets: Targets
-        self._census: Census
+        self._census: PolicyMetrics
 
     # -- what happens outside --------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class RateLimitPolicyController:
         self._secrets = Secrets(context.client, context.clock)
         self._links = Links(self._worded, self._up)
         self._targets = Targets(context, self._look)
-        self._census = Census(context.gauge, context.histogram)
+        self._census = PolicyMetrics(context.gauge, context.histogram)
         context.queue.add_after(SWEEP_KEY, 0.0)
         context.queue.add_after(PUBLISHED_KEY, 0.0)
         context.gauge(
@@ -210,7 +215,7 @@ class RateLimitPolicyController:
         if obj is None:
             group.dirty = True
             group.names.discard(name)
-            self._census.gone(key)
+            self._census.deleted(key)
             self._context.queue.forget(key)
             self._context.queue.add(namespace, urgent=True)
             return
@@ -337,7 +342,9 @@ class RateLimitPolicyController:
         for address in every:
             names = by_address.get(address, [])
             try:
-                place = first.setdefault(await identity(self._links.of(address).redis), address)
+                place = first.setdefault(
+                    await read_identity(self._links.of(address).redis), address
+                )
             except (SecretError, MeasurementError):
                 place = address  # the look at it says what is wrong
             if place is not address:
@@ -355,11 +362,11 @@ class RateLimitPolicyController:
         began = self._context.clock.monotonic()
         try:
             link = self._links.of(address)
-            seen = await roll(link.redis, namespace)
+            seen = await read_roster(link.redis, namespace)
             if line.head_text and not seen.head:
                 self._context.queue.add(PUBLISHED_KEY)  # flushed
             if line.head_text is None or seen.head != line.head_text:
-                line.head_text, line.head = await standing(link.redis, namespace)
+                line.head_text, line.head = await read_current(link.redis, namespace)
                 line.compiled = None
             foreign = await self._foreign(namespace, link, line, left=not names)
             if foreign:
@@ -390,36 +397,43 @@ class RateLimitPolicyController:
         now = self._context.clock.monotonic()
         if line.foreign_since is None:
             line.foreign_since = now
-        silent = await silence(link.redis, owner)
-        if not left and is_gone(now - line.foreign_since, silent):
+        silent = await seconds_since_check(link.redis, owner)
+        if not left and is_owner_gone(now - line.foreign_since, silent):
             log.warning("policies taken over", namespace=namespace, installation=owner)
             return ""
         return (
             f"in this Redis the policies of namespace {namespace} are written by another "
             f"installation ({owner}); give each a Redis or a database of its own. If it is no "
-            f"more, its place is taken {GONE_AFTER / 60:.0f} minutes after its last sign"
+            f"more, its place is taken {OWNER_GONE_SECONDS / 60:.0f} minutes after its last sign"
         )
 
-    def _followed(self, namespace: str, address: Address, seen: Roll, head: Head | None) -> None:
+    def _followed(
+        self, namespace: str, address: Address, seen: EnforcerRoster, head: DocumentHead | None
+    ) -> None:
         newest = "" if head is None else head.hash
         live = [each for each in seen.enforcers if each.live]
-        current = sum(each.word is not None and each.word.hash == newest for each in live)
-        self._census.followed(namespace, address, len(live), current)
+        current = sum(
+            each.acknowledgement is not None and each.acknowledgement.hash == newest
+            for each in live
+        )
+        self._census.enforcers(namespace, address, len(live), current)
 
-    def _compile(self, group: _Group, line: _Line, names: list[str]) -> Compiled:
+    def _compile(self, group: _Group, line: _Line, names: list[str]) -> CompiledNamespace:
         inputs = []
         for name in names:
             known = group.known[name]
             if known.candidate is not None:
                 inputs.append(known.candidate)
             elif line.head is not None and name in line.head.parts:
-                inputs.append(standing_candidate(line.head.parts[name], known.created))
+                inputs.append(last_valid_candidate(line.head.parts[name], known.created))
         if line.compiled is None or line.inputs != tuple(inputs):
             line.inputs = tuple(inputs)
-            line.compiled = compile_all(inputs)
+            line.compiled = compile_namespace(inputs)
         return line.compiled
 
-    async def _write(self, namespace: str, link: Link, line: _Line, compiled: Compiled) -> bool:
+    async def _write(
+        self, namespace: str, link: Link, line: _Line, compiled: CompiledNamespace
+    ) -> bool:
         """Replace the document if it says something else; returns whether it did."""
         now = int(self._context.clock.now().timestamp() * 1000)
         text = next_document(
@@ -432,7 +446,7 @@ class RateLimitPolicyController:
         if text is None:
             return False
         self._revision = max(self._revision, text.revision)
-        line.head_text = await replace(link.redis, namespace, line.head_text or "", text)
+        line.head_text = await replace_document(link.redis, namespace, line.head_text or "", text)
         line.head = head_of(text, compiled.parts)
         log.info(
             "policies programmed",
@@ -443,13 +457,13 @@ class RateLimitPolicyController:
         )
         return True
 
-    async def _acknowledged(self, namespace: str, link: Link, line: _Line) -> Roll:
+    async def _acknowledged(self, namespace: str, link: Link, line: _Line) -> EnforcerRoster:
         """Who follows, once all of them do, or have had their time."""
         monotonic = self._context.clock.monotonic
         until = monotonic() + ACKNOWLEDGE_WITHIN
         while True:
-            seen = await roll(link.redis, namespace)
-            words = [each.word for each in seen.enforcers if each.live]
+            seen = await read_roster(link.redis, namespace)
+            words = [each.acknowledgement for each in seen.enforcers if each.live]
             whole = line.head is None or all(w and w.hash == line.head.hash for w in words)
             if whole or monotonic() >= until:
                 return seen
@@ -510,12 +524,13 @@ class RateLimitPolicyController:
                 result.head and result.head[:3],
                 result.roll
                 and frozenset(
-                    (each.identity, each.word, each.live) for each in result.roll.enforcers
+                    (each.identity, each.acknowledgement, each.live)
+                    for each in result.roll.enforcers
                 ),
                 result.roll
                 and frozenset(
-                    (name, told.times, told.ago < DEGRADED_FOR)
-                    for name, told in result.roll.without.items()
+                    (name, told.total, told.age < DEGRADED_FOR)
+                    for name, told in result.roll.fallbacks.items()
                 ),
                 result.trouble,
                 result.foreign,
@@ -529,9 +544,9 @@ class RateLimitPolicyController:
         known: _Known,
         name: str,
         result: _Result,
-        counted: Callable[[_Result, str], Count | None],
+        counted: Callable[[_Result, str], EnforcerCount | None],
     ) -> Seen:
-        verdict = result.compiled.verdicts.get(name) if result.compiled is not None else None
+        verdict = result.compiled.results.get(name) if result.compiled is not None else None
         if result.roll is not None:
             self._note_failures(known, result, name)
         return Seen(
@@ -548,13 +563,15 @@ class RateLimitPolicyController:
 
     def _note_failures(self, known: _Known, result: _Result, name: str) -> None:
         """Decisions without Redis, as status is to say: not anew at each heartbeat."""
-        told: Without | None = result.roll.without.get(name) if result.roll is not None else None
+        told: FallbackCount | None = (
+            result.roll.fallbacks.get(name) if result.roll is not None else None
+        )
         if told is None:
             failing = Failing()
         else:
             part = result.head.parts.get(name) if result.head is not None else None
             mode = FailureMode(part["policy"]["failure"][0]) if part else FailureMode.LOCAL
-            failing = Failing(told.times, told.ago < DEGRADED_FOR, mode)
+            failing = Failing(told.total, told.age < DEGRADED_FOR, mode)
         now, said = self._context.clock.monotonic(), known.failing
         same = (failing.now, failing.mode) == (said.now, said.mode)
         if same and failing.now and now - known.failing_at < FAILURES_EVERY:
@@ -583,7 +600,7 @@ class RateLimitPolicyController:
             self._context.store.wrote(answer)
             self._event(namespace, name, known, old, status)
         known.told, known.told_at = seen, self._context.clock.monotonic()
-        self._census.told(f"{namespace}/{name}", old, status, known.told_at)
+        self._census.status_written(f"{namespace}/{name}", old, status, known.told_at)
 
     def _event(
         self, namespace: str, name: str, known: _Known, old: dict[str, Any], new: dict[str, Any]
@@ -615,7 +632,7 @@ class RateLimitPolicyController:
             behind = [] if since is None else self._behind(address, since)
             written = since is not None and not behind
             try:
-                if await looked(link.redis, installation, all_written=written) or written:
+                if await record_check(link.redis, installation, all_written=written) or written:
                     self._incomplete.pop(address, None)
                     continue
             except EngineroomError as error:
@@ -652,7 +669,7 @@ class RateLimitPolicyController:
                         self._groups[namespace] = _Group(lines={address: _Line()})
                         self._context.queue.add(namespace)
             except EngineroomError as error:
-                log.debug("documents not looked for", error=str(error))
+                log.debug("orphaned documents not listed", error=str(error))
                 return LOOK_BLIND
         return SWEEP
 
@@ -671,7 +688,7 @@ def _known(record: Record, before: _Known | None) -> _Known:
     made = _Known(record.uid, record.generation, created, None, "", (), None)
     try:
         policy = validation.parse_policy(obj)
-        made.candidate = candidate(policy, created)
+        made.candidate = compile_policy(policy, created)
     except InvalidSpecError as error:
         made.invalid = invalid_text(error)
         if before is not None:
@@ -699,18 +716,18 @@ def _same_verdict(seen: Seen, told: Seen) -> bool:
     )
 
 
-def _counted(results: Iterable[_Result]) -> Callable[[_Result, str], Count | None]:
+def _counted(results: Iterable[_Result]) -> Callable[[_Result, str], EnforcerCount | None]:
     """Counts enforcers of a policy in one of the results, each number once."""
     # All policies of one Redis have the same result.
     every = {id(result): result for result in results}
     crews = {
-        key: Crews(result.roll.enforcers, result.compiled.parts)
+        key: EnforcerAssignment(result.roll.enforcers, result.compiled.parts)
         for key, result in every.items()
         if result.roll is not None and result.compiled is not None
     }
-    counts: dict[tuple[int, int], Count] = {}
+    counts: dict[tuple[int, int], EnforcerCount] = {}
 
-    def counted(result: _Result, name: str) -> Count | None:
+    def counted(result: _Result, name: str) -> EnforcerCount | None:
         if id(result) not in crews:
             return None
         crew = crews[id(result)].of(name)
@@ -720,7 +737,9 @@ def _counted(results: Iterable[_Result]) -> Callable[[_Result, str], Count | Non
         place = id(result), since
         if not crew.by_labels and place in counts:
             return counts[place]
-        found = count(crew, Standing("", 0, "") if head is None else Standing(*head[:3]), since)
+        found = count_enforcers(
+            crew, CurrentDocument("", 0, "") if head is None else CurrentDocument(*head[:3]), since
+        )
         if not crew.by_labels:
             counts[place] = found
         return found
@@ -735,9 +754,9 @@ def _again(results: Iterable[_Result]) -> float:
         if result.trouble is not None:
             waits.append(LOOK_BLIND)
         elif result.roll is not None and result.head is not None:
-            at = Standing(*result.head[:3])
+            at = CurrentDocument(*result.head[:3])
             if any(
-                each.live and (each.word is None or each.word.hash != at.hash)
+                each.live and (each.acknowledgement is None or each.acknowledgement.hash != at.hash)
                 for each in result.roll.enforcers
             ):
                 waits.append(LOOK_AWAITING)

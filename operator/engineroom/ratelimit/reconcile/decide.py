@@ -1,148 +1,157 @@
-"""What to write, and who enforces what: pure, from what was compiled and what Redis says."""
+"""Pure decisions on a namespace's document and its enforcers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from engineroom.ratelimit.distribution.document import content_hash, write
+from engineroom.ratelimit.distribution.document import content_hash, render_document
 from engineroom.ratelimit.distribution.redis_schema import LIMITER, owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from engineroom.ratelimit.distribution.compile import Compiled
-    from engineroom.ratelimit.distribution.document import Head, Text
+    from engineroom.ratelimit.distribution.compile import CompiledNamespace
+    from engineroom.ratelimit.distribution.document import DocumentHead, DocumentText
     from engineroom.ratelimit.reconcile.observe import Enforcer
 
 
-#: Another installation's document is left alone until that has not looked at it for so long
-#: (seconds).
-GONE_AFTER: Final = 600.0
-#: Enforcers that a message names.
-_NAMED: Final = 3
+#: Seconds without a check after which another installation's document may be replaced.
+OWNER_GONE_SECONDS: Final = 600.0
+#: Most enforcers named in a message.
+_MAX_NAMED: Final = 3
 
 
-class Standing(NamedTuple):
-    """The document that enforcers are to follow, as far as acknowledging it goes."""
+class CurrentDocument(NamedTuple):
+    """The document that enforcers have to acknowledge."""
 
     hash: str
     revision: int
     lineage: str
 
 
-class Count(NamedTuple):
-    """Enforcers of one policy."""
+NO_DOCUMENT: Final = CurrentDocument("", 0, "")
 
-    #: Live ones that acknowledged it, and all live ones.
+
+class EnforcerCount(NamedTuple):
+    """The enforcers of one policy."""
+
+    #: Live enforcers that acknowledged the policy, and all live ones.
     ready: int
     total: int
-    #: Live ones that have not, and why as far as they say: at most a few.
+    #: Some of the live enforcers that did not, with their problem.
     lagging: tuple[str, ...] = ()
-    #: Who vanished without signing off and may enforce something else: at most a few.
+    #: Some of the enforcers that vanished without signing off, and may enforce something else.
     lost: tuple[str, ...] = ()
-    #: Whether applications enforce it by their labels; else decision services do, by targets.
+    #: Whether applications enforce the policy by their labels; otherwise decision services do.
     by_labels: bool = False
-    #: The older policy that applications follow whose labels match this one's selector, too.
-    instead: str = ""
+    #: The older policy that applications follow if their labels match both selectors.
+    shadowed_by: str = ""
 
 
-class Crew(NamedTuple):
-    """Who enforces one policy."""
+class EnforcerSet(NamedTuple):
+    """The enforcers of one policy, live and lost."""
 
     members: tuple[Enforcer, ...]
     by_labels: bool
-    instead: str = ""
+    shadowed_by: str = ""
 
 
-_NOBODY: Final = Crew((), by_labels=False)
+_EMPTY: Final = EnforcerSet((), by_labels=False)
 
 
-class Crews:
-    """Who enforces which policy of a document, of those who follow it.
+class EnforcerAssignment:
+    """Assigns the followers of a document to the policies that they enforce.
 
-    A decision service enforces what is attached to targets; an application with the middleware the
-    oldest policy whose selector its labels have. Others enforce nothing that is known of. Somebody
-    whose word cannot be read may be any of them.
+    A decision service enforces policies with targets. A middleware enforces the oldest policy whose
+    selector matches its application's labels. Enforcers in neither group are ignored. One whose
+    acknowledgement cannot be parsed counts for every policy.
     """
 
     def __init__(
         self, enforcers: Iterable[Enforcer], parts: Iterable[tuple[Mapping[str, Any], str]]
     ) -> None:
-        # By name, so that the same laggards make the same message.
-        every = sorted(enforcers, key=lambda one: one.identity)
-        services = [each for each in every if each.word is None or each.word.role == LIMITER]
-        self._services = Crew(tuple(services), by_labels=False)
-        self._unread = tuple(each for each in every if each.word is None)
+        # Sorted, so that the same enforcers result in the same message.
+        ordered = sorted(enforcers, key=lambda enforcer: enforcer.identity)
+        self._unreadable = tuple(
+            enforcer for enforcer in ordered if enforcer.acknowledgement is None
+        )
+        services = tuple(
+            enforcer
+            for enforcer in ordered
+            if enforcer.acknowledgement is None or enforcer.acknowledgement.role == LIMITER
+        )
+        self._services = EnforcerSet(services, by_labels=False)
         self._applications: dict[str, list[Enforcer]] = {}
-        self._instead: dict[str, str] = {}
-        #: Every policy of the document, and whether labels select who enforces it.
+        self._shadowed_by: dict[str, str] = {}
+        #: Every policy of the document, and whether it has a selector.
         self._by_labels: dict[str, bool] = {}
         matching = self._matcher(parts)
-        found: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for each in every:
-            if each.word is None or not each.word.labels:
+        matches: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for enforcer in ordered:
+            acknowledgement = enforcer.acknowledgement
+            if acknowledgement is None or not acknowledgement.labels:
                 continue
-            labels = each.word.labels
-            names = found.get(labels)
+            labels = acknowledgement.labels
+            names = matches.get(labels)
             if names is None:
-                names = found[labels] = matching(labels)
+                names = matches[labels] = matching(labels)
             if names:
-                self._applications.setdefault(names[0], []).append(each)
-                self._instead.update(dict.fromkeys(names[1:], names[0]))
+                self._applications.setdefault(names[0], []).append(enforcer)
+                self._shadowed_by.update(dict.fromkeys(names[1:], names[0]))
 
-    def of(self, name: str) -> Crew:
-        """Who enforces a policy; nobody does that is not in the document."""
+    def of(self, name: str) -> EnforcerSet:
+        """Return the enforcers of a policy; an empty set for one that is not in the document."""
         by_labels = self._by_labels.get(name)
         if not by_labels:
-            return _NOBODY if by_labels is None else self._services
-        members = (*self._applications.get(name, ()), *self._unread)
-        return Crew(members, by_labels=True, instead=self._instead.get(name, ""))
+            return _EMPTY if by_labels is None else self._services
+        members = (*self._applications.get(name, ()), *self._unreadable)
+        return EnforcerSet(members, by_labels=True, shadowed_by=self._shadowed_by.get(name, ""))
 
     def _matcher(
         self, parts: Iterable[tuple[Mapping[str, Any], str]]
     ) -> Callable[[tuple[tuple[str, str], ...]], list[str]]:
-        """Names of the policies that labels have the selectors of, oldest first."""
-        # By one pair of each selector: there may be thousands of selectors.
-        places: dict[tuple[str, str], list[tuple[int, str, Mapping[str, str]]]] = {}
-        for place, (part, _) in enumerate(parts):
+        """Return a function from labels to the policies whose selectors match, oldest first."""
+        # Indexed by one pair of each selector: there may be thousands of selectors.
+        by_pair: dict[tuple[str, str], list[tuple[int, str, Mapping[str, str]]]] = {}
+        for position, (part, _) in enumerate(parts):
             selector = part.get("selector")
             self._by_labels[str(part["name"])] = bool(selector)
             if selector:
                 pair = min(selector.items())
-                places.setdefault(pair, []).append((place, str(part["name"]), selector))
+                by_pair.setdefault(pair, []).append((position, str(part["name"]), selector))
 
         def matching(labels: tuple[tuple[str, str], ...]) -> list[str]:
             pairs = dict(labels)
-            found = [
-                (place, name)
+            matches = [
+                (position, name)
                 for pair in labels
-                for place, name, selector in places.get(pair, ())
+                for position, name, selector in by_pair.get(pair, ())
                 if all(pairs.get(key) == value for key, value in selector.items())
             ]
-            return [name for _, name in sorted(found)]
+            return [name for _, name in sorted(matches)]
 
         return matching
 
 
 def next_document(
     namespace: str,
-    compiled: Compiled,
-    standing: Head | None,
+    compiled: CompiledNamespace,
+    current: DocumentHead | None,
     *,
     least_revision: int,
     lineage: str,
-) -> Text | None:
-    """The document to write; None when the one that stands says the same.
+) -> DocumentText | None:
+    """Return the document to write; None if the current one has the same content.
 
-    ``least_revision`` must be above every revision ever written, even one that a fail-over of Redis
-    has lost: an enforcer may have acknowledged it. ``lineage`` names a new line of documents; it is
-    begun, too, where the one that stands is of another owner.
+    ``least_revision`` must exceed every revision ever written, including one that a fail-over of
+    Redis lost: an enforcer may have acknowledged it. ``lineage`` names a new lineage, which begins
+    without a current document, or if the current one has another owner.
     """
-    if standing is None or owner_of(standing.lineage) != owner_of(lineage):
-        if standing is None and not compiled.parts:
+    if current is None or owner_of(current.lineage) != owner_of(lineage):
+        if current is None and not compiled.parts:
             return None
-        least = least_revision if standing is None else max(standing.revision + 1, least_revision)
-        return write(
+        least = least_revision if current is None else max(current.revision + 1, least_revision)
+        return render_document(
             namespace,
             compiled.parts,
             revision=least,
@@ -150,61 +159,76 @@ def next_document(
             before={},
             texts=compiled.texts,
         )
-    whole = content_hash((str(part["name"]), its) for part, its in compiled.parts)
-    if whole == standing.hash:
+    content = content_hash((str(part["name"]), part_digest) for part, part_digest in compiled.parts)
+    if content == current.hash:
         return None
-    return write(
+    return render_document(
         namespace,
         compiled.parts,
-        revision=max(standing.revision + 1, least_revision),
-        lineage=standing.lineage,
-        before=standing.policies,
+        revision=max(current.revision + 1, least_revision),
+        lineage=current.lineage,
+        before=current.policies,
         texts=compiled.texts,
     )
 
 
-def is_gone(watched: float, silent: float | None) -> bool:
-    """Whether another installation, whose document was watched for so long, may be replaced.
+def is_owner_gone(watched: float, since_check: float | None) -> bool:
+    """Return whether the document of another installation may be replaced.
 
-    ``silent`` is how long it has not looked, None where Redis has forgotten it or it has not
-    written all of its documents yet; both in seconds.
+    ``watched`` is how long that document was observed. ``since_check`` is the time since the
+    installation's last check, None if Redis has no record of it. Both are in seconds.
     """
-    return watched >= GONE_AFTER and (silent is None or silent >= GONE_AFTER)
+    return watched >= OWNER_GONE_SECONDS and (
+        since_check is None or since_check >= OWNER_GONE_SECONDS
+    )
 
 
-def has(enforcer: Enforcer, standing: Standing, since: int) -> bool:
-    """Whether an enforcer acknowledged a policy whose content came in revision ``since``."""
-    word = enforcer.word
-    if word is None:
+def has_acknowledged(enforcer: Enforcer, current: CurrentDocument, since: int) -> bool:
+    """Return whether an enforcer acknowledged a policy that last changed in revision ``since``."""
+    acknowledgement = enforcer.acknowledgement
+    if acknowledgement is None:
         return False
-    if word.hash == standing.hash:
+    if acknowledgement.hash == current.hash:
         return True
-    return word.lineage == standing.lineage and since <= word.revision < standing.revision
+    return (
+        acknowledgement.lineage == current.lineage
+        and since <= acknowledgement.revision < current.revision
+    )
 
 
-def count(crew: Crew, standing: Standing, since: int) -> Count:
-    """How many of a policy's live enforcers have it.
+def count_enforcers(enforcers: EnforcerSet, current: CurrentDocument, since: int) -> EnforcerCount:
+    """Count the live enforcers of a policy that last changed in revision ``since``.
 
-    One that vanished after it had acknowledged it enforces it still, if it is there at all.
+    An enforcer that vanished after its acknowledgement still enforces the policy if it runs at all.
     """
     ready = total = 0
     lagging: list[str] = []
     lost: list[str] = []
-    vanished = [each.identity for each in crew.members if not each.live]
-    for each in crew.members:
-        it_has = has(each, standing, since)
-        if not each.live:
-            if not it_has:
-                lost.append(each.identity)
+    vanished = [enforcer.identity for enforcer in enforcers.members if not enforcer.live]
+    for enforcer in enforcers.members:
+        acknowledged = has_acknowledged(enforcer, current, since)
+        if not enforcer.live:
+            if not acknowledged:
+                lost.append(enforcer.identity)
             continue
         total += 1
-        if it_has:
+        if acknowledged:
             ready += 1
-        elif len(lagging) < _NAMED:
-            trouble = each.word.trouble if each.word is not None else "its word cannot be read"
-            lagging.append(f"{each.identity} ({trouble})" if trouble else each.identity)
-    # With nobody there it is not known of any whether it still enforces something.
-    doubted = vanished if total == 0 else lost
-    return Count(
-        ready, total, tuple(lagging), tuple(doubted[:_NAMED]), crew.by_labels, crew.instead
+        elif len(lagging) < _MAX_NAMED:
+            acknowledgement = enforcer.acknowledgement
+            problem = (
+                "its acknowledgement cannot be read"
+                if acknowledgement is None
+                else acknowledgement.problem
+            )
+            lagging.append(f"{enforcer.identity} ({problem})" if problem else enforcer.identity)
+    # Without a live enforcer, each vanished one may still enforce something.
+    doubtful = vanished if total == 0 else lost
+    return EnforcerCount(
+        ready,
+        total,
+        tuple(lagging),
+        tuple(doubtful[:_MAX_NAMED]),
+        enforcers.by_labels,
+        enforcers.shadowed_by,
     )

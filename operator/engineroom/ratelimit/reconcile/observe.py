@@ -1,8 +1,6 @@
-"""What Redis says of a namespace's policies: which document stands there, who follows it, and how
-much was decided without Redis.
+"""Observation of a namespace's policies in Redis: the document, its enforcers and their fallbacks.
 
-Reads only. A look that fails raises MeasurementError: that nobody could be asked never means that
-nobody is there.
+Reads only. A failed read raises MeasurementError: it never counts as an empty result.
 """
 
 from __future__ import annotations
@@ -12,24 +10,26 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from engineroom.core.errors import MeasurementError
 from engineroom.ratelimit.distribution import redis_schema
-from engineroom.ratelimit.distribution.document import Head, read_head
+from engineroom.ratelimit.distribution.document import DocumentHead, parse_head
 from engineroom.ratelimit.distribution.redis_schema import (
     IDENTITY,
-    LIVE_FOR,
-    LOST_FOR,
+    LIVE_SECONDS,
+    LOST_SECONDS,
     PUBLISHED,
-    Word,
+    Acknowledgement,
     keys_of,
 )
 from engineroom.ratelimit.limits.cluster import failure_of
 from engineroom.ratelimit.limits.errors import UnreadableDocumentError
+from engineroom.redis.replies import text
+from engineroom.redis.scripts import run_async
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from redis.asyncio import Redis
 
@@ -39,128 +39,127 @@ _TIMEOUT = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Enforcer:
-    """One enforcer that has not signed off; ``word`` is None when what it says cannot be read."""
+    """An enforcer that has not signed off; ``acknowledgement`` is None if it is unreadable."""
 
     identity: str
-    #: Seconds since it was heard of.
+    #: Seconds since its last heartbeat.
     silent: float
-    word: Word | None
+    acknowledgement: Acknowledgement | None
 
     @property
     def live(self) -> bool:
-        """Whether it is heard of; one that is not may be dead, or cut off from Redis only."""
-        return self.silent < LIVE_FOR
+        """Whether its heartbeats arrive; otherwise it is dead, or only cut off from Redis."""
+        return self.silent < LIVE_SECONDS
 
 
-class Without(NamedTuple):
-    """Decisions on a policy that were made without Redis because it did not decide in time."""
+class FallbackCount(NamedTuple):
+    """Decisions on a policy without Redis, because it did not decide in time."""
 
-    #: Since Redis was last empty, or a day passed without any.
-    times: int
-    #: Seconds since one was last told of.
-    ago: float
+    #: Their number since Redis was last empty, or since a day without any.
+    total: int
+    #: Seconds since the last report.
+    age: float
 
 
 @dataclass(frozen=True, slots=True)
-class Roll:
-    """Who follows a namespace's policies, by Redis's own time."""
+class EnforcerRoster:
+    """The enforcers that follow a namespace's policies, by Redis's own time."""
 
-    #: The document's head; "" when there is no document.
+    #: The document's head; "" without a document.
     head: str
     enforcers: tuple[Enforcer, ...]
-    #: By policy.
-    without: Mapping[str, Without] = field(default_factory=dict)
+    #: Decisions without Redis, by policy.
+    fallbacks: Mapping[str, FallbackCount] = field(default_factory=dict)
 
 
-async def roll(redis: Redis, namespace: str) -> Roll:
-    """Who is alive or lost and what they acknowledge; raises MeasurementError."""
-    execute: Callable[..., Awaitable[Any]] = redis.execute_command
-    arguments = roll_arguments(namespace)
+async def read_roster(redis: Redis, namespace: str) -> EnforcerRoster:
+    """Return the live and lost enforcers with their acknowledgements; raise MeasurementError."""
     try:
         async with asyncio.timeout(_TIMEOUT):
-            try:
-                rows = await execute("EVALSHA", redis_schema.ROLL_SHA, *arguments)
-            except NoScriptError:
-                rows = await execute("EVAL", redis_schema.ROLL, *arguments)
+            reply = await run_async(redis, redis_schema.ROSTER, *roster_arguments(namespace))
     except _FAILURES as error:
-        raise MeasurementError(f"Redis did not say who enforces: {failure_of(error)}") from error
-    return parse_roll(rows)
+        raise MeasurementError(f"the enforcers cannot be listed: {failure_of(error)}") from error
+    return parse_roster(reply)
 
 
-def roll_arguments(namespace: str) -> tuple[Any, ...]:
-    """Of the script ROLL, its number of keys first."""
+def roster_arguments(namespace: str) -> tuple[tuple[str, ...], tuple[int]]:
+    """Return KEYS and ARGV for ROSTER."""
     keys = keys_of(namespace)
-    return 4, keys.head, keys.alive, keys.entries, keys.without, int(LOST_FOR * 1_000_000)
+    return (keys.head, keys.alive, keys.entries, keys.fallbacks), (int(LOST_SECONDS * 1_000_000),)
 
 
-def parse_roll(answer: Any) -> Roll:
-    """What the script ROLL answered."""
-    head, now_text, told, rows = answer
+def parse_roster(reply: Any) -> EnforcerRoster:
+    """Return the roster in ROSTER's reply."""
+    head, now_text, fallbacks, rows = reply
     now = int(now_text)
-    texts = [_text(row) for row in rows]
-    counts = dict(zip(map(_text, told[::2]), map(int, told[1::2]), strict=True))
-    return Roll(
-        _text(head),
+    texts = [text(row) for row in rows]
+    counts = dict(zip(map(text, fallbacks[::2]), map(int, fallbacks[1::2]), strict=True))
+    return EnforcerRoster(
+        text(head),
         tuple(
-            Enforcer(texts[at], _ago(now, int(texts[at + 1])), Word.parse(texts[at + 2]))
-            for at in range(0, len(texts), 3)
+            Enforcer(name, _age(now, int(time)), Acknowledgement.parse(acknowledgement))
+            for name, time, acknowledgement in zip(
+                texts[::3], texts[1::3], texts[2::3], strict=True
+            )
         ),
         {
-            name: Without(times, _ago(now, counts.get(f"{name}/at", 0)))
-            for name, times in counts.items()
+            name: FallbackCount(total, _age(now, counts.get(f"{name}/at", 0)))
+            for name, total in counts.items()
             if not name.endswith("/at")
         },
     )
 
 
-def _ago(now: int, then: int) -> float:
+def _age(now: int, then: int) -> float:
     return max(0.0, (now - then) / 1_000_000)
 
 
-async def identity(redis: Redis) -> str:
-    """What only this Redis says, whatever its address; raises MeasurementError."""
+async def read_identity(redis: Redis) -> str:
+    """Return the random string that identifies a Redis; raise MeasurementError."""
     try:
         async with asyncio.timeout(_TIMEOUT):
             await redis.set(IDENTITY, secrets.token_hex(16), nx=True)
-            return _text(await redis.get(IDENTITY) or "")
+            return text(await redis.get(IDENTITY))
     except _FAILURES as error:
-        raise MeasurementError(f"Redis did not say who it is: {type(error).__name__}") from error
+        raise MeasurementError(f"Redis cannot be identified: {type(error).__name__}") from error
 
 
-async def silence(redis: Redis, installation: str) -> float | None:
-    """Seconds since an installation looked after its documents; None when it is not known of.
+async def seconds_since_check(redis: Redis, installation: str) -> float | None:
+    """Return the seconds since an installation checked its documents; None if it never did.
 
     Raises MeasurementError.
     """
-    execute: Callable[..., Awaitable[Any]] = redis.execute_command
     try:
         async with asyncio.timeout(_TIMEOUT):
-            found = _text(await execute("EVAL", redis_schema.SILENCE, 1, PUBLISHED, installation))
+            seconds = text(
+                await run_async(
+                    redis, redis_schema.SECONDS_SINCE_CHECK, (PUBLISHED,), (installation,)
+                )
+            )
     except _FAILURES as error:
-        raise MeasurementError(f"Redis did not say who looks: {type(error).__name__}") from error
-    return float(found) if found else None
+        raise MeasurementError(
+            f"the owner of the policies cannot be checked: {type(error).__name__}"
+        ) from error
+    return float(seconds) if seconds else None
 
 
-async def standing(redis: Redis, namespace: str) -> tuple[str, Head | None]:
-    """The head that stands in Redis, and what the document says; raises MeasurementError.
+async def read_current(redis: Redis, namespace: str) -> tuple[str, DocumentHead | None]:
+    """Return the head in Redis as text, and the parsed head of the document.
 
-    None for a document that is not there or that this version cannot read: it is written anew.
+    The latter is None for a document that is missing or unreadable, which is then replaced. Raises
+    MeasurementError.
     """
     keys = keys_of(namespace)
     try:
         async with asyncio.timeout(_TIMEOUT):
-            head, text = await redis.mget(keys.head, keys.document)
+            head, document = await redis.mget(keys.head, keys.document)
     except _FAILURES as error:
         raise MeasurementError(
-            f"Redis did not give the compiled policies: {failure_of(error)}"
+            f"the compiled policies cannot be read: {failure_of(error)}"
         ) from error
-    if text is None:
-        return _text(head or ""), None
+    if document is None:
+        return text(head), None
     try:
-        return _text(head or ""), read_head(text)
+        return text(head), parse_head(document)
     except UnreadableDocumentError:
-        return _text(head or ""), None
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return text(head), None

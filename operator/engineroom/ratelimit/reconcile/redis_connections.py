@@ -12,10 +12,15 @@ from redis.exceptions import RedisError
 
 from engineroom.core import reasons
 from engineroom.core.errors import MeasurementError, SecretError
-from engineroom.ratelimit.distribution.redis_schema import PREFIX, WORDS_PATTERN, namespace_of
+from engineroom.ratelimit.distribution.redis_schema import (
+    ACKNOWLEDGEMENTS_PATTERN,
+    PREFIX,
+    namespace_of,
+)
 from engineroom.ratelimit.limits.cluster import failure_of, refuse_shards
 from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.redis.address import open_client
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -47,7 +52,7 @@ class Link:
             return {
                 namespace
                 async for key in self.redis.scan_iter(match=f"{PREFIX}*:head", count=1000)
-                if (namespace := namespace_of(_text(key)))
+                if (namespace := namespace_of(text(key)))
             }
         except _FAILURES as error:
             raise MeasurementError(
@@ -65,14 +70,14 @@ class Link:
         while True:
             with contextlib.suppress(*_FAILURES):
                 async with self.redis.pubsub() as listener:
-                    await listener.psubscribe(WORDS_PATTERN)
+                    await listener.psubscribe(ACKNOWLEDGEMENTS_PATTERN)
                     self._on_up()
                     await self._look_for_shards()
                     while True:
                         message: Any = await listener.get_message(timeout=_GLANCE)
                         wait = _RETRY_FIRST
                         if message is not None and message["type"] == "pmessage":
-                            namespace = namespace_of(_text(message["channel"]))
+                            namespace = namespace_of(text(message["channel"]))
                             if namespace is not None:
                                 self._on_word(namespace)
             await asyncio.sleep(wait)
@@ -119,7 +124,3 @@ class Links:
     async def close(self) -> None:
         """Close all."""
         await self.keep(())
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core import reasons
 from engineroom.core.conditions import set_condition, timestamp
-from engineroom.ratelimit.distribution.redis_schema import LOST_FOR
+from engineroom.ratelimit.distribution.redis_schema import LOST_SECONDS
 from engineroom.ratelimit.limits.model import FailureMode
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from engineroom.core.errors import InvalidSpecError
-    from engineroom.ratelimit.distribution.compile import Verdict
+    from engineroom.ratelimit.distribution.compile import CompileResult
     from engineroom.ratelimit.distribution.document import Target
-    from engineroom.ratelimit.reconcile.decide import Count
+    from engineroom.ratelimit.reconcile.decide import EnforcerCount
 
 Status = dict[str, Any]
 #: (status, reason, message) of a condition.
@@ -49,9 +49,9 @@ class Seen:
     """All that a status is made from; equal ones make equal statuses but for the time."""
 
     generation: int
-    verdict: Verdict | None
+    verdict: CompileResult | None
     #: None when Redis could not be asked.
-    count: Count | None
+    count: EnforcerCount | None
     #: All targets of the spec, and those of them that do not exist.
     targets: tuple[Target, ...] = ()
     missing: tuple[Target, ...] = ()
@@ -130,7 +130,7 @@ def _accepted(seen: Seen) -> Word:
     verdict = seen.verdict
     if verdict is not None and verdict.lost:
         told = ", ".join(
-            f"{_told(each.target)} belongs to the older policy {each.to}"
+            f"{_told(each.target)} belongs to the older policy {each.owner}"
             for each in verdict.lost[:4]
         )
         if len(verdict.lost) > 4:
@@ -187,7 +187,7 @@ def _enforced(seen: Seen, programmed: Word) -> Word:
     if count.lost:
         told = (
             f"{', '.join(count.lost)} vanished without signing off, and may be cut off from Redis "
-            f"and enforce something older; it counts as gone after {LOST_FOR:.0f} seconds"
+            f"and enforce something older; it counts as gone after {LOST_SECONDS:.0f} seconds"
         )
         return "Unknown", reasons.ENFORCER_LOST, told
     if count.total == 0:
@@ -196,16 +196,16 @@ def _enforced(seen: Seen, programmed: Word) -> Word:
     return "True", reasons.ENFORCED, "every live enforcer acknowledged it"
 
 
-def _nobody(count: Count) -> str:
+def _nobody(count: EnforcerCount) -> str:
     if not count.by_labels:
         return (
             "no decision service follows this namespace, so nothing is limited in front of the "
             "targets; one does from the first question of a proxy on, or as limiter.namespaces says"
         )
-    if count.instead:
+    if count.shadowed_by:
         return (
             f"the applications whose labels match the selector match that of the older policy "
-            f"{count.instead}, too, and follow that one; nothing is limited by this one"
+            f"{count.shadowed_by}, too, and follow that one; nothing is limited by this one"
         )
     return (
         "no application with the middleware and labels that match the selector follows this "
@@ -258,7 +258,9 @@ def _ancestors(old: Mapping[str, Any], seen: Seen, now: datetime) -> list[Status
     if seen.invalid:
         return list(old.get("ancestors") or ())
     known = {_place(each.get("ancestorRef") or {}): each for each in old.get("ancestors") or ()}
-    lost = {each.target: each.to for each in seen.verdict.lost} if seen.verdict is not None else {}
+    lost = (
+        {each.target: each.owner for each in seen.verdict.lost} if seen.verdict is not None else {}
+    )
     rows = []
     for target in seen.targets:
         reference: Status = {"group": target.group, "kind": target.kind, "name": target.name}

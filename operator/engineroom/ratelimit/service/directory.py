@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from engineroom.ratelimit.distribution.policy_follower import AsyncFollower, AsyncLimiters
+from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
+from engineroom.ratelimit.distribution.policy_limiters import AsyncLimiters
 from engineroom.ratelimit.service.engine import Enforced, Missing
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
-    from engineroom.ratelimit.distribution.document import CompiledPolicy, Policies
-    from engineroom.ratelimit.distribution.policy_follower import PolicySource
+    from engineroom.ratelimit.distribution.document import CompiledPolicy, PolicySnapshot
+    from engineroom.ratelimit.distribution.policy_source import PolicySource
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ class Room:
     def __init__(self, source: PolicySource, redis: Redis, clock: Clock | None = None) -> None:
         self._source = source
         self._limiters = AsyncLimiters(source, redis, clock=clock)
-        self._seen: Policies | None = None
+        self._seen: PolicySnapshot | None = None
         #: By policy, and by each name that it is asked about.
         self._made: dict[str, Enforced] = {}
         self._ready: dict[str, Enforced] = {}
@@ -49,10 +50,10 @@ class Room:
     @property
     def known(self) -> bool:
         """Whether the policies were ever read."""
-        return self._source.known
+        return self._source.synced
 
     @property
-    def policies(self) -> Policies:
+    def policies(self) -> PolicySnapshot:
         """The ones that hold now."""
         return self._source.current
 
@@ -67,7 +68,7 @@ class Room:
         ready = self._ready.get(name)
         if ready is not None:
             return ready
-        if not source.known:
+        if not source.synced:
             self.missed = time.monotonic()
             return Missing.UNREAD
         compiled, missing = self._compiled(current, name)
@@ -94,7 +95,7 @@ class Room:
         await self._limiters.close()
 
     @staticmethod
-    def _compiled(current: Policies, name: str) -> tuple[CompiledPolicy | None, Missing]:
+    def _compiled(current: PolicySnapshot, name: str) -> tuple[CompiledPolicy | None, Missing]:
         if ":" not in name:
             return current.get(name), Missing.UNKNOWN
         kind, _, rest = name.partition(":")
@@ -103,7 +104,7 @@ class Room:
 
 
 class FixedDirectory:
-    """Policies that never change, such as those of a file."""
+    """PolicySnapshot that never change, such as those of a file."""
 
     def __init__(self, rooms: dict[str, Room]) -> None:
         self._rooms = rooms
@@ -118,7 +119,7 @@ class FixedDirectory:
         room = self._rooms.get(namespace)
         return Missing.UNKNOWN if room is None else room.find(name)
 
-    def policies(self) -> Iterable[Policies]:
+    def policies(self) -> Iterable[PolicySnapshot]:
         """All that hold."""
         return [room.policies for room in self._rooms.values()]
 
@@ -190,7 +191,7 @@ class FollowingDirectory:
             return Missing.UNREAD
         return self._open(namespace)
 
-    def policies(self) -> Iterable[Policies]:
+    def policies(self) -> Iterable[PolicySnapshot]:
         """All that hold."""
         return [room.policies for room in self._rooms.values()]
 
@@ -260,7 +261,7 @@ class FollowingDirectory:
                 "following policies",
                 namespace=namespace,
                 policies=len(follower.current.entries),
-                known=follower.known,
+                known=follower.synced,
             )
         finally:
             del self._opening[namespace]

@@ -9,16 +9,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from engineroom.ratelimit.limits.middleware import policy_header
-from engineroom.ratelimit.limits.sources import identity_of, response_costs, subject_of
+from engineroom.ratelimit.limits.sources import response_costs, subject_of, values_reader
 from engineroom.ratelimit.service.explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engineroom.ratelimit.limits.decision import Decision
-    from engineroom.ratelimit.limits.limiter import AsyncLimiter, Identity
+    from engineroom.ratelimit.limits.limiter import AsyncLimiter
     from engineroom.ratelimit.limits.model import Limit, Policy
-    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.limits.request import RequestView
+    from engineroom.ratelimit.limits.sources import SubjectValues
     from engineroom.ratelimit.service.metrics import Counts
     from engineroom.ratelimit.service.request_parsing import Question
     from engineroom.ratelimit.service.top import Recordings
@@ -54,7 +55,7 @@ class Enforced:
     #: All that is counted, by name.
     limits: Mapping[str, Limit]
     #: By what a request counts.
-    identify: Callable[[RequestView], Identity]
+    identify: Callable[[RequestView], SubjectValues]
     #: What admissions by a limit begin with, by its name.
     admissions: dict[str, bytes] = field(default_factory=dict)
     _encoded: dict[tuple[object, str], tuple[bytes, bytes]] = field(default_factory=dict)
@@ -64,8 +65,8 @@ class Enforced:
     @classmethod
     def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
         """Ready to decide."""
-        limits = {each.name: each for each in policy.places}
-        return cls(policy, limiter, policy_header(policy), limits, identity_of(policy))
+        limits = {each.name: each for each in policy.effective_limits}
+        return cls(policy, limiter, policy_header(policy), limits, values_reader(policy))
 
     def keep(self, key: tuple[object, ...], made: _Made) -> _Made:
         """Remember what was made of a refusal for a while; gives it back."""
@@ -193,7 +194,7 @@ class Engine:
         )  # fmt: skip
         if known is None:
             return None
-        counts.decided(known, 0.0)
+        counts.record_decision(known, 0.0)
         return _new(Verdict, (known, enforced, None))
 
     def _decided(
@@ -201,7 +202,7 @@ class Engine:
         context: tuple[object, ...],
     ) -> None:  # fmt: skip
         counts = self._counts
-        counts.decided(decision, counts.clock() - began)
+        counts.record_decision(decision, counts.clock() - began)
         done(_new(Verdict, (decision, enforced, None)), *context)
 
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from engineroom.ratelimit.limits.decision import Decision
 from engineroom.ratelimit.limits.model import MissingKey, Mode
-from engineroom.ratelimit.limits.sources import NOT_APPLIED, Applied, subject_of
+from engineroom.ratelimit.limits.sources import NOT_APPLIED, Applicability, subject_of
 from engineroom.ratelimit.service.top import shown
 
 if TYPE_CHECKING:
     from engineroom.ratelimit.limits.limiter import AsyncLimiter
     from engineroom.ratelimit.limits.model import Limit, Policy
-    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.limits.request import RequestView
 
 
 async def explain(
@@ -26,9 +26,9 @@ async def explain(
     subject = subject_of(policy, view)
     limits: list[dict[str, object]] = []
     allowed = True
-    for place in policy.places:
+    for place in policy.effective_limits:
         value = subject.get(place.name, NOT_APPLIED)
-        if isinstance(value, Applied):
+        if isinstance(value, Applicability):
             if place in policy.limits:
                 limits.append({"limit": place.name, "applies": False})
             continue

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from engineroom.api.validation import parse_policy
 from engineroom.core.validation import documents
-from engineroom.ratelimit.distribution.compile import candidate, compile_all
-from engineroom.ratelimit.distribution.document import read, write
-from engineroom.ratelimit.distribution.policy_follower import StaticPolicies
+from engineroom.ratelimit.distribution.compile import compile_namespace, compile_policy
+from engineroom.ratelimit.distribution.document import parse_document, render_document
+from engineroom.ratelimit.distribution.policy_source import StaticPolicies
 from engineroom.ratelimit.service.directory import Room
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def read_rooms(path: Path, redis: Redis, enforcers: int) -> dict[str, Room]:
             continue
         metadata = {"namespace": "default", **(value.get("metadata") or {})}
         policy = parse_policy({**value, "metadata": metadata})
-        found.setdefault(policy.namespace, []).append(candidate(policy, f"{place:09}"))
+        found.setdefault(policy.namespace, []).append(compile_policy(policy, f"{place:09}"))
     rooms = {}
     for namespace, candidates in found.items():
-        parts = compile_all(candidates).parts
-        text = write(namespace, parts, revision=1, lineage="file", before={}).text
-        rooms[namespace] = Room(StaticPolicies(read(text), enforcers), redis)
+        parts = compile_namespace(candidates).parts
+        text = render_document(namespace, parts, revision=1, lineage="file", before={}).text
+        rooms[namespace] = Room(StaticPolicies(parse_document(text), enforcers), redis)
     return rooms

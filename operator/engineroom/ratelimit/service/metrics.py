@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from engineroom.core.recovery import BreakerState
-from engineroom.ratelimit.limits.decision import Reason, Source
+from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.errors import LimiterUnavailableError
 from engineroom.ratelimit.limits.prometheus import DecisionCounts
 
@@ -80,7 +80,8 @@ class Counts(DecisionCounts, Collector):
         failed = sum(
             count
             for (_, _, reason, source), count in self._decisions.items()
-            if source == Source.LOCAL or reason in (Reason.FAILED_OPEN, Reason.FAILED_CLOSED)
+            if source == DecisionSource.LOCAL
+            or reason in (DecisionReason.FAILED_OPEN, DecisionReason.FAILED_CLOSED)
         )
         errors.add_metric([kind.code, kind.category.value], failed)
         return errors

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from engineroom.core.errors import Category, EngineroomError
-from engineroom.ratelimit.limits.paths import on_the_wire, settled
-from engineroom.ratelimit.limits.sources import NOTHING, RequestView
+from engineroom.ratelimit.limits.paths import as_wire_text, normalized
+from engineroom.ratelimit.limits.request import EMPTY, RequestView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,12 +81,12 @@ def of_proxy(
     peer = peer.strip()
     if form is _ENVOY:
         view = RequestView(method, f"/{rest}", query, headers, peer)
-        return Question(namespace, name, settled(view))
+        return Question(namespace, name, normalized(view))
     path, _, asked = headers.get("x-forwarded-uri", "/").partition("?")
     method = headers.get("x-forwarded-method", method)
     if not query:
-        view = _new(RequestView, (method, path, asked, headers, peer, 0, None, None, NOTHING, ()))
-        return _new(Question, (namespace, name, settled(view), 1))
+        view = _new(RequestView, (method, path, asked, headers, peer, 0, None, None, EMPTY, ()))
+        return _new(Question, (namespace, name, normalized(view), 1))
     told = _parameters(query, headers)
     view = RequestView(
         method,
@@ -98,7 +98,7 @@ def of_proxy(
         route=told.get("route"),
         claims=_claims(told),
     )
-    return Question(namespace, name, settled(view), _cost(told.get("cost", "1")))
+    return Question(namespace, name, normalized(view), _cost(told.get("cost", "1")))
 
 
 def of_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int) -> Question:
@@ -130,7 +130,7 @@ def of_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int) ->
         parts[_METHOD], path, query, headers, peer,
         tenant=told.get("tenant"), route=told.get("route"), claims=_claims(told),
     )  # fmt: skip
-    return Question(namespace, name, settled(view), hits)
+    return Question(namespace, name, normalized(view), hits)
 
 
 def of_document(document: object) -> Question:
@@ -141,7 +141,7 @@ def of_document(document: object) -> Question:
     headers = _texts(asked.get("headers", {}), "request.headers")
     view = RequestView(
         _text(asked, "method", "GET"),
-        on_the_wire(_text(asked, "path", "/")),
+        as_wire_text(_text(asked, "path", "/")),
         _text(asked, "query", ""),
         {each.lower(): value for each, value in headers.items()},
         _text(asked, "peer", ""),
@@ -152,7 +152,7 @@ def of_document(document: object) -> Question:
     cost = fields.get("cost", 1)
     if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MAX_COST:
         raise UnreadableError(f"cost: it is not a whole number from 0 to {_MAX_COST}")
-    return Question(namespace, name, settled(view), cost)
+    return Question(namespace, name, normalized(view), cost)
 
 
 def response_headers(document: object) -> dict[str, str]:

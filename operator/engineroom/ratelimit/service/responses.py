@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from engineroom.ratelimit.limits.decision import ADMITTED, LIMITED, Reason
+from engineroom.ratelimit.limits.decision import ADMITTED, LIMITED, DecisionReason
 from engineroom.ratelimit.limits.middleware import JITTER, limit_headers, refusal
 from engineroom.ratelimit.limits.model import HeaderStyle
 from engineroom.ratelimit.service.engine import Missing
@@ -161,7 +161,7 @@ def decided(verdict: Verdict) -> tuple[int, bytes]:
     decision = verdict.decision
     if decision is None:
         if verdict.missing is None or verdict.missing is Missing.UNATTACHED:
-            return 200, _json({"allowed": True, "reason": Reason.NOT_LIMITED.value})
+            return 200, _json({"allowed": True, "reason": DecisionReason.NOT_LIMITED.value})
         status, detail = _MISSING[verdict.missing]
         return status, problem(status, detail)
     return 200, _json(

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from engineroom.ratelimit.limits.middleware import limit_headers, refusal
 from engineroom.ratelimit.limits.model import HeaderStyle
-from engineroom.ratelimit.limits.paths import on_the_wire
+from engineroom.ratelimit.limits.paths import as_wire_text
 from engineroom.ratelimit.service.engine import Missing
 from engineroom.ratelimit.service.request_parsing import UnreadableError, of_descriptor
 
@@ -158,7 +158,7 @@ def of_json(document: object) -> list[Question]:
         if len(entries) > MAX_ENTRIES:
             raise UnreadableError(f"entries: there may be {MAX_ENTRIES}")
         pairs = [
-            (str(entry.get("key", "")), on_the_wire(str(entry.get("value", ""))))
+            (str(entry.get("key", "")), as_wire_text(str(entry.get("value", ""))))
             for entry in entries
         ]
         cost = _hits(descriptor)

@@ -17,7 +17,7 @@ from engineroom.ratelimit.limits import sources
 
 if TYPE_CHECKING:
     from engineroom.ratelimit.limits.model import Policy
-    from engineroom.ratelimit.limits.sources import RequestView
+    from engineroom.ratelimit.limits.request import RequestView
 
 #: Counters of one recording, and recordings at once.
 CAPACITY, MAX_RECORDINGS = 1000, 4
