@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SOURCE = Path(__file__).parent / "go" / "kubernetes"
 _TRAEFIK = Path(__file__).parent / "go" / "traefik"
 _KEDA = Path(__file__).parent / "go" / "keda"
+_KSTATUS = Path(__file__).parent / "go" / "kstatus"
 KUBERNETES = "v1.37.2"
 
 
@@ -124,6 +125,8 @@ PROGRAMS: dict[str, Program] = {
             ("traefik",),
             module=_TRAEFIK,
         ),
+        # The health checks of GitOps engines, for the tests of status.
+        Program("kstatus", "v0.37.2", (".",), ("kstatus",), module=_KSTATUS),
         # What `make audit` looks with: for secrets in the history, at the rendered chart.
         Program("gitleaks", "v8.30.1", ("github.com/zricethezav/gitleaks/v8",), ("gitleaks",)),
         Program(
