@@ -1,4 +1,4 @@
-"""The status of objects as GitOps engines judge it: cli-utils' kstatus, built from its Go module."""
+"""The status of objects as GitOps engines judge it: kstatus of cli-utils, built from its module."""
 
 from __future__ import annotations
 
