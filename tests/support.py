@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from engineroom.api import kinds
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from engineroom.api.kinds import Registry
 
 #: The checkout's root.
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +64,21 @@ def free_port() -> int:
             listener.bind(("127.0.0.1", port))
             _TAKEN.add(port)
             return port
+
+
+@contextlib.contextmanager
+def extra_kinds(*modules: str) -> Iterator[Registry]:
+    """Add the kinds of modules to the registry of this process and of those that it starts."""
+    before = os.environ.get(kinds.SETTING)
+    os.environ[kinds.SETTING] = ",".join(modules)
+    kinds.registry.cache_clear()
+    try:
+        yield kinds.registry()
+    finally:
+        os.environ.pop(kinds.SETTING)
+        if before is not None:
+            os.environ[kinds.SETTING] = before
+        kinds.registry.cache_clear()
 
 
 class RedisServer:

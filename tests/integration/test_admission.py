@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import parse
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.errors import ApiError
@@ -183,9 +184,9 @@ async def test_stored_defaults_are_the_models(
 
     stored = await client.create(WORKERPOOLS, obj)
 
-    model = parse(obj).model_dump(mode="json", by_alias=True)["spec"]
+    model = parse(WorkerPool, obj).model_dump(mode="json", by_alias=True)["spec"]
     assert stored["spec"] == without_empty(model)
-    assert parse(stored).spec == parse(obj).spec
+    assert parse(WorkerPool, stored).spec == parse(WorkerPool, obj).spec
 
 
 async def test_every_field_explains_itself(

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from engineroom.api.validation import parse_policy
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
+from engineroom.api.validation import parse
 from tests.deployed import images
 from tests.deployed.load import worst
 from tests.deployed.web import BURST, EXAMPLE, NAMESPACE, POLICY, RATE
@@ -19,7 +20,7 @@ def test_nginx_is_configured_as_the_page_shows() -> None:
 
 def test_the_policy_is_what_its_bound_is_computed_from() -> None:
     written = yaml.safe_load((EXAMPLE / "policy.yaml").read_text())
-    policy = parse_policy(written)
+    policy = parse(RateLimitPolicy, written)
     assert policy.metadata["namespace"] == NAMESPACE
     assert policy.metadata["name"] == POLICY
     (limit,) = policy.spec.limits

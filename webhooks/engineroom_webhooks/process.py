@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from engineroom.api import validation
+from engineroom.api import kinds, validation
 from engineroom.core.clock import SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.kube.client.client import Client
@@ -98,7 +98,8 @@ def unready(keeper: Keeper, *, listening: bool, ending: bool) -> str:
 
 
 def warm() -> None:
-    """Pay once, before the first request, for what is slow the first time."""
+    """Do before the first request what is slow the first time. Raises KindError."""
+    validation.check_registry(kinds.registry())
     validation.problems(
         {
             "apiVersion": "engineroom.dev/v1alpha1",

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import GROUP
-from engineroom.api import validation as rules
-from engineroom.api.validation import Context
+from engineroom.api import GROUP, kinds, validation
+from engineroom.api.validation import Context, guarded_fields
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
+from engineroom.core.validation.json_values import as_map
 from engineroom_webhooks import metrics
 from engineroom_webhooks.authorization import Author
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from engineroom_webhooks.authorization import Authority
 
@@ -123,27 +123,22 @@ async def answer(review: Any, authority: Authority) -> Answer:
     if operation == "UPDATE" and isinstance(old, dict) and _unchanged(new, old):
         return Answer(uid, operation)
     namespace = str(request.get("namespace") or "")
-    name = str(request.get("name") or _map(new.get("metadata")).get("name") or "")
+    name = str(request.get("name") or as_map(new.get("metadata")).get("name") or "")
     author = Author.of(request.get("userInfo"))
-    wants = tuple(_wants(new, old))
-    escalations = rules.escalations(new)
+    kind = kinds.registry().find_object(new)
     try:
         level = Level.RESTRICTED
-        if escalations and namespace:
+        if namespace and validation.escalations(new):
             level = await authority.level(namespace)
-        problems = rules.problems(new, Context(pod_security=level))
-        if problems:
-            kind = str(_map(request.get("kind")).get("kind") or new.get("kind") or "")[:63]
-            return Answer(uid, operation, tuple(problems), name=name, kind=kind)
-        asks = [*(item.field for item in escalations), *wants]
-        if _map(new.get("spec")).get("template") == _template(old):
-            reaches = any(field.startswith("spec.template") for field in asks)
-            asks = [field for field in asks if field.startswith("spec.redis")]
-            if reaches and _schedules(new) != _schedules(old):
-                # What a schedule calls runs where the template's Secrets and accounts are.
-                asks.append("spec.schedules")
-        if asks and not await authority.may_create_pods(author, namespace):
-            return Answer(uid, operation, forbidden=_forbidden(author, namespace, asks), name=name)
+        problems = validation.problems(new, Context(pod_security=level))
+        if problems or kind is None:
+            title = str(as_map(request.get("kind")).get("kind") or new.get("kind") or "")[:63]
+            return Answer(uid, operation, tuple(problems), name=name, kind=title)
+        fields = guarded_fields.guarded_fields(kind, new, old)
+        if fields and not await authority.may_create_pods(author, namespace):
+            return Answer(
+                uid, operation, forbidden=_forbidden(author, namespace, fields), name=name
+            )
     except EngineroomError as error:
         metrics.ERRORS.failed(error.code, error.category.value)
         logger.warning("an author could not be checked", code=error.code, error=str(error))
@@ -151,7 +146,7 @@ async def answer(review: Any, authority: Authority) -> Answer:
             "the API server did not say whether the author may create pods; try again in a moment"
         )
         return Answer(uid, operation, trouble=trouble, name=name)
-    return Answer(uid, operation, warnings=tuple(rules.warnings(new)), name=name)
+    return Answer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
 
 
 def _forbidden(author: Author, namespace: str, asks: list[str]) -> str:
@@ -165,45 +160,3 @@ def _forbidden(author: Author, namespace: str, asks: list[str]) -> str:
 def _unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Whether the spec stays: a label, a finalizer, a status can then never be in the way."""
     return bool(new.get("spec") == old.get("spec"))
-
-
-def _template(obj: Any) -> Any:
-    return _map(_map(obj).get("spec")).get("template")
-
-
-def _schedules(obj: Any) -> Any:
-    return _map(_map(obj).get("spec")).get("schedules") or []
-
-
-def _wants(new: dict[str, Any], old: Any) -> Iterator[str]:
-    """Fields that reach for what belongs to the namespace: accounts and Secrets."""
-    spec = _map(new.get("spec"))
-    redis = spec.get("redis")
-    if redis is not None and redis != _map(_map(old).get("spec")).get("redis"):
-        yield "spec.redis"
-    path = "spec.template.spec"
-    pod = _map(_map(spec.get("template")).get("spec"))
-    for key in ("serviceAccountName", "serviceAccount", "imagePullSecrets"):
-        if pod.get(key):
-            yield f"{path}.{key}"
-    for index, volume in enumerate(_list(pod.get("volumes"))):
-        for source in ("secret", "projected", "csi"):
-            if _map(volume).get(source) is not None:
-                yield f"{path}.volumes[{index}].{source}"
-    for group in ("containers", "initContainers"):
-        for index, container in enumerate(_list(pod.get(group))):
-            where = f"{path}.{group}[{index}]"
-            for number, variable in enumerate(_list(_map(container).get("env"))):
-                if _map(_map(variable).get("valueFrom")).get("secretKeyRef") is not None:
-                    yield f"{where}.env[{number}].valueFrom.secretKeyRef"
-            for number, source in enumerate(_list(_map(container).get("envFrom"))):
-                if _map(source).get("secretRef") is not None:
-                    yield f"{where}.envFrom[{number}].secretRef"
-
-
-def _map(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -10,7 +10,7 @@ import orjson
 import prometheus_client
 from aiohttp import web
 
-from engineroom.api.v1alpha1 import ratelimitpolicy, workerpool
+from engineroom.api import kinds
 from engineroom.core.logging import get_logger
 from engineroom_webhooks import metrics
 from engineroom_webhooks.review import UnreadableReviewError, answer
@@ -65,8 +65,8 @@ def admission(authority: Authority, body_limit: int, body_timeout: float) -> web
 
     app = web.Application(client_max_size=body_limit)
     app.router.add_post("/validate", validate)
-    for plural in (workerpool.PLURAL, ratelimitpolicy.PLURAL):
-        app.router.add_post(f"/validate/{plural}", validate)
+    for kind in kinds.registry():
+        app.router.add_post(f"/validate/{kind.plural}", validate)
     return app
 
 

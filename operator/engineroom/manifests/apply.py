@@ -18,7 +18,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engineroom.api import GROUP
+from engineroom.api import GROUP, kinds
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import TransientError
 from engineroom.core.redaction import redact_object
@@ -26,7 +26,7 @@ from engineroom.core.sealing import Sealer, log_broken
 from engineroom.core.transactions.saga import Saga, Step, StepContext
 from engineroom.core.validation.paths import child
 from engineroom.kube.client.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.client.resources import RATELIMITPOLICIES, WORKERPOOLS, Resource
+from engineroom.kube.client.resources import Resource, resource_of
 from engineroom.manifests.errors import ManifestChangedError
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 MANAGER = "engineroom-api"
 #: Objects of one transaction.
 MAX_OBJECTS = 50
-#: Which kinds may be applied; what the process may write is bounded by its own rights too.
-KINDS: Mapping[tuple[str, str], Resource] = {
-    (kind.api_version, kind.kind): kind for kind in (WORKERPOOLS, RATELIMITPOLICIES)
-}
 ANNOTATION = f"{GROUP}/transaction"
 LEASE = 15.0
 SAGA = "manifests.apply"
@@ -75,7 +71,7 @@ class Planned:
     @property
     def resource(self) -> Resource:
         """Where the API server keeps it."""
-        return KINDS[self.api_version, self.kind]
+        return resource_of(kinds.registry().by_kind(self.kind))
 
 
 @dataclass(frozen=True, slots=True)

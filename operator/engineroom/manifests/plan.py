@@ -6,15 +6,14 @@ import asyncio
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import validation
+from engineroom.api import kinds, validation
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidInputError, InvalidSpecError, Problem
 from engineroom.core.validation.documents import Document, read
 from engineroom.kube.client.errors import AlreadyExists, Conflict, NotFound
-from engineroom.kube.client.resources import NAMESPACES
+from engineroom.kube.client.resources import NAMESPACES, resource_of
 from engineroom.manifests.apply import (
     ANNOTATION,
-    KINDS,
     MANAGER,
     MAX_CHANGES,
     MAX_OBJECTS,
@@ -50,9 +49,9 @@ def read_objects(namespace: str, text: str) -> Objects:
             problems.append(Problem(f"{where}: {problem.field}", problem.problem, problem.fix))
             continue
         value["metadata"]["namespace"] = namespace
-        resource = KINDS[value["apiVersion"], value["kind"]]
+        resource = resource_of(kinds.registry().by_kind(value["kind"]))
         name = value["metadata"]["name"]
-        if any(kind is resource and each["metadata"]["name"] == name for kind, each in found):
+        if any(kind == resource and each["metadata"]["name"] == name for kind, each in found):
             problems.append(Problem(f"{where}: metadata.name", "stands twice", "keep one of them"))
             continue
         found.append((resource, value))
@@ -70,9 +69,8 @@ def _unfit(document: Document, namespace: str) -> Problem | None:
     value = document.value
     if not isinstance(value, dict):
         return Problem("(document)", "is no object", "write apiVersion, kind, metadata and spec")
-    kind = (value.get("apiVersion"), value.get("kind"))
-    if not all(isinstance(each, str) for each in kind) or kind not in KINDS:
-        known = ", ".join(sorted(f"{name} of {version}" for version, name in KINDS))
+    if kinds.registry().find_object(value) is None:
+        known = ", ".join(sorted(f"{kind.kind} of {kind.api_version}" for kind in kinds.registry()))
         return Problem("kind", "is not applied here", f"use kubectl, or write {known}")
     metadata = value.get("metadata")
     if not isinstance(metadata, dict):

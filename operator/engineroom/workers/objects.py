@@ -13,8 +13,8 @@ from engineroom.api import (
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
     LABEL_POOL,
+    kinds,
 )
-from engineroom.api.v1alpha1.workerpool import KIND
 
 if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
@@ -66,7 +66,7 @@ def owner_reference(name: str, uid: str) -> Object:
     """What makes Kubernetes delete a child with its pool."""
     return {
         "apiVersion": API_VERSION,
-        "kind": KIND,
+        "kind": kinds.WORKER_POOL.kind,
         "name": name,
         "uid": uid,
         "controller": True,

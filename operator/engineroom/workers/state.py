@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api import validation
+from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation.pod_security import Level
 from engineroom.kube.client.resources import WORKERPOOLS, ObjectRef
 from engineroom.workers.demand import Memory
 
 if TYPE_CHECKING:
-    from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.workers.job_schedules.declarations import Declaration
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import DeploymentView
@@ -80,7 +80,7 @@ class Pool:
 
     def parse(self, spec: dict[str, Any]) -> WorkerPool:
         """The model of the spec; raises InvalidSpecError with every problem."""
-        return validation.parse(self.document(spec), validation.Context(self.level))
+        return validation.parse(WorkerPool, self.document(spec), validation.Context(self.level))
 
     def document(self, spec: dict[str, Any]) -> dict[str, Any]:
         """The pool as validation wants to see it."""

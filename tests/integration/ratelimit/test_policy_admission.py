@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engineroom.api.schema.ratelimitpolicy import RULES
-from engineroom.api.validation import parse_policy
+from engineroom.api.schema.ratelimitpolicy import SCHEMA
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
+from engineroom.api.validation import parse
 from engineroom.kube.client.errors import ApiError
 from engineroom.kube.client.resources import RATELIMITPOLICIES
 from tests.integration.webhooks import Admission
@@ -75,7 +76,7 @@ async def test_the_api_server_itself_refuses_what_cel_can_say(
         with pytest.raises(ApiError) as refused:
             await rehearse(client, namespace, here(namespace, WRONG[name][0]))
         assert words in str(refused.value), name
-    texts = {rule.message for rules in RULES.values() for rule in rules}
+    texts = {rule.message for rules in SCHEMA.rules.values() for rule in rules}
     unseen = {text for text in texts if not any(text.startswith(w) for w in BY_RULE.values())}
     # Told by other tests of the rules' own words: length of the name, prefixes, networks.
     assert len(unseen) == 3, unseen
@@ -87,7 +88,7 @@ async def test_a_valid_policy_is_stored_as_the_model_has_it(
 ) -> None:
     made = here(namespace, {"spec": copy.deepcopy(spec)})
     stored = await client.create(RATELIMITPOLICIES, made)
-    by_model = parse_policy(made).model_dump(mode="json", by_alias=True)["spec"]
+    by_model = parse(RateLimitPolicy, made).model_dump(mode="json", by_alias=True)["spec"]
     assert without_empty(stored["spec"]) == without_empty(by_model)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from engineroom.api import generate
-from engineroom.api.schema import crd
+from engineroom.api import generate, kinds
+from engineroom.api.schema import common, workerpool
+from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import parse
 from tests.support import ROOT
 from tests.unit.api.specs import pool
@@ -16,7 +17,7 @@ from tests.unit.api.specs import pool
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = crd.open_api_schema()
+SCHEMA = common.open_api_schema(kinds.WORKER_POOL)
 
 
 def with_defaults(schema: dict[str, Any], value: Any) -> Any:
@@ -61,7 +62,7 @@ def without_empty(value: Any) -> Any:
 def test_defaults_of_crd_and_model_are_equal(changes: dict[str, Any]) -> None:
     spec = pool(changes)
 
-    by_model = parse(spec).model_dump(mode="json", by_alias=True)["spec"]
+    by_model = parse(WorkerPool, spec).model_dump(mode="json", by_alias=True)["spec"]
     by_crd = with_defaults(SCHEMA["properties"]["spec"], spec["spec"])
 
     assert without_empty(by_model) == by_crd
@@ -94,7 +95,7 @@ def test_schema_is_structural() -> None:
 def test_every_rule_has_its_place() -> None:
     placed = [
         path
-        for path in crd.RULES
+        for path in workerpool.SCHEMA.rules
         if path == ""
         or path in {name for name, node in walk(SCHEMA) if "x-kubernetes-validations" in node}
         or path
@@ -105,7 +106,7 @@ def test_every_rule_has_its_place() -> None:
         }
     ]
 
-    assert placed == list(crd.RULES)
+    assert placed == list(workerpool.SCHEMA.rules)
 
 
 def test_status_has_no_defaults() -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import parse, problems
 from engineroom.cli.commands.manifests.lint import lint_files
 from engineroom.core.validation.cron import cron_problem, zone_problem
@@ -21,7 +22,7 @@ def test_the_page_s_example_is_valid() -> None:
     document = pool({"spec.queues": spec["queues"], "spec.schedules": spec["schedules"]})
 
     assert [str(problem) for problem in problems(document)] == []
-    assert [schedule.name for schedule in parse(document).spec.schedules] == [
+    assert [schedule.name for schedule in parse(WorkerPool, document).spec.schedules] == [
         "nightly", "sync", "move",
     ]  # fmt: skip
 

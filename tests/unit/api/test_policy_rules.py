@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engineroom.api import kinds
 from engineroom.api.manifests import check
 from engineroom.api.schema import ratelimitpolicy
-from engineroom.api.validation import parse_policy, problems, warnings
+from engineroom.api.schema.common import open_api_schema
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
+from engineroom.api.validation import parse, problems, warnings
 from engineroom.core.errors import InvalidSpecError
 from engineroom.ratelimit.distribution.compile import compile_policy
 from tests.support import ROOT
@@ -25,26 +28,26 @@ def test_every_breach_is_told_with_field_problem_and_fix(name: str) -> None:
     changes, expected = WRONG[name]
     assert [str(problem) for problem in problems(policy(changes))] == expected
     with pytest.raises(InvalidSpecError):
-        parse_policy(policy(changes))
+        parse(RateLimitPolicy, policy(changes))
 
 
 @pytest.mark.parametrize("spec", [policy()["spec"], FULL])
 def test_a_valid_policy_has_the_defaults_of_the_crd(spec: dict[str, Any]) -> None:
     obj = policy({"spec": spec})
     assert problems(obj) == []
-    by_model = parse_policy(obj).model_dump(mode="json", by_alias=True)["spec"]
-    schema = ratelimitpolicy.open_api_schema()["properties"]["spec"]
+    by_model = parse(RateLimitPolicy, obj).model_dump(mode="json", by_alias=True)["spec"]
+    schema = open_api_schema(kinds.RATE_LIMIT_POLICY)["properties"]["spec"]
     assert without_empty(by_model) == without_empty(with_defaults(schema, obj["spec"]))
 
 
 def test_every_field_is_described_and_every_rule_has_its_place() -> None:
-    schema = ratelimitpolicy.open_api_schema()
+    schema = open_api_schema(kinds.RATE_LIMIT_POLICY)
     found = walk(schema)
     assert [path for path, node in found if not node.get("description")] == [
         "metadata"  # Kubernetes describes it
     ]
     texts = str(schema)
-    for rules in ratelimitpolicy.RULES.values():
+    for rules in ratelimitpolicy.SCHEMA.rules.values():
         for rule in rules:
             assert rule.message in texts
 
@@ -134,4 +137,4 @@ def test_rubbish_is_told_never_raised_and_what_is_valid_compiles(
     found = problems(obj)
     warnings(obj)
     if not found:
-        compile_policy(parse_policy(obj), "")
+        compile_policy(parse(RateLimitPolicy, obj), "")

@@ -166,11 +166,11 @@ def test_valid_spec_has_no_problem_and_parses(name: str) -> None:
 
     assert [str(problem) for problem in problems(spec)] == []
     if "name" in spec["metadata"]:
-        assert parse(spec).name == spec["metadata"]["name"]
+        assert parse(WorkerPool, spec).name == spec["metadata"]["name"]
 
 
 def test_parsing_drops_nulls_from_the_template_too() -> None:
-    parsed = parse(pool({f"{POD}.volumes": None, f"{CONTAINER}.securityContext": None}))
+    parsed = parse(WorkerPool, pool({f"{POD}.volumes": None, f"{CONTAINER}.securityContext": None}))
 
     assert parsed.spec.template == pool()["spec"]["template"]
 
@@ -180,16 +180,16 @@ def test_validation_does_not_change_what_it_reads() -> None:
     before = copy.deepcopy(spec)
 
     problems(spec)
-    parse(spec)
+    parse(WorkerPool, spec)
     warnings(spec)
 
     assert spec == before
 
 
 def test_without_replicas_and_autoscaling_the_size_is_one() -> None:
-    assert parse(pool()).fixed_replicas == 1
-    assert parse(pool({"spec.replicas": 0})).fixed_replicas == 0
-    assert parse(pool({"spec.autoscaling": {}})).fixed_replicas is None
+    assert parse(WorkerPool, pool()).fixed_replicas == 1
+    assert parse(WorkerPool, pool({"spec.replicas": 0})).fixed_replicas == 0
+    assert parse(WorkerPool, pool({"spec.autoscaling": {}})).fixed_replicas is None
 
 
 # -- bounds -------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_any_json_at_any_place_gets_an_answer(place: str, value: Any) -> None:
         assert problem.problem
         assert problem.fix
     if not found:
-        parse(spec)
+        parse(WorkerPool, spec)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -340,7 +340,7 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
     except ValidationError:
         assert problems(spec, Context(pod_security=Level.PRIVILEGED))
         with pytest.raises(InvalidSpecError):
-            parse(spec)
+            parse(WorkerPool, spec)
 
 
 # -- warnings -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import Context, parse, problems
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidSpecError
@@ -1477,7 +1478,7 @@ def test_wrong_spec_is_told_in_exactly_these_words(name: str) -> None:
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_spec_does_not_parse(name: str) -> None:
     with pytest.raises(InvalidSpecError) as caught:
-        parse(pool(WRONG[name][0]))
+        parse(WorkerPool, pool(WRONG[name][0]))
 
     assert [str(problem) for problem in caught.value.problems] == WRONG[name][1]
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.api.validation import parse_policy
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
+from engineroom.api.validation import parse
 from engineroom.ratelimit.distribution import compile as compiling
 from engineroom.ratelimit.distribution.compile import (
     Candidate,
@@ -37,7 +38,7 @@ from tests.unit.api.policies import FULL, policy
 def made(
     name: str, created: str = "2026-01-01T00:00:00Z", changes: dict[str, Any] | None = None
 ) -> Candidate:
-    return compile_policy(parse_policy(policy({"metadata.name": name, **(changes or {})})), created)
+    return compile_policy(parse(RateLimitPolicy, policy({"metadata.name": name, **(changes or {})})), created)
 
 
 def attached(name: str, *targets: str, created: str = "2026-01-01T00:00:00Z") -> Candidate:
@@ -46,7 +47,7 @@ def attached(name: str, *targets: str, created: str = "2026-01-01T00:00:00Z") ->
 
 
 def test_a_policy_with_everything_comes_back_as_it_was() -> None:
-    whole = library_policy(parse_policy(policy({"spec": FULL})))
+    whole = library_policy(parse(RateLimitPolicy, policy({"spec": FULL})))
     assert decode_policy(json.loads(json.dumps(encode_policy(whole)))) == whole
     assert whole.name == "shop/api"
     assert whole.limits[0].tiers[0].burst == 200
@@ -177,7 +178,7 @@ def test_what_cannot_be_read_is_said(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_document_is_refused_whole_or_read(data: st.DataObject) -> None:
-    compiled = compile_namespace([compile_policy(parse_policy(policy({"spec": FULL})), "")])
+    compiled = compile_namespace([compile_policy(parse(RateLimitPolicy, policy({"spec": FULL})), "")])
     text = render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
     at = data.draw(st.integers(0, len(text) - 1))
     damaged = text[:at] + data.draw(st.text(max_size=3)) + text[at + 1 :]

@@ -1,25 +1,12 @@
-"""The CustomResourceDefinition of RateLimitPolicy, and all of them together; see ``crd``."""
+"""CEL rules and printer columns of RateLimitPolicy."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engineroom.api import GROUP, VERSION
-from engineroom.api.schema import crd
-from engineroom.api.schema.crd import Rule
-from engineroom.api.v1alpha1 import ratelimitpolicy, workerpool
-from engineroom.api.v1alpha1.ratelimitpolicy import (
-    RateLimitPolicy,
-    RateLimitPolicySpec,
-    RateLimitPolicyStatus,
-)
+from engineroom.api.schema.common import KindSchema, Rule
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicySpec, RateLimitPolicyStatus
 
-if TYPE_CHECKING:
-    from engineroom.api.schema.tree import Node
-
-#: Longest name of a policy: it is part of the name under which enforcers know it.
-MAX_NAME = 63
 #: Sources that need a name, and that may have one.
 NAMED = ("Header", "Query", "Cookie", "JWTClaim")
 
@@ -62,18 +49,7 @@ _MATCH = (
 )
 _NOT_ZERO = Rule("self.matches('[1-9]')", "is no time at all; write 1ms or more, such as 1s")
 
-#: By the path of the node that ``self`` is; the empty path is the object itself.
-RULES: dict[str, tuple[Rule, ...]] = {
-    "": (
-        Rule(
-            f"self.metadata.name.size() <= {MAX_NAME}",
-            f"metadata.name: is too long; shorten it to at most {MAX_NAME} characters",
-        ),
-        Rule(
-            "!self.metadata.name.contains('.')",
-            "metadata.name: has a dot; write a DNS label: lower-case letters, digits and dashes",
-        ),
-    ),
+_RULES: dict[str, tuple[Rule, ...]] = {
     "spec": (
         Rule(
             "has(self.selector) != (has(self.targetRefs) && self.targetRefs.size() > 0)",
@@ -123,7 +99,7 @@ def _condition(kind: str) -> str:
     return f'.status.conditions[?(@.type=="{kind}")]'
 
 
-COLUMNS: tuple[dict[str, Any], ...] = (
+_COLUMNS: tuple[dict[str, Any], ...] = (
     {
         "name": "Accepted",
         "type": "string",
@@ -177,56 +153,11 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     },
 )
 
-
-def open_api_schema() -> dict[str, Any]:
-    """``openAPIV3Schema`` of RateLimitPolicy."""
-    return crd.schema_of(RateLimitPolicy, RateLimitPolicySpec, RateLimitPolicyStatus, RULES)
-
-
-def policy_crd() -> dict[str, Any]:
-    """The CustomResourceDefinition of RateLimitPolicy."""
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": f"{ratelimitpolicy.PLURAL}.{GROUP}",
-            # As the Gateway API marks policies that are attached to one object and not inherited.
-            "labels": {"gateway.networking.k8s.io/policy": "Direct"},
-        },
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {
-                "kind": ratelimitpolicy.KIND,
-                "listKind": f"{ratelimitpolicy.KIND}List",
-                "plural": ratelimitpolicy.PLURAL,
-                "singular": ratelimitpolicy.KIND.lower(),
-                "shortNames": [ratelimitpolicy.SHORT_NAME],
-                "categories": ["engineroom"],
-            },
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "additionalPrinterColumns": [dict(column) for column in COLUMNS],
-                    "schema": {"openAPIV3Schema": open_api_schema()},
-                    "subresources": {"status": {}},
-                }
-            ],
-        },
-    }
-
-
-def all_crds() -> dict[str, dict[str, Any]]:
-    """Every CRD by the name of its file."""
-    return {
-        f"{workerpool.PLURAL}.{GROUP}.yaml": crd.workerpool_crd(),
-        f"{ratelimitpolicy.PLURAL}.{GROUP}.yaml": policy_crd(),
-    }
-
-
-@cache
-def spec_node() -> Node:
-    """The tree of ``spec``, for ``engineroom.api.schema.tree.check``."""
-    return crd.node_of(open_api_schema()["properties"]["spec"])
+SCHEMA = KindSchema(
+    spec=RateLimitPolicySpec,
+    status=RateLimitPolicyStatus,
+    rules=_RULES,
+    columns=_COLUMNS,
+    # As the Gateway API marks policies that are attached to one object and not inherited.
+    labels={"gateway.networking.k8s.io/policy": "Direct"},
+)

@@ -16,10 +16,6 @@ from engineroom.api.v1alpha1.workerpool import (  # noqa: TC001 - pydantic reads
     RedisConnection,
 )
 
-KIND = "RateLimitPolicy"
-PLURAL = "ratelimitpolicies"
-SHORT_NAME = "rlp"
-
 #: What is written as ``type: map`` by the field that tells items apart.
 _BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"

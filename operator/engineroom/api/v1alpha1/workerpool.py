@@ -16,10 +16,6 @@ from engineroom.api.v1alpha1.jobschedule import (  # noqa: TC001 - pydantic need
 )
 from engineroom.api.v1alpha1.types import Duration, Model, ObjectName, SecretKeyRef
 
-KIND = "WorkerPool"
-PLURAL = "workerpools"
-SHORT_NAME = "wp"
-
 
 class DequeueStrategy(StrEnum):
     """In which order a worker looks at its queues."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api.schema.tree import describe_pattern
 from engineroom.api.v1alpha1.jobschedule import AT_PATTERN, FUNCTION_PATTERN
+from engineroom.api.v1alpha1.types import read_duration
 from engineroom.core.errors import Problem
 from engineroom.core.validation.cron import cron_problem, zone_problem
+from engineroom.core.validation.json_values import as_list
 from engineroom.core.validation.paths import nearest, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 #: Arguments of one job, as JSON (bytes).
 MAX_ARGUMENTS = 8192
@@ -31,19 +33,19 @@ describe_pattern(
 )
 
 
-def problems(spec: dict[str, Any], seconds: Callable[[object], float | None]) -> Iterator[Problem]:
-    """Every problem that the schema does not tell; ``seconds`` reads a duration."""
+def problems(spec: dict[str, Any]) -> Iterator[Problem]:
+    """Yield each problem of the job schedules that the schema does not find."""
     given = spec.get("schedules")
     queues = [
         queue["name"]
-        for queue in _list(spec.get("queues"))
+        for queue in as_list(spec.get("queues"))
         if isinstance(queue, dict) and isinstance(queue.get("name"), str)
     ]
-    for index, schedule in enumerate(_list(given)[:MAX_SCHEDULES]):
+    for index, schedule in enumerate(as_list(given)[:MAX_SCHEDULES]):
         if isinstance(schedule, dict):
             path = f"spec.schedules[{index}]"
             yield from _when(schedule, path)
-            yield from _lengths(schedule, path, seconds)
+            yield from _lengths(schedule, path)
             yield from _what(schedule, path, queues)
 
 
@@ -79,10 +81,8 @@ def _when(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
                 )
 
 
-def _lengths(
-    schedule: dict[str, Any], path: str, seconds: Callable[[object], float | None]
-) -> Iterator[Problem]:
-    every, jitter = seconds(schedule.get("every")), seconds(schedule.get("jitter"))
+def _lengths(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
+    every, jitter = read_duration(schedule.get("every")), read_duration(schedule.get("jitter"))
     if every is not None and every < 1:
         yield Problem(f"{path}.every", f"{shown(schedule['every'])} is shorter than a second",
                       "write 1s or more")  # fmt: skip
@@ -98,11 +98,11 @@ def _lengths(
         elif every is None and jitter > 3600:
             yield Problem(f"{path}.jitter", f"{told} is longer than an hour", "write 1h or less")
     retry = schedule.get("retry")
-    waits = _list(retry.get("intervals")) if isinstance(retry, dict) else []
+    waits = as_list(retry.get("intervals")) if isinstance(retry, dict) else []
     lengths = [("timeout", schedule.get("timeout"), 1), ("resultTTL", schedule.get("resultTTL"), 0)]
     lengths += [(f"retry.intervals[{at}]", wait, 0) for at, wait in enumerate(waits[:16])]
     for name, value, least in lengths:
-        length = seconds(value)
+        length = read_duration(value)
         if length is None:
             continue
         if length < least or length % 1:
@@ -128,7 +128,3 @@ def _what(schedule: dict[str, Any], path: str, queues: list[str]) -> Iterator[Pr
             f"and kwargs have {size} bytes of JSON, more than {MAX_ARGUMENTS}",
             "store the data elsewhere and pass its key",
         )
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Problem
+from engineroom.core.validation.json_values import as_list, as_map
 from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
@@ -114,15 +115,15 @@ def escalations(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
         if spec.get(name) is True:
             yield Escalation(f"{path}.{name}", "is true", "remove it", Level.PRIVILEGED)
     yield from _volumes(spec, path)
-    yield from _security(_map(spec.get("securityContext")), f"{path}.securityContext")
+    yield from _security(as_map(spec.get("securityContext")), f"{path}.securityContext")
     for group in ("initContainers", "containers"):
-        for index, container in enumerate(_list(spec.get(group))):
+        for index, container in enumerate(as_list(spec.get(group))):
             if isinstance(container, dict):
                 yield from _container(container, f"{path}.{group}[{index}]")
 
 
 def _volumes(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
-    for index, volume in enumerate(_list(spec.get("volumes"))):
+    for index, volume in enumerate(as_list(spec.get("volumes"))):
         if not isinstance(volume, dict):
             continue
         for source in volume:
@@ -143,7 +144,7 @@ def _volumes(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
 
 
 def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
-    security = _map(container.get("securityContext"))
+    security = as_map(container.get("securityContext"))
     where = f"{path}.securityContext"
     yield from _security(security, where)
     if security.get("privileged") is True:
@@ -154,8 +155,8 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
     mount = security.get("procMount")
     if isinstance(mount, str) and mount != "Default":
         yield Escalation(f"{where}.procMount", f"is {shown(mount)}", "remove it", Level.PRIVILEGED)
-    capabilities = _map(security.get("capabilities"))
-    for index, name in enumerate(_list(capabilities.get("add"))):
+    capabilities = as_map(security.get("capabilities"))
+    for index, name in enumerate(as_list(capabilities.get("add"))):
         if not isinstance(name, str) or name == "NET_BIND_SERVICE":
             continue
         needs = Level.BASELINE if name in _BASELINE_CAPABILITIES else Level.PRIVILEGED
@@ -169,13 +170,13 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
             "write [ALL] or remove it (Engineroom drops all)",
             Level.BASELINE,
         )
-    for index, port in enumerate(_list(container.get("ports"))):
-        number = _map(port).get("hostPort")
+    for index, port in enumerate(as_list(container.get("ports"))):
+        number = as_map(port).get("hostPort")
         if isinstance(number, int) and number:
             field = f"{path}.ports[{index}].hostPort"
             yield Escalation(field, f"is {shown(number)}", "remove it", Level.PRIVILEGED)
     for hook in ("postStart", "preStop"):
-        action = _map(_map(_map(container.get("lifecycle")).get(hook)).get("httpGet"))
+        action = as_map(as_map(as_map(container.get("lifecycle")).get(hook)).get("httpGet"))
         if action.get("host"):
             yield Escalation(
                 f"{path}.lifecycle.{hook}.httpGet.host",
@@ -193,10 +194,10 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
     if security.get("runAsNonRoot") is False:
         yield Escalation(f"{path}.runAsNonRoot", "is false", "remove it", Level.BASELINE)
     for name in ("seccompProfile", "appArmorProfile"):
-        if _map(security.get(name)).get("type") == "Unconfined":
+        if as_map(security.get(name)).get("type") == "Unconfined":
             fix = "write RuntimeDefault, or remove it"
             yield Escalation(f"{path}.{name}.type", "is Unconfined", fix, Level.PRIVILEGED)
-    selinux = _map(security.get("seLinuxOptions"))
+    selinux = as_map(security.get("seLinuxOptions"))
     kind = selinux.get("type")
     if isinstance(kind, str) and kind not in _SELINUX_TYPES:
         field = f"{path}.seLinuxOptions.type"
@@ -205,11 +206,11 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
         if selinux.get(name):
             field = f"{path}.seLinuxOptions.{name}"
             yield Escalation(field, "is set", "remove it", Level.PRIVILEGED)
-    if _map(security.get("windowsOptions")).get("hostProcess") is True:
+    if as_map(security.get("windowsOptions")).get("hostProcess") is True:
         field = f"{path}.windowsOptions.hostProcess"
         yield Escalation(field, "is true", "remove it", Level.PRIVILEGED)
-    for index, sysctl in enumerate(_list(security.get("sysctls"))):
-        setting = _map(sysctl).get("name")
+    for index, sysctl in enumerate(as_list(security.get("sysctls"))):
+        setting = as_map(sysctl).get("name")
         if isinstance(setting, str) and setting not in _SAFE_SYSCTLS:
             yield Escalation(
                 f"{path}.sysctls[{index}].name",
@@ -217,11 +218,3 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
                 "remove it",
                 Level.PRIVILEGED,
             )
-
-
-def _map(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -16,6 +16,7 @@ from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.schema.pod_schema import pod_template
 from engineroom.api.schema.tree import check
 from engineroom.core.errors import Problem
+from engineroom.core.validation.json_values import as_list, as_map
 from engineroom.core.validation.paths import child, shown
 
 if TYPE_CHECKING:
@@ -37,25 +38,18 @@ _MEANINGLESS = frozenset(
 
 
 def problems(template: dict[str, Any], max_job_duration: float | None) -> Iterator[Problem]:
-    """Every problem of a template; ``max_job_duration`` in seconds, None when it is not valid."""
+    """Yield each problem of a template; ``max_job_duration`` in seconds, None if it is invalid."""
+    size = len(json.dumps(template, separators=(",", ":"), default=str).encode("utf-8", "replace"))
+    if size > MAX_BYTES:
+        fix = f"keep it to at most {MAX_BYTES}; put files into a ConfigMap or the image"
+        yield Problem(PATH, f"has {size} bytes", fix)
+        return
     yield from _structure(template)
-    yield from _metadata(_map(template.get("metadata")))
-    spec = _map(template.get("spec"))
+    yield from _metadata(as_map(template.get("metadata")))
+    spec = as_map(template.get("spec"))
     yield from _pod(spec, max_job_duration)
     yield from _containers(spec)
     yield from _volumes(spec)
-
-
-def too_large(template: object) -> Problem | None:
-    """The problem of a template that is too large to look at."""
-    size = len(json.dumps(template, separators=(",", ":"), default=str).encode("utf-8", "replace"))
-    if size <= MAX_BYTES:
-        return None
-    return Problem(
-        PATH,
-        f"has {size} bytes",
-        f"keep it to at most {MAX_BYTES}; put files into a ConfigMap or the image",
-    )
 
 
 def _structure(template: dict[str, Any]) -> Iterator[Problem]:
@@ -78,7 +72,7 @@ def _metadata(metadata: dict[str, Any]) -> Iterator[Problem]:
         if key in _MEANINGLESS:
             yield Problem(child(path, key), "has no meaning in a pod template", "remove it")
     for kind in ("labels", "annotations"):
-        given: dict[Any, Any] = _map(metadata.get(kind))
+        given: dict[Any, Any] = as_map(metadata.get(kind))
         for key, value in given.items():
             if not isinstance(key, str):
                 continue  # told by the schema
@@ -225,8 +219,8 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Problem]:
     yield from _env(container, path)
     yield from _mounts(container, path)
     yield from _resources(container, path)
-    for index, port in enumerate(_list(container.get("ports"))):
-        number, name = _map(port).get("containerPort"), _map(port).get("name")
+    for index, port in enumerate(as_list(container.get("ports"))):
+        number, name = as_map(port).get("containerPort"), as_map(port).get("name")
         where = f"{path}.ports[{index}]"
         if isinstance(number, int) and not isinstance(number, bool) and not 0 < number < 65536:
             yield Problem(
@@ -243,8 +237,8 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Problem]:
 
 
 def _env(container: dict[str, Any], path: str) -> Iterator[Problem]:
-    for index, variable in enumerate(_list(container.get("env"))):
-        name = _map(variable).get("name")
+    for index, variable in enumerate(as_list(container.get("env"))):
+        name = as_map(variable).get("name")
         where = f"{path}.env[{index}]"
         if not isinstance(name, str):
             continue
@@ -260,15 +254,15 @@ def _env(container: dict[str, Any], path: str) -> Iterator[Problem]:
                 f"{shown(name)} is set by Engineroom itself",
                 f"choose a name that does not begin with {names.ENV_PREFIX}",
             )
-        value, source = _map(variable).get("value"), _map(variable).get("valueFrom")
+        value, source = as_map(variable).get("value"), as_map(variable).get("valueFrom")
         if value and source is not None:
             yield Problem(f"{where}.valueFrom", "is set beside value", "remove one of the two")
 
 
 def _mounts(container: dict[str, Any], path: str) -> Iterator[Problem]:
-    for index, mount in enumerate(_list(container.get("volumeMounts"))):
+    for index, mount in enumerate(as_list(container.get("volumeMounts"))):
         where = f"{path}.volumeMounts[{index}].mountPath"
-        target = _map(mount).get("mountPath")
+        target = as_map(mount).get("mountPath")
         if not isinstance(target, str):
             continue
         if target == "":
@@ -286,9 +280,9 @@ def _under_engineroom(path: str) -> bool:
 
 
 def _resources(container: dict[str, Any], path: str) -> Iterator[Problem]:
-    resources = _map(container.get("resources"))
-    limits = _map(resources.get("limits"))
-    for name, value in _map(resources.get("requests")).items():
+    resources = as_map(container.get("resources"))
+    limits = as_map(resources.get("limits"))
+    for name, value in as_map(resources.get("requests")).items():
         request, limit = _quantity(value), _quantity(limits.get(name))
         if request is not None and request < 0:
             yield Problem(
@@ -312,7 +306,7 @@ def _worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
             "is set, but Engineroom starts the workers in this container",
             "remove it; command may name the Python interpreter",
         )
-    command = [word for word in _list(container.get("command")) if isinstance(word, str)]
+    command = [word for word in as_list(container.get("command")) if isinstance(word, str)]
     if command:
         program = command[0].rsplit("/", 1)[-1]
         if (program in _SHELLS and len(command) > 1) or "rq" in {
@@ -323,7 +317,7 @@ def _worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
                 "starts something of its own, but `-m engineroom_worker` is put behind it",
                 'write only the Python interpreter, such as ["/venv/bin/python"], or remove it',
             )
-    if _map(container.get("lifecycle")).get("preStop") is not None:
+    if as_map(container.get("lifecycle")).get("preStop") is not None:
         yield Problem(
             f"{path}.lifecycle.preStop",
             "would run before the worker is told to finish, out of its grace period",
@@ -331,8 +325,8 @@ def _worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
         )
     if container.get("restartPolicy") is not None or container.get("restartPolicyRules"):
         yield Problem(f"{path}.restartPolicy", "belongs to init containers", "remove it")
-    for index, variable in enumerate(_list(container.get("env"))):
-        if _map(variable).get("name") == "PYTHONPATH" and _map(variable).get("valueFrom"):
+    for index, variable in enumerate(as_list(container.get("env"))):
+        if as_map(variable).get("name") == "PYTHONPATH" and as_map(variable).get("valueFrom"):
             yield Problem(
                 f"{path}.env[{index}].valueFrom",
                 "cannot be joined with the runtime's own PYTHONPATH",
@@ -341,8 +335,8 @@ def _worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
 
 
 def _beside_worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
-    for index, port in enumerate(_list(container.get("ports"))):
-        if _map(port).get("containerPort") == names.METRICS_PORT:
+    for index, port in enumerate(as_list(container.get("ports"))):
+        if as_map(port).get("containerPort") == names.METRICS_PORT:
             yield Problem(
                 f"{path}.ports[{index}].containerPort",
                 f"{names.METRICS_PORT} is the port of the worker's metrics",
@@ -352,7 +346,7 @@ def _beside_worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
 
 def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
     known: set[str] = set()
-    for index, volume in enumerate(_list(spec.get("volumes"))):
+    for index, volume in enumerate(as_list(spec.get("volumes"))):
         if not isinstance(volume, dict):
             continue
         name = volume.get("name")
@@ -379,9 +373,9 @@ def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
                 where, f"has {len(sources)} sources", "keep one and make volumes of the others"
             )
     for group in ("containers", "initContainers"):
-        for index, container in enumerate(_list(spec.get(group))):
-            for number, mount in enumerate(_list(_map(container).get("volumeMounts"))):
-                name = _map(mount).get("name")
+        for index, container in enumerate(as_list(spec.get(group))):
+            for number, mount in enumerate(as_list(as_map(container).get("volumeMounts"))):
+                name = as_map(mount).get("name")
                 if isinstance(name, str) and name not in known:
                     yield Problem(
                         f"{SPEC}.{group}[{index}].volumeMounts[{number}].name",
@@ -392,13 +386,13 @@ def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
 
 def warnings(template: dict[str, Any]) -> Iterator[str]:
     """What works, but is probably not meant."""
-    metadata, spec = _map(template.get("metadata")), _map(template.get("spec"))
-    for key in _map(metadata.get("labels")):
+    metadata, spec = as_map(template.get("metadata")), as_map(template.get("spec"))
+    for key in as_map(metadata.get("labels")):
         if key in names.SET_LABELS:
             yield f"{child(f'{PATH}.metadata.labels', key)}: Engineroom writes its own value there"
     if spec.get("serviceAccount") and not spec.get("serviceAccountName"):
         yield f"{SPEC}.serviceAccount: is deprecated; write serviceAccountName"
-    containers = _list(spec.get("containers"))
+    containers = as_list(spec.get("containers"))
     worker = worker_container(containers)
     for index, container in enumerate(containers):
         if not isinstance(container, dict):
@@ -419,7 +413,7 @@ def warnings(template: dict[str, Any]) -> Iterator[str]:
             )
         if container.get("readinessProbe") is not None:
             yield f"{path}.readinessProbe: takes the place of the runtime's own"
-        command = [word for word in _list(container.get("command")) if isinstance(word, str)]
+        command = [word for word in as_list(container.get("command")) if isinstance(word, str)]
         if command and not re.match(r"(python|pypy)", command[-1].rsplit("/", 1)[-1]):
             yield (
                 f"{path}.command: does not end with a Python interpreter; `-m engineroom_worker` "
@@ -445,11 +439,3 @@ def _quantity(value: object) -> Any:
 
 def _subdomain(name: str) -> bool:
     return len(name) <= 253 and names.DNS_SUBDOMAIN.fullmatch(name) is not None
-
-
-def _map(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

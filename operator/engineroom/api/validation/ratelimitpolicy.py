@@ -10,7 +10,9 @@ from engineroom.api.schema.ratelimitpolicy import NAMED
 from engineroom.api.schema.tree import describe_pattern
 from engineroom.api.v1alpha1.ratelimitpolicy import GROUPS, TargetKind
 from engineroom.api.v1alpha1.types import read_duration
+from engineroom.api.validation.common import Rules
 from engineroom.core.errors import Problem
+from engineroom.core.validation.json_values import as_integer, as_list, as_map, as_text
 from engineroom.core.validation.paths import shown
 
 if TYPE_CHECKING:
@@ -33,45 +35,46 @@ describe_pattern(
 )
 
 
-def problems(spec: dict[str, Any]) -> Iterator[Problem]:
+def _problems(spec: dict[str, Any]) -> Iterator[Problem]:
     """Every breach of a rule that the schema does not know, for a spec of any shape."""
     yield from _attachment(spec)
-    leased = _map(spec.get("distribution")).get("mode") == "Leased"
-    fraction = _fraction(_map(spec.get("distribution")).get("maxLeaseFraction", "0.1"))
+    leased = as_map(spec.get("distribution")).get("mode") == "Leased"
+    fraction = _fraction(as_map(spec.get("distribution")).get("maxLeaseFraction", "0.1"))
     # The schema says how many there may be; no more are walked.
-    for index, limit in enumerate(_list(spec.get("limits"))[:65]):
+    for index, limit in enumerate(as_list(spec.get("limits"))[:65]):
         if isinstance(limit, dict):
             yield from _limit(limit, f"spec.limits[{index}]", fraction if leased else None)
     yield from _times(spec)
 
 
-def warnings(spec: dict[str, Any]) -> Iterator[str]:
+def _warnings(spec: dict[str, Any]) -> Iterator[str]:
     """What is allowed but probably not meant."""
-    for index, limit in enumerate(_list(spec.get("limits"))[:65]):
+    for index, limit in enumerate(as_list(spec.get("limits"))[:65]):
         path = f"spec.limits[{index}]"
-        for number, exemption in enumerate(_list(_map(limit).get("exempt"))[:16]):
+        for number, exemption in enumerate(as_list(as_map(limit).get("exempt"))[:16]):
             sources = {
-                _text(_map(each).get("source")) for each in _list(_map(exemption).get("match"))
+                as_text(as_map(each).get("source"))
+                for each in as_list(as_map(exemption).get("match"))
             }
             if sources and sources <= _FREE:
                 yield (
                     f"{path}.exempt[{number}]: whoever sends a request chooses this, and so is not "
                     "limited; match what the enforcer knows (ClientIP, Tenant, JWTClaim)"
                 )
-        key = {_text(_map(each).get("source")) for each in _list(_map(limit).get("key"))}
-        if key and key <= _FREE and _map(limit).get("missingKey", "Shared") == "Skip":
+        key = {as_text(as_map(each).get("source")) for each in as_list(as_map(limit).get("key"))}
+        if key and key <= _FREE and as_map(limit).get("missingKey", "Shared") == "Skip":
             yield (
                 f"{path}.missingKey: Skip lets through whoever leaves the key out; write Shared or "
                 "Deny"
             )
-    if _map(spec.get("failure")).get("mode") == "Open":
+    if as_map(spec.get("failure")).get("mode") == "Open":
         yield "spec.failure.mode: Open admits everything while Redis does not answer"
-    if _map(_map(spec.get("redis")).get("tls")).get("insecureSkipVerify") is True:
+    if as_map(as_map(spec.get("redis")).get("tls")).get("insecureSkipVerify") is True:
         yield "spec.redis.tls.insecureSkipVerify: anybody on the way can pose as Redis"
 
 
 def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
-    targets, selector = _list(spec.get("targetRefs")), spec.get("selector")
+    targets, selector = as_list(spec.get("targetRefs")), spec.get("selector")
     if targets and selector is not None:
         yield Problem("spec.selector", "is set beside spec.targetRefs", "remove one of the two")
     if not targets and selector is None and not isinstance(spec.get("targetRefs"), str | int):
@@ -99,8 +102,8 @@ def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _limit(limit: dict[str, Any], path: str, leased: Fraction | None) -> Iterator[Problem]:
-    algorithm, mode = _text(limit.get("algorithm", "TokenBucket")), _text(limit.get("mode"))
-    cost = _int(_map(limit.get("cost")).get("request", 1))
+    algorithm, mode = as_text(limit.get("algorithm", "TokenBucket")), as_text(limit.get("mode"))
+    cost = as_integer(as_map(limit.get("cost")).get("request", 1))
     yield from _quantity(limit, path, cost, leased)
     if limit.get("burst") is not None and algorithm in {"SlidingWindow", "FixedWindow"}:
         yield Problem(
@@ -118,19 +121,19 @@ def _limit(limit: dict[str, Any], path: str, leased: Fraction | None) -> Iterato
             "Shadow cannot be leased",
             "use distribution mode Strict while the limit is tried",
         )
-    for index, source in enumerate(_list(limit.get("key"))[:9]):
+    for index, source in enumerate(as_list(limit.get("key"))[:9]):
         yield from _source(source, f"{path}.key[{index}]")
-    for index, match in enumerate(_list(limit.get("when"))[:17]):
+    for index, match in enumerate(as_list(limit.get("when"))[:17]):
         yield from _match(match, f"{path}.when[{index}]")
-    for index, tier in enumerate(_list(limit.get("tiers"))[:17]):
+    for index, tier in enumerate(as_list(limit.get("tiers"))[:17]):
         if not isinstance(tier, dict):
             continue
         place = f"{path}.tiers[{index}]"
         yield from _quantity(tier, place, cost, leased, windowed=algorithm != "TokenBucket")
-        for number, match in enumerate(_list(tier.get("match"))[:17]):
+        for number, match in enumerate(as_list(tier.get("match"))[:17]):
             yield from _match(match, f"{place}.match[{number}]")
-    for index, exemption in enumerate(_list(limit.get("exempt"))[:17]):
-        for number, match in enumerate(_list(_map(exemption).get("match"))[:17]):
+    for index, exemption in enumerate(as_list(limit.get("exempt"))[:17]):
+        for number, match in enumerate(as_list(as_map(exemption).get("match"))[:17]):
             yield from _match(match, f"{path}.exempt[{index}].match[{number}]")
 
 
@@ -143,8 +146,8 @@ def _quantity(
     windowed: bool = False,
 ) -> Iterator[Problem]:
     """Rate, burst and cost of a limit or a tier, against each other."""
-    rate = _map(node.get("rate"))
-    requests = _int(rate.get("requests"))
+    rate = as_map(node.get("rate"))
+    requests = as_integer(rate.get("requests"))
     text = rate.get("period")
     period = read_duration(text)
     if period is not None and period < MIN_PERIOD:
@@ -164,7 +167,7 @@ def _quantity(
             "ask for at most 1,000,000 a second",
         )
         return
-    burst = _int(node.get("burst", requests))
+    burst = as_integer(node.get("burst", requests))
     if windowed and node.get("burst") is not None:
         yield Problem(
             f"{path}.burst", "a window has no burst of its own", "remove it, or use TokenBucket"
@@ -218,7 +221,7 @@ def _match(match: object, path: str) -> Iterator[Problem]:
     if not isinstance(match, dict):
         return
     yield from _source(match, path)
-    operator, values = _text(match.get("operator", "In")), _list(match.get("values"))
+    operator, values = as_text(match.get("operator", "In")), as_list(match.get("values"))
     if operator in {"Exists", "DoesNotExist"}:
         if values:
             yield Problem(f"{path}.values", f"{operator} compares with nothing", "remove them")
@@ -227,13 +230,13 @@ def _match(match: object, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.values", f"{operator} has nothing to compare with", "add values")
     if operator != "InNetwork":
         return
-    if match.get("source") is not None and _text(match.get("source")) != "ClientIP":
+    if match.get("source") is not None and as_text(match.get("source")) != "ClientIP":
         yield Problem(
             f"{path}.operator",
             "InNetwork compares addresses",
             "use it with source ClientIP",
         )
-    prefix = _int(match.get("ipv6Prefix", 64))
+    prefix = as_integer(match.get("ipv6Prefix", 64))
     for index, value in enumerate(values[:65]):
         if not isinstance(value, str):
             continue
@@ -255,16 +258,16 @@ def _match(match: object, path: str) -> Iterator[Problem]:
 
 
 def _times(spec: dict[str, Any]) -> Iterator[Problem]:
-    failure = _map(spec.get("failure"))
+    failure = as_map(spec.get("failure"))
     for value, path, most in (
         (
-            _map(spec.get("distribution")).get("leaseTTL"),
+            as_map(spec.get("distribution")).get("leaseTTL"),
             "spec.distribution.leaseTTL",
             _MAX_LEASE_TTL,
         ),
         (failure.get("timeout"), "spec.failure.timeout", _MAX_TIMEOUT),
         (
-            _map(failure.get("breaker")).get("pause"),
+            as_map(failure.get("breaker")).get("pause"),
             "spec.failure.breaker.pause",
             _MAX_TIMEOUT,
         ),
@@ -276,7 +279,7 @@ def _times(spec: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(path, f"{shown(value)} is no time at all", "write 1ms or more")
         elif seconds > most:
             yield Problem(path, f"{shown(value)} is longer than {most:g}s", "write less")
-    fraction = _map(spec.get("distribution")).get("maxLeaseFraction")
+    fraction = as_map(spec.get("distribution")).get("maxLeaseFraction")
     if isinstance(fraction, str) and _fraction(fraction) == 0:
         yield Problem(
             "spec.distribution.maxLeaseFraction",
@@ -294,17 +297,8 @@ def _fraction(value: object) -> Fraction:
         return Fraction(0)
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _int(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _map(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+RULES = Rules(
+    missing_spec="add it with limits, and targetRefs or selector",
+    problems=_problems,
+    warnings=_warnings,
+)

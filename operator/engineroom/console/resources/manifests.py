@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from engineroom.api import kinds
+from engineroom.api.validation.guarded_fields import guarded_fields
 from engineroom.auth.kubernetes import Attributes
 from engineroom.auth.permissions import Permission
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.transactions.errors import SagaUndoneError
-from engineroom.kube.client.resources import WORKERPOOLS
 from engineroom.manifests.apply import SAGA, Planned
 from engineroom.manifests.errors import ManifestUndoneError
 from engineroom.manifests.plan import MAX_MANIFEST, changes, check, level, read_objects, rehearse
@@ -116,21 +117,21 @@ async def _plan(call: Call, wanted: Compared) -> list[Planned]:
 
 
 async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
-    """What kubectl would need: create and patch the object, and create what it makes.
+    """Demand the rights that kubectl would need, and those that admission asks of an author.
 
-    Who writes a pool makes pods, and who names a Redis reaches for a Secret as a pod does. The
-    admission server asks that of the author, who is this process for it; so it is asked here, of
-    the person.
+    For the admission server this process is the author, so the person's right to create pods is
+    asked here. Raises PermissionDeniedError.
     """
     name = obj["metadata"]["name"]
     wanted = [
         Attributes("create", resource.plural, group=resource.group),
         Attributes("patch", resource.plural, group=resource.group, name=name),
     ]
-    if resource is WORKERPOOLS or obj["spec"].get("redis") is not None:
+    kind = kinds.registry().by_kind(resource.kind)
+    if kind.guarded.creates_pods or guarded_fields(kind, obj):
         wanted.append(Attributes("create", "pods", group=""))
-    for each in wanted:
-        await call.services.authorizer.require_object(call.principal, each, call.namespace)
+    for attributes in wanted:
+        await call.services.authorizer.require_object(call.principal, attributes, call.namespace)
 
 
 def _applied(planned: Planned) -> AppliedObject:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from engineroom.api import GROUP, VERSION
+from engineroom.api import kinds
+
+if TYPE_CHECKING:
+    from engineroom.api.kinds import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,13 @@ class Resource:
         return ObjectRef(self.api_version, self.kind, namespace, name, uid)
 
 
-WORKERPOOLS = Resource(GROUP, VERSION, "workerpools", "WorkerPool")
-RATELIMITPOLICIES = Resource(GROUP, VERSION, "ratelimitpolicies", "RateLimitPolicy")
+def resource_of(kind: Kind) -> Resource:
+    """Return where the API server keeps objects of a kind of ours."""
+    return Resource(kind.group, kind.version, kind.plural, kind.kind)
+
+
+WORKERPOOLS = resource_of(kinds.WORKER_POOL)
+RATELIMITPOLICIES = resource_of(kinds.RATE_LIMIT_POLICY)
 
 PODS = Resource("", "v1", "pods", "Pod")
 POD_METRICS = Resource("metrics.k8s.io", "v1beta1", "pods", "PodMetrics")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from engineroom.api import validation
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
 from engineroom.core import reasons
 from engineroom.core.errors import (
     DependencyError,
@@ -687,7 +688,7 @@ def _known(record: Record, before: _Known | None) -> _Known:
     created = str(obj["metadata"].get("creationTimestamp") or "")
     made = _Known(record.uid, record.generation, created, None, "", (), None)
     try:
-        policy = validation.parse_policy(obj)
+        policy = validation.parse(RateLimitPolicy, obj)
         made.candidate = compile_policy(policy, created)
     except InvalidSpecError as error:
         made.invalid = invalid_text(error)

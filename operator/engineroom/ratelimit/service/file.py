@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.api.validation import parse_policy
+from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
+from engineroom.api.validation import parse
 from engineroom.core.validation import documents
 from engineroom.ratelimit.distribution.compile import compile_namespace, compile_policy
 from engineroom.ratelimit.distribution.document import parse_document, render_document
@@ -35,7 +36,7 @@ def read_rooms(path: Path, redis: Redis, enforcers: int) -> dict[str, Room]:
         if not isinstance(value, dict) or value.get("kind") != _KIND:
             continue
         metadata = {"namespace": "default", **(value.get("metadata") or {})}
-        policy = parse_policy({**value, "metadata": metadata})
+        policy = parse(RateLimitPolicy, {**value, "metadata": metadata})
         found.setdefault(policy.namespace, []).append(compile_policy(policy, f"{place:09}"))
     rooms = {}
     for namespace, candidates in found.items():

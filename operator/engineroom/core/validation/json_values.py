@@ -1,0 +1,31 @@
+"""Lenient readers of JSON: a value of another type counts as empty, and nothing is raised."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+
+def as_map(value: object) -> dict[str, Any]:
+    """Return a map as it is, and an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    """Return a list as it is, and an empty one for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def as_text(value: object) -> str:
+    """Return a string as it is, and an empty one for anything else."""
+    return value if isinstance(value, str) else ""
+
+
+@overload
+def as_integer(value: object) -> int | None: ...
+@overload
+def as_integer(value: object, default: int) -> int | None: ...
+def as_integer(value: object, default: int | None = None) -> int | None:
+    """Return an integer as it is, ``default`` for null, and None for anything else."""
+    if value is None:
+        return default
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
