@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from engineroom.api import kinds
 from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import parse
 from engineroom.core.errors import EngineroomError
@@ -19,7 +20,7 @@ from engineroom.kube.client.resources import NAMESPACES, SECRETS, VALIDATING_WEB
 from engineroom_webhooks import certificates
 from tests.integration.webhooks import SECRET, Admission, secret_env
 from tests.unit.api.specs import pool
-from tests.unit.api.test_crd import without_empty
+from tests.unit.api.test_crd import served, with_defaults
 from tests.unit.api.test_validation import VALID
 from tests.unit.api.test_wrong_specs import WRONG
 
@@ -184,8 +185,9 @@ async def test_stored_defaults_are_the_models(
 
     stored = await client.create(WORKERPOOLS, obj)
 
-    model = parse(WorkerPool, obj).model_dump(mode="json", by_alias=True)["spec"]
-    assert stored["spec"] == without_empty(model)
+    assert stored["spec"] == with_defaults(
+        served(kinds.WORKER_POOL)["properties"]["spec"], obj["spec"]
+    )
     assert parse(WorkerPool, stored).spec == parse(WorkerPool, obj).spec
 
 

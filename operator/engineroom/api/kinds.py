@@ -329,12 +329,6 @@ WORKER_POOL = Kind(
     ),
     access=(
         Access(
-            group=GROUP,
-            resources=("workerpools/finalizers",),
-            verbs=("update",),
-            reason="Needed to set owner references that block deletion.",
-        ),
-        Access(
             resources=("pods",),
             verbs=("get", "list", "watch", "patch"),
             reason="Patch: the deletion cost, so that Kubernetes removes finished pods first.",

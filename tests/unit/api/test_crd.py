@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 SCHEMA = common.open_api_schema(kinds.WORKER_POOL)
 
 
+def served(kind: kinds.Kind) -> dict[str, Any]:
+    """The schema that the API server gets."""
+    (version,) = common.crd(kind)["spec"]["versions"]
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return schema
+
+
 def with_defaults(schema: dict[str, Any], value: Any) -> Any:
     """What the API server makes of ``value``."""
     if isinstance(value, dict) and "properties" in schema:
@@ -109,8 +116,24 @@ def test_every_rule_has_its_place() -> None:
     assert placed == list(workerpool.SCHEMA.rules)
 
 
-def test_status_has_no_defaults() -> None:
-    assert not [p for p, node in walk(SCHEMA["properties"]["status"]) if "default" in node]
+@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.kind)
+def test_an_object_without_a_status_is_of_no_generation(kind: kinds.Kind) -> None:
+    status = served(kind)["properties"]["status"]
+
+    assert status["default"] == {"observedGeneration": -1}
+    assert not [path for path, node in walk(status) if "default" in node]
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.kind)
+def test_list_items_have_their_defaults_in_the_description(kind: kinds.Kind) -> None:
+    complete = dict(walk(common.open_api_schema(kind), ""))
+    items = {path: node for path, node in walk(served(kind), "") if "[]" in path}
+
+    assert not [path for path, node in items.items() if "default" in node]
+    for path, node in items.items():
+        default = complete[path].get("default")
+        if isinstance(default, str | int) and not isinstance(default, bool):
+            assert node["description"].endswith(f"Defaults to {default}."), path
 
 
 def test_generated_files_are_committed() -> None:

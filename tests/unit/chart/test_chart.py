@@ -279,7 +279,7 @@ def test_redis_is_reached_by_operator_and_api_by_workers_and_by_who_says_so() ->
     policy = named(render(), "NetworkPolicy", "engineroom-redis")["spec"]
     assert "egress" not in policy
     (rule,) = policy["ingress"]
-    assert rule["ports"] == [{"port": "redis"}]
+    assert rule["ports"] == [{"port": "redis", "protocol": "TCP"}]
     *ours, workers, clients = rule["from"]
     assert [each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for each in ours] == [
         "operator",
@@ -683,12 +683,12 @@ def test_helm_test_reaches_the_api_even_where_only_some_peers_may() -> None:
     assert url == "http://engineroom-api.engineroom/readyz"
     labels = pod["metadata"]["labels"]
     rules = named(objects, "NetworkPolicy", "engineroom-api")["spec"]["ingress"]
-    (rule,) = [each for each in rules if each["ports"] == [{"port": "api"}]]
+    (rule,) = [each for each in rules if each["ports"] == [{"port": "api", "protocol": "TCP"}]]
     selectors = [peer["podSelector"] for peer in rule["from"]]
     assert any("matchLabels" in each and matches(each, labels) for each in selectors)
     api = named(objects, "Deployment", "engineroom-api")["spec"]["template"]["metadata"]["labels"]
     egress = named(objects, "NetworkPolicy", "engineroom-test")["spec"]["egress"]
-    (to,) = [each for each in egress if each["ports"] == [{"port": "api"}]]
+    (to,) = [each for each in egress if each["ports"] == [{"port": "api", "protocol": "TCP"}]]
     assert matches(to["to"][0]["podSelector"], api)
     tls = named(render(VARIANTS["api"]), "Pod", "engineroom-test")["spec"]["containers"][0]
     url = environment(tls)["ENGINEROOM_TEST_API"]["value"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from engineroom.api import kinds
 from tests.cluster import binaries
 from tests.unit.chart.rendering import ROOT, helm
 
@@ -47,6 +48,20 @@ def test_the_base_is_what_the_chart_renders() -> None:
     specification.loader.exec_module(module)
     for path, text in module.files(helm()).items():
         assert path.read_text() == text, f"run deploy/kustomize/render.py: {path.name} is old"
+
+
+def test_neither_flux_nor_argo_cd_prunes_the_crds_and_the_namespace() -> None:
+    kept = [
+        thing
+        for thing in build(KUSTOMIZE / "base")
+        if thing["kind"] in {"CustomResourceDefinition", "Namespace"}
+    ]
+
+    assert len(kept) == len(kinds.KINDS) + 1
+    for thing in kept:
+        annotations = thing["metadata"]["annotations"]
+        assert annotations["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
+        assert annotations["argocd.argoproj.io/sync-options"] == "Prune=false"
 
 
 def test_the_base_builds_without_a_trace_of_helm() -> None:

@@ -6,6 +6,7 @@ checks all of them and more.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def crd(kind: Kind) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "additionalPrinterColumns": [dict(column) for column in schema.columns],
-                    "schema": {"openAPIV3Schema": open_api_schema(kind)},
+                    "schema": {"openAPIV3Schema": without_item_defaults(open_api_schema(kind))},
                     "subresources": subresources,
                 }
             ],
@@ -112,7 +113,7 @@ def crd(kind: Kind) -> dict[str, Any]:
 
 
 def open_api_schema(kind: Kind) -> dict[str, Any]:
-    """Build ``openAPIV3Schema`` of ``kind`` from its models and CEL rules."""
+    """Build the schema of ``kind`` from its models and CEL rules, with every default."""
     schema: KindSchema = kind.schema.load()
     model: type[BaseModel] = kind.model.load()
     spec = schema.spec.model_json_schema(by_alias=True)
@@ -135,6 +136,8 @@ def open_api_schema(kind: Kind) -> dict[str, Any]:
             root["properties"][name]["description"] = description
     # The operator alone writes status, always as a whole: owners by field would only take room.
     root["properties"]["status"]["x-kubernetes-map-type"] = "atomic"
+    # No generation is -1: kstatus and GitOps engines wait for the first status of a new object.
+    root["properties"]["status"]["default"] = {"observedGeneration": -1}
     _add_rules(root, "", {"": _name_rules(kind.max_name_length), **schema.rules})
     return root
 
@@ -202,6 +205,34 @@ def _without_defaults(node: dict[str, Any]) -> dict[str, Any]:
     if "items" in copy:
         copy["items"] = _without_defaults(copy["items"])
     return copy
+
+
+def without_item_defaults(schema: dict[str, Any], *, inside: bool = False) -> dict[str, Any]:
+    """Copy a schema without defaults inside list items; descriptions state them instead.
+
+    The models fill them in when an object is read. The API server would own what it fills into
+    list items: a second server-side apply of the same text would conflict, and ``kubectl apply``
+    would never report "unchanged".
+    """
+    copy = dict(schema)
+    if inside and "default" in copy:
+        text = _default_text(copy.pop("default"))
+        if text:
+            copy["description"] = f"{copy.get('description', '')} Defaults to {text}.".lstrip()
+    if "properties" in copy:
+        copy["properties"] = {
+            name: without_item_defaults(inner, inside=inside)
+            for name, inner in copy["properties"].items()
+        }
+    if "items" in copy:
+        copy["items"] = without_item_defaults(copy["items"], inside=True)
+    return copy
+
+
+def _default_text(default: Any) -> str:
+    if default in ({}, []):
+        return ""
+    return default if isinstance(default, str) else json.dumps(default)
 
 
 def _add_rules(node: dict[str, Any], path: str, rules: Mapping[str, Sequence[Rule]]) -> None:

@@ -36,13 +36,14 @@ _SOURCE = (
 _MATCH = (
     *_SOURCE,
     Rule(
-        "self.operator in ['Exists', 'DoesNotExist'] ? !has(self.values) || self.values.size() == 0"
+        "(has(self.operator) && self.operator in ['Exists', 'DoesNotExist'])"
+        " ? !has(self.values) || self.values.size() == 0"
         " : has(self.values) && self.values.size() > 0",
         "does not fit the operator; Exists and DoesNotExist take none, the others at least one",
         field=".values",
     ),
     Rule(
-        "self.operator != 'InNetwork' || self.source == 'ClientIP'",
+        "!has(self.operator) || self.operator != 'InNetwork' || self.source == 'ClientIP'",
         "InNetwork compares addresses; use it with source ClientIP",
         field=".operator",
     ),
@@ -57,7 +58,8 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         ),
         Rule(
             "!has(self.distribution.mode) || self.distribution.mode != 'Leased' || "
-            "self.limits.all(limit, limit.algorithm == 'TokenBucket' && limit.mode == 'Enforce')",
+            "self.limits.all(limit, (!has(limit.algorithm) || limit.algorithm == 'TokenBucket') && "
+            "(!has(limit.mode) || limit.mode == 'Enforce'))",
             "Leased needs limits of algorithm TokenBucket and mode Enforce; use Strict",
             field=".distribution.mode",
         ),
@@ -72,12 +74,12 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "spec.limits[]": (
         Rule(
-            "!has(self.burst) || self.algorithm == 'TokenBucket'",
+            "!has(self.burst) || !has(self.algorithm) || self.algorithm == 'TokenBucket'",
             "only a TokenBucket has a burst; remove it or use TokenBucket",
             field=".burst",
         ),
         Rule(
-            "!has(self.cost.request) || self.cost.request <= "
+            "!has(self.cost) || !has(self.cost.request) || self.cost.request <= "
             "(has(self.burst) ? self.burst : self.rate.requests)",
             "is below cost.request, so every request would be refused; raise it",
             field=".burst",

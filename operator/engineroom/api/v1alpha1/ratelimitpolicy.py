@@ -424,7 +424,10 @@ class Enforcers(Model):
 class RateLimitPolicyStatus(Model):
     """Whether the policy holds."""
 
-    observed_generation: int = Field(default=0, description="Generation that this status answers.")
+    observed_generation: int = Field(
+        default=0,
+        description="Generation that this status is about; -1 before the operator wrote one.",
+    )
     enforcers: Enforcers | None = Field(default=None, description="Who enforces it.")
     ancestors: list[Ancestor] = Field(
         default_factory=list,

@@ -323,7 +323,10 @@ class Condition(Model):
 class WorkerPoolStatus(Model):
     """What the pool is, and why."""
 
-    observed_generation: int = Field(default=0, description="Generation that this status answers.")
+    observed_generation: int = Field(
+        default=0,
+        description="Generation that this status is about; -1 before the operator wrote one.",
+    )
     selector: str = Field(default="", description="Label selector of the pods, for kubectl scale.")
     replicas: int = Field(default=0, description="Pods that exist.")
     ready_replicas: int = Field(default=0, description="Pods that are ready.")

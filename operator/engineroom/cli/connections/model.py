@@ -273,7 +273,7 @@ def parse_pool(document: Document) -> Pool:
     spec, raw_status = document.get("spec") or {}, document.get("status") or {}
     autoscaling = spec.get("autoscaling")
     document = {**document, "metadata": metadata}
-    status = _status(raw_status) if raw_status.get("observedGeneration") else None
+    status = _status(raw_status) if raw_status.get("observedGeneration", 0) > 0 else None
     marks = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
     return Pool(
         namespace=metadata.get("namespace", ""),

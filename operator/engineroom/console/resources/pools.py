@@ -82,13 +82,15 @@ def view(obj: Mapping[str, Any]) -> Pool:
     """An object of the API server as the API gives it."""
     metadata, spec = obj["metadata"], obj.get("spec") or {}
     status = obj.get("status") or {}
+    # Below 1: the operator has not written a status yet.
+    observed = status.get("observedGeneration") or 0
     auto = spec.get("autoscaling")
     return Pool(
         namespace=metadata["namespace"],
         name=metadata["name"],
         resource_version=metadata["resourceVersion"],
         generation=metadata.get("generation") or 0,
-        observed_generation=status.get("observedGeneration"),
+        observed_generation=observed if observed > 0 else None,
         queues=[queue["name"] for queue in spec.get("queues") or ()],
         own_redis=spec.get("redis") is not None,
         replicas=spec.get("replicas") if auto is None else None,
