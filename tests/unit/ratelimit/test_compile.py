@@ -38,7 +38,9 @@ from tests.unit.api.policies import FULL, policy
 def made(
     name: str, created: str = "2026-01-01T00:00:00Z", changes: dict[str, Any] | None = None
 ) -> Candidate:
-    return compile_policy(parse(RateLimitPolicy, policy({"metadata.name": name, **(changes or {})})), created)
+    return compile_policy(
+        parse(RateLimitPolicy, policy({"metadata.name": name, **(changes or {})})), created
+    )
 
 
 def attached(name: str, *targets: str, created: str = "2026-01-01T00:00:00Z") -> Candidate:
@@ -178,7 +180,9 @@ def test_what_cannot_be_read_is_said(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_document_is_refused_whole_or_read(data: st.DataObject) -> None:
-    compiled = compile_namespace([compile_policy(parse(RateLimitPolicy, policy({"spec": FULL})), "")])
+    compiled = compile_namespace(
+        [compile_policy(parse(RateLimitPolicy, policy({"spec": FULL})), "")]
+    )
     text = render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
     at = data.draw(st.integers(0, len(text) - 1))
     damaged = text[:at] + data.draw(st.text(max_size=3)) + text[at + 1 :]
