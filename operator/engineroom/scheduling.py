@@ -6,10 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks import schedules
-from engineroom.tasks.enqueueing.task import JSONSerializer, PickleSerializer, Retry, Rules, Task
+from engineroom.tasks.enqueueing.task import Retry, Rules, Task
 from engineroom.tasks.redis_steps import run_async
-from engineroom.tasks.schedules import AsyncScheduler, Schedule
+from engineroom.tasks.schedules import store
+from engineroom.tasks.schedules.model import Schedule
+from engineroom.tasks.schedules.scheduler import AsyncScheduler
+from engineroom.tasks.serializers import JSONSerializer, PickleSerializer
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
 from engineroom.workers.job_schedules.declarations import JobPlan, ScheduleFacts, Ticking
 
@@ -55,7 +57,7 @@ def schedule_of(owner: str, plan: JobPlan) -> Schedule:
 
 
 class TaskSchedules:
-    """``ScheduleStore`` over ``engineroom.tasks.schedules``."""
+    """``ScheduleStore`` over ``engineroom.tasks.schedules.store``."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -68,7 +70,7 @@ class TaskSchedules:
         rules = Rules(serializer=JSONSerializer if as_json else PickleSerializer)
         names = {stored_name(owner, job.name): job.name for job in jobs}
         declared = [schedule_of(owner, job) for job in jobs]
-        steps = schedules.declare(owner, installation, declared, rules, self._clock.now())
+        steps = store.declare(owner, installation, declared, rules, self._clock.now())
         refused = await run_async(redis, steps)
         return {names[name]: holder for name, holder in refused.items()}
 
@@ -80,12 +82,12 @@ class TaskSchedules:
                 known.name[prefix:], known.next, known.last, known.last_job, known.dropped,
                 known.version,
             )
-            for known in await run_async(redis, schedules.owned(owner))
+            for known in await run_async(redis, store.owned(owner))
         ]  # fmt: skip
 
     async def owners(self, redis: Redis) -> dict[str, str]:
         """See ScheduleStore."""
-        return await run_async(redis, schedules.owners())
+        return await run_async(redis, store.owners())
 
     def ticking(self, redis: Redis, behind: Callable[[], float]) -> Ticking:
         """See ScheduleStore."""

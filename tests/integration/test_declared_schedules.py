@@ -14,7 +14,7 @@ from redis import Redis
 from engineroom.kube.client.errors import Invalid
 from engineroom.kube.client.resources import LEASES, SECRETS, WORKERPOOLS
 from engineroom.tasks import Every, Missed, Once, Schedule, Task, Tasks
-from engineroom.tasks.schedules import OWNERS
+from engineroom.tasks.schedules.model import OWNERS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer, redis_server

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
-from engineroom.tasks import Requeueing, State, Task, Tasks, Where
+from engineroom.tasks import JobFilter, Requeueing, State, Task, Tasks
 from engineroom.tasks.redis_steps import text
 from tests.performance.outcome import Figure, Goal, outcome, percentile
 from tests.support import redis_server
@@ -69,7 +69,7 @@ REASONS = {
     "*_scanned_a_second": "the speed of the whole; the promise is about a step",
 }
 #: Jobs that the filter matches: of each hundred number 7 and those from 70 to 79.
-FILTER, MATCHED = Where(text="number 7"), frozenset({7, *range(70, 80)})
+FILTER, MATCHED = JobFilter(text="number 7"), frozenset({7, *range(70, 80)})
 #: Redis logs no command that is quicker than this (ms).
 NOTED_MS = 1.0
 #: A step looks at or requeues 25 jobs; a command of a single key is quicker than this (ms).
@@ -150,7 +150,7 @@ def _carry_on(port: int, operation: str, says: Connection) -> None:
         Tasks(redis).carry_on_requeueing(operation, report)
 
 
-def _put_back(redis: Redis, port: int, where: Where, matched: int) -> _Done:
+def _put_back(redis: Redis, port: int, where: JobFilter, matched: int) -> _Done:
     """Requeue all that match; SIGKILL ends the first process when half of them are requeued."""
     spawn = multiprocessing.get_context("spawn")
     operation = Tasks(redis).start_requeueing("default", where).operation
@@ -229,7 +229,7 @@ class _Pages:
             assert page.jobs
             self._cursor = page.cursor
         else:
-            where = Where(text="number 77") if self._kind == "filtered_page" else Where()
+            where = JobFilter(text="number 77") if self._kind == "filtered_page" else JobFilter()
             self._cursor = self._tasks.failures("default", where, cursor=self._cursor).cursor
         return (time.perf_counter() - began) * 1000
 
@@ -255,7 +255,7 @@ def _floor_steps(redis: Redis) -> list[float]:
         _fill(redis, FLOOR_JOBS)
         tasks = Tasks(redis)
         with _logged(redis, 0) as commands:
-            operation = tasks.start_requeueing("default", Where()).operation
+            operation = tasks.start_requeueing("default", JobFilter()).operation
             tasks.carry_on_requeueing(operation, lambda _progress: None)
         # Scripts only: a command of its own, such as the reading of the log, is no step.
         steps += [duration for duration in commands if duration > SHORTEST_STEP_MS]
@@ -298,7 +298,7 @@ def main() -> int:
         numbers = set(range(wanted.jobs))
         matching = {number for number in numbers if number % 100 in MATCHED}
         for kind, where, these in (
-            ("filtered", FILTER, matching), ("unfiltered", Where(), numbers - matching)
+            ("filtered", FILTER, matching), ("unfiltered", JobFilter(), numbers - matching)
         ):  # fmt: skip
             print(f"{kind}: {len(these)} to requeue")
             redis.delete("rq:queue:default")

@@ -30,7 +30,7 @@ from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.config import ApiConfig
 from engineroom.manifests.apply import KEPT, Planned, RedisBundles
 from engineroom.manifests.errors import ManifestChangedError
-from engineroom.tasks.inspection.failures import Where
+from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
 from tests.integration.pools import eventually
 from tests.support import free_port
@@ -145,7 +145,7 @@ async def person(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name
 async def operation(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
     operations = OperationStore(redis, secret, on_broken=told)
     asked = Operation(
-        name, "shop", Action.RETRY, State.FAILED, ("mail",), Where(), "user:ada", 1.0, 7
+        name, "shop", Action.RETRY, State.FAILED, ("mail",), JobFilter(), "user:ada", 1.0, 7
     )
     await operations.start(asked)
     ours = OperationStore(redis, OURS, on_broken=told)

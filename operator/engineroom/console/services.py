@@ -53,7 +53,7 @@ from engineroom.ratelimit.limits.limiter import AsyncLimiter
 from engineroom.ratelimit.limits.model import Failure, Limit, Rate
 from engineroom.ratelimit.limits.model import Policy as RatePolicy
 from engineroom.redis.breaker_client import GuardedRedis
-from engineroom.tasks.client import AsyncTasks
+from engineroom.tasks.async_client import AsyncTasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence

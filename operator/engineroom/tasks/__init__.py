@@ -1,6 +1,7 @@
-"""Putting work on queues, and seeing and steering it; RQ underneath, compatible both ways."""
+"""Enqueueing, inspecting and managing RQ jobs, compatible with stock RQ in both directions."""
 
-from engineroom.tasks.client import AsyncTasks, Tasks
+from engineroom.tasks.async_client import AsyncTasks
+from engineroom.tasks.client import Tasks
 from engineroom.tasks.enqueueing.dependents import Canceled
 from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason
 from engineroom.tasks.enqueueing.flows import (
@@ -14,8 +15,6 @@ from engineroom.tasks.enqueueing.flows import (
 )
 from engineroom.tasks.enqueueing.task import (
     Callback,
-    JSONSerializer,
-    PickleSerializer,
     Retry,
     Task,
     Unique,
@@ -36,14 +35,19 @@ from engineroom.tasks.errors import (
     TaskTooLargeError,
     UnknownQueueError,
 )
-from engineroom.tasks.inspection.failures import Attempt, Failure, Page, Requeueing, Where
-from engineroom.tasks.inspection.jobs import Impact, JobDetail, JobPage, JobSummary, State
+from engineroom.tasks.inspection.failures import Attempt, Failure, FailurePage
+from engineroom.tasks.inspection.job_detail import JobDetail
+from engineroom.tasks.inspection.job_filter import JobFilter
+from engineroom.tasks.inspection.jobs import Impact, JobPage, JobSummary, State
 from engineroom.tasks.inspection.queues import QueueCounts
+from engineroom.tasks.inspection.requeueing import Requeueing
 from engineroom.tasks.inspection.workers import Health, Worker
 from engineroom.tasks.limits import Limit, QueueLimit
 from engineroom.tasks.results import JobResult, Progress, Reporter, reporter
 from engineroom.tasks.retrying import FailureCategory, Rule, retrying
-from engineroom.tasks.schedules import AsyncScheduler, Schedule, Scheduler
+from engineroom.tasks.schedules.model import Schedule, ScheduleInfo
+from engineroom.tasks.schedules.scheduler import AsyncScheduler, Scheduler
+from engineroom.tasks.serializers import JSONSerializer, PickleSerializer
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "Every",
     "Failure",
     "FailureCategory",
+    "FailurePage",
     "Flow",
     "Health",
     "Impact",
@@ -66,6 +71,7 @@ __all__ = [
     "JobDetail",
     "JobEndedError",
     "JobExistsError",
+    "JobFilter",
     "JobPage",
     "JobResult",
     "JobSummary",
@@ -75,7 +81,6 @@ __all__ = [
     "NotFailedError",
     "NothingMatchesError",
     "Once",
-    "Page",
     "ParentCanceledError",
     "PickleSerializer",
     "Progress",
@@ -87,6 +92,7 @@ __all__ = [
     "Retry",
     "Rule",
     "Schedule",
+    "ScheduleInfo",
     "ScheduleNotFoundError",
     "ScheduleOwnedError",
     "Scheduler",
@@ -99,7 +105,6 @@ __all__ = [
     "TasksUnavailableError",
     "Unique",
     "UnknownQueueError",
-    "Where",
     "Worker",
     "chain",
     "fan_in",

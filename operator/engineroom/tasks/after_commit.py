@@ -1,12 +1,12 @@
-"""Jobs that are enqueued when a transaction has committed, and not when it has not.
+"""Enqueueing jobs after the commit of a database transaction, and never after a rollback.
 
-The simple case: a process that is killed between the commit and the enqueueing loses the job. Where
-that must not be, use ``engineroom.tasks.outbox``.
+A process that is killed between the commit and the enqueueing loses the job. Use
+``engineroom.tasks.outbox`` where that must not happen.
 
-A task becomes a job when it is given: what is wrong with it, alone or beside the others, is said
-while all can still be rolled back; what its arguments become afterwards changes nothing, and a
-``delay`` counts from then. Only what Redis alone knows is found after the commit: a job whose
-``job_id`` exists, or that waits for a cancelled one, is not enqueued, and logged as a warning.
+``enqueue`` encodes and checks the task at once, alone and beside the others, while the transaction
+can still be rolled back. Later changes of its arguments have no effect, and a ``delay`` counts from
+this call. Conflicts that only Redis knows show after the commit: a job whose ``job_id`` exists, or
+that depends on a cancelled job, is not enqueued, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core import tracing
 from engineroom.core.logging import get_logger
-from engineroom.tasks.client import AsyncTasks, Tasks
-from engineroom.tasks.enqueueing.enqueue import Reason, Together, write
-from engineroom.tasks.enqueueing.task import Encoded, Task, encode, restamp
+from engineroom.tasks.async_client import AsyncTasks
+from engineroom.tasks.client import Tasks
+from engineroom.tasks.enqueueing.encode import EncodedJob, encode, set_enqueued_at
+from engineroom.tasks.enqueueing.enqueue import JobBatch, Reason, write
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.redis_steps import Steps, run, run_async
-from engineroom.tasks.type_checks import check_kind
+from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from datetime import datetime
+
+    from engineroom.tasks.enqueueing.task import Task
 
 log = get_logger(__name__)
 
@@ -33,40 +36,40 @@ _PENDING = "engineroom.tasks.pending"
 
 
 class Pending:
-    """What is to be enqueued after the commit; checked when it is given."""
+    """Checked jobs that wait for the commit."""
 
     def __init__(self, tasks: Tasks | AsyncTasks) -> None:
         self._tasks = tasks
-        self._together = Together()
-        self._over = False
+        self._batch = JobBatch()
+        self._closed = False
 
     def enqueue(self, task: Task) -> str:
-        """Enqueue after the commit; the job's id.
+        """Enqueue the task after the commit; return the job's id.
 
-        Raises InvalidTaskError now, while all can be rolled back, also for what does not go with
-        the tasks before it: they are called ``tasks[0]``, ``tasks[1]`` and so on.
+        Raises InvalidTaskError at once, while the transaction can still be rolled back, also for a
+        conflict with the tasks before it; messages call them ``tasks[0]``, ``tasks[1]`` and so on.
         """
-        if self._over:
+        if self._closed:
             raise InvalidTaskError("transaction", "is over", "enqueue while it is open")
         job = encode(task, self._tasks.rules, self._tasks.clock.now())
-        self._together.add(job)
+        self._batch.add(job)
         return job.job_id
 
-    def end(self) -> list[Encoded]:
-        """Take nothing more; what there is."""
-        self._over = True
-        return self._together.jobs
+    def close(self) -> list[EncodedJob]:
+        """Refuse further tasks and return the jobs."""
+        self._closed = True
+        return self._batch.jobs
 
 
 @contextmanager
 def transaction(connection: Any, tasks: Tasks) -> Iterator[Pending]:
-    """A transaction of a psycopg connection; what it was given is enqueued when it has committed.
+    """Open a transaction of a psycopg connection, and enqueue the pending jobs after its commit.
 
-    The connection must not be in a transaction already: an inner one only makes a savepoint, which
-    the outer one may still roll back. Raises InvalidTaskError; TasksUnavailableError after the
+    The connection must not be in a transaction: an inner transaction is only a savepoint, which the
+    outer one may still roll back. Raises InvalidTaskError, and TasksUnavailableError after the
     commit.
     """
-    check_kind("tasks", tasks, Tasks, "use Tasks with a plain connection")
+    check_type("tasks", tasks, Tasks, "use Tasks with a plain connection")
     pending = _pending(connection, tasks)
     committed = False
     try:
@@ -74,15 +77,18 @@ def transaction(connection: Any, tasks: Tasks) -> Iterator[Pending]:
             yield pending
             committed = True  # not reached by psycopg's Rollback, which ends the block in silence
     finally:
-        jobs = pending.end()
+        jobs = pending.close()
     if committed and jobs:
         run(tasks.redis, _flush(jobs, tasks.clock.now()))
 
 
 @asynccontextmanager
 async def async_transaction(connection: Any, tasks: AsyncTasks) -> AsyncIterator[Pending]:
-    """``transaction`` for psycopg's AsyncConnection; ``enqueue`` itself is not awaited."""
-    check_kind("tasks", tasks, AsyncTasks, "use AsyncTasks with an AsyncConnection")
+    """Open a transaction as ``transaction`` does, for psycopg's AsyncConnection.
+
+    Call ``enqueue`` without ``await``.
+    """
+    check_type("tasks", tasks, AsyncTasks, "use AsyncTasks with an AsyncConnection")
     pending = _pending(connection, tasks)
     committed = False
     try:
@@ -90,64 +96,68 @@ async def async_transaction(connection: Any, tasks: AsyncTasks) -> AsyncIterator
             yield pending
             committed = True
     finally:
-        jobs = pending.end()
+        jobs = pending.close()
     if committed and jobs:
         await run_async(tasks.redis, _flush(jobs, tasks.clock.now()))
 
 
 def enqueue_after_commit(session: Any, tasks: Tasks | AsyncTasks, task: Task) -> str:
-    """Enqueue when the SQLAlchemy session has committed, forget it when it has not; the job's id.
+    """Enqueue the task after the commit of the SQLAlchemy session; return the job's id.
 
-    ``session`` is a Session with Tasks, or an AsyncSession with AsyncTasks; then the awaited
-    ``commit()`` enqueues, and this is called without ``await``. What was given inside a savepoint
-    goes with it. Raises InvalidTaskError now, also for what does not go with the tasks before it;
-    TasksUnavailableError comes out of ``session.commit()``, after the commit.
+    ``session`` is a Session with Tasks, or an AsyncSession with AsyncTasks; call this function
+    without ``await`` in both cases. A rollback, also of the savepoint in which this was called,
+    discards the job. Raises InvalidTaskError at once, also for a conflict with the tasks before it.
+    ``session.commit()`` raises TasksUnavailableError after the commit.
     """
     if hasattr(session, "registry"):
         session = session.registry()  # a scoped session stands for one of many
-    known = getattr(session, "sync_session", session)
-    kind = Tasks if known is session else AsyncTasks
-    check_kind("tasks", tasks, kind, f"use {kind.__name__} with this session")
+    sync_session = getattr(session, "sync_session", session)
+    client = Tasks if sync_session is session else AsyncTasks
+    check_type("tasks", tasks, client, f"use {client.__name__} with this session")
     job = encode(task, tasks.rules, tasks.clock.now())
-    waiting = known.info.get(_PENDING)
+    waiting = sync_session.info.get(_PENDING)
     if waiting is None:
         from sqlalchemy import event
 
-        waiting = known.info[_PENDING] = _Waiting()
-        event.listen(known, "after_commit", _committed)
-        event.listen(known, "after_transaction_end", _ended)
-    within = known.get_nested_transaction() or known.get_transaction() or known.begin()
+        waiting = sync_session.info[_PENDING] = _SessionJobs()
+        event.listen(sync_session, "after_commit", _after_commit)
+        event.listen(sync_session, "after_transaction_end", _after_transaction_end)
+    within = (
+        sync_session.get_nested_transaction()
+        or sync_session.get_transaction()
+        or sync_session.begin()
+    )
     waiting.add(within, tasks, job)
     return job.job_id
 
 
-class _Waiting:
-    """What a session is to enqueue, by the transaction or savepoint that has to commit."""
+class _SessionJobs:
+    """A session's pending jobs, each with the transaction or savepoint that has to commit."""
 
     def __init__(self) -> None:
-        self.entries: list[tuple[Any, Tasks | AsyncTasks, Encoded]] = []
-        self.together: dict[int, Together] = {}
+        self.entries: list[tuple[Any, Tasks | AsyncTasks, EncodedJob]] = []
+        self.batches: dict[int, JobBatch] = {}
         self.committed = False
 
-    def add(self, within: Any, tasks: Tasks | AsyncTasks, job: Encoded) -> None:
-        self.together.setdefault(id(tasks), Together()).add(job)
+    def add(self, within: Any, tasks: Tasks | AsyncTasks, job: EncodedJob) -> None:
+        self.batches.setdefault(id(tasks), JobBatch()).add(job)
         self.entries.append((within, tasks, job))
 
-    def keep(self, entries: list[tuple[Any, Tasks | AsyncTasks, Encoded]]) -> None:
-        """Forget all others; what they were in the way of may be given now."""
-        self.entries, self.together = [], {}
+    def replace(self, entries: list[tuple[Any, Tasks | AsyncTasks, EncodedJob]]) -> None:
+        """Replace all entries, and check them as one batch."""
+        self.entries, self.batches = [], {}
         for entry in entries:
             self.add(*entry)
 
     def release(self, savepoint: Any) -> None:
-        """From now on its jobs belong to what is around it."""
+        """Assign the savepoint's jobs to the enclosing transaction."""
         self.entries = [
             (savepoint.parent if within is savepoint else within, tasks, job)
             for within, tasks, job in self.entries
         ]
 
 
-def _committed(session: Any) -> None:
+def _after_commit(session: Any) -> None:
     waiting = session.info[_PENDING]
     savepoint = session.get_nested_transaction()
     if savepoint is None:
@@ -156,27 +166,30 @@ def _committed(session: Any) -> None:
         waiting.release(savepoint)
 
 
-def _ended(session: Any, transaction: Any) -> None:
-    """The connection is given back, so that an error leaves a session that can go on."""
+def _after_transaction_end(session: Any, transaction: Any) -> None:
+    """Enqueue the jobs after the session released its connection.
+
+    The session stays usable after an error.
+    """
     waiting = session.info[_PENDING]
     if transaction.parent is not None:
         if any(within is transaction for within, *_ in waiting.entries):
-            waiting.keep([entry for entry in waiting.entries if entry[0] is not transaction])
+            waiting.replace([entry for entry in waiting.entries if entry[0] is not transaction])
         return
     entries, committed = waiting.entries, waiting.committed
-    waiting.keep([])
+    waiting.replace([])
     waiting.committed = False
     if not committed:
         return
-    each: dict[int, tuple[Tasks | AsyncTasks, list[Encoded]]] = {}
+    by_client: dict[int, tuple[Tasks | AsyncTasks, list[EncodedJob]]] = {}
     for _, tasks, job in entries:
-        each.setdefault(id(tasks), (tasks, []))[1].append(job)
+        by_client.setdefault(id(tasks), (tasks, []))[1].append(job)
     failed: TasksUnavailableError | None = None
-    for tasks, jobs in each.values():
+    for tasks, jobs in by_client.values():
         try:
             _run(tasks, _flush(jobs, tasks.clock.now()))
         except TasksUnavailableError as error:
-            failed = failed or error  # the others' Redis may be there
+            failed = failed or error  # another client's Redis may be available
     if failed is not None:
         raise failed
 
@@ -198,18 +211,18 @@ def _pending(connection: Any, tasks: Tasks | AsyncTasks) -> Pending:
     return Pending(tasks)
 
 
-def _flush(jobs: Sequence[Encoded], now: datetime) -> Steps[None]:
-    """Enqueue what was committed with; nobody is there any more to whom a refusal could be told."""
+def _flush(jobs: Sequence[EncodedJob], now: datetime) -> Steps[None]:
+    """Enqueue the jobs of a committed transaction; log refusals, as the caller cannot roll back."""
     with tracing.span("enqueue after commit", kind="producer") as span:
         span.note(messaging__batch__message_count=len(jobs))
         for job in jobs:
-            restamp(job, now)
-        done = yield from write(jobs)
-    for answer in done:
-        if answer.reason not in (Reason.CREATED, Reason.UNIQUE):
+            set_enqueued_at(job, now)
+        results = yield from write(jobs)
+    for result in results:
+        if result.reason not in (Reason.CREATED, Reason.UNIQUE):
             log.warning(
                 "committed, but the job is not enqueued",
-                job=answer.job_id,
-                queue=answer.queue,
-                reason=answer.reason.value,
+                job=result.job_id,
+                queue=result.queue,
+                reason=result.reason.value,
             )

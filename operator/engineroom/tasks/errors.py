@@ -1,4 +1,4 @@
-"""What goes wrong with tasks; each message names the field, the problem and the fix."""
+"""Errors of tasks; each message names the field, the problem and the fix."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from engineroom.core.errors import Category, DependencyError, EngineroomError
 
 
 class TaskError(EngineroomError):
-    """Base of what this package raises itself."""
+    """Base of the errors that this package raises."""
 
     code = "task"
     category = Category.BUG
 
 
 class InvalidTaskError(TaskError):
-    """What was to be enqueued or asked for cannot be; nothing was written."""
+    """Invalid input; nothing was written."""
 
     code = "task_invalid"
     category = Category.VALIDATION
@@ -25,20 +25,20 @@ class InvalidTaskError(TaskError):
 
 
 class UnknownQueueError(InvalidTaskError):
-    """The queue is none of those that the application said it has."""
+    """The queue is not one of the queues that the application declared."""
 
     code = "task_queue_unknown"
 
 
 class TaskTooLargeError(InvalidTaskError):
-    """Function, arguments and meta together are larger than the limit."""
+    """Function, arguments and meta together exceed the size limit."""
 
     code = "task_too_large"
     http_status = 413
 
 
 class JobExistsError(TaskError):
-    """A job of that id is there already; nothing was written."""
+    """A job with this id exists; nothing was written."""
 
     code = "job_exists"
     category = Category.CONFLICT
@@ -46,7 +46,7 @@ class JobExistsError(TaskError):
 
 
 class NotConfirmedError(TaskError):
-    """Something would be deleted that waits, and was not asked for by its name."""
+    """The confirmation does not repeat the name of the queue to empty; nothing was deleted."""
 
     code = "task_not_confirmed"
     category = Category.VALIDATION
@@ -56,8 +56,9 @@ class NotConfirmedError(TaskError):
 class TasksUnavailableError(DependencyError):
     """Redis did not answer or refused.
 
-    Whether the last step was applied is not known: enqueue with a ``unique`` key to be able to try
-    again. ``done`` is how many tasks of a batch are known to be enqueued, the first ones.
+    Redis may or may not have applied the last step: use a ``unique`` key so that you can safely
+    enqueue again. ``done`` is the number of tasks of a batch that certainly are enqueued, counted
+    from the first.
     """
 
     code = "tasks_unavailable"
@@ -68,7 +69,7 @@ class TasksUnavailableError(DependencyError):
 
 
 class NotFailedError(TaskError):
-    """The job is not among the failed ones, so it cannot be put back."""
+    """The job is not a failed job, so it cannot be requeued."""
 
     code = "job_not_failed"
     category = Category.CONFLICT
@@ -76,13 +77,13 @@ class NotFailedError(TaskError):
 
 
 class SupersededError(NotFailedError):
-    """Another job has the unique key of the failed one by now, so it is not put back."""
+    """Another job now holds the failed job's unique key, so the job is not requeued."""
 
     code = "job_superseded"
 
 
 class NothingMatchesError(TaskError):
-    """A filter matched no failed job."""
+    """The filter matches no failed job."""
 
     code = "task_nothing_matches"
     category = Category.NOT_FOUND
@@ -90,7 +91,7 @@ class NothingMatchesError(TaskError):
 
 
 class ScheduleNotFoundError(TaskError):
-    """There is no schedule of that name."""
+    """There is no schedule with this name."""
 
     code = "schedule_not_found"
     category = Category.NOT_FOUND
@@ -98,7 +99,7 @@ class ScheduleNotFoundError(TaskError):
 
 
 class ScheduleChangedError(TaskError):
-    """The schedule is not in the version that was named; nothing was written."""
+    """The schedule does not have the expected version; nothing was written."""
 
     code = "schedule_changed"
     category = Category.CONFLICT
@@ -114,7 +115,7 @@ class JobEndedError(TaskError):
 
 
 class ParentCanceledError(TaskError):
-    """A job that was to be waited for is cancelled or stopped and never finishes."""
+    """A dependency is cancelled or stopped and never finishes."""
 
     code = "job_parent_canceled"
     category = Category.CONFLICT
@@ -122,9 +123,10 @@ class ParentCanceledError(TaskError):
 
 
 class ScheduleOwnedError(TaskError):
-    """The schedule of that name belongs to somebody else; nothing was written.
+    """The schedule belongs to another owner; nothing was written.
 
-    ``owner`` is the WorkerPool that declares it, ``namespace/name``; "" for one made at run time.
+    ``owner`` is the ``namespace/name`` of the WorkerPool that declares the schedule; empty for a
+    schedule made at run time.
     """
 
     code = "schedule_owned"
@@ -133,9 +135,9 @@ class ScheduleOwnedError(TaskError):
 
     def __init__(self, name: str, owner: str) -> None:
         self.owner = owner
-        told = f"name: {name[:100]!r} "
+        message = f"name: {name[:100]!r} "
         if owner:
-            told += f"is declared by WorkerPool {owner[:200]}; change its spec.schedules"
+            message += f"is declared by WorkerPool {owner[:200]}; change its spec.schedules"
         else:
-            told += "was made at run time; remove that one, or use another name"
-        super().__init__(told)
+            message += "was made at run time; remove that one, or use another name"
+        super().__init__(message)

@@ -1,12 +1,12 @@
-"""A job that exists if and only if a transaction of PostgreSQL commits.
+"""Transactional outbox: a job exists if and only if a PostgreSQL transaction commits.
 
-``add`` writes the job into a table, in the application's own transaction; ``Relay`` carries it to
-Redis and deletes the row afterwards, in a transaction of its own. Killed between the two it finds
-the row again, and in Redis the mark that the job was written: nothing is lost, nothing doubled, as
-long as Redis keeps its data and the relay is back within RELAY_WINDOW.
+``add`` inserts the job into a table in the application's own transaction. ``Relay`` writes the job
+to Redis and then deletes the row, in a transaction of its own. A relay that is killed between the
+two steps finds the row again, and a mark in Redis that the job was written. No job is lost or
+doubled, as long as Redis keeps its data and the relay restarts within RELAY_WINDOW.
 
-Nothing here imports a driver: connections are psycopg's, or SQLAlchemy's with any driver of
-PostgreSQL that writes parameters as ``%s``.
+This module imports no driver: connections are psycopg's, or SQLAlchemy's with any PostgreSQL driver
+whose parameters are ``%s``.
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ from redis.exceptions import (
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue.priority import MAX_PRIORITY
-from engineroom.tasks.client import AsyncTasks, Tasks
+from engineroom.tasks.async_client import AsyncTasks
+from engineroom.tasks.client import Tasks
 from engineroom.tasks.enqueueing.dependents import EncodedFlow
+from engineroom.tasks.enqueueing.encode import EncodedJob, encode, timestamp
 from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason, relay
 from engineroom.tasks.enqueueing.flows import MAX_JOBS, encode_flow
 from engineroom.tasks.enqueueing.task import (
     MAX_DEPENDENCIES,
     MAX_SECONDS,
-    Encoded,
     Rules,
     Task,
     Unique,
     check_queue,
-    encode,
-    timestamp,
 )
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
 from engineroom.tasks.redis_steps import Batch, Steps, run
-from engineroom.tasks.type_checks import check_kind
+from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
     import threading
@@ -57,13 +56,13 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Rows that the relay carries in one transaction.
+#: Rows that the relay moves in one transaction.
 CHUNK = 100
-#: The relay looks so often when there is nothing (seconds).
+#: Pause between two looks at an empty table (seconds).
 PACE = 1.0
 
-#: To be run once, by the application's own migrations. The order of ``id`` is that of the inserts,
-#: not of the commits; rows are carried in it, and jobs may overtake each other.
+#: The application's own migrations create the table. The relay moves rows in the order of ``id``,
+#: which is the order of the inserts, not of the commits; jobs may overtake each other.
 TABLE = """
 CREATE TABLE IF NOT EXISTS engineroom_outbox (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -88,28 +87,28 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }  # fmt: skip
 #: Names and values of a job's hash.
 MAX_WORDS = 1000
-#: The latest time that a job may be put off to: the year 5138 (Unix seconds).
+#: The latest time for which a job may be scheduled: the year 5138 (Unix seconds).
 LATEST = 1e11
 _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
-#: Refusals that say nothing about what was refused.
+#: Refusals that concern the server's state and not the refused row.
 _STATES = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
 
 
 def add(connection: Any, tasks: Tasks | AsyncTasks, task: Task) -> str:
-    """Put the task into the outbox, in the connection's transaction; the job's id.
+    """Insert the task into the outbox in the connection's transaction; return the job's id.
 
     ``connection`` is a psycopg connection or cursor, or a SQLAlchemy Connection or Session.
-    ``tasks`` says which queues there are, how large a job may be and how it is serialised; Redis is
-    not asked. Raises InvalidTaskError before anything is written.
+    ``tasks`` provides the allowed queues, size limits and serializer; its Redis is not used. Raises
+    InvalidTaskError before anything is written.
     """
-    job = _encoded(tasks, task)
+    job = _encode(tasks, task)
     _execute(connection, _INSERT, (_dumps(job),))
     return job.job_id
 
 
 async def add_async(connection: Any, tasks: Tasks | AsyncTasks, task: Task) -> str:
-    """``add`` for psycopg's AsyncConnection and SQLAlchemy's AsyncConnection or AsyncSession."""
-    job = _encoded(tasks, task)
+    """Insert as ``add`` does, for psycopg's AsyncConnection, SQLAlchemy's or an AsyncSession."""
+    job = _encode(tasks, task)
     await _execute_async(connection, _INSERT, (_dumps(job),))
     return job.job_id
 
@@ -122,8 +121,8 @@ def add_flow(
     flow_id: str | None = None,
     unique: Unique | None = None,
 ) -> str:
-    """Put a whole flow into the outbox, as one row; the flow's id. Otherwise as ``add``."""
-    encoded = _encoded_flow(tasks, flow, flow_id, unique)
+    """Insert a flow as one row, as ``add`` does for a task; return the flow's id."""
+    encoded = _encode_flow(tasks, flow, flow_id, unique)
     _execute(connection, _INSERT, (_dumps(encoded),))
     return encoded.flow_id
 
@@ -136,28 +135,28 @@ async def add_flow_async(
     flow_id: str | None = None,
     unique: Unique | None = None,
 ) -> str:
-    """``add_flow`` for the connections of ``add_async``."""
-    encoded = _encoded_flow(tasks, flow, flow_id, unique)
+    """Insert a flow as ``add_flow`` does, for the connections of ``add_async``."""
+    encoded = _encode_flow(tasks, flow, flow_id, unique)
     await _execute_async(connection, _INSERT, (_dumps(encoded),))
     return encoded.flow_id
 
 
-def _encoded(tasks: Tasks | AsyncTasks, task: Task) -> Encoded:
-    check_kind("tasks", tasks, (Tasks, AsyncTasks), "give the application's Tasks, then the task")
+def _encode(tasks: Tasks | AsyncTasks, task: Task) -> EncodedJob:
+    check_type("tasks", tasks, (Tasks, AsyncTasks), "give the application's Tasks, then the task")
     return encode(task, tasks.rules, tasks.clock.now())
 
 
-def _encoded_flow(
+def _encode_flow(
     tasks: Tasks | AsyncTasks, flow: Part, flow_id: str | None, unique: Unique | None
 ) -> EncodedFlow:
-    check_kind("tasks", tasks, (Tasks, AsyncTasks), "give the application's Tasks, then the flow")
+    check_type("tasks", tasks, (Tasks, AsyncTasks), "give the application's Tasks, then the flow")
     return encode_flow(flow, tasks.rules, tasks.clock.now(), flow_id, unique)
 
 
 class Relay:
-    """Carries jobs from the outbox to Redis; any number may run at once.
+    """Moves jobs from the outbox to Redis; any number of relays may run at once.
 
-    ``connection`` is a psycopg connection that nobody else uses.
+    ``connection`` is a psycopg connection that only this relay uses.
     """
 
     def __init__(self, connection: Any, redis: Redis, clock: Clock | None = None) -> None:
@@ -166,53 +165,55 @@ class Relay:
         self._clock = clock or SystemClock()
 
     def once(self) -> list[Enqueued]:
-        """Carry up to CHUNK jobs; what became of each. Raises TasksUnavailableError.
+        """Move up to CHUNK jobs and return the result of each. Raises TasksUnavailableError.
 
-        A row that cannot be read, or that Redis refuses while it takes others, is set aside with
-        the reason. Errors of the driver are the driver's own: whoever hosts the relay connects
-        anew.
+        A row that cannot be read, or that Redis refuses while it accepts others, is set aside with
+        the reason. Errors of the driver pass through; the caller then opens a new connection.
         """
         with self._connection.transaction():
             rows = self._connection.execute(_SELECT, (CHUNK,)).fetchall()
             if not rows:
                 return []
             now = timestamp(self._clock.now())
-            jobs: dict[int, Encoded | EncodedFlow] = {}
-            for row_id, job in rows:
+            jobs: dict[int, EncodedJob | EncodedFlow] = {}
+            for row_id, stored in rows:
                 try:
-                    jobs[row_id] = _loads(job, now)
+                    jobs[row_id] = _loads(stored, now)
                 except (LookupError, TypeError, ValueError, RecursionError, InvalidTaskError) as e:
                     self._set_aside(row_id, e)
             if not jobs:
                 return []
-            answers = dict(zip(jobs, run(self._redis, relay(list(jobs.values()))), strict=True))
-            refused = {row: each for row, each in answers.items() if isinstance(each, RedisError)}
+            results = dict(zip(jobs, run(self._redis, relay(list(jobs.values()))), strict=True))
+            refused = {
+                row: error for row, error in results.items() if isinstance(error, RedisError)
+            }
             if refused:
                 self._check_that_redis_takes_others(list(refused.values()))
             for row_id, error in refused.items():
                 self._set_aside(row_id, error)
-            done = {row: each for row, each in answers.items() if isinstance(each, Enqueued)}
-            self._connection.execute(_DELETE, (list(done),))
-        for each in done.values():
-            if each.reason is Reason.PARENT_CANCELED:
-                log.warning("job of the outbox is cancelled, as what it waits for", job=each.job_id)
-        return list(done.values())
+            moved = {row: job for row, job in results.items() if isinstance(job, Enqueued)}
+            self._connection.execute(_DELETE, (list(moved),))
+        for job in moved.values():
+            if job.reason is Reason.PARENT_CANCELED:
+                log.warning("job of the outbox is cancelled, as what it waits for", job=job.job_id)
+        return list(moved.values())
 
     def _check_that_redis_takes_others(self, refusals: Sequence[RedisError]) -> None:
-        """Raises TasksUnavailableError where it is not the rows that are the matter.
+        """Raise TasksUnavailableError if Redis refuses all writes and not just these rows.
 
-        A server that is full, read-only or forbids it refuses every row, whose turn comes later.
+        A server that is full, read-only or forbids writing refuses every row for the time being.
         """
-        for each in refusals:
-            if isinstance(each, _STATES):
-                raise TasksUnavailableError(f"Redis: {type(each).__name__}: {each}"[:300]) from each
+        for error in refusals:
+            if isinstance(error, _STATES):
+                message = f"Redis: {type(error).__name__}: {error}"[:300]
+                raise TasksUnavailableError(message) from error
         run(self._redis, _probe())
 
     def _set_aside(self, row_id: int, error: Exception) -> None:
-        """A row that cannot be carried must not keep back those behind it.
+        """Mark the row with its problem, so that it does not block the rows behind it.
 
-        Somebody else wrote it, or a newer version of this, or a key of Redis that it needs holds
-        something else; its content stays in the table.
+        Another program or a newer version wrote it, or a Redis key that it needs has another type.
+        Its content stays in the table.
         """
         problem = f"{type(error).__name__}: {error}"[:500]
         self._connection.execute(_SET_ASIDE, (problem, row_id))
@@ -220,14 +221,14 @@ class Relay:
                   row=row_id, problem=problem)  # fmt: skip
 
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop``; waits through outages of Redis, ends with the driver's errors."""
+        """Move jobs until ``stop`` is set; wait through outages of Redis. Raises driver errors."""
         while not stop.is_set():
             try:
-                carried = self.once()
+                moved = self.once()
             except TasksUnavailableError as error:
                 log.warning("outbox cannot be relayed", error=str(error))
-                carried = []
-            if len(carried) < CHUNK:
+                moved = []
+            if len(moved) < CHUNK:
                 stop.wait(PACE)
 
 
@@ -247,34 +248,34 @@ async def _execute_async(connection: Any, statement: str, words: tuple[Any, ...]
         await connection.execute(statement, words)
 
 
-def _dumps(entry: Encoded | EncodedFlow) -> str:
-    if isinstance(entry, Encoded):
-        return json.dumps(_plain(entry))
-    jobs = [_plain(job) for job in entry.jobs]
+def _dumps(entry: EncodedJob | EncodedFlow) -> str:
+    if isinstance(entry, EncodedJob):
+        return json.dumps(_job_document(entry))
+    jobs = [_job_document(job) for job in entry.jobs]
     unique = None if entry.unique is None else asdict(entry.unique)
     return json.dumps({"flow_id": entry.flow_id, "jobs": jobs, "unique": unique})
 
 
-def _plain(job: Encoded) -> dict[str, Any]:
+def _job_document(job: EncodedJob) -> dict[str, Any]:
     fields = [
         {"b": b64encode(word).decode()} if isinstance(word, bytes) else word for word in job.fields
     ]
     return {**asdict(job), "fields": fields}
 
 
-def _loads(said: str, now: str) -> Encoded | EncodedFlow:
-    entry = json.loads(said)
+def _loads(stored: str, now: str) -> EncodedJob | EncodedFlow:
+    entry = json.loads(stored)
     if "jobs" not in entry:
-        return _job(entry, now)
+        return _read_job(entry, now)
     jobs = entry["jobs"]
     if not isinstance(jobs, list) or not 1 <= len(jobs) <= MAX_JOBS:
         raise ValueError(f"jobs: use 1 to {MAX_JOBS}")
     _check_ids("flow_id", [entry["flow_id"]])
-    return EncodedFlow(entry["flow_id"], [_job(job, now) for job in jobs], _unique(entry))
+    return EncodedFlow(entry["flow_id"], [_read_job(job, now) for job in jobs], _unique(entry))
 
 
-def _job(job: dict[str, Any], now: str) -> Encoded:
-    """The job of a row. What Redis would refuse of it once half is written is refused here."""
+def _read_job(job: dict[str, Any], now: str) -> EncodedJob:
+    """Return the job of a row; raise ValueError for values that Redis would refuse halfway."""
     fields = [b64decode(word["b"]) if isinstance(word, dict) else word for word in job["fields"]]
     if (
         not 2 <= len(fields) <= MAX_WORDS
@@ -284,7 +285,7 @@ def _job(job: dict[str, Any], now: str) -> Encoded:
         raise ValueError("fields: must be names and values in turn, of text or numbers")
     for word in fields:
         if isinstance(word, str):
-            word.encode()  # half of a surrogate, which JSON can say, is no text for Redis
+            word.encode()  # raises ValueError for a lone surrogate, which JSON can express
     for name, types in _TYPES.items():
         if name in job and type(job[name]) not in types:
             raise ValueError(f"{name}: {type(job[name]).__name__} is of the wrong type")
@@ -296,20 +297,20 @@ def _job(job: dict[str, Any], now: str) -> Encoded:
         raise ValueError(f"depends_on: {len(depends_on)} jobs; use at most {MAX_DEPENDENCIES}")
     if job["ttl"] is not None and not 1 <= job["ttl"] <= MAX_SECONDS:
         raise ValueError(f"ttl: {job['ttl']} s is no time to live")
-    # False for NaN, too.
+    # The comparison is False for NaN, too.
     if due is not None and not 0 <= due <= LATEST:
         raise ValueError(f"due: {due} is no time")
     if not 0 <= job.get("priority", 0) <= MAX_PRIORITY:
         raise ValueError(f"priority: {job['priority']} is none of 0 to {MAX_PRIORITY}")
     if "enqueued_at" in fields[::2]:
         fields[2 * fields[::2].index("enqueued_at") + 1] = now
-    return Encoded(**{**job, "fields": fields, "unique": _unique(job)})
+    return EncodedJob(**{**job, "fields": fields, "unique": _unique(job)})
 
 
 def _check_ids(name: str, ids: Sequence[Any]) -> None:
-    for each in ids:
-        if not isinstance(each, str) or not _ID.fullmatch(each):
-            raise ValueError(f"{name}: {each!r:.100} is no id of a job")
+    for job_id in ids:
+        if not isinstance(job_id, str) or not _ID.fullmatch(job_id):
+            raise ValueError(f"{name}: {job_id!r:.100} is no id of a job")
 
 
 def _unique(entry: dict[str, Any]) -> Unique | None:

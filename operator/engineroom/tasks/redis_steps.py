@@ -1,7 +1,7 @@
-"""What is asked of Redis as data, so that the sync and the async half share every decision.
+"""Redis commands as data, which sync and async clients share.
 
-An operation is a generator: it yields a Batch, is sent the replies, and returns its result. ``run``
-and ``run_async`` are the only places that talk to Redis.
+An operation is a generator: it yields a step, receives the replies, and returns its result. Only
+``run`` and ``run_async`` talk to Redis.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Words = Sequence[Any]
 
 
 class Script:
-    """A Lua script; sent by its hash where Redis knows it."""
+    """A Lua script; Redis runs it by its hash if it has it cached."""
 
     __slots__ = ("sha", "source")
 
     def __init__(self, source: str) -> None:
         self.source = source
-        # Redis names scripts by their SHA-1.
+        # Redis identifies scripts by their SHA-1.
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     def words(self, keys: Sequence[str], arguments: Words) -> list[Any]:
-        """The command that runs it with its whole text, for a pipeline."""
+        """Return the command that runs the script by its text, for a pipeline."""
         return ["EVAL", self.source, len(keys), *keys, *arguments]
 
 
 @dataclass(frozen=True, slots=True)
 class Invoke:
-    """One run of a script."""
+    """One invocation of a script."""
 
     script: Script
     keys: Sequence[str]
@@ -51,10 +51,9 @@ class Invoke:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Commands in one round trip; ``atomic`` in one transaction.
+    """Commands in one round trip; ``atomic`` runs them in one transaction.
 
-    With ``refusals`` what Redis refuses of them is an answer (a ResponseError), and the others are
-    carried out.
+    With ``refusals`` a refused command has a ResponseError as its reply, and Redis runs the others.
     """
 
     commands: Sequence[Words]
@@ -64,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing is asked: on an event loop, let others have their turn."""
+    """A step without a command that lets other coroutines of the event loop run."""
 
 
 Step = Invoke | Batch | Pause
@@ -72,7 +71,7 @@ Steps = Generator[Step, Any, T]
 
 
 def run(redis: Redis, steps: Steps[T]) -> T:
-    """Carry out the steps; raises TasksUnavailableError where they do not handle it."""
+    """Run the steps and return their result; raises TasksUnavailableError unless they handle it."""
     try:
         step = next(steps)
         while True:
@@ -88,7 +87,7 @@ def run(redis: Redis, steps: Steps[T]) -> T:
 
 
 async def run_async(redis: AsyncRedis, steps: Steps[T]) -> T:
-    """Carry out the steps; raises TasksUnavailableError where they do not handle it."""
+    """Run the steps and return their result; raises TasksUnavailableError unless they handle it."""
     try:
         step = next(steps)
         while True:
@@ -136,12 +135,12 @@ async def _send_async(redis: Any, step: Step) -> Any:
 
 
 def _unavailable(error: BaseException) -> TasksUnavailableError:
-    # redis-py's messages hold host and port, never the password.
+    # redis-py's messages contain host and port, but never the password.
     wrapped = TasksUnavailableError(f"Redis: {type(error).__name__}: {str(error)[:200]}")
     wrapped.__cause__ = error
     return wrapped
 
 
 def text(value: Any) -> str:
-    """Redis' bytes as text; empty for none."""
+    """Return bytes of Redis as text; empty for None."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")

@@ -1,4 +1,4 @@
-"""Progress that a job reports and results that it leaves, readable by others."""
+"""Progress that jobs report, and results that they return."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from engineroom.tasks.enqueueing.task import Serializer
+    from engineroom.tasks.serializers import Serializer
 
-#: A report is written at most so often (seconds); the last one of a job always is.
+#: Shortest time between two writes of a job's progress (seconds).
 REPORT_SECONDS = 0.5
-#: What was reported is kept so long after the last report (seconds).
+#: Time to live of the progress after the last report (seconds).
 REPORT_TTL = 86400
 MAX_MESSAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is; ``total`` is None where nobody knows."""
+    """The progress of a job; ``total`` is None if it is unknown."""
 
     count: float
     total: float | None
@@ -39,13 +39,13 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """From 0 to 1; None without a total."""
+        """The part that is done, from 0 to 1; None without a total."""
         return None if not self.total else min(1.0, max(0.0, self.count / self.total))
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What became of a job: ``status`` is RQ's word, empty when nothing is left of the job."""
+    """The outcome of a job; ``status`` is RQ's status, empty if the job no longer exists."""
 
     job_id: str
     status: str
@@ -54,7 +54,7 @@ class JobResult:
 
 
 class Reporter:
-    """What a job reports its progress with; reports that come too fast are folded into one."""
+    """Reports the progress of a job; reports in quick succession cause one write."""
 
     def __init__(
         self, redis: Redis, job_id: str, clock: Clock | None = None, every: float = REPORT_SECONDS
@@ -67,10 +67,10 @@ class Reporter:
         self._pending: tuple[float, float | None, str] | None = None
 
     def report(self, count: float, total: float | None = None, message: str = "") -> bool:
-        """Say how far the job is; True if it was written now.
+        """Report the progress; return whether it was written now.
 
-        Written at once when the last was written long enough ago, and always when ``count`` has
-        reached ``total``. Raises InvalidTaskError, TasksUnavailableError.
+        A report is written if the last write is at least ``every`` seconds ago, and always if
+        ``count`` has reached ``total``. Raises InvalidTaskError, TasksUnavailableError.
         """
         if total is not None and total < 0:
             raise InvalidTaskError("total", f"{total:g}", "use 0 or more")
@@ -81,7 +81,7 @@ class Reporter:
         return self.flush()
 
     def flush(self) -> bool:
-        """Write what was reported last and not written; False if there is nothing."""
+        """Write the last report unless it is written already; return whether it was written now."""
         if self._pending is None:
             return False
         count, total, message = self._pending
@@ -98,7 +98,7 @@ class Reporter:
 
 
 def reporter() -> Reporter:
-    """The Reporter of the job that runs in this process; raises InvalidTaskError outside of one."""
+    """Return the Reporter of the current job. Raises InvalidTaskError outside of a job."""
     from rq import get_current_job
 
     job = get_current_job()
@@ -108,28 +108,28 @@ def reporter() -> Reporter:
 
 
 def progress_key(job_id: str) -> str:
-    """Holds what the job reported last."""
+    """Return the key that holds the job's last report."""
     return f"engineroom:progress:{job_id}"
 
 
 def progress_of(job_id: str) -> Steps[Progress | None]:
-    """What the job reported last; None if nothing, or too long ago."""
+    """Return the job's last report; None if there is none, or if it has expired."""
     [value] = yield Batch([["GET", progress_key(job_id)]])
     if value is None:
         return None
-    said = json.loads(value)
-    at = datetime.fromtimestamp(said["at"], UTC)
-    return Progress(said["count"], said["total"], said["message"], at)
+    report = json.loads(value)
+    at = datetime.fromtimestamp(report["at"], UTC)
+    return Progress(report["count"], report["total"], report["message"], at)
 
 
 def result_of(job_id: str, serializer: Serializer) -> Steps[JobResult]:
-    """Status, and the value or the traceback of the last run that left one."""
+    """Return the status, and the value or the traceback of the last run that has one."""
     [result] = yield from results_of([job_id], serializer)
     return result
 
 
 def results_of(job_ids: Sequence[str], serializer: Serializer) -> Steps[list[JobResult]]:
-    """``result_of`` for several jobs, in one round trip."""
+    """Return the results of several jobs, as ``result_of`` does, in one round trip."""
     commands: list[list[Any]] = []
     for job_id in job_ids:
         commands.append(["HGET", keys.job(job_id), "status"])

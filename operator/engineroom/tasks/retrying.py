@@ -1,7 +1,7 @@
-"""Retries by the kind of failure: what passes is tried again later and later, what cannot is not.
+"""Retries by the kind of failure: transient failures are retried with growing delays.
 
-``decide`` is pure; the decorator ``retrying`` books its decision on the job that is running, where
-RQ reads it as the job's own Retry a moment later. So it holds under any worker, RQ 2 or 3.
+``decide`` is a pure function. The decorator ``retrying`` writes its decision to the running job's
+retry fields, which RQ reads when the job ends. It therefore works under any worker of RQ 2 and 3.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Failures that are remembered of one job.
+#: Failures that a job's history holds.
 MAX_HISTORY = 20
 META = "engineroom"
 
@@ -37,14 +37,14 @@ log = get_logger(__name__)
 
 
 class FailureCategory(StrEnum):
-    """What kind of failure it was."""
+    """The kind of a failure."""
 
     TRANSIENT = "transient"  # may pass: a lost connection, a busy service
     PERMANENT = "permanent"  # the same call fails again
-    POISON = "poison"  # must not be tried again: it harms whoever runs it
+    POISON = "poison"  # must not run again: it harms the worker
 
 
-#: Mistakes in the program: trying again runs into them again.
+#: Exceptions that point to a mistake in the program: a retry raises them again.
 _BUGS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
     NotImplementedError, TypeError,
@@ -53,10 +53,10 @@ _BUGS = (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is done when one of ``exceptions`` (or of their subclasses) is raised.
+    """The treatment of ``exceptions`` and their subclasses.
 
-    ``maximum`` tries after the first; the nth waits ``first * factor**(n-1)`` seconds, ``longest``
-    at most, less a random part of up to ``jitter`` of it.
+    ``maximum`` is the number of retries. The nth retry waits ``first * factor**(n-1)`` seconds, but
+    at most ``longest``, minus a random part of up to ``jitter`` of the delay.
     """
 
     exceptions: tuple[type[BaseException], ...]
@@ -77,8 +77,11 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What becomes of a job that raised: ``delay`` is in seconds; None leaves it to its Retry."""
+class RetryDecision:
+    """The treatment of a job that raised.
+
+    ``delay`` is in seconds. ``retries_left`` is None if the job's own Retry applies.
+    """
 
     category: FailureCategory
     retries_left: int | None
@@ -86,32 +89,37 @@ class Decision:
 
 
 def category_of(error: BaseException) -> FailureCategory:
-    """The category where no rule says one."""
+    """Return the category of an exception that no rule names."""
     if isinstance(error, EngineroomError):
         again = job_outcome(error, retries_left=1).fate is JobFate.RETRY
         return FailureCategory.TRANSIENT if again else FailureCategory.PERMANENT
     return FailureCategory.PERMANENT if isinstance(error, _BUGS) else FailureCategory.TRANSIENT
 
 
-def decide(error: BaseException, tried: int, rules: tuple[Rule, ...], chance: float) -> Decision:
-    """``tried`` is how often it failed before; ``chance`` is from 0 to 1. The first rule wins."""
-    rule = next((each for each in rules if isinstance(error, each.exceptions)), None)
+def decide(
+    error: BaseException, failures: int, rules: tuple[Rule, ...], chance: float
+) -> RetryDecision:
+    """Return the decision of the first rule that names the exception.
+
+    ``failures`` is the number of failures before this one; ``chance`` is random, from 0 to 1.
+    """
+    rule = next((rule for rule in rules if isinstance(error, rule.exceptions)), None)
     category = rule.category if rule is not None else category_of(error)
     if category is not FailureCategory.TRANSIENT:
-        return Decision(category, 0)
+        return RetryDecision(category, 0)
     if rule is None:
-        return Decision(category, None)
-    left = max(0, rule.maximum - tried)
-    # Beyond 64 doublings a float could overflow; by then it is the longest anyway.
-    wait = min(rule.longest, rule.first * rule.factor ** min(tried, 64))
-    return Decision(category, left, math.ceil(wait * (1 - rule.jitter * chance)))
+        return RetryDecision(category, None)
+    left = max(0, rule.maximum - failures)
+    # A larger exponent could overflow a float, and the delay has reached its maximum before.
+    wait = min(rule.longest, rule.first * rule.factor ** min(failures, 64))
+    return RetryDecision(category, left, math.ceil(wait * (1 - rule.jitter * chance)))
 
 
 def retrying(*rules: Rule) -> Callable[[_F], _F]:
-    """Decorate a job's function: failures are classified, remembered and retried by ``rules``.
+    """Decorate a job's function: classify, record and retry its failures by ``rules``.
 
-    What no rule names is retried as the job's own Retry says, unless it is a mistake in the
-    program or an EngineroomError that is not retryable: those are not tried again.
+    The job's own Retry applies to exceptions that no rule names. Mistakes in the program and
+    EngineroomErrors that are not retryable are never retried.
     """
 
     def decorate(function: _F) -> _F:
@@ -122,7 +130,7 @@ def retrying(*rules: Rule) -> Callable[[_F], _F]:
                 try:
                     return await function(*args, **kwargs)
                 except Exception as error:
-                    _book(error, rules)
+                    _record_failure(error, rules)
                     raise
 
             return cast("_F", wait)
@@ -132,7 +140,7 @@ def retrying(*rules: Rule) -> Callable[[_F], _F]:
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                _book(error, rules)
+                _record_failure(error, rules)
                 raise
 
         return cast("_F", call)
@@ -140,24 +148,25 @@ def retrying(*rules: Rule) -> Callable[[_F], _F]:
     return decorate
 
 
-def _book(error: Exception, rules: tuple[Rule, ...]) -> None:
+def _record_failure(error: Exception, rules: tuple[Rule, ...]) -> None:
     from rq import get_current_job
 
     job: Any = get_current_job()
     if job is None:
         return
-    told = job.meta.get(META)
-    history = list(told.get("failures", ())) if isinstance(told, dict) else []
+    stored = job.meta.get(META)
+    own_meta = stored if isinstance(stored, dict) else {}
+    history = list(own_meta.get("failures", ()))
     try:
-        tried = run(job.connection, _tried(job.key))
+        failures = run(job.connection, _read_failures(job.key))
     except TasksUnavailableError:
-        tried = len(history)
+        failures = len(history)
     chance = random.random()  # noqa: S311 # nosec B311 - spreads load, guards nothing
-    decision = decide(error, tried, rules, chance)
+    decision = decide(error, failures, rules, chance)
     history.append(_entry(error, decision, SystemClock().now()))
     history = history[-MAX_HISTORY:]
     job.meta[META] = {
-        **(told if isinstance(told, dict) else {}),
+        **own_meta,
         "category": decision.category.value,
         "failures": history,
     }
@@ -167,13 +176,16 @@ def _book(error: Exception, rules: tuple[Rule, ...]) -> None:
     meta = job.serializer.dumps(job.meta)
     try:
         fields = ["er_category", decision.category.value, "er_failures", json.dumps(history)]
-        run(job.connection, _remember(job.key, [*fields, "er_tried", tried + 1, "meta", meta]))
+        run(
+            job.connection,
+            _write_failure(job.key, [*fields, "er_tried", failures + 1, "meta", meta]),
+        )
     except TasksUnavailableError as unavailable:
-        # The job's own failure is what counts; RQ writes the rest with its next transaction.
+        # The job's own failure matters more; RQ writes the meta with its next transaction.
         log.warning("failure not remembered", job=job.id, error=str(unavailable))
 
 
-def _entry(error: Exception, decision: Decision, now: datetime) -> dict[str, Any]:
+def _entry(error: Exception, decision: RetryDecision, now: datetime) -> dict[str, Any]:
     kind = type(error)
     builtin = kind.__module__ == "builtins"
     return {
@@ -184,18 +196,18 @@ def _entry(error: Exception, decision: Decision, now: datetime) -> dict[str, Any
     }
 
 
-def _tried(key: str) -> Steps[int]:
-    # Beside RQ's own fields and not in the meta: whoever requeues the job starts it at zero.
-    [tried] = yield Batch([["HGET", key, "er_tried"]])
-    return int(tried or 0)
+def _read_failures(key: str) -> Steps[int]:
+    # A field of the hash and not in the meta: requeueing the job resets it.
+    [failures] = yield Batch([["HGET", key, "er_tried"]])
+    return int(failures or 0)
 
 
-def _remember(key: str, fields: list[Any]) -> Steps[None]:
-    yield Invoke(_REMEMBER, [key], fields)
+def _write_failure(key: str, fields: list[Any]) -> Steps[None]:
+    yield Invoke(_WRITE_FAILURE, [key], fields)
 
 
-#: A job that was deleted while it ran stays deleted.
-_REMEMBER = Script("""
+#: A job that was deleted while it ran must stay deleted.
+_WRITE_FAILURE = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HSET', KEYS[1], unpack(ARGV))
 """)

@@ -98,10 +98,10 @@ async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
 
 def _operation(namespace: str, number: int) -> Any:
     from engineroom.console.background.operation_store import Action, Operation
-    from engineroom.tasks import State, Where
+    from engineroom.tasks import JobFilter, State
 
     return Operation(
-        f"{number:032x}", namespace, Action.CANCEL, State.WAITING, ("none",), Where(), "test",
+        f"{number:032x}", namespace, Action.CANCEL, State.WAITING, ("none",), JobFilter(), "test",
         1.7e9 + number, 0,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from engineroom.console.background.operation_store import (
 from engineroom.console.background.operations import LEASE, OperationRunner
 from engineroom.core.clock import SystemClock
 from engineroom.kube.client.resources import RATELIMITPOLICIES, WORKERPOOLS
-from engineroom.tasks import AsyncTasks, Reporter, Schedule, State, Task, Unique, Where
+from engineroom.tasks import AsyncTasks, JobFilter, Reporter, Schedule, State, Task, Unique
 from engineroom.tasks.triggers import Every
 from tests.integration.console.api import Api, code, manifest, pool
 from tests.integration.pools import eventually
@@ -340,7 +340,7 @@ async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twic
             await api.services.tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * jobs)
         state = State.FAILED if action is Action.RETRY else State.WAITING
         known = Operation(
-            "ab" * 16, namespace, action, state, ("mail",), Where(), "test",
+            "ab" * 16, namespace, action, state, ("mail",), JobFilter(), "test",
             SystemClock().now().timestamp(), jobs,
         )  # fmt: skip
         mortal = make_redis()
@@ -380,7 +380,7 @@ async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
     redis = api.services.redis
     both = [OperationStore(redis, SECRET) for _ in range(2)]
     known = Operation(
-        "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), Where(), "test",
+        "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), JobFilter(), "test",
         SystemClock().now().timestamp(), 0,
     )  # fmt: skip
     await both[0].start(known)

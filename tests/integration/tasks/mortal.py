@@ -25,6 +25,7 @@ from engineroom.queue import keys, recovery
 from engineroom.queue.recovery import DeadWorker, Policy
 from engineroom.tasks import (
     Every,
+    JobFilter,
     Limit,
     Missed,
     Schedule,
@@ -32,13 +33,12 @@ from engineroom.tasks import (
     Task,
     Tasks,
     Unique,
-    Where,
     chain,
     group,
 )
 from engineroom.tasks.after_commit import transaction
 from engineroom.tasks.enqueueing import enqueue
-from engineroom.tasks.inspection import failures, queues
+from engineroom.tasks.inspection import queues, requeueing
 from engineroom.tasks.outbox import Relay, add, add_flow
 from tests.integration.tasks.work import count
 
@@ -236,12 +236,12 @@ def scheduler(life: Life) -> None:
 
 def requeue(life: Life) -> None:
     """All failed jobs of a function are put back, by an operation that is carried on."""
-    failures.STEP = 2
+    requeueing.STEP = 2
     tasks = Tasks(life.redis)
     known = sorted(life.aside().keys("engineroom:requeue:*"))
     operation = known[0].decode().rpartition(":")[2] if known else ""
     if not known:
-        operation = tasks.start_requeueing("default", Where(function="*.second_time")).operation
+        operation = tasks.start_requeueing("default", JobFilter(function="*.second_time")).operation
     tasks.carry_on_requeueing(operation)
 
 

@@ -22,6 +22,7 @@ from engineroom.tasks import (
     Cron,
     Every,
     InvalidTaskError,
+    JobFilter,
     Limit,
     NothingMatchesError,
     Once,
@@ -33,7 +34,6 @@ from engineroom.tasks import (
     TaskTooLargeError,
     Unique,
     UnknownQueueError,
-    Where,
     chain,
     graph,
     group,
@@ -296,7 +296,7 @@ TABLE: dict[str, tuple[Callable[[], tuple[Any, ...]], type[EngineroomError], str
         lambda: ("carry_on_requeueing", "nothing"), InvalidTaskError,
         r"operation: 'nothing' is not known; start anew"),
     "a filter": (
-        lambda: ("start_requeueing", "default", Where(before=datetime(2026, 1, 1))),  # noqa: DTZ001
+        lambda: ("start_requeueing", "default", JobFilter(before=datetime(2026, 1, 1))),  # noqa: DTZ001
         InvalidTaskError, r"before: has no time zone; use .+"),
     "no such job": (
         lambda: ("requeue", "nobody"), TaskError,
@@ -325,7 +325,7 @@ def test_bad_input_leaves_no_trace(
     assert tasks.result(failed.job_id).status == "failed"
     tasks.enqueue_flow(chain(A, B), unique=Unique("there"))
     tasks.put_schedule(Schedule("there", Every(60), A))
-    operation = tasks.start_requeueing("default", Where(function="nothing.like.it")).operation
+    operation = tasks.start_requeueing("default", JobFilter(function="nothing.like.it")).operation
     before = snapshot(redis)
 
     async def ask_async(method: str, *args: Any, **more: Any) -> None:

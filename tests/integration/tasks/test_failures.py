@@ -14,6 +14,7 @@ from rq.job import Job
 
 from engineroom.tasks import (
     InvalidTaskError,
+    JobFilter,
     JSONSerializer,
     NotFailedError,
     NothingMatchesError,
@@ -24,9 +25,9 @@ from engineroom.tasks import (
     Tasks,
     TasksUnavailableError,
     Unique,
-    Where,
 )
-from engineroom.tasks.inspection.failures import STEP, next_step
+from engineroom.tasks.inspection.failures import STEP
+from engineroom.tasks.inspection.requeueing import next_step
 from engineroom.tasks.inspection.scan import exception_of
 from tests.integration.tasks.work import boom, fragile, patient, until
 
@@ -53,11 +54,11 @@ def fail(
     return ids
 
 
-def pages(tasks: Tasks, limit: int, where: Where | None = None) -> list[str]:
+def pages(tasks: Tasks, limit: int, where: JobFilter | None = None) -> list[str]:
     found: list[str] = []
     cursor = None
     while True:
-        page = tasks.failures("default", where or Where(), cursor=cursor, limit=limit)
+        page = tasks.failures("default", where or JobFilter(), cursor=cursor, limit=limit)
         found += [each.job_id for each in page.failures]
         cursor = page.cursor
         if cursor is None:
@@ -116,7 +117,7 @@ def test_filters(tasks: Tasks, work: Callable[..., None]) -> None:
     work()
 
     def found(**where: Any) -> set[str]:
-        return set(pages(tasks, 100, Where(**where)))
+        return set(pages(tasks, 100, JobFilter(**where)))
 
     everything = {bug.job_id, poison.job_id, plain.job_id}
     assert found() == everything
@@ -128,7 +129,7 @@ def test_filters(tasks: Tasks, work: Callable[..., None]) -> None:
     assert found(after=soon) == set()
     for wrong in ({"text": ""}, {"before": datetime(2030, 1, 1)}):  # noqa: DTZ001
         with pytest.raises(InvalidTaskError):
-            Where(**wrong)  # type: ignore[arg-type]
+            JobFilter(**wrong)  # type: ignore[arg-type]
     for cursor in ("x", "1", "nan:a", "1;2:a"):
         with pytest.raises(InvalidTaskError, match="cursor"):
             tasks.failures("default", cursor=cursor)
@@ -225,7 +226,7 @@ def test_interrupted_anywhere_each_is_put_back_once(
     cut = Cut(connection_pool=redis.connection_pool)
     cut.after = after
     half = Tasks(cut)
-    started = tasks.start_requeueing("default", Where(text="wanted"))
+    started = tasks.start_requeueing("default", JobFilter(text="wanted"))
     assert started.total == len(ids)
     interruptions = 0
     told: list[Requeueing] = []
@@ -252,7 +253,7 @@ def test_two_at_one_operation_share_it(redis: Redis, tasks: Tasks) -> None:
     ids = fail(tasks, 2 * STEP)
     for job in ids[::2]:
         redis.hset(f"rq:job:{job}", "description", "wanted")
-    started = tasks.start_requeueing("default", Where(text="wanted"))
+    started = tasks.start_requeueing("default", JobFilter(text="wanted"))
 
     def other(_: Requeueing) -> None:
         tasks.carry_on_requeueing(started.operation)
@@ -285,7 +286,7 @@ def test_what_fails_again_meanwhile_stays(redis: Redis, tasks: Tasks) -> None:
 
 def test_a_filter_that_matches_nothing_says_so(tasks: Tasks) -> None:
     fail(tasks, 3)
-    started = tasks.start_requeueing("default", Where(function="nobody.*"))
+    started = tasks.start_requeueing("default", JobFilter(function="nobody.*"))
     with pytest.raises(NothingMatchesError, match="none of the 3"):
         tasks.carry_on_requeueing(started.operation)
     with pytest.raises(InvalidTaskError, match="not known"):

@@ -17,12 +17,12 @@ from engineroom.core.errors import JobMissingError
 from engineroom.tasks import (
     AsyncTasks,
     InvalidTaskError,
+    JobFilter,
     JSONSerializer,
     Retry,
     State,
     Task,
     Tasks,
-    Where,
 )
 from engineroom.tasks.inspection.failures import STEP
 from tests.integration.tasks.test_failures import fail
@@ -140,18 +140,20 @@ def test_running_jobs_are_listed_once_though_their_heartbeats_move_them(
 
 def test_filters_and_counts(redis: Redis, tasks: Tasks, work: Callable[..., None]) -> None:
     made = one_of_each(redis, tasks, work)
-    assert listed(tasks, where=Where(function="*.boom")) == [made[State.FAILED]]
-    assert listed(tasks, where=Where(exception="Runtime*")) == [made[State.FAILED]]
-    assert listed(tasks, where=Where(prefix=made[State.FINISHED][:12])) == [made[State.FINISHED]]
-    assert listed(tasks, State.SCHEDULED, where=Where(before=datetime.now(UTC))) == []
+    assert listed(tasks, where=JobFilter(function="*.boom")) == [made[State.FAILED]]
+    assert listed(tasks, where=JobFilter(exception="Runtime*")) == [made[State.FAILED]]
+    assert listed(tasks, where=JobFilter(prefix=made[State.FINISHED][:12])) == [
+        made[State.FINISHED]
+    ]
+    assert listed(tasks, State.SCHEDULED, where=JobFilter(before=datetime.now(UTC))) == []
     soon = datetime.now(UTC) + timedelta(seconds=601)
-    assert listed(tasks, State.SCHEDULED, where=Where(before=soon)) == [made[State.SCHEDULED]]
-    assert tasks.count_jobs(State.FAILED, Where(function="nobody")).matched == 0
+    assert listed(tasks, State.SCHEDULED, where=JobFilter(before=soon)) == [made[State.SCHEDULED]]
+    assert tasks.count_jobs(State.FAILED, JobFilter(function="nobody")).matched == 0
     fail(tasks, 1200)
-    impact = tasks.count_jobs(State.FAILED, Where(text="boom"), most=50)
+    impact = tasks.count_jobs(State.FAILED, JobFilter(text="boom"), most=50)
     assert (impact.complete, impact.total) == (False, 1201)
     assert 50 <= impact.matched < 1201
-    whole = tasks.count_jobs(State.FAILED, Where(text="boom"))
+    whole = tasks.count_jobs(State.FAILED, JobFilter(text="boom"))
     assert (whole.matched, whole.total, whole.complete) == (1201, 1201, True)
 
 
@@ -177,7 +179,7 @@ def test_a_page_of_many_failed_jobs_takes_few_bounded_steps(redis: Redis, tasks:
     assert len(tasks.jobs([State.FAILED], cursor=cursor, limit=100).jobs) == 100
     assert redis.info("commandstats")["cmdstat_evalsha"]["calls"] == 100 / STEP
     # However few match, a page looks at a bounded number of jobs.
-    page = tasks.jobs([State.FAILED], Where(function="nobody"))
+    page = tasks.jobs([State.FAILED], JobFilter(function="nobody"))
     assert (page.jobs, page.scanned) == ((), 1000)
     assert page.cursor is not None
 

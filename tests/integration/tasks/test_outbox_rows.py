@@ -11,8 +11,9 @@ import pytest
 
 from engineroom.relay import PrometheusMetrics
 from engineroom.tasks import Reason, Task, Tasks, TasksUnavailableError, Unique, chain, group
+from engineroom.tasks.enqueueing.encode import encode
 from engineroom.tasks.enqueueing.flows import encode_flow
-from engineroom.tasks.enqueueing.task import Rules, encode
+from engineroom.tasks.enqueueing.task import Rules
 from engineroom.tasks.outbox import Relay, _dumps
 from tests.integration.tasks.conftest import snapshot
 from tests.integration.tasks.work import add

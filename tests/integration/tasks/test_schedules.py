@@ -31,7 +31,9 @@ from engineroom.tasks import (
 )
 from engineroom.tasks.enqueueing.task import Rules
 from engineroom.tasks.redis_steps import Batch, run
-from engineroom.tasks.schedules import INDEX, declare, owned, owners, tick
+from engineroom.tasks.schedules.model import INDEX
+from engineroom.tasks.schedules.store import declare, owned, owners
+from engineroom.tasks.schedules.ticking import tick
 from tests.integration.pools import eventually as in_time
 from tests.integration.runtime.lab import eventually
 from tests.integration.tasks.work import add

@@ -15,7 +15,7 @@ from engineroom.cli.connections.remote.tasks import ApiTasks
 from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
 from engineroom.cli.views.output_formats import Output
 from engineroom.core.clock import FakeClock
-from engineroom.tasks import NothingMatchesError, Schedule, State, Task, Where
+from engineroom.tasks import JobFilter, NothingMatchesError, Schedule, State, Task
 from engineroom.tasks.triggers import Every
 
 from .memory import MemoryCluster, Trial
@@ -67,7 +67,7 @@ class ToldApi(Api):
 def retried(trial: Trial, api: ToldApi, *, yes: bool = False) -> None:
     trial.context.open_api = lambda shared: api
     Bulk(trial.context).change(
-        "retry", State.FAILED, "mail", Where(function="mail.*"), Output.TABLE, yes=yes
+        "retry", State.FAILED, "mail", JobFilter(function="mail.*"), Output.TABLE, yes=yes
     )
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.core.redaction import is_secret_key, redact_text
-from engineroom.tasks.inspection.arguments import MAX_BYTES, Call, call_of
+from engineroom.tasks.inspection.arguments import MAX_BYTES, Call, read_call
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.text(max_size=30)
@@ -37,7 +37,7 @@ def test_plain_arguments_are_told_as_they_are(
     args: list[Any], kwargs: dict[str, Any], protocol: int, packed: bool
 ) -> None:
     data = pickle.dumps(("m.f", None, tuple(args), kwargs), protocol)
-    call = call_of(zlib.compress(data) if packed else data)
+    call = read_call(zlib.compress(data) if packed else data)
     assert (call.function, call.problem) == ("m.f", "")
     told = json.loads(json.dumps([list(call.args), call.kwargs]))
     # What may be a secret is told as such, which has tests of its own.
@@ -68,7 +68,7 @@ def _cut(value: Any, depth: int = -1) -> Any:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_survived(data: bytes) -> None:
     for given_ in (data, b"\x80\x05" + data, zlib.compress(b"\x80\x04" + data), b"[" + data):
-        json.dumps([call_of(given_).args, call_of(given_).kwargs])
+        json.dumps([read_call(given_).args, read_call(given_).kwargs])
 
 
 @given(st.data())
@@ -76,7 +76,7 @@ def test_a_damaged_pickle_is_survived(data: st.DataObject) -> None:
     whole = bytearray(pickle.dumps(("m.f", None, ([1, {"a": (2, 3)}], {4, 5}), {"b": b"c"})))
     at = data.draw(st.integers(2, len(whole) - 1))
     whole[at] = data.draw(st.integers(0, 255))
-    json.dumps(call_of(bytes(whole)).args)
+    json.dumps(read_call(bytes(whole)).args)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_damaged_pickle_is_survived(data: st.DataObject) -> None:
 )
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_what_is_not_plain_is_told_by_its_name(value: Any, told: Any, protocol: int) -> None:
-    call = call_of(pickle.dumps(("m.f", None, (value,), {}), protocol))
+    call = read_call(pickle.dumps(("m.f", None, (value,), {}), protocol))
     old = {"<9 bytes>": "<_codecs.encode>", "[1, 2]": "<__builtin__.set>",
            "[1]": "<__builtin__.frozenset>", "<builtins.len>": "<__builtin__.len>"}  # fmt: skip
     older = {2: [told, old.get(str(told))], 3: [told, "<builtins.set>", "<builtins.frozenset>"]}
@@ -107,18 +107,18 @@ def test_what_is_shared_many_times_over_does_not_grow() -> None:
     value: Any = ["x"]
     for _ in range(40):
         value = [value, value, value]
-    assert len(json.dumps(call_of(pickle.dumps(("m.f", None, (value,), {}))).args)) < 5000
+    assert len(json.dumps(read_call(pickle.dumps(("m.f", None, (value,), {}))).args)) < 5000
     wide = [["y"] * 50] * 50
-    assert len(json.dumps(call_of(pickle.dumps(("m.f", None, (wide, wide), {}))).args)) < 10_000
+    assert len(json.dumps(read_call(pickle.dumps(("m.f", None, (wide, wide), {}))).args)) < 10_000
 
 
 def test_a_bomb_of_zeros_is_not_unpacked() -> None:
-    assert "bytes" in call_of(zlib.compress(b"\0" * (MAX_BYTES + 1))).problem
+    assert "bytes" in read_call(zlib.compress(b"\0" * (MAX_BYTES + 1))).problem
 
 
 def test_the_instance_of_a_method_is_told() -> None:
     data = pickle.dumps(("send", uuid.UUID(int=1), (), {}))
-    assert call_of(data) == Call("uuid.UUID.send", (), {})
+    assert read_call(data) == Call("uuid.UUID.send", (), {})
 
 
 def test_every_opcode_that_plain_values_need_is_known() -> None:
@@ -127,5 +127,5 @@ def test_every_opcode_that_plain_values_need_is_known() -> None:
              {}, {"k": []}, set(), frozenset(), bytearray(b"x"), "a" * 300, b"b" * 300]  # fmt: skip
     for protocol in (2, 3, 4, 5):
         data = pickle.dumps(("m.f", None, (value, value), {}), protocol)
-        assert call_of(data).problem == ""
-        assert call_of(pickletools.optimize(data)).problem == ""
+        assert read_call(data).problem == ""
+        assert read_call(pickletools.optimize(data)).problem == ""

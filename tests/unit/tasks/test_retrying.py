@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engineroom.core.errors import ConflictError, InvalidSpecError, Problem
 from engineroom.tasks import FailureCategory, InvalidTaskError, Rule
-from engineroom.tasks.retrying import Decision, decide
+from engineroom.tasks.retrying import RetryDecision, decide
 
 PERMANENT, TRANSIENT = FailureCategory.PERMANENT, FailureCategory.TRANSIENT
 
@@ -16,22 +16,24 @@ PERMANENT, TRANSIENT = FailureCategory.PERMANENT, FailureCategory.TRANSIENT
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ConflictError("changed"), Decision(TRANSIENT, None)),
-        (InvalidSpecError([Problem("a", "b", "c")]), Decision(PERMANENT, 0)),
-        (TypeError(), Decision(PERMANENT, 0)),
-        (KeyError("x"), Decision(PERMANENT, 0)),
-        (ConnectionError(), Decision(TRANSIENT, None)),
-        (RuntimeError(), Decision(TRANSIENT, None)),
+        (ConflictError("changed"), RetryDecision(TRANSIENT, None)),
+        (InvalidSpecError([Problem("a", "b", "c")]), RetryDecision(PERMANENT, 0)),
+        (TypeError(), RetryDecision(PERMANENT, 0)),
+        (KeyError("x"), RetryDecision(PERMANENT, 0)),
+        (ConnectionError(), RetryDecision(TRANSIENT, None)),
+        (RuntimeError(), RetryDecision(TRANSIENT, None)),
     ],
 )
-def test_without_a_rule_the_kind_of_error_decides(error: Exception, expected: Decision) -> None:
+def test_without_a_rule_the_kind_of_error_decides(
+    error: Exception, expected: RetryDecision
+) -> None:
     assert decide(error, 0, (), 0) == expected
 
 
 def test_the_first_rule_that_fits_wins() -> None:
     rules = (Rule((TimeoutError,), maximum=1), Rule((OSError,), PERMANENT), Rule((OSError,)))
-    assert decide(TimeoutError(), 0, rules, 0) == Decision(TRANSIENT, 1, 1)
-    assert decide(OSError(), 0, rules, 0) == Decision(PERMANENT, 0)
+    assert decide(TimeoutError(), 0, rules, 0) == RetryDecision(TRANSIENT, 1, 1)
+    assert decide(OSError(), 0, rules, 0) == RetryDecision(PERMANENT, 0)
 
 
 def test_waits_grow_to_the_longest_and_tries_end() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engineroom.core.triggers.missed import MAX_TICKS, plan_ticks
 from engineroom.tasks import Cron, Every, InvalidTaskError, Missed, Once
-from engineroom.tasks.triggers import MAX_AT_ONCE, decide
 
 BERLIN = "Europe/Berlin"  # forward on 2026-03-29 at 01:00 UTC, back on 2026-10-25 at 01:00 UTC
 
@@ -97,15 +97,17 @@ def test_jitter_spreads_schedules_of_one_interval() -> None:
 def test_what_is_done_about_ticks_that_nobody_ran(
     missed: Missed, run: tuple[float, ...], following: float
 ) -> None:
-    decision = decide(Every(60), "a", 60.0, 310.0, missed, 75.0)
+    decision = plan_ticks(Every(60), "a", 60.0, 310.0, missed, 75.0)
     assert (decision.run, decision.next) == (run, following)
-    early = decide(Every(60), "a", 360.0, 310.0, missed, 75.0)
+    early = plan_ticks(Every(60), "a", 360.0, 310.0, missed, 75.0)
     assert (early.run, early.next) == ((), 360.0)
 
 
 def test_nothing_is_run_where_all_were_missed() -> None:
     daily = Cron("0 3 * * *")
-    decision = decide(daily, "a", utc("2026-01-05T03:00"), utc("2026-01-07T12:00"), Missed.SKIP, 60)
+    decision = plan_ticks(
+        daily, "a", utc("2026-01-05T03:00"), utc("2026-01-07T12:00"), Missed.SKIP, 60
+    )
     assert decision.run == ()
     assert decision.next == utc("2026-01-08T03:00")
 
@@ -113,11 +115,11 @@ def test_nothing_is_run_where_all_were_missed() -> None:
 def test_a_year_of_minutes_is_bounded() -> None:
     minutely, now = Cron("* * * * *"), utc("2027-01-01T00:00:30")
     due = utc("2026-01-01")
-    once = decide(minutely, "a", due, now, Missed.RUN_ONCE, 60)
+    once = plan_ticks(minutely, "a", due, now, Missed.RUN_ONCE, 60)
     assert once.run == (utc("2027-01-01"),)
-    every = decide(minutely, "a", due, now, Missed.RUN_ALL, 60)
-    assert len(every.run) == MAX_AT_ONCE
-    assert every.next == due + MAX_AT_ONCE * 60
+    every = plan_ticks(minutely, "a", due, now, Missed.RUN_ALL, 60)
+    assert len(every.run) == MAX_TICKS
+    assert every.next == due + MAX_TICKS * 60
 
 
 @given(
@@ -129,11 +131,11 @@ def test_decisions_agree_with_a_list_of_all_ticks(
 ) -> None:
     due -= due % seconds
     every = [float(at) for at in range(due, now + 1, seconds)]
-    decision = decide(Every(seconds), "a", due, now, missed, grace)
+    decision = plan_ticks(Every(seconds), "a", due, now, missed, grace)
     expected = {
-        Missed.RUN_ALL: every[:MAX_AT_ONCE],
+        Missed.RUN_ALL: every[:MAX_TICKS],
         Missed.RUN_ONCE: every[-1:],
-        Missed.SKIP: [at for at in every if at >= now - grace][:MAX_AT_ONCE],
+        Missed.SKIP: [at for at in every if at >= now - grace][:MAX_TICKS],
     }[missed]
     assert list(decision.run) == expected
     assert decision.next is not None
@@ -175,15 +177,15 @@ def test_what_is_dropped_is_counted(
 ) -> None:
     due -= due % seconds
     every = [float(at) for at in range(due, now + 1, seconds)]
-    decision = decide(Every(seconds), "a", due, now, missed, grace)
+    decision = plan_ticks(Every(seconds), "a", due, now, missed, grace)
     kept = [at for at in every if at in decision.run or (decision.next or 0) <= at]
     if missed is Missed.SKIP:
         kept = [at for at in every if at >= now - grace]
-    assert decision.dropped == min(len(every) - len(kept), MAX_AT_ONCE)
+    assert decision.dropped == min(len(every) - len(kept), MAX_TICKS)
 
 
 def test_once_is_once() -> None:
-    decision = decide(Once(50), "a", 50, 60, Missed.RUN_ALL, 0)
+    decision = plan_ticks(Once(50), "a", 50, 60, Missed.RUN_ALL, 0)
     assert (decision.run, decision.next) == ((50,), None)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.remote.bulk import Bulk
     from engineroom.kube.client.resources import Resource
     from engineroom.tasks import Tasks
-    from engineroom.tasks.enqueueing.task import Serializer
+    from engineroom.tasks.serializers import Serializer
 
 #: Where an URL is taken from before the cluster is asked.
 VARIABLE = "ENGINEROOM_REDIS_URL"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         QueueLimit,
         Worker,
     )
-    from engineroom.tasks.schedules import Known
+    from engineroom.tasks.schedules.model import ScheduleInfo
     from engineroom.tasks.triggers import Trigger
 
 #: Lines of a traceback that are shown, the last ones; all with ``-o wide``.
@@ -274,7 +274,7 @@ def trigger_text(trigger: Trigger) -> str:
     return f"once at {datetime.fromtimestamp(said['at'], UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def schedule_document(known: Known) -> dict[str, Any]:
+def schedule_document(known: ScheduleInfo) -> dict[str, Any]:
     """A schedule as JSON has it, its times like all others."""
     said: dict[str, Any] = document(known)
     for name in ("next", "last"):
@@ -286,7 +286,9 @@ def _moment(at: float | None) -> datetime | None:
     return None if at is None else datetime.fromtimestamp(at, UTC)
 
 
-def schedules_table(schedules: Sequence[Known], now: datetime, *, wide: bool = False) -> Table:
+def schedules_table(
+    schedules: Sequence[ScheduleInfo], now: datetime, *, wide: bool = False
+) -> Table:
     """One line a schedule."""
     columns = ["NAME", "STATE", "WHEN", "NEXT", "LAST", "QUEUE", "OWNER"]
     if wide:
@@ -310,7 +312,7 @@ def schedules_table(schedules: Sequence[Known], now: datetime, *, wide: bool = F
     return table(columns, rows, right=("DROPPED",))
 
 
-def schedule_view(known: Known, now: datetime) -> Group:
+def schedule_view(known: ScheduleInfo, now: datetime) -> Group:
     """One schedule, and its next ticks."""
     facts = [
         ("when", trigger_text(known.trigger)),

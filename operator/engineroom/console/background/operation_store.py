@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import DependencyError
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.tasks.inspection import failures
-from engineroom.tasks.inspection.failures import Where
+from engineroom.tasks.inspection import requeueing
+from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Operation:
     action: Action
     state: State
     queues: tuple[str, ...]
-    where: Where
+    where: JobFilter
     by: str
     started: float
     total: int
@@ -141,7 +141,7 @@ class OperationStore:
             done, skipped = int(record.get("done", 0)), int(record.get("skipped", 0))
             parts = [value for name, value in record.items() if name.startswith("part:")]
             for part in parts:
-                row = await self._redis.hmget(failures.operation_key(part), "requeued", "skipped")
+                row = await self._redis.hmget(requeueing.operation_key(part), "requeued", "skipped")
                 done, skipped = done + int(row[0] or 0), skipped + int(row[1] or 0)
         return Operation(
             id=operation,
@@ -150,7 +150,7 @@ class OperationStore:
             state=State(record["state"]),
             queues=tuple(json.loads(record["queues"])),
             allowed=tuple(json.loads(record.get("allowed", "[]"))),
-            where=Where.loads(record["where"]),
+            where=JobFilter.loads(record["where"]),
             by=record["by"],
             started=float(record["started"]),
             total=int(record["total"]),

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engineroom.console.background.operation_store import OperationStore
-    from engineroom.tasks.client import AsyncTasks
-    from engineroom.tasks.inspection.failures import Requeueing
+    from engineroom.tasks.async_client import AsyncTasks
+    from engineroom.tasks.inspection.requeueing import Requeueing
 
 log = get_logger(__name__)
 

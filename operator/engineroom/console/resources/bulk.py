@@ -15,7 +15,7 @@ from engineroom.console.rest.errors import ImpactError
 from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
-from engineroom.tasks.inspection.failures import Where
+from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
 
 if TYPE_CHECKING:
@@ -147,12 +147,12 @@ async def _here(call: Call) -> Operation:
     return found
 
 
-def _where(wanted: Selection) -> Where:
+def _where(wanted: Selection) -> JobFilter:
     given = {name: getattr(wanted, name) for name in _FILTERS}
     if not wanted.all and all(value is None for value in given.values()):
         told = Problem("body", "has no filter", "send one, or all: true")
         raise InvalidInputError([told])
-    return Where(**given)
+    return JobFilter(**given)
 
 
 def _queues(call: Call, wanted: Selection) -> Sequence[str]:

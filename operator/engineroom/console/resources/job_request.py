@@ -8,14 +8,13 @@ from pydantic import Field
 
 from engineroom.console.rest.routing import Model
 from engineroom.queue.priority import MAX_PRIORITY
-from engineroom.tasks.client import AsyncTasks
+from engineroom.tasks.async_client import AsyncTasks
 from engineroom.tasks.enqueueing.task import (
     DEFAULT_TIMEOUT,
     MAX_SECONDS,
-    JSONSerializer,
-    PickleSerializer,
     Retry,
 )
+from engineroom.tasks.serializers import JSONSerializer, PickleSerializer
 
 if TYPE_CHECKING:
     from engineroom.console.rest.routing import Call

@@ -19,16 +19,17 @@ from engineroom.console.resources.queues import owned
 from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import JobMissingError
-from engineroom.tasks.enqueueing import idempotent
+from engineroom.tasks import idempotent
 from engineroom.tasks.enqueueing.task import MAX_SECONDS, Task, Unique
 from engineroom.tasks.errors import JobExistsError
-from engineroom.tasks.inspection.failures import Where
+from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
 from engineroom.tasks.redis_steps import run_async
 
 if TYPE_CHECKING:
     from engineroom.tasks.inspection.failures import Attempt
-    from engineroom.tasks.inspection.jobs import JobDetail, JobSummary
+    from engineroom.tasks.inspection.job_detail import JobDetail
+    from engineroom.tasks.inspection.jobs import JobSummary
 
 
 _Filter = Annotated[str, Field(max_length=200)]
@@ -177,7 +178,7 @@ async def list_jobs(call: Call) -> Answer:
         names &= {wanted.queue}
     if not names:
         return Answer(JobList(items=[], next_cursor=None))
-    where = Where(
+    where = JobFilter(
         function=wanted.function or None,
         exception=wanted.exception or None,
         text=wanted.text or None,

@@ -19,7 +19,8 @@ from engineroom.console.rest.errors import PreconditionFailedError
 from engineroom.console.rest.pagination import Paged, check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
-from engineroom.tasks.enqueueing import idempotent
+from engineroom.core.triggers.triggers import MAX_JITTER
+from engineroom.tasks import idempotent
 from engineroom.tasks.enqueueing.task import Task
 from engineroom.tasks.errors import (
     ScheduleChangedError,
@@ -27,11 +28,11 @@ from engineroom.tasks.errors import (
     ScheduleOwnedError,
 )
 from engineroom.tasks.redis_steps import run_async
-from engineroom.tasks.schedules import Schedule
-from engineroom.tasks.triggers import MOST_JITTER, Cron, Every, Missed, Once
+from engineroom.tasks.schedules.model import Schedule
+from engineroom.tasks.triggers import Cron, Every, Missed, Once
 
 if TYPE_CHECKING:
-    from engineroom.tasks.schedules import Known
+    from engineroom.tasks.schedules.model import ScheduleInfo
     from engineroom.tasks.triggers import Trigger
 
 #: Schedules that one page looks at, however few are of its namespace; and at a time.
@@ -74,7 +75,7 @@ class ScheduleWanted(Work):
     zone: Annotated[str, Field(min_length=1, max_length=64, description="Of a cron line.")] = "UTC"
     every: Annotated[float, Field(ge=1, le=_YEAR)] | None = None
     at: AwareDatetime | None = None
-    jitter: Annotated[float, Field(ge=0, le=MOST_JITTER)] = 0.0
+    jitter: Annotated[float, Field(ge=0, le=MAX_JITTER)] = 0.0
     missed: Literal["skip", "run_once", "run_all"] = "run_once"
     grace: Annotated[float, Field(ge=0, le=_YEAR)] = 60.0
 
@@ -89,7 +90,7 @@ async def list_schedules(call: Call) -> Answer:
     """A page of the schedules that enqueue to the namespace's queues."""
     queues, cursors = call.services.hub.queues(call.namespace), call.services.cursors
     limit, after = call.query.limit, cursors.decode(call.query.cursor)
-    found: list[Known] = []
+    found: list[ScheduleInfo] = []
     scanned = 0
     while queues and scanned < MAX_SCANNED:
         page = await call.services.tasks.schedules(after=after, limit=CHUNK)
@@ -104,7 +105,7 @@ async def list_schedules(call: Call) -> Answer:
     return _listed(found, cursors.encode(after) if queues else None)
 
 
-def _listed(found: list[Known], cursor: str | None) -> Answer:
+def _listed(found: list[ScheduleInfo], cursor: str | None) -> Answer:
     return Answer(ScheduleList(items=[_schedule(each) for each in found], next_cursor=cursor))
 
 
@@ -193,14 +194,14 @@ def _trigger(wanted: ScheduleWanted) -> Trigger:
     return Once(at.timestamp())
 
 
-async def _known(call: Call) -> Known | None:
+async def _known(call: Call) -> ScheduleInfo | None:
     try:
         return await call.services.tasks.schedule(call.path["schedule"])
     except ScheduleNotFoundError:
         return None
 
 
-async def _here(call: Call) -> Known:
+async def _here(call: Call) -> ScheduleInfo:
     """The schedule of the path, if its queue is one of the namespace. Raises MissingError."""
     known = await _known(call)
     if known is None or known.queue not in call.services.hub.queues(call.namespace):
@@ -216,12 +217,12 @@ def _moved() -> PreconditionFailedError:
     return PreconditionFailedError("if-match: the schedule has just changed; read it")
 
 
-def _shown(known: Known, **details: str) -> Answer:
+def _shown(known: ScheduleInfo, **details: str) -> Answer:
     tag = {"etag": etag(str(known.version))}
     return Answer(_schedule(known), headers=tag, details=dict(details))
 
 
-def _schedule(known: Known) -> ScheduleView:
+def _schedule(known: ScheduleInfo) -> ScheduleView:
     return ScheduleView(
         name=known.name,
         queue=known.queue,

@@ -1,8 +1,8 @@
-"""Jobs that wait for jobs, as RQ keeps them, written and cancelled by scripts.
+"""Dependent jobs in RQ's form, written and cancelled by scripts.
 
-RQ's form: such a job is *deferred*; its id stands in the set of dependents of each job that it
-waits for, and theirs in its set of dependencies. Whoever runs the last of them, any worker of RQ,
-puts it on its queue.
+In RQ a dependent job is *deferred*. Each of its dependencies has the job's id in its set of
+dependents, and the job has theirs in its set of dependencies. The worker that runs the last
+dependency, ours or a stock RQ worker, puts the job on its queue.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime
 
-    from engineroom.tasks.enqueueing.task import Encoded, Unique
+    from engineroom.tasks.enqueueing.encode import EncodedJob
+    from engineroom.tasks.enqueueing.task import Unique
 
-#: Jobs that are cancelled in one step; Redis serves nobody else meanwhile, below 5 ms.
+#: Jobs that one step cancels; a step blocks Redis for less than 5 ms.
 STEP = 50
-#: Dependents that are asked for in one round trip.
+#: Dependents that one round trip reads.
 _SCAN = 500
 
 
@@ -34,16 +35,16 @@ class EncodedFlow:
     """A flow ready to be written: its jobs, parents first."""
 
     flow_id: str
-    jobs: Sequence[Encoded]
+    jobs: Sequence[EncodedJob]
     unique: Unique | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Canceled:
-    """What ``cancel`` did: ids of the jobs that will not run, and of those that run already.
+    """The result of ``cancel``: ids of the cancelled jobs, and of those that already run.
 
-    ``running`` also holds jobs with a rate limit of RQ, which only RQ itself can take out. Those in
-    ``skipped`` are of queues that were not to be touched; they wait in vain.
+    ``running`` includes jobs with RQ's own rate limit, which only RQ can remove. ``skipped`` holds
+    dependents on queues that the caller excluded; they never run.
     """
 
     canceled: tuple[str, ...]
@@ -52,14 +53,15 @@ class Canceled:
 
 
 def invocation(
-    jobs: Sequence[Encoded],
+    jobs: Sequence[EncodedJob],
     unique: Unique | None = None,
     unique_key: str = "",
     mark: tuple[str, int] | None = None,
 ) -> Invoke:
-    """The script that writes jobs which wait for each other, or for others, all or none of them.
+    """Return the script invocation that writes all of the dependent jobs or none.
 
-    ``unique`` stands for all of them, by the last one. ``mark`` is a relay's, with its window.
+    ``unique`` applies to all of them, and the last job holds its key. ``mark`` is a relay's key and
+    its window in seconds.
     """
     arguments: list[Any] = [
         unique.until if unique is not None else "",
@@ -87,15 +89,15 @@ def invocation(
 
 
 def key_fields(unique: Unique | None, unique_key: str) -> list[str]:
-    """In the hash of the job that stands for the work, for whoever puts it back when it has failed.
+    """Return the fields with which requeueing finds the unique key of a failed job.
 
-    Until the window is over nobody else gets the key; until the end others may have it by then.
+    They are needed only for ``until="end"``, where another job may hold the key by then.
     """
     return ["er_unique", unique_key] if unique is not None and unique.until == "end" else []
 
 
 def parent_canceled(reply: Sequence[Any]) -> ParentCanceledError:
-    """The error of the script's verdict 3."""
+    """Return the error for the script's status 3."""
     return ParentCanceledError(
         f"depends_on: job {text(reply[1])} is {text(reply[2])} and never finishes; leave it out"
     )
@@ -104,26 +106,26 @@ def parent_canceled(reply: Sequence[Any]) -> ParentCanceledError:
 def cancel(
     job_id: str, now: datetime, *, stop: bool = False, queues: Collection[str] | None = None
 ) -> Steps[Canceled]:
-    """Cancel the job and, step by step, all that hangs on it; see Tasks.cancel.
+    """Cancel the job and, step by step, all its dependents; see Tasks.cancel.
 
-    With ``queues`` jobs of other queues, and what hangs on them, stay as they are.
-    Nothing of it runs once the first step is done: RQ starts no dependent of a cancelled job. So
-    whoever was killed in between left jobs that wait in vain, and the same call takes them too.
+    With ``queues``, jobs on other queues and their dependents stay unchanged. RQ never starts a
+    dependent of a cancelled job, so none of them runs after the first step. If a call is killed,
+    the same call cancels the rest.
     """
-    found = yield from _cascade([job_id], now, stop=stop, queues=queues)
-    if found[job_id] in ("gone", "foreign"):
+    outcomes = yield from _cascade([job_id], now, stop=stop, queues=queues)
+    if outcomes[job_id] in ("gone", "foreign"):
         raise JobMissingError(f"job_id: no job {job_id[:50]!r}; see the list of jobs")
-    if found[job_id] == "finished":
+    if outcomes[job_id] == "finished":
         raise JobEndedError(f"job_id: {job_id} has finished; nothing is left to cancel")
     canceled, running, skipped = (
-        tuple(each for each, verdict in found.items() if verdict == wanted)
+        tuple(job for job, outcome in outcomes.items() if outcome == wanted)
         for wanted in ("canceled", "running", "foreign")
     )
     return Canceled(canceled, running, skipped)
 
 
 def cancel_dependents(job_id: str, now: datetime) -> Steps[None]:
-    """Cancel all that hangs on the job, and not the job itself."""
+    """Cancel all dependents of the job, but not the job itself."""
     waiting = yield from _dependents(job_id)
     yield from _cascade(waiting, now, stop=False)
 
@@ -131,62 +133,63 @@ def cancel_dependents(job_id: str, now: datetime) -> Steps[None]:
 def _cascade(
     waiting: list[str], now: datetime, *, stop: bool, queues: Collection[str] | None = None
 ) -> Steps[dict[str, str]]:
-    """Cancel jobs and what hangs on them, breadth first; the verdict of ``_CANCEL`` on each."""
-    found: dict[str, str] = {}
-    seen = set(waiting)
+    """Cancel jobs and their dependents, breadth first; return ``_CANCEL``'s outcome for each."""
+    outcomes: dict[str, str] = {}
+    visited = set(waiting)
     allowed = [""] if queues is None else [str(len(queues)), *queues]
     while waiting:
         step = waiting[:STEP]
         rows = yield Invoke(_CANCEL, [], [repr(now.timestamp()), *allowed, *step])
-        # It says what it did: beside a long queue it does one job at a time.
+        # On a long queue the script handles one job at a time.
         waiting = waiting[len(rows) :]
         stops: list[list[Any]] = []
-        for each, row in zip(step, rows, strict=False):
-            found[each], worker = text(row[0]), text(row[1])
-            if found[each] == "running" and stop and worker:
-                command = json.dumps({"command": "stop-job", "job_id": each})
+        for job_id, row in zip(step, rows, strict=False):
+            outcomes[job_id], worker = text(row[0]), text(row[1])
+            if outcomes[job_id] == "running" and stop and worker:
+                command = json.dumps({"command": "stop-job", "job_id": job_id})
                 stops.append(["PUBLISH", keys.worker_channel(worker), command])
         if stops:
             yield Batch(stops)
-        for each in step[: len(rows)]:
-            # Through those that were cancelled before, too: whoever did that may have been killed.
-            if found[each] not in ("gone", "finished", "foreign"):
-                children = yield from _dependents(each)
-                waiting += [child for child in children if child not in seen]
-                seen.update(children)
-    return found
+        for job_id in step[: len(rows)]:
+            # Including jobs that were cancelled before: that call may have been killed.
+            if outcomes[job_id] not in ("gone", "finished", "foreign"):
+                children = yield from _dependents(job_id)
+                waiting += [child for child in children if child not in visited]
+                visited.update(children)
+    return outcomes
 
 
 def _dependents(job_id: str) -> Steps[list[str]]:
-    found: dict[str, None] = {}
+    job_ids: dict[str, None] = {}
     cursor: Any = 0
     while True:
         key = f"{keys.job(job_id)}:dependents"
         [(cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", _SCAN]])
-        found.update(dict.fromkeys(map(text, members)))
+        job_ids.update(dict.fromkeys(map(text, members)))
         if not int(cursor):
-            return list(found)
+            return list(job_ids)
 
 
-#: Lua: ``unfit(key, kind)`` is an error if the key is there and of another kind, else false.
-UNFIT = """
-local function unfit(key, kind)
-  local found = redis.call('TYPE', key).ok
-  if found == 'none' or found == kind then return false end
-  return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ' and no ' .. kind)
+#: Lua: ``wrong_type(key, expected)`` returns an error reply if the key exists with another type,
+#: else false.
+WRONG_TYPE = """
+local function wrong_type(key, expected)
+  local actual = redis.call('TYPE', key).ok
+  if actual == 'none' or actual == expected then return false end
+  return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. actual .. ' and no ' .. expected)
 end
 """
 
 #: KEYS: set of queues, unique key or '', relay's mark or ''. ARGV: until, window in ms, relay's
 #: window, number of jobs, then for each: id, queue, due or '', LPUSH or '', priority, ttl, named,
 #: allow failure, number of parents, their ids, number of words of its hash, and those.
-#: Returns {verdict, id, queue}: 1 written, 0 earlier ones stand for the work, 2 the named job
-#: exists, 3 a parent (the id) is cancelled or stopped (instead of the queue); a relay, whose
-#: transaction has committed, then writes the job cancelled, verdict 4. Of a parent that is gone RQ
-#: says that it has finished, and so is it here. 2 is also what a relay has written before.
+#: Returns {status, id, queue}: 1 written, 0 an earlier job holds the unique key, 2 the named job
+#: exists, or a relay wrote it before, 3 the dependency with this id is cancelled or stopped (its
+#: status replaces the queue). A relay, whose transaction has committed, writes such a job cancelled
+#: and returns 4. A dependency that no longer exists counts as finished, as in RQ.
 _WRITE = Script(
     PUT
-    + UNFIT
+    + WRONG_TYPE
     + """
 local queues, unique, mark = unpack(KEYS)
 local count, jobs, among, at = tonumber(ARGV[4]), {}, {}, 5
@@ -205,18 +208,18 @@ end
 local last = jobs[count]
 if mark ~= '' then
   if redis.call('EXISTS', mark) == 1 then return {2, last.id, last.queue} end
-  -- Half of a flow must not be written before the other half is refused.
-  local problem = unfit(queues, 'set')
+  -- Check all keys first: Redis must not refuse a flow that is half written.
+  local problem = wrong_type(queues, 'set')
   for _, job in ipairs(jobs) do
     local key = 'rq:job:' .. job.id
-    problem = problem or unfit(key, 'hash') or unfit('rq:queue:' .. job.queue, 'list')
-              or unfit('rq:job::' .. job.id .. ':dependencies', 'set')
+    problem = problem or wrong_type(key, 'hash') or wrong_type('rq:queue:' .. job.queue, 'list')
+              or wrong_type('rq:job::' .. job.id .. ':dependencies', 'set')
     for _, state in ipairs({'scheduled', 'deferred', 'canceled'}) do
-      problem = problem or unfit('rq:' .. state .. ':' .. job.queue, 'zset')
+      problem = problem or wrong_type('rq:' .. state .. ':' .. job.queue, 'zset')
     end
     for _, parent in ipairs(job.parents) do
-      problem = problem or unfit('rq:job:' .. parent, 'hash')
-                or unfit('rq:job:' .. parent .. ':dependents', 'set')
+      problem = problem or wrong_type('rq:job:' .. parent, 'hash')
+                or wrong_type('rq:job:' .. parent .. ':dependents', 'set')
     end
   end
   if problem then return problem end
@@ -234,7 +237,7 @@ if unique ~= '' then
     end
   end
 end
-local states, verdict = {}, 1
+local states, result = {}, 1
 for _, job in ipairs(jobs) do
   if job.named ~= '' and redis.call('EXISTS', 'rq:job:' .. job.id) == 1 then
     if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
@@ -262,8 +265,8 @@ for _, job in ipairs(jobs) do
   redis.call('HSET', key, unpack(ARGV, job.first, job.last))
   redis.call('SADD', queues, list)
   if dead then
-    -- Parents come before their children here.
-    states[job.id], verdict = 'canceled', 4
+    -- Parents come before their children in this list.
+    states[job.id], result = 'canceled', 4
     redis.call('HSET', key, 'status', 'canceled')
     redis.call('HDEL', key, 'enqueued_at')
     redis.call('ZADD', 'rq:canceled:' .. job.queue, now, job.id)
@@ -279,7 +282,7 @@ for _, job in ipairs(jobs) do
   elseif job.due ~= '' then
     redis.call('ZADD', 'rq:scheduled:' .. job.queue, job.due, job.id)
   else
-    -- A time to live is for waiting on the queue: for what is deferred RQ sets it later.
+    -- The time to live bounds the wait on the queue: RQ sets it for deferred jobs later.
     if job.ttl ~= '' then redis.call('EXPIRE', key, job.ttl) end
     if job.push ~= '' then
       redis.call(job.push, list, job.id)
@@ -290,14 +293,14 @@ for _, job in ipairs(jobs) do
 end
 if unique ~= '' then redis.call('SET', unique, last.id, 'PX', ARGV[2]) end
 if mark ~= '' then redis.call('SET', mark, '1', 'EX', ARGV[3]) end
-return {verdict, last.id, last.queue}
+return {result, last.id, last.queue}
 """
 )
 
-#: ARGV: the time, the number of queues that may be touched or '' for all, those, then ids. Returns
-#: for each, as far as it got, {verdict, worker}: canceled (now or before), running, finished, gone
-#: or foreign. Finding a job in a long queue takes long: after one such it
-#: stops.
+#: ARGV: time, number of allowed queues or '' for all, their names, then job ids. Returns {outcome,
+#: worker} for each job that it reached: canceled (now or before), running, finished, gone, or
+#: foreign (on a queue that is not allowed). Searching a long queue is slow, so the script stops
+#: after such a job.
 _CANCEL = Script("""
 local now, rows, allowed, first = ARGV[1], {}, false, 3
 if ARGV[2] ~= '' then
@@ -310,15 +313,15 @@ for at = first, #ARGV do
   local hash = redis.call('HMGET', job, 'status', 'origin', 'worker_name', 'rate_limit_key')
   local status, queue = hash[1], hash[2] or ''
   local limited = hash[4] and hash[4] ~= '' and status ~= 'deferred'
-  local verdict = 'canceled'
+  local outcome = 'canceled'
   if not status then
-    verdict = 'gone'
+    outcome = 'gone'
   elseif allowed and not allowed[queue] then
-    verdict = 'foreign'
+    outcome = 'foreign'
   elseif status == 'finished' then
-    verdict = status
+    outcome = status
   elseif status == 'started' or (limited and status ~= 'canceled') then
-    verdict = 'running'
+    outcome = 'running'
   elseif status ~= 'canceled' then
     if status == 'queued' then
       local list = 'rq:queue:' .. queue
@@ -335,7 +338,7 @@ for at = first, #ARGV do
     redis.call('HSET', job, 'status', 'canceled')
     redis.call('ZADD', 'rq:canceled:' .. queue, now, id)
   end
-  rows[#rows + 1] = {verdict, hash[3] or ''}
+  rows[#rows + 1] = {outcome, hash[3] or ''}
   if long then break end
 end
 return rows

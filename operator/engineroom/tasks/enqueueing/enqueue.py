@@ -1,4 +1,4 @@
-"""Enqueueing: one job in one atomic script, many in transactions of bounded size."""
+"""Enqueueing one job by an atomic script, and many jobs in transactions of bounded size."""
 
 from __future__ import annotations
 
@@ -13,51 +13,54 @@ from engineroom.core import tracing
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT, WALK
 from engineroom.tasks.enqueueing import dependents
-from engineroom.tasks.enqueueing.task import Encoded, Rules, Task, encode, size
+from engineroom.tasks.enqueueing.encode import EncodedJob, encode, size
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
 from engineroom.tasks.redis_steps import Batch, Invoke, Pause, Script, Steps, text
-from engineroom.tasks.type_checks import check_kind
+from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-#: Jobs in one transaction; Redis serves nobody else meanwhile, for less than 5 ms.
+    from engineroom.tasks.enqueueing.task import Rules, Task
+
+#: Jobs in one transaction, which blocks Redis for less than 5 ms.
 CHUNK = 250
-#: Jobs with a priority in one transaction, which share what may be walked to their places.
+#: Jobs with a priority in one transaction, which share its limit of list entries to walk over.
 URGENT_CHUNK = 10
-#: Bytes of the jobs in one transaction, which Redis holds twice meanwhile; one job may be larger.
+#: Bytes of the jobs in one transaction, which Redis buffers. A single job may be larger.
 CHUNK_BYTES = 1 << 20
-#: Tasks that are serialised before others on the event loop have their turn: each takes some 50 us,
-#: one of a mebibyte 10 ms.
+#: Tasks that are serialised before other coroutines run: each takes about 50 us, a task of a
+#: mebibyte 10 ms.
 TURN = 10
 #: Tasks in one enqueue_many.
 MAX_BATCH = 100_000
 
-#: A relay that was killed has to be back within this, or it may write a job again (seconds).
+#: A killed relay has to restart within this time, or it may write a job a second time (seconds).
 RELAY_WINDOW = 30 * 86400
 
 _QUEUES = "rq:queues"
 
 
 class Reason(StrEnum):
-    """Why a job is the answer to what was enqueued."""
+    """The reason why ``enqueue`` returned this job."""
 
     CREATED = "created"
-    #: An earlier job stands for the same work: it has the ``unique`` key.
+    #: An earlier job holds the ``unique`` key and does the work.
     UNIQUE = "unique"
-    #: A job of that id was there before, and was left as it is.
+    #: A job with this id exists; it is unchanged.
     EXISTS = "exists"
-    #: A job that it was to wait for is cancelled or stopped: it never runs. ``enqueue_many`` writes
-    #: nothing of it; a relay writes it cancelled, for its transaction has committed.
+    #: A dependency is cancelled or stopped, so the job can never run. ``enqueue_many`` does not
+    #: write it; a relay writes it cancelled, because its transaction has committed.
     PARENT_CANCELED = "parent canceled"
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """The job that does the work, or of which ``reason`` says why it does not.
+    """The result of enqueueing a task.
 
-    ``created``: this call has made it, and it is going to run.
+    ``created`` is True if this call created the job. Otherwise ``reason`` says why it did not, and
+    ``job_id`` is the id of the job that does the work, or of the job that was not created.
     """
 
     job_id: str
@@ -70,91 +73,92 @@ class Enqueued:
 
 
 def unique_key(key: str) -> str:
-    """Holds the id of the job that stands for the work ``key``."""
-    # Not formatted: of an enumeration that would be the name of its member.
+    """Return the Redis key that holds the id of the job with the unique key ``key``."""
+    # Concatenated: an f-string would format a member of a StrEnum as its name.
     return "engineroom:unique:" + key
 
 
 def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
-    """One round trip, all or nothing."""
+    """Enqueue one job in one round trip, whole or not at all."""
     with tracing.span("enqueue", kind="producer", messaging__destination__name=task.queue) as span:
         job = encode(task, rules, now)
         span.note(messaging__message__id=job.job_id)
         reply = yield invocation(job)
-        return _enqueued(job, reply)
+        return _read_reply(job, reply)
 
 
 def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[list[Enqueued]]:
-    """All are checked before the first is written; each chunk is written whole or not at all."""
+    """Check all tasks, then write them in chunks, each of them whole or not at all."""
     with tracing.span("enqueue many", kind="producer") as span:
-        check_kind("tasks", tasks, Iterable, "use a list of tasks")
-        together = Together()
-        for at, task in enumerate(tasks):
-            if at % TURN == TURN - 1:
+        check_type("tasks", tasks, Iterable, "use a list of tasks")
+        batch = JobBatch()
+        for index, task in enumerate(tasks):
+            if index % TURN == TURN - 1:
                 yield Pause()
             try:
                 job = encode(task, rules, now)
             except InvalidTaskError as error:
-                error.args = (f"tasks[{at}].{error}",)
+                error.args = (f"tasks[{index}].{error}",)
                 raise
-            together.add(job)
-        span.note(messaging__batch__message_count=len(together.jobs))
-        return (yield from write(together.jobs))
+            batch.add(job)
+        span.note(messaging__batch__message_count=len(batch.jobs))
+        return (yield from write(batch.jobs))
 
 
-class Together:
-    """Jobs that are to be written in their order, each looked at as it comes."""
+class JobBatch:
+    """Jobs to write in their order; each is checked against those before it."""
 
-    def __init__(self, jobs: Iterable[Encoded] = ()) -> None:
-        self.jobs: list[Encoded] = []
+    def __init__(self, jobs: Iterable[EncodedJob] = ()) -> None:
+        self.jobs: list[EncodedJob] = []
         self._named: set[str] = set()
         self._awaited: dict[str, int] = {}
         for job in jobs:
             self.add(job)
 
-    def add(self, job: Encoded) -> None:
-        """Raises InvalidTaskError for what cannot come after those that are here; then it is not.
+    def add(self, job: EncodedJob) -> None:
+        """Add the job, or raise InvalidTaskError if it conflicts with the jobs before it.
 
-        Messages call the jobs ``tasks[0]``, ``tasks[1]`` and so on.
+        Error messages call the jobs ``tasks[0]``, ``tasks[1]`` and so on.
         """
-        at = len(self.jobs)
-        if at >= MAX_BATCH:
+        index = len(self.jobs)
+        if index >= MAX_BATCH:
             raise InvalidTaskError("tasks", f"more than {MAX_BATCH}", "enqueue them in parts")
         if job.named:
             if job.job_id in self._named:
-                raise InvalidTaskError(f"tasks[{at}].job_id", "is there twice", "use it once")
+                raise InvalidTaskError(f"tasks[{index}].job_id", "is there twice", "use it once")
             if job.job_id in self._awaited:
                 raise InvalidTaskError(
                     f"tasks[{self._awaited[job.job_id]}].depends_on",
-                    f"names tasks[{at}], which comes later",
+                    f"names tasks[{index}], which comes later",
                     "put it first; for whatever is more than a list use a flow",
                 )
             self._named.add(job.job_id)
         for parent in job.depends_on:
-            self._awaited.setdefault(parent, at)
+            self._awaited.setdefault(parent, index)
         self.jobs.append(job)
 
 
-def write(jobs: Sequence[Encoded]) -> Steps[list[Enqueued]]:
-    """Write jobs that have been checked together; each chunk of them whole or not at all."""
+def write(jobs: Sequence[EncodedJob]) -> Steps[list[Enqueued]]:
+    """Write a checked batch in chunks, each of them whole or not at all."""
     done: list[Enqueued] = []
     for chunk in _chunks(jobs):
-        commands, answers = _commands(chunk)
+        commands, reply_indexes = _commands(chunk)
         try:
             replies = yield Batch(commands, atomic=True)
         except TasksUnavailableError as error:
             error.done = len(done)
             raise
-        for job, answer in zip(chunk, answers, strict=True):
-            reply = None if answer is None else replies[answer]
-            done.append(_enqueued(job, reply, refuse=False))
+        for job, index in zip(chunk, reply_indexes, strict=True):
+            reply = None if index is None else replies[index]
+            done.append(_read_reply(job, reply, refuse=False))
     return done
 
 
-def invocation(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> Invoke:
-    """The script that writes one job; with a window, by a relay that may have done so before.
+def invocation(job: EncodedJob, relay_window: int | None = None, walk: int = WALK) -> Invoke:
+    """Return the script invocation that writes one job.
 
-    ``walk`` is how far it may walk to the job's place.
+    With ``relay_window`` (seconds) the script writes the job once within the window: a relay may
+    repeat it. ``walk`` limits the list entries that the script walks over to the job's position.
     """
     if job.depends_on:
         unique = "" if job.unique is None else unique_key(job.unique.key)
@@ -165,58 +169,59 @@ def invocation(job: Encoded, relay_window: int | None = None, walk: int = WALK) 
 
 
 def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = None) -> Invoke:
-    """The script that writes a flow; with a window, by a relay that may have done so before."""
+    """Return the script invocation that writes a flow; see ``invocation`` for ``relay_window``."""
     unique = "" if flow.unique is None else unique_key(flow.unique.key)
     mark = None if relay_window is None else (relayed_key(flow.flow_id), relay_window)
     return dependents.invocation(flow.jobs, flow.unique, unique, mark)
 
 
 def relay(
-    entries: Sequence[Encoded | dependents.EncodedFlow],
+    entries: Sequence[EncodedJob | dependents.EncodedFlow],
 ) -> Steps[list[Enqueued | ResponseError]]:
-    """Write jobs and flows that may have been written before: each once within RELAY_WINDOW.
+    """Write jobs and flows, each once within RELAY_WINDOW however often a relay repeats it.
 
-    One answer for each, of a flow for its last job, or Redis' refusal of it; then nothing of it is
-    there.
+    Return one result per entry, for a flow that of its last job. A ResponseError means that Redis
+    refused the entry and wrote nothing of it.
     """
     flow = dependents.EncodedFlow
     scripts = [
-        flow_invocation(each, RELAY_WINDOW)
-        if isinstance(each, flow)
-        else invocation(each, RELAY_WINDOW)
-        for each in entries
+        flow_invocation(entry, RELAY_WINDOW)
+        if isinstance(entry, flow)
+        else invocation(entry, RELAY_WINDOW)
+        for entry in entries
     ]
-    commands = [each.script.words(each.keys, each.arguments) for each in scripts]
+    commands = [invoke.script.words(invoke.keys, invoke.arguments) for invoke in scripts]
     replies = yield Batch(commands, refusals=True)
-    last = [each.jobs[-1] if isinstance(each, flow) else each for each in entries]
+    last_jobs = [entry.jobs[-1] if isinstance(entry, flow) else entry for entry in entries]
     return [
-        reply if isinstance(reply, ResponseError) else _enqueued(job, reply, refuse=False)
-        for job, reply in zip(last, replies, strict=True)
+        reply if isinstance(reply, ResponseError) else _read_reply(job, reply, refuse=False)
+        for job, reply in zip(last_jobs, replies, strict=True)
     ]
 
 
 def relayed_key(job_id: str) -> str:
-    """Exists once the job has been written by a relay."""
+    """Return the key that exists once a relay has written the job."""
     return f"engineroom:relayed:{job_id}"
 
 
-def _chunks(jobs: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-    start = weight = held = 0
-    for at, job in enumerate(jobs):
-        more, its_bytes = CHUNK // URGENT_CHUNK if job.priority else 1, size(job)
-        if at > start and (weight + more > CHUNK or held + its_bytes > CHUNK_BYTES):
-            yield jobs[start:at]
-            start, weight, held = at, 0, 0
-        weight += more
-        held += its_bytes
+def _chunks(jobs: Sequence[EncodedJob]) -> Iterator[Sequence[EncodedJob]]:
+    start = weight = total_bytes = 0
+    for index, job in enumerate(jobs):
+        job_weight, job_bytes = CHUNK // URGENT_CHUNK if job.priority else 1, size(job)
+        full = weight + job_weight > CHUNK or total_bytes + job_bytes > CHUNK_BYTES
+        if index > start and full:
+            yield jobs[start:index]
+            start, weight, total_bytes = index, 0, 0
+        weight += job_weight
+        total_bytes += job_bytes
     if start < len(jobs):
         yield jobs[start:]
 
 
-def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | None]]:
-    """Commands for the jobs in order, and for each job the number of the reply that tells of it."""
+def _commands(jobs: Sequence[EncodedJob]) -> tuple[list[Sequence[Any]], list[int | None]]:
+    """Return the commands for the jobs in order, and the index of each job's reply, if any."""
     commands: list[Sequence[Any]] = []
-    answers: list[int | None] = []
+    reply_indexes: list[int | None] = []
     waiting: list[Any] = []
     queues = {keys.queue(job.queue) for job in jobs}
     walk = WALK // max(1, sum(job.priority > 0 for job in jobs))
@@ -231,11 +236,11 @@ def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | 
         plain = job.due is None and not job.at_front and not job.priority and not job.depends_on
         if job.unique is not None or job.named or not plain:
             push()
-            answers.append(len(commands))
-            one = invocation(job, walk=walk)
-            commands.append(one.script.words(one.keys, one.arguments))
+            reply_indexes.append(len(commands))
+            invoke = invocation(job, walk=walk)
+            commands.append(invoke.script.words(invoke.keys, invoke.arguments))
             continue
-        answers.append(None)
+        reply_indexes.append(None)
         key = keys.job(job.job_id)
         commands.append(["HSET", key, *job.fields])
         if job.ttl is not None:
@@ -245,18 +250,17 @@ def _commands(jobs: Sequence[Encoded]) -> tuple[list[Sequence[Any]], list[int | 
             waiting += ["RPUSH", keys.queue(job.queue)]
         waiting.append(job.job_id)
     push()
-    return commands, answers
+    return commands, reply_indexes
 
 
-def _keys(job: Encoded) -> list[str]:
-    named = [
+def _keys(job: EncodedJob) -> list[str]:
+    return [
         keys.job(job.job_id), keys.queue(job.queue), keys.scheduled(job.queue), _QUEUES,
+        unique_key(job.unique.key) if job.unique is not None else "",
     ]  # fmt: skip
-    named.append(unique_key(job.unique.key) if job.unique is not None else "")
-    return named
 
 
-def _arguments(job: Encoded, relay_window: int | None = None, walk: int = WALK) -> list[Any]:
+def _arguments(job: EncodedJob, relay_window: int | None = None, walk: int = WALK) -> list[Any]:
     unique = job.unique
     return [
         job.job_id,
@@ -274,47 +278,48 @@ def _arguments(job: Encoded, relay_window: int | None = None, walk: int = WALK) 
     ]
 
 
-def _enqueued(job: Encoded, reply: Any, *, refuse: bool = True) -> Enqueued:
+def _read_reply(job: EncodedJob, reply: Any, *, refuse: bool = True) -> Enqueued:
     if reply is None:
         return Enqueued(job.job_id, job.queue)
-    verdict, first, queue = reply
-    reason = _REASONS[verdict]
+    status, job_id, queue = reply
+    reason = _REASONS[status]
     if reason is Reason.PARENT_CANCELED:
         if refuse:
             raise dependents.parent_canceled(reply)
         return Enqueued(job.job_id, job.queue, reason)
     if reason is Reason.EXISTS and refuse:
         raise JobExistsError(f"job_id: {job.job_id} exists; use another id, or a unique key")
-    return Enqueued(text(first), text(queue), reason)
+    return Enqueued(text(job_id), text(queue), reason)
 
 
-#: What the scripts' verdicts mean; of 4 all jobs are written, some of them cancelled.
+#: Meaning of the scripts' status. With 4, all jobs are written, and some of them are cancelled.
 _REASONS = {
     0: Reason.UNIQUE, 1: Reason.CREATED, 2: Reason.EXISTS, 3: Reason.PARENT_CANCELED,
     4: Reason.PARENT_CANCELED,
 }  # fmt: skip
 
 #: KEYS: job, waiting list, scheduled set, set of queues, unique key or ''[, relay's mark].
-#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, priority, how
-#: far it may walk, the hash.
-#: Returns {verdict, id, queue}: 1 written, 0 an earlier job stands for the work, 2 the named job
-#: exists, or was written by a relay before. The mark comes last: a job that Redis refuses halfway
-#: is not taken for written.
+#: ARGV: id, due or '', push command, ttl, named, until, window in ms, relay's window, priority,
+#: limit of list entries to walk over, then names and values of the hash.
+#: Returns {status, id, queue}: 1 written, 0 an earlier job holds the unique key, 2 the named job
+#: exists, or a relay wrote it before. The mark is written last, so that a job which Redis refuses
+#: halfway does not count as written.
 _ENQUEUE = Script(
     PUT
-    + dependents.UNFIT
+    + dependents.WRONG_TYPE
     + """
 local job, list, scheduled, queues, unique, mark = unpack(KEYS)
 local id, due, push, ttl, named = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local queue = string.sub(list, 10)
-local function answer(verdict, first, where)
+local function answer(status, first, where)
   if mark then redis.call('SET', mark, '1', 'EX', ARGV[8]) end
-  return {verdict, first, where}
+  return {status, first, where}
 end
 if mark then
   if redis.call('EXISTS', mark) == 1 then return {2, id, queue} end
-  local problem = unfit(job, 'hash') or unfit(queues, 'set')
-                  or (due == '' and unfit(list, 'list') or due ~= '' and unfit(scheduled, 'zset'))
+  local problem = wrong_type(job, 'hash') or wrong_type(queues, 'set')
+                  or (due == '' and wrong_type(list, 'list'))
+                  or (due ~= '' and wrong_type(scheduled, 'zset'))
   if problem then return problem end
 end
 if unique ~= '' then
@@ -329,7 +334,7 @@ if unique ~= '' then
 end
 if named ~= '' and redis.call('EXISTS', job) == 1 then return answer(2, id, queue) end
 redis.call('HSET', job, unpack(ARGV, 11))
--- A time to live is for waiting: of what is put off, RQ sets it when its time has come.
+-- The time to live bounds the wait on the queue: RQ sets it for scheduled jobs when they are due.
 if ttl ~= '' and due == '' then redis.call('EXPIRE', job, ttl) end
 redis.call('SADD', queues, list)
 if due ~= '' then

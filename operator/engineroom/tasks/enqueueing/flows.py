@@ -1,7 +1,7 @@
-"""Flows: jobs one after another, beside each other, and after all of a group.
+"""Flows: jobs in sequence, in parallel, and after all jobs of a group.
 
-A flow is data, made of tasks and other flows, and becomes RQ jobs that depend on each other; any
-worker of RQ runs them. They are written by one script: all or none.
+A flow is data that consists of tasks and other flows. It becomes RQ jobs that depend on each other,
+and any RQ worker runs them. One script writes all of them or none.
 """
 
 from __future__ import annotations
@@ -18,31 +18,25 @@ from engineroom.core import tracing
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.dependents import EncodedFlow
+from engineroom.tasks.enqueueing.encode import EncodedJob, encode, size
 from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason, flow_invocation
-from engineroom.tasks.enqueueing.task import (
-    Encoded,
-    Rules,
-    Serializer,
-    Task,
-    Unique,
-    check_task,
-    encode,
-    size,
-)
+from engineroom.tasks.enqueueing.task import Rules, Task, Unique, check_task
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TaskTooLargeError
 from engineroom.tasks.redis_steps import Batch, Steps, run, text
 from engineroom.tasks.results import JobResult, results_of
-from engineroom.tasks.type_checks import check_kind
+from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-#: Jobs of one flow; they are written in one step, during which Redis serves nobody else: 5 ms.
+    from engineroom.tasks.serializers import Serializer
+
+#: Jobs of one flow; writing them blocks Redis for 5 ms.
 MAX_JOBS = 250
-#: Times that a job of a flow waits for another.
+#: Dependencies between the jobs of one flow.
 MAX_EDGES = 2000
-#: Results that others of the flow want are kept so long, unless the task says otherwise (seconds).
+#: Time to live of results that later jobs of the flow read, unless the task sets one (seconds).
 RESULT_TTL = 86400
 
 _FLOW_ID = re.compile(r"[A-Za-z0-9_-]{1,150}")
@@ -50,9 +44,10 @@ _FLOW_ID = re.compile(r"[A-Za-z0-9_-]{1,150}")
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Tasks, and for each the numbers of those that have to finish before it.
+    """Tasks, and for each task the indexes of those that have to finish before it.
 
-    Made by ``chain``, ``group``, ``fan_in`` and ``graph``; parents stand before their children.
+    Use ``chain``, ``group``, ``fan_in`` and ``graph`` to build one; parents come before their
+    children.
     """
 
     tasks: tuple[Task, ...]
@@ -60,23 +55,23 @@ class Flow:
 
     @property
     def first(self) -> tuple[int, ...]:
-        """Numbers of the tasks that wait for no other of the flow."""
+        """The indexes of the tasks without a dependency in the flow."""
         return tuple(number for number, parents in enumerate(self.parents) if not parents)
 
     @property
     def last(self) -> tuple[int, ...]:
-        """Numbers of the tasks that no other of the flow waits for."""
-        awaited = {each for parents in self.parents for each in parents}
+        """The indexes of the tasks without a dependent in the flow."""
+        awaited = {parent for parents in self.parents for parent in parents}
         return tuple(number for number in range(len(self.tasks)) if number not in awaited)
 
 
-#: What flows are made of.
+#: A part of a flow.
 Part: TypeAlias = Task | Flow
 
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedFlow:
-    """The jobs of a flow in its order; ``created`` is False where an earlier one stands for it."""
+    """The jobs of a flow in order; ``created`` is False if an earlier flow has the unique key."""
 
     flow_id: str
     jobs: tuple[Enqueued, ...]
@@ -84,7 +79,7 @@ class EnqueuedFlow:
 
 
 def chain(*parts: Part) -> Flow:
-    """One after another: what begins a part waits for all that ends the one before."""
+    """Run the parts in sequence: each part starts after all of the part before has finished."""
     tasks: list[Task] = []
     parents: list[tuple[int, ...]] = []
     before: tuple[int, ...] = ()
@@ -92,52 +87,52 @@ def chain(*parts: Part) -> Flow:
         start = len(tasks)
         tasks += part.tasks
         parents += [
-            tuple(start + each for each in waits) if waits else before for waits in part.parents
+            tuple(start + parent for parent in waits) if waits else before for waits in part.parents
         ]
-        before = tuple(start + each for each in part.last)
-    return _checked(tasks, parents)
+        before = tuple(start + last for last in part.last)
+    return _ordered_flow(tasks, parents)
 
 
 def group(*parts: Part) -> Flow:
-    """Beside each other, in no order."""
+    """Run the parts in parallel."""
     tasks: list[Task] = []
     parents: list[tuple[int, ...]] = []
     for part in _flows(parts, "group"):
         start = len(tasks)
         tasks += part.tasks
-        parents += [tuple(start + each for each in waits) for waits in part.parents]
-    return _checked(tasks, parents)
+        parents += [tuple(start + parent for parent in waits) for waits in part.parents]
+    return _ordered_flow(tasks, parents)
 
 
 def fan_in(parts: Part | Sequence[Part], then: Part) -> Flow:
-    """``then`` after all of ``parts`` have finished; it reads their results by ``parents()``."""
+    """Run ``then`` after all ``parts`` have finished; it reads their results by ``parents()``."""
     if isinstance(parts, (Task, Flow)):
         return chain(parts, then)
-    check_kind("parts", parts, Iterable, "use a list of tasks and flows")
+    check_type("parts", parts, Iterable, "use a list of tasks and flows")
     return chain(group(*parts), then)
 
 
 def graph(tasks: Mapping[str, Task], after: Mapping[str, Sequence[str]]) -> Flow:
-    """Any order: ``after`` says of a task's name which others have to finish before it.
+    """Run tasks in the order of a graph: ``after`` maps a task's name to its dependencies.
 
-    Raises InvalidTaskError for a cycle, and for a name that is not among ``tasks``.
+    Raises InvalidTaskError for a cycle, and for a name that is not in ``tasks``.
     """
-    check_kind("tasks", tasks, Mapping, "use a dict of tasks by name")
-    check_kind("after", after, Mapping, "use a dict of lists of names")
+    check_type("tasks", tasks, Mapping, "use a dict of tasks by name")
+    check_type("after", after, Mapping, "use a dict of lists of names")
     for name, waits in after.items():
         if isinstance(waits, str):
             raise InvalidTaskError(f"after[{name!r}]", "is a string", "use a list of names")
-        check_kind(f"after[{name!r}]", waits, Iterable, "use a list of names")
-        for each in (name, *waits):
-            if each not in tasks:
+        check_type(f"after[{name!r}]", waits, Iterable, "use a list of names")
+        for used in (name, *waits):
+            if used not in tasks:
                 raise InvalidTaskError(
-                    f"after[{name!r}]", f"{str(each)[:50]!r} is no task", "use the names of tasks"
+                    f"after[{name!r}]", f"{str(used)[:50]!r} is no task", "use the names of tasks"
                 )
-    order = _ordered({name: list(after.get(name, ())) for name in tasks})
-    number = {name: at for at, name in enumerate(order)}
-    return _checked(
+    order = _topological_order({name: list(after.get(name, ())) for name in tasks})
+    index = {name: position for position, name in enumerate(order)}
+    return _ordered_flow(
         [tasks[name] for name in order],
-        [tuple(sorted({number[each] for each in after.get(name, ())})) for name in order],
+        [tuple(sorted({index[parent] for parent in after.get(name, ())})) for name in order],
     )
 
 
@@ -148,7 +143,7 @@ def enqueue_flow(
     flow_id: str | None = None,
     unique: Unique | None = None,
 ) -> Steps[EnqueuedFlow]:
-    """Write all jobs of the flow in one step or none; see Tasks.enqueue_flow."""
+    """Write all jobs of the flow or none; see Tasks.enqueue_flow."""
     with tracing.span("enqueue flow", kind="producer") as span:
         encoded = encode_flow(flow, rules, now, flow_id, unique)
         span.note(flow=encoded.flow_id, messaging__batch__message_count=len(encoded.jobs))
@@ -162,16 +157,16 @@ def enqueue_flow(
     if reply[0] == 1:
         jobs = tuple(Enqueued(job.job_id, job.queue) for job in encoded.jobs)
         return EnqueuedFlow(encoded.flow_id, jobs)
-    return (yield from _earlier(text(reply[1]), text(reply[2])))
+    return (yield from _existing_flow(text(reply[1]), text(reply[2])))
 
 
 def encode_flow(
     flow: Part, rules: Rules, now: datetime, flow_id: str | None, unique: Unique | None
 ) -> EncodedFlow:
-    """The flow as RQ's jobs; raises InvalidTaskError."""
+    """Return the flow as RQ jobs. Raises InvalidTaskError."""
     flow = flow if isinstance(flow, Flow) else group(flow)
-    check_kind("flow_id", flow_id, (str, NoneType), "use text")
-    check_kind("unique", unique, (Unique, NoneType), "use Unique(key)")
+    check_type("flow_id", flow_id, (str, NoneType), "use text")
+    check_type("unique", unique, (Unique, NoneType), "use Unique(key)")
     if flow_id is None:
         flow_id = str(uuid4())
     elif not _FLOW_ID.fullmatch(flow_id):
@@ -183,26 +178,25 @@ def encode_flow(
             "unique.until", "is 'end' for a flow with several ends", "let it end in one task"
         )
     ids = [task.job_id or f"{flow_id}-{number}" for number, task in enumerate(flow.tasks)]
-    awaited = {each for waits in flow.parents for each in waits}
-    jobs: list[Encoded] = []
-    weight = 0
+    awaited = {parent for waits in flow.parents for parent in waits}
+    jobs: list[EncodedJob] = []
+    total_bytes = 0
     for number, (task, waits) in enumerate(zip(flow.tasks, flow.parents, strict=True)):
         try:
             _check_member(task, awaited=number in awaited)
-            keep = task.result_ttl
-            if keep is None and number in awaited:
-                keep = RESULT_TTL
-            own = [*(ids[each] for each in waits), *task.depends_on]
-            job = encode(
-                replace(task, job_id=ids[number], depends_on=own, result_ttl=keep), rules, now
-            )
+            result_ttl = task.result_ttl
+            if result_ttl is None and number in awaited:
+                result_ttl = RESULT_TTL
+            depends_on = [*(ids[parent] for parent in waits), *task.depends_on]
+            member = replace(task, job_id=ids[number], depends_on=depends_on, result_ttl=result_ttl)
+            job = encode(member, rules, now)
         except InvalidTaskError as error:
             error.args = (f"flow[{number}].{error}",)
             raise
         job.fields.extend(["er_flow", flow_id])
         jobs.append(job)
-        weight += size(job)
-        if weight > rules.max_flow_bytes:
+        total_bytes += size(job)
+        if total_bytes > rules.max_flow_bytes:
             raise TaskTooLargeError(
                 "flow",
                 f"its jobs are more than {rules.max_flow_bytes} bytes as they are stored",
@@ -213,10 +207,10 @@ def encode_flow(
 
 
 def parents() -> list[JobResult]:
-    """What the jobs that this one waited for have left, in the order of the flow.
+    """Return the results of the current job's dependencies, in the order of the flow.
 
-    For use inside a job. Of one that has failed (``allow_failure``) there is the traceback, of one
-    whose result has expired nothing. Raises InvalidTaskError outside of a job.
+    A failed dependency (``allow_failure``) has a traceback; one whose result has expired has
+    neither value nor traceback. Raises InvalidTaskError outside of a job.
     """
     from rq import get_current_job
 
@@ -227,9 +221,9 @@ def parents() -> list[JobResult]:
 
 
 def parents_of(job_id: str, serializer: Serializer) -> Steps[list[JobResult]]:
-    """What the jobs that ``job_id`` waited for have left, in their order."""
-    [said] = yield Batch([["HGET", keys.job(job_id), "dependency_ids"]])
-    return (yield from results_of(json.loads(said) if said else [], serializer))
+    """Return the results of the dependencies of ``job_id``, in their order."""
+    [ids_json] = yield Batch([["HGET", keys.job(job_id), "dependency_ids"]])
+    return (yield from results_of(json.loads(ids_json) if ids_json else [], serializer))
 
 
 def _check_member(task: Task, *, awaited: bool) -> None:
@@ -243,30 +237,31 @@ def _check_member(task: Task, *, awaited: bool) -> None:
         )
 
 
-def _earlier(last: str, queue: str) -> Steps[EnqueuedFlow]:
-    [[flow_id, jobs]] = yield Batch([["HMGET", keys.job(last), "er_flow", "er_flow_jobs"]])
-    # Nothing is left of it where its last job has ended and expired: that one is known, no more.
-    known = json.loads(jobs) if jobs else [[last, queue]]
+def _existing_flow(last: str, queue: str) -> Steps[EnqueuedFlow]:
+    """Return the earlier flow that ends with the job ``last``."""
+    [[flow_id, jobs_json]] = yield Batch([["HMGET", keys.job(last), "er_flow", "er_flow_jobs"]])
+    # If the last job has expired, the flow's other jobs are unknown.
+    jobs = json.loads(jobs_json) if jobs_json else [[last, queue]]
     return EnqueuedFlow(
         text(flow_id),
-        tuple(Enqueued(job_id, at, Reason.UNIQUE) for job_id, at in known),
+        tuple(Enqueued(job_id, job_queue, Reason.UNIQUE) for job_id, job_queue in jobs),
         created=False,
     )
 
 
-def _flows(parts: Sequence[Part], what: str) -> list[Flow]:
+def _flows(parts: Sequence[Part], combinator: str) -> list[Flow]:
     if not parts:
-        raise InvalidTaskError("flow", f"an empty {what}", "give it at least one task")
+        raise InvalidTaskError("flow", f"an empty {combinator}", "give it at least one task")
     for part in parts:
         if not isinstance(part, (Task, Flow)):
             raise InvalidTaskError(
-                "flow", f"{type(part).__name__} in a {what}", "use a Task, or a flow"
+                "flow", f"{type(part).__name__} in a {combinator}", "use a Task, or a flow"
             )
     return [part if isinstance(part, Flow) else Flow((part,), ((),)) for part in parts]
 
 
-def _checked(tasks: Sequence[Task], waits: Sequence[Sequence[int]]) -> Flow:
-    """The flow, with what its tasks say themselves about each other taken into its order."""
+def _ordered_flow(tasks: Sequence[Task], waits: Sequence[Sequence[int]]) -> Flow:
+    """Return the flow, ordered also by the ``depends_on`` of its tasks. Raises InvalidTaskError."""
     if len(tasks) > MAX_JOBS:
         raise InvalidTaskError(
             "flow", f"{len(tasks)} jobs", f"use at most {MAX_JOBS}, or jobs that enqueue others"
@@ -282,42 +277,40 @@ def _checked(tasks: Sequence[Task], waits: Sequence[Sequence[int]]) -> Flow:
             raise InvalidTaskError(
                 "flow", f"job_id {task.job_id[:50]!r} is there twice", "use it once"
             )
-    everything = [
-        list(
-            dict.fromkeys([*waits[at], *(named[each] for each in task.depends_on if each in named)])
-        )
-        for at, task in enumerate(tasks)
+    parents = [
+        list(dict.fromkeys([*waits[number], *(named[i] for i in task.depends_on if i in named)]))
+        for number, task in enumerate(tasks)
     ]
-    edges = sum(map(len, everything))
+    edges = sum(map(len, parents))
     if edges > MAX_EDGES:
         raise InvalidTaskError(
             "flow", f"its jobs wait {edges} times for another", f"use at most {MAX_EDGES}: put one "
             "task between two groups",
         )  # fmt: skip
-    shown = [_shown(number, task) for number, task in enumerate(tasks)]
-    numbers = {name: number for number, name in enumerate(shown)}
-    order = [
-        numbers[name]
-        for name in _ordered(
-            {shown[at]: [shown[each] for each in each_] for at, each_ in enumerate(everything)}
-        )
-    ]
-    place = {number: at for at, number in enumerate(order)}
+    labels = [_label(number, task) for number, task in enumerate(tasks)]
+    numbers = {label: number for number, label in enumerate(labels)}
+    graph_of_labels = {
+        labels[number]: [labels[parent] for parent in its_parents]
+        for number, its_parents in enumerate(parents)
+    }
+    order = [numbers[label] for label in _topological_order(graph_of_labels)]
+    position = {number: index for index, number in enumerate(order)}
     return Flow(
         tuple(tasks[number] for number in order),
-        tuple(tuple(place[each] for each in everything[number]) for number in order),
+        tuple(tuple(position[parent] for parent in parents[number]) for number in order),
     )
 
 
-def _shown(number: int, task: Task) -> str:
+def _label(number: int, task: Task) -> str:
+    """Return a name of the task for messages, unique in its flow."""
     if task.job_id is not None:
         return task.job_id
     name = task.function if isinstance(task.function, str) else repr(task.function)
     return f"{number}:{getattr(task.function, '__qualname__', name)}"
 
 
-def _ordered(waits: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names with parents before children, else in the order given; raises for a cycle.
+def _topological_order(waits: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names with parents before children. Raises InvalidTaskError for a cycle.
 
     Kahn's algorithm (Communications of the ACM 5(11), 1962).
     """
@@ -326,10 +319,10 @@ def _ordered(waits: Mapping[str, Sequence[str]]) -> list[str]:
     for name, parents in waits.items():
         for parent in set(parents):
             children[parent].append(name)
-    # In the order given wherever that has parents before children, so that numbers stay.
+    # An order that already has parents before children stays, so that job numbers stay, too.
     done: list[str] = []
     ready = [name for name in waits if not left[name]]
-    position = {name: at for at, name in enumerate(waits)}
+    position = {name: index for index, name in enumerate(waits)}
     if all(position[parent] < position[name] for name in waits for parent in waits[name]):
         return list(waits)
     while ready:
@@ -347,12 +340,12 @@ def _ordered(waits: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _cycle(waits: Mapping[str, Sequence[str]], done: Sequence[str]) -> str:
-    """One cycle, from parent to child, the first ten of it."""
-    gone = set(done)
-    name = next(each for each in waits if each not in gone)
+    """Describe one cycle, from parent to child, by at most ten names."""
+    ordered = set(done)
+    name = next(name for name in waits if name not in ordered)
     path: list[str] = []
     while name not in path:
         path.append(name)
-        name = next(each for each in waits[name] if each not in gone)
+        name = next(parent for parent in waits[name] if parent not in ordered)
     ring = [*path[path.index(name) :], name][::-1]
     return " -> ".join(ring if len(ring) <= 10 else [*ring[:9], "...", ring[-1]])

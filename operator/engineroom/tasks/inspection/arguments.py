@@ -1,7 +1,7 @@
-"""What a job was called with, read off its bytes: shown to people, never run.
+"""The arguments of a job, decoded for display without running anything.
 
-A pickle is a program. Here it is read, not executed: of the opcodes only those that build plain
-values are followed, and whatever names a class or calls something becomes a word in angle brackets.
+A pickle is a program, and this module does not execute it. It follows only the opcodes that build
+plain values; a class or a call becomes its name in angle brackets.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from engineroom.core.redaction import redact
 
-#: Unpacked bytes that are read at most.
+#: Most decompressed bytes to read.
 MAX_BYTES = 1 << 20
-#: Opcodes that are followed at most.
+#: Most opcodes to follow.
 _MAX_OPCODES = 20_000
-#: Values of a container, characters of a text, containers in one another, and values in all.
+#: Most values of a container, characters of a text, nested containers, and values in total.
 _MAX_ITEMS, _MAX_TEXT, _MAX_DEPTH, _MAX_VALUES = 50, 500, 5, 500
 
 _MARK = object()
@@ -26,9 +26,9 @@ _MARK = object()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A job's function and arguments, JSON-ready, cut to size and without secrets.
+    """A job's function and arguments as JSON values, cut to size and without secrets.
 
-    ``problem`` says why there are none; empty where there are.
+    ``problem`` says why they are missing; it is empty if they are present.
     """
 
     function: str = ""
@@ -38,7 +38,7 @@ class Call:
 
 
 class _Opaque:
-    """A value that is not plain: what it would have been made by."""
+    """A value that is not plain, with the name of its class."""
 
     __slots__ = ("name",)
 
@@ -46,8 +46,8 @@ class _Opaque:
         self.name = name
 
 
-def call_of(data: bytes) -> Call:
-    """The call in a job's ``data``, pickled or JSON, compressed or not."""
+def read_call(data: bytes) -> Call:
+    """Return the call of a job's ``data`` field, pickled or JSON, compressed or not."""
     try:
         unpacker = zlib.decompressobj()
         plain = unpacker.decompress(data, MAX_BYTES)
@@ -63,17 +63,17 @@ def call_of(data: bytes) -> Call:
     if not isinstance(name, str):
         return Call(problem="written by a serializer that is not known here")
     budget = [_MAX_VALUES]
-    given = kwargs if isinstance(kwargs, dict) else {}
-    named: Any = redact(_shown(dict(given), 0, budget))
-    positional = tuple(redact(_shown(each, 0, budget)) for each in list(args)[:_MAX_ITEMS])
+    keywords = kwargs if isinstance(kwargs, dict) else {}
+    named: Any = redact(_displayed(dict(keywords), 0, budget))
+    positional = tuple(redact(_displayed(arg, 0, budget)) for arg in list(args)[:_MAX_ITEMS])
     if len(args) > _MAX_ITEMS:
         positional += (f"... {len(args) - _MAX_ITEMS} more",)
-    whose = f"{instance.name}." if isinstance(instance, _Opaque) else ""
-    return Call(f"{whose}{name}"[:_MAX_TEXT], positional, named)
+    prefix = f"{instance.name}." if isinstance(instance, _Opaque) else ""
+    return Call(f"{prefix}{name}"[:_MAX_TEXT], positional, named)
 
 
-def _shown(value: Any, depth: int, budget: list[int]) -> Any:
-    """A value cut to size; what is shared is written again each time, up to the budget."""
+def _displayed(value: Any, depth: int, budget: list[int]) -> Any:
+    """Return the value as JSON, cut to size; a shared value counts each time it occurs."""
     budget[0] -= 1
     if budget[0] < 0:
         return "..."
@@ -90,13 +90,13 @@ def _shown(value: Any, depth: int, budget: list[int]) -> Any:
     if depth >= _MAX_DEPTH:
         return "..."
     if isinstance(value, dict):
-        shown: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, item in list(value.items())[:_MAX_ITEMS]:
-            shown[str(_shown(key, depth + 1, budget))] = _shown(item, depth + 1, budget)
+            entries[str(_displayed(key, depth + 1, budget))] = _displayed(item, depth + 1, budget)
         if len(value) > _MAX_ITEMS:
-            shown["..."] = f"{len(value) - _MAX_ITEMS} more"
-        return shown
-    items = [_shown(item, depth + 1, budget) for item in list(value)[:_MAX_ITEMS]]
+            entries["..."] = f"{len(value) - _MAX_ITEMS} more"
+        return entries
+    items = [_displayed(item, depth + 1, budget) for item in list(value)[:_MAX_ITEMS]]
     if len(value) > _MAX_ITEMS:
         items.append(f"... {len(value) - _MAX_ITEMS} more")
     return items
@@ -111,24 +111,29 @@ _GET = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
 
 def _read_pickle(data: bytes) -> Any:
-    """The value of a pickle; raises ValueError and its like for what is none."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list[Any]:
-        items: list[Any] = []
-        while (top := stack.pop()) is not _MARK:
-            items.append(top)
-        return items[::-1]
-
+    """Return the value of a pickle. Raises ValueError, IndexError and the like for invalid data."""
+    machine = _PickleReader()
     for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        name = operation.name
         if number > _MAX_OPCODES:
             raise ValueError("too long")
+        if operation.name == "STOP":
+            return machine.stack.pop()
+        machine.follow(operation.name, argument)
+    raise ValueError("no end")
+
+
+class _PickleReader:
+    """The stack and the memo of a pickle, with plain values only."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def follow(self, name: str, argument: Any) -> None:
+        """Follow one opcode. Raises ValueError for an unknown one."""
+        stack = self.stack
         if name in _IGNORED:
-            continue
-        if name == "STOP":
-            return stack.pop()
+            return
         if name == "MARK":
             stack.append(_MARK)
         elif name in _CONSTANTS:
@@ -136,66 +141,83 @@ def _read_pickle(data: bytes) -> Any:
         elif name in _EMPTY:
             stack.append(_EMPTY[name]())
         elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
+            self._memo[len(self._memo)] = stack[-1]
         elif name in _PUT:
-            memo[int(argument or 0)] = stack[-1]
+            self._memo[int(argument or 0)] = stack[-1]
         elif name in _GET:
-            stack.append(memo[int(argument or 0)])
-        elif name in _TUPLES:
+            stack.append(self._memo[int(argument or 0)])
+        elif name in ("POP", "POP_MARK"):
+            stack.pop() if name == "POP" else self._pop_to_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif not (self._build_container(name) or self._skip_object(name, argument)):
+            if not isinstance(argument, str | int | float | bytes | bytearray):
+                raise ValueError(name)
+            stack.append(argument)
+
+    def _build_container(self, name: str) -> bool:
+        """Follow an opcode that builds or fills a container; return whether it is one."""
+        stack = self.stack
+        if name in _TUPLES:
             size = _TUPLES[name]
             stack[-size:] = [tuple(stack[-size:])]
         elif name == "TUPLE":
-            stack.append(tuple(since_mark()))
+            stack.append(tuple(self._pop_to_mark()))
         elif name in ("LIST", "FROZENSET"):
-            items = since_mark()
+            items = self._pop_to_mark()
             stack.append(items if name == "LIST" else _frozen(items))
         elif name in ("APPENDS", "ADDITEMS", "SETITEMS"):
-            _extend(name, since_mark(), stack)
+            self._extend(name, self._pop_to_mark())
         elif name in ("APPEND", "SETITEM"):
             size = 1 if name == "APPEND" else 2
             items = stack[-size:]
             del stack[-size:]
-            _extend(f"{name}S", items, stack)
+            self._extend(f"{name}S", items)
         elif name == "DICT":
-            items = since_mark()
+            items = self._pop_to_mark()
             stack.append({})
-            _extend("SETITEMS", items, stack)
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            if name == "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(_Opaque(f"{module}.{attribute}"[:_MAX_TEXT]))
-            else:
-                stack.append(_Opaque(str(argument).replace(" ", ".")[:_MAX_TEXT]))
+            self._extend("SETITEMS", items)
+        else:
+            return False
+        return True
+
+    def _skip_object(self, name: str, argument: Any) -> bool:
+        """Follow an opcode that names a class or builds an object; return whether it is one."""
+        stack = self.stack
+        if name == "STACK_GLOBAL":
+            attribute, module = stack.pop(), stack.pop()
+            stack.append(_Opaque(f"{module}.{attribute}"[:_MAX_TEXT]))
+        elif name == "GLOBAL":
+            stack.append(_Opaque(str(argument).replace(" ", ".")[:_MAX_TEXT]))
         elif name in ("REDUCE", "NEWOBJ", "BUILD"):
-            stack.pop()  # the arguments, or the state: what they would make is not made
+            stack.pop()  # arguments or state: the object is not built
         elif name == "NEWOBJ_EX":
             del stack[-2:]
-        elif name in ("POP", "POP_MARK"):
-            stack.pop() if name == "POP" else since_mark()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif isinstance(argument, str | int | float | bytes | bytearray):
-            stack.append(argument)
         else:
-            raise ValueError(name)
-    raise ValueError("no end")
+            return False
+        return True
 
+    def _pop_to_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (top := self.stack.pop()) is not _MARK:
+            items.append(top)
+        return items[::-1]
 
-def _extend(name: str, items: list[Any], stack: list[Any]) -> None:
-    target = stack[-1]
-    if name == "SETITEMS" and isinstance(target, dict):
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            plain = isinstance(key, str | int | float | bytes)
-            target[key if plain else f"<{type(key).__name__}>"] = value
-    elif name == "APPENDS" and isinstance(target, list):
-        target.extend(items)
-    elif name == "ADDITEMS" and isinstance(target, set):
-        target.update(_frozen(items))
+    def _extend(self, name: str, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if name == "SETITEMS" and isinstance(target, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                plain = isinstance(key, str | int | float | bytes)
+                target[key if plain else f"<{type(key).__name__}>"] = value
+        elif name == "APPENDS" and isinstance(target, list):
+            target.extend(items)
+        elif name == "ADDITEMS" and isinstance(target, set):
+            target.update(_frozen(items))
 
 
 def _frozen(items: list[Any]) -> frozenset[Any]:
-    """A set of what can be in one; the rest by its type's name."""
+    """Return a set of the items; an unhashable item becomes the name of its type."""
     plain = (str, int, float, bytes, bool, type(None), _Opaque)
     return frozenset(
-        each if isinstance(each, plain) else f"<{type(each).__name__}>" for each in items
+        item if isinstance(item, plain) else f"<{type(item).__name__}>" for item in items
     )

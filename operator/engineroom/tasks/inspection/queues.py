@@ -1,4 +1,4 @@
-"""Queues: seen without side effects, paused one by one, emptied and moved in bounded steps."""
+"""Queues: counted without side effects, paused, and emptied and moved in bounded steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks import limits
 from engineroom.tasks.enqueueing import dependents
-from engineroom.tasks.enqueueing.task import Rules, check_queue, timestamp
+from engineroom.tasks.enqueueing.encode import timestamp
+from engineroom.tasks.enqueueing.task import Rules, check_queue
 from engineroom.tasks.errors import NotConfirmedError
 from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, text
 
@@ -18,21 +19,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-#: Jobs that are moved or dropped in one step; Redis serves nobody else meanwhile, below 5 ms.
+#: Jobs that one step moves or deletes; a step blocks Redis for less than 5 ms.
 STEP = 200
-#: Lists of jobs set aside by limits that are dealt with in one step.
+#: Lists of jobs held by limits that one step handles.
 LISTS = 200
-#: Queues that are read in one round trip.
+#: Queues that one round trip reads.
 CHUNK = 200
 
 _QUEUES = "rq:queues"
 _WAKE = '{"command": "engineroom-wake"}'
-_ANY = Rules()
+_NO_RULES = Rules()
 
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """One queue at one moment, in jobs; ``due`` are those of ``scheduled`` whose time has come."""
+    """The jobs of one queue by state; ``due`` counts the ``scheduled`` jobs whose time has come."""
 
     name: str
     waiting: int = 0
@@ -45,17 +46,17 @@ class QueueCounts:
     failed: int = 0
     canceled: int = 0
     paused: bool = False
-    #: Why it is paused, as whoever paused it said.
+    #: The reason that was given for the pause.
     reason: str = ""
-    #: Set aside until the limit of their key has room; of the first 1,000 keys.
+    #: Jobs that wait until the limit of their key has room; of the first 1,000 keys.
     held: int = 0
     limit: limits.QueueLimit | None = None
-    #: Taken out to be deleted; where nobody does so any more, ``empty`` once more does.
+    #: Jobs that ``empty`` took out and has yet to delete; call it again if it was killed.
     emptying: int = 0
 
 
 def count(names: Sequence[str], now: datetime) -> Steps[list[QueueCounts]]:
-    """The counts of queues by name; one that does not exist counts nothing."""
+    """Return the counts of the queues; a queue that does not exist has zeros."""
     at = repr(now.timestamp())
     counts: list[QueueCounts] = []
     for start in range(0, len(names), CHUNK):
@@ -66,127 +67,125 @@ def count(names: Sequence[str], now: datetime) -> Steps[list[QueueCounts]]:
 
 
 def names() -> Steps[list[str]]:
-    """All queues that RQ knows, sorted."""
-    found: set[str] = set()
+    """Return the names of all queues of RQ, sorted."""
+    queues: set[str] = set()
     cursor: Any = 0
     while True:
         [(cursor, members)] = yield Batch([["SSCAN", _QUEUES, cursor, "COUNT", 500]])
-        found |= {text(member).removeprefix("rq:queue:") for member in members}
+        queues |= {text(member).removeprefix("rq:queue:") for member in members}
         if not int(cursor):
-            return sorted(found)
+            return sorted(queues)
 
 
 def create(name: str, rules: Rules) -> Steps[bool]:
-    """Make the queue known to RQ; False if it was."""
+    """Register the queue with RQ; return False if it existed."""
     check_queue(name, rules)
     [added] = yield Batch([["SADD", _QUEUES, keys.queue(name)]])
     return bool(added)
 
 
 def pause(name: str, reason: str) -> Steps[bool]:
-    """Have our workers take no job from the queue; False if it was paused, reason renewed."""
-    check_queue(name, _ANY)
+    """Stop our workers from taking the queue's jobs; return False if it was paused already."""
+    check_queue(name, _NO_RULES)
     [before] = yield Batch([["SET", keys.paused(name), reason[:500], "GET"]])
     return before is None
 
 
 def resume(name: str) -> Steps[bool]:
-    """Let workers take jobs again, and wake those that wait; False if it was not paused."""
-    check_queue(name, _ANY)
+    """Resume the queue and wake idle workers; return False if it was not paused."""
+    check_queue(name, _NO_RULES)
     resumed = yield Invoke(_RESUME, [keys.paused(name), f"rq:workers:{name}"], [_WAKE])
     return bool(resumed)
 
 
 def empty(name: str, confirm: str, now: datetime) -> Steps[int]:
-    """Delete the jobs that wait now, and only those; returns how many.
+    """Delete the jobs that wait now and cancel their dependents; return the number of deleted jobs.
 
-    ``confirm`` has to be the queue's name once more: what waits is not deleted by a slip. Jobs
-    that come in meanwhile stay, those that workers have taken too. What hangs on the others is
-    cancelled: it would wait for ever. The first step takes all out of the queue, so none of them
-    runs after it; whoever was killed later left jobs to be deleted, and the same call takes them
-    too. Raises NotConfirmedError.
+    ``confirm`` has to repeat the queue's name. Jobs that arrive meanwhile stay, and so do jobs that
+    workers have taken. The first step takes all waiting jobs out of the queue, so none of them runs
+    afterwards. If a call is killed, the same call deletes the rest. Raises NotConfirmedError.
     """
-    check_queue(name, _ANY)
+    check_queue(name, _NO_RULES)
     if confirm != name:
         raise NotConfirmedError(
             f"confirm: is not {name!r}; repeat the queue's name to delete its waiting jobs"
         )
     yield from _take_out(name, now)
     [lists] = yield Batch([["HKEYS", keys.emptying(name)]])
-    gone = 0
-    for each in lists:
-        gone += yield from _delete(name, text(each), now)
-    return gone
+    deleted = 0
+    for key in lists:
+        deleted += yield from _delete(name, text(key), now)
+    return deleted
 
 
 def _take_out(name: str, now: datetime) -> Steps[None]:
-    """Have nobody find the jobs that wait, in the queue and aside, but who deletes them."""
-    named = [keys.queue(name), keys.limited(name), keys.emptying(name)]
+    """Move the waiting jobs, including those held by limits, to lists that only ``empty`` reads."""
+    keys_of_queue = [keys.queue(name), keys.limited(name), keys.emptying(name)]
 
     def step(first: str) -> Invoke:
-        # A list for each step: what is there already must not be written over.
+        # A new list per step, because RENAME overwrites its target.
         mine = f"{keys.emptying(name)}:{uuid4()}"
-        return Invoke(_TAKE_OUT, named, [name, mine, timestamp(now), LISTS, first])
+        return Invoke(_TAKE_OUT, keys_of_queue, [name, mine, timestamp(now), LISTS, first])
 
     left = yield step("1")
-    # Beyond so many keys what comes between two steps may go too; but there is an end.
+    # With more lists, later steps may include jobs that arrive meanwhile; their number is bounded.
     for _ in range(0, left, LISTS):
         yield step("")
 
 
 def _delete(name: str, taken_out: str, now: datetime) -> Steps[int]:
-    """Delete the jobs of one list; how many. Several may do so at once."""
-    gone = 0
+    """Delete the jobs of one list; return their number. Concurrent calls are safe."""
+    deleted = 0
     cancelled: list[str] = []
     while True:
-        some, parents, left = yield Invoke(
+        count, parents, left = yield Invoke(
             _DELETE,
             [taken_out, keys.emptying(name), keys.queue(name), keys.intermediate(name)],
             [STEP, *cancelled],
         )
-        gone += int(some)
+        deleted += int(count)
         if not left:
-            return gone
-        # Cancelled themselves by now, so nothing more can come to hang on them.
+            return deleted
+        # The parents are cancelled by now, so they get no new dependents.
         cancelled = [text(parent) for parent in parents]
         for parent in cancelled:
             yield from dependents.cancel_dependents(parent, now)
 
 
 def move(source: str, target: str, rules: Rules, limit: int | None, now: datetime) -> Steps[int]:
-    """Move as many jobs as wait now, oldest first, to where ``target`` has jobs that come now.
+    """Move the jobs that wait now, oldest first, as if they were enqueued to ``target`` now.
 
-    Those that limits keep aside go first. Each step is atomic: killed in between, every job is in
-    one of the two. ``limit`` at most; returns how many.
+    Jobs held by limits move first. Each step is atomic: after a kill every job is in exactly one of
+    the queues. Moves at most ``limit`` jobs; returns their number.
     """
-    check_queue(source, _ANY)
+    check_queue(source, _NO_RULES)
     check_queue(target, rules)
     if source == target:
         return 0
     [left] = yield Batch([["LLEN", keys.queue(source)]])
-    left += yield from _aside(source)
+    left += yield from _count_held(source)
     moved, most = 0, left if limit is None else min(left, max(0, limit))
     while left > 0 and most > 0:
-        seen, taken, placed = yield Invoke(
+        scanned, taken, placed = yield Invoke(
             _MOVE,
             [keys.queue(source), keys.queue(target), _QUEUES, keys.limited(source)],
             [min(STEP, left, most), target, timestamp(now), source],
         )
         moved += placed
-        left -= seen
+        left -= scanned
         most -= taken
-        if not seen:
+        if not scanned:
             break
     return moved
 
 
-def _aside(name: str) -> Steps[int]:
-    """How many jobs of the queue limits keep aside."""
-    jobs = looked_at = 0
+def _count_held(name: str) -> Steps[int]:
+    """Return the number of the queue's jobs that limits hold."""
+    jobs = scanned = 0
     while True:
-        lists, some = yield Invoke(_ASIDE, [keys.limited(name)], [name, looked_at, LISTS])
-        jobs += int(some)
-        looked_at += lists
+        lists, count = yield Invoke(_COUNT_HELD, [keys.limited(name)], [name, scanned, LISTS])
+        jobs += int(count)
+        scanned += lists
         if lists < LISTS:
             return jobs
 
@@ -229,7 +228,7 @@ return {
 _RESUME = Script("""
 local was = redis.call('DEL', KEYS[1])
 for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  -- Workers of stock RQ never heeded the pause and would warn of a command that they do not know.
+  -- Stock RQ workers ignore the pause, and would log a warning about an unknown command.
   if redis.call('HEXISTS', key, 'er_pool') == 1 then
     redis.call('PUBLISH', 'rq:pubsub:' .. string.sub(key, 11), ARGV[1])
   end
@@ -237,9 +236,9 @@ end
 return was
 """)
 
-#: KEYS: list, index of what is aside, the queue's lists of jobs to be deleted. ARGV: the queue,
-#: name for such a list, the time, how many lists, whether the queue's own is one of them. Returns
-#: how many lists are left. RENAME takes no longer for a long list than for a short one.
+#: KEYS: list, index of held jobs, the queue's hash of lists to delete. ARGV: queue, key for such a
+#: list, time, maximum of lists, whether to include the queue itself. Returns the number of lists
+#: left. RENAME takes the same time for any length of a list.
 _TAKE_OUT = Script("""
 local list, limited, lists = KEYS[1], KEYS[2], KEYS[3]
 local name, mine = ARGV[1], ARGV[2]
@@ -258,14 +257,14 @@ end
 return redis.call('ZCARD', limited)
 """)
 
-#: KEYS: list of jobs to be deleted, the queue's lists of such, its own list and the intermediate
-#: one. ARGV: how many, then those of which all that hung on them is cancelled. Returns {deleted,
-#: ids that others wait for, whether any are left}. Those ids are cancelled here, which keeps others
-#: from coming to wait for them, and deleted once their dependents are cancelled.
+#: KEYS: list of jobs to delete, the queue's hash of such lists, the queue's list and intermediate
+#: list. ARGV: maximum of jobs, then ids of jobs whose dependents are cancelled. Returns {number of
+#: deleted jobs, ids of jobs with dependents, whether jobs are left}. The script cancels the jobs
+#: with dependents, so that they get no new ones; a later call deletes them.
 _DELETE = Script("""
 local mine, lists, list, intermediate = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local since = redis.call('HGET', lists, mine) or ''
-local cancelled, gone, parents = {}, 0, {}
+local cancelled, deleted, parents = {}, 0, {}
 for at = 2, #ARGV do cancelled[ARGV[at]] = true end
 for _ = 1, ARGV[1] do
   local id, long = redis.call('LPOP', mine), false
@@ -274,10 +273,10 @@ for _ = 1, ARGV[1] do
   local hash = redis.call('HMGET', job, 'status', 'enqueued_at', 'er_held', 'er_emptied')
   local ours = hash[4] and hash[1] == 'canceled'
   if hash[1] == 'queued' and since == '' then
-    -- Whoever has enqueued it anew did not know that it was aside.
+    -- If the job was enqueued again while it was held, the new entry must stay.
     ours = hash[3] and hash[3] == hash[2]
   elseif hash[1] == 'queued' then
-    -- The hash may have expired since, and the same id have come again.
+    -- The hash may have expired, and a job with the same id may have been enqueued since.
     long = (hash[2] or '') > since
     ours = not (long and (redis.call('LPOS', list, id) or redis.call('LPOS', intermediate, id)))
   end
@@ -285,7 +284,7 @@ for _ = 1, ARGV[1] do
     redis.call('HSET', job, 'status', 'canceled', 'er_emptied', '1')
     parents[#parents + 1] = id
   elseif ours then
-    gone = gone + redis.call('UNLINK', job)
+    deleted = deleted + redis.call('UNLINK', job)
     redis.call('UNLINK', job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
                'rq:results:' .. id)
   end
@@ -294,12 +293,12 @@ end
 for at = #parents, 1, -1 do redis.call('LPUSH', mine, parents[at]) end
 local left = redis.call('EXISTS', mine)
 if left == 0 then redis.call('HDEL', lists, mine) end
-return {gone, parents, left}
+return {deleted, parents, left}
 """)
 
-#: KEYS: index of what is aside. ARGV: queue, where to begin, how many lists. Returns how many lists
-#: these are, and how many jobs are in them.
-_ASIDE = Script("""
+#: KEYS: index of held jobs. ARGV: queue, first list, maximum of lists. Returns the number of lists
+#: and the number of jobs in them.
+_COUNT_HELD = Script("""
 local jobs = 0
 local limited = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[2] + ARGV[3] - 1)
 for _, key in ipairs(limited) do
@@ -308,14 +307,14 @@ end
 return {#limited, jobs}
 """)
 
-#: KEYS: list, the other one, set of queues, index of what is aside. ARGV: how many, the other
-#: queue's name, the time, the queue's own name. Returns how many it looked at, took and moved.
+#: KEYS: source list, target list, set of queues, the source's index of held jobs. ARGV: maximum of
+#: jobs, target's name, time, source's name. Returns the numbers of jobs scanned, taken and moved.
 _MOVE = Script(
     PUT
     + """
-local placed, taken, seen = 0, 0, 0
+local placed, taken, scanned = 0, 0, 0
 redis.call('SADD', KEYS[3], KEYS[2])
-local function from_aside()
+local function take_held()
   local key = redis.call('ZRANGE', KEYS[4], 0, 0)[1]
   while key do
     local held = 'engineroom:held:' .. #ARGV[4] .. ':' .. ARGV[4] .. ':' .. key
@@ -326,23 +325,23 @@ local function from_aside()
   end
 end
 for _ = 1, ARGV[1] do
-  local aside = from_aside()
-  local id = aside or redis.call('LPOP', KEYS[1])
+  local was_held = take_held()
+  local id = was_held or redis.call('LPOP', KEYS[1])
   if not id then break end
-  seen = seen + 1
+  scanned = scanned + 1
   local job = 'rq:job:' .. id
   local hash = redis.call('HMGET', job, 'er_priority', 'enqueued_at', 'status', 'er_held')
-  local there = redis.call('EXISTS', job) == 1
-  -- Whoever has enqueued it anew, cancelled or deleted it did not know that it was aside.
-  if aside then there = hash[3] == 'queued' and hash[4] and hash[4] == hash[2] end
-  if there or not aside then taken = taken + 1 end
-  if there then
+  local valid = redis.call('EXISTS', job) == 1
+  -- Skip a held job that was enqueued again, cancelled or deleted meanwhile.
+  if was_held then valid = hash[3] == 'queued' and hash[4] and hash[4] == hash[2] end
+  if valid or not was_held then taken = taken + 1 end
+  if valid then
     redis.call('HSET', job, 'origin', ARGV[2])
     redis.call('HDEL', job, 'er_held')
     put(KEYS[2], id, hash[1], hash[2], ARGV[3])
     placed = placed + 1
   end
 end
-return {seen, taken, placed}
+return {scanned, taken, placed}
 """
 )

@@ -1,7 +1,8 @@
-"""Walking RQ's sets and lists of jobs: a page from a place on, in steps that Redis can bear.
+"""Reading RQ's sorted sets and lists of jobs in pages, by scripts that block Redis only briefly.
 
-A place is ``score:id`` in a sorted set and ``index:id`` in a list; it is no number of jobs to skip,
-so jobs that come and go in a set shift nothing. A step ends after so many jobs or so many bytes.
+A position is ``score:id`` in a sorted set and ``index:id`` in a list. It is not an offset, so jobs
+that are added to a set or removed from it shift no page. A script reads a bounded number of jobs
+and of bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from engineroom.tasks.redis_steps import Invoke, Script, text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: So much of a job's arguments is looked at for its function (bytes), and of its traceback.
+#: Bytes that are read of a job's arguments, to find its function, and of its traceback.
 _HEAD, _TRACEBACK = 2048, 32768
-#: Arguments and results beyond this are not touched for a list: Lua would have to copy them whole.
+#: Larger arguments and results are not read for a list, because Lua would copy them whole (bytes).
 _LARGE = 65536
-#: A step ends when it has touched so many bytes; Redis serves nobody else meanwhile.
+#: Bytes that one script reads; it blocks Redis meanwhile.
 _BUDGET = 512 * 1024
 
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
@@ -41,31 +42,32 @@ FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job as it was found at a place; ``fields`` are those of FIELDS, empty where not set."""
+    """A job at a position; ``fields`` has the names of FIELDS, and empty text for missing ones."""
 
     job_id: str
     place: str
-    #: Its score in the sorted set; 0 in a list.
+    #: Its score in the sorted set; its index in a list.
     score: float
     fields: dict[str, str]
     function: str
     traceback: str
-    #: Who ran it last, as its last result says.
+    #: The worker of its last result.
     ran_by: str
     crashes: int
 
     @property
     def exists(self) -> bool:
-        """Whether anything but the id is left of the job."""
+        """Whether the job's hash exists."""
         return bool(self.fields["status"] or self.fields["origin"])
 
 
 def walk(
     key: str, cursor: str | None, count: int, *, oldest_first: bool, failed: bool, bound: str = ""
 ) -> Invoke:
-    """Up to ``count`` members of a sorted set beyond a place; read the answer with ``rows``.
+    """Return the invocation that reads ``count`` members of a sorted set after the cursor.
 
-    ``failed``: with why and by whom. ``bound``: no score above it, oldest first.
+    Read the reply with ``rows``. ``failed`` adds tracebacks and workers. ``bound`` is the highest
+    score to read, for oldest first.
     """
     score, job_id = _split(cursor, _is_score)
     order = "asc" if oldest_first else "desc"
@@ -74,28 +76,28 @@ def walk(
 
 
 def walk_list(key: str, cursor: str | None, count: int) -> Invoke:
-    """Up to ``count`` members of a list beyond a place, head first; read it with ``rows``.
+    """Return the invocation that reads ``count`` members of a list after the cursor, head first.
 
-    A place of which the list has moved on is looked for near the head; what was taken since then
-    is behind us.
+    Read the reply with ``rows``. Workers take jobs from the head, so a position that has moved is
+    searched for near the head.
     """
     index, job_id = _split(cursor, lambda place: bool(re.fullmatch("[0-9]{1,10}", place)))
     return Invoke(_WALK_LIST, [key], [index, job_id, count, "", "", "", *_LIMITS, *FIELDS])
 
 
 def read_rows(job_ids: Sequence[str]) -> Invoke:
-    """The rows of jobs by id, in that order; read it with ``rows``: the end is that of the ids."""
+    """Return the invocation that reads jobs by id; read the reply with ``rows``."""
     return Invoke(_READ, [""], ["", "", 0, "", "", "", *_LIMITS, len(job_ids), *job_ids, *FIELDS])
 
 
 def rows(reply: Any) -> tuple[list[Row], bool]:
-    """What a walk found, and whether that was the end."""
-    found, ended = reply
-    return [_row(each) for each in found], bool(ended)
+    """Return the rows of a script's reply, and whether they are the last."""
+    row_replies, ended = reply
+    return [_row(row_reply) for row_reply in row_replies], bool(ended)
 
 
 def function_of(data: bytes) -> str:
-    """The function's name in the head of a job's data, pickled or JSON; empty if not found."""
+    """Return the function's name from the head of pickled or JSON job data; empty if absent."""
     try:
         head = zlib.decompressobj().decompress(data, 4 * _HEAD)
     except zlib.error:
@@ -113,22 +115,22 @@ def function_of(data: bytes) -> str:
 
 
 def exception_of(traceback: str) -> tuple[str, str]:
-    """Class and first line of the message of what a traceback ends with."""
+    """Return the exception's class, and the first line of its message, from a traceback."""
     last = ("", "")
     for line in traceback.splitlines()[::-1]:
         if line.startswith(("  ", "Traceback")):
             break
-        found = _EXCEPTION.match(line)
-        if found:
-            last = (found[1], found[2] or "")
+        match = _EXCEPTION.match(line)
+        if match:
+            last = (match[1], match[2] or "")
     return last
 
 
-def unpacked(packed: bytes) -> str:
-    """A traceback as RQ stores it, as text; at most a mebibyte, empty if it cannot be read."""
+def decompress_traceback(packed: bytes) -> str:
+    """Return a stored traceback as text of at most a mebibyte; empty if it cannot be read."""
     if not packed:
         return ""
-    with suppress(ValueError):  # RQ's older field is not in base 64
+    with suppress(ValueError):  # RQ's older field is not in Base64
         packed = b64decode(packed, validate=True)
     try:
         return zlib.decompressobj().decompress(packed, 1 << 20).decode("utf-8", "replace")
@@ -137,7 +139,7 @@ def unpacked(packed: bytes) -> str:
 
 
 def _is_score(place: str) -> bool:
-    """Whether Redis reads it as a score. RQ gives what never expires the score ``inf``."""
+    """Return whether the text is a score in Redis; jobs that never expire have ``inf``."""
     if place in ("inf", "-inf"):
         return True
     return bool(_NUMBER.fullmatch(place)) and isfinite(float(place))
@@ -152,13 +154,13 @@ def _split(cursor: str | None, valid: Callable[[str], bool]) -> tuple[str, str]:
 
 def _row(reply: Sequence[Any]) -> Row:
     job_id, at, hash_, data, traceback, worker, crashes = reply
-    known = dict(zip(FIELDS, hash_, strict=True))
-    old = known.pop("exc_info") or b""
-    fields = {name: text(value) for name, value in known.items()}
+    values = dict(zip(FIELDS, hash_, strict=True))
+    old_traceback = values.pop("exc_info") or b""
+    fields = {name: text(value) for name, value in values.items()}
     place = text(at)
     function = function_of(data or b"")
     if not function and data is None:
-        # Too large to be read for a list: RQ's description begins with the function.
+        # The arguments are too large to read, but RQ's description begins with the function.
         function = fields["description"].partition("(")[0]
     return Row(
         job_id=text(job_id),
@@ -166,7 +168,7 @@ def _row(reply: Sequence[Any]) -> Row:
         score=float(place),
         fields=fields,
         function=function,
-        traceback=unpacked(traceback or old),
+        traceback=decompress_traceback(traceback or old_traceback),
         ran_by=text(worker),
         crashes=int(crashes or 0),
     )
@@ -174,7 +176,7 @@ def _row(reply: Sequence[Any]) -> Row:
 
 _LIMITS = (_HEAD, _TRACEBACK, _LARGE, _BUDGET)
 
-#: ARGV: place and id, count, order, bound, failed, then _LIMITS and FIELDS.
+#: ARGV: position (score or index) and id, count, order, bound, failed, then _LIMITS and FIELDS.
 _ROW = """
 local key, place, id, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local head, longest = tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -209,8 +211,8 @@ local function row(job, at, failed)
 end
 """
 
-#: KEYS: sorted set. A place that is no longer taken is found by bisection among its equals; Lua's
-#: own comparison of strings goes by locale and Redis' by bytes.
+#: KEYS: sorted set. If the job at the position has gone, bisection among the members of equal score
+#: finds the position. Lua compares strings by locale, but Redis by bytes, hence ``before``.
 _WALK = Script(
     _ROW
     + """
@@ -238,7 +240,7 @@ if place ~= '' then
         high = middle
       end
     end
-    -- The place itself, where its score has changed, is no equal: low is the first beyond it.
+    -- A job whose score has changed is not among the equals: low is the first after the position.
     first = asc and low or low - 1
   end
 end
@@ -248,17 +250,17 @@ if asc then
 elseif first >= 0 then
   members = redis.call('ZREVRANGE', key, size - 1 - first, size - 2 - first + count, 'WITHSCORES')
 end
-local found = {}
+local rows = {}
 for at = 1, #members, 2 do
-  if bound ~= '' and tonumber(members[at + 1]) > tonumber(bound) then return {found, 1} end
-  if spent > budget then return {found, 0} end
-  found[#found + 1] = row(members[at], members[at + 1], failed)
+  if bound ~= '' and tonumber(members[at + 1]) > tonumber(bound) then return {rows, 1} end
+  if spent > budget then return {rows, 0} end
+  rows[#rows + 1] = row(members[at], members[at + 1], failed)
 end
-return {found, #members < 2 * count and 1 or 0}
+return {rows, #members < 2 * count and 1 or 0}
 """
 )
 
-#: KEYS: list. Jobs are taken from the head, so what is left of those before the place is nearer.
+#: KEYS: list. Workers take jobs from the head, so the position can only move toward the head.
 _WALK_LIST = Script(
     _ROW
     + """
@@ -275,25 +277,25 @@ if place ~= '' then
   end
 end
 local members = redis.call('LRANGE', key, first, first + count - 1)
-local found = {}
+local rows = {}
 for at = 1, #members do
-  if spent > budget then return {found, 0} end
-  found[#found + 1] = row(members[at], tostring(first + at - 1), false)
+  if spent > budget then return {rows, 0} end
+  rows[#rows + 1] = row(members[at], tostring(first + at - 1), false)
 end
-return {found, #members < count and 1 or 0}
+return {rows, #members < count and 1 or 0}
 """
 )
 
-#: ARGV: as above, and between _LIMITS and FIELDS how many ids, and the ids.
+#: ARGV: as of _ROW, with the number of ids and the ids between _LIMITS and FIELDS.
 _READ = Script(
     _ROW
     + """
 names = 12 + ARGV[11]
-local found = {}
+local rows = {}
 for at = 12, names - 1 do
-  if spent > budget then return {found, 0} end
-  found[#found + 1] = row(ARGV[at], '0', false)
+  if spent > budget then return {rows, 0} end
+  rows[#rows + 1] = row(ARGV[at], '0', false)
 end
-return {found, 1}
+return {rows, 1}
 """
 )

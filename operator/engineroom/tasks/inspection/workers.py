@@ -1,4 +1,4 @@
-"""Workers as they describe themselves in Redis: ours and stock RQ's, and those that are no more."""
+"""Workers as registered in Redis, Engineroom's and stock RQ's, and their health."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Without a heartbeat for so long a worker is silent (seconds): ours report every 4 s, and stock
-#: RQ's, when idle, every 405 s.
+#: Time without a heartbeat after which a worker is silent (seconds). Engineroom's workers send one
+#: every 4 s, and idle stock workers every 405 s.
 SILENT, SILENT_STOCK = 15.0, 480.0
-#: A worker ends its work horse a minute after the job's time-out; later than that it is stuck.
+#: Time after the job's timeout at which its worker is stuck (seconds). A worker kills its work
+#: horse a minute after the timeout.
 OVERDUE = 120.0
 MAX_WORKERS = 10_000
 
@@ -26,23 +27,23 @@ _CLEAR = Script(stale_workers.CLEAR)
 
 
 class Health(StrEnum):
-    """How a worker is, by what it says of itself."""
+    """The health of a worker, by its record in Redis."""
 
     WELL = "well"
     SILENT = "silent"  # no heartbeat for too long: dead, cut off, or stuck
-    OVERDUE = "overdue"  # its job should have been ended by its time-out long ago
-    GHOST = "ghost"  # on RQ's list and nothing else
+    OVERDUE = "overdue"  # its job has run long beyond its timeout
+    GHOST = "ghost"  # registered, but without a record
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker. ``memory`` is bytes, ``cpu`` cores lately; both only of Engineroom's own."""
+    """A worker. Only Engineroom's workers report ``memory`` (bytes) and ``cpu`` (cores)."""
 
     name: str
     health: Health
     state: str = ""
     queues: tuple[str, ...] = ()
-    #: Id of the job that it runs; of stock workers the first, should there be several.
+    #: Id of the job that it runs; of a stock worker with several jobs, any of them.
     job: str = ""
     job_started: datetime | None = None
     heartbeat: datetime | None = None
@@ -51,7 +52,7 @@ class Worker:
     pid: int | None = None
     memory: int | None = None
     cpu: float | None = None
-    #: ``namespace/name`` and pod, of Engineroom's own.
+    #: ``namespace/name`` of the pool, and the pod, of Engineroom's workers.
     pool: str = ""
     pod: str = ""
     rq_version: str = ""
@@ -59,12 +60,12 @@ class Worker:
     failed: int = 0
 
 
-def listed(queue: str | None, now: datetime) -> Steps[list[Worker]]:
-    """Workers by name, of one queue or of all; MAX_WORKERS at most."""
-    known = yield from _known(queue)
+def page(queue: str | None, now: datetime) -> Steps[list[Worker]]:
+    """Return the workers of one queue or of all, sorted by name; at most MAX_WORKERS."""
+    registered = yield from _registered_keys(queue)
     workers: list[Worker] = []
-    for start in range(0, len(known), stale_workers.STEP):
-        chunk = known[start : start + stale_workers.STEP]
+    for start in range(0, len(registered), stale_workers.STEP):
+        chunk = registered[start : start + stale_workers.STEP]
         commands: list[Sequence[str]] = []
         for key in chunk:
             commands += ["HMGET", key, *_FIELDS], ["SRANDMEMBER", f"{key}:executions"]
@@ -77,12 +78,13 @@ def listed(queue: str | None, now: datetime) -> Steps[list[Worker]]:
 
 
 def clear_ghosts(now: datetime) -> Steps[list[str]]:
-    """Take workers that are no more off RQ's lists; their names. What they held is not touched."""
-    known = yield from _known(None)
+    """Unregister the workers without a record; return their names. Their jobs are not touched."""
+    registered = yield from _registered_keys(None)
     names = yield from queues.names()
     cleared: list[str] = []
-    for start in range(0, len(known), stale_workers.STEP):
-        words = stale_workers.arguments(names, known[start : start + stale_workers.STEP], now)
+    for start in range(0, len(registered), stale_workers.STEP):
+        chunk = registered[start : start + stale_workers.STEP]
+        words = stale_workers.arguments(names, chunk, now)
         cleared += map(text, (yield Invoke(_CLEAR, [stale_workers.WORKERS], words)))
     return cleared
 
@@ -95,7 +97,7 @@ def health_of(
     job_started: datetime | None,
     job_timeout: float | None,
 ) -> Health:
-    """Pure; ``job_timeout`` in seconds, None or below 0 for none."""
+    """Return the health of a worker; ``job_timeout`` is seconds, None or negative for none."""
     if heartbeat is None:
         return Health.GHOST
     if (now - heartbeat).total_seconds() >= (SILENT if ours else SILENT_STOCK):
@@ -106,18 +108,19 @@ def health_of(
     return Health.WELL
 
 
-def _known(queue: str | None) -> Steps[list[str]]:
-    found: set[str] = set()
+def _registered_keys(queue: str | None) -> Steps[list[str]]:
+    """Return the sorted keys of registered workers, of one queue or of all."""
+    registered: set[str] = set()
     cursor = "0"
     key = stale_workers.WORKERS if queue is None else f"{stale_workers.WORKERS}:{queue}"
     while True:
-        [(place, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", 500]])
-        found |= set(map(text, members))
-        if len(found) > MAX_WORKERS:
+        [(next_cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", 500]])
+        registered |= set(map(text, members))
+        if len(registered) > MAX_WORKERS:
             raise InvalidTaskError("workers", f"more than {MAX_WORKERS}", "ask for one queue")
-        cursor = text(place)
+        cursor = text(next_cursor)
         if cursor in ("", "0"):
-            return sorted(found)
+            return sorted(registered)
 
 
 _FIELDS = (
@@ -130,13 +133,13 @@ _FIELDS = (
 def _worker(
     key: str, row: Sequence[bytes | None], execution: bytes | None, now: datetime
 ) -> Worker:
-    said = dict(zip(_FIELDS, map(text, row), strict=True))
-    heartbeat = _moment(said["last_heartbeat"])
-    started = said["er_job_started"]
+    fields = dict(zip(_FIELDS, map(text, row), strict=True))
+    heartbeat = _moment(fields["last_heartbeat"])
+    started = fields["er_job_started"]
     job_started = datetime.fromtimestamp(float(started), now.tzinfo) if started else None
-    ours = bool(said["er_pool"])
+    ours = bool(fields["er_pool"])
     running = text(execution).rpartition(":")[0]
-    timeout = said["er_job_timeout"]
+    timeout = fields["er_job_timeout"]
     return Worker(
         name=key.removeprefix("rq:worker:"),
         health=health_of(
@@ -146,21 +149,21 @@ def _worker(
             job_started=job_started,
             job_timeout=float(timeout) if timeout else None,
         ),
-        state=said["state"],
-        queues=tuple(filter(None, said["queues"].split(","))),
-        job=said["er_job"] if ours else said["current_job"] or running,
+        state=fields["state"],
+        queues=tuple(filter(None, fields["queues"].split(","))),
+        job=fields["er_job"] if ours else fields["current_job"] or running,
         job_started=job_started,
         heartbeat=heartbeat,
-        birth=_moment(said["birth"]),
-        host=said["hostname"],
-        pid=int(said["pid"]) if said["pid"].isdigit() else None,
-        memory=int(said["er_memory"]) if said["er_memory"] else None,
-        cpu=float(said["er_cpu"]) if said["er_cpu"] else None,
-        pool=said["er_pool"],
-        pod=said["er_pod"],
-        rq_version=said["version"],
-        finished=int(said["successful_job_count"] or 0),
-        failed=int(said["failed_job_count"] or 0),
+        birth=_moment(fields["birth"]),
+        host=fields["hostname"],
+        pid=int(fields["pid"]) if fields["pid"].isdigit() else None,
+        memory=int(fields["er_memory"]) if fields["er_memory"] else None,
+        cpu=float(fields["er_cpu"]) if fields["er_cpu"] else None,
+        pool=fields["er_pool"],
+        pod=fields["er_pod"],
+        rq_version=fields["version"],
+        finished=int(fields["successful_job_count"] or 0),
+        failed=int(fields["failed_job_count"] or 0),
     )
 
 

@@ -25,7 +25,7 @@ from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.redis_connection import Link
-    from engineroom.tasks import State, Tasks, Where
+    from engineroom.tasks import JobFilter, State, Tasks
 
 _STATES = ("waiting", "scheduled", "deferred")
 
@@ -99,7 +99,7 @@ def cancel(
 
 
 def _matching(
-    context: CommandContext, link: "Link", queue: str, state: "State", asked: "Where", yes: bool
+    context: CommandContext, link: "Link", queue: str, state: "State", asked: "JobFilter", yes: bool
 ) -> list[str]:
     """Ids of the jobs that match. Raises NothingMatchesError."""
     from engineroom.tasks import NothingMatchesError

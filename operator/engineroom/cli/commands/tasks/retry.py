@@ -28,7 +28,7 @@ from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.redis_connection import Link
-    from engineroom.tasks import Requeueing, Tasks, Where
+    from engineroom.tasks import JobFilter, Requeueing, Tasks
 
 
 def retry(
@@ -138,7 +138,7 @@ def _queue(link: "Link", queue: str | None) -> str:
 
 
 def _begin(
-    context: CommandContext, link: "Link", queue: str | None, asked: "Where", yes: bool
+    context: CommandContext, link: "Link", queue: str | None, asked: "JobFilter", yes: bool
 ) -> str:
     from engineroom.tasks import NothingMatchesError, State
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from engineroom.cli.connections.redis_connection import Link
     from engineroom.cli.views.output_formats import Output
-    from engineroom.tasks import Where
+    from engineroom.tasks import JobFilter
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LENGTH = re.compile(r"(?:\d{1,6}[smhd])+")
@@ -105,16 +105,16 @@ def where(
     since: str | None = None,
     until: str | None = None,
     prefix: str | None = None,
-) -> Where:
+) -> JobFilter:
     """The filter that the options mean. Raises UsageError, InvalidTaskError."""
-    from engineroom.tasks import FailureCategory, Where
+    from engineroom.tasks import FailureCategory, JobFilter
 
     categories = [one.value for one in FailureCategory]
     if category is not None and category not in categories:
         raise UsageError(
             f"--category {category} is unknown", fix=f"use one of {', '.join(categories)}"
         )
-    return Where(
+    return JobFilter(
         function=function,
         exception=error,
         category=category,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
     from engineroom.cli.views.output_formats import Output
-    from engineroom.tasks import State, Where
+    from engineroom.tasks import JobFilter, State
 
 _LOOK_EVERY = 1.0
 #: Seconds for which the API may be away while an operation is watched.
@@ -37,7 +37,7 @@ class Bulk:
         action: str,
         state: State,
         queue: str,
-        where: Where,
+        where: JobFilter,
         output: Output,
         *,
         yes: bool,
@@ -141,7 +141,7 @@ class Bulk:
                 context.sleep(_LOOK_EVERY)
 
 
-def selection(queue: str, where: Where) -> Document:
+def selection(queue: str, where: JobFilter) -> Document:
     """A filter as the API reads it."""
     given: Document = {name: getattr(where, name) for name in _FILTERS}
     given = {name: value for name, value in given.items() if value is not None}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Canceled,
         Enqueued,
         JobDetail,
+        JobFilter,
         JobPage,
         JobSummary,
         Progress,
@@ -31,11 +32,10 @@ if TYPE_CHECKING:
         Schedule,
         State,
         Task,
-        Where,
         Worker,
     )
-    from engineroom.tasks.enqueueing.task import Serializer
-    from engineroom.tasks.schedules import Known
+    from engineroom.tasks.schedules.model import ScheduleInfo
+    from engineroom.tasks.serializers import Serializer
 
 _COUNTS = (
     "name", "waiting", "running", "scheduled", "due", "deferred", "finished", "failed", "canceled",
@@ -170,7 +170,7 @@ class ApiTasks:
     def jobs(
         self,
         states: Sequence[State],
-        where: Where,
+        where: JobFilter,
         *,
         queues: Sequence[str],
         cursor: str | None = None,
@@ -214,12 +214,12 @@ class ApiTasks:
         done = self._api.post(f"{self._job(job_id)}/cancel", {"stop": stop})
         return Canceled(tuple(done["canceled"]), tuple(done["running"]))
 
-    def schedules(self, *, after: str = "", limit: int = 100) -> list[Known]:
+    def schedules(self, *, after: str = "", limit: int = 100) -> list[ScheduleInfo]:
         """Schedules by their next tick; all of them, whatever the API has on a page."""
         if after:
             return []
         del limit
-        found: list[Known] = []
+        found: list[ScheduleInfo] = []
         cursor: str | None = None
         while True:
             page = self._api.get(f"{self._here}/schedules", cursor=cursor)
@@ -228,7 +228,7 @@ class ApiTasks:
             if cursor is None:
                 return found
 
-    def schedule(self, name: str) -> Known:
+    def schedule(self, name: str) -> ScheduleInfo:
         """One schedule. Raises NotFoundError."""
         try:
             return _known(self._api.get(self._schedule(name)))
@@ -267,7 +267,9 @@ class ApiTasks:
     def _work(self, task: Task) -> Document:
         """What is run, as the API reads it. Raises InvalidTaskError."""
         from engineroom.tasks import JSONSerializer
-        from engineroom.tasks.enqueueing.task import PickleSerializer, Rules, encode, resolve
+        from engineroom.tasks.enqueueing.encode import encode, resolve
+        from engineroom.tasks.enqueueing.task import Rules
+        from engineroom.tasks.serializers import PickleSerializer
 
         form = self._serializer or PickleSerializer
         # Checked as everywhere, and before it is sent: the API knows some of it only by its limits.
@@ -338,7 +340,7 @@ def _summary(one: Document) -> JobSummary:
 def _detail(said: Document) -> JobDetail:
     from engineroom.tasks.inspection.arguments import Call
     from engineroom.tasks.inspection.failures import Attempt
-    from engineroom.tasks.inspection.jobs import JobDetail, Linked, Moment
+    from engineroom.tasks.inspection.job_detail import JobDetail, Linked, Moment
 
     job = _summary(said["job"])
     call = Call(job.function, tuple(said["args"]), dict(said["kwargs"]), said["unreadable"])
@@ -375,11 +377,11 @@ def _progress(said: Document) -> Progress | None:
     return Progress(said["progressCount"], said["progressTotal"], said["progressMessage"], at)
 
 
-def _known(one: Document) -> Known:
-    from engineroom.tasks.schedules import Known
+def _known(one: Document) -> ScheduleInfo:
+    from engineroom.tasks.schedules.model import ScheduleInfo
     from engineroom.tasks.triggers import Missed
 
-    return Known(
+    return ScheduleInfo(
         name=one["name"],
         # Its text: the API tells no more of it.
         trigger=one["trigger"],

@@ -1,0 +1,1 @@
+"""Times at which something recurring happens, and the treatment of times that were missed."""
