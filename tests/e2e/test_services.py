@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from engineroom.auth.login.passwords import Passwords
-from engineroom.cli.connections.cluster import KubernetesCluster
+from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 from engineroom.cli.connections.port_forward import Forward
 from tests.deployed import images
 from tests.deployed.installation import NAMESPACE as SYSTEM

@@ -15,9 +15,11 @@ import yaml
 from redis import Redis
 from rq import SimpleWorker
 
-from engineroom.cli.app import context as sessions
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.main import main
 from engineroom.cli.commands.tasks.shared import complete_queues
+from engineroom.cli.connections.factory import Connections
+
 from engineroom.tasks import QueueLimit, Reporter, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom, step
@@ -233,12 +235,11 @@ def test_what_waits_is_deleted_only_by_its_queues_name(
     line.refused("queues", "empty", "mail", code=2, says="confirm")
     line.refused("queues", "empty", "mail", "--confirm", "male", code=2, says="confirm")
     typed = iter(["", "mail"])
-    original = sessions.CommandContext
 
-    def asked(shared: sessions.Shared) -> sessions.CommandContext:
-        return original(shared, interactive=True, enter=lambda _: next(typed))
+    def interactive(options: ConnectionOptions) -> CommandContext:
+        return CommandContext(Connections(options), interactive=True, prompt=lambda _: next(typed))
 
-    monkeypatch.setattr(sessions, "CommandContext", asked)
+    monkeypatch.setattr(CommandContext, "of", interactive)
     line.refused("queues", "empty", "mail", code=2, says="confirm")
     assert "2 jobs deleted" in line("queues", "empty", "mail")
 

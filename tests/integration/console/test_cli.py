@@ -699,7 +699,7 @@ async def test_fields_of_others_are_a_conflict_unless_taken(
 #: Runs the command and kills it by SIGKILL, or interrupts it, at one of its writes.
 DYING = """
 import os, signal, sys
-from engineroom.cli.connections.cluster import KubernetesCluster
+from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 number, when, kind = int(os.environ["DIE_AT"]), os.environ["DIE_WHEN"], int(os.environ["DIE_BY"])
 send = KubernetesCluster.send
 def sending(self, method, path, query=None, body=None, content_type=""):
@@ -807,7 +807,7 @@ async def test_a_living_apply_is_not_recovered(
 #: Pods there are none in these tests: what the API server would forward goes to the process.
 NEAR = """
 import os, socket
-from engineroom.cli.connections.cluster import KubernetesCluster
+from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 def near(self, namespace, pod, port):
     assert (pod, port) == ("engineroom-api-0", 8000), (pod, port)
     return socket.create_connection(("127.0.0.1", int(os.environ["API_PORT"])))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engineroom.cli.commands.get import get as get_command
 from engineroom.cli.commands.ratelimit import explain, top, try_request
 from engineroom.cli.commands.status import status
+from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.errors import NotFoundError, UnreachableError, UsageError
 from engineroom.cli.views.output_formats import Output, Report
 from engineroom.core.errors import DependencyError
@@ -82,8 +83,8 @@ class World(MemoryCluster):
 
 def trial(world: World, url: str = "") -> Trial:
     made = Trial(world, namespace="shop")
-    shared = made.context.shared
-    made.context.shared = type(shared)(namespace="shop", redis_url=url or None)
+    options = ConnectionOptions(namespace="shop", redis_url=url or None)
+    made.context.connections.options = options
     return made
 
 

@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from engineroom.cli.app.context import CommandContext, Shared
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.pools.patch import merge
-from engineroom.cli.connections.model import (
-    Definition,
-    Document,
-    Event,
-    Installation,
-    Pod,
-    Pool,
-    parse_event,
-    parse_pod,
-    parse_pool,
-)
+from engineroom.cli.connections.factory import Connections
+from engineroom.cli.connections.model import Definition, Document, Event, Installation, Pod, Pool
+from engineroom.cli.connections.options import ConnectionOptions
+from engineroom.cli.connections.parsing import parse_event, parse_pod, parse_pool
 from engineroom.cli.errors import NotFoundError
 from engineroom.core.clock import FakeClock
 
@@ -136,11 +129,13 @@ class Trial:
             return bool(answer)
 
         self.context = CommandContext(
-            Shared(namespace=namespace),
-            connect=lambda shared: cluster,
+            Connections(
+                ConnectionOptions(namespace=namespace),
+                connect_cluster=lambda options: cluster,
+                clock=self.clock,
+            ),
             out=plain(self._out),
             err=plain(self._err),
-            clock=self.clock,
             sleep=self.clock.advance,
             interactive=answer is not None,
             ask=ask,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engineroom.cli.connections.cluster import from_answer
+from engineroom.cli.connections.api_server_errors import answer_error
 from engineroom.cli.errors import (
     CliError,
     ExitCode,
@@ -42,7 +42,7 @@ def answer(message: str, **details: object) -> str:
 def test_each_answer_has_its_exit_code_and_fix(
     status: int, body: str, kind: type[CliError], code: int, fix: str
 ) -> None:
-    error = from_answer("WorkerPool default/mail", status, "Reason", body, SERVER)
+    error = answer_error("WorkerPool default/mail", status, "Reason", body, SERVER)
     assert type(error) is kind
     assert error.exit_code == code
     assert fix in error.fix
@@ -50,7 +50,7 @@ def test_each_answer_has_its_exit_code_and_fix(
 
 
 def test_an_answer_in_bytes_that_is_no_json_is_shown_as_it_is() -> None:
-    error = from_answer("x", 500, "Internal", b"boom \xff", SERVER)
+    error = answer_error("x", 500, "Internal", b"boom \xff", SERVER)
     assert error.why == "boom \ufffd"
 
 

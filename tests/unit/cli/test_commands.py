@@ -19,7 +19,7 @@ from engineroom.cli.commands.pools.scale import scale
 from engineroom.cli.commands.pools.top import What, top
 from engineroom.cli.commands.status import status
 from engineroom.cli.commands.version import version
-from engineroom.cli.connections.model import (
+from engineroom.cli.connections.parsing import (
     ANNOTATION_DELETION_COST,
     DRAINED_COST,
     parse_pod,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engineroom.cli.connections.model import parse_pod, parse_pool
+from engineroom.cli.connections.parsing import parse_pod, parse_pool
 from engineroom.cli.views.diagnose import Finding, pool_findings, pool_state
 from engineroom.core import reasons
 

@@ -13,9 +13,9 @@ import pytest
 import typer
 
 from engineroom.cli.app import docs
-from engineroom.cli.app.context import Shared
 from engineroom.cli.app.lazy import Entry, paragraphs
 from engineroom.cli.app.main import ENTRIES, create, main
+from engineroom.cli.connections.options import ConnectionOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -258,5 +258,7 @@ def test_the_completion_of_the_plugin_is_a_script_that_kubectl_can_run(tmp_path:
 
 
 def test_options_after_the_command_win_over_those_before() -> None:
-    before = Shared(context="a", namespace="x", debug=True)
-    assert Shared(namespace="y").over(before) == Shared(context="a", namespace="y", debug=True)
+    earlier = ConnectionOptions(kube_context="a", namespace="x", pool="mail")
+    assert ConnectionOptions(namespace="y").over(earlier) == ConnectionOptions(
+        kube_context="a", namespace="y", pool="mail"
+    )

@@ -12,7 +12,7 @@ from engineroom.api.v1alpha1.workerpool import (
     WorkerPool,
     WorkerPoolStatus,
 )
-from engineroom.cli.connections.model import (
+from engineroom.cli.connections.parsing import (
     parse_component,
     parse_event,
     parse_pod,

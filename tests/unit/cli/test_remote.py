@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.cli.app.context import Shared
 from engineroom.cli.connections.manifest_files import gather, namespace_of
+from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.connections.port_forward import Forward
 from engineroom.cli.connections.remote.api import Api, problem
 from engineroom.cli.connections.remote.cluster import ApiCluster, labels_of
@@ -28,7 +28,7 @@ from engineroom.cli.connections.remote.credentials import (
     Store,
     account_of,
     checked_url,
-    selected,
+    selected_server,
 )
 from engineroom.cli.errors import (
     CliError,
@@ -87,28 +87,28 @@ def test_what_is_no_url_of_a_server_is_refused_and_not_repeated(said: str) -> No
 
 def test_the_way_is_chosen_by_what_stands_closest(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store()
-    assert selected(Shared()) is None
+    assert selected_server(ConnectionOptions()) is None
     with store.locked():
         store.put(Account("https://login", "token", access="x"), choose=True)
-    assert selected(Shared()) == "https://login"
+    assert selected_server(ConnectionOptions()) == "https://login"
     monkeypatch.setenv("ENGINEROOM_SERVER", "https://variable")
-    assert selected(Shared()) == "https://variable"
-    assert selected(Shared(server="https://option")) == "https://option"
-    assert selected(Shared(context="kind")) is None
-    assert selected(Shared(kubeconfig="file")) is None
+    assert selected_server(ConnectionOptions()) == "https://variable"
+    assert selected_server(ConnectionOptions(server="https://option")) == "https://option"
+    assert selected_server(ConnectionOptions(kube_context="kind")) is None
+    assert selected_server(ConnectionOptions(kubeconfig="file")) is None
     with pytest.raises(UsageError, match="exclude"):
-        selected(Shared(server="https://option", context="kind"))
+        selected_server(ConnectionOptions(server="https://option", kube_context="kind"))
 
 
 def test_who_asks_is_the_variable_before_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store()
     with pytest.raises(ForbiddenError, match="not logged in"):
-        account_of("https://x", Shared())
+        account_of("https://x", ConnectionOptions())
     with store.locked():
         store.put(Account("https://x", "tokens", access="a", refresh="r", expires=5.0))
-    assert account_of("https://x", Shared(ca_file="/ca")).ca_file == "/ca"
+    assert account_of("https://x", ConnectionOptions(ca_file="/ca")).ca_file == "/ca"
     monkeypatch.setenv("ENGINEROOM_TOKEN", "key\n")
-    assert account_of("https://x", Shared()).access == "key"
+    assert account_of("https://x", ConnectionOptions()).access == "key"
 
 
 def test_the_file_is_the_owners_and_secrets_are_in_no_repr() -> None:

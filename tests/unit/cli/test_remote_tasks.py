@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
+from engineroom.cli.commands.tasks.bulk import BulkOperations
 from engineroom.cli.connections.remote.api import Api
-from engineroom.cli.connections.remote.bulk import Bulk
 from engineroom.cli.connections.remote.credentials import Account
 from engineroom.cli.connections.remote.tasks import ApiTasks
 from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
@@ -65,8 +65,8 @@ class ToldApi(Api):
 
 
 def retried(trial: Trial, api: ToldApi, *, yes: bool = False) -> None:
-    trial.context.open_api = lambda shared: api
-    Bulk(trial.context).change(
+    trial.context.connections.connect_api = lambda options: api
+    BulkOperations(trial.context).change(
         "retry", State.FAILED, "mail", JobFilter(function="mail.*"), Output.TABLE, yes=yes
     )
 

@@ -8,16 +8,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from engineroom.cli.connections.model import (
-    Admission,
-    Definition,
-    Installation,
-    Usage,
-    parse_component,
-    parse_event,
-    parse_pod,
-    parse_pool,
-)
+from engineroom.cli.connections.model import Admission, Definition, Installation, Usage
+from engineroom.cli.connections.parsing import parse_component, parse_event, parse_pod, parse_pool
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
 from engineroom.cli.views.output_formats import difference, dump
 from engineroom.cli.views.pools import pools_table

@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from engineroom.cli.app.context import shared_parameters
 from engineroom.cli.app.lazy import Entry, paragraphs
 from engineroom.cli.app.main import ENTRIES, create
+from engineroom.cli.app.options import shared_parameters
 from engineroom.cli.errors import ExitCode
 
 PAGE = Path(__file__).resolve().parents[4] / "docs" / "cli.md"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from engineroom.cli.app.context import command
+from engineroom.cli.app.signature import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from engineroom.cli.app.context import (
+from engineroom.cli.app.context import console
+from engineroom.cli.app.lazy import Entry, Family, group
+from engineroom.cli.app.options import (  # noqa: TC001 - typer reads the annotations
     CaFile,
-    Context,
     Debug,
     Kubeconfig,
+    KubeContext,
     Namespace,
     NoColor,
     Server,
-    Shared,
-    console,
 )
-from engineroom.cli.app.lazy import Entry, Family, group
+from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
 from engineroom.core.error_responses import command_outcome
 from engineroom.core.errors import EngineroomError
@@ -365,7 +365,7 @@ def _before(
     ctx: typer.Context,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
-    context: Context = None,
+    kube_context: KubeContext = None,
     server: Server = None,
     ca_file: CaFile = None,
     no_color: NoColor = False,
@@ -381,10 +381,9 @@ def _before(
     ] = False,
 ) -> None:
     """Keep the options that stand before the command's name for the command."""
-    del version
-    ctx.obj = Shared(
-        kubeconfig, context, namespace, no_color, debug, server=server, ca_file=ca_file
-    )
+    # ``main`` reads the last three from the command line itself.
+    del version, no_color, debug
+    ctx.obj = ConnectionOptions(kubeconfig, kube_context, namespace, server, ca_file)
 
 
 def show_error(error: CliError) -> None:

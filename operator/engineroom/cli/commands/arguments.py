@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Shared
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 
@@ -12,15 +12,9 @@ from engineroom.cli.views.output_formats import Output
 POOLS = frozenset({"pools", "pool", "workerpools", "workerpool", "wp"})
 
 
-def _given(ctx: typer.Context) -> Shared:
-    """Which cluster the line names so far."""
-    said = {name: ctx.params.get(name) for name in ("kubeconfig", "context", "namespace", "server")}
-    return Shared(**said)  # type: ignore[arg-type]
-
-
 def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of pools for the shell; nothing at all when the cluster does not answer."""
-    context = CommandContext(_given(ctx))
+    context = CommandContext.of_completion(ctx)
     try:
         pools = context.cluster.pools(context.namespace)
     except Exception:  # noqa: BLE001 - a shell that completes must never see an error
@@ -30,7 +24,7 @@ def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_pods(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the pool's pods for the shell."""
-    context = CommandContext(_given(ctx))
+    context = CommandContext.of_completion(ctx)
     try:
         pods = context.cluster.pods(context.namespace, ctx.params.get("name"))
     except Exception:  # noqa: BLE001 - as above

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import AllNamespaces, CommandContext, Selector, Shared
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import AllNamespaces, Selector
 from engineroom.cli.commands.arguments import POOLS, OutputOption, complete_pools, pool_name
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.model import RESOURCE, Pool
@@ -17,10 +18,7 @@ from engineroom.cli.views.pools import pools_table
 
 def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of policies for the shell; nothing at all when the cluster does not answer."""
-    given = ctx.params
-    context = CommandContext(
-        Shared(given.get("kubeconfig"), given.get("context"), given.get("namespace"))
-    )
+    context = CommandContext.of_completion(ctx)
     try:
         names = [
             one["metadata"]["name"] for one in list_policies(context.cluster, context.namespace)

@@ -18,7 +18,6 @@ from engineroom.cli.connections.policies import (
     simulated_request,
     top_keys,
 )
-from engineroom.cli.connections.redis_connection import open_redis
 from engineroom.cli.errors import ExitCode, UsageError
 from engineroom.cli.views.output_formats import Report, dump
 from engineroom.cli.views.ratelimits import (
@@ -110,8 +109,8 @@ def try_request(
     )
     wanted = [policy_name(one) for one in names or ()]
     namespace = context.namespace
-    spec = redis_of(context, wanted[0] if wanted else None)
-    with open_redis(context, namespace, spec) as (redis, _):
+    spec = redis_of(context.connections, wanted[0] if wanted else None)
+    with context.connections.redis(namespace, spec) as redis:
         policies = chosen(read_policies(redis, namespace), wanted, target, labels)
         done = [dry_run(one.policy, redis, request) for one in policies]
     if output in (Report.JSON, Report.YAML):
@@ -153,8 +152,8 @@ def top(
     the most are shown. Values that may be secrets are shown as digests.
     """
     wanted = policy_name(name) if name else None
-    namespace = context.namespace if wanted else context.shared.namespace
-    found = top_keys(context, limiter, seconds, 1000)
+    namespace = context.namespace if wanted else context.options.namespace
+    found = top_keys(lambda: context.cluster, limiter, seconds, 1000)
     kept = [
         one
         for one in found.keys
@@ -190,7 +189,7 @@ def explain(
     policies: PolicySnapshot | None = None
     roster, blind = None, ""
     try:
-        with open_redis(context, namespace, policy["spec"].get("redis")) as (redis, _):
+        with context.connections.redis(namespace, policy["spec"].get("redis")) as redis:
             roster = read_roster(redis, namespace)
             policies = read_policies(redis, namespace)
     except UsageError:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Selector
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Selector
 from engineroom.cli.connections.model import Document, Installation, Pod, Pool, Status
 from engineroom.cli.connections.policies import list_policies
 from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
@@ -27,7 +28,7 @@ def status(
     look at all of them, at the context's own. Through the API at those of one namespace and at its
     queues, not at what is installed. Ends with 1 when there is a problem.
     """
-    overview = (_through_api if context.remote else _look)(context, selector)
+    overview = (_through_api if context.through_api else _look)(context, selector)
     if output in (Report.JSON, Report.YAML):
         context.show(dump(status_document(overview), output))
     else:
@@ -37,7 +38,7 @@ def status(
 
 
 def _look(context: CommandContext, selector: str | None) -> Overview:
-    cluster, scope = context.cluster, context.shared.namespace
+    cluster, scope = context.cluster, context.options.namespace
     installation = cluster.installation()
     pools: tuple[Pool, ...] = ()
     pods: tuple[Pod, ...] = ()
@@ -66,8 +67,8 @@ def _through_api(context: CommandContext, selector: str | None) -> Overview:
     pools = context.cluster.pools(scope, selector)
     parts = [Check("API", Severity.OK, f"answers, you are {who}")]
     try:
-        with context.link(context) as link:
-            counts = link.tasks.counts()
+        with context.tasks() as connection:
+            counts = connection.tasks.counts()
     except ForbiddenError:
         parts.append(Check("queues", Severity.WARNING, "you may not look at them"))
     else:

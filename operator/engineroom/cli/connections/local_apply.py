@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.validation.pod_security import Level
-from engineroom.cli.connections.cluster import MERGE_PATCH, KubernetesCluster
+from engineroom.cli.connections.kubernetes_cluster import MERGE_PATCH, KubernetesCluster
 from engineroom.cli.errors import NotFoundError, RefusedError, UnreachableError, program
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import DependencyError
@@ -35,7 +35,7 @@ from engineroom.manifests.plan import changes, check, level, read_objects, rehea
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engineroom.cli.app.context import CommandContext
+    from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.model import Document
     from engineroom.core.transactions.saga import StepContext
     from engineroom.core.transactions.sagalog import Record
@@ -180,8 +180,8 @@ class FileBundles:
         return self._directory / f"{transaction}.objects"
 
 
-class _Telling(Applier):
-    """Says what each step has done."""
+class _ReportingApplier(Applier):
+    """Prints the outcome of each step."""
 
     def __init__(
         self, cluster: KubernetesCluster, bundles: FileBundles, tell: Callable[[str], None]
@@ -206,20 +206,23 @@ class _Telling(Applier):
         self._tell(f"{planned.kind}/{planned.name} {done}")
 
 
-class Direct:
-    """Transactions by one kubeconfig, logged on this machine."""
+class LocalApply:
+    """Transactions with the rights of one kubeconfig, logged on this machine.
 
-    def __init__(self, context: CommandContext) -> None:
-        # Of a step that fails the command itself tells; a line of a log would be said twice.
+    ``note`` prints the progress of each step. Raises TypeError for a cluster behind the API.
+    """
+
+    def __init__(self, cluster: Cluster, note: Callable[[str], None]) -> None:
+        # The command itself reports a step that fails; a log line would repeat it.
         configure("CRITICAL")
-        cluster = context.cluster
-        assert isinstance(cluster, KubernetesCluster)  # noqa: S101 - told by the only callers
+        if not isinstance(cluster, KubernetesCluster):
+            raise TypeError("transactions on this machine need a kubeconfig")
         self._cluster = cluster
-        self._context = context
+        self._note = note
         directory = state_directory(cluster.server)
         self._bundles = FileBundles(directory)
         self.log = FileSagaLog(directory)
-        applier = _Telling(cluster, self._bundles, context.note)
+        applier = _ReportingApplier(cluster, self._bundles, note)
         self._coordinator = Coordinator(self.log, applier.sagas(), lease=LEASE)
 
     def plan(self, namespace: str, text: str, *, force: bool) -> list[Planned]:
@@ -264,7 +267,7 @@ class Direct:
             told = f"manifest: {error}; see transaction {transaction}"
             raise ManifestUndoneError(told) from error
         except KeyboardInterrupt:
-            self._context.note("interrupted: putting back what was written")
+            self._note("interrupted: putting back what was written")
             self.recover()
             raise
         finally:
@@ -336,9 +339,9 @@ def objects_of(planned: list[Planned]) -> list[Document]:
     ]
 
 
-def local_transactions(context: CommandContext) -> list[Document]:
-    """Those of this machine in the session's namespace, the newest first."""
-    log = FileSagaLog(state_directory(context.cluster.server))
+def local_transactions(server: str, namespace: str) -> list[Document]:
+    """Return the transactions of this machine in a namespace, newest first."""
+    log = FileSagaLog(state_directory(server))
 
     async def every() -> list[Record]:
         found: list[Record] = []
@@ -352,12 +355,12 @@ def local_transactions(context: CommandContext) -> list[Document]:
 
     records = asyncio.run(every())
     told = [transaction_document(record) for record in records]
-    return [one for one in told if one["namespace"] == context.namespace]
+    return [one for one in told if one["namespace"] == namespace]
 
 
-def local_transaction(context: CommandContext, identity: str) -> Document:
-    """One of this machine. Raises NotFoundError."""
-    record = asyncio.run(FileSagaLog(state_directory(context.cluster.server)).read(identity))
+def local_transaction(server: str, identity: str) -> Document:
+    """Return one transaction of this machine. Raises NotFoundError."""
+    record = asyncio.run(FileSagaLog(state_directory(server)).read(identity))
     if record is None:
         raise NotFoundError(
             f"transaction {identity[:100]} is not in the log of this machine",

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.cluster import Cluster
+    from engineroom.cli.connections.factory import Connections
     from engineroom.cli.connections.model import Document
     from engineroom.ratelimit.distribution.document import CompiledPolicy, PolicySnapshot
     from engineroom.ratelimit.limits.dry_run import SimulatedRequest
@@ -110,26 +110,26 @@ def rate_limits(policies: Sequence[Document], program: str) -> Check:
     )
 
 
-def redis_of(context: CommandContext, name: str | None) -> Document | None:
+def redis_of(connections: Connections, name: str | None) -> Document | None:
     """``spec.redis`` of a policy, or the one that all policies of the namespace have in common.
 
     Raises UsageError where they have none in common.
     """
-    shared = context.shared
-    if shared.redis_url or shared.pool:
+    options = connections.options
+    if options.redis_url or options.pool:
         return None
     if name is not None:
-        found: Document | None = get_policy(context.cluster, context.namespace, name)["spec"].get(
-            "redis"
-        )
+        found: Document | None = get_policy(connections.cluster, connections.namespace, name)[
+            "spec"
+        ].get("redis")
         return found
     named = {
         json.dumps(one["spec"].get("redis"), sort_keys=True)
-        for one in list_policies(context.cluster, context.namespace)
+        for one in list_policies(connections.cluster, connections.namespace)
     }
     if len(named) > 1:
         raise UsageError(
-            f"the policies of namespace {context.namespace} use {len(named)} Redis",
+            f"the policies of namespace {connections.namespace} use {len(named)} Redis",
             fix="name one policy",
         )
     loaded: Document | None = json.loads(named.pop()) if named else None
@@ -287,7 +287,7 @@ class Top:
     failures: tuple[str, ...] = ()
 
 
-def top_keys(context: CommandContext, limiter: str | None, seconds: float, many: int) -> Top:
+def top_keys(cluster: Callable[[], Cluster], limiter: str | None, seconds: float, many: int) -> Top:
     """Record in all pods of the decision service at once, or in the one at an address.
 
     Raises NotFoundError where none runs, UnreachableError where none answers.
@@ -295,7 +295,7 @@ def top_keys(context: CommandContext, limiter: str | None, seconds: float, many:
     from engineroom.ratelimit.service.admin import merge_top
 
     target = f"/top?seconds={seconds:g}&keys={many}"
-    doors = [_at(limiter)] if limiter else _pods(context.cluster)
+    doors = [_at(limiter)] if limiter else _pods(cluster())
     with ThreadPoolExecutor(max_workers=min(32, len(doors))) as threads:
         told = list(threads.map(lambda door: _ask(door, target, seconds + _MORE), doors))
     bodies = [each for each in told if isinstance(each, bytes)]

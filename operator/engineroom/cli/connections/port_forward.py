@@ -14,7 +14,7 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
-from engineroom.cli.connections.redis_connection import way
+from engineroom.cli.connections.service_ports import service_connector
 from engineroom.cli.errors import (
     CliError,
     ForbiddenError,
@@ -229,7 +229,7 @@ def forward(cluster: Cluster, service: Document) -> Forward:
     metadata = service["metadata"]
     port = next(int(p["port"]) for p in service["spec"]["ports"] if p.get("name") == _PORT)
     host = f"{metadata['name']}.{metadata['namespace']}.svc"
-    connect = way(cluster, host, port, metadata["namespace"])
+    connect = service_connector(cluster, host, port, metadata["namespace"])
     if connect is None:
         raise UsageError(
             f"Service {metadata['namespace']}/{metadata['name']} selects no pods",

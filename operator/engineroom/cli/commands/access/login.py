@@ -49,7 +49,7 @@ def login(
     from engineroom.cli.connections.remote.credentials import Account, Store, checked_url, server_of
 
     store = Store()
-    server = server_of(context.shared, store)
+    server = server_of(context.options, store)
     if server is None:
         raise UsageError(
             "which API process?",
@@ -64,8 +64,8 @@ def login(
     plain = Account(
         server,
         "token",
-        ca_file=_absolute(context.shared.ca_file),
-        namespace=context.shared.namespace,
+        ca_file=_absolute(context.options.ca_file),
+        namespace=context.options.namespace,
     )
     if token_stdin:
         account = replace(plain, access=_line("token"))
@@ -82,11 +82,11 @@ def login(
         )  # fmt: skip
     else:
         account = replace(
-            plain, kind="kube", context=context.shared.context,
-            kubeconfig=_absolute(context.shared.kubeconfig),
+            plain, kind="kube", context=context.options.kube_context,
+            kubeconfig=_absolute(context.options.kubeconfig),
         )  # fmt: skip
         if account.namespace is None:
-            from engineroom.cli.connections.cluster import KubernetesCluster
+            from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 
             cluster = KubernetesCluster(account.kubeconfig, account.context)
             account = replace(account, namespace=cluster.namespace)

@@ -30,7 +30,7 @@ def logout(
     # Under the lock: a program that is refreshing now would bring the login back.
     with store.locked():
         accounts = store.accounts()
-        server = server_of(context.shared, store)
+        server = server_of(context.options, store)
         chosen = list(accounts) if everywhere else [server] if server in accounts else []
         if not chosen:
             context.note("there is no login")
@@ -38,8 +38,8 @@ def logout(
         left = False
         for name in chosen:
             account = accounts[name]
-            if context.shared.ca_file:
-                account = replace(account, ca_file=context.shared.ca_file)
+            if context.options.ca_file:
+                account = replace(account, ca_file=context.options.ca_file)
             store.drop(name)
             if account.kind == "tokens":
                 try:

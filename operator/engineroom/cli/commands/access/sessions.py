@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.access.keys import Of
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present

@@ -1,6 +1,7 @@
 """``engineroom signing-keys``: the keys that sign the API's tokens."""
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.model import Document

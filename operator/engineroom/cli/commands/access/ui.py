@@ -41,13 +41,13 @@ def ui(
     it has none (a client certificate) and you may read the Secret of the first administrator, you
     are `admin`.
     """
-    if context.remote:
+    if context.through_api:
         link = context.api.post("/sign-in-links")
         _open(context, context.api.server + link["path"], no_browser)
         return
     from engineroom.cli.connections.port_forward import find, forward
 
-    service = find(context.cluster, context.shared.namespace)
+    service = find(context.cluster, context.options.namespace)
     with forward(context.cluster, service) as way:
         api = _api(context, way.url, service)
         try:

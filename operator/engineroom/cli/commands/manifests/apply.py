@@ -80,7 +80,7 @@ def apply(
         return
     rehearse = is_dry_run(dry_run)
     manifest, namespace = _wanted(context, files, recursive)
-    if context.remote:
+    if context.through_api:
         done = _through_api(context, manifest, namespace, force=force, dry_run=rehearse)
     else:
         done = _directly(context, manifest, namespace, force=force, dry_run=rehearse)
@@ -100,7 +100,7 @@ def diff(
     not be told.
     """
     manifest, namespace = _wanted(context, files, recursive)
-    if context.remote:
+    if context.through_api:
         body: Document = {"manifest": manifest.text, "force": force}
         try:
             done = context.api.post(f"/namespaces/{namespace}/manifests/diff", body)
@@ -125,7 +125,7 @@ def _wanted(
     if not files:
         raise UsageError("what is to be applied?", fix="name it with -f; - is standard input")
     manifest = gather(files, recursive=recursive)
-    return manifest, namespace_of(manifest, context.shared.namespace) or context.namespace
+    return manifest, namespace_of(manifest, context.options.namespace) or context.namespace
 
 
 def _through_api(
@@ -154,14 +154,14 @@ def _through_api(
 def _directly(
     context: CommandContext, manifest: Manifest, namespace: str, *, force: bool, dry_run: bool
 ) -> "Document":
-    from engineroom.cli.connections.local_apply import Direct, objects_of
+    from engineroom.cli.connections.local_apply import LocalApply, objects_of
     from engineroom.core.errors import InvalidInputError, Problem
 
-    direct = Direct(context)
+    local = LocalApply(context.cluster, context.note)
     if not dry_run:
-        direct.refuse_if_left()
+        local.refuse_if_left()
     try:
-        planned = direct.plan(namespace, manifest.text, force=force)
+        planned = local.plan(namespace, manifest.text, force=force)
     except InvalidInputError as error:
         raise type(error)(
             [Problem(manifest.told(p.field), p.problem, p.fix) for p in error.problems]
@@ -171,7 +171,7 @@ def _directly(
     if dry_run or not changing:
         outcome = "planned" if dry_run else "unchanged"
         return {"outcome": outcome, "transaction": None, "objects": objects}
-    transaction = direct.run(namespace, changing, force=force)
+    transaction = local.run(namespace, changing, force=force)
     return {"outcome": "committed", "transaction": transaction, "objects": objects}
 
 
@@ -202,15 +202,18 @@ def _names(context: CommandContext, objects: "list[Document]") -> None:
 
 
 def _recover(context: CommandContext, output: Output) -> None:
-    from engineroom.cli.connections.local_apply import Direct, transaction_document
+    from engineroom.cli.connections.local_apply import LocalApply, transaction_document
 
-    if context.remote:
+    if context.through_api:
         raise UsageError(
             "the API process recovers by itself",
             why="its replicas look for what one of them left",
             fix="for an `apply` by a kubeconfig name its context with --context",
         )
-    found = [transaction_document(record) for record in Direct(context).recover()]
+    found = [
+        transaction_document(record)
+        for record in LocalApply(context.cluster, context.note).recover()
+    ]
     present(
         context, output, {"items": found}, [one["id"] for one in found],
         lambda: Text("\n".join(f"{one['id']} {one['status']}" for one in found)),

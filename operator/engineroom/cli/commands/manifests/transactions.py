@@ -26,13 +26,13 @@ def list_transactions(
     Through the API those of the namespace; by the kubeconfig those that were made on this machine,
     of which it keeps the log itself.
     """
-    if context.remote:
+    if context.through_api:
         path = f"/namespaces/{context.namespace}/transactions"
         found: list[Document] = list(context.api.items(path, limit))
     else:
         from engineroom.cli.connections.local_apply import local_transactions
 
-        found = local_transactions(context)[:limit]
+        found = local_transactions(context.cluster.server, context.namespace)[:limit]
     present(
         context, output, {"items": found}, [one["id"] for one in found],
         lambda: transactions_table(found, context.clock.now()),
@@ -46,12 +46,12 @@ def show(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show one transaction with all its steps."""
-    if context.remote:
+    if context.through_api:
         found = context.api.get(f"/namespaces/{context.namespace}/transactions/{transaction}")
     else:
         from engineroom.cli.connections.local_apply import local_transaction
 
-        found = local_transaction(context, transaction)
+        found = local_transaction(context.cluster.server, transaction)
     present(
         context, output, found, [found["id"]],
         lambda: transaction_view(found, context.clock.now()),

@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from engineroom.api import ANNOTATION_DRAIN
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import (
     DryRun,
     PoolName,
@@ -146,7 +147,7 @@ def _pool(
                 fix="find out who resumed it, then drain it again",
             )  # fmt: skip
         # The API knows no pods; its workers' jobs are in the pool's status.
-        pods = () if context.remote else context.cluster.pods(pool.namespace, pool.name)
+        pods = () if context.through_api else context.cluster.pods(pool.namespace, pool.name)
         return pool_progress(now, pods)
 
     _wait(context, look, limit, _SETTLE, f"Draining {pool.id}", undo)

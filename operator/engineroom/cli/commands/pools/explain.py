@@ -26,8 +26,8 @@ def explain(
     pool = context.cluster.pool(context.namespace, pool_name(name))
     explanation = Explanation(
         pool=pool,
-        pods=None if context.remote else context.cluster.pods(pool.namespace, pool.name),
-        events=None if context.remote else context.cluster.events(pool),
+        pods=None if context.through_api else context.cluster.pods(pool.namespace, pool.name),
+        events=None if context.through_api else context.cluster.events(pool),
         now=context.clock.now(),
         program=program(),
     )

@@ -67,7 +67,7 @@ def _call_back(context: CommandContext, pool: Pool, name: str, dry_run: bool) ->
             fix="where the work needs it, a new one comes by itself",
         )
     named = _named(pool)
-    if not context.remote and name in named:
+    if not context.through_api and name in named:
         # Asked through the API, which notes it at the pool.
         rest = ",".join(one for one in named if one != name) or None
         patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: rest}}}

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import (
     DryRun,
     OutputOption,

@@ -7,7 +7,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from engineroom.cli.app.context import AllNamespaces, CommandContext, Selector
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import AllNamespaces, Selector
 from engineroom.cli.connections.model import Pool  # noqa: TC001
 from engineroom.cli.errors import CliError, UnreachableError, UsageError
 from engineroom.cli.views.output_formats import Report, dump

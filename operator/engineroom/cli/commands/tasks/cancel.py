@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.tasks.bulk import BulkOperations
 from engineroom.cli.commands.tasks.shared import (
     Function,
     Prefix,
@@ -24,8 +26,8 @@ from engineroom.cli.views.tasks import impact_text
 from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
-    from engineroom.cli.connections.redis_connection import Link
-    from engineroom.tasks import JobFilter, State, Tasks
+    from engineroom.cli.connections.tasks_connection import TasksConnection
+    from engineroom.tasks import State, Tasks, JobFilter
 
 _STATES = ("waiting", "scheduled", "deferred")
 
@@ -71,11 +73,11 @@ def cancel(
             "waiting --function 'shop.jobs.*'`",
         )
     if job_ids:
-        with context.link(context) as link:
+        with context.tasks() as connection:
             context.confirm(
                 f"Cancel {count(len(job_ids), 'job')} and what waits for them?", yes=yes
             )
-            _each(context, link.tasks, job_ids, stop, output)
+            _each(context, connection.tasks, job_ids, stop, output)
         return
     if queue is None or state not in _STATES:
         raise UsageError(
@@ -89,22 +91,29 @@ def cancel(
     asked = where(
         context.clock.now(), function=function, text=text, since=since, until=until, prefix=prefix
     )
-    with context.link(context) as link:
-        known_queue(link, queue)
-        if link.bulk is not None:
-            link.bulk.change("cancel", State(state), queue, asked, output, yes=yes, stop=stop)
+    with context.tasks() as connection:
+        known_queue(connection, queue)
+        if connection.server_operations:
+            BulkOperations(context).change(
+                "cancel", State(state), queue, asked, output, yes=yes, stop=stop
+            )
             return
-        found = _matching(context, link, queue, State(state), asked, yes)
-        _each(context, link.tasks, found, stop, output)
+        found = _matching(context, connection, queue, State(state), asked, yes)
+        _each(context, connection.tasks, found, stop, output)
 
 
 def _matching(
-    context: CommandContext, link: "Link", queue: str, state: "State", asked: "JobFilter", yes: bool
+    context: CommandContext,
+    connection: "TasksConnection",
+    queue: str,
+    state: "State",
+    asked: "JobFilter",
+    yes: bool,
 ) -> list[str]:
     """Ids of the jobs that match. Raises NothingMatchesError."""
     from engineroom.tasks import NothingMatchesError
 
-    impact = link.tasks.count_jobs(state, asked, queues=[queue])
+    impact = connection.tasks.count_jobs(state, asked, queues=[queue])
     if impact.complete and not impact.matched:
         raise NothingMatchesError(
             f"where: matches none of the {impact.total} {state.value} jobs of {queue!r}; "
@@ -116,7 +125,7 @@ def _matching(
     cursor = None
     with bar(context, "Looking") as draw:
         while True:
-            page = link.tasks.jobs([state], asked, queues=[queue], cursor=cursor, limit=500)
+            page = connection.tasks.jobs([state], asked, queues=[queue], cursor=cursor, limit=500)
             found += [job.job_id for job in page.jobs]
             cursor = page.cursor
             draw(len(found), None, "found")

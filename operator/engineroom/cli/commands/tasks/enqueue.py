@@ -22,7 +22,7 @@ from engineroom.cli.views.tasks import document
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engineroom.cli.connections.redis_connection import Link
+    from engineroom.cli.connections.tasks_connection import TasksConnection
 
 
 class Until(StrEnum):
@@ -221,12 +221,12 @@ def enqueue(
         depends_on=depends_on or (),
         allow_failure=allow_failure,
     )
-    with context.link(context) as link:
+    with context.tasks() as connection:
         if not create_queue:
-            known_queue(link, queue)
-        known_jobs(link, task.depends_on)
+            known_queue(connection, queue)
+        known_jobs(connection, task.depends_on)
         form = JSONSerializer if serializer is Form.JSON else PickleSerializer
-        made = link.writing(form, max_bytes).enqueue(task)
+        made = connection.writer(form, max_bytes).enqueue(task)
     text = f"job {made.job_id} waits on {made.queue}"
     if not made.created:
         text = f"job {made.job_id} of {made.queue} stands for this work already"
@@ -237,13 +237,13 @@ def enqueue(
     report(context, document(made), text, output, name=made.job_id)
 
 
-def known_jobs(link: "Link", ids: "Sequence[str]") -> None:
+def known_jobs(connection: "TasksConnection", ids: "Sequence[str]") -> None:
     """Raises NotFoundError where one is not there: the library takes it as finished long ago."""
     from engineroom.core.errors import JobMissingError
 
     for job_id in ids:
         try:
-            link.tasks.job(job_id)
+            connection.tasks.job(job_id)
         except (JobMissingError, NotFoundError):
             raise NotFoundError(
                 f"--depends-on {job_id[:50]}: no such job",

@@ -77,13 +77,13 @@ def list_jobs(
         context.clock.now(), function=function, category=category, error=error, text=text,
         since=since, until=until, prefix=prefix,
     )  # fmt: skip
-    with context.link(context) as link:
-        queues = [known_queue(link, queue)] if queue else known_queues(link)
+    with context.tasks() as connection:
+        queues = [known_queue(connection, queue)] if queue else known_queues(connection)
         began = context.clock.monotonic()
         found: list[JobSummary] = []
         cursor = after
         while True:
-            page = link.tasks.jobs(
+            page = connection.tasks.jobs(
                 chosen, asked, queues=queues, cursor=cursor, limit=limit - len(found)
             )
             found += page.jobs
@@ -111,8 +111,8 @@ def show(
     progress, what it waits for and what waits for it. Arguments are read, never run: long ones are
     cut, and secrets in them are not shown.
     """
-    with context.link(context) as link:
-        detail = link.tasks.job(job_id)
+    with context.tasks() as connection:
+        detail = connection.tasks.job(job_id)
     present(
         context, output, document(detail), [detail.job.job_id],
         lambda: job_view(detail, context.clock.now(), wide=output is Output.WIDE),

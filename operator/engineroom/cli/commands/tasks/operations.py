@@ -41,9 +41,9 @@ def show(
 ) -> None:
     """Show how far a change of many jobs is."""
     if wait:
-        from engineroom.cli.connections.remote.bulk import Bulk
+        from engineroom.cli.commands.tasks.bulk import BulkOperations
 
-        Bulk(context).watch(operation, output)
+        BulkOperations(context).watch(operation, output)
         return
     _print(context, context.api.get(_path(context, operation)), output)
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.shared import (
@@ -33,10 +34,10 @@ def list_queues(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show how many jobs are where in each queue."""
-    with context.link(context) as link:
-        chosen = [known_queue(link, name) for name in names or ()] or known_queues(link)
-        counts = link.tasks.counts(chosen)
-        title = link.title
+    with context.tasks() as connection:
+        chosen = [known_queue(connection, name) for name in names or ()] or known_queues(connection)
+        counts = connection.tasks.counts(chosen)
+        title = connection.title
     present(
         context, output, page_document(counts, None), [one.name for one in counts],
         lambda: queues_table(counts, wide=output is Output.WIDE), none=f"no queues in {title}",
@@ -55,8 +56,8 @@ def pause(
 
     Jobs that run are left alone, and more can be enqueued. A stock `rq worker` does not heed it.
     """
-    with context.link(context) as link:
-        changed = link.tasks.pause_queue(known_queue(link, name), reason)
+    with context.tasks() as connection:
+        changed = connection.tasks.pause_queue(known_queue(connection, name), reason)
     done = {"name": name, "paused": True, "changed": changed, "reason": reason}
     undo = f"`{program()} queues resume {name}` undoes it"
     text = f"queue {name} is paused; {undo}" if changed else f"queue {name} was already paused"
@@ -65,8 +66,8 @@ def pause(
 
 def resume(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
     """Let workers take jobs from a queue again."""
-    with context.link(context) as link:
-        changed = link.tasks.resume_queue(known_queue(link, name))
+    with context.tasks() as connection:
+        changed = connection.tasks.resume_queue(known_queue(connection, name))
     done = {"name": name, "paused": False, "changed": changed}
     text = f"queue {name} is resumed" if changed else f"queue {name} was not paused"
     report(context, done, text, output, name=name)
@@ -90,8 +91,10 @@ def limit(
     """
     if concurrency is None and rate is None:
         raise UsageError("nothing to limit", fix="give --concurrency, --rate or both")
-    with context.link(context) as link:
-        link.tasks.limit_queue(known_queue(link, name), concurrency=concurrency, rate=rate)
+    with context.tasks() as connection:
+        connection.tasks.limit_queue(
+            known_queue(connection, name), concurrency=concurrency, rate=rate
+        )
     done = {"name": name, "concurrency": concurrency, "rate": rate}
     said = [f"{concurrency} at once"] if concurrency is not None else []
     said += [rate] if rate is not None else []
@@ -102,8 +105,8 @@ def limit(
 
 def unlimit(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
     """Take the limit of a queue away."""
-    with context.link(context) as link:
-        changed = link.tasks.unlimit_queue(known_queue(link, name))
+    with context.tasks() as connection:
+        changed = connection.tasks.unlimit_queue(known_queue(connection, name))
     done = {"name": name, "changed": changed}
     text = f"queue {name} is not limited any more" if changed else f"queue {name} had no limit"
     report(context, done, text, output, name=name)
@@ -133,15 +136,15 @@ def move(
     """
     if source == target:
         raise UsageError(f"{source} is both source and target", fix="name two queues")
-    with context.link(context) as link:
-        known_queue(link, source)
+    with context.tasks() as connection:
+        known_queue(connection, source)
         if not create:
-            known_queue(link, target)
-        [now] = link.tasks.counts([source])
+            known_queue(connection, target)
+        [now] = connection.tasks.counts([source])
         number = now.waiting if limit is None else min(limit, now.waiting)
         if number:
             context.confirm(f"Move {count(number, 'job')} from {source} to {target}?", yes=yes)
-        moved = link.tasks.move_jobs(source, target, limit=limit)
+        moved = connection.tasks.move_jobs(source, target, limit=limit)
     done = {"source": source, "target": target, "moved": moved}
     report(context, done, f"{count(moved, 'job')} moved to {target}", output, name=target)
 
@@ -164,11 +167,11 @@ def empty(
     What waits is lost, so the queue's name has to be typed again. Jobs that run, are scheduled or
     have failed stay.
     """
-    with context.link(context) as link:
-        [now] = link.tasks.counts([known_queue(link, name)])
+    with context.tasks() as connection:
+        [now] = connection.tasks.counts([known_queue(connection, name)])
         if confirm is None and context.interactive:
             lost = count(now.waiting, "waiting job")
-            confirm = context.enter(f"{lost} will be lost; type the queue's name to delete them")
-        deleted = link.tasks.empty_queue(name, confirm=confirm or "")
+            confirm = context.prompt(f"{lost} will be lost; type the queue's name to delete them")
+        deleted = connection.tasks.empty_queue(name, confirm=confirm or "")
     done = {"name": name, "deleted": deleted}
     report(context, done, f"{count(deleted, 'job')} deleted from {name}", output, name=name)

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.tasks.bulk import BulkOperations
 from engineroom.cli.commands.tasks.shared import (
     Category,
     ErrorClass,
@@ -27,8 +29,8 @@ from engineroom.cli.views.tasks import document, impact_text
 from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
-    from engineroom.cli.connections.redis_connection import Link
-    from engineroom.tasks import JobFilter, Requeueing, Tasks
+    from engineroom.cli.connections.tasks_connection import TasksConnection
+    from engineroom.tasks import Requeueing, Tasks, JobFilter
 
 
 def retry(
@@ -83,19 +85,19 @@ def retry(
         context.clock.now(), function=function, category=category, error=error, text=text,
         since=since, until=until, prefix=prefix,
     )  # fmt: skip
-    with context.link(context) as link:
+    with context.tasks() as connection:
         if job_ids:
-            _by_id(context, link.tasks, job_ids, output)
-        elif link.bulk is not None and resume is not None:
-            link.bulk.watch(resume, output)
-        elif link.bulk is not None:
-            name = _queue(link, queue)
-            link.bulk.change("retry", State.FAILED, name, asked, output, yes=yes)
+            _by_id(context, connection.tasks, job_ids, output)
+        elif connection.server_operations and resume is not None:
+            BulkOperations(context).watch(resume, output)
+        elif connection.server_operations:
+            name = _queue(connection, queue)
+            BulkOperations(context).change("retry", State.FAILED, name, asked, output, yes=yes)
         elif resume is not None:
-            _carry_on(context, link.tasks, resume, output)
+            _carry_on(context, connection.tasks, resume, output)
         else:
-            operation = _begin(context, link, queue, asked, yes)
-            _carry_on(context, link.tasks, operation, output)
+            operation = _begin(context, connection, queue, asked, yes)
+            _carry_on(context, connection.tasks, operation, output)
 
 
 def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: Output) -> None:
@@ -118,13 +120,13 @@ def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: 
         raise refused
 
 
-def _queue(link: "Link", queue: str | None) -> str:
+def _queue(connection: "TasksConnection", queue: str | None) -> str:
     """The queue that was named, else the only one with failed jobs."""
     from engineroom.tasks import NothingMatchesError
 
     if queue is not None:
-        return known_queue(link, queue)
-    counts = link.tasks.counts(known_queues(link))
+        return known_queue(connection, queue)
+    counts = connection.tasks.counts(known_queues(connection))
     failed = [one.name for one in counts if one.failed]
     if len(failed) > 1:
         raise UsageError(
@@ -133,17 +135,21 @@ def _queue(link: "Link", queue: str | None) -> str:
             fix="name one of them with --queue",
         )
     if not failed:
-        raise NothingMatchesError(f"where: there is no failed job in {link.title}")
+        raise NothingMatchesError(f"where: there is no failed job in {connection.title}")
     return failed[0]
 
 
 def _begin(
-    context: CommandContext, link: "Link", queue: str | None, asked: "JobFilter", yes: bool
+    context: CommandContext,
+    connection: "TasksConnection",
+    queue: str | None,
+    asked: "JobFilter",
+    yes: bool,
 ) -> str:
     from engineroom.tasks import NothingMatchesError, State
 
-    queue = _queue(link, queue)
-    impact = link.tasks.count_jobs(State.FAILED, asked, queues=[queue])
+    queue = _queue(connection, queue)
+    impact = connection.tasks.count_jobs(State.FAILED, asked, queues=[queue])
     if impact.complete and not impact.matched:
         raise NothingMatchesError(
             f"where: matches none of the {impact.total} failed jobs of {queue!r}; "
@@ -151,7 +157,7 @@ def _begin(
         )
     context.note(f"matches {impact_text(impact)} of queue {queue}")
     context.confirm(f"Put {impact_text(impact)} back on {queue}?", yes=yes)
-    operation = link.tasks.start_requeueing(queue, asked).operation
+    operation = connection.tasks.start_requeueing(queue, asked).operation
     context.note(f"if this is interrupted: {program()} jobs retry --resume {operation}")
     return operation
 

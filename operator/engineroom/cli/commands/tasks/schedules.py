@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engineroom.cli.app.context import CommandContext, Yes
+from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.enqueue import (
@@ -71,9 +72,9 @@ def list_schedules(
 
     Those that pools declare and those made at run time; the ones that will not tick stand last.
     """
-    with context.link(context) as link:
-        known = link.tasks.schedules(after=after or "", limit=limit)
-        title = link.title
+    with context.tasks() as connection:
+        known = connection.tasks.schedules(after=after or "", limit=limit)
+        title = connection.title
     following = known[-1].name if len(known) == limit else None
     now = context.clock.now()
     present(
@@ -88,8 +89,8 @@ def list_schedules(
 
 def show(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Show one schedule and its next ticks."""
-    with context.link(context) as link:
-        known = link.tasks.schedule(name)
+    with context.tasks() as connection:
+        known = connection.tasks.schedule(name)
     present(
         context, output, schedule_document(known), [known.name],
         lambda: schedule_view(known, context.clock.now()),
@@ -167,11 +168,11 @@ def add(
         limit=limited(limit, concurrency, rate), retry=retries(retry),
     )  # fmt: skip
     schedule = Schedule(name, trigger, task, Missed[missed.name], seconds("--grace", grace))
-    with context.link(context) as link:
+    with context.tasks() as connection:
         if not create_queue:
-            known_queue(link, queue)
+            known_queue(connection, queue)
         form = JSONSerializer if serializer is Form.JSON else PickleSerializer
-        tasks = link.writing(form, max_bytes)
+        tasks = connection.writer(form, max_bytes)
         new = tasks.put_schedule(schedule)
         known = tasks.schedule(name)
     text = f"schedule {name} {'made' if new else 'is as said'}"
@@ -185,17 +186,17 @@ def pause(context: CommandContext, name: Name, output: OutputOption = Output.TAB
 
     What it misses meanwhile is not made up for.
     """
-    with context.link(context) as link:
-        link.tasks.pause_schedule(name)
-        known = link.tasks.schedule(name)
+    with context.tasks() as connection:
+        connection.tasks.pause_schedule(name)
+        known = connection.tasks.schedule(name)
     report(context, schedule_document(known), f"schedule {name} is paused", output, name=name)
 
 
 def resume(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Let a schedule tick again."""
-    with context.link(context) as link:
-        link.tasks.resume_schedule(name)
-        known = link.tasks.schedule(name)
+    with context.tasks() as connection:
+        connection.tasks.resume_schedule(name)
+        known = connection.tasks.schedule(name)
     text = f"schedule {name} is resumed"
     if known.next is not None:
         text += f"; next tick {_time(known.next)}"
@@ -204,8 +205,8 @@ def resume(context: CommandContext, name: Name, output: OutputOption = Output.TA
 
 def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Enqueue a schedule's job now, beside its ticks, paused or not."""
-    with context.link(context) as link:
-        job_id = link.tasks.run_schedule(name)
+    with context.tasks() as connection:
+        job_id = connection.tasks.run_schedule(name)
     done = {"name": name, "jobId": job_id}
     report(context, done, f"job {job_id} of schedule {name} enqueued", output, name=job_id)
 
@@ -214,10 +215,10 @@ def delete(
     context: CommandContext, name: Name, yes: Yes = False, output: OutputOption = Output.TABLE
 ) -> None:
     """Forget a schedule; jobs that it made stay."""
-    with context.link(context) as link:
-        link.tasks.schedule(name)
+    with context.tasks() as connection:
+        connection.tasks.schedule(name)
         context.confirm(f"Delete schedule {name}?", yes=yes)
-        link.tasks.remove_schedule(name)
+        connection.tasks.remove_schedule(name)
     report(context, {"name": name, "deleted": True}, f"schedule {name} deleted", output, name=name)
 
 

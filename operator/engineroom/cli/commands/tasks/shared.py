@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from engineroom.cli.app.context import CommandContext, Shared
+from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.output import present
 from engineroom.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engineroom.cli.connections.redis_connection import Link
+    from engineroom.cli.connections.tasks_connection import TasksConnection
     from engineroom.cli.views.output_formats import Output
     from engineroom.tasks import JobFilter
 
@@ -27,17 +27,11 @@ _LENGTH = re.compile(r"(?:\d{1,6}[smhd])+")
 
 def complete_queues(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of queues for the shell: those of the Redis that was named, else those of pools."""
-    given = ctx.params
-    url = given.get("redis_url")
-    shared = Shared(
-        given.get("kubeconfig"), given.get("context"), given.get("namespace"),
-        redis_url=url, pool=given.get("pool"), server=given.get("server"),
-    )  # fmt: skip
-    context = CommandContext(shared)
+    context = CommandContext.of_completion(ctx)
     try:
-        if url:
-            with context.link(context) as link:
-                names = set(link.tasks.queue_names())
+        if context.options.redis_url:
+            with context.tasks() as connection:
+                names = set(connection.tasks.queue_names())
         else:
             # What the pools say costs one request; the way to their Redis costs a second.
             pools = context.cluster.pools(context.namespace)
@@ -152,20 +146,20 @@ def seconds(option: str, said: str) -> float:
     )
 
 
-def known_queues(link: Link) -> list[str]:
+def known_queues(connection: TasksConnection) -> list[str]:
     """Queues that RQ knows or a pool reads, sorted."""
-    return sorted({*link.tasks.queue_names(), *link.declared})
+    return sorted({*connection.tasks.queue_names(), *connection.declared_queues})
 
 
-def known_queue(link: Link, name: str) -> str:
+def known_queue(connection: TasksConnection, name: str) -> str:
     """The name itself. Raises UnknownQueueError where neither RQ nor a pool knows it."""
     from engineroom.tasks import UnknownQueueError
 
-    known = known_queues(link)
+    known = known_queues(connection)
     if name not in known:
         listing = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         fix = f"use one of {listing}" if known else "there is none yet"
-        raise UnknownQueueError("queue", f"{name[:100]!r} is not known in {link.title}", fix)
+        raise UnknownQueueError("queue", f"{name[:100]!r} is not known in {connection.title}", fix)
     return name
 
 

@@ -17,9 +17,9 @@ def list_workers(context: CommandContext, output: OutputOption = Output.TABLE) -
     Those of pools and plain `rq worker`s alike, as they last described themselves; memory is known
     of the workers of pools.
     """
-    with context.link(context) as link:
-        workers = link.tasks.workers()
-        title = link.title
+    with context.tasks() as connection:
+        workers = connection.tasks.workers()
+        title = connection.title
     present(
         context, output, page_document(workers, None), [one.name for one in workers],
         lambda: workers_table(workers, context.clock.now(), wide=output is Output.WIDE),
@@ -32,8 +32,8 @@ def clear(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
 
     What such a worker held is not touched: jobs of dead workers are the operator's to settle.
     """
-    with context.link(context) as link:
-        cleared = link.tasks.clear_ghosts()
+    with context.tasks() as connection:
+        cleared = connection.tasks.clear_ghosts()
     if output is Output.TABLE and cleared:
         context.show(Text("\n".join(f"worker {name} taken off" for name in cleared)))
         return

@@ -22,9 +22,9 @@ from engineroom.cli.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from engineroom.cli.app.context import Shared
     from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.model import Document
+    from engineroom.cli.connections.options import ConnectionOptions
 
 BASE = "/api/v1"
 #: Seconds to connect, seconds to answer: applying fifty objects takes some.
@@ -227,7 +227,7 @@ def _logged_out(server: str) -> ForbiddenError:
 
 def token_of_kubeconfig(account: Account) -> str:
     """The token of the kubeconfig that the account names, asked for anew."""
-    from engineroom.cli.connections.cluster import KubernetesCluster
+    from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 
     return bearer(KubernetesCluster(account.kubeconfig, account.context))
 
@@ -293,11 +293,11 @@ def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
     return error
 
 
-def open_api(shared: Shared, store: Store | None = None) -> Api:
+def open_api(shared: ConnectionOptions, store: Store | None = None) -> Api:
     """The API that a command's options select. Raises UsageError where they select none."""
-    from engineroom.cli.connections.remote.credentials import account_of, selected
+    from engineroom.cli.connections.remote.credentials import account_of, selected_server
 
-    server = selected(shared, store)
+    server = selected_server(shared, store)
     if server is None:
         raise UsageError(
             "this goes through the API process, and none is chosen",

@@ -6,15 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engineroom.api import ANNOTATION_DRAIN
-from engineroom.cli.connections.model import (
-    Document,
-    Event,
-    Installation,
-    Pod,
-    Pool,
-    Usage,
-    parse_pool,
-)
+from engineroom.cli.connections.model import Document, Event, Installation, Pod, Pool, Usage
+from engineroom.cli.connections.parsing import parse_pool
 from engineroom.cli.errors import NotFoundError, UsageError, program
 
 if TYPE_CHECKING:

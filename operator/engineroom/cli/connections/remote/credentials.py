@@ -21,7 +21,7 @@ from engineroom.cli.errors import ForbiddenError, UsageError, program
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from engineroom.cli.app.context import Shared
+    from engineroom.cli.connections.options import ConnectionOptions
 
 SERVER, TOKEN, CA_FILE = "ENGINEROOM_SERVER", "ENGINEROOM_TOKEN", "ENGINEROOM_CA_FILE"  # nosec B105
 #: Longer ones are no credentials of ours.
@@ -186,33 +186,33 @@ def checked_url(url: str) -> str:
     return f"{parts.scheme}://{name}{f':{port}' if port else ''}"
 
 
-def selected(shared: Shared, store: Store | None = None) -> str | None:
+def selected_server(shared: ConnectionOptions, store: Store | None = None) -> str | None:
     """The server that a command goes to; None where it goes by the kubeconfig.
 
     --server before --context and --kubeconfig, before ENGINEROOM_SERVER, before the last login.
     """
     if shared.server:
-        if shared.context or shared.kubeconfig:
+        if shared.kube_context or shared.kubeconfig:
             raise UsageError(
                 "--server and --context or --kubeconfig exclude each other",
                 why="one leads to the API process, the others to the cluster",
                 fix="leave out one of them",
             )
         return checked_url(shared.server)
-    if shared.context or shared.kubeconfig:
+    if shared.kube_context or shared.kubeconfig:
         return None
     if named := os.environ.get(SERVER):
         return checked_url(named)
     return (store or Store()).current()
 
 
-def server_of(shared: Shared, store: Store) -> str | None:
+def server_of(shared: ConnectionOptions, store: Store) -> str | None:
     """The server that `login` and `logout` mean, whatever else of a cluster is named."""
     named = shared.server or os.environ.get(SERVER)
     return checked_url(named) if named else store.current()
 
 
-def account_of(server: str, shared: Shared, store: Store | None = None) -> Account:
+def account_of(server: str, shared: ConnectionOptions, store: Store | None = None) -> Account:
     """Who asks at the server. Raises ForbiddenError for nobody."""
     ca_file = shared.ca_file or os.environ.get(CA_FILE) or None
     if token := os.environ.get(TOKEN):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-from engineroom.cli.connections.redis_connection import Link
-from engineroom.cli.connections.remote.bulk import Bulk
 from engineroom.cli.connections.remote.cluster import refuse
-from engineroom.cli.errors import NotFoundError, UsageError
+from engineroom.cli.connections.tasks_connection import TasksConnection
+from engineroom.cli.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
     from engineroom.cli.connections.remote.api import Api
     from engineroom.core.clock import Clock
@@ -45,22 +42,16 @@ _COUNTS = (
 MAX_WORK = 256 * 1024
 
 
-@contextmanager
-def api_link(context: CommandContext) -> Iterator[Link]:
-    """The queues of a namespace through the API, for as long as the block runs."""
-    if context.shared.pool:
-        raise UsageError(
-            "--pool says which Redis, and the API has one",
-            fix="leave it out; pools with a Redis of their own are reached by the kubeconfig alone",
-        )
-    tasks = ApiTasks(context.api, context.namespace, context.clock)
-    # Only what it has is called by its name; the rest is refused by ApiTasks.__getattr__.
-    yield Link(
+def api_tasks(api: Api, namespace: str, clock: Clock) -> TasksConnection:
+    """Return the tasks of a namespace through the API process."""
+    tasks = ApiTasks(api, namespace, clock)
+    # ApiTasks.__getattr__ refuses the methods of Tasks that the API has no route for.
+    return TasksConnection(
         cast("Any", tasks),
         frozenset(),
-        f"namespace {context.namespace} of the API",
-        lambda serializer, max_bytes: cast("Any", tasks.writing(serializer, max_bytes)),
-        Bulk(context),
+        f"namespace {namespace} of the API",
+        lambda serializer, max_bytes: cast("Any", tasks.writer(serializer, max_bytes)),
+        server_operations=True,
     )
 
 
@@ -83,7 +74,7 @@ class ApiTasks:
         self._serializer = serializer
         self._max_bytes = min(max_bytes, MAX_WORK)
 
-    def writing(self, serializer: Serializer, max_bytes: int) -> ApiTasks:
+    def writer(self, serializer: Serializer, max_bytes: int) -> ApiTasks:
         """The same, for workers that read so; larger jobs than the API takes are refused."""
         return ApiTasks(
             self._api, self._namespace, self._clock, serializer=serializer, max_bytes=max_bytes

@@ -25,7 +25,7 @@ _FILTERS = ("function", "exception", "category", "text", "prefix", "before", "af
 _DONE = {"retry": "put back", "cancel": "cancelled"}
 
 
-class Bulk:
+class BulkOperations:
     """Operations of the session's namespace. All methods raise CliError."""
 
     def __init__(self, context: CommandContext) -> None:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.cli.connections.redis_connection import (
-    Address,
-    from_cluster,
-    open_link,
-    safe,
-    service_of,
-    target_port,
-    way,
+from engineroom.cli.connections.redis_address import (
+    RedisAddress,
+    namespace_target,
+    pool_target,
+    redacted_url,
 )
+from engineroom.cli.connections.service_ports import service_connector, service_of, target_port
 from engineroom.cli.errors import (
     CliError,
     ForbiddenError,
@@ -107,9 +105,9 @@ class Objects(MemoryCluster):
         return socket.create_connection(("127.0.0.1", self.port))
 
 
-def chosen(cluster: Objects, wanted: str | None = None) -> tuple[Address, str]:
-    address, title, _ = from_cluster(cluster, "default", wanted)
-    return address, title
+def chosen(cluster: Objects, pool: str | None = None) -> tuple[RedisAddress, str]:
+    target = pool_target(cluster, "default", pool) if pool else namespace_target(cluster, "default")
+    return target.address, target.title
 
 
 def test_one_pool_needs_no_word() -> None:
@@ -127,8 +125,7 @@ def test_pools_that_share_one_need_no_word_and_their_queues_are_known() -> None:
     cluster = Objects(
         elsewhere("a", "r"), elsewhere("b", "r"), secrets=[secret("r", url="redis://h")]
     )
-    _, _, pools = from_cluster(cluster, "default", None)
-    assert [one.name for one in pools] == ["a", "b"]
+    assert [shared.name for shared in namespace_target(cluster, "default").pools] == ["a", "b"]
 
 
 def test_of_several_one_has_to_be_named() -> None:
@@ -160,7 +157,7 @@ def test_a_pool_on_the_charts_redis_has_a_secret_of_the_operators() -> None:
     old = of_pool("mail", "redis://old", "2026-01-01T00:00:00Z")
     new = of_pool("mail", "redis://new", "2026-01-02T00:00:00Z")
     cluster = Objects(pool("mail"), secrets=[new, old, of_pool("other", "redis://x", "2027")])
-    assert chosen(cluster) == (Address("redis://new", "default"), "the chart's Redis")
+    assert chosen(cluster) == (RedisAddress("redis://new", "default"), "the chart's Redis")
 
 
 @pytest.mark.parametrize("pools", [(), (pool("mail"),)])
@@ -170,7 +167,7 @@ def test_else_the_operators_own_deployment_says_where_it_is(pools: tuple[Documen
         secrets=[secret("engineroom-redis", "system", url="redis://chart")],
         deployments=[OPERATOR],
     )
-    assert chosen(cluster)[0] == Address("redis://chart", "system")
+    assert chosen(cluster)[0] == RedisAddress("redis://chart", "system")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +176,7 @@ def test_else_the_operators_own_deployment_says_where_it_is(pools: tuple[Documen
         ([], {}, (), UsageError, "no pool in namespace default"),
         ([], {}, ("deployments",), UsageError, "no pool in namespace default"),
         ([pool("mail")], {}, ("secrets",), NotFoundError, "no Secret says where"),
-        ([elsewhere("mail", "r")], {}, (), NotFoundError, "Secret default/r is not there"),
+        ([elsewhere("mail", "r")], {}, (), NotFoundError, "Secret default/r does not exist"),
         ([elsewhere("mail", "r")], {}, ("secrets",), ForbiddenError, "you may not read Secret"),
         ([elsewhere("mail", "r")], {"secrets": [secret("r", uri="x")]}, (), NotFoundError,
          "has no key url"),
@@ -241,20 +238,20 @@ def test_a_services_port_is_that_of_the_container() -> None:
 
 def test_a_service_is_reached_through_a_ready_pod_and_nothing_else_is() -> None:
     cluster = Objects(services=[SERVICE], pods=[redis_pod("a", ready=False), redis_pod("b")])
-    assert way(cluster, "cache.example.com", 6379, "default") is None
+    assert service_connector(cluster, "cache.example.com", 6379, "default") is None
     # Some name that happens to have one label, and no such Service: as the machine resolves it.
-    assert way(cluster, "myhost", 6379, "default") is None
+    assert service_connector(cluster, "myhost", 6379, "default") is None
     with pytest.raises(NotFoundError, match="Service other/redis"):
-        way(cluster, "redis.other.svc", 6379, "default")
+        service_connector(cluster, "redis.other.svc", 6379, "default")
     with redis_server() as server:
         cluster.port = server.port
-        connect = way(cluster, "redis", 6379, "default")
+        connect = service_connector(cluster, "redis", 6379, "default")
         assert connect is not None
         connect().close()
     assert cluster.opened == [("default", "b", 7000)]
     cluster.objects["pods"].pop()
-    with pytest.raises(UnreachableError, match="no ready pod"):
-        way(cluster, "redis", 6379, "default")
+    with pytest.raises(UnreachableError, match="has no ready pod"):
+        service_connector(cluster, "redis", 6379, "default")
 
 
 def test_commands_go_through_the_forwarded_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,10 +263,10 @@ def test_commands_go_through_the_forwarded_port(monkeypatch: pytest.MonkeyPatch)
     context = Trial(cluster).context
     with redis_server() as server:
         cluster.port = server.port
-        with open_link(context) as link:
-            assert link.tasks.create_queue("mail")
-            assert link.tasks.queue_names() == ["mail"]
-            assert link.declared == {"default", "urgent"}
+        with context.tasks() as connection:
+            assert connection.tasks.create_queue("mail")
+            assert connection.tasks.queue_names() == ["mail"]
+            assert connection.declared_queues == {"default", "urgent"}
     assert set(cluster.opened) == {("default", "b", 7000)}
 
 
@@ -299,12 +296,12 @@ def test_tls_is_kept_on_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
                 services=[SERVICE, other], pods=[redis_pod("b")],
             )  # fmt: skip
             cluster.port = port
-            with open_link(Trial(cluster).context) as link:
+            with Trial(cluster).context.tasks() as connection:
                 if works:
-                    assert link.tasks.queue_names() == []
+                    assert connection.tasks.queue_names() == []
                 else:
                     with pytest.raises(TasksUnavailableError, match="certificate"):
-                        link.tasks.queue_names()
+                        connection.tasks.queue_names()
     finally:
         server.terminate()
         server.wait(10)
@@ -323,5 +320,5 @@ def wait_for_port(port: int) -> None:
 
 
 def test_an_url_is_shown_without_what_is_secret_in_it() -> None:
-    assert safe(URL) == "redis://redis.default.svc:6379"
-    assert "secret" not in safe("redis://user:secret@host:port/0")
+    assert redacted_url(URL) == "redis://redis.default.svc:6379"
+    assert "secret" not in redacted_url("redis://user:secret@host:port/0")
