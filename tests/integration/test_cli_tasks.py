@@ -19,7 +19,6 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.main import main
 from engineroom.cli.commands.tasks.shared import complete_queues
 from engineroom.cli.connections.factory import Connections
-
 from engineroom.tasks import QueueLimit, Reporter, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom, step
@@ -27,6 +26,8 @@ from tests.support import ROOT, RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from engineroom.cli.connections.options import ConnectionOptions
 
 PASSWORD = "pa55-word"
 

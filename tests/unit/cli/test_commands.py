@@ -452,7 +452,7 @@ def test_top_of_pools_and_of_one_pools_workers() -> None:
 
 def test_version_of_the_client_asks_no_cluster() -> None:
     trial = Trial(MemoryCluster())
-    trial.context.connect = lambda shared: pytest.fail("it connected")
+    trial.context.connections.connect_cluster = lambda shared: pytest.fail("it connected")
     version(trial.context, client=True, output=Report.JSON)
     assert list(json.loads(trial.out)) == ["client"]
 

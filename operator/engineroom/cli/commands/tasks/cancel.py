@@ -27,7 +27,7 @@ from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.tasks_connection import TasksConnection
-    from engineroom.tasks import State, Tasks, JobFilter
+    from engineroom.tasks import JobFilter, State, Tasks
 
 _STATES = ("waiting", "scheduled", "deferred")
 

@@ -30,7 +30,7 @@ from engineroom.cli.views.text import count
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.tasks_connection import TasksConnection
-    from engineroom.tasks import Requeueing, Tasks, JobFilter
+    from engineroom.tasks import JobFilter, Requeueing, Tasks
 
 
 def retry(
