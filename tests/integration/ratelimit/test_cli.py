@@ -339,7 +339,7 @@ def test_explain_says_conflicts_and_what_to_do_also_without_redis(store: redis.R
 
 
 def test_what_a_condition_said_of_an_older_spec_counts_for_nothing() -> None:
-    policy = manifest(Ready=ENFORCED)
+    policy = manifest(Ready=ENFORCED, Enforced=ENFORCED)
     policy["metadata"]["generation"] = 3
     world = World(policy)
     shown = trial(world)
@@ -349,7 +349,7 @@ def test_what_a_condition_said_of_an_older_spec_counts_for_nothing() -> None:
 
 
 def test_get_and_status_show_policies() -> None:
-    good = manifest("good", Ready=ENFORCED)
+    good = manifest("good", Ready=ENFORCED, Enforced=ENFORCED)
     bad = manifest("bad", Ready=("False", "InvalidSpec", "spec.limits: at least one"))
     for words in (["policies"], ["rlp"], ["ratelimitpolicies.engineroom.dev"]):
         shown = trial(World(good, bad))

@@ -55,12 +55,12 @@ async def test_only_who_can_enforce_a_policy_counts(
         await policies.until("app", "Enforced", "True")
         front = await policies.until("front", "Enforced", "False", "NoEnforcers")
         assert "no decision service follows this namespace" in message(front, "Enforced")
-        assert condition(front, "Ready") == ("False", "NoEnforcers")
+        assert condition(front, "Enforced") == ("False", "NoEnforcers")
         # Both selectors match that application, and it enforces the older policy.
         younger = await policies.until("younger", "Enforced", "False", "NoEnforcers")
         assert "the older policy app" in message(younger, "Enforced")
     async with AsyncFollower(store_async, where, role=redis_schema.LIMITER):
-        await policies.until("front", "Ready", "True")
+        await policies.until("front", "Enforced", "True")
         alone = await policies.until("app", "Enforced", "False", "NoEnforcers")
         assert "no application" in message(alone, "Enforced")
         async with AsyncFollower(store_async, where, labels={"tier": "web"}):
@@ -252,7 +252,7 @@ async def test_status_says_that_redis_does_not_decide_and_not_at_every_heartbeat
             redis.asyncio.Redis.from_url(relay.url) as far,
             AsyncFollower(far, where, labels={"app": "api"}) as follower,
         ):
-            fine = await policies.until("api", "Ready", "True")
+            fine = await policies.until("api", "Enforced", "True")
             assert condition(fine, "Degraded") == ("False", "RedisDecides")
             assert "withoutRedis" not in fine["status"]["enforcers"]
             limiters, ended = AsyncLimiters(follower, far), asyncio.Event()

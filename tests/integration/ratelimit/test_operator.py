@@ -79,7 +79,7 @@ async def test_it_counts_policies_conflicts_enforcers_and_how_quick_it_was(
             AsyncFollower(store, namespace, labels={"app": "same"}),
         ):
             await policies.create("first", **same)
-            await policies.until("first", "Ready", "True")
+            await policies.until("first", "Enforced", "True")
             await asyncio.sleep(1.1)  # creationTimestamp counts seconds
             await policies.create("second", **same)
             await policies.until("second", "Accepted", "False", "Conflicted")

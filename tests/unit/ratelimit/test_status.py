@@ -1,4 +1,4 @@
-"""Who enforces what, and what status says of it."""
+"""Enforcers of policies, documents to write, and status."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from engineroom.ratelimit.reconcile.decide import (
     is_owner_gone,
     next_document,
 )
+from engineroom.ratelimit.reconcile.facts import FallbackState, PolicyFacts
 from engineroom.ratelimit.reconcile.observe import Enforcer
-from engineroom.ratelimit.reconcile.status import Failing, Seen, policy_status
+from engineroom.ratelimit.reconcile.status import policy_status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
 CURRENT = CurrentDocument("h7", 7, "line")
 ONE, TWO = Target("", "Service", "one"), Target("", "Service", "two")
 GOOD = CompileResult("hash", (ONE,))
@@ -52,13 +54,13 @@ def enforcer(
         (None, 1, False),
     ],
 )
-def test_who_has_a_policy(
+def test_an_enforcer_has_acknowledged_a_policy(
     acknowledgement: Acknowledgement | None, since: int, expected: bool
 ) -> None:
     assert has_acknowledged(enforcer(acknowledgement), CURRENT, since) is expected
 
 
-def test_those_who_lag_are_named_with_their_trouble() -> None:
+def test_lagging_enforcers_are_named_with_their_problem() -> None:
     seen = [
         enforcer(Acknowledgement("h7", 7, "line", "r"), "good"),
         enforcer(Acknowledgement("h6", 6, "line", "r", "cannot read"), "z"),
@@ -117,7 +119,7 @@ def test_who_enforces_what() -> None:
     [(0.0, None, False), (0.0, 9e9, False), (599.0, None, False), (600.0, None, True),
      (600.0, 599.0, False), (600.0, 600.0, True), (9e9, 1.0, False)],
 )  # fmt: skip
-def test_when_another_installation_is_gone(
+def test_another_installation_is_gone_after_a_while(
     watched: float, silent: float | None, gone: bool
 ) -> None:
     assert is_owner_gone(watched, silent) is gone
@@ -151,81 +153,83 @@ def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("seen", "expected"),
+    ("facts", "expected"),
     [
         (
-            Seen(1, GOOD, EnforcerCount(2, 2), (ONE,)),
+            PolicyFacts(1, GOOD, EnforcerCount(2, 2), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "Enforced",
-             "Ready": "Enforced", "Stalled": "", "Reconciling": ""},
+             "Ready": "Programmed", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, EnforcerCount(0, 0), (ONE,)),
+            PolicyFacts(1, GOOD, EnforcerCount(0, 0), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "!NoEnforcers",
-             "Ready": "!NoEnforcers", "Stalled": "", "Reconciling": ""},
+             "Ready": "Programmed", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, EnforcerCount(1, 2, ("a",)), (ONE,)),
+            PolicyFacts(1, GOOD, EnforcerCount(1, 2, ("a",)), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "!AwaitingEnforcers",
-             "Ready": "!AwaitingEnforcers", "Stalled": "", "Reconciling": "AwaitingEnforcers"},
+             "Ready": "Programmed", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, EnforcerCount(1, 1), (ONE,), (ONE,)),
+            PolicyFacts(1, GOOD, EnforcerCount(1, 1), (ONE,), (ONE,)),
             {"Accepted": "!TargetNotFound", "Programmed": "Programmed", "Enforced": "Enforced",
              "Ready": "!TargetNotFound", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, CompileResult("", (), (LostTarget(ONE, "old"),)), EnforcerCount(1, 1), (ONE,)),
+            PolicyFacts(
+                1, CompileResult("", (), (LostTarget(ONE, "old"),)), EnforcerCount(1, 1), (ONE,)
+            ),
             {"Accepted": "!Conflicted", "Programmed": "!NotProgrammed",
              "Enforced": "!NotProgrammed", "Ready": "!Conflicted", "Stalled": "Conflicted",
              "Reconciling": ""},
         ),
         (
-            Seen(1, CompileResult("", (), (), "bytes"), EnforcerCount(1, 1), (ONE,)),
+            PolicyFacts(1, CompileResult("", (), (), "bytes"), EnforcerCount(1, 1), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "!TooManyPolicies",
              "Enforced": "!NotProgrammed", "Ready": "!TooManyPolicies",
              "Stalled": "TooManyPolicies", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, EnforcerCount(1, 1), (ONE,), invalid="spec.limits: is empty"),
+            PolicyFacts(1, GOOD, EnforcerCount(1, 1), (ONE,), invalid="spec.limits: is empty"),
             {"Accepted": "!InvalidSpec", "Programmed": "LastValid", "Enforced": "Enforced",
              "Ready": "!InvalidSpec", "Stalled": "InvalidSpec", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, EnforcerCount(1, 1, lost=("a",)), (ONE,)),
+            PolicyFacts(1, GOOD, EnforcerCount(1, 1, lost=("a",)), (ONE,)),
             {"Accepted": "Accepted", "Programmed": "Programmed", "Enforced": "?EnforcerLost",
-             "Ready": "!EnforcerLost", "Stalled": "", "Reconciling": "EnforcerLost"},
+             "Ready": "Programmed", "Stalled": "", "Reconciling": ""},
         ),
         (
-            Seen(1, None, None, (ONE,), foreign="another installation's"),
+            PolicyFacts(1, None, None, (ONE,), foreign="another installation's"),
             {"Accepted": "Accepted", "Programmed": "!Conflicted", "Enforced": "!NotProgrammed",
              "Ready": "!Conflicted", "Stalled": "Conflicted", "Reconciling": ""},
         ),
         (
-            Seen(1, GOOD, None, (ONE,), trouble=("RedisUnreachable", "no answer")),
+            PolicyFacts(1, GOOD, None, (ONE,), trouble=("RedisUnreachable", "no answer")),
             {"Accepted": "Accepted", "Programmed": "?RedisUnreachable",
              "Enforced": "?RedisUnreachable", "Ready": "!RedisUnreachable", "Stalled": "",
              "Reconciling": "RedisUnreachable"},
         ),
     ],
 )  # fmt: skip
-def test_what_status_says(seen: Seen, expected: dict[str, str]) -> None:
-    found = conditions(policy_status({}, seen, NOW))
-    told = {
+def test_conditions_of_a_status(facts: PolicyFacts, expected: dict[str, str]) -> None:
+    written = conditions(policy_status({}, facts, NOW))
+    shown = {
         kind: {"True": "", "False": "!", "Unknown": "?"}[status] + reason
-        for kind, (status, reason) in found.items()
+        for kind, (status, reason) in written.items()
         if kind != "Degraded"
     }
-    wanted = {kind: acknowledgement or "!Reconciled" for kind, acknowledgement in expected.items()}
+    wanted = {kind: text or "!Reconciled" for kind, text in expected.items()}
     for kind in ("Stalled", "Reconciling"):
-        # These are bad when True, and then for the reason of another.
-        if found[kind][0] == "False":
-            told[kind] = "!Reconciled"
-    assert told == wanted
-    assert not (found["Stalled"][0] == found["Reconciling"][0] == "True")
+        # True is the abnormal state; its reason is that of another condition.
+        if written[kind][0] == "False":
+            shown[kind] = "!Reconciled"
+    assert shown == wanted
+    assert not (written["Stalled"][0] == written["Reconciling"][0] == "True")
 
 
 def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
-    seen = Seen(
+    seen = PolicyFacts(
         1, CompileResult("h", (TWO,), (LostTarget(ONE, "old"),)), EnforcerCount(1, 1), (ONE, TWO)
     )
     first = policy_status({}, seen, NOW)
@@ -235,7 +239,7 @@ def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
         each["ancestorRef"]["name"]: each["conditions"][0]["reason"] for each in first["ancestors"]
     }
     assert reasons == {"one": "Conflicted", "two": "Accepted"}
-    healed = policy_status(first, Seen(1, GOOD, EnforcerCount(1, 1), (ONE, TWO)), later)
+    healed = policy_status(first, PolicyFacts(1, GOOD, EnforcerCount(1, 1), (ONE, TWO)), later)
     times = {
         each["ancestorRef"]["name"]: each["conditions"][0]["lastTransitionTime"]
         for each in healed["ancestors"]
@@ -243,9 +247,9 @@ def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
     assert times == {"one": "2026-01-01T00:05:00Z", "two": "2026-01-01T00:00:00Z"}
 
 
-def test_while_redis_is_away_the_figures_stay() -> None:
-    before = policy_status({}, Seen(1, GOOD, EnforcerCount(2, 2), (ONE,)), NOW)
-    blind = policy_status(before, Seen(1, GOOD, None, (ONE,), trouble=("R", "m")), NOW)
+def test_enforcers_stay_in_status_while_redis_is_unreachable() -> None:
+    before = policy_status({}, PolicyFacts(1, GOOD, EnforcerCount(2, 2), (ONE,)), NOW)
+    blind = policy_status(before, PolicyFacts(1, GOOD, None, (ONE,), trouble=("R", "m")), NOW)
     assert blind["enforcers"] == before["enforcers"]
 
 
@@ -260,16 +264,16 @@ def test_while_redis_is_away_the_figures_stay() -> None:
         (EnforcerCount(0, 0, by_labels=True, shadowed_by="older"), "of the older policy older"),
     ],
 )
-def test_it_says_who_is_missing(counted: EnforcerCount, words: str) -> None:
-    status = policy_status({}, Seen(1, GOOD, counted, (ONE,)), NOW)
+def test_the_message_explains_missing_enforcers(counted: EnforcerCount, words: str) -> None:
+    status = policy_status({}, PolicyFacts(1, GOOD, counted, (ONE,)), NOW)
     assert words in next(c["message"] for c in status["conditions"] if c["type"] == "Enforced")
 
 
-def test_since_when_this_very_content_is_enforced() -> None:
+def test_since_is_the_time_of_the_current_content() -> None:
     def after(
         minutes: int, hash_: str, counted: EnforcerCount, old: dict[str, Any]
     ) -> dict[str, Any]:
-        seen = Seen(1, CompileResult(hash_, (ONE,)), counted, (ONE,))
+        seen = PolicyFacts(1, CompileResult(hash_, (ONE,)), counted, (ONE,))
         return policy_status(old, seen, NOW + timedelta(minutes=minutes))
 
     first = after(0, "h1", EnforcerCount(2, 2), {})
@@ -290,14 +294,44 @@ def test_since_when_this_very_content_is_enforced() -> None:
     ("mode", "reason"),
     [("Open", "FailingOpen"), ("Closed", "FailingClosed"), ("Local", "DecidingLocally")],
 )
-def test_decisions_without_redis_are_told(mode: str, reason: str) -> None:
-    def told(failing: Failing) -> dict[str, Any]:
-        return policy_status({}, Seen(1, GOOD, EnforcerCount(1, 1), (ONE,), failing=failing), NOW)
+def test_decisions_without_redis_degrade_a_policy(mode: str, reason: str) -> None:
+    def degraded(fallbacks: FallbackState) -> dict[str, Any]:
+        facts = PolicyFacts(1, GOOD, EnforcerCount(1, 1), (ONE,), fallbacks=fallbacks)
+        return policy_status({}, facts, NOW)
 
-    status = told(Failing(7, now=True, mode=FailureMode(mode)))
+    status = degraded(FallbackState(7, recent=True, mode=FailureMode(mode)))
     assert conditions(status)["Degraded"] == ("True", reason)
     assert status["enforcers"]["withoutRedis"] == 7
-    over = told(Failing(7, now=False, mode=FailureMode(mode)))
+    over = degraded(FallbackState(7, recent=False, mode=FailureMode(mode)))
     assert conditions(over)["Degraded"] == ("False", "RedisDecides")
     assert over["enforcers"]["withoutRedis"] == 7
-    assert "withoutRedis" not in told(Failing())["enforcers"]
+
+
+def test_a_published_policy_is_not_reconciling_while_redis_is_unreachable() -> None:
+    trouble = ("RedisUnreachable", "no answer")
+    published = policy_status({}, PolicyFacts(1, GOOD, EnforcerCount(1, 1), (ONE,)), NOW)
+    unreachable = policy_status(published, PolicyFacts(1, GOOD, None, (ONE,), trouble=trouble), NOW)
+    for kind in ("Ready", "Stalled", "Reconciling"):
+        assert conditions(unreachable)[kind][0] == "False", kind
+    assert conditions(unreachable)["Ready"][1] == "RedisUnreachable"
+    again = policy_status(unreachable, PolicyFacts(1, GOOD, None, (ONE,), trouble=trouble), NOW)
+    assert again == unreachable
+    edited = policy_status(again, PolicyFacts(2, GOOD, None, (ONE,), trouble=trouble), NOW)
+    assert conditions(edited)["Reconciling"] == ("True", "RedisUnreachable")
+    still = policy_status(edited, PolicyFacts(2, GOOD, None, (ONE,), trouble=trouble), NOW)
+    assert still == edited
+
+
+def test_a_missing_secret_stalls_a_policy_after_the_deadline() -> None:
+    trouble = ("SecretNotFound", "Secret redis does not exist")
+    waiting = policy_status(
+        {"observedGeneration": -1}, PolicyFacts(1, None, None, (ONE,), trouble=trouble), NOW
+    )
+    assert conditions(waiting)["Reconciling"] == ("True", "SecretNotFound")
+    assert conditions(waiting)["Stalled"][0] == "False"
+    facts = PolicyFacts(1, None, None, (ONE,), trouble=trouble, overdue=True)
+    stalled = policy_status(waiting, facts, NOW)
+    assert conditions(stalled)["Reconciling"][0] == "False"
+    assert conditions(stalled)["Stalled"] == ("True", "SecretNotFound")
+    fixed = policy_status(stalled, PolicyFacts(1, GOOD, EnforcerCount(0, 0), (ONE,)), NOW)
+    assert conditions(fixed)["Ready"] == ("True", "Programmed")

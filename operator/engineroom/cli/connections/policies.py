@@ -77,8 +77,11 @@ def condition(policy: Document, kind: str) -> Document:
 
 def state_of(policy: Document) -> str:
     """One word: Ready, else the reason of what keeps it from being so."""
-    ready = condition(policy, "Ready")
-    return "Ready" if ready["status"] == "True" else str(ready["reason"])
+    for kind in ("Ready", "Enforced"):
+        verdict = condition(policy, kind)
+        if verdict["status"] != "True":
+            return str(verdict["reason"])
+    return "Ready"
 
 
 def rate_limits(policies: Sequence[Document], program: str) -> Check:

@@ -1,1 +1,1 @@
-"""The RateLimitPolicy controller: observe, decide, status."""
+"""The RateLimitPolicy controller: observe, decide, program documents, write status."""

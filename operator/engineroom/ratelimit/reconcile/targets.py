@@ -1,5 +1,7 @@
-"""Whether what policies are attached to exists, and the named sections of it: a cache a kind, begun
-when a policy names one."""
+"""Existence of the targets of policies and their named sections: an informer per kind.
+
+An informer starts when the first policy names its kind.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
     from engineroom.kube.runtime.controller import Context
     from engineroom.ratelimit.distribution.document import Target
 
-#: How long the first look at a kind waits for its list (seconds); a kind that is not served has
-#: none, and its objects do not exist.
-_PATIENCE = 2.0
+#: Seconds that the first query of a kind waits for its list. The objects of a kind that is not
+#: served count as missing.
+_SYNC_SECONDS = 2.0
 #: Names of an object's sections: a Gateway's listeners, a route's rules, a Service's ports.
 Sections = frozenset[str]
 _SECTIONS = {
@@ -32,41 +34,43 @@ _KINDS = {kind.kind: kind for kind in (GATEWAYS, HTTP_ROUTES, GRPC_ROUTES, SERVI
 
 
 class Targets:
-    """Existence of targets. ``on_change(namespace)`` is told when one appears or vanishes, or has
-    other sections."""
+    """The existing targets.
+
+    ``on_change(namespace)`` is called when a target appears or disappears, or its sections change.
+    """
 
     def __init__(self, context: Context, on_change: Callable[[str], None]) -> None:
         self._context = context
         self._on_change = on_change
         self._informers: dict[str, Informer[Sections]] = {}
-        #: Grows with each such change.
+        #: The number of those changes.
         self.changes = 0
 
     async def missing(self, namespace: str, targets: Iterable[Target]) -> tuple[Target, ...]:
-        """Those of the targets that do not exist in the namespace, in their order."""
-        gone = []
+        """Return the targets that do not exist in the namespace, in their order."""
+        missing = []
         for target in targets:
-            informer = self._informers.get(target.kind) or await self._begin(target.kind)
+            informer = self._informers.get(target.kind) or await self._start(target.kind)
             sections = informer.get(namespace, target.name)
             if sections is None or (target.section and target.section not in sections):
-                gone.append(target)
-        return tuple(gone)
+                missing.append(target)
+        return tuple(missing)
 
     async def stop(self) -> None:
-        """End the caches."""
+        """Stop the informers."""
         for informer in self._informers.values():
             await informer.stop()
 
-    async def _begin(self, kind: str) -> Informer[Sections]:
-        known: dict[str, Sections] = {}
+    async def _start(self, kind: str) -> Informer[Sections]:
+        current: dict[str, Sections] = {}
 
         def changed(key: str, sections: Sections | None) -> None:
-            if sections == known.get(key):
+            if sections == current.get(key):
                 return
             if sections is None:
-                del known[key]
+                del current[key]
             else:
-                known[key] = sections
+                current[key] = sections
             self.changes += 1
             self._on_change(key.partition("/")[0])
 
@@ -83,11 +87,11 @@ class Targets:
         self._informers[kind] = informer
         await informer.start()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_SYNC_SECONDS):
                 await informer.synced.wait()
         return informer
 
 
-def _sections(kind: str, thing: dict[str, Any]) -> Sections:
-    rows = (thing.get("spec") or {}).get(_SECTIONS.get(kind, "")) or ()
+def _sections(kind: str, obj: dict[str, Any]) -> Sections:
+    rows = (obj.get("spec") or {}).get(_SECTIONS.get(kind, "")) or ()
     return frozenset(str(row["name"]) for row in rows if row.get("name"))
