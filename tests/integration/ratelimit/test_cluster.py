@@ -21,7 +21,7 @@ from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.model import Failure, Limit, Policy, Rate
 from engineroom.ratelimit.reconcile.observe import read_roster
-from engineroom.ratelimit.reconcile.redis_connections import Links
+from engineroom.ratelimit.reconcile.policy_stores import PolicyStores
 from engineroom.ratelimit.service.main import Service
 from engineroom.ratelimit.service.settings import Settings
 from engineroom.redis.address import Address
@@ -159,16 +159,16 @@ async def test_what_reads_policies_says_why_it_cannot(shards: tuple[int, int]) -
 async def test_the_operator_says_so(
     shards: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    links = Links(lambda _: None, lambda: None)
-    links.of(Address(f"redis://127.0.0.1:{shards[0]}/0"))
-    said: list[str] = []
+    stores = PolicyStores(lambda _: None, lambda: None)
+    stores.of(Address(f"redis://127.0.0.1:{shards[0]}/0"))
+    output: list[str] = []
 
-    def told() -> bool:
-        said.append(capsys.readouterr().out)
-        return "cluster of 2 shards" in "".join(said)
+    def reported() -> bool:
+        output.append(capsys.readouterr().out)
+        return "cluster of 2 shards" in "".join(output)
 
-    await until(told)
-    await links.close()
+    await until(reported)
+    await stores.close()
 
 
 def test_a_limiter_does_not_start_and_says_why(shards: tuple[int, int], tmp_path: Path) -> None:
