@@ -1,4 +1,4 @@
-"""Writes the table of values into docs/deployment.md, or with --check says whether it is old.
+"""Write the table of values to docs/deployment.md; with --check, compare.
 
 Descriptions come from values.schema.json, defaults from values.yaml.
 """
@@ -20,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 CHART = HERE / "engineroom"
 PAGE = HERE.parent / "docs/deployment.md"
 BEGIN, END = "<!-- values: charts/values_table.py -->", "<!-- end of values -->"
-#: Written in one row: what is below is Kubernetes' own, or said by the name.
+#: Described in one row: the fields below are those of Kubernetes.
 WHOLE = ("resources", "serviceAccount")
-#: The same for each component; described once.
+#: Values that all components share; described once.
 SHARED = (
     "podLabels",
     "podAnnotations",
@@ -37,7 +37,7 @@ SHARED = (
 
 
 def rows(schema: dict[str, Any], defaults: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Name, default and description of every value."""
+    """Yield name, default and description of every value."""
     for name, child in schema["properties"].items():
         if name == "global" or (path and name in SHARED):
             continue
@@ -49,7 +49,7 @@ def rows(schema: dict[str, Any], defaults: Any, path: str = "") -> Iterator[tupl
 
 
 def shared(schema: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """The values that operator, webhooks, API and Redis have in common."""
+    """Yield the values that operator, webhooks, API and Redis share."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())["operator"]
     for name in SHARED:
         yield (
@@ -59,29 +59,29 @@ def shared(schema: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
         )
 
 
-def table(found: Iterator[tuple[str, Any, str]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| value | default | what it says |", "|---|---|---|"]
-    for name, value, description in found:
+def table(values: Iterator[tuple[str, Any, str]]) -> str:
+    """Format the values as a Markdown table."""
+    lines = ["| value | default | description |", "|---|---|---|"]
+    for name, value, description in values:
         default = "" if value == "" else f"`{json.dumps(value)}`"
         lines.append(f"| `{name}` | {default} | {description} |")
     return "\n".join(lines)
 
 
 def section() -> str:
-    """All between the page's two marks."""
+    """Return the section between the page's markers."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     own = table(rows(schema, defaults))
     common = table(shared(schema))
     return (
-        f"{BEGIN}\n{own}\n\nBesides, below `operator`, `webhooks`, `api` and `redis`, as far as it"
-        f" makes sense there:\n\n{common}\n{END}"
+        f"{BEGIN}\n{own}\n\nThe components `operator`, `webhooks`, `api` and `redis` also have the "
+        f"following values, as far as they apply:\n\n{common}\n{END}"
     )
 
 
 def main(arguments: list[str]) -> int:
-    """Write or, with --check, compare; exit status 1 where that finds a difference."""
+    """Write the table; with --check, return 1 if the page differs."""
     old = PAGE.read_text()
     new = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: section(), old, flags=re.DOTALL)
     if "--check" in arguments:
