@@ -24,7 +24,7 @@ from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.error_translation import describe
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import REPEAT_SECONDS, REPEATED, configure, get_logger
-from engineroom.core.recovery import NullMetrics, Policy, Recovery
+from engineroom.core.recovery import NullMetrics, Recovery, RetryPolicy
 from engineroom.tasks.enqueueing.enqueue import Reason
 from engineroom.tasks.outbox import CHUNK, Relay
 
@@ -52,7 +52,7 @@ CONNECT_TIMEOUT, STATEMENT_TIMEOUT, REDIS_TIMEOUT = 5, 20, 5.0
 _DATABASE_OPTIONS = (
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
-_AGAIN = Policy(attempts=6, base=0.2, longest=PATIENCE, total=60.0)
+_AGAIN = RetryPolicy(attempts=6, base=0.2, longest=PATIENCE, total=60.0)
 _WAITING = (
     "SELECT (SELECT extract(epoch FROM clock_timestamp() - created_at) FROM engineroom_outbox "
     "WHERE problem IS NULL ORDER BY id LIMIT 1), "

@@ -24,8 +24,9 @@ from engineroom.console.background import tampering
 from engineroom.console.background.operation_store import Action, Operation, OperationStore
 from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
-from engineroom.core.sealing import MAX_TOLD, Sealer
-from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
+from engineroom.core.sealing import MAX_REPORTED, Sealer
+from engineroom.core.transactions.journal import EntryKind, JournalEntry
+from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.config import ApiConfig
 from engineroom.manifests.apply import KEPT, Planned, RedisBundles
@@ -177,7 +178,7 @@ async def saga(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: 
     log = RedisSagaLog(redis, sealer=Sealer(secret, "saga", told))
     epoch = await log.begin(name, "order", {"n": name}, "user:ada", 60)
     assert epoch == 1
-    assert await log.append(name, epoch, [Line(Kind.DOING, "one")], 60)
+    assert await log.append(name, epoch, [JournalEntry(EntryKind.DOING, "one")], 60)
     ours = RedisSagaLog(redis, sealer=Sealer(OURS, "saga", told))
 
     async def accepted() -> bool:
@@ -380,7 +381,7 @@ async def test_a_line_that_somebody_added_is_never_followed(
     log = RedisSagaLog(redis, sealer=Sealer(OURS, "saga", told))
     epoch = await log.begin("s", "order", {}, "user:ada", 0.0)
     assert epoch is not None
-    await log.append("s", epoch, [Line(Kind.DOING, "one")], 0.0)
+    await log.append("s", epoch, [JournalEntry(EntryKind.DOING, "one")], 0.0)
     line = {"kind": line_kind, "step": step, "detail": "null", "at": "1", "epoch": "1"}
     [last] = await redis.xrevrange(log._stream("s"), count=1)
     for seal in ("", last[1][b"seal"]):
@@ -477,9 +478,9 @@ def test_each_name_is_told_of_once_and_memory_is_bounded() -> None:
     for _ in range(3):
         assert not sealer.holds("", "a", "x")
     assert told.names == ["a"]
-    for number in range(MAX_TOLD * 2):
+    for number in range(MAX_REPORTED * 2):
         assert not sealer.holds("", str(number), "x")
-    assert len(sealer._told) == MAX_TOLD
+    assert len(sealer._reported) == MAX_REPORTED
 
 
 def test_texts_do_not_run_into_each_other() -> None:

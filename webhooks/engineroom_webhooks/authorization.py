@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.api.validation.pod_security import Level
-from engineroom.core.async_cache import Kept
+from engineroom.core.async_cache import AsyncCache
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import NAMESPACES, SUBJECT_ACCESS_REVIEWS
 from engineroom_webhooks import metrics
@@ -83,8 +83,8 @@ class ClusterAuthority:
         self._client = client
         self._trusted = trusted
         self._clock = clock
-        self._levels: Kept[Level] = Kept(clock)
-        self._rights: Kept[bool] = Kept(clock)
+        self._levels: AsyncCache[Level] = AsyncCache(clock)
+        self._rights: AsyncCache[bool] = AsyncCache(clock)
 
     async def level(self, namespace: str) -> Level:
         """See Authority."""

@@ -17,7 +17,7 @@ from engineroom.core.validation.documents import (
     UnreadableError,
     read,
 )
-from engineroom.core.validation.paths import shown
+from engineroom.core.validation.paths import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -193,7 +193,7 @@ def _twice(name: str, document: Document, seen: dict[tuple[str, str], str]) -> I
             line,
             "error",
             "metadata.name",
-            f"{shown(own)} is already defined at {seen[key]}",
+            f"{quoted(own)} is already defined at {seen[key]}",
             "give it another name or remove it",
             object_,
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import TokenError
 from engineroom.auth.permissions import Decision, Permission, Principal, scope_of
-from engineroom.core.async_cache import Kept
+from engineroom.core.async_cache import AsyncCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,8 +148,8 @@ class KubernetesIdentity:
         self._reviewer = reviewer
         self._audiences = tuple(audiences)
         self._keep = keep
-        self._principals: Kept[KubernetesPrincipal | None] = Kept(clock)
-        self._decisions: Kept[Decision] = Kept(clock)
+        self._principals: AsyncCache[KubernetesPrincipal | None] = AsyncCache(clock)
+        self._decisions: AsyncCache[Decision] = AsyncCache(clock)
         self._places = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
     async def authenticate(self, token: str) -> KubernetesPrincipal:

@@ -42,7 +42,7 @@ from engineroom.console.rest.stream import Hub
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
-from engineroom.core.recovery import ONCE, POLICIES, Breaker, Policy, Recovery
+from engineroom.core.recovery import ONCE, POLICIES, Breaker, Recovery, RetryPolicy
 from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from engineroom.auth.oidc.flow import Oidc
     from engineroom.auth.permissions import Principal
     from engineroom.console.settings import ApiSettings
-    from engineroom.core.transactions.sagalog import SagaLog
+    from engineroom.core.transactions.journal import SagaLog
     from engineroom.kube.client.config import ApiConfig
 
 log = get_logger(__name__)
@@ -78,7 +78,7 @@ BREAKER_FAILURES, BREAKER_PAUSE = 5, 1.0
 RETRY_POLICIES = {
     **POLICIES,
     **dict.fromkeys((Category.DEPENDENCY, Category.TRANSIENT),
-                    Policy(attempts=3, base=0.05, longest=0.5, total=3.0)),
+                    RetryPolicy(attempts=3, base=0.05, longest=0.5, total=3.0)),
     Category.CONFLICT: ONCE,
     Category.LIMIT: ONCE,
 }  # fmt: skip

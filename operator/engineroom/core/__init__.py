@@ -1,1 +1,1 @@
-"""What every room uses: errors, logging, settings, clock, conditions."""
+"""The shared core: errors, recovery, logging, clock, conditions, transactions, validation."""

@@ -1,4 +1,4 @@
-"""Answers by question, kept for a while; what is being asked is not asked again meanwhile."""
+"""An async TTL cache: concurrent callers of one key share a single fetch."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ if TYPE_CHECKING:
 
     from engineroom.core.clock import Clock
 
-MOST = 4096
+#: The default capacity of a cache.
+CAPACITY = 4096
 
 _T = TypeVar("_T")
 
 
-class Kept(Generic[_T]):
-    """At most ``most`` answers; the oldest goes first. For one event loop."""
+class AsyncCache(Generic[_T]):
+    """A cache of at most ``capacity`` values that evicts the oldest first. For one event loop."""
 
-    def __init__(self, clock: Clock, most: int = MOST) -> None:
+    def __init__(self, clock: Clock, capacity: int = CAPACITY) -> None:
         self._clock = clock
-        self._most = most
-        self._answers: OrderedDict[Hashable, tuple[float, _T]] = OrderedDict()
-        self._asking: dict[Hashable, asyncio.Task[_T]] = {}
+        self._capacity = capacity
+        #: Expiry (monotonic seconds) and value by key.
+        self._entries: OrderedDict[Hashable, tuple[float, _T]] = OrderedDict()
+        self._fetches: dict[Hashable, asyncio.Task[_T]] = {}
 
-    async def get(self, key: Hashable, ask: Callable[[], Awaitable[tuple[_T, float]]]) -> _T:
-        """The answer; ``ask`` gives it and for how many seconds it is good. Errors are not kept."""
-        kept = self._answers.get(key)
-        if kept is not None and self._clock.monotonic() < kept[0]:
-            return kept[1]
-        task = self._asking.get(key)
+    async def get(self, key: Hashable, fetch: Callable[[], Awaitable[tuple[_T, float]]]) -> _T:
+        """Return the cached value, or the one that ``fetch`` returns.
+
+        ``fetch`` returns a value and the seconds for which it is valid. Its errors are not cached.
+        """
+        entry = self._entries.get(key)
+        if entry is not None and self._clock.monotonic() < entry[0]:
+            return entry[1]
+        task = self._fetches.get(key)
         if task is None:
-            # A task of its own: one impatient request must not cancel the answer of the others.
-            task = asyncio.ensure_future(self._ask(key, ask))
-            self._asking[key] = task
+            # A separate task: a cancelled caller must not cancel the fetch of the other callers.
+            task = asyncio.ensure_future(self._fetch(key, fetch))
+            self._fetches[key] = task
         return await asyncio.shield(task)
 
     def forget(self, key: Hashable) -> None:
-        """Ask anew the next time."""
-        self._answers.pop(key, None)
+        """Remove the value of ``key``."""
+        self._entries.pop(key, None)
 
-    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[tuple[_T, float]]]) -> _T:
+    async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[tuple[_T, float]]]) -> _T:
         try:
-            answer, seconds = await ask()
+            value, seconds = await fetch()
         finally:
-            del self._asking[key]
-        self._answers[key] = (self._clock.monotonic() + seconds, answer)
-        self._answers.move_to_end(key)
-        while len(self._answers) > self._most:
-            self._answers.popitem(last=False)
-        return answer
+            del self._fetches[key]
+        self._entries[key] = (self._clock.monotonic() + seconds, value)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+        return value

@@ -1,4 +1,4 @@
-"""Time as an argument: decisions take it as data, edges take a Clock."""
+"""Clocks: code at the edges takes a Clock, decisions take the time as data."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where the edges get the time from."""
+    """A source of the time."""
 
     def now(self) -> datetime:
-        """Wall-clock time, aware, in UTC."""
+        """Return the wall-clock time, aware, in UTC."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that only ever grow; for measuring how long something took."""
+        """Return seconds that never decrease, for measuring durations."""
         ...
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The system clock."""
 
     def now(self) -> datetime:
-        """Wall-clock time, aware, in UTC."""
+        """Return the wall-clock time, aware, in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some fixed point, unaffected by changes of the wall clock."""
+        """Return seconds since a fixed point, unaffected by changes of the wall clock."""
         return time.monotonic()
 
 
 class FakeClock:
-    """A clock that moves when told to; the in-memory twin for tests."""
+    """A clock for tests that moves only by ``advance``."""
 
     def __init__(self, start: datetime | None = None) -> None:
         self._now = start or datetime(2026, 1, 1, tzinfo=UTC)
         self._monotonic = 0.0
 
     def now(self) -> datetime:
-        """The time it was last set to."""
+        """Return the current fake time."""
         return self._now
 
     def monotonic(self) -> float:
-        """Seconds advanced so far."""
+        """Return the seconds advanced so far."""
         return self._monotonic
 
     def advance(self, seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""Conditions as plain dictionaries, changed by pure functions.
+"""Pure functions on Kubernetes conditions, which are plain dictionaries here.
 
-``Ready``, ``Reconciling`` and ``Stalled`` follow kstatus, so that ``kubectl wait``, Argo CD and
-Flux read them: at rest Reconciling and Stalled are False; of the two at most one is True.
+``Ready``, ``Reconciling`` and ``Stalled`` follow kstatus, which ``kubectl wait``, Argo CD and Flux
+understand. At rest Reconciling and Stalled are False; at most one of them is True.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MESSAGE_LENGTH = 1024
 
 
 def timestamp(moment: datetime) -> str:
-    """RFC 3339 in whole seconds, as Kubernetes writes it; ``moment`` is in UTC."""
+    """Format a UTC time as RFC 3339 in whole seconds, as Kubernetes does."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -44,11 +44,11 @@ def set_condition(
     generation: int,
     now: datetime,
 ) -> Conditions:
-    """A new list in which ``kind`` is as given and all others are as they were, order kept.
+    """Return a new list with the condition ``kind`` set; the order and all others stay.
 
-    ``status`` is "True", "False" or "Unknown". ``lastTransitionTime`` moves only when ``status``
-    does: a new reason, message or generation keeps it. The same input again gives an equal list,
-    so that comparing it with the published one tells whether there is anything to write.
+    ``status`` is "True", "False" or "Unknown". ``lastTransitionTime`` changes only with ``status``,
+    not with reason, message or generation. The function is idempotent: if the result equals the
+    published list, there is nothing to write.
     """
     result: Conditions = []
     since = timestamp(now)
@@ -60,32 +60,32 @@ def set_condition(
         "lastTransitionTime": since,
         "observedGeneration": generation,
     }
-    placed = False
+    is_set = False
     for condition in conditions:
         if condition.get("type") != kind:
             result.append(dict(condition))
-        elif not placed:  # a list edited by hand may hold one twice
+        elif not is_set:  # a list edited by hand may hold one twice
             if condition.get("status") == status and condition.get("lastTransitionTime"):
                 new["lastTransitionTime"] = condition["lastTransitionTime"]
             result.append(new)
-            placed = True
-    if not placed:
+            is_set = True
+    if not is_set:
         result.append(new)
     return result
 
 
 def remove_condition(conditions: Iterable[Mapping[str, Any]], kind: str) -> Conditions:
-    """A new list without ``kind``."""
+    """Return a new list without the condition ``kind``."""
     return [dict(condition) for condition in conditions if condition.get("type") != kind]
 
 
 def find(conditions: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
-    """The condition of that type, or None."""
+    """Return the condition of type ``kind``, or None."""
     return next((c for c in conditions if c.get("type") == kind), None)
 
 
 def is_true(conditions: Iterable[Mapping[str, Any]], kind: str) -> bool:
-    """Whether the condition is there and True."""
+    """Return True if the condition exists and its status is "True"."""
     condition = find(conditions, kind)
     return condition is not None and condition.get("status") == "True"
 
@@ -105,9 +105,9 @@ def invalid_conditions(
 
 
 def progress(obj: Mapping[str, Any]) -> Progress:
-    """What kstatus, and so Flux and ``kubectl wait``, make of an object of ours.
+    """Return the kstatus of one of our objects, as Flux and ``kubectl wait`` compute it.
 
-    Unknown before the first status. InProgress while the status speaks of an older generation.
+    Unknown before the first status; InProgress while the status is of an older generation.
     """
     metadata, status = obj.get("metadata") or {}, obj.get("status") or {}
     conditions = status.get("conditions") or ()

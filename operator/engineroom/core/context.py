@@ -1,6 +1,7 @@
-"""Ids that follow a request from HTTP through the queue into the worker, for every log line.
+"""Correlation ids that follow a request from HTTP through the queue into the worker.
 
-They live in structlog's context variables, so each task and thread has its own::
+They appear on every log line. structlog's context variables hold them, one set for each task and
+thread::
 
     with bound(request_id=request_id):
         queue.enqueue(work, meta={**carried()})    # in the application
@@ -8,7 +9,7 @@ They live in structlog's context variables, so each task and thread has its own:
     with taken(job.meta, job_id=job.id):           # in the worker
         work()
 
-Ids come from outside, so what is not a plain id is left out.
+Ids come from outside, so values that are not plain ids are dropped.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from engineroom.core import tracing
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 
-#: The ids that are carried, in the order of their way.
+#: Names of the carried ids, from the request to the job.
 IDS: Final = ("request_id", "trace_id", "span_id", "object", "job_id")
-#: Where they stand in a job's meta.
+#: The key of the ids in a job's meta.
 META_KEY: Final = "engineroom_context"
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
@@ -34,12 +35,12 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2
 
 
 def new_id() -> str:
-    """A request id of 128 random bits, 32 hex digits."""
+    """Return a request id: 128 random bits as 32 hex digits."""
     return secrets.token_hex(16)
 
 
 def plain(values: Mapping[str, object]) -> dict[str, str]:
-    """Those of ``values`` that are known ids with plain text: letters, digits and ``._:/@-``."""
+    """Return those of ``values`` that are valid ids: letters, digits and ``._:/@-``."""
     return {
         key: value
         for key in IDS
@@ -49,10 +50,10 @@ def plain(values: Mapping[str, object]) -> dict[str, str]:
 
 @contextmanager
 def bound(**ids: str) -> Iterator[None]:
-    """Put ids on every log line of the block; raises ValueError for a name not in ``IDS``."""
+    """Put ids on every log line of the block; raise ValueError for a name not in ``IDS``."""
     unknown = sorted(set(ids) - set(IDS))
     if unknown:
-        raise ValueError(f"{unknown[0]} is no id that is carried; write one of {', '.join(IDS)}")
+        raise ValueError(f"{unknown[0]} is not a carried id; use one of {', '.join(IDS)}")
     from structlog.contextvars import bound_contextvars
 
     with bound_contextvars(**plain(ids)):
@@ -60,7 +61,7 @@ def bound(**ids: str) -> Iterator[None]:
 
 
 def carried() -> dict[str, dict[str, str]]:
-    """What to put into a job's meta so that its worker logs under the same ids."""
+    """Return the entries of a job's meta that let its worker log under the same ids."""
     from structlog.contextvars import get_contextvars
 
     ids = plain(get_contextvars())
@@ -73,23 +74,23 @@ def carried() -> dict[str, dict[str, str]]:
 
 
 def traceparent(ids: Mapping[str, str]) -> str:
-    """The ids as W3C Trace Context has them, for whoever goes on with the trace; "" without."""
+    """Return the ids as a W3C ``traceparent``, or "" without a trace."""
     trace, span = ids.get("trace_id"), ids.get("span_id")
     return f"00-{trace}-{span}-01" if trace and span else ""
 
 
 @contextmanager
 def taken(meta: Mapping[str, Any] | None, **ids: str) -> Iterator[None]:
-    """The ids of a job's meta and ``ids`` on every log line of the block."""
-    found = (meta or {}).get(META_KEY)
-    with bound(**{**plain(found if isinstance(found, dict) else {}), **ids}):
+    """Put the ids of a job's meta and ``ids`` on every log line of the block."""
+    stored = (meta or {}).get(META_KEY)
+    with bound(**{**plain(stored if isinstance(stored, dict) else {}), **ids}):
         yield
 
 
 def from_headers(request_id: str | None, traceparent: str | None) -> dict[str, str]:
-    """Ids of a request: its own or a new request id, and the trace it belongs to, if any.
+    """Return the ids of a request: its request id or a new one, and its trace, if any.
 
-    ``traceparent`` is read as W3C Trace Context; ids of zeros are none.
+    ``traceparent`` is parsed as W3C Trace Context; ids of zeros are ignored.
     """
     ids = plain({"request_id": request_id or ""})
     ids.setdefault("request_id", new_id())
@@ -102,7 +103,7 @@ def from_headers(request_id: str | None, traceparent: str | None) -> dict[str, s
 
 
 class RequestContext:
-    """ASGI middleware: the ids of each request on its log lines, ``X-Request-Id`` on its answer."""
+    """ASGI middleware that binds each request's ids and adds ``X-Request-Id`` to the response."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
@@ -117,10 +118,10 @@ class RequestContext:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        given = {bytes(name).lower(): bytes(value) for name, value in scope.get("headers", ())}
+        headers = {bytes(name).lower(): bytes(value) for name, value in scope.get("headers", ())}
         ids = from_headers(
-            given.get(b"x-request-id", b"").decode("latin-1"),
-            given.get(b"traceparent", b"").decode("latin-1"),
+            headers.get(b"x-request-id", b"").decode("latin-1"),
+            headers.get(b"traceparent", b"").decode("latin-1"),
         )
 
         async def answer(message: MutableMapping[str, Any]) -> None:

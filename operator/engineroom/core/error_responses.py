@@ -1,6 +1,6 @@
-"""What an error means at each edge: HTTP, command line, RQ, Kopf. One function a side, all pure.
+"""Error responses of each edge: HTTP, command line, RQ. One pure function for each.
 
-Texts of errors that nobody raised on purpose, and of bugs, are not shown: they are for the log.
+The texts of unexpected errors and of bugs are not shown to callers; they go to the log.
 """
 
 from __future__ import annotations
@@ -11,65 +11,68 @@ from typing import Any
 
 from engineroom.core.errors import Category, EngineroomError, InvalidInputError
 
-#: What is shown of an error that was not foreseen.
-UNFORESEEN = "An unforeseen error; the log has it under the same request id."
-#: Where the codes are documented; ``type`` of a problem document is this and the code.
+#: The text shown for an unexpected error.
+UNFORESEEN = "An unexpected error; the log has it under the same request id."
+#: The base of a problem document's ``type``; the code follows.
 TYPE_BASE = "https://engineroom.dev/errors#"
-#: Seconds until the next attempt when nobody said so.
+#: Default seconds until a job's next attempt.
 DEFAULT_DELAY = 15.0
 
 
-def _known(error: BaseException) -> EngineroomError | None:
+def _as_engineroom_error(error: BaseException) -> EngineroomError | None:
     return error if isinstance(error, EngineroomError) else None
 
 
-def _text(error: BaseException) -> str:
-    known = _known(error)
-    if known is None or known.category is Category.BUG:
+def _public_message(error: BaseException) -> str:
+    ours = _as_engineroom_error(error)
+    if ours is None or ours.category is Category.BUG:
         return UNFORESEEN
-    return str(known) or type(known).__name__
+    return str(ours) or type(ours).__name__
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemDocument:
-    """An answer of an API to a failed request (RFC 9457); ``body`` is JSON-ready."""
+    """A problem document (RFC 9457), an API's response to a failed request.
+
+    ``body`` holds JSON values.
+    """
 
     status: int
     body: dict[str, Any]
     headers: dict[str, str] = field(default_factory=dict)
 
-    #: Of the answer's body.
+    #: The response's Content-Type.
     MEDIA_TYPE = "application/problem+json"
 
 
 def problem_document(error: BaseException, *, instance: str = "") -> ProblemDocument:
-    """The problem document of any exception; ``instance`` is the request's id or path.
+    """Return the problem document of any exception; ``instance`` is the request's id or path.
 
-    ``code``, ``category`` and ``retryable`` are extension members; where fields are at fault
-    ``errors`` lists them with ``field``, ``problem`` and ``fix``.
+    ``code``, ``category`` and ``retryable`` are extension members. For invalid fields, ``errors``
+    lists ``field``, ``problem`` and ``fix`` of each.
     """
-    known = _known(error)
-    kind = type(known) if known is not None else EngineroomError
+    ours = _as_engineroom_error(error)
+    kind = type(ours) if ours is not None else EngineroomError
     body: dict[str, Any] = {
         "type": TYPE_BASE + kind.code,
         "title": kind.code.replace("_", " ").capitalize(),
         "status": kind.http_status,
-        "detail": _text(error),
+        "detail": _public_message(error),
         "code": kind.code,
         "category": kind.category.value,
         "retryable": kind.retryable,
     }
     if instance:
         body["instance"] = instance
-    if isinstance(known, InvalidInputError):
+    if isinstance(ours, InvalidInputError):
         body["errors"] = [
             {"field": problem.field, "problem": problem.problem, "fix": problem.fix}
-            for problem in known.problems
+            for problem in ours.problems
         ]
     headers = {"Content-Type": ProblemDocument.MEDIA_TYPE, "Cache-Control": "no-store"}
-    if known is not None and known.retry_after is not None:
-        # Whole seconds, rounded up: who comes back exactly then must not come too early.
-        seconds = int(-(-known.retry_after // 1))
+    if ours is not None and ours.retry_after is not None:
+        # Whole seconds, rounded up: a client that waits exactly that long must not be too early.
+        seconds = int(-(-ours.retry_after // 1))
         headers["Retry-After"] = str(seconds)
         body["retry_after"] = seconds
     if kind.http_status == 401:
@@ -79,7 +82,7 @@ def problem_document(error: BaseException, *, instance: str = "") -> ProblemDocu
 
 @dataclass(frozen=True, slots=True)
 class CommandOutcome:
-    """How a command ends: its exit status and what it says on standard error."""
+    """The exit status of a failed command and its text on standard error."""
 
     exit_code: int
     text: str
@@ -97,22 +100,22 @@ _EXIT_CODES = {
 
 
 def command_outcome(error: BaseException) -> CommandOutcome:
-    """Exit status and text: a line of what happened, each field at fault, and whether to retry."""
-    known = _known(error)
-    code = EngineroomError.code if known is None else known.code
-    lines = [f"error: {_text(error)} [{code}]"]
-    if isinstance(known, InvalidInputError):
-        lines = [f"error: {len(known.problems)} to correct [{code}]"]
-        lines += [f"  {problem}" for problem in known.problems]
-    if known is not None and known.retryable:
-        wait = f" in {known.retry_after:g} s" if known.retry_after is not None else ""
+    """Return a command's exit status and text: the error, each invalid field, advice to retry."""
+    ours = _as_engineroom_error(error)
+    code = EngineroomError.code if ours is None else ours.code
+    lines = [f"error: {_public_message(error)} [{code}]"]
+    if isinstance(ours, InvalidInputError):
+        lines = [f"error: {len(ours.problems)} to correct [{code}]"]
+        lines += [f"  {problem}" for problem in ours.problems]
+    if ours is not None and ours.retryable:
+        wait = f" in {ours.retry_after:g} s" if ours.retry_after is not None else ""
         lines.append(f"  trying again{wait} may help")
-    exit_code = 1 if known is None else _EXIT_CODES.get(known.category, 1)
+    exit_code = 1 if ours is None else _EXIT_CODES.get(ours.category, 1)
     return CommandOutcome(exit_code, "\n".join(lines))
 
 
 class JobFate(StrEnum):
-    """What becomes of a job that raised."""
+    """The next state of a job that raised."""
 
     RETRY = "retry"
     DEAD_LETTER = "dead_letter"
@@ -120,7 +123,7 @@ class JobFate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """The fate of a job and, if it is RETRY, the seconds until its next attempt."""
+    """The fate of a job and, for RETRY, the seconds until its next attempt."""
 
     fate: JobFate
     delay: float = 0.0
@@ -129,13 +132,13 @@ class JobOutcome:
 def job_outcome(
     error: BaseException, *, retries_left: int, delay: float = DEFAULT_DELAY
 ) -> JobOutcome:
-    """Retry what may heal while retries are left; all else goes to the dead letters.
+    """Retry retryable errors while retries are left; send all others to the dead letters.
 
-    An exception that is not ours is retried as RQ would: nothing is known about it. ``delay`` is
-    the wait in seconds when the error does not say one.
+    Exceptions other than EngineroomError are retried, as in RQ. ``delay`` is the wait in seconds if
+    the error has no ``retry_after``.
     """
-    known = _known(error)
-    if retries_left <= 0 or (known is not None and not known.retryable):
+    ours = _as_engineroom_error(error)
+    if retries_left <= 0 or (ours is not None and not ours.retryable):
         return JobOutcome(JobFate.DEAD_LETTER)
-    said = None if known is None else known.retry_after
-    return JobOutcome(JobFate.RETRY, delay if said is None else said)
+    wait = None if ours is None else ours.retry_after
+    return JobOutcome(JobFate.RETRY, delay if wait is None else wait)

@@ -1,13 +1,13 @@
-"""Library errors become errors of ours once, at the edge, with the cause kept.
+"""Translation of library errors into EngineroomErrors, once, at the edge, with the cause kept.
 
-``wrapped()`` around the call is all that an edge needs::
+An edge puts ``wrapped()`` around the call::
 
     with wrapped("redis"):
         await redis.get(key)
 
-Errors are told apart by the names of their classes, so no library is imported for it: what raised
-is there, what is not installed cannot have raised. What is ours already passes unchanged, and so
-does what no library named here raised: a bug must look like one.
+Errors are recognised by the names of their classes, so this module imports no library. An
+EngineroomError passes unchanged. So does any error of a library that is not listed here: a bug must
+look like a bug.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ if TYPE_CHECKING:
 
     from engineroom.core.errors import EngineroomError
 
-#: Characters of a foreign message that are kept.
+#: Most characters kept of a library's message.
 MAX_TEXT = 300
-#: Longest wait that a service may ask of us (seconds); more is cut.
+#: Longest accepted Retry-After in seconds; longer ones are cut.
 MAX_RETRY_AFTER = 3600.0
 
 
 @contextmanager
 def wrapped(operation: str = "") -> Iterator[None]:
-    """Raise library errors of the block as EngineroomError; fits around ``await`` too.
+    """Raise library errors of the block as EngineroomError; works around ``await`` too.
 
-    ``operation`` is a constant word for logs, kept as ``context["operation"]``.
+    ``operation`` is a constant name for logs, stored as ``context["operation"]``.
     """
     try:
         yield
     except Exception as error:
-        found = wrap(error, operation=operation)
-        if found is None or found is error:
+        translated = wrap(error, operation=operation)
+        if translated is None or translated is error:
             raise
-        raise found from error
+        raise translated from error
 
 
 def wrap(error: BaseException, *, operation: str = "") -> EngineroomError | None:
-    """The error of ours for a library's; itself if it is ours; None for what is not known here.
+    """Return the EngineroomError for a library's error, or None for an unknown error.
 
-    The message is shortened and free of credentials; ``__cause__`` is the library's error.
+    An EngineroomError is returned as it is. The message is shortened, without credentials;
+    ``__cause__`` is the library's error.
     """
     if isinstance(error, errors.EngineroomError):
         return error
@@ -58,38 +59,38 @@ def wrap(error: BaseException, *, operation: str = "") -> EngineroomError | None
     families = {name.partition(".")[0] for name in names}
     for family, translate in _FAMILIES.items():
         if family in families:
-            found, context, retry_after = translate(error, names)
+            kind, context, retry_after = translate(error, names)
             break
     else:
         if isinstance(error, TimeoutError):
-            found, context, retry_after = errors.TimeLimitError, {}, None
+            kind, context, retry_after = errors.TimeLimitError, {}, None
         elif isinstance(error, ConnectionError):
-            found, context, retry_after = errors.DependencyError, {}, None
+            kind, context, retry_after = errors.DependencyError, {}, None
         else:
             return None
     context = {"library": type(error).__module__.partition(".")[0], **context}
     if operation:
         context["operation"] = operation
-    made = found(describe(error), context=context, retry_after=retry_after)
-    made.__cause__ = error
-    return made
+    translated = kind(describe(error), context=context, retry_after=retry_after)
+    translated.__cause__ = error
+    return translated
 
 
 def describe(error: BaseException) -> str:
-    """One line about a foreign error: its type, and its first words without credentials."""
+    """Return one line about a library's error: its type, and its message without credentials."""
     text = " ".join(redact_text(str(error)).split())[:MAX_TEXT]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-_Found = tuple[type["EngineroomError"], dict[str, Any], float | None]
+_Translation = tuple[type["EngineroomError"], dict[str, Any], float | None]
 
 
 def _first(names: list[str], table: dict[str, type[EngineroomError]]) -> Any:
-    """The entry for the most special class that has one."""
+    """Return the entry of the most derived class that has one."""
     return next((table[name] for name in names if name in table), None)
 
 
-def _redis(error: BaseException, names: list[str]) -> _Found:
+def _redis(error: BaseException, names: list[str]) -> _Translation:
     text = str(error)
     if "maxmemory" in text or text.startswith("OOM"):
         return errors.RedisFullError, {}, None
@@ -98,7 +99,7 @@ def _redis(error: BaseException, names: list[str]) -> _Found:
         return errors.RedisUnavailableError, {"answer": word}, None
     if word in {"NOAUTH", "WRONGPASS", "NOPERM"}:
         return errors.RedisRefusedError, {"answer": word}, None
-    found = _first(
+    kind = _first(
         names,
         {
             "redis.AuthenticationError": errors.RedisRefusedError,
@@ -114,10 +115,10 @@ def _redis(error: BaseException, names: list[str]) -> _Found:
             "redis.TimeoutError": errors.RedisUnavailableError,
         },
     )
-    return found or errors.RedisCommandError, {}, None
+    return kind or errors.RedisCommandError, {}, None
 
 
-def _postgres(error: BaseException, names: list[str]) -> _Found:
+def _postgres(error: BaseException, names: list[str]) -> _Translation:
     original = getattr(error, "orig", None)  # SQLAlchemy keeps the driver's error there
     source = original if isinstance(original, BaseException) else error
     state = str(getattr(source, "sqlstate", "") or getattr(source, "pgcode", "") or "")
@@ -144,7 +145,7 @@ def _postgres(error: BaseException, names: list[str]) -> _Found:
     return errors.DatabaseQueryError, context, None
 
 
-def _http(error: BaseException, names: list[str]) -> _Found:
+def _http(error: BaseException, names: list[str]) -> _Translation:
     response = getattr(error, "response", None)
     status: Any = getattr(response, "status_code", None)
     headers: Any = getattr(response, "headers", None)
@@ -158,8 +159,8 @@ def _http(error: BaseException, names: list[str]) -> _Found:
     return errors.UpstreamUnavailableError, {}, None
 
 
-def from_http_status(status: int, retry_after: str | None = None) -> _Found:
-    """Class, context and seconds to wait for an answer of an HTTP service that is a failure."""
+def from_http_status(status: int, retry_after: str | None = None) -> _Translation:
+    """Return class, context and seconds to wait for a failed response of an HTTP service."""
     context = {"status": status}
     seconds = retry_after_seconds(retry_after)
     if status == 429:
@@ -170,9 +171,9 @@ def from_http_status(status: int, retry_after: str | None = None) -> _Found:
 
 
 def retry_after_seconds(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110 10.2.3), at most ``MAX_RETRY_AFTER``.
+    """Return the seconds of a Retry-After header (RFC 9110 10.2.3), at most ``MAX_RETRY_AFTER``.
 
-    None when there is none or it cannot be read.
+    Returns None for a missing or invalid header.
     """
     if not value:
         return None
@@ -189,8 +190,8 @@ def retry_after_seconds(value: str | None, *, now: datetime | None = None) -> fl
     return min(max(wait, 0.0), MAX_RETRY_AFTER)
 
 
-def _rq(_error: BaseException, names: list[str]) -> _Found:
-    found = _first(
+def _rq(_error: BaseException, names: list[str]) -> _Translation:
+    kind = _first(
         names,
         {
             "rq.NoSuchJobError": errors.JobMissingError,
@@ -199,10 +200,10 @@ def _rq(_error: BaseException, names: list[str]) -> _Found:
             "rq.BaseTimeoutException": errors.JobTimedOutError,
         },
     )
-    return found or errors.JobInvalidError, {}, None
+    return kind or errors.JobInvalidError, {}, None
 
 
-def _smtp(error: BaseException, names: list[str]) -> _Found:
+def _smtp(error: BaseException, names: list[str]) -> _Translation:
     code: Any = getattr(error, "smtp_code", None)
     if "smtplib.SMTPRecipientsRefused" in names:
         answers = getattr(error, "recipients", {}).values()
@@ -215,8 +216,8 @@ def _smtp(error: BaseException, names: list[str]) -> _Found:
     return errors.MailUnavailableError, context, None
 
 
-#: By the top package of any class that the error is of.
-_FAMILIES: dict[str, Callable[[BaseException, list[str]], _Found]] = {
+#: Translators by top-level package, matched against every class in the error's MRO.
+_FAMILIES: dict[str, Callable[[BaseException, list[str]], _Translation]] = {
     "redis": _redis,
     "psycopg": _postgres,
     "psycopg_pool": _postgres,

@@ -1,7 +1,7 @@
-"""One hierarchy for everything that goes wrong in Engineroom.
+"""The hierarchy of Engineroom's errors.
 
-Each class carries a stable ``code`` (documented, greppable) and says whether trying again can help;
-messages are for people: the field, what is wrong with it, and what to do.
+Each class has a stable, documented ``code`` and a flag for whether a retry can help. Messages are
+for people: they name the field, the problem and the fix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Category(StrEnum):
-    """What kind of thing went wrong: each edge and each recovery policy goes by this."""
+    """The kind of a failure; edges and retry policies depend on it."""
 
     VALIDATION = "validation"
     AUTHENTICATION = "authentication"
@@ -33,17 +33,17 @@ class Category(StrEnum):
 
 
 class EngineroomError(Exception):
-    """An error that Engineroom raised on purpose; its subclasses say which."""
+    """The base of all errors that Engineroom raises on purpose."""
 
     code: ClassVar[str] = "internal"
     category: ClassVar[Category] = Category.BUG
-    #: HTTP status of the problem document that an API answers with.
+    #: HTTP status of the problem document in an API's response.
     http_status: ClassVar[int] = 500
-    #: Whether the same call may succeed later without anybody changing anything.
+    #: Whether the same call may succeed later without any change.
     retryable: ClassVar[bool] = False
-    #: Seconds after which trying again makes sense, where whoever refused has said so.
+    #: Seconds until a retry makes sense, if the refusing system named them.
     retry_after: float | None = None
-    #: Facts for programs and logs, keys to plain values; secrets were taken out of it.
+    #: Facts for programs and logs, keys to plain values, with secrets redacted.
     context: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
@@ -63,10 +63,10 @@ class EngineroomError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a document.
+    """One invalid field of a document.
 
-    ``field`` is a path such as ``spec.queues[0].name``; ``problem`` says what is wrong with the
-    value, ``fix`` what to write instead.
+    ``field`` is a path such as ``spec.queues[0].name``, ``problem`` describes the invalid value and
+    ``fix`` the correction.
     """
 
     field: str
@@ -77,11 +77,11 @@ class Problem:
         return f"{self.field}: {self.problem}; {self.fix}"
 
 
-# -- what the caller sent or may do -------------------------------------------------------------
+# -- the caller's input and rights --------------------------------------------------------------
 
 
 class InvalidInputError(EngineroomError):
-    """Input breaks its rules; ``problems`` lists every breach, at least one."""
+    """Input is invalid; ``problems`` lists every problem, at least one."""
 
     code = "invalid_input"
     category = Category.VALIDATION
@@ -93,13 +93,13 @@ class InvalidInputError(EngineroomError):
 
 
 class InvalidSpecError(InvalidInputError):
-    """A document breaks the rules of its kind; ``problems`` lists every breach, at least one."""
+    """A document breaks the rules of its kind; ``problems`` lists every problem, at least one."""
 
     code = "invalid_spec"
 
 
 class AuthenticationError(EngineroomError):
-    """It is not known who asks: credentials are missing, wrong or expired; log in again."""
+    """Credentials are missing, wrong or expired; sign in again."""
 
     code = "not_authenticated"
     category = Category.AUTHENTICATION
@@ -107,7 +107,7 @@ class AuthenticationError(EngineroomError):
 
 
 class PermissionDeniedError(EngineroomError):
-    """Who asks is known and may not do this; ask for the right that the message names."""
+    """The caller lacks a permission; ask for the one that the message names."""
 
     code = "permission_denied"
     category = Category.PERMISSION
@@ -115,7 +115,7 @@ class PermissionDeniedError(EngineroomError):
 
 
 class MissingError(EngineroomError):
-    """What was asked for does not exist, or not any more."""
+    """The requested object does not exist, or no longer exists."""
 
     code = "not_found"
     category = Category.NOT_FOUND
@@ -123,7 +123,7 @@ class MissingError(EngineroomError):
 
 
 class ConflictError(EngineroomError):
-    """The object changed since it was read; look again and decide anew."""
+    """The object changed since it was read; read it again and retry."""
 
     code = "conflict"
     category = Category.CONFLICT
@@ -132,7 +132,7 @@ class ConflictError(EngineroomError):
 
 
 class LimitError(EngineroomError):
-    """Too much in too short a time; try again after ``retry_after`` seconds."""
+    """A rate limit is reached; try again after ``retry_after`` seconds."""
 
     code = "limit_reached"
     category = Category.LIMIT
@@ -141,18 +141,18 @@ class LimitError(EngineroomError):
 
 
 class TooLargeError(EngineroomError):
-    """Input is larger than is accepted, however often it is sent; send less."""
+    """Input is larger than the limit; send less."""
 
     code = "too_large"
     category = Category.LIMIT
     http_status = 413
 
 
-# -- what is outside ----------------------------------------------------------------------------
+# -- external systems ---------------------------------------------------------------------------
 
 
 class DependencyError(EngineroomError):
-    """Something outside (Redis, the API server) did not answer or answered with a failure."""
+    """An external system (Redis, the API server) did not answer or answered with a failure."""
 
     code = "dependency"
     category = Category.DEPENDENCY
@@ -161,13 +161,13 @@ class DependencyError(EngineroomError):
 
 
 class MeasurementError(DependencyError):
-    """A measurement failed; it is never taken for a zero."""
+    """A measurement failed; it never counts as zero."""
 
     code = "measurement_failed"
 
 
 class SecretError(EngineroomError):
-    """A referenced Secret or key of it is missing or must not be read; heals when it appears."""
+    """A referenced Secret, or its key, is missing or not readable; retried until it appears."""
 
     code = "secret_unavailable"
     category = Category.NOT_FOUND
@@ -180,13 +180,13 @@ class SecretError(EngineroomError):
 
 
 class CircuitOpenError(DependencyError):
-    """Calls to a dependency are held back because it kept failing; it was not called."""
+    """The circuit breaker of a failing dependency is open; the dependency was not called."""
 
     code = "circuit_open"
 
 
 class RedisUnavailableError(DependencyError):
-    """Redis does not answer, is loading, or is failing over."""
+    """Redis does not answer, is loading its data, or is failing over."""
 
     code = "redis_unavailable"
 
@@ -199,63 +199,63 @@ class RedisRefusedError(DependencyError):
 
 
 class RedisFullError(DependencyError):
-    """Redis is at maxmemory and refuses writes; give it memory or an eviction policy."""
+    """Redis reached maxmemory and refuses writes; give it more memory or an eviction policy."""
 
     code = "redis_full"
 
 
 class RedisCommandError(EngineroomError):
-    """Redis understood the connection and not the command; a fault of the caller's code."""
+    """Redis rejects the command; a bug in the calling code."""
 
     code = "redis_command"
 
 
 class DatabaseUnavailableError(DependencyError):
-    """PostgreSQL does not answer, is starting, is shutting down or has no connection to spare."""
+    """PostgreSQL does not answer, is starting, is shutting down or has no free connection."""
 
     code = "database_unavailable"
 
 
 class DatabaseRefusedError(DependencyError):
-    """PostgreSQL refuses the user, the password or a right; correct the URL or grant it."""
+    """PostgreSQL refuses the user, the password or a privilege; correct the URL or grant it."""
 
     code = "database_refused"
     retryable = False
 
 
 class DatabaseConflictError(ConflictError):
-    """PostgreSQL undid the transaction for another's sake (deadlock, serialization); try again."""
+    """PostgreSQL rolled the transaction back in a conflict (deadlock, serialization); try again."""
 
     code = "database_conflict"
 
 
 class IntegrityError(ConflictError):
-    """A constraint of the database refuses the row; ``context`` names the constraint."""
+    """A database constraint rejects the row; ``context`` names the constraint."""
 
     code = "integrity"
     retryable = False
 
 
 class DatabaseQueryError(EngineroomError):
-    """PostgreSQL refuses the statement or a value; a fault of the caller's code."""
+    """PostgreSQL rejects the statement or a value; a bug in the calling code."""
 
     code = "database_query"
 
 
 class UpstreamUnavailableError(DependencyError):
-    """An HTTP service does not answer, or answers with 5xx."""
+    """An HTTP service does not answer, or responds with 5xx."""
 
     code = "upstream_unavailable"
 
 
 class UpstreamThrottledError(DependencyError):
-    """An HTTP service asks for fewer requests; ``retry_after`` is what it said."""
+    """An HTTP service limits the rate of requests; ``retry_after`` is its own value."""
 
     code = "upstream_throttled"
 
 
 class UpstreamRefusedError(DependencyError):
-    """An HTTP service refuses the request; the same request will not succeed."""
+    """An HTTP service refuses the request; a retry will not succeed."""
 
     code = "upstream_refused"
     http_status = 502
@@ -263,13 +263,13 @@ class UpstreamRefusedError(DependencyError):
 
 
 class MailUnavailableError(DependencyError):
-    """The mail server does not answer or says no for now (4xx)."""
+    """The mail server does not answer or refuses temporarily (4xx)."""
 
     code = "mail_unavailable"
 
 
 class MailRefusedError(DependencyError):
-    """The mail server refuses the sender, a recipient or the login for good (5xx)."""
+    """The mail server refuses the sender, a recipient or the login permanently (5xx)."""
 
     code = "mail_refused"
     http_status = 502
@@ -277,23 +277,23 @@ class MailRefusedError(DependencyError):
 
 
 class JobMissingError(MissingError):
-    """There is no such job in the queue's Redis: it expired or was deleted."""
+    """The job does not exist in the queue's Redis: it expired or was deleted."""
 
     code = "job_not_found"
 
 
 class JobInvalidError(EngineroomError):
-    """RQ cannot read the job or does not allow the operation in the job's state."""
+    """RQ cannot read the job, or the job's state does not allow the operation."""
 
     code = "job_invalid"
     category = Category.PERMANENT
 
 
-# -- time and the rest --------------------------------------------------------------------------
+# -- time, and general errors -------------------------------------------------------------------
 
 
 class TransientError(EngineroomError):
-    """It failed for a reason that passes by itself; try again."""
+    """A temporary failure; try again."""
 
     code = "transient"
     category = Category.TRANSIENT
@@ -302,26 +302,26 @@ class TransientError(EngineroomError):
 
 
 class TimeLimitError(TransientError):
-    """It took longer than it was given."""
+    """An operation took longer than its time limit."""
 
     code = "time_limit"
     http_status = 504
 
 
 class JobTimedOutError(TimeLimitError):
-    """A job ran longer than its timeout; give it more time or less to do."""
+    """A job ran longer than its timeout; raise the timeout or split the job."""
 
     code = "job_timed_out"
 
 
 class PermanentError(EngineroomError):
-    """It will fail however often it is tried; somebody has to change something."""
+    """A permanent failure: a retry will fail too until its cause is corrected."""
 
     code = "permanent"
     category = Category.PERMANENT
 
 
 class BugError(EngineroomError):
-    """A state that the code rules out; please report it with its trace."""
+    """An impossible state; please report it with its traceback."""
 
     code = "bug"

@@ -1,6 +1,7 @@
-"""Logs: a constant message plus keys, as JSON in pods and readable on a terminal, never a secret.
+"""Logging: a constant message plus keys, as JSON in pods and as text on a terminal.
 
-Everything that logs through the standard library (Kopf, aiohttp, redis) leaves by the same door.
+Secrets are redacted. Libraries that log through the standard library (Kopf, aiohttp, redis) use the
+same handler.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ LogFormat = Literal["auto", "json", "console"]
 def _redact_event(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Structlog processor; runs last but one, when tracebacks are text already."""
+    """Redact an event; a structlog processor that runs after tracebacks are formatted."""
     for key, value in event.items():
         if key.startswith("_"):
-            continue  # structlog's own record and format marks
+            continue  # keys that structlog uses internally
         event[key] = REDACTED if hides(key, value) else redact(value)
     return event
 
@@ -48,7 +49,7 @@ def _redact_event(
 def _ids_of_record(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Structlog processor: ids that Engineroom's worker put on the record, of the job in hand."""
+    """Add the current job's ids, which Engineroom's worker put on the record (a processor)."""
     record = event.get("_record")
     for name in ("request_id", "trace_id", "span_id", "object", "job_id"):
         value = getattr(record, name, None)
@@ -57,42 +58,42 @@ def _ids_of_record(
     return event
 
 
-#: Lines of the same message, and in how many seconds, that processes write unless told otherwise.
+#: Default limit on repeated messages: lines, and seconds.
 REPEATED = 100
 REPEAT_SECONDS = 10.0
 
 
 class _Repetition(logging.Filter):
-    """Lets ``burst`` lines of the same logger, level and message through in ``seconds``.
+    """Passes ``burst`` lines of the same logger, level and message in ``seconds``.
 
-    The first line after a silence says in ``repeated`` how many were left out.
+    The first line after a pause has the number of dropped lines in ``repeated``.
     """
 
-    #: Different messages remembered; a constant message a place in the code makes few.
-    MOST = 1_000
+    #: Most messages remembered. Messages are constants, so there are few.
+    CAPACITY = 1_000
 
     def __init__(self, burst: int, seconds: float, clock: Clock) -> None:
         super().__init__()
         self._burst = burst
         self._seconds = seconds
         self._clock = clock
-        self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
-        self._seen_lock = threading.Lock()
+        self._counts: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
+        self._counts_lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
+        """Return whether to write the line."""
         message = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
         key = (record.name, record.levelno, str(message))
         now = self._clock.monotonic()
-        with self._seen_lock:
-            began, count = self._seen.pop(key, (now, 0))
+        with self._counts_lock:
+            began, count = self._counts.pop(key, (now, 0))
             left_out = 0
             if now - began >= self._seconds:
                 left_out = max(0, count - self._burst)
                 began, count = now, 0
-            self._seen[key] = (began, count + 1)
-            if len(self._seen) > self.MOST:
-                self._seen.popitem(last=False)
+            self._counts[key] = (began, count + 1)
+            if len(self._counts) > self.CAPACITY:
+                self._counts.popitem(last=False)
         if left_out:
             if isinstance(record.msg, dict):
                 record.msg = {**record.msg, "repeated": left_out}
@@ -111,23 +112,16 @@ def configure(
 ) -> None:
     """Set up logging for the process; may be called again.
 
-    ``repeat`` is (lines, seconds): of the same message that many are written in that time, and the
-    next one says in ``repeated`` how many were not. None and 0 lines write all.
+    ``repeat`` is (lines, seconds): at most that many lines of one message are written in that time,
+    and the next line has the number of dropped ones in ``repeated``. None or 0 lines: no limit.
 
-    ``style`` "auto" is readable text on a terminal and JSON anywhere else. ``stream`` defaults to
-    standard error.
+    ``style`` "auto" is text on a terminal and JSON anywhere else. ``stream`` defaults to standard
+    error.
     """
     import structlog
 
     out = stream if stream is not None else sys.stderr
-    console = style == "console" or (style == "auto" and out.isatty())
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.ExtraAdder(),
-    ]
+    shared = _shared_processors()
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -139,23 +133,9 @@ def configure(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty())
-        if console
-        else structlog.processors.JSONRenderer()
-    )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[
-            _ids_of_record,
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
-            _redact_event,
-            renderer,
-        ],
-    )
     handler = logging.StreamHandler(out)
-    handler.setFormatter(formatter)
+    console = style == "console" or (style == "auto" and out.isatty())
+    handler.setFormatter(_formatter(shared, console=console, colors=out.isatty()))
     if repeat is not None and repeat[0]:
         handler.addFilter(_Repetition(*repeat, clock or SystemClock()))
     root = logging.getLogger()
@@ -165,8 +145,43 @@ def configure(
     root.setLevel(level.upper())
 
 
-class _Later:
-    """A logger that loads structlog with the first line: importing a module should not."""
+def _shared_processors() -> list[structlog.typing.Processor]:
+    """Return the processors of lines by structlog and by the standard library alike."""
+    import structlog
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+    ]
+
+
+def _formatter(
+    shared: list[structlog.typing.Processor], *, console: bool, colors: bool
+) -> logging.Formatter:
+    import structlog
+
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=colors)
+        if console
+        else structlog.processors.JSONRenderer()
+    )
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            _ids_of_record,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            _redact_event,
+            renderer,
+        ],
+    )
+
+
+class _LazyLogger:
+    """A logger that imports structlog on first use, which keeps the import of modules fast."""
 
     __slots__ = ("_logger", "_name")
 
@@ -183,5 +198,5 @@ class _Later:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module; ``name`` is its ``__name__``."""
-    return cast("structlog.stdlib.BoundLogger", _Later(name))
+    """Return the logger of a module; ``name`` is its ``__name__``."""
+    return cast("structlog.stdlib.BoundLogger", _LazyLogger(name))

@@ -1,4 +1,4 @@
-"""The recovery metrics in Prometheus; needs ``engineroom[metrics]``."""
+"""Recovery metrics for Prometheus; needs ``engineroom[metrics]``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class PrometheusRecovery:
-    """``engineroom_errors_total{code,category}`` and ``engineroom_breaker_state{name,state}``.
+    """The metrics ``engineroom_errors_total`` and ``engineroom_breaker_state{name,state}``.
 
-    The state that a breaker is in has 1, the others 0. One instance a registry.
+    A breaker's current state has the value 1, its other states 0. Use one instance a registry.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -27,10 +27,10 @@ class PrometheusRecovery:
         )
 
     def failed(self, code: str, category: str) -> None:
-        """One attempt failed."""
+        """Count a failed attempt."""
         self._errors.labels(code, category).inc()
 
     def breaker(self, name: str, state: BreakerState) -> None:
-        """A breaker moved."""
-        for each in BreakerState:
-            self._states.labels(name, each.value).set(each is state)
+        """Set the state of a breaker."""
+        for other in BreakerState:
+            self._states.labels(name, other.value).set(other is state)

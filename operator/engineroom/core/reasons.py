@@ -1,7 +1,6 @@
-"""Reasons of conditions and events: one word for programs, documented once.
+"""The reasons of conditions and events, as constants.
 
-Constants only, so that whoever writes a condition and whoever waits for one use the same word.
-``DESCRIPTIONS`` is what the reference in the documentation is made from.
+The reference documentation is generated from ``DESCRIPTIONS``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ DRAINING: Final = "Draining"
 DRAIN_CANCELLED: Final = "DrainCancelled"
 DELETING: Final = "Deleting"
 
-# By the user's wish.
+# Set by the user.
 PAUSED: Final = "Paused"
 SUSPENDED: Final = "Suspended"
 RESUMED: Final = "Resumed"
@@ -98,76 +97,76 @@ NOT_PROGRAMMED: Final = "NotProgrammed"
 APPLY_REFUSED: Final = "ApplyRefused"
 
 DESCRIPTIONS: Final[dict[str, str]] = {
-    RECONCILED: "Everything is as the spec says.",
-    WITHIN_RANGE: "The size that the work asks for is within minReplicas and maxReplicas.",
-    NOT_DRAINING: "No pod is on its way out.",
-    SCALING: "The number of ready pods is on its way to the number wanted.",
-    SCALED_UP: "The pool was made larger; the message is the arithmetic.",
-    SCALED_DOWN: "The pool was made smaller by pods that had drained.",
-    DRAINING: "Pods finish the jobs they hold before they leave.",
-    DRAIN_CANCELLED: "Demand came back; pods that were to leave take jobs again.",
+    RECONCILED: "The state matches the spec.",
+    WITHIN_RANGE: "The desired size is within minReplicas and maxReplicas.",
+    NOT_DRAINING: "No pod is draining.",
+    SCALING: "The number of ready pods is moving to the desired number.",
+    SCALED_UP: "The pool grew; the message shows the calculation.",
+    SCALED_DOWN: "The pool shrank by pods that had drained.",
+    DRAINING: "Pods finish their running jobs before they stop.",
+    DRAIN_CANCELLED: "Demand returned; draining pods take jobs again.",
     DELETING: "The object is being deleted and its pods finish their jobs.",
-    PAUSED: "spec.autoscaling.pause holds the size.",
+    PAUSED: "spec.autoscaling.pause fixes the size.",
     SUSPENDED: "spec.suspend is true: workers stay and take no job.",
     RESUMED: "spec.suspend was lifted; workers take jobs again.",
     MANUAL_SIZE: "The size is spec.replicas; there is no spec.autoscaling.",
-    AT_MAX_REPLICAS: "The work asks for more pods than maxReplicas.",
-    AT_MIN_REPLICAS: "The work asks for fewer pods than minReplicas.",
-    RATE_LIMITED: "The pool shrinks as fast as scaleDown.maxPodsPerMinute lets it.",
+    AT_MAX_REPLICAS: "The load needs more pods than maxReplicas.",
+    AT_MIN_REPLICAS: "The load needs fewer pods than minReplicas.",
+    RATE_LIMITED: "The pool shrinks at the limit of scaleDown.maxPodsPerMinute.",
     QUOTA_EXCEEDED: "A ResourceQuota refuses more pods; raise it or lower maxReplicas.",
     INVALID_SPEC: "The spec breaks a rule; the message names field, problem and fix.",
     SECRET_NOT_FOUND: "A Secret that the spec refers to does not exist.",
     SECRET_KEY_NOT_FOUND: "The Secret exists but has no such key.",
     SECRET_FORBIDDEN: "The operator may not read the Secret; grant get in that namespace.",
     REDIS_URL_INVALID: "The value in the Secret is not a redis:// or rediss:// URL.",
-    NAME_TAKEN: "An object of a needed name exists and belongs to somebody else.",
-    SCHEDULE_NAME_TAKEN: "A schedule of that name in Redis belongs to somebody else.",
-    REDIS_UNREACHABLE: "Redis does not answer; the size is held as metricOutage says.",
+    NAME_TAKEN: "An object with a needed name exists and has another owner.",
+    SCHEDULE_NAME_TAKEN: "A schedule with that name in Redis has another owner.",
+    REDIS_UNREACHABLE: "Redis does not answer; metricOutage decides the size.",
     REDIS_AUTH_FAILED: "Redis refuses the user or the password of the URL.",
     REDIS_RECOVERED: "Redis answers again.",
     METRIC_OUTAGE: "The queues cannot be measured, so the size does not follow them.",
     NO_RQ_IN_IMAGE: "The worker's image has no RQ that its Python can import.",
     IMAGE_PULL_FAILED: "An image of the pod template cannot be pulled.",
-    PODS_NOT_READY: "Pods exist and do not become ready; the message says which and why.",
-    SCHEDULE_MISSED: "Ticks of a schedule were not run in time and are not made up for.",
-    JOB_REQUEUED: "A job whose worker was lost was put back into its queue.",
-    JOB_FAILED: "A job whose worker was lost was marked as failed.",
-    JOB_POISONED: "A job took its worker down too often and was set aside.",
+    PODS_NOT_READY: "Pods do not become ready; the message names them and the cause.",
+    SCHEDULE_MISSED: "A schedule missed ticks and will not run them later.",
+    JOB_REQUEUED: "A job of a lost worker was put back into its queue.",
+    JOB_FAILED: "A job of a lost worker was marked as failed.",
+    JOB_POISONED: "A job crashed its worker too often and was set aside.",
     DEAD_LETTERS_DROPPED: "The oldest failed jobs beyond deadLetter.maxJobs were dropped.",
-    WORKER_LOST: "A worker died with a job in hand.",
-    WORKER_STUCK: "A worker hangs, or its job outlived its time-out; the message says which.",
-    GHOST_WORKERS_CLEARED: "Workers that were on RQ's lists and are no more were taken off.",
-    WORKER_OUT_OF_MEMORY: "A worker was killed for memory; more is recommended from now on.",
-    DEADLINE_EXCEEDED: "A job outlived drain.maxJobDuration; onDeadline was applied.",
-    MEASURING_USE: "Too little of the workers' use was seen to recommend resources.",
-    METRICS_UNAVAILABLE: "There is no metrics API that answers; the workers said too little yet.",
-    RESOURCES_FIT: "Requests and limits are what the workers' use suggests, give or take a tenth.",
+    WORKER_LOST: "A worker died while it ran a job.",
+    WORKER_STUCK: "A worker hangs, or its job exceeded its timeout; the message says which.",
+    GHOST_WORKERS_CLEARED: "Workers that no longer exist were removed from RQ's lists.",
+    WORKER_OUT_OF_MEMORY: "A worker was killed for memory; the recommended memory rises.",
+    DEADLINE_EXCEEDED: "A job exceeded drain.maxJobDuration; onDeadline was applied.",
+    MEASURING_USE: "There is too little data on the workers' use to recommend resources.",
+    METRICS_UNAVAILABLE: "No metrics API answers, and the workers reported too little yet.",
+    RESOURCES_FIT: "Requests and limits are within a tenth of the recommended ones.",
     RESOURCES_DIFFER: "Use suggests other requests or limits; see status.recommendedResources.",
-    RESIZED: "Pods were asked to take on the recommended resources, without a restart.",
+    RESIZED: "Pods are being resized to the recommended resources, without a restart.",
     RESIZING: "The kubelet is changing the resources of pods.",
-    RESIZE_DEFERRED: "A pod's node has no room for the recommended resources now; it waits.",
-    RESIZE_INFEASIBLE: "A pod's node can never give the recommended resources; see maxAllowed.",
-    RESIZE_FAILED: "The kubelet could not change a pod's resources yet and tries again.",
+    RESIZE_DEFERRED: "A pod's node has no room for the recommended resources at present.",
+    RESIZE_INFEASIBLE: "A pod's node can never provide the recommended resources; see maxAllowed.",
+    RESIZE_FAILED: "The kubelet failed to change a pod's resources and will retry.",
     RESIZE_REFUSED: "The API server refuses to resize a pod; the message is its own.",
-    RESIZE_NEEDS_RESTART: "A container asks to be restarted for a resize, so it is left alone.",
-    RESIZE_UNSUPPORTED: "This Kubernetes is too old to resize pods in place.",
-    ACCEPTED: "The policy is valid and has what it is attached to for itself.",
-    CONFLICTED: "An older policy is attached to the same, or another installation writes the "
+    RESIZE_NEEDS_RESTART: "A container needs a restart for a resize, so it is not resized.",
+    RESIZE_UNSUPPORTED: "This Kubernetes version cannot resize pods in place.",
+    ACCEPTED: "The policy is valid and has no conflict over its targets.",
+    CONFLICTED: "An older policy has the same target, or another installation writes the "
     "policies of this namespace into the same Redis; the message says which.",
-    TARGET_NOT_FOUND: "What the policy is attached to, or the section of it that is named, does "
-    "not exist; it holds when it appears.",
-    PARTLY_CONFLICTED: "An older policy has some of the targets; the others are this one's.",
+    TARGET_NOT_FOUND: "The policy's target, or its section, does not exist; the policy applies "
+    "once it does.",
+    PARTLY_CONFLICTED: "An older policy has some of the targets; this one has the rest.",
     PROGRAMMED: "The policy is in the document that enforcers follow.",
-    LAST_VALID: "The spec is invalid now; what enforcers follow is the last valid one.",
+    LAST_VALID: "The spec is invalid; enforcers follow the last valid one.",
     TOO_MANY_POLICIES: "The namespace has more policies than one document holds; remove some.",
     ENFORCED: "Every live enforcer acknowledged the policy.",
     AWAITING_ENFORCERS: "Some live enforcer has not acknowledged the policy yet.",
-    NO_ENFORCERS: "Nobody who can enforce the policy follows the namespace: nothing is limited.",
-    ENFORCER_LOST: "An enforcer vanished without signing off; it may enforce something older.",
-    FAILING_OPEN: "Redis does not decide in time, and meanwhile everything is admitted.",
-    FAILING_CLOSED: "Redis does not decide in time, and meanwhile everything is refused with 503.",
-    DECIDING_LOCALLY: "Redis does not decide in time; each enforcer admits its share by itself.",
-    REDIS_DECIDES: "Redis decides in time.",
+    NO_ENFORCERS: "No enforcer follows the namespace: nothing is limited.",
+    ENFORCER_LOST: "An enforcer vanished without signing off; it may enforce an older policy.",
+    FAILING_OPEN: "Redis does not answer in time; all requests are admitted meanwhile.",
+    FAILING_CLOSED: "Redis does not answer in time; all requests get 503 meanwhile.",
+    DECIDING_LOCALLY: "Redis does not answer in time; each enforcer admits its share of the rate.",
+    REDIS_DECIDES: "Redis answers in time.",
     NOT_PROGRAMMED: "The policy is not in the document that enforcers follow.",
     APPLY_REFUSED: "The API server refuses an object of the pool; the message is its own.",
 }

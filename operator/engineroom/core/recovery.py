@@ -1,16 +1,15 @@
-"""What to do when a call fails, declared once: retry, hold back, fall back, or give up.
+"""Declared recovery of failed calls: retry, circuit breaker, fallback, dead letter.
 
-A ``Recovery`` belongs to one dependency. Its policy comes from the error's category and may be
-replaced per call::
+A ``Recovery`` belongs to one dependency. Its retry policy comes from the error's category and may
+be replaced per call::
 
     stock = Recovery("stock")
     count = stock.call(fetch_count, "sku-1")
-    count = await stock.call_async(fetch_count_async, "sku-1", policy=Policy(attempts=1))
+    count = await stock.call_async(fetch_count_async, "sku-1", policy=RetryPolicy(attempts=1))
 
-Waits have full jitter: uniform between 0 and the exponential bound, which spreads a herd best (M.
-Brooker, "Exponential Backoff And Jitter", AWS 2015). Retries of all calls together draw on a
-budget, so that a dependency that is down is not hit several times as hard as one that is up.
-Tenacity runs the attempts.
+Waits have full jitter: uniform between 0 and the exponential bound, which spreads concurrent
+clients best (M. Brooker, "Exponential Backoff And Jitter", AWS 2015). All calls share a budget of
+retries, so retries do not multiply the load on a failing dependency. Tenacity runs the attempts.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """How often and how long to try; times are seconds.
+class RetryPolicy:
+    """The number and timing of attempts; times are in seconds.
 
-    ``attempts`` counts the first one. The wait before attempt n+1 is uniform in
-    [0, min(``longest``, ``base`` * 2**(n-1))], or what the error's ``retry_after`` says plus that.
-    No attempt begins when ``total`` seconds would have gone by since the first.
+    ``attempts`` includes the first one. The wait before attempt n+1 is uniform in
+    [0, min(``longest``, ``base`` * 2**(n-1))], plus the error's ``retry_after`` if it has one. No
+    attempt begins later than ``total`` seconds after the first.
     """
 
     attempts: int = 1
@@ -54,33 +53,33 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or min(self.base, self.longest, self.total) < 0:
-            raise ValueError("a policy needs attempts >= 1 and no negative time")
+            raise ValueError("a retry policy needs attempts >= 1 and no negative time")
 
 
-ONCE = Policy()
+ONCE = RetryPolicy()
 
-#: By category; an error that says of itself that it is not retryable is never tried again.
-POLICIES: Mapping[Category, Policy] = MappingProxyType(
+#: Default policies by category. A call that failed with ``retryable`` False is never retried.
+POLICIES: Mapping[Category, RetryPolicy] = MappingProxyType(
     {
         Category.VALIDATION: ONCE,
         Category.AUTHENTICATION: ONCE,
         Category.PERMISSION: ONCE,
         Category.NOT_FOUND: ONCE,
-        Category.CONFLICT: Policy(attempts=5, base=0.02, longest=0.5, total=5.0),
-        Category.LIMIT: Policy(attempts=3, base=0.5, longest=10.0, total=30.0),
-        Category.DEPENDENCY: Policy(attempts=4, base=0.1, longest=5.0, total=30.0),
-        Category.TRANSIENT: Policy(attempts=4, base=0.1, longest=5.0, total=30.0),
+        Category.CONFLICT: RetryPolicy(attempts=5, base=0.02, longest=0.5, total=5.0),
+        Category.LIMIT: RetryPolicy(attempts=3, base=0.5, longest=10.0, total=30.0),
+        Category.DEPENDENCY: RetryPolicy(attempts=4, base=0.1, longest=5.0, total=30.0),
+        Category.TRANSIENT: RetryPolicy(attempts=4, base=0.1, longest=5.0, total=30.0),
         Category.PERMANENT: ONCE,
         Category.BUG: ONCE,
     }
 )
 
-#: These say that the dependency itself is unwell; others say that the request is.
-_UNWELL = frozenset({Category.DEPENDENCY, Category.TRANSIENT})
+#: Categories that mean a failing dependency; all others mean a bad request.
+_DEPENDENCY_FAILURES = frozenset({Category.DEPENDENCY, Category.TRANSIENT})
 
 
 class BreakerState(StrEnum):
-    """Whether calls go through."""
+    """The state of a circuit breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -88,32 +87,32 @@ class BreakerState(StrEnum):
 
 
 class RecoveryMetrics(Protocol):
-    """Where recovery is counted; ``engineroom_errors_total`` and ``engineroom_breaker_state``."""
+    """A sink of the metrics ``engineroom_errors_total`` and ``engineroom_breaker_state``."""
 
     def failed(self, code: str, category: str) -> None:
-        """One attempt failed with an error of this code."""
+        """Count a failed attempt."""
         ...
 
     def breaker(self, name: str, state: BreakerState) -> None:
-        """The breaker of ``name`` changed to ``state``."""
+        """Set the state of the breaker ``name``."""
         ...
 
 
 class NullMetrics:
-    """Counts nothing."""
+    """Metrics that are discarded."""
 
     def failed(self, code: str, category: str) -> None:
-        """Not counted."""
+        """Ignore a failed attempt."""
 
     def breaker(self, name: str, state: BreakerState) -> None:
-        """Not kept."""
+        """Ignore a state."""
 
 
 class Budget:
-    """Retries that all calls of a dependency share.
+    """A budget of retries that all calls to a dependency share. Thread-safe.
 
-    Each call adds ``ratio`` of a retry and each retry takes one; at most ``reserve`` are saved up,
-    and so many are there at the start. Safe for threads.
+    Each call adds ``ratio`` of a retry and each retry takes one. The budget starts at ``reserve``
+    and never exceeds it.
     """
 
     def __init__(self, *, ratio: float = 0.2, reserve: float = 10.0) -> None:
@@ -123,12 +122,12 @@ class Budget:
         self._lock = threading.Lock()
 
     def called(self) -> None:
-        """A call begins."""
+        """Add a call's share to the budget."""
         with self._lock:
             self._left = min(self._reserve, self._left + self._ratio)
 
     def take(self) -> bool:
-        """Whether a retry may be made; takes it from the budget."""
+        """Take one retry; return False if the budget is empty."""
         with self._lock:
             if self._left < 1.0:
                 return False
@@ -137,11 +136,10 @@ class Budget:
 
 
 class Breaker:
-    """Holds calls back from a dependency that keeps failing. Safe for threads.
+    """A circuit breaker: stops calls to a dependency that keeps failing. Thread-safe.
 
-    Opens when ``failures`` of the last calls within ``window`` seconds failed in a row without a
-    success between; after ``pause`` seconds lets one call through to try, and closes when it
-    succeeds.
+    It opens after ``failures`` consecutive failures within ``window`` seconds. After ``pause``
+    seconds it lets one trial call through, and closes if that succeeds.
     """
 
     def __init__(
@@ -167,13 +165,13 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """As of the last call; an open one becomes half open when a call asks."""
+        """The state after the last call; an open breaker becomes half open at the next call."""
         return self._state
 
     def admit(self) -> None:
-        """Let a call through, or raise CircuitOpenError with the seconds until the next try.
+        """Let a call through, or raise CircuitOpenError with the seconds until the next trial.
 
-        Who was let through says afterwards ``succeeded``, ``failed`` or ``abandoned``.
+        An admitted caller reports the result by ``succeeded``, ``failed`` or ``abandoned``.
         """
         with self._lock:
             if self._state is BreakerState.CLOSED:
@@ -181,25 +179,25 @@ class Breaker:
             wait = self._since + self._pause - self._clock.monotonic()
             if wait > 0:
                 raise CircuitOpenError(
-                    f"{self.name} kept failing and is left alone for {wait:.1f} s",
+                    f"{self.name} kept failing; no calls for {wait:.1f} s",
                     context={"breaker": self.name},
                     retry_after=wait,
                 )
-            # A trial that never reports back must not hold the circuit open for ever: it has
-            # ``pause`` seconds, then another one is let through.
+            # A trial that never reports must not keep the circuit open for ever: after ``pause``
+            # seconds the next call becomes the trial.
             self._since = self._clock.monotonic()
             self._move(BreakerState.HALF_OPEN)
 
     def succeeded(self) -> None:
-        """The dependency answered."""
+        """Report an answer of the dependency."""
         with self._lock:
             if self._state is BreakerState.OPEN:
-                return  # an old call that was slow says nothing of now
+                return  # a slow call from before the opening does not count
             self._failed_at.clear()
             self._move(BreakerState.CLOSED)
 
     def failed(self) -> None:
-        """The dependency failed."""
+        """Report a failure of the dependency."""
         with self._lock:
             now = self._clock.monotonic()
             self._failed_at.append(now)
@@ -213,7 +211,7 @@ class Breaker:
                 self._move(BreakerState.OPEN)
 
     def abandoned(self) -> None:
-        """The call ended in a way that says nothing of the dependency (cancelled, our own bug)."""
+        """Report a call without a result of the dependency (cancelled, or a bug of the caller)."""
         with self._lock:
             if self._state is BreakerState.HALF_OPEN:
                 self._since = self._clock.monotonic() - self._pause
@@ -227,16 +225,16 @@ class Breaker:
 
 @dataclass(slots=True)
 class _Attempts:
-    """One call's bookkeeping."""
+    """The state of one call's attempts."""
 
     recovery: Recovery
-    policy: Policy | None
+    policy: RetryPolicy | None
     began: float
     number: int = 0
     delay: float = field(default=0.0)
 
-    def again(self, error: EngineroomError | None) -> bool:
-        """Whether to try once more; sets ``delay``."""
+    def should_retry(self, error: EngineroomError | None) -> bool:
+        """Return whether to try again; set ``delay``."""
         if error is None or not error.retryable or isinstance(error, CircuitOpenError):
             return False
         policy = self.policy or self.recovery.policies.get(error.category, ONCE)
@@ -251,16 +249,16 @@ class _Attempts:
 class Recovery:
     """The declared recovery of calls to one dependency.
 
-    ``fallback`` answers in place of a call that failed for good; it gets the error. ``dead_letter``
-    is told of it first. Both are plain functions and may be given per call too. A ``breaker`` of
-    None means none.
+    After the last attempt ``dead_letter`` is called with the error, then ``fallback``, whose result
+    replaces the call's. Both are sync functions and may be passed per call too. Without a
+    ``breaker`` calls are never held back.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        policies: Mapping[Category, Policy] = POLICIES,
+        policies: Mapping[Category, RetryPolicy] = POLICIES,
         breaker: Breaker | None = None,
         budget: Budget | None = None,
         dead_letter: Callable[[EngineroomError], None] | None = None,
@@ -285,14 +283,14 @@ class Recovery:
         self,
         function: Callable[..., _T],
         *arguments: Any,
-        policy: Policy | None = None,
+        policy: RetryPolicy | None = None,
         fallback: Callable[[EngineroomError], _T] | None = None,
         dead_letter: Callable[[EngineroomError], None] | None = None,
     ) -> _T:
-        """``function(*arguments)``, recovered.
+        """Call ``function(*arguments)`` with recovery and return its result.
 
-        Raises the last EngineroomError when no fallback is given. Library errors are wrapped; other
-        exceptions pass at once and unchanged.
+        Raises the last EngineroomError if there is no fallback. Library errors are wrapped; other
+        exceptions propagate at once, unchanged.
         """
         import tenacity
 
@@ -310,9 +308,9 @@ class Recovery:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A call that somebody else makes: its end is told to the breaker and counted.
+        """Report a call in the block to the breaker and the metrics.
 
-        Errors pass as they are and nothing is tried again. Whoever calls asks the breaker before.
+        Errors propagate unchanged and nothing is retried. The caller asks ``breaker.admit`` first.
         """
         try:
             yield
@@ -325,11 +323,11 @@ class Recovery:
         self,
         function: Callable[..., Awaitable[_T]],
         *arguments: Any,
-        policy: Policy | None = None,
+        policy: RetryPolicy | None = None,
         fallback: Callable[[EngineroomError], _T] | None = None,
         dead_letter: Callable[[EngineroomError], None] | None = None,
     ) -> _T:
-        """As ``call`` for a coroutine function; being cancelled is never retried."""
+        """Call a coroutine function as ``call`` does; a cancellation is never retried."""
         import tenacity
 
         attempts = self._begin(policy)
@@ -344,20 +342,20 @@ class Recovery:
             return self._given_up(error, fallback, dead_letter)
         raise AssertionError("tenacity ends with an answer or an error")
 
-    def _begin(self, policy: Policy | None) -> _Attempts:
+    def _begin(self, policy: RetryPolicy | None) -> _Attempts:
         self.budget.called()
         return _Attempts(self, policy, self.clock.monotonic())
 
     def _options(self, attempts: _Attempts) -> dict[str, Any]:
         import tenacity
 
-        def again(state: tenacity.RetryCallState) -> bool:
+        def should_retry(state: tenacity.RetryCallState) -> bool:
             outcome = state.outcome
             error = None if outcome is None else outcome.exception()
-            return isinstance(error, EngineroomError) and attempts.again(error)
+            return isinstance(error, EngineroomError) and attempts.should_retry(error)
 
         return {
-            "retry": again,
+            "retry": should_retry,
             "stop": tenacity.stop_never,
             "wait": lambda _: attempts.delay,
             "reraise": True,
@@ -369,35 +367,35 @@ class Recovery:
         fallback: Callable[[EngineroomError], _T] | None,
         dead_letter: Callable[[EngineroomError], None] | None,
     ) -> _T:
-        tell = dead_letter or self._dead_letter
-        if tell is not None:
-            tell(error)
+        report = dead_letter or self._dead_letter
+        if report is not None:
+            report(error)
         if fallback is None:
             raise error
         return fallback(error)
 
-    def counted(self, error: EngineroomError) -> None:
-        """An attempt failed with ``error``."""
+    def count(self, error: EngineroomError) -> None:
+        """Count a failed attempt."""
         self._metrics.failed(error.code, error.category.value)
 
     def _ended(self, error: BaseException | None) -> EngineroomError | None:
-        """Tell the breaker how a call ended, and count it; the error as ours, if it is one."""
+        """Report a call's end to breaker and metrics; return its error as an EngineroomError."""
         breaker = self.breaker
         ours = None if error is None else wrap(error, operation=self.name)
         if breaker is not None:
-            if ours is not None and ours.category in _UNWELL:
+            if ours is not None and ours.category in _DEPENDENCY_FAILURES:
                 breaker.failed()
             elif error is None or ours is not None:
-                breaker.succeeded()  # it answered, if only to say no
+                breaker.succeeded()  # a refusal is an answer too
             else:
                 breaker.abandoned()
         if ours is not None:
-            self.counted(ours)
+            self.count(ours)
         return ours
 
 
 class _Attempt:
-    """Around one attempt: the breaker before, wrapping and counting after."""
+    """The context of one attempt: asks the breaker before, wraps and counts errors after."""
 
     def __init__(self, recovery: Recovery, attempts: _Attempts) -> None:
         self._recovery = recovery
@@ -411,7 +409,7 @@ class _Attempt:
         try:
             breaker.admit()
         except CircuitOpenError as error:
-            self._recovery.counted(error)
+            self._recovery.count(error)
             raise
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:

@@ -1,4 +1,4 @@
-"""What must not be written, by key and by pattern; logs and errors both go through here."""
+"""Redaction of secrets by key and by pattern, for logs and errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 REDACTED = "[redacted]"
 
-#: Keys whose values are never written, their words in lower case and joined by ``_``.
+#: Keys with secret values, as lower-case words joined by ``_``.
 _SECRET_KEYS = frozenset(
     {
         "access_key",
@@ -41,7 +41,7 @@ _SECRET_KEYS = frozenset(
         "token",
     }
 )
-#: ``secret`` alone is no secret: it holds the name of one, as ``secretName`` does.
+#: ``secret`` alone is not listed: its value is the name of a Secret, as that of ``secretName``.
 _SECRET_SUFFIXES = tuple(
     f"_{word}"
     for word in (
@@ -50,15 +50,15 @@ _SECRET_SUFFIXES = tuple(
         "session_id", "token",
     )
 )  # fmt: skip
-#: They end like secrets, and say only where one comes from.
+#: Keys with a secret's suffix whose values only name a source.
 _NO_SECRETS = frozenset({"service_account_token", "automount_service_account_token"})
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # scheme://user:password@host, also with an empty user, and with an "@" inside the password
+    # scheme://user:password@host, also with an empty user, or an "@" inside the password
     (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE), rf"\1{REDACTED}@"),
     (re.compile(r"\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
-    # API keys of Engineroom's own
+    # Engineroom's API keys
     (re.compile(r"\berk_[\w-]{8,}"), REDACTED),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED),
     (
@@ -78,24 +78,24 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
-#: Characters of a key that are looked at, from its end.
+#: Characters of a key that are examined, from its end.
 _MAX_KEY = 200
-#: Deeper than this a value is written as its type; logs are not dumps.
+#: Values nested deeper are written as their type; logs are not dumps.
 _MAX_DEPTH = 6
 
 
 def redact_text(text: str) -> str:
-    """``text`` without credentials: user info of URLs, bearer tokens, JWTs, ``password=...``."""
+    """Replace credentials in ``text``: user info in URLs, bearer tokens, JWTs, ``password=...``."""
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether the value under ``key`` must not be written.
+    """Return whether values under ``key`` are secret.
 
-    Spellings are one: ``accessToken``, ``access-token`` and ``ACCESS_TOKEN``; of a key with a
-    domain, as annotations have them, what stands behind it counts.
+    ``accessToken``, ``access-token`` and ``ACCESS_TOKEN`` are the same key. A domain in front, as
+    in annotations, is ignored.
     """
     name = _WORD.sub("_", key[-_MAX_KEY:].rpartition("/")[2]).strip("_").lower()
     if name in _NO_SECRETS:
@@ -104,12 +104,12 @@ def is_secret_key(key: str) -> bool:
 
 
 def hides(key: str, value: object) -> bool:
-    """Whether ``value`` must not be written; whether there is a secret may be told."""
+    """Return whether ``value`` is secret; an empty value or a boolean is not."""
     return bool(value) and not isinstance(value, bool) and is_secret_key(key)
 
 
 def redact(value: object, depth: int = 0) -> object:
-    """A copy of ``value`` that is safe to write: secrets replaced, bytes by their length."""
+    """Return a copy of ``value`` that is safe to log: secrets replaced, bytes as their length."""
     if isinstance(value, str):
         return redact_text(value)
     if value is None or isinstance(value, bool | int | float):
@@ -128,77 +128,77 @@ def redact(value: object, depth: int = 0) -> object:
     return redact_text(str(value))
 
 
-#: Where a text under ``env`` is a word like any other.
+#: Maps in which ``env`` is an ordinary key.
 _LABELS = frozenset({"labels", "matchLabels", "annotations", "nodeSelector"})
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)")
 
 
 def redact_object(value: Any, under: str = "") -> Any:
-    """A Kubernetes object, or a part of one, to be shown: its shape stays, its secrets do not.
+    """Return a Kubernetes object, or a part of one, without secrets and with the same shape.
 
-    Of an environment names and references are shown, and no value whatever its shape; copies of the
-    object in annotations are treated as it is. ``under`` is the key that the part stands under.
+    Environment variables keep names and references and lose all values. Copies of the object in
+    annotations are redacted too. ``under`` is the key of the part.
     """
     if isinstance(value, str):
-        return _text(value)
+        return _redact_string(value)
     if isinstance(value, list):
-        return _listed(value)
+        return _redact_list(value)
     if not isinstance(value, dict):
         return value
-    found = {}
+    redacted = {}
     for key, item in value.items():
         if key == "env" and not (under in _LABELS and isinstance(item, str)):
-            found[key] = _environment(item)
+            redacted[key] = _redact_environment(item)
         elif hides(key, item):
-            found[key] = REDACTED
+            redacted[key] = REDACTED
         else:
-            found[key] = redact_object(item, key)
-    return found
+            redacted[key] = redact_object(item, key)
+    return redacted
 
 
-def _listed(values: list[Any]) -> list[Any]:
-    """A list, which may be a command line: what follows on ``--password`` is one."""
-    found: list[Any] = []
+def _redact_list(values: list[Any]) -> list[Any]:
+    """Redact a list, which may be a command line: an item after ``--password`` is secret."""
+    redacted: list[Any] = []
     hide = False
     for item in values:
-        found.append(REDACTED if hide and isinstance(item, str) else redact_object(item))
+        redacted.append(REDACTED if hide and isinstance(item, str) else redact_object(item))
         flag = _FLAG.fullmatch(item) if isinstance(item, str) else None
         hide = flag is not None and is_secret_key(flag[1])
-    return found
+    return redacted
 
 
-def _text(text: str) -> str:
-    """A text without credentials; where it is JSON, as that which it says."""
+def _redact_string(text: str) -> str:
+    """Redact a string; if it is JSON, redact the value in it."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             return json.dumps(redact_object(json.loads(text)), ensure_ascii=False)
         except (ValueError, RecursionError):
-            # A copy of an object that was cut, perhaps; nothing tells where its secrets begin.
+            # Perhaps a truncated copy of an object, so the places of its secrets are unknown.
             return REDACTED if '"env"' in text else redact_text(text)
     return redact_text(text)
 
 
-def _environment(value: Any) -> Any:
+def _redact_environment(value: Any) -> Any:
     if isinstance(value, list):
-        return [_variable(each) for each in value]
+        return [_redact_variable(item) for item in value]
     if isinstance(value, dict):
-        return {key: _hidden(each) for key, each in value.items()}
-    return _hidden(value)
+        return {key: _redact_value(item) for key, item in value.items()}
+    return _redact_value(value)
 
 
-def _variable(value: Any) -> Any:
+def _redact_variable(value: Any) -> Any:
     if not isinstance(value, dict):
-        return _hidden(value)
-    found = {}
+        return _redact_value(value)
+    redacted = {}
     for key, item in value.items():
         if key == "name" and isinstance(item, str):
-            found[key] = redact_text(item)
+            redacted[key] = redact_text(item)
         elif key == "valueFrom" and isinstance(item, dict):
-            found[key] = redact_object(item)
+            redacted[key] = redact_object(item)
         else:
-            found[key] = _hidden(item)
-    return found
+            redacted[key] = _redact_value(item)
+    return redacted
 
 
-def _hidden(value: Any) -> Any:
+def _redact_value(value: Any) -> Any:
     return value if value is None or value == "" or isinstance(value, bool) else REDACTED

@@ -1,14 +1,14 @@
-"""Spans of what happens, sent by OTLP over HTTP where an endpoint is configured; else nothing.
+"""Traces, sent by OTLP over HTTP if an endpoint is configured.
 
-``start`` looks at OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_ENDPOINT`` first of all, and
-imports its SDK (``engineroom[tracing]``) only where one is set. Until then a span is one shared
-object that does nothing, so that it costs next to nothing to write one::
+``start`` reads OpenTelemetry's environment variables, such as ``OTEL_EXPORTER_OTLP_ENDPOINT``, and
+imports its SDK (``engineroom[tracing]``) only if one is set. Otherwise all spans are one shared
+object that does nothing, at almost no cost::
 
     with span("charge", account=account):
         ...
 
-The ids of a span stand on each log line of its block, and in the meta of what is enqueued there. A
-span never carries the text of an error, which may be anybody's: its code, or its class.
+The span's ids appear on each log line of its block and in the meta of jobs enqueued there. A span
+records an error's code or class, never its text, which may hold personal data.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-#: Any of these says where spans go.
+#: Environment variables with the endpoint of traces.
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-#: Seconds that the last spans get at the end.
+#: Most seconds to send the last spans at the end of the process.
 FLUSH: Final = 3.0
 
 log = logging.getLogger(__name__)
 
 
 class Span(Protocol):
-    """A block of time that has a name."""
+    """A named period of time."""
 
     def __enter__(self) -> Span:
-        """Begin it."""
+        """Start the span."""
         ...
 
     def __exit__(
@@ -46,34 +46,34 @@ class Span(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it; an exception marks it as failed and passes."""
+        """End the span; an exception marks it as failed and propagates."""
         ...
 
     def note(self, *, name: str | None = None, **attributes: str | int | float | bool) -> None:
-        """Say more of it, or call it otherwise."""
+        """Set attributes, or rename the span."""
         ...
 
 
-class _Off:
-    """What a span is where nobody looks."""
+class _NullSpan:
+    """A span that does nothing."""
 
     __slots__ = ()
 
-    def __enter__(self) -> _Off:
+    def __enter__(self) -> _NullSpan:
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
 
     def note(self, *, name: str | None = None, **attributes: str | int | float | bool) -> None:
-        """Nothing."""
+        """Ignore the attributes."""
 
 
-OFF: Final = _Off()
+OFF: Final = _NullSpan()
 
 
 class _Tracing:
-    """OpenTelemetry, once it is imported."""
+    """The tracer and exporter of OpenTelemetry."""
 
     def __init__(self, service: str, version: str) -> None:
         from opentelemetry import context, trace
@@ -86,23 +86,23 @@ class _Tracing:
         self.context = context
         self.trace = trace
         self.propagator = TraceContextTextMapPropagator()
-        said = {SERVICE_VERSION: version}
+        attributes = {SERVICE_VERSION: version}
         if not os.environ.get("OTEL_SERVICE_NAME"):
-            said[SERVICE_NAME] = service
-        # A provider of our own: the application's global one, if it has one, stays its business.
-        self.provider = TracerProvider(resource=Resource.create(said), shutdown_on_exit=False)
+            attributes[SERVICE_NAME] = service
+        # A separate provider leaves the application's global one unchanged.
+        self.provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self.tracer = self.provider.get_tracer("engineroom", version)
         self.kinds = {kind.name.lower(): kind for kind in trace.SpanKind}
 
     def stop(self) -> None:
-        """Send what is left, for FLUSH seconds at most."""
+        """Send the remaining spans, for at most FLUSH seconds."""
         self.provider.force_flush(round(FLUSH * 1000))
         self.provider.shutdown()
 
 
-class _On:
-    """A span that is sent."""
+class _OtlpSpan:
+    """A span that is exported."""
 
     __slots__ = (
         "_attributes",
@@ -124,7 +124,7 @@ class _On:
         self._parent = parent
         self._attributes = attributes
 
-    def __enter__(self) -> _On:
+    def __enter__(self) -> _OtlpSpan:
         tracing, outer = self._tracing, None
         if self._parent:
             outer = tracing.propagator.extract({"traceparent": self._parent})
@@ -132,11 +132,11 @@ class _On:
             self._name, outer, kind=tracing.kinds[self._kind], attributes=self._attributes
         )
         self._token = tracing.context.attach(tracing.trace.set_span_in_context(self._span, outer))
-        told = self._span.get_span_context()
+        ids = self._span.get_span_context()
         from structlog.contextvars import bind_contextvars
 
         self._tokens = bind_contextvars(
-            trace_id=f"{told.trace_id:032x}", span_id=f"{told.span_id:016x}"
+            trace_id=f"{ids.trace_id:032x}", span_id=f"{ids.span_id:016x}"
         )
         return self
 
@@ -152,7 +152,7 @@ class _On:
         self._span.end()
 
     def note(self, *, name: str | None = None, **attributes: str | int | float | bool) -> None:
-        """See Span."""
+        """Set attributes, or rename the span."""
         _note(self._span, name, attributes)
 
 
@@ -160,20 +160,20 @@ _tracing: _Tracing | None = None
 
 
 def configured(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the environment says where spans go."""
-    said = os.environ if environment is None else environment
-    if said.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    """Return whether the environment configures an endpoint of traces."""
+    variables = os.environ if environment is None else environment
+    if variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    if said.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
+    if variables.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
         return False
-    return any(said.get(name, "").strip() for name in ENDPOINTS)
+    return any(variables.get(name, "").strip() for name in ENDPOINTS)
 
 
 def start(service: str, version: str = "") -> bool:
-    """Send spans from now on, if that is configured; whether they are sent.
+    """Start to send spans if an endpoint is configured; return whether spans are sent.
 
-    ``service`` is the name of the process, which ``OTEL_SERVICE_NAME`` overrules. Called again it
-    changes nothing.
+    ``service`` is the name of the process; ``OTEL_SERVICE_NAME`` overrides it. Further calls have
+    no effect.
     """
     global _tracing
     if _tracing is not None:
@@ -189,7 +189,7 @@ def start(service: str, version: str = "") -> bool:
 
 
 def stop() -> None:
-    """Send what is left and no more."""
+    """Send the remaining spans and stop."""
     global _tracing
     tracing, _tracing = _tracing, None
     if tracing is not None:
@@ -203,20 +203,20 @@ def span(
     parent: str | None = None,
     **attributes: str | int | float | bool,
 ) -> Span:
-    """A span for the length of a block, within the one that is under way.
+    """Return a span for a block, a child of the current span.
 
-    ``kind`` is internal, server, client, producer or consumer; ``parent`` is a W3C ``traceparent``
-    from elsewhere. Attributes are for whoever looks at traces: no secrets, and no texts of errors.
+    ``kind`` is internal, server, client, producer or consumer; ``parent`` is the W3C
+    ``traceparent`` of a remote parent. Attributes must not hold secrets or texts of errors.
     """
     if _tracing is None:
         return OFF
-    # Names of attributes have dots, which keywords have not.
-    said = {key.replace("__", "."): value for key, value in attributes.items()}
-    return _On(_tracing, name, kind, parent, said)
+    # Attribute names have dots; a keyword writes a dot as "__".
+    dotted = {key.replace("__", "."): value for key, value in attributes.items()}
+    return _OtlpSpan(_tracing, name, kind, parent, dotted)
 
 
 def note(*, name: str | None = None, **attributes: str | int | float | bool) -> None:
-    """Say more of the span that is under way, if there is one."""
+    """Set attributes of the current span, or rename it, if there is one."""
     if _tracing is not None:
         _note(_tracing.trace.get_current_span(), name, attributes)
 
@@ -229,15 +229,15 @@ def _note(span_: Any, name: str | None, attributes: Mapping[str, Any]) -> None:
 
 
 def foreign() -> dict[str, str]:
-    """The ids of a span that the application made by OpenTelemetry itself; empty without one.
+    """Return the ids of the application's own current OpenTelemetry span, or an empty dictionary.
 
-    Never imports it: who has made a span has.
+    Does not import OpenTelemetry: an application with a span has imported it.
     """
     module = sys.modules.get("opentelemetry.trace")
     if module is None:
         return {}
     with suppress(Exception):
-        told = module.get_current_span().get_span_context()
-        if told.is_valid:
-            return {"trace_id": f"{told.trace_id:032x}", "span_id": f"{told.span_id:016x}"}
+        ids = module.get_current_span().get_span_context()
+        if ids.is_valid:
+            return {"trace_id": f"{ids.trace_id:032x}", "span_id": f"{ids.span_id:016x}"}
     return {}

@@ -14,10 +14,12 @@ import redis.asyncio
 from engineroom.core.errors import PermanentError
 from engineroom.core.transactions.pgsagalog import PostgresSagaLog
 from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
-from engineroom.core.transactions.sagalog import RedisSagaLog, SagaLog
+from engineroom.core.transactions.sagalog import RedisSagaLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from engineroom.core.transactions.journal import SagaLog
 
 NAMES = ("a", "b", "c")
 LEASE = 0.3

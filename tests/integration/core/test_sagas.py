@@ -18,8 +18,9 @@ from engineroom.core.transactions.errors import (
     SagaUndoneError,
     SagaUnknownError,
 )
+from engineroom.core.transactions.journal import EntryKind, JournalEntry
 from engineroom.core.transactions.pgsagalog import TABLES
-from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
+from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
 from tests.integration.core.sagas import LEASE, NAMES, TellingLog, opened, run_to_crash, sagas
 from tests.integration.forks import FORKS
 from tests.postgres import postgres_server
@@ -28,7 +29,7 @@ from tests.support import RedisServer, redis_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engineroom.core.transactions.sagalog import SagaLog
+    from engineroom.core.transactions.journal import SagaLog
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +199,9 @@ async def test_who_was_taken_over_may_do_nothing_more(
     assert await log.claim(["other"], 15, 9) == []
     assert await log.claim(["order"], 15, 9) == [("o-1", 2)]
     assert await log.claim(["order"], 15, 9) == []
-    assert not await log.append("o-1", 1, [Line(Kind.DOING, "a")], 15)
+    assert not await log.append("o-1", 1, [JournalEntry(EntryKind.DOING, "a")], 15)
     assert not await log.renew("o-1", 1, 15)
-    assert await log.append("o-1", 2, [Line(Kind.DOING, "a")], 15)
+    assert await log.append("o-1", 2, [JournalEntry(EntryKind.DOING, "a")], 15)
 
 
 async def test_a_long_step_keeps_its_lease_and_a_lost_lease_ends_it(
@@ -295,7 +296,7 @@ async def test_the_log_tells_who_what_when_page_by_page(
     assert (newest.name, newest.by, newest.status) == ("order", "alice", "committed")
     assert newest.duration is not None
     assert 0 < newest.duration < 5
-    kinds = [(line.kind.value, line.step) for line in newest.lines]
+    kinds = [(line.kind.value, line.step) for line in newest.entries]
     assert kinds[:3] == [("begin", ""), ("doing", "a"), ("done", "a")]
 
 

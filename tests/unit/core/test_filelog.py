@@ -15,7 +15,8 @@ import pytest
 from engineroom.core.errors import DependencyError, InvalidInputError, PermanentError
 from engineroom.core.transactions.errors import SagaFencedError, SagaStuckError, SagaUndoneError
 from engineroom.core.transactions.filelog import FileSagaLog
-from engineroom.core.transactions.saga import Coordinator, Kind, Line, Saga, Step, StepContext
+from engineroom.core.transactions.journal import EntryKind, JournalEntry
+from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,15 +115,17 @@ async def test_who_works_on_a_saga_is_left_alone(tmp_path: Path) -> None:
     assert await log.begin("one", "order", {}, "bob", 1.0) is None
     assert await other.claim(["order"], 1.0, 10) == []
     assert other.left() == []
-    assert not await other.append("one", 1, [Line(Kind.DOING, "a")], 1.0)
-    assert await log.append("one", 1, [Line(Kind.DOING, "a", {"password": "hunter2"})], 1.0)
+    assert not await other.append("one", 1, [JournalEntry(EntryKind.DOING, "a")], 1.0)
+    assert await log.append(
+        "one", 1, [JournalEntry(EntryKind.DOING, "a", {"password": "hunter2"})], 1.0
+    )
     assert "hunter2" not in (tmp_path / "one.saga").read_text()
     log.release("one")
     assert [record.id for record in other.left()] == ["one"]
     assert await other.claim(["another"], 1.0, 10) == []
     assert await other.claim(["order"], 1.0, 10) == [("one", 2)]
     assert await FileSagaLog(tmp_path).claim(["order"], 1.0, 10) == []
-    assert not await log.append("one", 1, [Line(Kind.COMMITTED)], 1.0)
+    assert not await log.append("one", 1, [JournalEntry(EntryKind.COMMITTED)], 1.0)
     assert await other.renew("one", 2, 1.0)
     assert not await other.renew("one", 1, 1.0)
 

@@ -20,9 +20,9 @@ from engineroom.core.validation.files import (
     FileTypeError,
     check_archive,
     detect,
+    display_name,
     require_type,
     safe_member,
-    shown_name,
     stored_name,
 )
 
@@ -59,15 +59,15 @@ def test_only_what_is_allowed_passes() -> None:
 
 
 def test_names() -> None:
-    assert shown_name("..\\..\\etc/pass\u202ewd\x00.txt") == "passwd.txt"
-    assert shown_name("../..") == "file"
+    assert display_name("..\\..\\etc/pass\u202ewd\x00.txt") == "passwd.txt"
+    assert display_name("../..") == "file"
     assert stored_name("image/png").endswith(".png")
     assert stored_name("image/png") != stored_name("image/png")
 
 
 @given(st.text(max_size=50))
 def test_any_name_is_shown_as_one_segment(name: str) -> None:
-    shown = shown_name(name)
+    shown = display_name(name)
     assert shown
     assert "/" not in shown
     assert "\\" not in shown

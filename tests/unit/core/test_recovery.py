@@ -15,7 +15,7 @@ from engineroom.core import errors
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.prometheus import PrometheusRecovery
-from engineroom.core.recovery import POLICIES, Breaker, BreakerState, Budget, Policy, Recovery
+from engineroom.core.recovery import POLICIES, Breaker, BreakerState, Budget, Recovery, RetryPolicy
 
 
 class Bench:
@@ -108,14 +108,14 @@ def test_library_errors_are_wrapped_and_counted_and_others_pass(how: str) -> Non
 def test_a_policy_may_be_given_per_call(how: str) -> None:
     bench = Bench()
     with pytest.raises(errors.TransientError):
-        bench.run(bench.failing(errors.TransientError("x")), how, policy=Policy(attempts=2))
+        bench.run(bench.failing(errors.TransientError("x")), how, policy=RetryPolicy(attempts=2))
     assert bench.calls == 2
 
 
 @HOW
 def test_the_total_time_ends_it(how: str) -> None:
     bench = Bench()
-    policy = Policy(attempts=1000, base=1.0, longest=1.0, total=5.0)
+    policy = RetryPolicy(attempts=1000, base=1.0, longest=1.0, total=5.0)
     with pytest.raises(errors.TransientError):
         bench.run(bench.failing(errors.TransientError("x")), how, policy=policy)
     assert bench.calls == 5
@@ -167,7 +167,7 @@ def test_cancelling_is_not_retried() -> None:
 
 @HOW
 def test_a_breaker_opens_tries_once_and_closes(how: str) -> None:
-    once = {"policy": Policy()}
+    once = {"policy": RetryPolicy()}
     bench = Bench(breaker={"failures": 3, "pause": 10.0})
     failing = bench.failing(errors.DependencyError("x"), 4)
     for _ in range(3):
@@ -225,7 +225,7 @@ def test_waits_are_within_their_bounds(
     attempts: int, base: float, longest: float, total: float, drawn: float
 ) -> None:
     bench = Bench(random=lambda: drawn, budget=Budget(reserve=100))
-    policy = Policy(attempts, base, longest, total)
+    policy = RetryPolicy(attempts, base, longest, total)
     with pytest.raises(errors.TransientError):
         bench.run(bench.failing(errors.TransientError("x")), "plain", policy=policy)
     assert bench.calls <= attempts

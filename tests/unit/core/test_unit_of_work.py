@@ -18,6 +18,12 @@ from engineroom.core.errors import (
 )
 from engineroom.core.transactions.errors import TransactionInDoubtError, TransactionStateError
 from engineroom.core.transactions.unit import AsyncUnitOfWork, UnitOfWork
+from engineroom.core.transactions.unitlog import (
+    MemoryUnitLog,
+    NullUnitLog,
+    UnitRecord,
+    UnitStatus,
+)
 
 
 class Store:
@@ -291,3 +297,103 @@ def test_a_hook_that_fails_does_not_unmake_the_commit() -> None:
         unit.enlist(one).put("a")
         unit.after_commit(bad)
     assert one.stored == ["a"]
+
+
+class SpyLog(MemoryUnitLog):
+    """A log that notes each write and fails at one of them."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        super().__init__()
+        self.statuses: list[str] = []
+        self._fails_at = fails_at
+
+    def write(self, record: UnitRecord) -> None:
+        self.statuses.append(record.status.value)
+        if len(self.statuses) == self._fails_at:
+            raise DependencyError("the log does not answer")
+        super().write(record)
+
+
+@HOW
+def test_the_log_has_caller_name_participants_outcome_and_duration(
+    how: str, store: type[Store]
+) -> None:
+    clock, log = FakeClock(), SpyLog()
+
+    def body(unit: Any) -> None:
+        unit.enlist(store()).put("a")
+        unit.undo(lambda: None)
+        clock.advance(1.5)
+
+    unit = work(how, body, clock=clock, log=log, name="transfer", by="alice")
+    assert log.statuses == ["running", "committing", "committed"]
+    (record,) = log.page().records
+    started = FakeClock().now().timestamp()
+    assert record == UnitRecord(
+        unit.id, "transfer", "alice", UnitStatus.COMMITTED, started, 1.5, (store.__name__,)
+    )
+
+
+@HOW
+def test_the_log_has_the_error_of_a_rollback_without_secrets(how: str, store: type[Store]) -> None:
+    log = MemoryUnitLog()
+
+    def body(unit: Any) -> None:
+        unit.enlist(store()).put("a")
+        raise ConflictError("redis://user:hunter2@host changed")
+
+    with pytest.raises(ConflictError):
+        work(how, body, log=log)
+    (record,) = log.page().records
+    assert record.status is UnitStatus.ROLLED_BACK
+    assert record.error == "conflict: redis://[redacted]@host changed"
+
+
+@HOW
+def test_the_log_has_a_unit_in_doubt(how: str, store: type[Store]) -> None:
+    log = SpyLog()
+
+    def body(unit: Any) -> None:
+        unit.enlist(store()).put("a")
+        unit.enlist(store("commit"))
+
+    with pytest.raises(TransactionInDoubtError):
+        work(how, body, log=log)
+    assert log.statuses == ["running", "committing", "in_doubt"]
+
+
+@HOW
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_log_that_fails_before_the_first_commit_prevents_all_commits(
+    how: str, store: type[Store], fails_at: int
+) -> None:
+    one, log = store(), SpyLog(fails_at)
+    with pytest.raises(DependencyError):
+        work(how, lambda unit: unit.enlist(one).put("a"), log=log)
+    assert one.stored == []
+    assert one.rolled_back is (fails_at == 2)
+
+
+@HOW
+def test_a_log_that_fails_after_the_commits_changes_nothing(how: str, store: type[Store]) -> None:
+    one = store()
+    unit = work(how, lambda unit: unit.enlist(one).put("a"), log=SpyLog(3))
+    assert (unit.state, one.stored) == ("committed", ["a"])
+
+
+def test_a_log_in_memory_pages_from_the_newest_and_forgets_the_oldest() -> None:
+    log = MemoryUnitLog(most=3)
+    for number in range(4):
+        log.write(UnitRecord(f"u{number}", "n", "", UnitStatus.RUNNING, float(number)))
+    first = log.page(count=2)
+    assert [record.id for record in first.records] == ["u3", "u2"]
+    second = log.page(cursor=first.cursor, count=2)
+    assert [record.id for record in second.records] == ["u1"]
+    assert second.cursor is None
+
+
+def test_the_null_log_stores_nothing() -> None:
+    log = NullUnitLog()
+    with UnitOfWork(log=log):
+        pass
+    assert log.page().records == ()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.core.errors import Problem
-from engineroom.core.validation.paths import child, nearest, shown
+from engineroom.core.validation.paths import child, nearest, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -143,10 +143,10 @@ def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
     if value is False and "Off" in node.enum:
         return Problem(path, "Off without quotes is read as false", 'write "Off", in quotes')
     if node.type == "string" and isinstance(value, int | float):
-        fix = "put it in quotes" if node.secret else f'write "{shown(value)}", in quotes'
+        fix = "put it in quotes" if node.secret else f'write "{quoted(value)}", in quotes'
         if node.enum:
             fix = f"write one of {', '.join(node.enum)}"
-        elif node.pattern in _PATTERNS and not node.matches(shown(value)):
+        elif node.pattern in _PATTERNS and not node.matches(quoted(value)):
             fix = _PATTERNS[node.pattern][1]
         return Problem(path, problem, fix)
     if (
@@ -167,18 +167,18 @@ def _wrong_quantity(node: Node, value: Any, path: str) -> Problem | None:
     del node
     fix = "write a Kubernetes quantity such as 500m, 2, 256Mi or 1Gi"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return Problem(path, f"{shown(value)} is {kind_of(value)}, not a quantity", fix)
+        return Problem(path, f"{quoted(value)} is {kind_of(value)}, not a quantity", fix)
     try:
         parse_quantity(value)
     except QuantityError:
-        return Problem(path, f"{shown(value)} is not a quantity", fix)
+        return Problem(path, f"{quoted(value)} is not a quantity", fix)
     return None
 
 
 def _check_object(node: Node, value: dict[Any, Any], path: str) -> Iterator[Problem]:
     for key, item in value.items():
         if not isinstance(key, str):
-            yield Problem(path, f"the key {shown(key)} is no string", "put the key in quotes")
+            yield Problem(path, f"the key {quoted(key)} is no string", "put the key in quotes")
             continue
         known = node.fields.get(key) if node.fields is not None else None
         if known is None and node.fields is not None and node.each is None:
@@ -229,7 +229,7 @@ def _check_list(node: Node, value: list[Any], path: str) -> Iterator[Problem]:
         if name in seen:
             yield Problem(
                 f"{path}[{index}].{node.unique_by}",
-                f"{shown(name)} is already the {node.unique_by} of {path}[{seen[name]}]",
+                f"{quoted(name)} is already the {node.unique_by} of {path}[{seen[name]}]",
                 f"give each item a {node.unique_by} of its own",
             )
         seen.setdefault(name, index)
@@ -253,7 +253,7 @@ def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
 
 
 def _told(node: Node, value: object) -> str:
-    return "the value" if node.secret else shown(value)
+    return "the value" if node.secret else quoted(value)
 
 
 def _check_integer(node: Node, value: int, path: str) -> Iterator[Problem]:
@@ -265,6 +265,6 @@ def _check_integer(node: Node, value: int, path: str) -> Iterator[Problem]:
     else:
         fix = f"write {high} or less"
     if low is not None and value < low:
-        yield Problem(path, f"{shown(value)} is less than {low}", fix)
+        yield Problem(path, f"{quoted(value)} is less than {low}", fix)
     elif high is not None and value > high:
-        yield Problem(path, f"{shown(value)} is more than {high}", fix)
+        yield Problem(path, f"{quoted(value)} is more than {high}", fix)

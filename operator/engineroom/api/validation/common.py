@@ -23,7 +23,7 @@ from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidSpecError, Problem
 from engineroom.core.validation.documents import MAX_DEPTH
 from engineroom.core.validation.json_values import as_map
-from engineroom.core.validation.paths import child, nearest, shown
+from engineroom.core.validation.paths import child, nearest, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -213,11 +213,11 @@ def _spec(obj: dict[str, Any], kind: Kind, context: Context) -> Iterator[Problem
 def _identity(obj: dict[str, Any], entry: Kind | None) -> Iterator[Problem]:
     version, kind = obj.get("apiVersion"), obj.get("kind")
     if version != API_VERSION:
-        told = "is missing" if version is None else f"{shown(version)} is not known here"
+        told = "is missing" if version is None else f"{quoted(version)} is not known here"
         yield Problem("apiVersion", told, f"write {API_VERSION}")
     if entry is None:
         known = [entry.kind for entry in kinds.registry()]
-        told = "is missing" if kind is None else f"{shown(kind)} is not a kind of {GROUP}"
+        told = "is missing" if kind is None else f"{quoted(kind)} is not a kind of {GROUP}"
         guess = nearest(kind, known) if isinstance(kind, str) else None
         yield Problem("kind", told, f"write {guess or ' or '.join(known)}")
 
@@ -244,7 +244,7 @@ def _object_metadata(metadata: object, max_name: int) -> Iterator[Problem]:
     elif isinstance(name, str) and not names.DNS_LABEL.fullmatch(name):
         yield Problem(
             "metadata.name",
-            f"{shown(name)} is not a DNS label",
+            f"{quoted(name)} is not a DNS label",
             "write lower-case letters, digits and dashes, with a letter or digit at both ends",
         )
     for kind in ("labels", "annotations"):

@@ -12,7 +12,7 @@ from engineroom.api.v1alpha1.types import read_duration
 from engineroom.core.errors import Problem
 from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.core.validation.json_values import as_list
-from engineroom.core.validation.paths import nearest, shown
+from engineroom.core.validation.paths import nearest, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,20 +77,20 @@ def _when(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
             # What has another form is told by the schema.
             if len(at) > 10 and at[:4].isdigit() and at[10] == "T":
                 yield Problem(
-                    f"{path}.at", f"{shown(at)} is no time that exists", "correct the day or hour"
+                    f"{path}.at", f"{quoted(at)} is no time that exists", "correct the day or hour"
                 )
 
 
 def _lengths(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
     every, jitter = read_duration(schedule.get("every")), read_duration(schedule.get("jitter"))
     if every is not None and every < 1:
-        yield Problem(f"{path}.every", f"{shown(schedule['every'])} is shorter than a second",
+        yield Problem(f"{path}.every", f"{quoted(schedule['every'])} is shorter than a second",
                       "write 1s or more")  # fmt: skip
     elif every is not None and every > 365 * 86400:
-        yield Problem(f"{path}.every", f"{shown(schedule['every'])} is longer than a year",
+        yield Problem(f"{path}.every", f"{quoted(schedule['every'])} is longer than a year",
                       "write 365d or less")  # fmt: skip
     if jitter:
-        told = shown(schedule["jitter"])
+        told = quoted(schedule["jitter"])
         if schedule.get("at") is not None:
             yield Problem(f"{path}.jitter", "is set beside at", "remove it")
         elif every is not None and jitter >= every:
@@ -107,10 +107,10 @@ def _lengths(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
             continue
         if length < least or length % 1:
             fix = f"write whole seconds, {least}s or more"
-            yield Problem(f"{path}.{name}", f"{shown(value)} is not in whole seconds", fix)
+            yield Problem(f"{path}.{name}", f"{quoted(value)} is not in whole seconds", fix)
         elif length > 365 * 86400:
             yield Problem(
-                f"{path}.{name}", f"{shown(value)} is longer than a year", "write 365d or less"
+                f"{path}.{name}", f"{quoted(value)} is longer than a year", "write 365d or less"
             )
 
 
@@ -119,7 +119,7 @@ def _what(schedule: dict[str, Any], path: str, queues: list[str]) -> Iterator[Pr
     if isinstance(queue, str) and queue and queues and queue not in queues:
         guess = nearest(queue, queues)
         fix = f"did you mean {guess}?" if guess else f"write one of {', '.join(queues[:10])}"
-        yield Problem(f"{path}.queue", f"{shown(queue)} is none of the pool's queues", fix)
+        yield Problem(f"{path}.queue", f"{quoted(queue)} is none of the pool's queues", fix)
     said = [schedule.get("args") or [], schedule.get("kwargs") or {}]
     size = len(json.dumps(said, default=str).encode())
     if size > MAX_ARGUMENTS:

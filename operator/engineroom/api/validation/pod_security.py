@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Problem
 from engineroom.core.validation.json_values import as_list, as_map
-from engineroom.core.validation.paths import child, shown
+from engineroom.core.validation.paths import child, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,14 +154,14 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
         yield Escalation(field, "is true", "remove it", Level.BASELINE)
     mount = security.get("procMount")
     if isinstance(mount, str) and mount != "Default":
-        yield Escalation(f"{where}.procMount", f"is {shown(mount)}", "remove it", Level.PRIVILEGED)
+        yield Escalation(f"{where}.procMount", f"is {quoted(mount)}", "remove it", Level.PRIVILEGED)
     capabilities = as_map(security.get("capabilities"))
     for index, name in enumerate(as_list(capabilities.get("add"))):
         if not isinstance(name, str) or name == "NET_BIND_SERVICE":
             continue
         needs = Level.BASELINE if name in _BASELINE_CAPABILITIES else Level.PRIVILEGED
         field = f"{where}.capabilities.add[{index}]"
-        yield Escalation(field, f"adds {shown(name)}", "remove it", needs)
+        yield Escalation(field, f"adds {quoted(name)}", "remove it", needs)
     dropped = capabilities.get("drop")
     if isinstance(dropped, list) and "ALL" not in dropped:
         yield Escalation(
@@ -174,7 +174,7 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
         number = as_map(port).get("hostPort")
         if isinstance(number, int) and number:
             field = f"{path}.ports[{index}].hostPort"
-            yield Escalation(field, f"is {shown(number)}", "remove it", Level.PRIVILEGED)
+            yield Escalation(field, f"is {quoted(number)}", "remove it", Level.PRIVILEGED)
     for hook in ("postStart", "preStop"):
         action = as_map(as_map(as_map(container.get("lifecycle")).get(hook)).get("httpGet"))
         if action.get("host"):
@@ -201,7 +201,7 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
     kind = selinux.get("type")
     if isinstance(kind, str) and kind not in _SELINUX_TYPES:
         field = f"{path}.seLinuxOptions.type"
-        yield Escalation(field, f"is {shown(kind)}", "remove it", Level.PRIVILEGED)
+        yield Escalation(field, f"is {quoted(kind)}", "remove it", Level.PRIVILEGED)
     for name in ("user", "role"):
         if selinux.get(name):
             field = f"{path}.seLinuxOptions.{name}"
@@ -214,7 +214,7 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
         if isinstance(setting, str) and setting not in _SAFE_SYSCTLS:
             yield Escalation(
                 f"{path}.sysctls[{index}].name",
-                f"sets {shown(setting)}",
+                f"sets {quoted(setting)}",
                 "remove it",
                 Level.PRIVILEGED,
             )

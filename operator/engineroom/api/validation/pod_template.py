@@ -17,7 +17,7 @@ from engineroom.api.schema.pod_schema import pod_template
 from engineroom.api.schema.tree import check
 from engineroom.core.errors import Problem
 from engineroom.core.validation.json_values import as_list, as_map
-from engineroom.core.validation.paths import child, shown
+from engineroom.core.validation.paths import child, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,7 @@ def _metadata(metadata: dict[str, Any]) -> Iterator[Problem]:
             elif kind == "labels" and isinstance(value, str) and not names.is_label_value(value):
                 yield Problem(
                     field,
-                    f"{shown(value)} is not a valid label value",
+                    f"{quoted(value)} is not a valid label value",
                     "write at most 63 letters, digits, '-', '_' and '.', with a letter or digit "
                     "at both ends",
                 )
@@ -100,7 +100,7 @@ def _pod(spec: dict[str, Any], max_job_duration: float | None) -> Iterator[Probl
     if policy in ("OnFailure", "Never"):
         yield Problem(
             f"{SPEC}.restartPolicy",
-            f"{shown(policy)} would leave the pool without a worker that ended",
+            f"{quoted(policy)} would leave the pool without a worker that ended",
             "remove it or write Always",
         )
     if spec.get("nodeName") is not None:
@@ -133,7 +133,7 @@ def _pod(spec: dict[str, Any], max_job_duration: float | None) -> Iterator[Probl
         if grace < least:
             yield Problem(
                 f"{SPEC}.terminationGracePeriodSeconds",
-                f"{shown(grace)} is shorter than spec.drain.maxJobDuration ({least} s), so jobs "
+                f"{quoted(grace)} is shorter than spec.drain.maxJobDuration ({least} s), so jobs "
                 "would be killed",
                 "remove it (Engineroom sets it) or lower spec.drain.maxJobDuration",
             )
@@ -142,7 +142,7 @@ def _pod(spec: dict[str, Any], max_job_duration: float | None) -> Iterator[Probl
         if isinstance(name, str) and name and not _subdomain(name):
             yield Problem(
                 f"{SPEC}.{field}",
-                f"{shown(name)} is not the name of an object",
+                f"{quoted(name)} is not the name of an object",
                 "write lower-case letters, digits, '-' and '.'",
             )
 
@@ -195,17 +195,17 @@ def _container_name(
     if not names.DNS_LABEL.fullmatch(name):
         yield Problem(
             f"{path}.name",
-            f"{shown(name)} is not a valid name",
+            f"{quoted(name)} is not a valid name",
             "write at most 63 lower-case letters, digits and dashes",
         )
     elif name == names.INIT_CONTAINER:
         yield Problem(
-            f"{path}.name", f"{shown(name)} is Engineroom's own container", "choose another name"
+            f"{path}.name", f"{quoted(name)} is Engineroom's own container", "choose another name"
         )
     # Within one list the schema has told it already.
     if name in seen and not seen[name].startswith(f"{SPEC}.{own_group}["):
         yield Problem(
-            f"{path}.name", f"{shown(name)} is already the name of {seen[name]}", "choose another"
+            f"{path}.name", f"{quoted(name)} is already the name of {seen[name]}", "choose another"
         )
     seen.setdefault(name, path)
 
@@ -215,7 +215,7 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Problem]:
     if image is None or image == "":
         yield Problem(f"{path}.image", "is missing", "add the image of your application")
     elif isinstance(image, str) and (image != image.strip() or re.search(r"\s", image)):
-        yield Problem(f"{path}.image", f"{shown(image)} contains white space", "remove it")
+        yield Problem(f"{path}.image", f"{quoted(image)} contains white space", "remove it")
     yield from _env(container, path)
     yield from _mounts(container, path)
     yield from _resources(container, path)
@@ -225,13 +225,13 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Problem]:
         if isinstance(number, int) and not isinstance(number, bool) and not 0 < number < 65536:
             yield Problem(
                 f"{where}.containerPort",
-                f"{shown(number)} is not a port",
+                f"{quoted(number)} is not a port",
                 "write a number from 1 to 65535",
             )
         if isinstance(name, str) and name and not _PORT_NAME.fullmatch(name):
             yield Problem(
                 f"{where}.name",
-                f"{shown(name)} is not a valid name of a port",
+                f"{quoted(name)} is not a valid name of a port",
                 "write at most 15 lower-case letters, digits and dashes",
             )
 
@@ -245,13 +245,13 @@ def _env(container: dict[str, Any], path: str) -> Iterator[Problem]:
         if not _ENV_NAME.fullmatch(name):
             yield Problem(
                 f"{where}.name",
-                f"{shown(name)} is not a valid name of a variable",
+                f"{quoted(name)} is not a valid name of a variable",
                 "write letters, digits and '_'",
             )
         elif name.startswith(names.ENV_PREFIX):
             yield Problem(
                 f"{where}.name",
-                f"{shown(name)} is set by Engineroom itself",
+                f"{quoted(name)} is set by Engineroom itself",
                 f"choose a name that does not begin with {names.ENV_PREFIX}",
             )
         value, source = as_map(variable).get("value"), as_map(variable).get("valueFrom")
@@ -268,7 +268,7 @@ def _mounts(container: dict[str, Any], path: str) -> Iterator[Problem]:
         if target == "":
             yield Problem(where, "is empty", "write the folder to mount the volume at")
         elif _under_engineroom(target):
-            yield Problem(where, f"{shown(target)} is Engineroom's own folder", "choose another")
+            yield Problem(where, f"{quoted(target)} is Engineroom's own folder", "choose another")
 
 
 def _under_engineroom(path: str) -> bool:
@@ -287,13 +287,13 @@ def _resources(container: dict[str, Any], path: str) -> Iterator[Problem]:
         if request is not None and request < 0:
             yield Problem(
                 child(f"{path}.resources.requests", str(name)),
-                f"{shown(value)} is negative",
+                f"{quoted(value)} is negative",
                 "write zero or more",
             )
         elif request is not None and limit is not None and request > limit:
             yield Problem(
                 child(f"{path}.resources.requests", str(name)),
-                f"{shown(value)} is more than the limit ({shown(limits[name])})",
+                f"{quoted(value)} is more than the limit ({quoted(limits[name])})",
                 "lower it or raise the limit",
             )
 
@@ -356,13 +356,13 @@ def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
             if not names.DNS_LABEL.fullmatch(name):
                 yield Problem(
                     f"{where}.name",
-                    f"{shown(name)} is not a valid name",
+                    f"{quoted(name)} is not a valid name",
                     "write at most 63 lower-case letters, digits and dashes",
                 )
             elif name == names.VOLUME_PREFIX or name.startswith(f"{names.VOLUME_PREFIX}-"):
                 yield Problem(
                     f"{where}.name",
-                    f"{shown(name)} is a name of Engineroom's own volumes",
+                    f"{quoted(name)} is a name of Engineroom's own volumes",
                     "choose another",
                 )
         sources = [key for key in volume if key != "name" and volume[key] is not None]
@@ -379,7 +379,7 @@ def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
                 if isinstance(name, str) and name not in known:
                     yield Problem(
                         f"{SPEC}.{group}[{index}].volumeMounts[{number}].name",
-                        f"{shown(name)} is not among the volumes",
+                        f"{quoted(name)} is not among the volumes",
                         f"add it to {SPEC}.volumes",
                     )
 
@@ -401,7 +401,7 @@ def warnings(template: dict[str, Any]) -> Iterator[str]:
         image = container.get("image")
         if isinstance(image, str) and image and _floating(image):
             yield (
-                f"{path}.image: {shown(image)} names no fixed version, so pods of one pool may "
+                f"{path}.image: {quoted(image)} names no fixed version, so pods of one pool may "
                 "run different code; write a tag or a digest"
             )
         if index != worker:

@@ -13,7 +13,7 @@ from engineroom.api.v1alpha1.types import read_duration
 from engineroom.api.validation.common import Rules
 from engineroom.core.errors import Problem
 from engineroom.core.validation.json_values import as_integer, as_list, as_map, as_text
-from engineroom.core.validation.paths import shown
+from engineroom.core.validation.paths import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,7 @@ def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
         if isinstance(kind, str) and kind in set(TargetKind):
             right = GROUPS[TargetKind(kind)]
             if isinstance(group, str) and group != right:
-                told = f"{shown(group)} is not the group of {kind}"
+                told = f"{quoted(group)} is not the group of {kind}"
                 fix = f"write {right}" if right else "write an empty string"
                 yield Problem(f"{path}.group", told, f"{fix}, or leave it out")
         place = (str(kind), str(target.get("name")), str(target.get("sectionName")))
@@ -151,11 +151,11 @@ def _quantity(
     text = rate.get("period")
     period = read_duration(text)
     if period is not None and period < MIN_PERIOD:
-        told = f"{shown(text)} is no time at all"
+        told = f"{quoted(text)} is no time at all"
         yield Problem(f"{path}.rate.period", told, "write 1ms or more, such as 1s")
         period = None
     elif period is not None and period > MAX_PERIOD:
-        told = f"{shown(text)} is longer than 366 days"
+        told = f"{quoted(text)} is longer than 366 days"
         yield Problem(f"{path}.rate.period", told, "write 366d or less")
         period = None
     if requests is None or requests < 1:
@@ -245,14 +245,14 @@ def _match(match: object, path: str) -> Iterator[Problem]:
         except ValueError:
             yield Problem(
                 f"{path}.values[{index}]",
-                f"{shown(value)} is not a network",
+                f"{quoted(value)} is not a network",
                 "write it as 10.0.0.0/8 or 2001:db8::/32",
             )
             continue
         if network.version == 6 and prefix is not None and network.prefixlen > prefix:
             yield Problem(
                 f"{path}.values[{index}]",
-                f"{shown(value)} is smaller than ipv6Prefix {prefix}, so nothing is in it",
+                f"{quoted(value)} is smaller than ipv6Prefix {prefix}, so nothing is in it",
                 f"set ipv6Prefix to {network.prefixlen} or more",
             )
 
@@ -276,14 +276,14 @@ def _times(spec: dict[str, Any]) -> Iterator[Problem]:
         if seconds is None:
             continue
         if seconds < MIN_PERIOD:
-            yield Problem(path, f"{shown(value)} is no time at all", "write 1ms or more")
+            yield Problem(path, f"{quoted(value)} is no time at all", "write 1ms or more")
         elif seconds > most:
-            yield Problem(path, f"{shown(value)} is longer than {most:g}s", "write less")
+            yield Problem(path, f"{quoted(value)} is longer than {most:g}s", "write less")
     fraction = as_map(spec.get("distribution")).get("maxLeaseFraction")
     if isinstance(fraction, str) and _fraction(fraction) == 0:
         yield Problem(
             "spec.distribution.maxLeaseFraction",
-            f"{shown(fraction)} is not above 0",
+            f"{quoted(fraction)} is not above 0",
             'write a ratio such as "0.1"',
         )
 

@@ -12,7 +12,7 @@ from engineroom.api.validation.common import Rules
 from engineroom.core.errors import Problem
 from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.core.validation.json_values import as_integer, as_list, as_map
-from engineroom.core.validation.paths import child, nearest, shown
+from engineroom.core.validation.paths import child, nearest, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,12 +92,12 @@ def _duration(value: object, field: str, least: float) -> Iterator[Problem]:
     if seconds is None:
         return
     if seconds == 0 and least > 0:
-        problem = f"{shown(value)} is no time at all"
+        problem = f"{quoted(value)} is no time at all"
         yield Problem(field, problem, "write more than zero, such as 30s")
     elif seconds < least:
-        yield Problem(field, f"{shown(value)} is shorter than a second", "write 1s or more")
+        yield Problem(field, f"{quoted(value)} is shorter than a second", "write 1s or more")
     elif seconds > _LONGEST:
-        yield Problem(field, f"{shown(value)} is longer than a year", "write 365d or less")
+        yield Problem(field, f"{quoted(value)} is longer than a year", "write 365d or less")
 
 
 def _schedules(auto: dict[str, Any]) -> Iterator[Problem]:
@@ -166,13 +166,13 @@ def _right_sizing(sizing: dict[str, Any]) -> Iterator[Problem]:
             except QuantityError:
                 yield Problem(
                     field,
-                    f"{shown(value)} is not a quantity",
+                    f"{quoted(value)} is not a quantity",
                     "write a Kubernetes quantity such as 500m, 2, 256Mi or 1Gi",
                 )
                 continue
             if quantity <= 0:
                 yield Problem(
-                    field, f"{shown(value)} is not more than zero", "write more than zero"
+                    field, f"{quoted(value)} is not more than zero", "write more than zero"
                 )
                 continue
             known[bound, name] = (quantity, value)
@@ -181,7 +181,7 @@ def _right_sizing(sizing: dict[str, Any]) -> Iterator[Problem]:
         if low is not None and high is not None and low[0] > high[0]:
             yield Problem(
                 f"spec.rightSizing.minAllowed.{name}",
-                f"{shown(low[1])} is more than maxAllowed ({shown(high[1])})",
+                f"{quoted(low[1])} is more than maxAllowed ({quoted(high[1])})",
                 "lower it or raise maxAllowed",
             )
 

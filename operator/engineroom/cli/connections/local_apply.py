@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.model import Document
+    from engineroom.core.transactions.journal import SagaRecord
     from engineroom.core.transactions.saga import StepContext
-    from engineroom.core.transactions.sagalog import Record
     from engineroom.kube.client.resources import Resource
 
 _APPLY = "application/apply-patch+yaml"
@@ -274,13 +274,13 @@ class LocalApply:
             signal.signal(signal.SIGTERM, before)
         return transaction
 
-    def recover(self) -> list[Record]:
+    def recover(self) -> list[SagaRecord]:
         """Put back what programs that died have left here; what became of each."""
         # Ours too: an interrupted one counts as dead from here on.
         self.log.release_all()
         left = self.log.left()
 
-        async def all_of_them() -> list[Record]:
+        async def all_of_them() -> list[SagaRecord]:
             for record in left:
                 if record.status == "stuck":
                     await self._coordinator.resume(record.id)
@@ -295,7 +295,7 @@ class LocalApply:
             return found
 
         found = asyncio.run(all_of_them())
-        self._bundles.sweep(time.time(), self.log.known)
+        self._bundles.sweep(time.time(), self.log.exists)
         return found
 
     def refuse_if_left(self) -> None:
@@ -343,8 +343,8 @@ def local_transactions(server: str, namespace: str) -> list[Document]:
     """Return the transactions of this machine in a namespace, newest first."""
     log = FileSagaLog(state_directory(server))
 
-    async def every() -> list[Record]:
-        found: list[Record] = []
+    async def every() -> list[SagaRecord]:
+        found: list[SagaRecord] = []
         cursor = None
         while True:
             page = await log.page(cursor=cursor, count=200)
@@ -369,7 +369,7 @@ def local_transaction(server: str, identity: str) -> Document:
     return transaction_document(record)
 
 
-def transaction_document(record: Record) -> Document:
+def transaction_document(record: SagaRecord) -> Document:
     """A transaction as the API tells it."""
     said = record.input if isinstance(record.input, dict) else {}
     return {
@@ -386,6 +386,6 @@ def transaction_document(record: Record) -> Document:
         "steps": [
             {"kind": line.kind.value, "step": line.step, "at": line.at,
              "detail": line.detail if isinstance(line.detail, str) else None}
-            for line in record.lines
+            for line in record.entries
         ],
     }  # fmt: skip

@@ -15,7 +15,7 @@ from engineroom.auth.permissions import EVERYWHERE, Grant, Permission, Policy, R
 from engineroom.core.errors import InvalidInputError, Problem
 from engineroom.core.validation.documents import UnreadableError
 from engineroom.core.validation.documents import read as read_documents
-from engineroom.core.validation.paths import child, nearest, shown
+from engineroom.core.validation.paths import child, nearest, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -161,7 +161,7 @@ class _Reader:
             name = self._name(entry, path)
             if name in accounts or name == BOOTSTRAP:
                 taken = "is the bootstrap account" if name == BOOTSTRAP else "is declared twice"
-                self.wrong(f"{path}.name", f"{shown(name)} {taken}", "write another name")
+                self.wrong(f"{path}.name", f"{quoted(name)} {taken}", "write another name")
                 continue
             grants = self._grants(entry, path, policy)
             accounts[name] = DeclaredAccount(name, grants, self._hash(name))
@@ -180,7 +180,7 @@ class _Reader:
         for path, entry in self._entries(value, "roles"):
             name = self._name(entry, path)
             if name in built_in or any(role.name == name for role in roles):
-                self.wrong(f"{path}.name", f"{shown(name)} already exists", "write another name")
+                self.wrong(f"{path}.name", f"{quoted(name)} already exists", "write another name")
                 continue
             permissions: set[str] = set()
             for at, included in self._words(entry, "include", path):
@@ -213,7 +213,7 @@ class _Reader:
                 if not _NAMESPACE.fullmatch(name):
                     self.wrong(
                         f"{at}.namespaces[{index}]",
-                        f"{shown(name)} is not a namespace",
+                        f"{quoted(name)} is not a namespace",
                         f"write one, or {EVERYWHERE} for all and the installation itself",
                     )
             if not names:
@@ -237,7 +237,7 @@ class _Reader:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self.wrong(
                 f"{path}.name",
-                f"{shown(name)} is not a name",
+                f"{quoted(name)} is not a name",
                 f"write {_NAME.pattern}, 63 characters at most",
             )
             return ""
@@ -247,7 +247,7 @@ class _Reader:
         choices = sorted(allowed)
         close = nearest(word, choices) if isinstance(word, str) else None
         fix = f"did you mean {close}?" if close else f"write one of {', '.join(choices[:40])}"
-        self.wrong(path, f"{shown(word)} is not a {what}", fix)
+        self.wrong(path, f"{quoted(word)} is not a {what}", fix)
 
     def _entries(
         self, value: list[Any], path: str, kind: str = ""
@@ -286,5 +286,5 @@ class _Reader:
             if isinstance(word, str):
                 words.append((at, word))
             else:
-                self.wrong(at, f"{shown(word)} is not a string", "write it in quotes")
+                self.wrong(at, f"{quoted(word)} is not a string", "write it in quotes")
         return words

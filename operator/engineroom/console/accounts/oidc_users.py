@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.core.async_cache import Kept
+from engineroom.core.async_cache import AsyncCache
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.redis.errors import asking, text
 
@@ -70,8 +70,8 @@ class OidcUsers:
         self._name = name
         self._sealer = Sealer(secret, "person", on_broken)
         self._cache_seconds = cache_seconds
-        self._users: Kept[OidcUser | None] = Kept(clock)
-        self._blocked: Kept[bool] = Kept(clock)
+        self._users: AsyncCache[OidcUser | None] = AsyncCache(clock)
+        self._blocked: AsyncCache[bool] = AsyncCache(clock)
 
     async def remember(self, identity: Identity) -> None:
         """Store a user who just signed in. Raises AuthStoreError."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from engineroom.auth.audit.log import Entry, Outcome
 from engineroom.console.background.operation_store import Status
-from engineroom.core.transactions.saga import Kind
+from engineroom.core.transactions.journal import EntryKind
 
 if TYPE_CHECKING:
     from engineroom.auth.audit.log import AuditLog
     from engineroom.console.background.operation_store import Operation
-    from engineroom.core.transactions.sagalog import Record
+    from engineroom.core.transactions.journal import SagaRecord
 
 
 class CompletionAudit:
@@ -39,7 +39,7 @@ class CompletionAudit:
             )
         )
 
-    async def transaction(self, record: Record, outcome: str) -> None:
+    async def transaction(self, record: SagaRecord, outcome: str) -> None:
         """Record the end of a transaction that this replica took over from a dead one."""
         inputs = record.input if isinstance(record.input, dict) else {}
         namespace = str(inputs.get("namespace", ""))
@@ -48,7 +48,7 @@ class CompletionAudit:
                 who=record.by or record.name,
                 action="transaction.recover",
                 target=f"transactions/{namespace}/{record.id}",
-                outcome=Outcome.FAILED if outcome == Kind.STUCK.value else Outcome.DONE,
+                outcome=Outcome.FAILED if outcome == EntryKind.STUCK.value else Outcome.DONE,
                 namespace=namespace,
                 details={"transaction": record.id, "ended": outcome},
             )

@@ -13,7 +13,7 @@ from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
 
 if TYPE_CHECKING:
-    from engineroom.core.transactions.sagalog import Record
+    from engineroom.core.transactions.journal import SagaRecord
 
 #: Transactions that one page looks at, however few are of its namespace.
 MAX_SCANNED = 400
@@ -149,12 +149,12 @@ async def show_transaction(call: Call) -> Answer:
     return Answer(_transaction(record))
 
 
-def _namespace(record: Record) -> str:
+def _namespace(record: SagaRecord) -> str:
     said = record.input.get("namespace") if isinstance(record.input, dict) else None
     return said if isinstance(said, str) else ""
 
 
-def _transaction(record: Record) -> Transaction:
+def _transaction(record: SagaRecord) -> Transaction:
     said = record.input if isinstance(record.input, dict) else {}
     objects = said.get("objects")
     return Transaction(
@@ -177,7 +177,7 @@ def _transaction(record: Record) -> Transaction:
                 at=line.at,
                 detail=line.detail if isinstance(line.detail, str) else None,
             )
-            for line in record.lines
+            for line in record.entries
         ],
     )
 

@@ -1,9 +1,9 @@
-"""The log of sagas in a directory: for a program that one person runs on one machine.
+"""A saga log in a directory, for a command-line program on one machine.
 
-A file a saga, one JSON line each, written to the disk before and after every step. Whoever works on
-a saga holds its file locked; the kernel lets go of the lock when the process dies, however it does,
-so there is no lease to wait for. Nobody takes over by himself: what a dead program left stands
-there until somebody runs ``Coordinator.recover`` over the same directory, on the same machine.
+Each saga is one file with one JSON entry a line, synced to disk before and after every step. The
+process that runs a saga holds a lock on its file. The kernel releases the lock when the process
+dies, so there is no lease to wait for. Recovery is not automatic: a saga that a dead process left
+stays as it is until ``Coordinator.recover`` runs over the same directory, on the same machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engineroom.core.errors import DependencyError, InvalidInputError, Problem
-from engineroom.core.transactions.saga import ENDS, Kind, Line
-from engineroom.core.transactions.sagalog import (
+from engineroom.core.transactions.journal import (
+    ENDS,
     MAX_PAGE,
     RETENTION,
-    Page,
-    Record,
+    EntryKind,
+    JournalEntry,
+    SagaPage,
+    SagaRecord,
     as_json,
     check_id,
-    line_detail,
+    entry_detail,
 )
 
 if TYPE_CHECKING:
@@ -37,9 +39,9 @@ _SAFE = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 
 
 class FileSagaLog:
-    """``SagaLog`` in ``directory``, which is made when it is needed, for its owner alone.
+    """A ``SagaLog`` in ``directory``, which it creates with mode 0700 when needed.
 
-    Needs a file system whose ``flock`` reaches everybody who uses the directory: a local one.
+    Needs a local file system, where ``flock`` locks out all other users of the directory.
     """
 
     def __init__(
@@ -52,18 +54,18 @@ class FileSagaLog:
         self._directory = directory
         self._retention = retention
         self._now = now
-        #: Descriptors of the sagas that this process works on, with their epochs.
+        #: File descriptors and epochs of the sagas that this process runs.
         self._held: dict[str, tuple[int, int]] = {}
 
     async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
         """See ``SagaLog``. Raises InvalidInputError, TooLargeError, DependencyError."""
         del lease
         _check_id(id_)
-        said = {"id": id_, "name": name, "input": json.loads(as_json(input_)), "by": by[:200],
-                "started": self._now()}  # fmt: skip
-        return self._do(lambda: self._begin(id_, said))
+        header = {"id": id_, "name": name, "input": json.loads(as_json(input_)), "by": by[:200],
+                  "started": self._now()}  # fmt: skip
+        return self._do(lambda: self._begin(id_, header))
 
-    def _begin(self, id_: str, said: dict[str, Any]) -> int | None:
+    def _begin(self, id_: str, header: dict[str, Any]) -> int | None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sweep()
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
@@ -73,8 +75,8 @@ class FileSagaLog:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._held[id_] = (descriptor, 1)
-        self._write(descriptor, [said, self._line(Line(Kind.BEGIN), 1)])
-        # The name too has to outlive the machine's crash.
+        self._write(descriptor, [header, self._entry(JournalEntry(EntryKind.BEGIN), 1)])
+        # The file's name must survive a crash of the machine too.
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -82,46 +84,51 @@ class FileSagaLog:
             os.close(directory)
         return 1
 
-    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
+    async def append(
+        self, id_: str, epoch: int, entries: Sequence[JournalEntry], lease: float
+    ) -> bool:
         """See ``SagaLog``."""
         del lease
         descriptor, mine = self._held.get(id_, (-1, 0))
         if mine != epoch:
             return False
-        said = [self._line(line, epoch) for line in lines]
-        self._do(lambda: self._write(descriptor, said))
-        if lines[-1].kind in ENDS:
+        rows = [self._entry(entry, epoch) for entry in entries]
+        self._do(lambda: self._write(descriptor, rows))
+        if entries[-1].kind in ENDS:
             self.release(id_)
         return True
 
     async def renew(self, id_: str, epoch: int, lease: float) -> bool:
-        """See ``SagaLog``: as long as the process lives it holds the lock."""
+        """See ``SagaLog``; the lock holds for as long as the process lives."""
         del lease
         return self._held.get(id_, (-1, 0))[1] == epoch
 
     async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
-        """See ``SagaLog``: those whose process has died."""
+        """See ``SagaLog``; claims sagas whose process has died."""
         del lease
         return self._do(lambda: self._claim(frozenset(names), most))
 
     def _claim(self, names: frozenset[str], most: int) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = []
+        claimed: list[tuple[str, int]] = []
         for id_ in self._ids():
-            if len(found) == most:
+            if len(claimed) == most:
                 break
             record = self._read(id_)
             if record is None or record.name not in names or record.ended is not None:
                 continue
             epoch = self._take(id_)
             if epoch is not None:
-                found.append((id_, epoch))
-        return found
+                claimed.append((id_, epoch))
+        return claimed
 
-    def left(self) -> list[Record]:
-        """Sagas without an end that nobody works on, and those that are stuck; oldest first."""
+    def left(self) -> list[SagaRecord]:
+        """Return abandoned and stuck sagas, oldest first.
+
+        A saga is abandoned if it has not ended and no process holds its lock.
+        """
         return self._do(lambda: [record for record in self._all() if self._is_left(record)])
 
-    def _is_left(self, record: Record) -> bool:
+    def _is_left(self, record: SagaRecord) -> bool:
         if record.status == "stuck":
             return True
         if record.ended is not None or record.id in self._held:
@@ -142,40 +149,43 @@ class FileSagaLog:
                 return None
             epoch = self._take(id_)
             if epoch is not None:
-                self._write(self._held[id_][0], [self._line(Line(Kind.RESUMED), epoch)])
+                self._write(
+                    self._held[id_][0], [self._entry(JournalEntry(EntryKind.RESUMED), epoch)]
+                )
             return epoch
 
         return self._do(resumed)
 
-    async def read(self, id_: str) -> Record | None:
+    async def read(self, id_: str) -> SagaRecord | None:
         """See ``SagaLog``."""
         return self._do(lambda: self._read(id_))
 
-    def known(self, id_: str) -> bool:
-        """Whether a saga of that id was begun: its first line was written to the end."""
+    def exists(self, id_: str) -> bool:
+        """Return whether a saga with that id has begun, with its first line written completely."""
         return self._do(lambda: self._read(id_)) is not None
 
-    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
+    async def page(self, *, cursor: str | None = None, count: int = 50) -> SagaPage:
         """See ``SagaLog``; at most ``MAX_PAGE`` at once."""
         most = max(1, min(count, MAX_PAGE))
-        found = self._do(lambda: sorted(self._all(), key=_place, reverse=True))
+        records = self._do(lambda: sorted(self._all(), key=_position, reverse=True))
         if cursor is not None:
-            found = [record for record in found if _place(record) < cursor]
-        return Page(tuple(found[:most]), _place(found[most - 1]) if len(found) > most else None)
+            records = [record for record in records if _position(record) < cursor]
+        following = _position(records[most - 1]) if len(records) > most else None
+        return SagaPage(tuple(records[:most]), following)
 
     def release(self, id_: str) -> None:
-        """Let go of a saga, as the end of the process would."""
+        """Release the lock on a saga, as the end of the process would."""
         descriptor, _ = self._held.pop(id_, (-1, 0))
         if descriptor >= 0:
             os.close(descriptor)
 
     def release_all(self) -> None:
-        """Let go of all: others, or this process itself, may take them over."""
+        """Release all locks, so that any process may take the sagas over."""
         for id_ in tuple(self._held):
             self.release(id_)
 
     def _take(self, id_: str) -> int | None:
-        """Lock a saga, and forget a line that was not written to its end; the new epoch."""
+        """Lock a saga, drop an incomplete last line, and return the new epoch."""
         descriptor = self._lock(id_)
         if descriptor is None:
             return None
@@ -196,7 +206,7 @@ class FileSagaLog:
         return epoch
 
     def _lock(self, id_: str) -> int | None:
-        """The file locked, or None while somebody works on it."""
+        """Open and lock the file; return its descriptor, or None if it is locked or missing."""
         try:
             descriptor = os.open(self._path(id_), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -208,55 +218,57 @@ class FileSagaLog:
             return None
         return descriptor
 
-    def _all(self) -> Iterator[Record]:
+    def _all(self) -> Iterator[SagaRecord]:
         for id_ in self._ids():
             record = self._read(id_)
             if record is not None:
                 yield record
 
     def _ids(self) -> list[str]:
-        """In the order of their age."""
+        """Return the ids, oldest first."""
         if not self._directory.is_dir():
             return []
         paths = [path for path in self._directory.iterdir() if path.suffix == _SUFFIX]
         return [path.stem for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path))]
 
-    def _read(self, id_: str) -> Record | None:
+    def _read(self, id_: str) -> SagaRecord | None:
         _check_id(id_)
         try:
             content = self._path(id_).read_bytes()
         except FileNotFoundError:
             return None
-        # What has no end of its own was being written when the machine stopped.
-        head, *lines = [json.loads(line) for line in content.split(b"\n")[:-1]] or [None]
+        # A last line without a newline was being written when the machine stopped.
+        head, *entries = [json.loads(line) for line in content.split(b"\n")[:-1]] or [None]
         if head is None:
             return None
-        return Record(
+        return SagaRecord(
             id=id_,
             name=head["name"],
             by=head["by"],
             input=head["input"],
-            epoch=max([line["epoch"] for line in lines], default=1),
+            epoch=max([line["epoch"] for line in entries], default=1),
             started=head["started"],
-            lines=tuple(
-                Line(Kind(one["kind"]), one["step"], one["detail"], one["at"], one["epoch"])
-                for one in lines
+            entries=tuple(
+                JournalEntry(
+                    EntryKind(one["kind"]), one["step"], one["detail"], one["at"], one["epoch"]
+                )
+                for one in entries
             ),
         )
 
-    def _line(self, line: Line, epoch: int) -> dict[str, Any]:
+    def _entry(self, line: JournalEntry, epoch: int) -> dict[str, Any]:
         return {"kind": line.kind.value, "step": line.step,
-                "detail": json.loads(line_detail(line)), "at": self._now(),
+                "detail": json.loads(entry_detail(line)), "at": self._now(),
                 "epoch": epoch}  # fmt: skip
 
-    def _write(self, descriptor: int, said: Sequence[dict[str, Any]]) -> None:
-        data = b"".join(json.dumps(one).encode() + b"\n" for one in said)
+    def _write(self, descriptor: int, rows: Sequence[dict[str, Any]]) -> None:
+        data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         while data:
             data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)
 
     def _sweep(self) -> None:
-        """Remove what ended long ago."""
+        """Remove sagas that ended before the retention."""
         oldest = self._now() - self._retention
         for record in self._all():
             if record.ended is not None and record.status != "stuck" and record.ended < oldest:
@@ -275,7 +287,7 @@ class FileSagaLog:
             ) from error
 
 
-def _place(record: Record) -> str:
+def _position(record: SagaRecord) -> str:
     return f"{record.started:020.6f}:{record.id}"
 
 

@@ -1,4 +1,4 @@
-"""Code written once for plain and for async callers: answers are awaited where they have to be."""
+"""Helpers for code that serves sync and async callers: results are awaited only if awaitable."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ _T = TypeVar("_T")
 
 
 async def settle(result: Any) -> Any:
-    """What a plain function returned, or what an async one will."""
+    """Return ``result``, awaited if it is awaitable."""
     return await result if inspect.isawaitable(result) else result
 
 
 def run_plain(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end what never waits; what would wait does not belong into plain code."""
+    """Run a coroutine that never suspends and return its result.
+
+    Raises TransactionStateError if it suspends.
+    """
     try:
         coroutine.send(None)
     except StopIteration as ended:

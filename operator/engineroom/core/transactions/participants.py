@@ -1,7 +1,7 @@
-"""Participants for what applications use: Redis, RQ, psycopg and SQLAlchemy.
+"""Participants of a unit of work for Redis, RQ, psycopg and SQLAlchemy.
 
-They go by the methods of what they are given, so nothing is imported for them. Each is for plain or
-async clients alike, but for the queue: RQ is plain.
+They rely on the methods of the clients and import no library. All take sync and async clients
+alike, except the queue: RQ is sync only.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ class _Mark:
 
 
 class RedisParticipant:
-    """Commands given to ``commands`` are sent at commit, all in one MULTI/EXEC.
+    """Buffers Redis commands in ``commands`` and sends them at commit in one MULTI/EXEC.
 
-    Prepare looks whether Redis answers, so that most outages are found while all can still be
-    rolled back. Redis does not roll back a command that fails inside EXEC (a wrong type): the
-    others of it stand.
+    Prepare pings Redis, so most outages show while everything can still be rolled back. Redis does
+    not roll back: if a command fails inside EXEC (a wrong type), the other commands stand.
     """
 
     def __init__(self, client: _Redis) -> None:
@@ -52,33 +51,33 @@ class RedisParticipant:
         self.commands: Any = client.pipeline(transaction=True)
 
     def prepare(self) -> Any:
-        """Look whether Redis answers, if there is anything to send."""
+        """Ping Redis if there is anything to send."""
         return self._client.ping() if self.commands.command_stack else None
 
     def commit(self) -> Any:
-        """Send what was gathered."""
+        """Send the buffered commands."""
         return self.commands.execute() if self.commands.command_stack else None
 
     def rollback(self) -> Any:
-        """Forget what was gathered."""
+        """Discard the buffered commands."""
         return self.commands.reset()
 
     def savepoint(self) -> _Mark:
-        """Everything gathered so far."""
+        """Return a savepoint of the commands buffered so far."""
         return _Mark(self.commands, len(self.commands.command_stack))
 
 
 class QueueParticipant(RedisParticipant):
-    """Jobs enqueued through it reach the queue at commit, and not before."""
+    """Enqueues jobs that reach the queue at commit, not before."""
 
     def __init__(self, queue: Any) -> None:
         super().__init__(queue.connection)
         self._queue = queue
 
     def enqueue(self, function: Any, *arguments: Any, **options: Any) -> Any:
-        """As ``rq.Queue.enqueue``; returns the job, whose id is final.
+        """Enqueue as ``rq.Queue.enqueue`` does; return the job, whose id is final.
 
-        ``depends_on`` needs to read Redis at once, so it is refused with ValueError.
+        Raises ValueError for ``depends_on``, which has to read Redis at once.
         """
         if options.get("depends_on") is not None:
             raise ValueError("depends_on cannot wait for a commit; enqueue in after_commit")
@@ -87,7 +86,7 @@ class QueueParticipant(RedisParticipant):
 
 @dataclass(slots=True)
 class _SqlSavepoint:
-    """A savepoint by statement, for drivers."""
+    """A savepoint by SQL statement, for drivers."""
 
     connection: Any
     name: str
@@ -101,7 +100,7 @@ class _SqlSavepoint:
 
 @dataclass(slots=True)
 class _NestedTransaction:
-    """A savepoint of SQLAlchemy."""
+    """A savepoint in SQLAlchemy."""
 
     nested: Any
 
@@ -115,8 +114,8 @@ class _NestedTransaction:
 class ConnectionParticipant:
     """A psycopg connection (not in autocommit) or a SQLAlchemy connection or session.
 
-    Prepare sends what a session has not flushed yet. Constraints that are deferred are checked by
-    the database at commit, so enlist it first.
+    Prepare flushes a session. The database checks deferred constraints at commit, so enlist this
+    participant first.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -139,23 +138,23 @@ class ConnectionParticipant:
         return self._connection.rollback()
 
     def savepoint(self) -> Any:
-        """A savepoint in it."""
+        """Return a savepoint in the transaction."""
         begin_nested = getattr(self._connection, "begin_nested", None)
         if begin_nested is None:
             self._savepoints += 1
             name = f"engineroom_{self._savepoints}"
-            made = self._connection.execute(f"SAVEPOINT {name}")
+            result = self._connection.execute(f"SAVEPOINT {name}")
             savepoint: Any = _SqlSavepoint(self._connection, name)
         else:
-            made = begin_nested()
-            if not inspect.isawaitable(made):
-                return _NestedTransaction(made)
+            result = begin_nested()
+            if not inspect.isawaitable(result):
+                return _NestedTransaction(result)
             savepoint = None
-        if not inspect.isawaitable(made):
+        if not inspect.isawaitable(result):
             return savepoint
-        return _when_made(made, savepoint)
+        return _await_savepoint(result, savepoint)
 
 
-async def _when_made(made: Any, savepoint: Any) -> Any:
-    answer = await made
-    return _NestedTransaction(answer) if savepoint is None else savepoint
+async def _await_savepoint(pending: Any, savepoint: Any) -> Any:
+    nested = await pending
+    return _NestedTransaction(nested) if savepoint is None else savepoint

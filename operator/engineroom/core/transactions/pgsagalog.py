@@ -1,7 +1,7 @@
-"""The log of sagas in PostgreSQL, for applications that have one: each write is one statement.
+"""A saga log in PostgreSQL. Each write is one statement.
 
-Lease and epoch are columns of the saga's row, compared by the statement that writes; the time is
-the database's own.
+Lease and epoch are columns of the saga's row; the writing statement compares them. Times come from
+the database's clock.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.error_translation import wrapped
-from engineroom.core.transactions.saga import ENDS, Kind, Line
-from engineroom.core.transactions.sagalog import (
+from engineroom.core.transactions.journal import (
+    ENDS,
     MAX_PAGE,
     RETENTION,
-    Page,
-    Record,
+    EntryKind,
+    JournalEntry,
+    SagaPage,
+    SagaRecord,
     as_json,
     check_id,
-    line_detail,
+    entry_detail,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     Connect = Callable[[], AbstractAsyncContextManager[Any]]
 
-#: To be run once, by the application's own migrations; statements that may be run again.
+#: Idempotent DDL for the application's own migrations.
 TABLES = """
 CREATE TABLE IF NOT EXISTS engineroom_sagas (
   number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
@@ -84,7 +86,7 @@ FROM held, unnest(%(kinds)s::text[], %(steps)s::text[], %(details)s::text[])
 ORDER BY said.place
 """
 
-#: Ended sagas go a few at a time, with the end of another.
+#: Deletes a few ended sagas; runs whenever another saga ends.
 _FORGET = """
 DELETE FROM engineroom_sagas WHERE id IN (
   SELECT id FROM engineroom_sagas
@@ -133,11 +135,11 @@ _PAGE = _COLUMNS + "WHERE s.number < %s ORDER BY s.number DESC LIMIT %s"
 
 
 class PostgresSagaLog:
-    """Sagas in the tables of ``TABLES``.
+    """A ``SagaLog`` in the tables of ``TABLES``.
 
-    ``connect`` gives a psycopg ``AsyncConnection`` for one call and ends its transaction: the
-    ``connection`` method of a ``psycopg_pool.AsyncConnectionPool``, say. ``retention`` is in
-    seconds, for sagas that ended.
+    ``connect`` returns a context manager that yields a psycopg ``AsyncConnection`` and commits,
+    such as the ``connection`` method of a ``psycopg_pool.AsyncConnectionPool``. ``retention`` is
+    the time in seconds for which ended sagas are kept.
     """
 
     def __init__(self, connect: Connect, *, retention: float = RETENTION) -> None:
@@ -147,26 +149,28 @@ class PostgresSagaLog:
     async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
         """See ``SagaLog``. Raises InvalidInputError for a bad id and TooLargeError."""
         check_id(id_)
-        words = (id_, name, as_json(input_), by[:200], lease)
+        parameters = (id_, name, as_json(input_), by[:200], lease)
         with wrapped("saga.begin"):
-            rows = await self._rows(_BEGIN, words)
+            rows = await self._rows(_BEGIN, parameters)
         return int(rows[0][0]) if rows else None
 
-    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
+    async def append(
+        self, id_: str, epoch: int, entries: Sequence[JournalEntry], lease: float
+    ) -> bool:
         """See ``SagaLog``."""
-        end = lines[-1].kind if lines[-1].kind in ENDS else None
-        words = {
+        end = entries[-1].kind if entries[-1].kind in ENDS else None
+        parameters = {
             "id": id_,
             "epoch": epoch,
             "lease": lease,
             "ended": None if end is None else end.value,
-            "kinds": [line.kind.value for line in lines],
-            "steps": [line.step for line in lines],
-            "details": [line_detail(line) for line in lines],
+            "kinds": [line.kind.value for line in entries],
+            "steps": [line.step for line in entries],
+            "details": [entry_detail(line) for line in entries],
         }
         with wrapped("saga.append"):
             async with self._connect() as connection:
-                written = (await connection.execute(_APPEND, words)).rowcount
+                written = (await connection.execute(_APPEND, parameters)).rowcount
                 if written and end is not None:
                     await connection.execute(_FORGET, (self._retention,))
         return bool(written)
@@ -179,9 +183,9 @@ class PostgresSagaLog:
 
     async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
         """See ``SagaLog``."""
-        words = {"lease": lease, "names": list(names), "most": most}
+        parameters = {"lease": lease, "names": list(names), "most": most}
         with wrapped("saga.claim"):
-            return [(id_, epoch) for id_, epoch in await self._rows(_CLAIM, words)]
+            return [(id_, epoch) for id_, epoch in await self._rows(_CLAIM, parameters)]
 
     async def resume(self, id_: str, lease: float) -> int | None:
         """See ``SagaLog``."""
@@ -189,39 +193,39 @@ class PostgresSagaLog:
             rows = await self._rows(_RESUME, (lease, id_))
         return int(rows[0][0]) if rows else None
 
-    async def read(self, id_: str) -> Record | None:
+    async def read(self, id_: str) -> SagaRecord | None:
         """See ``SagaLog``."""
         with wrapped("saga.read"):
             rows = await self._rows(_READ, (id_,))
         return _record(rows[0]) if rows else None
 
-    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
+    async def page(self, *, cursor: str | None = None, count: int = 50) -> SagaPage:
         """See ``SagaLog``; at most ``MAX_PAGE`` at once."""
         most = max(1, min(count, MAX_PAGE))
         before = int(cursor) if cursor is not None and cursor.isdecimal() else 2**63 - 1
         with wrapped("saga.page"):
             rows = await self._rows(_PAGE, (before, most + 1))
         records = tuple(_record(row) for row in rows[:most])
-        return Page(records, str(rows[most - 1][0]) if len(rows) > most else None)
+        return SagaPage(records, str(rows[most - 1][0]) if len(rows) > most else None)
 
-    async def _rows(self, statement: str, words: Any) -> list[Any]:
+    async def _rows(self, statement: str, parameters: Any) -> list[Any]:
         async with self._connect() as connection:
-            found = await connection.execute(statement, words)
-            rows: list[Any] = await found.fetchall()
+            cursor = await connection.execute(statement, parameters)
+            rows: list[Any] = await cursor.fetchall()
         return rows
 
 
-def _record(row: Any) -> Record:
-    _, id_, name, by, input_, epoch, started, lines = row
-    return Record(
+def _record(row: Any) -> SagaRecord:
+    _, id_, name, by, input_, epoch, started, entries = row
+    return SagaRecord(
         id=id_,
         name=name,
         by=by,
         input=json.loads(input_),
         epoch=epoch,
         started=started,
-        lines=tuple(
-            Line(Kind(kind), step, json.loads(detail), at, written)
-            for kind, step, detail, at, written in json.loads(lines)
+        entries=tuple(
+            JournalEntry(EntryKind(kind), step, json.loads(detail), at, written)
+            for kind, step, detail, at, written in json.loads(entries)
         ),
     )

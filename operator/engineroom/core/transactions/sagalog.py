@@ -1,22 +1,30 @@
-"""The log of sagas in Redis: a stream each, written by scripts that check the epoch.
+"""A saga log in Redis: one stream for each saga, written by scripts that check the epoch.
 
-Redis must keep what it acknowledges (``appendonly yes``; ``appendfsync always`` to survive the
-machine's crash too) and must not evict (``maxmemory-policy noeviction``): a log in a cache is none.
+Redis must persist acknowledged writes (``appendonly yes``; ``appendfsync always`` to survive a
+crash of the machine too) and must not evict (``maxmemory-policy noeviction``).
 
-What the log says is done: who may write it has the rights of whoever recovers sagas. Where others
-write to this Redis too, give the log a ``Sealer``.
+A coordinator executes what the log says, so write access to the log grants the coordinator's
+rights. Give the log a ``Sealer`` if other programs write to the same Redis.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from engineroom.core.error_translation import wrapped
-from engineroom.core.errors import InvalidInputError, Problem, TooLargeError
-from engineroom.core.redaction import redact
-from engineroom.core.transactions.saga import ENDS, MAX_BYTES, Kind, Line
+from engineroom.core.transactions.journal import (
+    ENDS,
+    MAX_PAGE,
+    RETENTION,
+    EntryKind,
+    JournalEntry,
+    SagaPage,
+    SagaRecord,
+    as_json,
+    check_id,
+    entry_detail,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,80 +32,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.core.sealing import Sealer
-
-MAX_ID = 200
-#: Ended sagas are kept for so long (seconds).
-RETENTION = 30 * 24 * 3600
-MAX_PAGE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A saga as the log has it. Times are Unix seconds; ``ended`` is None while it is under way."""
-
-    id: str
-    name: str
-    by: str
-    input: Any
-    epoch: int
-    started: float
-    lines: tuple[Line, ...]
-
-    @property
-    def ended(self) -> float | None:
-        """When it came to its end or got stuck."""
-        return self.lines[-1].at if self.lines and self.lines[-1].kind in ENDS else None
-
-    @property
-    def status(self) -> str:
-        """running, committed, rolled_back or stuck."""
-        return self.lines[-1].kind.value if self.ended is not None else "running"
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds from begin to end."""
-        return None if self.ended is None else self.ended - self.started
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some records, the newest first; ``cursor`` leads to the next page, None after the last."""
-
-    records: tuple[Record, ...]
-    cursor: str | None
-
-
-class SagaLog(Protocol):
-    """Where sagas are written. Every method raises DependencyError when it cannot tell."""
-
-    async def begin(self, id_: str, name: str, input_: Any, by: str, lease: float) -> int | None:
-        """Write BEGIN and take the lease; the epoch, or None when the id is there already."""
-        ...
-
-    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
-        """Write all lines or none and renew the lease; False under an old epoch."""
-        ...
-
-    async def renew(self, id_: str, epoch: int, lease: float) -> bool:
-        """Renew the lease; False under an old epoch."""
-        ...
-
-    async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
-        """Take over sagas of ``names`` whose lease ran out: ids and new epochs."""
-        ...
-
-    async def resume(self, id_: str, lease: float) -> int | None:
-        """Open a stuck saga again: its new epoch, or None if it is not stuck."""
-        ...
-
-    async def read(self, id_: str) -> Record | None:
-        """All that is known of one."""
-        ...
-
-    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
-        """Records from the newest to the oldest."""
-        ...
-
 
 _NOW = """
 local time = redis.call('TIME')
@@ -200,10 +134,10 @@ return epoch
 
 
 class RedisSagaLog:
-    """Sagas under ``prefix``, which names one slot of a cluster. Needs Redis 6.2 or newer.
+    """A ``SagaLog`` under ``prefix``, which maps to one cluster slot. Needs Redis 6.2 or newer.
 
-    With a ``sealer`` a saga of which anything was not written here is none: it is not recovered
-    and not shown. Times and epochs are Redis' own.
+    With a ``sealer``, a saga with any unsealed part is ignored: neither recovered nor listed. Times
+    and epochs come from Redis.
     """
 
     def __init__(
@@ -236,19 +170,21 @@ class RedisSagaLog:
         """See ``SagaLog``. Raises InvalidInputError for a bad id and TooLargeError."""
         check_id(id_)
         keys = [self._saga(id_), self._stream(id_), self._open, self._index]
-        said = as_json(input_)
-        seals = [self._seal(id_, name, said, by[:200]), self._seal(id_, "begin", "", "", "1")]
+        content = as_json(input_)
+        seals = [self._seal(id_, name, content, by[:200]), self._seal(id_, "begin", "", "", "1")]
         with wrapped("saga.begin"):
-            made = await self._begin(keys=keys, args=[id_, name, said, by[:200], lease, *seals])
-        return None if made is None else int(made)
+            epoch = await self._begin(keys=keys, args=[id_, name, content, by[:200], lease, *seals])
+        return None if epoch is None else int(epoch)
 
-    async def append(self, id_: str, epoch: int, lines: Sequence[Line], lease: float) -> bool:
+    async def append(
+        self, id_: str, epoch: int, entries: Sequence[JournalEntry], lease: float
+    ) -> bool:
         """See ``SagaLog``."""
-        end = lines[-1].kind.value if lines[-1].kind in ENDS else ""
+        end = entries[-1].kind.value if entries[-1].kind in ENDS else ""
         keys = [self._saga(id_), self._stream(id_), self._open, self._index]
         arguments: list[Any] = [id_, epoch, lease, self._retention, end]
-        for line in lines:
-            said = [line.kind.value, line.step, line_detail(line)]
+        for line in entries:
+            said = [line.kind.value, line.step, entry_detail(line)]
             arguments += [*said, self._seal(id_, *said, str(epoch))]
         with wrapped("saga.append"):
             return bool(await self._append(keys=keys, args=arguments))
@@ -262,40 +198,40 @@ class RedisSagaLog:
     async def claim(self, names: Sequence[str], lease: float, most: int) -> list[tuple[str, int]]:
         """See ``SagaLog``."""
         with wrapped("saga.claim"):
-            found = await self._claim(
+            reply = await self._claim(
                 keys=[self._open], args=[f"{self._prefix}:saga:", lease, most, *names]
             )
         return [
-            (_text(id_), int(epoch)) for id_, epoch in zip(found[::2], found[1::2], strict=True)
+            (_text(id_), int(epoch)) for id_, epoch in zip(reply[::2], reply[1::2], strict=True)
         ]
 
     async def resume(self, id_: str, lease: float) -> int | None:
         """See ``SagaLog``."""
-        known = await self.read(id_)
-        if known is None:
+        record = await self.read(id_)
+        if record is None:
             return None
-        before, seal = known.epoch, self._seal(id_, "resumed", "", "", str(known.epoch + 1))
+        before, seal = record.epoch, self._seal(id_, "resumed", "", "", str(record.epoch + 1))
         with wrapped("saga.resume"):
             keys = [self._saga(id_), self._stream(id_), self._open]
             epoch = await self._resume(keys=keys, args=[id_, lease, before, seal])
         return None if epoch is None else int(epoch)
 
-    async def read(self, id_: str) -> Record | None:
+    async def read(self, id_: str) -> SagaRecord | None:
         """See ``SagaLog``."""
         records = await self._read([id_])
         return records[0] if records else None
 
-    async def page(self, *, cursor: str | None = None, count: int = 50) -> Page:
+    async def page(self, *, cursor: str | None = None, count: int = 50) -> SagaPage:
         """See ``SagaLog``; at most ``MAX_PAGE`` at once."""
         most = max(1, min(count, MAX_PAGE))
         start = "+" if cursor is None else f"({cursor}"
         with wrapped("saga.page"):
-            found = await self._redis.zrevrangebylex(self._index, start, "-", 0, most + 1)
-        members = [_text(member) for member in found]
+            reply = await self._redis.zrevrangebylex(self._index, start, "-", 0, most + 1)
+        members = [_text(member) for member in reply]
         records = await self._read([member[17:] for member in members[:most]])
-        return Page(tuple(records), members[most - 1] if len(members) > most else None)
+        return SagaPage(tuple(records), members[most - 1] if len(members) > most else None)
 
-    async def _read(self, ids: Sequence[str]) -> list[Record]:
+    async def _read(self, ids: Sequence[str]) -> list[SagaRecord]:
         with wrapped("saga.read"):
             pipeline = self._redis.pipeline(transaction=True)
             for id_ in ids:
@@ -304,73 +240,53 @@ class RedisSagaLog:
             answers = await pipeline.execute() if ids else []
         records = []
         for id_, fields, entries in zip(ids, answers[::2], answers[1::2], strict=True):
-            said, lines = _texts(fields), [_texts(entry) for _, entry in entries]
+            said, entries = _texts(fields), [_texts(entry) for _, entry in entries]
             if not said:
                 continue
-            if self._is_ours(id_, said, lines):
-                records.append(_record(id_, said, lines))
+            if self._is_ours(id_, said, entries):
+                records.append(_record(id_, said, entries))
             else:
-                # Left as it is for whoever looks into it, and not taken up again.
+                # Keep the records as evidence, and never claim this saga again.
                 with wrapped("saga.refuse"):
                     await self._redis.zrem(self._open, id_)
         return records
 
-    def _seal(self, id_: str, *said: str) -> str:
-        return "" if self._sealer is None else self._sealer.seal(self._saga(id_), *said)
+    def _seal(self, id_: str, *content: str) -> str:
+        return "" if self._sealer is None else self._sealer.seal(self._saga(id_), *content)
 
-    def _is_ours(self, id_: str, saga: dict[str, str], lines: list[dict[str, str]]) -> bool:
-        """Whether all of it was written by who has the sealer's key, for this saga."""
+    def _is_ours(self, id_: str, saga: dict[str, str], entries: list[dict[str, str]]) -> bool:
+        """Return whether every part carries a valid seal for this saga."""
         if self._sealer is None:
             return True
-        fields = [("name", "input", "by"), *[("kind", "step", "detail", "epoch")] * len(lines)]
+        fields = [("name", "input", "by"), *[("kind", "step", "detail", "epoch")] * len(entries)]
         return all(
             self._sealer.holds(
                 said.get("seal", ""), self._saga(id_), *(said.get(name, "") for name in names)
             )
-            for names, said in zip(fields, [saga, *lines], strict=True)
+            for names, said in zip(fields, [saga, *entries], strict=True)
         )
 
 
-def _record(id_: str, fields: dict[str, str], lines: list[dict[str, str]]) -> Record:
-    return Record(
+def _record(id_: str, fields: dict[str, str], entries: list[dict[str, str]]) -> SagaRecord:
+    return SagaRecord(
         id=id_,
         name=fields["name"],
         by=fields["by"],
         input=json.loads(fields["input"]),
         epoch=int(fields["epoch"]),
         started=float(fields["started"]),
-        lines=tuple(map(_line, lines)),
+        entries=tuple(map(_entry, entries)),
     )
 
 
-def _line(fields: dict[str, str]) -> Line:
-    return Line(
-        Kind(fields["kind"]),
+def _entry(fields: dict[str, str]) -> JournalEntry:
+    return JournalEntry(
+        EntryKind(fields["kind"]),
         fields.get("step", ""),
         json.loads(fields.get("detail") or "null"),
         float(fields["at"]),
         int(fields["epoch"]),
     )
-
-
-def check_id(id_: str) -> None:
-    """Raises InvalidInputError for what is no id of a saga."""
-    if not 0 < len(id_) <= MAX_ID:
-        problem = Problem("id", f"has {len(id_)} characters", f"write 1 to {MAX_ID}")
-        raise InvalidInputError([problem])
-
-
-def line_detail(line: Line) -> str:
-    """A line's detail as it is written: an answer as it is, all else without secrets."""
-    return as_json(line.detail if line.kind is Kind.DONE else redact(line.detail))
-
-
-def as_json(value: Any) -> str:
-    """JSON without blanks; raises TooLargeError."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    if len(text) > MAX_BYTES:
-        raise TooLargeError(f"the value has {len(text)} bytes; keep it under {MAX_BYTES}")
-    return text
 
 
 def _texts(raw: dict[Any, Any]) -> dict[str, str]:

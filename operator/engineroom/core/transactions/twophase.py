@@ -1,14 +1,14 @@
-"""Several PostgreSQL databases that commit together, by PREPARE TRANSACTION.
+"""Two-phase commit over several PostgreSQL databases, by PREPARE TRANSACTION.
 
-The first database is the coordinator: it holds the decision, a row in ``engineroom_decisions`` that
-is written by the very transaction that it is about. The others prepare; the first commits; the
-others commit what they prepared. Whoever dies in between leaves prepared transactions behind, and
-``recover`` ends them as the row says: there is none, so it is no ("presumed abort", and the first
-is the "last agent" of C. Mohan, B. Lindsay, R. Obermarck, "Transaction management in the R*
-distributed database management system", ACM TODS 11 (4), 1986).
+The first database is the coordinator. It holds the decision, a row in ``engineroom_decisions`` that
+the transaction itself writes. All other databases prepare, the first commits, then the others
+commit their prepared transactions. A process that dies in between leaves prepared transactions
+behind, and ``recover`` ends them as the row says. A missing row means rollback ("presumed abort";
+the first database is the "last agent" of C. Mohan, B. Lindsay, R. Obermarck, "Transaction
+management in the R* distributed database management system", ACM TODS 11 (4), 1986).
 
-A prepared transaction holds its locks until it is ended, so ``recover`` has to run every minute
-somewhere. The servers need ``max_prepared_transactions`` above 0.
+A prepared transaction holds its locks until it ends, so run ``recover`` every minute. The servers
+need ``max_prepared_transactions`` above 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: To be run once in the first database, by the application's own migrations.
+#: Idempotent DDL for the first database, for the application's own migrations.
 TABLE = """
 CREATE TABLE IF NOT EXISTS engineroom_decisions (
   gid text PRIMARY KEY,
@@ -39,11 +39,11 @@ CREATE TABLE IF NOT EXISTS engineroom_decisions (
   at timestamptz NOT NULL DEFAULT now()
 )
 """
-#: How a database may be called; the name is part of the id that PostgreSQL keeps.
+#: The allowed names of databases; the name is part of the transaction id in PostgreSQL.
 _NAME = re.compile(r"[A-Za-z0-9.-]{1,60}", re.ASCII)
-#: Marks our transactions among those of others: prefix, hexadecimal number, name of the database.
+#: Ids of our transactions: prefix, hexadecimal number, name of the database.
 _ID = re.compile(r"(engineroom-[0-9a-f]{32})_([A-Za-z0-9.-]{1,60})", re.ASCII)
-#: A decision is kept at least so long (seconds), and as long as anybody has not heard of it.
+#: Least seconds for which a decision is kept; longer while a database still needs it.
 RETENTION = 86400.0
 
 _DECIDE = """
@@ -57,7 +57,7 @@ WHERE at < now() - make_interval(secs => %s) AND databases <@ %s AND NOT gid = A
 """
 #: undefined_object and lock_not_available.
 _GONE, _LOCKED = "42704", "55P03"
-#: A coordinator that hangs between its decision and its commit is waited for no longer.
+#: Limits the wait for a coordinator that hangs between its decision and its commit.
 _LOCK_TIMEOUT = "SELECT set_config('lock_timeout', '2s', false)"
 _PREPARED = """
 SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts
@@ -67,7 +67,7 @@ WHERE database = current_database()
 
 @dataclass(frozen=True, slots=True)
 class _Together:
-    """The same savepoint in every database."""
+    """A savepoint in every database."""
 
     savepoints: list[Any]
 
@@ -81,58 +81,60 @@ class _Together:
 
 
 class TwoPhaseParticipant:
-    """Databases as one participant of a unit of work; enlist it first.
+    """Several databases as one participant of a unit of work; enlist it first.
 
-    ``first`` is a psycopg connection with nothing under way and not in autocommit, ``others`` more
-    of them by names that are always the same: ``recover`` needs them again. Names are of letters,
-    digits, "." and "-". All connections are plain or all are async.
+    ``first`` is an idle psycopg connection, not in autocommit. ``databases`` maps stable names to
+    more such connections; ``recover`` needs the same names. A name has letters, digits, "." and
+    "-". The connections are all sync or all async.
 
-    PREPARE TRANSACTION is sent as it is: psycopg's own ``tpc_`` methods do not come back from a
-    prepare that the server refused.
+    It sends PREPARE TRANSACTION itself: psycopg's ``tpc_`` methods do not recover from a prepare
+    that the server refused.
     """
 
-    def __init__(self, first: Any, others: Mapping[str, Any]) -> None:
-        if not others:
-            raise ValueError("others: is empty; one database needs a ConnectionParticipant")
-        for name in others:
+    def __init__(self, first: Any, databases: Mapping[str, Any]) -> None:
+        if not databases:
+            raise ValueError("databases: is empty; one database needs a ConnectionParticipant")
+        for name in databases:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"others: {name[:80]!r} is no name; use letters, digits, . and -")
+                raise ValueError(
+                    f"databases: {name[:80]!r} is no name; use letters, digits, . and -"
+                )
         self.gid = f"engineroom-{uuid4().hex}"
         self._first = first
-        self._others = dict(others)
+        self._databases = dict(databases)
         self._async = inspect.iscoroutinefunction(first.commit)
-        self._savers = [ConnectionParticipant(each) for each in (first, *self._others.values())]
+        self._savers = [ConnectionParticipant(c) for c in (first, *self._databases.values())]
         self._prepared: set[str] = set()
 
     def prepare(self) -> Any:
-        """Have the others promise to commit; then write the decision, which waits for commit.
+        """Prepare the other databases, then write the decision, uncommitted.
 
-        Raises ConflictError when ``recover`` gave the transaction up meanwhile.
+        Raises ConflictError when ``recover`` rolled the transaction back meanwhile.
         """
         return self._either(self._prepare())
 
     def commit(self) -> Any:
-        """Commit the first, and with it the decision; then the others.
+        """Commit the first database, which holds the decision, then the other databases.
 
-        One of the others that does not answer then is logged and left to ``recover``: the decision
-        stands.
+        If one of the other databases does not answer, the failure is logged and left to
+        ``recover``: the decision stands.
         """
         return self._either(self._commit())
 
     def rollback(self) -> Any:
-        """Roll all of them back, prepared or not."""
+        """Roll all databases back, prepared or not."""
         return self._either(self._rollback())
 
     def savepoint(self) -> Any:
-        """A savepoint in each."""
+        """Return a savepoint in every database."""
         return self._either(self._savepoint())
 
     def _either(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return coroutine if self._async else run_plain(coroutine)
 
     async def _prepare(self) -> None:
-        for name, other in self._others.items():
-            # Before anything is sent: an answer may get lost, and then it is prepared or not.
+        for name, other in self._databases.items():
+            # Noted before sending: if the answer is lost, the transaction may be prepared or not.
             self._prepared.add(name)
             try:
                 await settle(other.execute(f"PREPARE TRANSACTION '{self.gid}_{name}'"))
@@ -140,17 +142,17 @@ class TwoPhaseParticipant:
                 if getattr(error, "sqlstate", None):
                     self._prepared.discard(name)  # refused, so the server has rolled it back
                 raise
-        words = (self.gid, True, list(self._others))
-        written = await settle(self._first.execute(_DECIDE, words))
+        parameters = (self.gid, True, list(self._databases))
+        written = await settle(self._first.execute(_DECIDE, parameters))
         if written.rowcount != 1:
             raise ConflictError(
-                "the transaction took so long that recovery rolled it back; do it again, or give "
+                "the transaction took so long that recovery rolled it back; repeat it, or pass "
                 "recover a larger older_than"
             )
 
     async def _commit(self) -> None:
         await settle(self._first.commit())
-        for name, other in self._others.items():
+        for name, other in self._databases.items():
             try:
                 await _outside(other, f"COMMIT PREPARED '{self.gid}_{name}'")
             except Exception as error:
@@ -160,26 +162,26 @@ class TwoPhaseParticipant:
 
     async def _rollback(self) -> None:
         failures: list[Exception] = []
-        for name, connection in {"": self._first, **self._others}.items():
+        for name, connection in {"": self._first, **self._databases}.items():
             try:
                 if name in self._prepared:
                     await _outside(connection, f"ROLLBACK PREPARED '{self.gid}_{name}'")
                 else:
                     await settle(connection.rollback())
-            except Exception as error:  # noqa: BLE001 - the others have to have their turn first
+            except Exception as error:  # noqa: BLE001 - first roll back the other databases
                 if getattr(error, "sqlstate", None) != _GONE:  # recovery was faster
                     failures.append(error)
         if failures:
             raise failures[0]
 
     async def _savepoint(self) -> Any:
-        together = _Together([await settle(each.savepoint()) for each in self._savers])
+        together = _Together([await settle(saver.savepoint()) for saver in self._savers])
         return together if self._async else _Plain(together)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plain:
-    """``_Together`` for plain code."""
+    """``_Together`` for sync code."""
 
     together: _Together
 
@@ -199,26 +201,26 @@ class Ended:
     committed: bool
 
 
-def recover(first: Any, others: Mapping[str, Any], *, older_than: float = 60.0) -> Any:
-    """End what was prepared more than ``older_than`` seconds ago, as its decision says.
+def recover(first: Any, databases: Mapping[str, Any], *, older_than: float = 60.0) -> Any:
+    """End the transactions prepared more than ``older_than`` seconds ago, as their decisions say.
 
-    The connections are in autocommit; ``others`` are by the names of the participants, all of them
-    as far as they can be had: a decision is forgotten when all who took part were asked. Returns a
-    list of ``Ended``, of async connections an awaitable of it. May run in any number of processes.
-    Whatever commits in less than ``older_than`` is left alone; what is slower is rolled back and
-    told so. Raises the driver's errors.
+    The connections are in autocommit. ``databases`` has the participants' names; pass as many
+    databases as are reachable: a decision is deleted once all its databases were checked. Returns a
+    list of ``Ended``, for async connections an awaitable of it. Safe to run in any number of
+    processes. A transaction older than ``older_than`` without a decision is rolled back, and its
+    ``prepare`` raises ConflictError. Raises the driver's errors.
     """
-    work = _recover(first, others, older_than)
+    work = _recover(first, databases, older_than)
     return work if inspect.iscoroutinefunction(first.commit) else run_plain(work)
 
 
-async def _recover(first: Any, others: Mapping[str, Any], older_than: float) -> list[Ended]:
+async def _recover(first: Any, databases: Mapping[str, Any], older_than: float) -> list[Ended]:
     await settle(first.execute(_LOCK_TIMEOUT))
     ended: list[Ended] = []
     left: set[str] = set()
-    for name, other in others.items():
-        found = await settle(other.execute(_PREPARED))
-        for text, age in await settle(found.fetchall()):
+    for name, other in databases.items():
+        cursor = await settle(other.execute(_PREPARED))
+        for text, age in await settle(cursor.fetchall()):
             ours = _ID.fullmatch(text)
             if ours is None or ours[2] != name:
                 continue
@@ -228,15 +230,14 @@ async def _recover(first: Any, others: Mapping[str, Any], older_than: float) -> 
                 left.add(gid)
             elif await _end(other, text, committed):
                 ended.append(Ended(gid, name, committed))
-    words = (RETENTION, list(others), sorted(left))
-    await settle(first.execute(_FORGET, words))
+    await settle(first.execute(_FORGET, (RETENTION, list(databases), sorted(left))))
     return ended
 
 
 async def _verdict(first: Any, gid: str) -> bool | None:
-    """Whether it committed; None while its coordinator is just about to tell.
+    """Return whether the transaction committed; None while its coordinator is deciding.
 
-    Writing "no" waits for whoever is writing "yes", and keeps him from it afterwards.
+    Inserting "no" waits for a concurrent insert of "yes", and prevents a later one.
     """
     try:
         await settle(first.execute(_DECIDE, (gid, False, [])))
@@ -244,8 +245,8 @@ async def _verdict(first: Any, gid: str) -> bool | None:
         if getattr(error, "sqlstate", None) != _LOCKED:
             raise
         return None
-    found = await settle(first.execute(_DECIDED, (gid,)))
-    row = await settle(found.fetchone())
+    cursor = await settle(first.execute(_DECIDED, (gid,)))
+    row = await settle(cursor.fetchone())
     return bool(row[0]) if row is not None else None
 
 
@@ -261,7 +262,7 @@ async def _end(connection: Any, transaction: str, committed: bool) -> bool:
 
 
 async def _outside(connection: Any, statement: str) -> None:
-    """Run what PostgreSQL takes outside of transactions only, on a connection that begins them."""
+    """Run a statement outside of a transaction, on a connection that is not in autocommit."""
     await settle(connection.set_autocommit(True))
     await settle(connection.execute(statement))
     await settle(connection.set_autocommit(False))

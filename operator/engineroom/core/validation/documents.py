@@ -1,8 +1,7 @@
-"""YAML and JSON that others wrote, read within limits.
+"""Readers of untrusted YAML and JSON, within limits.
 
-Reading is bounded (size, depth, aliases, number of values), knows no tags but YAML's own, and
-refuses keys that stand twice. Scalars mean what they mean to kubectl: ``yes`` and ``off`` are
-booleans, ``1:30`` is text.
+Size, depth, aliases and number of values are limited. Custom tags and duplicate keys are refused.
+Scalars are interpreted as by kubectl: ``yes`` and ``off`` are booleans, ``1:30`` is text.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Category, EngineroomError, Problem
-from engineroom.core.validation.paths import child, shown
+from engineroom.core.validation.paths import child, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +33,7 @@ _TRUE = frozenset({"yes", "true", "on"})
 
 
 class UnreadableError(EngineroomError):
-    """A text cannot be read as YAML or JSON; ``line`` counts from 1, ``problem`` says what."""
+    """A text is not valid YAML or JSON; ``line`` counts from 1, ``problem`` has the details."""
 
     code = "unreadable_document"
     category = Category.VALIDATION
@@ -48,21 +47,21 @@ class UnreadableError(EngineroomError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document and where its fields stand; paths are those of ``core.errors.Problem``."""
+    """One document and the lines of its fields; paths are those of ``core.errors.Problem``."""
 
     value: Any
     line: int
     lines: dict[str, int] = field(default_factory=dict, repr=False)
 
     def line_of(self, path: str) -> int:
-        """The line of a field, or of the nearest one around it that is there."""
+        """Return the line of a field, or of its nearest existing ancestor."""
         while path and path not in self.lines:
-            path = _around(path)
+            path = _parent(path)
         return self.lines.get(path, self.line)
 
 
-def _around(path: str) -> str:
-    """The path of what a field is in; "" for the document."""
+def _parent(path: str) -> str:
+    """Return the path of a field's parent; "" is the document."""
     if path.endswith('"]'):
         return path[: max(path.rfind('["'), 0)]
     return path[: max(path.rfind("["), path.rfind("."), 0)]
@@ -70,20 +69,20 @@ def _around(path: str) -> str:
 
 @dataclass(slots=True)
 class _Frame:
-    """A map or list that is being read."""
+    """A map or list under construction."""
 
     value: Any
     path: str
     anchor: str | None
     count: int = 1
     key: str | None = None
-    #: The next scalar of a map is a key.
+    #: Whether the next scalar of a map is a key.
     wants_key: bool = False
     merged: set[str] = field(default_factory=set)
 
 
 def read(text: str) -> Iterator[Document]:
-    """The documents of a file, empty ones left out; raises UnreadableError where reading ends."""
+    """Yield the non-empty documents of a file; raise UnreadableError at the first error."""
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
@@ -92,9 +91,9 @@ def read(text: str) -> Iterator[Document]:
     if size > MAX_BYTES:
         raise UnreadableError(1, f"is larger than {MAX_BYTES} bytes", "split it")
     if text.lstrip()[:1] in {"{", "["}:
-        # JSON may be indented by tabs, YAML may not.
+        # JSON permits tabs as indentation, YAML does not.
         text = re.sub(r"^\t+", lambda tabs: " " * len(tabs[0]), text, flags=re.MULTILINE)
-    import yaml  # takes 20 ms, which an application that reads JSON only should not
+    import yaml  # takes 20 ms; not needed for JSON
 
     count = 0
     parser = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -121,7 +120,7 @@ def read(text: str) -> Iterator[Document]:
 
 
 class _Builder:
-    """Builds one document from events, without recursion."""
+    """A builder of one document from YAML events, without recursion."""
 
     def __init__(self) -> None:
         self._stack: list[_Frame] = []
@@ -153,7 +152,7 @@ class _Builder:
     def _open(self, event: Any, line: int) -> None:
         import yaml
 
-        _known_tag(event.tag, line)
+        _check_tag(event.tag, line)
         is_map = isinstance(event, yaml.MappingStartEvent)
         if len(self._stack) >= MAX_DEPTH:
             raise UnreadableError(line, f"is nested deeper than {MAX_DEPTH} levels", "flatten it")
@@ -188,7 +187,7 @@ class _Builder:
         self._put(value, count, line)
 
     def _scalar(self, event: Any, line: int) -> None:
-        _known_tag(event.tag, line)
+        _check_tag(event.tag, line)
         value = _value(event)
         self._count(1, line)
         if event.anchor is not None:
@@ -202,7 +201,9 @@ class _Builder:
     def _key(self, key: str, line: int) -> None:
         frame = self._stack[-1]
         if key in frame.value and key not in frame.merged:
-            raise UnreadableError(line, f"the key {shown(key)} stands twice", "keep one of the two")
+            raise UnreadableError(
+                line, f"the key {quoted(key)} stands twice", "keep one of the two"
+            )
         frame.merged.discard(key)
         frame.key, frame.wants_key = key, False
         self._lines[child(frame.path, key)] = line
@@ -233,7 +234,7 @@ class _Builder:
     def _merge(self, frame: _Frame, value: Any, line: int) -> None:
         for source in value if isinstance(value, list) else [value]:
             if not isinstance(source, dict):
-                raise UnreadableError(line, "<< takes in what is no map", "write it out")
+                raise UnreadableError(line, "<< merges something other than a map", "write it out")
             for key, inner in source.items():
                 if key not in frame.value:
                     frame.value[key] = inner
@@ -250,22 +251,22 @@ def _line(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-def _known_tag(tag: str | None, line: int) -> None:
+def _check_tag(tag: str | None, line: int) -> None:
     if tag is None or tag == "!" or tag in _TAGS:
         return
-    raise UnreadableError(line, f"the tag {shown(tag)} is not allowed", "write a plain value")
+    raise UnreadableError(line, f"the tag {quoted(tag)} is not allowed", "write a plain value")
 
 
 @cache
 def _resolver() -> tuple[Any, Any]:
-    """The kind of node that a scalar is, and what tells a plain one's tag."""
+    """Return the node class of scalars and the resolver of implicit tags."""
     import yaml
 
     return yaml.ScalarNode, yaml.resolver.Resolver()
 
 
 def _value(event: Any) -> Any:
-    """The scalar as kubectl reads it."""
+    """Return the value of a scalar as kubectl interprets it."""
     tag = event.tag
     if tag is None or tag == "!":
         node, resolver = _resolver()
@@ -308,9 +309,9 @@ def _key_text(value: Any) -> str:
 
 
 def read_json(data: bytes | str) -> Any:
-    """One JSON value (RFC 8259) within the same limits; ``NaN`` and its like are refused.
+    """Read one JSON value (RFC 8259) within the same limits; refuse ``NaN`` and infinities.
 
-    Raises UnreadableError. Keys that stand twice are refused: parsers differ in which one counts.
+    Raises UnreadableError. Duplicate keys are refused because parsers differ in which one counts.
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > MAX_BYTES:
@@ -322,28 +323,31 @@ def read_json(data: bytes | str) -> Any:
     _bounded(text)
     try:
         value = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except json.JSONDecodeError as error:
         raise UnreadableError(error.lineno, f"is not JSON: {error.msg}", "correct it") from error
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise UnreadableError(1, "has a number that is too long", "write it as text") from error
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
-            # It could be written nowhere: whoever encodes it later would fail.
+            # It could not be encoded anywhere later.
             raise UnreadableError(1, "has half of a surrogate pair", "write both halves") from error
     return value
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-# Possessive, and the closing quote may be missing: no text makes it go back and so quadratic.
+# Possessive, with an optional closing quote: no text causes backtracking in quadratic time.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
 
 
 def _bounded(text: str) -> None:
-    """Depth and number of values, before anything is built."""
+    """Check depth and number of values before anything is built."""
     depth, values = 0, 1
     for match in _TOKEN.finditer(text):
         mark = match[0]
@@ -362,17 +366,17 @@ def _bounded(text: str) -> None:
             raise UnreadableError(line, f"has more than {MAX_VALUES} values", "make it smaller")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        earlier: set[str] = set()
         for key, _ in pairs:
-            if key in seen:
+            if key in earlier:
                 raise UnreadableError(
-                    1, f"the key {shown(key)} stands twice", "keep one of the two"
+                    1, f"the key {quoted(key)} stands twice", "keep one of the two"
                 )
-            seen.add(key)
-    return made
+            earlier.add(key)
+    return value
 
 
 def _no_constant(text: str) -> Any:
@@ -382,5 +386,5 @@ def _no_constant(text: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if number in {float("inf"), float("-inf")}:
-        raise UnreadableError(1, f"the number {shown(text)} is too large", "write a smaller one")
+        raise UnreadableError(1, f"the number {quoted(text)} is too large", "write a smaller one")
     return number

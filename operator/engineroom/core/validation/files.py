@@ -1,7 +1,7 @@
-"""Files that others sent: told apart by what is in them, and archives looked through first.
+"""Checks of uploaded files: type by content, and archives before they are unpacked.
 
-Nothing is unpacked and nothing written here. The name that came with a file is for showing; what is
-stored gets a name of its own.
+These functions write and unpack nothing. A file's original name is for display only; store the file
+under a generated name.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Category, EngineroomError, TooLargeError
-from engineroom.core.validation.paths import shown
+from engineroom.core.validation.paths import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import IO
 
-#: Bytes of a file's beginning that ``detect`` looks at.
+#: Bytes at the beginning of a file that ``detect`` examines.
 HEAD = 512
 _READ = 64 * 1024
-#: A tar file's extended header is read at once by the library; real ones have some hundred bytes.
+#: tarfile reads an extended header at once; real ones have some hundred bytes.
 _LONGEST_READ = 1024 * 1024
 
 
 class FileTypeError(EngineroomError):
-    """The content is of no type that is accepted here, whatever the name says."""
+    """The content has no accepted type, whatever the file's name."""
 
     code = "file_type"
     category = Category.VALIDATION
@@ -40,14 +40,14 @@ class FileTypeError(EngineroomError):
 
 
 class ArchiveError(EngineroomError):
-    """An archive has a member that must not be unpacked, or cannot be read."""
+    """An archive has a member that is unsafe to unpack, or is not readable."""
 
     code = "archive"
     category = Category.VALIDATION
     http_status = 422
 
 
-#: Type, offset, bytes, file extension; the first that fits counts.
+#: Type, offset, magic number, file extension; the first match counts.
 _MAGIC: tuple[tuple[str, int, bytes, str], ...] = (
     ("image/png", 0, b"\x89PNG\r\n\x1a\n", ".png"),
     ("image/jpeg", 0, b"\xff\xd8\xff", ".jpg"),
@@ -66,10 +66,10 @@ _EXTENSIONS = {kind: extension for kind, _, _, extension in _MAGIC} | {"text/pla
 
 
 def detect(head: bytes) -> str | None:
-    """The media type by the first ``HEAD`` bytes; None when it is not one that is known.
+    """Return the media type of a file by its first ``HEAD`` bytes, or None if unknown.
 
-    What has no known mark, is UTF-8 and has no control characters is ``text/plain``; a browser may
-    still take such a text for HTML, so serve it with ``X-Content-Type-Options: nosniff``.
+    UTF-8 without control characters and without a magic number is ``text/plain``. A browser may
+    still interpret such a text as HTML: serve it with ``X-Content-Type-Options: nosniff``.
     """
     for kind, offset, mark, _ in _MAGIC:
         if head[offset : offset + len(mark)] == mark:
@@ -79,7 +79,7 @@ def detect(head: bytes) -> str | None:
     try:
         text = head[:HEAD].decode("utf-8")
     except UnicodeDecodeError as error:
-        # A character may be cut in two by the end of the head.
+        # The end of the head may split a character.
         if len(head) < HEAD or error.start < HEAD - 3 or error.reason != "unexpected end of data":
             return None
         text = head[: error.start].decode("utf-8")
@@ -89,7 +89,7 @@ def detect(head: bytes) -> str | None:
 
 
 def require_type(head: bytes, allowed: Collection[str]) -> str:
-    """The media type, if it is one of ``allowed``; raises FileTypeError."""
+    """Return the media type if it is one of ``allowed``; raise FileTypeError otherwise."""
     kind = detect(head)
     if kind is None or kind not in allowed:
         raise FileTypeError(
@@ -100,12 +100,12 @@ def require_type(head: bytes, allowed: Collection[str]) -> str:
 
 
 def stored_name(kind: str) -> str:
-    """A new name to store a file of that media type under; nobody can guess or choose it."""
+    """Return a random name to store a file of that media type under."""
     return secrets.token_hex(16) + _EXTENSIONS.get(kind, ".bin")
 
 
-def shown_name(name: str) -> str:
-    """A name as it may be shown: one path segment in NFC, no control or formatting characters."""
+def display_name(name: str) -> str:
+    """Return a name for display: one path segment in NFC without control or format characters."""
     text = unicodedata.normalize("NFC", name.replace("\\", "/").rsplit("/", 1)[-1])
     text = "".join(c for c in text if unicodedata.category(c)[0] != "C").strip(" .")
     return text[:100] or "file"
@@ -113,7 +113,10 @@ def shown_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """Sizes are bytes inflated; ``ratio`` is of inflated to packed, counted from 1 MiB on."""
+    """Limits of an archive; sizes are uncompressed bytes.
+
+    ``ratio`` is uncompressed to compressed size and applies above 1 MiB.
+    """
 
     members: int = 1_000
     member: int = 64 * 1024 * 1024
@@ -126,7 +129,7 @@ _FREE = 1024 * 1024
 
 @dataclass(slots=True)
 class _Count:
-    """What was seen of an archive so far."""
+    """Running totals of an archive."""
 
     limits: ArchiveLimits
     packed: int
@@ -134,21 +137,21 @@ class _Count:
     total: int = 0
 
     def member(self, name: str, names: set[str]) -> None:
-        """One more, of that name."""
+        """Count a member and check its name."""
         self.members += 1
         if self.members > self.limits.members:
             raise TooLargeError(f"the archive has over {self.limits.members} members; send fewer")
         safe_member(name)
-        # Two names that a file system takes for one would overwrite each other.
+        # A file system may treat two such names as one, and the files would overwrite each other.
         folded = unicodedata.normalize("NFC", name.rstrip("/")).casefold()
         if folded in names:
-            raise ArchiveError(f"the member {shown(name)} stands twice; keep one")
+            raise ArchiveError(f"the member {quoted(name)} stands twice; keep one")
         names.add(folded)
 
     def size(self, name: str, size: int, so_far: int = 0) -> None:
-        """``size`` more bytes of a member of which there were ``so_far``."""
+        """Count ``size`` more bytes of a member that had ``so_far``."""
         if size + so_far > self.limits.member:
-            raise TooLargeError(f"the member {shown(name)} has over {self.limits.member} bytes")
+            raise TooLargeError(f"the member {quoted(name)} has over {self.limits.member} bytes")
         self.total += size
         if self.total > self.limits.total:
             raise TooLargeError(f"the archive inflates to over {self.limits.total} bytes")
@@ -157,7 +160,7 @@ class _Count:
 
 
 def safe_member(name: str) -> None:
-    """Raise ArchiveError for a name that leads out of the folder that it is unpacked into."""
+    """Raise ArchiveError for a name that could lead outside of the target folder."""
     parts = name.replace("\\", "/").split("/")
     if (
         not name.strip("/. ")
@@ -168,14 +171,15 @@ def safe_member(name: str) -> None:
         or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
         or len(name) > 1024
     ):
-        raise ArchiveError(f"the member name {shown(name)} is not safe; use plain relative names")
+        raise ArchiveError(f"the member name {quoted(name)} is not safe; use plain relative names")
 
 
 def check_archive(file: IO[bytes], limits: ArchiveLimits | None = None) -> list[str]:
-    """The names of the files in a zip, tar or tar.gz, read to its end within the limits.
+    """Read a zip, tar or tar.gz to its end within the limits; return the names of its files.
 
-    ``file`` is seekable and is left at its beginning. Sizes are counted, not believed. Links,
-    devices and encrypted members are refused. Raises ArchiveError, TooLargeError, FileTypeError.
+    ``file`` is seekable; its position afterwards is the beginning. Sizes are counted, whatever the
+    headers say. Links, devices and encrypted members are refused. Raises ArchiveError,
+    TooLargeError, FileTypeError.
     """
     limits = limits or ArchiveLimits()
     file.seek(0, 2)
@@ -200,29 +204,29 @@ def check_archive(file: IO[bytes], limits: ArchiveLimits | None = None) -> list[
 
 
 def _zip(file: IO[bytes], count: _Count) -> list[str]:
-    found, names = [], set[str]()
+    files, names = [], set[str]()
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             count.member(member.filename, names)
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}:
-                raise ArchiveError(f"the member {shown(member.filename)} is a link or a device")
+                raise ArchiveError(f"the member {quoted(member.filename)} is a link or a device")
             if member.flag_bits & 0x1:
-                raise ArchiveError(f"the member {shown(member.filename)} is encrypted")
+                raise ArchiveError(f"the member {quoted(member.filename)} is encrypted")
             if member.is_dir() and (member.file_size or member.compress_size):
-                raise ArchiveError(f"the folder {shown(member.filename)} has content")
+                raise ArchiveError(f"the folder {quoted(member.filename)} has content")
             so_far = 0
             with archive.open(member) as content:
                 while data := content.read(_READ):
                     count.size(member.filename, len(data), so_far)
                     so_far += len(data)
             if not member.is_dir():
-                found.append(member.filename)
-    return found
+                files.append(member.filename)
+    return files
 
 
 class _Capped:
-    """A reader that refuses to read much at once or in all: headers declare any size."""
+    """A reader with limits on one read and on the total, because headers may declare any size."""
 
     def __init__(self, file: Any, limits: ArchiveLimits) -> None:
         self._file = file
@@ -251,13 +255,13 @@ class _Capped:
 
 
 def _tar(file: Any, count: _Count) -> list[str]:
-    found, names = [], set[str]()
+    files, names = [], set[str]()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             count.member(member.name, names)
             if not (member.isreg() or member.isdir()) or member.issparse():
-                raise ArchiveError(f"the member {shown(member.name)} is a link or a device")
+                raise ArchiveError(f"the member {quoted(member.name)} is a link or a device")
             count.size(member.name, member.size)
             if member.isreg():
-                found.append(member.name)
-    return found
+                files.append(member.name)
+    return files

@@ -1,8 +1,7 @@
-"""Forms of fields and files (``multipart/form-data``, RFC 7578), read as they come, within limits.
+"""A streaming reader of forms (``multipart/form-data``, RFC 7578) within limits.
 
-Needs multipart (extra ``forms``). A file's type is what is in it (``files.detect``), whatever its
-name and its header say; it goes to a temporary file without a name, and nothing is left after a
-refusal.
+Needs multipart (extra ``forms``). A file's type comes from its content (``files.detect``), not from
+its name or header. Files are stored in anonymous temporary files, which a refusal removes.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from engineroom.core.errors import (
     Problem,
     TooLargeError,
 )
-from engineroom.core.validation.files import HEAD, require_type, shown_name, stored_name
+from engineroom.core.validation.files import HEAD, display_name, require_type, stored_name
 from engineroom.core.validation.paths import child
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
     from typing import IO
 
-#: Bytes of a file that stay in memory; larger ones are on disk.
+#: Largest file in bytes that is held in memory; larger ones go to disk.
 IN_MEMORY = 64 * 1024
 _MAX_BOUNDARY = 70  # RFC 2046, 5.1.1
 _HEADER_BYTES = 1024
@@ -33,7 +32,7 @@ _HEADERS = 4
 
 
 class FormTypeError(EngineroomError):
-    """The body is no form; send multipart/form-data with a boundary."""
+    """The body is not a form; send multipart/form-data with a boundary."""
 
     code = "form_type"
     category = Category.VALIDATION
@@ -42,9 +41,9 @@ class FormTypeError(EngineroomError):
 
 @dataclass(frozen=True, slots=True)
 class FormLimits:
-    """How many parts, and bytes of a field, of a file and of all together.
+    """Limits of a form: the number of parts, and bytes of a field, of a file and in total.
 
-    ``types``: the media types that a file may have; none means that no file is taken.
+    ``types`` are the accepted media types of files; an empty set refuses all files.
     """
 
     parts: int = 50
@@ -56,24 +55,24 @@ class FormLimits:
 
 @dataclass(slots=True)
 class Upload:
-    """A file that was sent. ``content`` is at its beginning and closed with the form."""
+    """An uploaded file. ``content`` is positioned at its beginning and closed with the form."""
 
-    #: What its name was, to be shown; never a path to store it under.
+    #: The original name, for display only; never a path to store the file under.
     name: str
-    #: By its content.
+    #: The media type of the content.
     type: str
     size: int
     content: IO[bytes] = field(repr=False)
 
     @property
     def stored_name(self) -> str:
-        """A new name to store it under."""
+        """A random name to store the file under."""
         return stored_name(self.type)
 
 
 @dataclass(slots=True)
 class Form:
-    """Fields and files by their names; each name comes once."""
+    """The fields and files of a form by name; names are unique."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, Upload] = field(default_factory=dict)
@@ -83,10 +82,10 @@ class Form:
 async def read_form(
     content_type: str, body: AsyncIterable[bytes], limits: FormLimits | None = None
 ) -> AsyncIterator[Form]:
-    """The form in ``body``; its files are gone with the block.
+    """Read the form in ``body``; the end of the block removes its files.
 
-    Raises FormTypeError, TooLargeError, FileTypeError and InvalidInputError as soon as it is known:
-    the rest of the body is not read.
+    Raises FormTypeError, TooLargeError, FileTypeError and InvalidInputError at the first problem,
+    without reading the rest of the body.
     """
     reader = _Reader(_boundary(content_type), limits or FormLimits())
     try:
@@ -111,7 +110,7 @@ def _boundary(content_type: str) -> str:
 
 
 class _Reader:
-    """Takes pieces, keeps what is whole."""
+    """An incremental parser of a form."""
 
     def __init__(self, boundary: str, limits: FormLimits) -> None:
         from multipart import PushMultipartParser
@@ -134,14 +133,14 @@ class _Reader:
         self._size = 0
 
     def feed(self, data: bytes) -> None:
-        """One piece of the body."""
+        """Parse one chunk of the body."""
         self._total += len(data)
         if self._total > self._limits.total:
             raise TooLargeError(f"the form has over {self._limits.total} bytes; send less")
         data = self._held + data
         text = data.rstrip(b"\r\n")
-        # The line's end after the last boundary may come in a piece of its own, which the parser
-        # would take for something after the form; so what may be it waits for what comes next.
+        # The line break after the last boundary may arrive in a separate chunk, which the parser
+        # would treat as data after the form. So a trailing line break waits for the next chunk.
         text = data[: max(len(text), len(data) - 2)]
         self._held = data[len(text) :]
         self._parse(text)
@@ -164,17 +163,17 @@ class _Reader:
                 f"the form has over {self._limits.parts} parts or long headers; send less"
             ) from error
         except MultipartError as error:
-            raise _wrong("body", "is not a well-formed form", "encode it by RFC 7578") from error
+            raise _invalid("body", "is not a well-formed form", "encode it by RFC 7578") from error
 
     def end(self) -> Form:
-        """The form, once all of the body was fed."""
+        """Finish parsing and return the form."""
         from multipart import MultipartError
 
         self._parse(b"" if self._held == b"\r\n" else self._held)
         try:
             self._parser.close()
         except MultipartError as error:
-            raise _wrong("body", "ends too early", "send all of the form") from error
+            raise _invalid("body", "ends too early", "send all of the form") from error
         for upload in self._form.files.values():
             upload.content.seek(0)
         return self._form
@@ -188,11 +187,11 @@ class _Reader:
         name = part.name
         where = child("form", name[:80])
         if not name or len(name) > 100 or not name.isprintable():
-            raise _wrong(where, "has no usable name", "use 1 to 100 printable characters")
+            raise _invalid(where, "has no usable name", "use 1 to 100 printable characters")
         if name in self._form.fields or name in self._form.files:
-            raise _wrong(where, "comes more than once", "send it once")
+            raise _invalid(where, "comes more than once", "send it once")
         if part.filename is not None and not self._limits.types:
-            raise _wrong(where, "is a file", "send no files here")
+            raise _invalid(where, "is a file", "send no files here")
         self._part, self._data, self._size, self._file = part, b"", 0, None
 
     def _more(self, data: bytes) -> None:
@@ -206,7 +205,7 @@ class _Reader:
             self._data += data
             return
         if len(self._data) < HEAD:
-            # Judged as soon as its head is there, and before anything is stored.
+            # Check the type as soon as the head is complete, before anything is stored.
             self._data += data[: HEAD - len(self._data)]
             if len(self._data) == HEAD:
                 require_type(self._data, self._limits.types)
@@ -223,12 +222,12 @@ class _Reader:
             try:
                 self._form.fields[name] = self._data.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise _wrong(child("form", name), "is not UTF-8", "encode it") from error
+                raise _invalid(child("form", name), "is not UTF-8", "encode it") from error
             return
         kind = require_type(self._data, self._limits.types)
-        shown = shown_name(self._part.filename)
-        self._form.files[name] = Upload(shown, kind, self._size, self._file)
+        label = display_name(self._part.filename)
+        self._form.files[name] = Upload(label, kind, self._size, self._file)
 
 
-def _wrong(field_: str, problem: str, fix: str) -> InvalidInputError:
+def _invalid(field_: str, problem: str, fix: str) -> InvalidInputError:
     return InvalidInputError([Problem(field_, problem, fix)])

@@ -1,7 +1,7 @@
-"""Requests against pydantic models: query, headers and body, with problems that name the field.
+"""Validation of requests with pydantic models: query, headers and body.
 
-``@accepts`` does so for a handler of Starlette, FastAPI or anything whose request has ``scope`` and
-``body()``; ``read_query``, ``read_headers`` and ``read_body`` for anything else.
+``@accepts`` decorates a handler of Starlette, FastAPI or any framework whose requests have
+``scope`` and ``body()``. Elsewhere use ``read_query``, ``read_headers`` and ``read_body``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-#: Parameters of one query string, and problems that are told at once.
+#: Most parameters of a query string, and most problems in one error.
 MAX_PARAMETERS = 100
 MAX_PROBLEMS = 20
 
-_SEVERAL = (list, tuple, set, frozenset)
+_COLLECTIONS = (list, tuple, set, frozenset)
 _M = TypeVar("_M", bound="BaseModel")
 _R = TypeVar("_R")
 
 
 def read_query(model: type[_M], query: bytes | str) -> _M:
-    """The parameters of a query string. One that comes twice is refused unless it is a list.
+    """Read the parameters of a query string; refuse a repeated one unless it is a list.
 
     Raises InvalidInputError, and TooLargeError for more than ``MAX_PARAMETERS``.
     """
@@ -41,18 +41,18 @@ def read_query(model: type[_M], query: bytes | str) -> _M:
             text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict"
         )
     except UnicodeDecodeError as error:
-        raise _wrong("query", "is not UTF-8", "percent-encode UTF-8") from error
+        raise _invalid("query", "is not UTF-8", "percent-encode UTF-8") from error
     except ValueError as error:
         raise TooLargeError(f"the query has over {MAX_PARAMETERS} parameters") from error
     return model_of(model, pairs, "query")
 
 
 def read_headers(model: type[_M], headers: Iterable[tuple[bytes, bytes]]) -> _M:
-    """Those headers that ``model`` names; ``x_trace`` is the header ``x-trace``, others are left.
+    """Read the headers that ``model`` names; its field ``x_trace`` is the header ``x-trace``.
 
-    Raises InvalidInputError; a header of the model that comes twice is refused unless it is a list.
+    Raises InvalidInputError, also for a repeated header of the model unless it is a list.
     """
-    names = {_header(name, each): each.alias or name for name, each in model.model_fields.items()}
+    names = {_header(name, info): info.alias or name for name, info in model.model_fields.items()}
     pairs = [
         (names[name.decode("latin-1").lower()], value.decode("latin-1"))
         for name, value in headers
@@ -62,9 +62,9 @@ def read_headers(model: type[_M], headers: Iterable[tuple[bytes, bytes]]) -> _M:
 
 
 def read_body(model: type[_M], body: bytes | str) -> _M:
-    """A JSON body, strictly: a number is no text, and nothing unknown if the model forbids it.
+    """Read a JSON body in strict mode: values are not converted between types.
 
-    Raises InvalidInputError, and UnreadableError for what is no JSON within the limits.
+    Raises InvalidInputError, and UnreadableError for invalid or too large JSON.
     """
     from pydantic import ValidationError
 
@@ -78,42 +78,42 @@ def read_body(model: type[_M], body: bytes | str) -> _M:
 
 
 def model_of(model: type[_M], pairs: Sequence[tuple[str, str]], root: str) -> _M:
-    """A model of names and texts, such as parameters; see ``read_query``."""
+    """Read a model from pairs of names and strings, such as parameters; see ``read_query``."""
     from pydantic import ValidationError
 
     lists = {
-        each.alias or name
-        for name, each in model.model_fields.items()
-        if _takes_several(each.annotation)
+        info.alias or name
+        for name, info in model.model_fields.items()
+        if _is_collection(info.annotation)
     }
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in pairs:
         if name in lists:
-            given.setdefault(name, []).append(value)
-        elif name in given:
-            raise _wrong(child(root, name[:80]), "comes more than once", "send it once")
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise _invalid(child(root, name[:80]), "comes more than once", "send it once")
         else:
-            given[name] = value
+            values[name] = value
     try:
-        return model.model_validate(given, by_alias=True, by_name=False)
+        return model.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidInputError(problems(error, root)) from error
 
 
 def problems(error: ValidationError, root: str) -> list[Problem]:
-    """Pydantic's findings as ours; what was sent is not repeated, it may be a secret."""
-    found = []
-    for each in error.errors(include_input=False, include_url=False, include_context=False)[
+    """Translate pydantic's errors; leave out the input, which may be a secret."""
+    translated = []
+    for detail in error.errors(include_input=False, include_url=False, include_context=False)[
         :MAX_PROBLEMS
     ]:
         path = root
-        for part in each["loc"]:
+        for part in detail["loc"]:
             path = f"{path}[{part}]" if isinstance(part, int) else child(path, str(part)[:80])
-        unknown = each["type"] == "extra_forbidden"
+        unknown = detail["type"] == "extra_forbidden"
         fix = "remove it" if unknown else "see the API's document"
-        message = "is not a known field" if unknown else f"is not valid: {each['msg'][:200]}"
-        found.append(Problem(path, message, fix))
-    return found
+        message = "is not a known field" if unknown else f"is not valid: {detail['msg'][:200]}"
+        translated.append(Problem(path, message, fix))
+    return translated
 
 
 def accepts(
@@ -122,15 +122,15 @@ def accepts(
     headers: type[BaseModel] | None = None,
     body: type[BaseModel] | None = None,
 ) -> Callable[[Callable[..., Awaitable[_R]]], Callable[..., Awaitable[_R]]]:
-    """Decorate ``async def handler(request, *, query, headers, body)`` to be given models.
+    """Decorate ``async def handler(request, *, query, headers, body)`` to receive models.
 
-    Only what is named here is passed. The handler is not called for what does not fit; the error
-    is for ``requests.Problems`` or any other middleware that makes an answer of it.
+    Only the models named here are passed. An invalid request raises without calling the handler;
+    ``requests.Problems`` or another middleware turns the error into a response.
     """
 
     def decorate(handler: Callable[..., Awaitable[_R]]) -> Callable[..., Awaitable[_R]]:
         @functools.wraps(handler)
-        async def checked(request: Any, **more: Any) -> _R:
+        async def validated(request: Any, **more: Any) -> _R:
             if query is not None:
                 more["query"] = read_query(query, request.scope.get("query_string", b""))
             if headers is not None:
@@ -139,21 +139,21 @@ def accepts(
                 more["body"] = read_body(body, await request.body())
             return await handler(request, **more)
 
-        return checked
+        return validated
 
     return decorate
 
 
 def _header(name: str, field: FieldInfo) -> str:
-    """The header of a field: by its alias where somebody wrote one, else by its name."""
+    """Return the header of a field: its explicit alias, or its name."""
     written = field.alias if field.alias_priority == 2 else None
     return (written or name).replace("_", "-").lower()
 
 
-def _takes_several(annotation: Any) -> bool:
+def _is_collection(annotation: Any) -> bool:
     kinds = [annotation, *get_args(annotation)]
-    return any(get_origin(kind) in _SEVERAL or kind in _SEVERAL for kind in kinds)
+    return any(get_origin(kind) in _COLLECTIONS or kind in _COLLECTIONS for kind in kinds)
 
 
-def _wrong(field: str, problem: str, fix: str) -> InvalidInputError:
+def _invalid(field: str, problem: str, fix: str) -> InvalidInputError:
     return InvalidInputError([Problem(field, problem, fix)])

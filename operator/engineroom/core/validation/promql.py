@@ -1,7 +1,7 @@
-"""PromQL that others wrote, parsed and judged before it is sent to a Prometheus.
+"""Validation of untrusted PromQL before it is sent to a Prometheus.
 
-Needs promql-parser (extra ``promql``). That is compiled code whose time grows with the square of
-the nesting, so a query is bounded before it is given to it.
+Needs promql-parser (extra ``promql``). Its parsing time grows with the square of the nesting, so
+limits are checked before parsing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from datetime import timedelta
 from typing import Any
 
 from engineroom.core.errors import InvalidInputError, Problem
-from engineroom.core.validation.paths import shown
+from engineroom.core.validation.paths import quoted
 
 MAX_CHARACTERS = 4096
 MAX_NESTING = 32
 MAX_OPERATORS = 128
-#: Range, offset and the subqueries around them: how far back one query may make a server read.
+#: How far back a query may read, in ranges, offsets and subqueries together.
 MAX_RANGE = timedelta(days=31)
 
-# Strings and comments are told apart from the rest first: what stands in them counts nothing.
+# Strings and comments match first, because operators and brackets in them do not count.
 _TOKEN = re.compile(
     r"""(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`|\#[^\n]*)"""
     r"""|(?P<open>[({\[])|(?P<close>[)}\]])"""
@@ -30,19 +30,19 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query that is sound. ``longest`` is how far it reads back."""
+    """A valid query. ``longest`` is how far back it reads."""
 
     text: str
-    #: The names of metrics that it reads; without those that only a matcher of __name__ tells.
+    #: Names of the metrics that it reads, without those selected by a regular expression.
     metrics: frozenset[str]
     longest: timedelta
 
 
 def check_promql(text: str, *, path: str = "expr") -> Query:
-    """What the query reads. Raises InvalidInputError that names ``path``.
+    """Parse and check a query; raise InvalidInputError for ``path``.
 
-    Refused is what Prometheus refuses (syntax, types, unknown functions), and what is too long, too
-    deep, or reads more than ``MAX_RANGE`` back from one moment.
+    It refuses queries that Prometheus refuses (syntax, types, unknown functions), and those that
+    are too long, too deep, or read further back than ``MAX_RANGE``.
     """
     import promql_parser
 
@@ -72,7 +72,7 @@ def _bounds(text: str) -> tuple[str, str] | None:
         )
     control = next((c for c in text if not c.isprintable() and c not in "\n\t\r"), None)
     if control is not None:
-        return f"has the character {shown(f'U+{ord(control):04X}')}", "remove it"
+        return f"has the character {quoted(f'U+{ord(control):04X}')}", "remove it"
     depth = operators = 0
     for match in _TOKEN.finditer(text):
         depth += (match["open"] is not None) - (match["close"] is not None)
@@ -85,29 +85,29 @@ def _bounds(text: str) -> tuple[str, str] | None:
 
 
 def _selectors(library: Any, root: Any) -> list[tuple[str, timedelta]]:
-    """Of each selector its metric's name, and how far it reads back with all that is around it."""
-    found: list[tuple[str, timedelta]] = []
-    around: list[timedelta] = []
+    """Return each selector's metric name and how far back it reads, outer subqueries included."""
+    selectors: list[tuple[str, timedelta]] = []
+    outer: list[timedelta] = []
 
     def entered(node: Any) -> bool:
         back = max(getattr(node, "offset", None) or timedelta(), timedelta())
         if isinstance(node, library.SubqueryExpr | library.MatrixSelector):
-            around.append((node.range or timedelta()) + back)
+            outer.append((node.range or timedelta()) + back)
         elif isinstance(node, library.VectorSelector):
-            found.append((node.name or _matched(library, node), sum(around, back)))
+            selectors.append((node.name or _matched_name(library, node), sum(outer, back)))
         return True
 
     def left(node: Any) -> bool:
         if isinstance(node, library.SubqueryExpr | library.MatrixSelector):
-            around.pop()
+            outer.pop()
         return True
 
     library.walk(root, pre_visit=entered, post_visit=left)
-    return found
+    return selectors
 
 
-def _matched(library: Any, selector: Any) -> str:
-    """The name that a selector gives as ``{__name__="x"}``; "" if it names none."""
+def _matched_name(library: Any, selector: Any) -> str:
+    """Return the metric name of a matcher ``{__name__="x"}``, or "" without one."""
     for matcher in selector.matchers.matchers:
         if matcher.name == "__name__" and matcher.op == library.MatchOp.Equal:
             return str(matcher.value)

@@ -1,7 +1,7 @@
-"""Limits on requests, for any ASGI application: refused at the limit and not after it.
+"""Limits on requests for any ASGI application, enforced while the request arrives.
 
-What is refused gets a problem document and the application is not told, or, where it is reading
-already, gets an error from ``receive`` that becomes the document. The connection is closed after.
+A refused request gets a problem document, and the connection is closed. The application is not
+called, or, if it is already reading, ``receive`` raises an error that becomes the document.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class HeadersTooLargeError(TooLargeError):
-    """The request has more or longer headers than are accepted; send fewer."""
+    """The request has too many or too long headers; send fewer."""
 
     code = "headers_too_large"
     http_status = 431
 
 
 class SlowBodyError(EngineroomError):
-    """The body came too slowly; send it again over a better connection."""
+    """The body arrived too slowly; send it again over a better connection."""
 
     code = "slow_body"
     category = Category.LIMIT
@@ -39,7 +39,7 @@ class SlowBodyError(EngineroomError):
 
 
 class EncodingError(EngineroomError):
-    """The body's Content-Encoding is not accepted or the body is not so encoded; send it plain."""
+    """The body's Content-Encoding is not accepted, or the body does not match it; send it plain."""
 
     code = "content_encoding"
     category = Category.VALIDATION
@@ -48,7 +48,11 @@ class EncodingError(EngineroomError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes are bytes, ``seconds`` is for the whole body, ``ratio`` of inflated to sent."""
+    """Limits of a request.
+
+    Sizes are in bytes, ``seconds`` is the time for the whole body, ``ratio`` is uncompressed to
+    compressed size.
+    """
 
     body: int = 1024 * 1024
     headers: int = 100
@@ -58,9 +62,10 @@ class Limits:
 
 
 class Inflater:
-    """Inflates gzip piece by piece and refuses to make more than ``most`` bytes of it.
+    """An incremental gzip decompressor with limits.
 
-    More than ``ratio`` times what was sent is refused too, after the first 64 KiB.
+    It refuses more than ``most`` bytes of output and, after the first 64 KiB, more than ``ratio``
+    times the input.
     """
 
     _FREE = 64 * 1024
@@ -70,42 +75,42 @@ class Inflater:
         self._most = most
         self._ratio = ratio
         self._sent = 0
-        self._made = 0
+        self._size = 0
 
     def feed(self, data: bytes) -> bytes:
-        """What ``data`` inflates to. Raises TooLargeError and EncodingError."""
+        """Return the decompressed ``data``; raise TooLargeError or EncodingError."""
         self._sent += len(data)
         parts = []
-        # In pieces, so that a bomb is known by its first one and not by all that it makes.
+        # In chunks, to detect a bomb before all of it is inflated.
         while True:
             try:
-                made = self._inflate.decompress(data, self._FREE)
+                chunk = self._inflate.decompress(data, self._FREE)
             except zlib.error as error:
-                raise EncodingError("the body is no gzip; send it plain") from error
-            self._made += len(made)
-            if self._made > self._most:
+                raise EncodingError("the body is not gzip; send it plain") from error
+            self._size += len(chunk)
+            if self._size > self._most:
                 raise TooLargeError(f"the body inflates to more than {self._most} bytes; send less")
             taken = self._sent - len(self._inflate.unconsumed_tail)
-            if self._made > self._FREE and self._made > self._ratio * taken:
+            if self._size > self._FREE and self._size > self._ratio * taken:
                 raise TooLargeError(f"the body inflates to over {self._ratio} times its size")
             if self._inflate.unused_data:
                 raise EncodingError("something follows the gzip body; send one member")
-            parts.append(made)
+            parts.append(chunk)
             data = self._inflate.unconsumed_tail
-            if not data and len(made) < self._FREE:  # a full piece may leave more within
+            if not data and len(chunk) < self._FREE:  # a full chunk may leave output buffered
                 return b"".join(parts)
 
     def close(self) -> None:
-        """Raises EncodingError when the end is missing."""
+        """Raise EncodingError if the end is missing."""
         if not self._inflate.eof:
             raise EncodingError("the gzip body ends too early; send all of it")
 
 
 class RequestLimits:
-    """ASGI middleware that holds every HTTP request to ``Limits``.
+    """ASGI middleware that enforces ``Limits`` on every HTTP request.
 
-    Bodies in gzip are inflated on the way, so that the application sees them plain. ``headers`` are
-    given to its own answers, as others are given them by what stands behind it.
+    It decompresses gzip bodies for the application. ``headers`` are added to the middleware's own
+    responses, like those that inner middleware adds to the application's.
     """
 
     def __init__(
@@ -148,21 +153,21 @@ class RequestLimits:
             if error is not reader.refused and not isinstance(error, EngineroomError):
                 raise
         finally:
-            # It holds the frames that raised it, and they hold the reader and what was read.
+            # The error's traceback refers to frames that hold the reader and its buffers.
             reader.refused = None
 
     def _checked(self, scope: Message) -> Inflater | None:
-        """What the headers say; an inflater where the body is in gzip."""
+        """Check the headers; return an inflater for a gzip body."""
         limits, headers = self._limits, scope.get("headers") or ()
         if len(headers) > limits.headers:
             raise HeadersTooLargeError(f"there are over {limits.headers} headers; send fewer")
         if sum(len(name) + len(value) for name, value in headers) > limits.header_bytes:
             raise HeadersTooLargeError(f"the headers have over {limits.header_bytes} bytes")
-        given = {bytes(name).lower(): bytes(value) for name, value in headers}
-        length = given.get(b"content-length", b"0")
+        by_name = {bytes(name).lower(): bytes(value) for name, value in headers}
+        length = by_name.get(b"content-length", b"0")
         if not (length.isdigit() and len(length) < 20) or int(length) > limits.body:
             raise TooLargeError(f"the body has over {limits.body} bytes; send less")
-        encoding = given.get(b"content-encoding", b"identity").strip().lower()
+        encoding = by_name.get(b"content-encoding", b"identity").strip().lower()
         if encoding == b"gzip":
             return Inflater(limits.body, limits.ratio)
         if encoding != b"identity":
@@ -171,7 +176,7 @@ class RequestLimits:
 
 
 class _Reader:
-    """The application's ``receive``: counts, inflates and keeps the time."""
+    """The application's ``receive``: counts bytes, decompresses and enforces the time limit."""
 
     def __init__(self, receive: Receive, limits: Limits, inflater: Inflater | None) -> None:
         self._receive = receive
@@ -186,14 +191,14 @@ class _Reader:
         if self.refused is not None:
             raise self.refused
         if self._ended:
-            return await self._receive()  # only a disconnect can come now
+            return await self._receive()  # only a disconnect can follow
         loop = asyncio.get_running_loop()
         if self._until is None:
             self._until = loop.time() + self._limits.seconds
         try:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
-            return self._taken(message)
+            return self._checked(message)
         except TimeoutError as error:
             self.refused = SlowBodyError(f"the body took over {self._limits.seconds:g} s")
             raise self.refused from error
@@ -201,7 +206,7 @@ class _Reader:
             self.refused = error
             raise
 
-    def _taken(self, message: Message) -> Message:
+    def _checked(self, message: Message) -> Message:
         if message["type"] != "http.request":
             return message
         data = message.get("body", b"")
@@ -211,17 +216,17 @@ class _Reader:
         self._ended = not message.get("more_body", False)
         if self._inflater is None:
             return message
-        made = self._inflater.feed(data)
+        plain = self._inflater.feed(data)
         if self._ended:
             self._inflater.close()
-        return {**message, "body": made}
+        return {**message, "body": plain}
 
 
 class Problems:
-    """ASGI middleware: an EngineroomError that nobody answered becomes a problem document.
+    """ASGI middleware that turns an unhandled EngineroomError into a problem document.
 
-    For applications without ``AuthMiddleware``, which does so too. What is no EngineroomError is
-    raised on: it is for the server's log.
+    Not needed with ``AuthMiddleware``, which does the same. Other exceptions propagate to the
+    server and its log.
     """
 
     def __init__(self, app: App) -> None:
@@ -250,7 +255,7 @@ async def _refuse(
     document = problem_document(error)
     body = json.dumps(document.body).encode()
     own = {**document.headers, "Content-Length": str(len(body)), "Connection": "close"}
-    headers = {k.lower(): v for each in (more, own) for k, v in each.items()}
+    headers = {k.lower(): v for part in (more, own) for k, v in part.items()}
     await send(
         {
             "type": "http.response.start",

@@ -1,7 +1,7 @@
-"""What runs in the process that ``templates`` starts; nothing else imports it.
+"""The main program of the process that ``templates`` starts.
 
-Everything that a filter may import later is loaded first; then the process gives up its files and
-its memory beyond the bound, and reads templates from its standard input until that ends.
+It loads every module that a filter may import later, limits its own files and memory, and serves
+templates from standard input until that ends.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-#: Of a message about a template.
-_TOLD = 300
-#: Seconds by which the process outlives its limit, so that the parent is the first to know.
+#: Most characters of a message about a template.
+_MAX_MESSAGE = 300
+#: Seconds added to the time limit, which let the parent act first.
 _GRACE = 1.0
 
 
 def environment(*, html: bool) -> ImmutableSandboxedEnvironment:
-    """The sandbox: no loader, so no include; nothing of Python's among the globals."""
-    made = ImmutableSandboxedEnvironment(
+    """Return the sandbox: without a loader, so without include, and without Python's globals."""
+    sandbox = ImmutableSandboxedEnvironment(
         autoescape=html, undefined=StrictUndefined, keep_trailing_newline=True, cache_size=0
     )
-    made.globals = {name: made.globals[name] for name in ("range", "namespace")}
-    # They would call what an attribute of a value is, or make a template of data.
+    sandbox.globals = {name: sandbox.globals[name] for name in ("range", "namespace")}
+    # Filters that would access attributes of values.
     for name in ("attr", "pprint"):
-        made.filters.pop(name, None)
-    return made
+        sandbox.filters.pop(name, None)
+    return sandbox
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """Answer until standard input ends."""
+    """Answer requests until standard input ends."""
     try:
-        made = environment(html=settings["html"])
-        _warm(made)
+        sandbox = environment(html=settings["html"])
+        _warm(sandbox)
         _confine(settings["memory"])
-    except Exception as error:  # noqa: BLE001 - told to the parent, which raises
-        _answer({"is": "broken", "problem": str(error)[:_TOLD]})
+    except Exception as error:  # noqa: BLE001 - reported to the parent, which raises
+        _answer({"is": "broken", "problem": str(error)[:_MAX_MESSAGE]})
         return
     _answer({"is": "ready"})
     while len(head := sys.stdin.buffer.read(4)) == 4:
         question = json.loads(sys.stdin.buffer.read(struct.unpack(">I", head)[0]))
-        # Should the parent be gone, nobody else ends a loop.
+        # Ends an endless template even if the parent died.
         signal.setitimer(signal.ITIMER_REAL, settings["seconds"] + _GRACE)
-        answer = _outcome(made, question, settings["output"])
+        answer = _outcome(sandbox, question, settings["output"])
         signal.setitimer(signal.ITIMER_REAL, 0)
         _answer(answer)
 
 
 def _outcome(
-    made: ImmutableSandboxedEnvironment, question: dict[str, Any], most: int
+    sandbox: ImmutableSandboxedEnvironment, question: dict[str, Any], most: int
 ) -> dict[str, Any]:
     try:
         if question["do"] == "check":
-            tree = made.parse(question["source"])
-            made.from_string(question["source"])
+            tree = sandbox.parse(question["source"])
+            sandbox.from_string(question["source"])
             return {"is": "well", "names": sorted(meta.find_undeclared_variables(tree))[:1000]}
-        template = made.from_string(question["source"])
+        template = sandbox.from_string(question["source"])
         parts, length = [], 0
         for part in template.generate(json.loads(question["data"])):
             length += len(part)
@@ -75,28 +75,32 @@ def _outcome(
     except RecursionError:
         return {"is": "wrong", "line": 1, "problem": "is nested too deep", "last": True}
     except TemplateSyntaxError as error:
-        return {"is": "wrong", "line": error.lineno, "problem": (error.message or "")[:_TOLD]}
+        return {
+            "is": "wrong",
+            "line": error.lineno,
+            "problem": (error.message or "")[:_MAX_MESSAGE],
+        }
     except SecurityError:
         return {"is": "wrong", "line": 1, "problem": "asks for what is not allowed"}
     except TemplateError as error:
-        return {"is": "wrong", "line": _line(error), "problem": str(error)[:_TOLD]}
+        return {"is": "wrong", "line": _line(error), "problem": str(error)[:_MAX_MESSAGE]}
     except Exception as error:  # noqa: BLE001 - a filter may raise anything
-        problem = f"{type(error).__name__}: {error}"[:_TOLD]
+        problem = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
         return {"is": "wrong", "line": _line(error), "problem": problem}
 
 
 def _line(error: BaseException) -> int:
-    """The line of the template in which it was raised."""
-    found, trace = 1, error.__traceback__
+    """Return the line of the template that raised the error."""
+    line, trace = 1, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
-            found = trace.tb_lineno
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line
 
 
-def _warm(made: ImmutableSandboxedEnvironment) -> None:
-    """Load what filters import when they are first used: later no file can be opened."""
+def _warm(sandbox: ImmutableSandboxedEnvironment) -> None:
+    """Load the modules that filters import on first use, while files can still be opened."""
     import urllib.parse  # noqa: F401
 
     sample = (
@@ -106,10 +110,10 @@ def _warm(made: ImmutableSandboxedEnvironment) -> None:
         "{{ [{'a':1}]|groupby('a')|list }}{{ 'http://a.b'|urlize }}{{ '%s'|format(1) }}"
         "{{ [1]|sum }}{{ {'a':1}|xmlattr }}{{ 'a b'|title|truncate(9) }}{{ {'b':1}|dictsort }}"
     )
-    made.from_string(sample).render()
+    sandbox.from_string(sample).render()
     for wrong in ("{{ x }}", "{{ 1 // 0 }}", "{% if %}"):
-        _outcome(made, {"do": "render", "source": wrong, "data": "{}"}, 100)
-    _outcome(made, {"do": "check", "source": "{% for a in b %}{% endfor %}"}, 100)
+        _outcome(sandbox, {"do": "render", "source": wrong, "data": "{}"}, 100)
+    _outcome(sandbox, {"do": "check", "source": "{% for a in b %}{% endfor %}"}, 100)
 
 
 def _confine(memory: int) -> None:
@@ -118,7 +122,7 @@ def _confine(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The three that are open stay open; there will be no other file, socket or process.
+    # The three standard streams stay open; no other file, socket or process can be opened.
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 

@@ -1,10 +1,10 @@
-"""Templates that others wrote, rendered where they can do no harm.
+"""Sandboxed rendering of untrusted Jinja2 templates.
 
-Jinja2's sandbox keeps a template away from Python, but not from time and memory, and it has had
-holes. So rendering happens in a process of its own that has no file, no socket, no environment and
-a bound on its memory, and that is killed when it takes too long. What goes in is JSON, what comes
-out is text. Needs Jinja2 (extra ``templates``) and Linux; the process starts with the first use,
-takes some 25 MiB and then half a millisecond a template.
+Jinja2's sandbox blocks access to Python, but does not limit time and memory, and has had
+vulnerabilities. So a separate process renders the templates, without files, sockets and
+environment, with limited memory; it is killed after a time limit. Input is JSON, output is text.
+Needs Jinja2 (extra ``templates``) and Linux. The process starts at first use, takes about 25 MiB
+and half a millisecond for each template.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from engineroom.core.errors import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-#: Seconds that the process may take to start, on a machine that is busy.
+#: Most seconds for the start of the process on a busy machine.
 _START = 30.0
 
 
 class TemplateError(InvalidInputError):
-    """A template cannot be compiled or rendered; ``problems`` says where and why."""
+    """A template cannot be compiled or rendered; ``problems`` has line and cause."""
 
     code = "template"
 
 
 class TemplateLimitError(EngineroomError):
-    """A template took too long or too much memory; make it simpler."""
+    """A template exceeded its time or memory limit; make it simpler."""
 
     code = "template_limit"
     category = Category.VALIDATION
@@ -54,7 +54,7 @@ class TemplateLimitError(EngineroomError):
 
 @dataclass(frozen=True, slots=True)
 class TemplateLimits:
-    """Characters of a template and of what it makes, bytes of data, seconds, bytes of memory."""
+    """Limits: characters of source and output, bytes of data, seconds, bytes of memory."""
 
     source: int = 16 * 1024
     output: int = 64 * 1024
@@ -64,10 +64,10 @@ class TemplateLimits:
 
 
 class Templates:
-    """Compiles and renders templates in a process of its own. For any number of threads.
+    """Compiles and renders templates in a separate process. Thread-safe.
 
-    ``html``: values are escaped as in a page. A name that is not in the data is an error. There is
-    no include, import or extends; loops go over at most 100,000 values.
+    ``html`` escapes values for HTML. An undefined name is an error. Templates have no include,
+    import or extends; loops run over at most 100,000 values.
     """
 
     def __init__(self, limits: TemplateLimits | None = None, *, html: bool = False) -> None:
@@ -78,36 +78,36 @@ class Templates:
         self._owner = 0
 
     def check(self, source: str, names: Collection[str] | None = None, *, path: str = "") -> None:
-        """Raises TemplateError unless it compiles and uses no name but ``names`` (None: any)."""
+        """Raise TemplateError unless it compiles and uses only ``names`` (None permits all)."""
         answer = self._ask({"do": "check", "source": self._bounded(source, path)}, path)
         unknown = sorted(set(answer["names"]) - set(names)) if names is not None else []
         if unknown:
-            known = ", ".join(sorted(names or ())) or "none"
-            told = Problem(path or "template", f"uses {unknown[0][:60]}", f"there is: {known}")
-            raise TemplateError([told])
+            defined = ", ".join(sorted(names or ())) or "none"
+            problem = f"uses {unknown[0][:60]}"
+            raise TemplateError([Problem(path or "template", problem, f"there is: {defined}")])
 
     def render(self, source: str, data: Mapping[str, Any], *, path: str = "") -> str:
-        """The text that a template makes of ``data``, which must be JSON.
+        """Render a template with ``data``, which must be JSON values; return the text.
 
-        Raises TemplateError, TemplateLimitError, and TooLargeError where source, data or output
-        pass their limit.
+        Raises TemplateError, TemplateLimitError, and TooLargeError if source, data or output exceed
+        their limits.
         """
         try:
-            said = json.dumps(data, allow_nan=False)
+            text = json.dumps(data, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            told = Problem(path or "data", "is no JSON", "pass plain values")
-            raise TemplateError([told]) from error
-        if len(said) > self._limits.data:
+            problem = Problem(path or "data", "is not JSON", "pass plain values")
+            raise TemplateError([problem]) from error
+        if len(text) > self._limits.data:
             raise TooLargeError(f"the data has over {self._limits.data} bytes; pass less")
-        question = {"do": "render", "source": self._bounded(source, path), "data": said}
+        question = {"do": "render", "source": self._bounded(source, path), "data": text}
         return str(self._ask(question, path)["text"])
 
     async def render_async(self, source: str, data: Mapping[str, Any], *, path: str = "") -> str:
-        """``render`` without holding up the event loop."""
+        """Render without blocking the event loop; see ``render``."""
         return await asyncio.to_thread(self.render, source, data, path=path)
 
     def close(self) -> None:
-        """End the process; the next use starts another one."""
+        """Stop the process; the next use starts a new one."""
         with self._lock:
             self._end()
 
@@ -197,10 +197,10 @@ class Templates:
 
 
 class _SilentError(Exception):
-    """The process died, or did not answer in time, or answered what nobody asked."""
+    """The process died, timed out, or sent an invalid answer."""
 
 
-#: -S leaves the site packages out; the parent's own path is told instead.
+#: -S leaves out the site packages; the settings carry the parent's path instead.
 _BOOT = (
     "import json, struct, sys\n"
     "size, = struct.unpack('>I', sys.stdin.buffer.read(4))\n"
@@ -221,7 +221,7 @@ def _write(child: subprocess.Popen[bytes], message: bytes) -> None:
 
 
 def _read(child: subprocess.Popen[bytes], seconds: float, *, most: int) -> dict[str, Any]:
-    """One answer within ``seconds``, of at most ``most`` bytes: who answers is not trusted."""
+    """Read one answer within ``seconds``, of at most ``most`` bytes: the process is untrusted."""
     assert child.stdout is not None  # noqa: S101 - opened with a pipe
     descriptor, until, data = child.stdout.fileno(), time.monotonic() + seconds, b""
     wanted = 4
