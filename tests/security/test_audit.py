@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engineroom.auth.audit.log import AuditLog, Entry, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditLog, Outcome
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.core.clock import FakeClock, SystemClock
 from tests.support import RedisServer, redis_server
@@ -25,12 +25,12 @@ def log(redis: Redis, clock: Any = None, out: io.StringIO | None = None) -> Audi
     return AuditLog(redis, clock or FakeClock(), SECRET, out=out or io.StringIO())
 
 
-def entry(number: int = 0, **changed: Any) -> Entry:
+def entry(number: int = 0, **changed: Any) -> AuditEntry:
     fields = {
         "who": "ada", "action": "namespace:pools:scale", "target": f"workerpool/shop/p{number}",
         "outcome": Outcome.DONE, **changed,
     }  # fmt: skip
-    return Entry(**fields)
+    return AuditEntry(**fields)
 
 
 async def filled(redis: Redis, count: int) -> AuditLog:
@@ -136,7 +136,7 @@ async def test_a_head_made_up_is_found(redis: Redis) -> None:
     await redis.xdel(STREAM, "5-0")
     mac = (await rows(redis))[-1][1][b"mac"]
     await redis.hset(f"{STREAM}:head", mapping={"seq": "4", "mac": mac})
-    assert "the head is not the one that was sealed" in (await audit.verify()).problems
+    assert "the head has no valid seal" in (await audit.verify()).problems
 
 
 async def test_a_log_set_back_as_a_whole_is_found_by_its_anchor(redis: Redis) -> None:
@@ -149,7 +149,7 @@ async def test_a_log_set_back_as_a_whole_is_found_by_its_anchor(redis: Redis) ->
     assert (await audit.verify()).intact
     assert (await audit.verify(anchor)).problems == ("the log ends at 3, the anchor at 4",)
     await audit.write(entry(9))
-    assert (await audit.verify(anchor)).problems == ("record 4: is not the one of the anchor",)
+    assert (await audit.verify(anchor)).problems == ("record 4: differs from the anchor",)
 
 
 async def test_a_record_slipped_in_is_found(redis: Redis) -> None:

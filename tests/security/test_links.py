@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from engineroom.auth.errors import LinkError
 from engineroom.auth.kubernetes import KubernetesIdentity
-from engineroom.auth.login.login_links import LIFE, Bound, Links
+from engineroom.auth.login.login_links import LIFE, LoginLink, LoginLinks
 from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
 from engineroom.console.accounts.authorizer import Authorizer
@@ -148,19 +148,19 @@ async def test_redis_holds_no_code_and_forgets_it(site: Site, redis: Redis) -> N
 async def test_a_code_is_over_after_its_life_whatever_redis_says(
     redis: Redis, clock: FakeClock
 ) -> None:
-    links = Links(redis, clock, b"s" * 32)
-    code, _ = await links.make(Bound("user:admin"))
+    links = LoginLinks(redis, clock, b"s" * 32)
+    code, _ = await links.make(LoginLink("user:admin"))
     [key] = [key async for key in redis.scan_iter("engineroom:auth:link:*")]
     await redis.persist(key)
     clock.advance(LIFE)
     with pytest.raises(LinkError):
         await links.take(code)
-    early, _ = await links.make(Bound("user:admin", ends=clock.now().timestamp() + 5))
+    early, _ = await links.make(LoginLink("user:admin", ends=clock.now().timestamp() + 5))
     clock.advance(5)
     with pytest.raises(LinkError):
         await links.take(early)
     with pytest.raises(ValueError, match="life"):
-        Links(redis, clock, b"s" * 32, life=LIFE + 1)
+        LoginLinks(redis, clock, b"s" * 32, life=LIFE + 1)
 
 
 async def test_guesses_are_all_answered_alike_and_cost(site: Site) -> None:

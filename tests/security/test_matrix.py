@@ -21,12 +21,12 @@ from engineroom.auth.permissions import (
     EVERYWHERE,
     VIEWER,
     Access,
+    AccessPolicy,
     Grant,
     Permission,
-    Policy,
     Role,
     matrix,
-    unruled,
+    routes_without_rule,
 )
 from engineroom.console.rest.app import application
 from engineroom.console.rest.routing import Answer, Call, Model, Route
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-    from engineroom.auth.permissions import Rule
+    from engineroom.auth.permissions import RouteRule
     from engineroom.console.services import Services
     from tests.support import RedisServer
 
@@ -57,7 +57,7 @@ CUSTOM = {
     ]
 }
 #: The same as the matrix has to see it, not taken from what is tested.
-POLICY = Policy.of(
+POLICY = AccessPolicy.of(
     Role("retrier", frozenset({Permission.NAMESPACE_JOBS_READ, Permission.NAMESPACE_JOBS_RETRY})),
     Role("auditor", VIEWER.permissions | {Permission.CLUSTER_AUDIT_READ}),
 )
@@ -116,7 +116,7 @@ async def shown(services: Services, how: str, name: str, grants: Iterable[Grant]
     return {"authorization": f"Bearer {secret}"}
 
 
-async def asked(http: httpx.AsyncClient, rule: Rule, headers: dict[str, str]) -> int:
+async def asked(http: httpx.AsyncClient, rule: RouteRule, headers: dict[str, str]) -> int:
     path = re.sub(r"{(\w+)}", lambda m: FILLED.get(m[1], "x"), rule.path)
     return (await http.request(rule.method, path, headers=headers)).status_code
 
@@ -171,7 +171,7 @@ def test_every_route_that_is_served_has_a_rule() -> None:
         if method != "HEAD"
     ]
     assert len(served) == len(ROUTES)
-    assert unruled(served, [route.rule for route in ROUTES]) == []
+    assert routes_without_rule(served, [route.rule for route in ROUTES]) == []
 
 
 def test_what_anybody_may_ask_is_written_down() -> None:

@@ -19,18 +19,18 @@ from engineroom.auth.middleware import (
     Authenticator,
     AuthMiddleware,
     WsgiAuth,
+    current_principal,
     require,
-    who,
 )
 from engineroom.auth.permissions import (
     Access,
+    AccessPolicy,
     Grant,
     Permission,
-    Policy,
     Principal,
-    Rule,
+    RouteRule,
     matrix,
-    unruled,
+    routes_without_rule,
 )
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 VIEWER = (Grant("viewer", frozenset({"shop"})),)
-POLICY = Policy()
+POLICY = AccessPolicy()
 #: One route a permission, and two that say out loud that they need none.
 RULES = [
-    *(Rule("GET" if p.endswith(":read") else "POST", f"/{p}", p) for p in Permission),
-    Rule("GET", "/health", Access.PUBLIC),
-    Rule("GET", "/me", Access.SIGNED_IN),
+    *(RouteRule("GET" if p.endswith(":read") else "POST", f"/{p}", p) for p in Permission),
+    RouteRule("GET", "/health", Access.PUBLIC),
+    RouteRule("GET", "/me", Access.SIGNED_IN),
 ]
 NEEDS = {(rule.method, rule.path): rule.needs for rule in RULES}
 
@@ -59,7 +59,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})
         return
     needs = NEEDS[scope["method"], scope["path"]]
-    principal = who(scope)
+    principal = current_principal(scope)
     if needs != Access.PUBLIC:
         permission = Permission.SELF_IDENTITY_READ if needs == Access.SIGNED_IN else needs
         principal = require(POLICY, permission)(scope, scope["query_string"].decode() or None)
@@ -251,7 +251,7 @@ async def test_every_route_for_every_role(desk: Desk) -> None:
             headers = [bearer(credentials[kind])]
         answer = await ask(desk.app, case.rule.path, *headers, method=case.rule.method)
         assert answer.status == case.expected, case
-    assert unruled(NEEDS, RULES) == []
+    assert routes_without_rule(NEEDS, RULES) == []
 
 
 async def test_a_key_cannot_do_more_than_its_scopes(desk: Desk) -> None:

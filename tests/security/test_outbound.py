@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom.auth.errors import KeyStoreError, OutboundError, OutboundRefusedError, TokenError
-from engineroom.auth.outbound import Address, Outbound, Rules, parse, refusal
+from engineroom.auth.outbound import IPAddress, Outbound, Rules, parse, refusal
 from engineroom.auth.tokens.issuers import Caching, ExternalIssuer, read_jwks
 from engineroom.auth.tokens.signing_keys import Algorithm, SigningKey
 
@@ -30,7 +30,7 @@ class Names:
         self.answers = list(answers)
         self.asked = 0
 
-    async def resolve(self, host: str, port: int) -> Sequence[Address]:
+    async def resolve(self, host: str, port: int) -> Sequence[IPAddress]:
         answer = self.answers[min(self.asked, len(self.answers) - 1)]
         self.asked += 1
         return [ipaddress.ip_address(address) for address in answer]

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from engineroom.auth.errors import ApiKeyError, LinkError, SessionError
-from engineroom.auth.login.login_links import Bound, Links
-from engineroom.auth.login.sessions import COOKIE, Limits, Sessions
+from engineroom.auth.login.login_links import LoginLink, LoginLinks
+from engineroom.auth.login.sessions import COOKIE, SessionLimits, Sessions
 from engineroom.auth.oidc.id_token import Identity
 from engineroom.auth.permissions import ADMIN, EVERYWHERE, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
@@ -87,9 +87,9 @@ async def session(redis: Redis, clock: FakeClock, secret: bytes, told: Told, nam
 
 
 async def link(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
-    links = Links(redis, clock, secret, on_broken=told)
-    code, _ = await links.make(Bound(f"user:{name}", ALL))
-    ours = Links(redis, clock, OURS, on_broken=told)
+    links = LoginLinks(redis, clock, secret, on_broken=told)
+    code, _ = await links.make(LoginLink(f"user:{name}", ALL))
+    ours = LoginLinks(redis, clock, OURS, on_broken=told)
 
     async def accepted() -> bool:
         kept = await redis.get(links._key(code))
@@ -312,7 +312,9 @@ async def test_of_two_that_end_a_key_at_once_both_do(redis: Redis, clock: FakeCl
 
 async def test_ends_are_inside_the_seal(redis: Redis, clock: FakeClock, told: Told) -> None:
     """Redis is told to keep all for ever; what is over is over."""
-    sessions = Sessions(redis, clock, OURS, limits=Limits(idle=50, absolute=100), on_broken=told)
+    sessions = Sessions(
+        redis, clock, OURS, limits=SessionLimits(idle=50, absolute=100), on_broken=told
+    )
     opened = await sessions.open("user:ada", ALL)
     people = OidcUsers(redis, clock, OURS, remember=1000, on_broken=told)
     await people.remember(Identity("https://idp.example", "ada", "Ada", "", ("ops",)))
@@ -341,7 +343,7 @@ async def test_use_of_a_session_keeps_it_sealed(redis: Redis, clock: FakeClock) 
     for _ in range(5):
         clock.advance(1000)
         await sessions.resume(opened.id)
-        assert (await sessions.resume(opened.id)).seen == clock.now().timestamp()
+        assert (await sessions.resume(opened.id)).last_used == clock.now().timestamp()
     moved = await sessions.elevate(opened.id, ALL)
     assert (await sessions.resume(moved.id)).grants == ALL
 

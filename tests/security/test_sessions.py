@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom.auth.errors import CsrfError, SessionError
-from engineroom.auth.login.sessions import FORGET_COOKIE, Limits, Session, Sessions
+from engineroom.auth.login.sessions import FORGET_COOKIE, Session, SessionLimits, Sessions
 from engineroom.auth.permissions import Grant
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def test_unused_ones_end_and_used_ones_end_later(
 
 
 async def test_redis_forgets_what_nobody_uses(redis: Redis, clock: FakeClock) -> None:
-    sessions = Sessions(redis, clock, b"s" * 32, limits=Limits(idle=60, absolute=100))
+    sessions = Sessions(redis, clock, b"s" * 32, limits=SessionLimits(idle=60, absolute=100))
     await sessions.open("ada", VIEWER)
     (key,) = await redis.keys("engineroom:auth:session:*")
     assert 0 < await redis.ttl(key) <= 61

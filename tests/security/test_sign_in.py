@@ -67,7 +67,7 @@ async def outcome(desk: Desk, name: str, password: str, address: str = "192.0.2.
 
 async def test_an_account_locks_and_heals(desk: Desk, clock: FakeClock) -> None:
     wrong = [await outcome(desk, "ada", "wrong", f"192.0.2.{n}") for n in range(ACCOUNT.burst + 2)]
-    assert wrong == ["name or password: not right; check both"] * ACCOUNT.burst + ["locked"] * 2
+    assert wrong == ["name or password: wrong; check both"] * ACCOUNT.burst + ["locked"] * 2
     assert await outcome(desk, "ada", "right", "198.51.100.1") == "locked"
     clock.advance(ACCOUNT.every + 0.001)
     assert await outcome(desk, "ada", "right", "198.51.100.1") == "ada"
@@ -137,13 +137,13 @@ async def test_an_old_hash_is_made_anew_at_sign_in(desk: Desk, redis: Redis) -> 
     ((subject, kept),) = desk.kept
     assert subject == "ada"
     assert kept.startswith("$argon2id$v=19$m=128,t=2,p=1$")
-    assert (await desk.passwords.verify(kept, "right")).right
+    assert (await desk.passwords.verify(kept, "right")).is_valid
     assert not (await desk.passwords.verify(kept, "right")).rehash
 
 
 async def test_a_broken_hash_lets_nobody_in(desk: Desk) -> None:
     for kept in ("", "plain", "$argon2id$v=19$m=64,t=1,p=1$x"):
-        assert not (await desk.passwords.verify(kept, kept)).right
+        assert not (await desk.passwords.verify(kept, kept)).is_valid
     for password in ("", "x" * 1025):
         with pytest.raises(ValueError, match="1 to 1024"):
             await desk.passwords.hash(password)

@@ -26,8 +26,8 @@ from engineroom.auth.errors import (
     TokenError,
 )
 from engineroom.auth.permissions import Grant
-from engineroom.auth.tokens.access_tokens import MAX_TOKEN, Lives, Tokens
-from engineroom.auth.tokens.revocation import Kind, Revocations
+from engineroom.auth.tokens.access_tokens import MAX_TOKEN, TokenLifetimes, Tokens
+from engineroom.auth.tokens.revocation import RevocationKind, Revocations
 from engineroom.auth.tokens.signing_keys import (
     Algorithm,
     DirectoryKeyStore,
@@ -314,7 +314,7 @@ async def test_a_revocation_reaches_every_replica_within_a_second(server: RedisS
         for number in range(20):
             token = f"{time.monotonic()}-{number}"
             started = time.monotonic()
-            await replicas[0].revoke(Kind.TOKEN, token)
+            await replicas[0].revoke(RevocationKind.TOKEN, token)
             async with asyncio.timeout(1):
                 while not all(_known(replica, token) for replica in replicas):  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
@@ -340,7 +340,7 @@ async def test_what_came_while_the_connection_was_down_is_read_after_it(
     reader = Revocations(redis, clock)
     await reader.read(1)
     writer = Revocations(redis, clock)
-    await writer.revoke(Kind.TOKEN, "missed")
+    await writer.revoke(RevocationKind.TOKEN, "missed")
     await redis.client_kill_filter(_type="normal", skipme=False)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
@@ -372,7 +372,7 @@ async def test_without_redis_it_is_an_outage_and_no_yes(clock: FakeClock) -> Non
         with pytest.raises(AuthStoreError):
             await here.tokens.refresh(pair.refresh)
         with pytest.raises(AuthStoreError):
-            await here.revocations.revoke(Kind.TOKEN, "x")
+            await here.revocations.revoke(RevocationKind.TOKEN, "x")
         await client.aclose()
 
 
@@ -386,7 +386,7 @@ async def test_keys_rotate_without_a_restart_and_without_a_gap(
     await asyncio.gather(*(replica.ensure() for replica in replicas))
     assert len((await replicas[0].current()).keys) == 1
     revocations = Revocations(redis, clock)
-    lives = Lives(access=600, refresh=600)
+    lives = TokenLifetimes(access=600, refresh=600)
     tokens = [
         Tokens(redis, keys, revocations, clock, issuer=ISSUER, audience=AUDIENCE, lives=lives)
         for keys in replicas

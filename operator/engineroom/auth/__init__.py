@@ -1,4 +1,5 @@
-"""Who may do what: tokens, keys, sessions, permissions, audit; for Engineroom and applications.
+"""Authentication and authorization: tokens, keys, sessions, permissions, audit log.
 
-Needs the extra ``engineroom[auth]``. Import from the modules: each stands alone and is light.
+Used by Engineroom and by applications. Needs the extra ``engineroom[auth]``. Import from the
+modules: each one works alone.
 """

@@ -1,8 +1,6 @@
-"""What can be wrong with who somebody says to be, and with what he asks for."""
+"""Errors of authentication and authorization."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from engineroom.core.errors import (
     AuthenticationError,
@@ -13,12 +11,9 @@ from engineroom.core.errors import (
     PermissionDeniedError,
 )
 
-if TYPE_CHECKING:
-    from engineroom.auth.login.sessions import Session
-
 
 class TokenError(AuthenticationError):
-    """A token was refused. ``reason`` is a stable word for logs; a client is told the message."""
+    """A token was refused. ``reason`` is a stable word for logs, the message is for clients."""
 
     code = "token_invalid"
 
@@ -28,7 +23,7 @@ class TokenError(AuthenticationError):
 
 
 class RefreshReusedError(AuthenticationError):
-    """A refresh token came a second time: its whole family has ended. ``subject`` whose it was."""
+    """A refresh token of ``subject`` was used twice, which revokes its whole family."""
 
     code = "refresh_reused"
 
@@ -38,7 +33,7 @@ class RefreshReusedError(AuthenticationError):
 
 
 class ApiKeyError(AuthenticationError):
-    """An API key is unknown, expired or revoked: which of them is for the log only."""
+    """An API key is unknown, expired or revoked; only the log says which."""
 
     code = "api_key_invalid"
 
@@ -48,34 +43,34 @@ class ApiKeyError(AuthenticationError):
 
 
 class SessionError(AuthenticationError):
-    """A session is unknown or over."""
+    """A session is unknown or has ended."""
 
     code = "session_invalid"
 
 
 class LinkError(AuthenticationError):
-    """A one-time link is unknown, used or over: which of them is never said."""
+    """A one-time link is unknown, used or expired; the error does not say which."""
 
     code = "sign_in_link_invalid"
 
     def __init__(self) -> None:
-        super().__init__("link: is not valid, or not any more; `engineroom ui` makes a new one")
+        super().__init__("link: is not valid or has expired; `engineroom ui` makes a new one")
 
 
 class CredentialsError(AuthenticationError):
-    """Name or password is wrong; which of them is never said."""
+    """Name or password is wrong; the error does not say which."""
 
     code = "credentials_invalid"
 
 
 class AccountGoneError(AuthenticationError):
-    """Who asks had an account, and has none any more; an administrator may make one again."""
+    """The caller's account was removed; an administrator may create it again."""
 
     code = "account_gone"
 
 
 class OidcSignInError(AuthenticationError):
-    """A sign-in at the provider came to nothing. ``reason`` is a stable word for logs."""
+    """A sign-in at the OIDC provider failed. ``reason`` is a stable word for logs."""
 
     code = "oidc_sign_in_failed"
 
@@ -85,21 +80,24 @@ class OidcSignInError(AuthenticationError):
 
 
 class OidcProviderError(DependencyError):
-    """The OIDC provider does not answer, or not as it has to; nobody is let in meanwhile."""
+    """The OIDC provider does not answer, or answers incorrectly; sign-ins fail meanwhile."""
 
     code = "oidc_provider_unavailable"
 
 
 class CsrfError(PermissionDeniedError):
-    """A request that changes something came with a cookie and without its session's token."""
+    """A request with a session's cookie changes something without that session's CSRF token.
+
+    ``subject`` and ``session`` (a handle) identify the session of the cookie, or are empty.
+    """
 
     code = "csrf_token_invalid"
-    #: Whose session it is, where the cookie is of one.
-    session: Session | None = None
+    subject: str = ""
+    session: str = ""
 
 
 class LockedOutError(EngineroomError):
-    """Too many failed attempts; ``retry_after`` is seconds until the next may be made."""
+    """Too many failed attempts; ``retry_after`` is the time until the next one, in seconds."""
 
     code = "locked_out"
     category = Category.LIMIT
@@ -114,25 +112,25 @@ class LockedOutError(EngineroomError):
 
 
 class AuthStoreError(DependencyError):
-    """Redis did not answer: who may do what cannot be told, so nobody may until it does."""
+    """Redis does not answer, so access is denied until it does."""
 
     code = "auth_store_unavailable"
 
 
 class KeyStoreError(DependencyError):
-    """Signing keys cannot be had, or what is stored is no key."""
+    """The signing keys cannot be loaded, or are invalid."""
 
     code = "signing_keys_unavailable"
 
 
 class RotationError(ConflictError):
-    """Signing keys were not rotated: somebody else did, or there are too many of them."""
+    """The signing keys were not rotated: another rotation was faster, or there are too many."""
 
     code = "signing_keys_not_rotated"
 
 
 class OutboundRefusedError(EngineroomError):
-    """An outbound URL leads where it must not; ``reason`` is a stable word for logs."""
+    """An outbound URL is not allowed; ``reason`` is a stable word for logs."""
 
     code = "outbound_refused"
     category = Category.VALIDATION
@@ -144,13 +142,13 @@ class OutboundRefusedError(EngineroomError):
 
 
 class OutboundError(DependencyError):
-    """An allowed outbound URL did not answer in time, in size or in form."""
+    """A response from an allowed URL was late, too large or malformed."""
 
     code = "outbound_failed"
 
 
 class AuditRecordError(EngineroomError):
-    """A record cannot be written as asked for: a field is missing, too long or no plain value."""
+    """An audit record is invalid: a field is missing, too long or not a plain value."""
 
     code = "audit_record_invalid"
     category = Category.BUG

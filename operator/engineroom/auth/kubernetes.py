@@ -1,9 +1,9 @@
-"""People and programs of a Kubernetes cluster: who they are, and what its own RBAC lets them do.
+"""Authentication and authorization by a Kubernetes cluster.
 
-A token is shown to the API server (TokenReview), and each thing that somebody wants to do is asked
-of it (SubjectAccessReview): nobody gets more through Engineroom than with kubectl. What has no
-object in the cluster (jobs, queues) is asked as a resource of the group ``engineroom.dev`` with the
-action as its verb, so that a ClusterRole can grant it.
+The API server checks each token (TokenReview) and each action (SubjectAccessReview), so a user gets
+no more rights through Engineroom than with kubectl. Jobs and queues, which have no object in the
+cluster, are resources of the group ``engineroom.dev`` with the action as verb; a ClusterRole can
+grant them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import TokenError
-from engineroom.auth.permissions import Decision, Permission, Principal, scope_of
+from engineroom.auth.permissions import AccessDecision, Permission, Principal, scope_of
 from engineroom.core.async_cache import AsyncCache
 
 if TYPE_CHECKING:
@@ -26,43 +26,43 @@ if TYPE_CHECKING:
     from engineroom.core.clock import Clock
 
 GROUP = "engineroom.dev"
-#: Seconds for which an answer is good: so long after a right was taken away it may still be used.
-KEEP = 1.0
-#: Seconds for which a refused token stays refused without asking again.
-KEEP_REFUSED = 10.0
-#: Tokens that are under review at one time: made-up ones must not drown the API server.
-REVIEWS_AT_ONCE = 8
-#: Longer ones are refused unseen; those of service accounts have about 1 KiB.
+#: Seconds for which an answer is cached; a revoked right stays usable that long.
+CACHE_SECONDS = 1.0
+#: Seconds for which the refusal of a token is cached.
+REFUSAL_SECONDS = 10.0
+#: Most concurrent TokenReviews, which protects the API server from floods of invalid tokens.
+CONCURRENT_REVIEWS = 8
+#: Most bytes of a token; those of service accounts have about 1 KiB.
 MAX_TOKEN = 8_192
 
 
 class Reviewer(Protocol):
-    """Who asks the API server. Raises DependencyError or its like when there is no answer."""
+    """A client of the API server's reviews. Raises DependencyError if it does not answer."""
 
     async def review_token(self, token: str, audiences: Sequence[str]) -> Mapping[str, Any]:
-        """The ``status`` of a TokenReview."""
+        """Return the ``status`` of a TokenReview."""
         ...
 
     async def review_access(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The ``status`` of a SubjectAccessReview."""
+        """Return the ``status`` of a SubjectAccessReview."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class KubernetesPrincipal(Principal):
-    """Somebody whom the cluster knows; ``extra`` is JSON text, for it is only passed on."""
+    """An identity of the cluster; ``extra`` is JSON text, passed on unchanged."""
 
     username: str = ""
     uid: str = ""
     groups: tuple[str, ...] = ()
     extra: str = field(default="{}", repr=False)
-    #: When the token is over (Unix seconds), as far as it says so.
+    #: The token's expiry in Unix seconds, if it has one.
     expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Attributes:
-    """What is asked of RBAC."""
+class ResourceAttributes:
+    """The resource attributes of a SubjectAccessReview."""
 
     verb: str
     resource: str
@@ -72,32 +72,32 @@ class Attributes:
 
 
 _READS = "get"
-_OBJECTS: Mapping[str, Attributes] = {
-    Permission.NAMESPACE_EVENTS_READ: Attributes("watch", "workerpools"),
-    Permission.NAMESPACE_LOGS_READ: Attributes(_READS, "pods", "log", group=""),
-    Permission.NAMESPACE_MANIFESTS_APPLY: Attributes("patch", "workerpools"),
-    Permission.NAMESPACE_MANIFESTS_READ: Attributes(_READS, "workerpools"),
-    Permission.NAMESPACE_POOLS_DRAIN: Attributes("patch", "workerpools"),
-    Permission.NAMESPACE_POOLS_PAUSE: Attributes("patch", "workerpools"),
-    Permission.NAMESPACE_POOLS_READ: Attributes(_READS, "workerpools"),
-    Permission.NAMESPACE_POOLS_SCALE: Attributes("patch", "workerpools", "scale"),
+_OBJECTS: Mapping[str, ResourceAttributes] = {
+    Permission.NAMESPACE_EVENTS_READ: ResourceAttributes("watch", "workerpools"),
+    Permission.NAMESPACE_LOGS_READ: ResourceAttributes(_READS, "pods", "log", group=""),
+    Permission.NAMESPACE_MANIFESTS_APPLY: ResourceAttributes("patch", "workerpools"),
+    Permission.NAMESPACE_MANIFESTS_READ: ResourceAttributes(_READS, "workerpools"),
+    Permission.NAMESPACE_POOLS_DRAIN: ResourceAttributes("patch", "workerpools"),
+    Permission.NAMESPACE_POOLS_PAUSE: ResourceAttributes("patch", "workerpools"),
+    Permission.NAMESPACE_POOLS_READ: ResourceAttributes(_READS, "workerpools"),
+    Permission.NAMESPACE_POOLS_SCALE: ResourceAttributes("patch", "workerpools", "scale"),
 }
 
 
-def attributes_of(permission: str) -> Attributes:
-    """What a permission is in the cluster's own RBAC. Raises ValueError for what is none."""
+def attributes_of(permission: str) -> ResourceAttributes:
+    """Map a permission to the cluster's RBAC; raise ValueError for an invalid one."""
     scope_of(permission)
-    known = _OBJECTS.get(permission)
-    if known is not None:
-        return known
+    attributes = _OBJECTS.get(permission)
+    if attributes is not None:
+        return attributes
     _, resource, action = permission.split(":")
-    return Attributes(_READS if action == "read" else action, resource)
+    return ResourceAttributes(_READS if action == "read" else action, resource)
 
 
 def expiry(token: str) -> float | None:
-    """When a token that the cluster has accepted is over; None where it does not say so.
+    """Return the expiry of a token that the cluster accepted, or None without one.
 
-    Its signature was the API server's to check, and only a shorter life can come of this.
+    The API server has checked the signature, and the result can only shorten a session.
     """
     parts = token.split(".")
     if len(parts) != 3:
@@ -107,20 +107,20 @@ def expiry(token: str) -> float | None:
         claims = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    said = claims.get("exp") if isinstance(claims, dict) else None
-    if isinstance(said, bool) or not isinstance(said, int | float):
+    expires = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(expires, bool) or not isinstance(expires, int | float):
         return None
-    return float(said) if 0 <= said < 1e11 else None
+    return float(expires) if 0 <= expires < 1e11 else None
 
 
-def packed(principal: KubernetesPrincipal) -> str:
-    """Who somebody is in the cluster, as a session keeps it."""
-    said = [principal.username, principal.uid, list(principal.groups), principal.extra]
-    return json.dumps(said, separators=(",", ":"))
+def pack_identity(principal: KubernetesPrincipal) -> str:
+    """Serialize an identity of the cluster for a session."""
+    fields = [principal.username, principal.uid, list(principal.groups), principal.extra]
+    return json.dumps(fields, separators=(",", ":"))
 
 
-def unpacked(person: str, subject: str, reference: str) -> KubernetesPrincipal:
-    """The principal of a session of somebody whom the cluster knows."""
+def unpack_identity(person: str, subject: str, reference: str) -> KubernetesPrincipal:
+    """Return the principal of a session with an identity of the cluster."""
     username, uid, groups, extra = json.loads(person)
     return KubernetesPrincipal(
         subject=subject,
@@ -134,7 +134,7 @@ def unpacked(person: str, subject: str, reference: str) -> KubernetesPrincipal:
 
 
 class KubernetesIdentity:
-    """Recognises tokens of the cluster and decides for those who came with one."""
+    """Authenticates tokens of the cluster and authorizes their principals."""
 
     def __init__(
         self,
@@ -142,34 +142,37 @@ class KubernetesIdentity:
         clock: Clock,
         *,
         audiences: Sequence[str] = (),
-        keep: float = KEEP,
+        keep: float = CACHE_SECONDS,
     ) -> None:
-        """``audiences``: of which a token must have one; none means the API server's own."""
+        """Set up reviews; a token needs one of ``audiences``, by default the API server's.
+
+        ``keep`` is the time in seconds for which answers are cached.
+        """
         self._reviewer = reviewer
         self._audiences = tuple(audiences)
         self._keep = keep
         self._principals: AsyncCache[KubernetesPrincipal | None] = AsyncCache(clock)
-        self._decisions: AsyncCache[Decision] = AsyncCache(clock)
-        self._places = asyncio.Semaphore(REVIEWS_AT_ONCE)
+        self._decisions: AsyncCache[AccessDecision] = AsyncCache(clock)
+        self._slots = asyncio.Semaphore(CONCURRENT_REVIEWS)
 
     async def authenticate(self, token: str) -> KubernetesPrincipal:
-        """Who the token belongs to. Raises TokenError when the API server does not know it."""
+        """Return the principal of a token; raise TokenError if the API server rejects it."""
         if len(token) > MAX_TOKEN:
             raise TokenError("too_long", f"token: is longer than {MAX_TOKEN} bytes")
-        # The token itself is nowhere kept.
+        # The cache holds the digest, never the token.
         key = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
-        async def ask() -> tuple[KubernetesPrincipal | None, float]:
-            async with self._places:
+        async def fetch() -> tuple[KubernetesPrincipal | None, float]:
+            async with self._slots:
                 status = await self._reviewer.review_token(token, self._audiences)
             principal = self._principal(status, key.hex()[:16])
             if principal is not None:
                 principal = replace(principal, expires=expiry(token))
-            return principal, KEEP_REFUSED if principal is None else self._keep
+            return principal, REFUSAL_SECONDS if principal is None else self._keep
 
-        principal = await self._principals.get(key, ask)
+        principal = await self._principals.get(key, fetch)
         if principal is None:
-            raise TokenError("kubernetes", "token: the cluster does not know it; get a new one")
+            raise TokenError("kubernetes", "token: the cluster rejects it; get a new one")
         return principal
 
     def _principal(self, status: Mapping[str, Any], name: str) -> KubernetesPrincipal | None:
@@ -179,7 +182,7 @@ class KubernetesIdentity:
         username = user.get("username")
         if not isinstance(username, str) or not username:
             return None
-        # An API server that knows nothing of audiences answers without: then it checked none.
+        # An API server without support for audiences returns none and has checked none.
         if self._audiences and not set(status.get("audiences") or ()) & set(self._audiences):
             return None
         groups, extra = user.get("groups"), user.get("extra")
@@ -195,26 +198,31 @@ class KubernetesIdentity:
 
     async def decide(
         self, principal: KubernetesPrincipal, permission: str, namespace: str | None = None
-    ) -> Decision:
-        """Whether the cluster's RBAC gives ``permission`` there."""
+    ) -> AccessDecision:
+        """Decide by the cluster's RBAC whether ``principal`` has ``permission``."""
         scope = scope_of(permission)
         if scope == "self":
-            # Keys would outlive the token and its groups; a session ends with it.
+            # API keys would outlive the token and its groups; sessions end with the token.
             if permission != Permission.SELF_KEYS_MANAGE:
-                return Decision(True, "it is one's own")
+                return AccessDecision(True, "it is the caller's own")
             reason = f"{permission} is not for identities of the cluster: use kubectl create token"
-            return Decision(False, reason)
+            return AccessDecision(False, reason)
         if scope == "namespace" and not namespace:
-            return Decision(False, f"{permission} is decided per namespace and none was named")
+            return AccessDecision(
+                False, f"{permission} is decided per namespace and none was named"
+            )
         return await self.allows(principal, attributes_of(permission), namespace)
 
     async def allows(
-        self, principal: KubernetesPrincipal, wanted: Attributes, namespace: str | None = None
-    ) -> Decision:
-        """Whether RBAC lets ``principal`` do ``wanted``; without a namespace: in the cluster."""
+        self,
+        principal: KubernetesPrincipal,
+        wanted: ResourceAttributes,
+        namespace: str | None = None,
+    ) -> AccessDecision:
+        """Ask RBAC about ``wanted`` in a namespace, or in the whole cluster without one."""
         resource = f"{wanted.resource}/{wanted.subresource}".rstrip("/")
         where = f" in {namespace}" if namespace else ""
-        told = f"{wanted.verb} {resource}{'.' if wanted.group else ''}{wanted.group}{where}"
+        action = f"{wanted.verb} {resource}{'.' if wanted.group else ''}{wanted.group}{where}"
         attributes = {
             "verb": wanted.verb,
             "group": wanted.group,
@@ -231,10 +239,10 @@ class KubernetesIdentity:
             "resourceAttributes": {key: value for key, value in attributes.items() if value},
         }
 
-        async def ask() -> tuple[Decision, float]:
+        async def fetch() -> tuple[AccessDecision, float]:
             status = await self._reviewer.review_access(spec)
             allowed = status.get("allowed") is True and status.get("denied") is not True
             verb = "may" if allowed else "may not"
-            return Decision(allowed, f"{principal.username} {verb} {told}"), self._keep
+            return AccessDecision(allowed, f"{principal.username} {verb} {action}"), self._keep
 
-        return await self._decisions.get(json.dumps(spec, sort_keys=True), ask)
+        return await self._decisions.get(json.dumps(spec, sort_keys=True), fetch)

@@ -1,7 +1,7 @@
-"""Who asks, for every request of an ASGI or WSGI application; answers 401 and 403 by RFC 9457.
+"""Authentication of requests for ASGI and WSGI applications, with problem documents (RFC 9457).
 
-A request without credentials goes on as nobody: what needs somebody says so with ``require``.
-One with credentials that are wrong is refused at once, so that nobody takes himself for signed in.
+A request without credentials passes unauthenticated; handlers demand a permission by ``require``. A
+request with wrong credentials is refused at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engineroom.auth.errors import (
     SessionError,
     TokenError,
 )
-from engineroom.auth.kubernetes import unpacked
+from engineroom.auth.kubernetes import unpack_identity
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER, FORGET_COOKIE
 from engineroom.auth.permissions import Principal, scope_of
 from engineroom.auth.tokens.api_keys import PREFIX
@@ -33,9 +33,9 @@ from engineroom.core.errors import AuthenticationError, EngineroomError, LimitEr
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 
-    from engineroom.auth.login.credential_throttle import Attempts
+    from engineroom.auth.login.credential_throttle import CredentialThrottle
     from engineroom.auth.login.sessions import Session, Sessions
-    from engineroom.auth.permissions import Policy
+    from engineroom.auth.permissions import AccessPolicy
     from engineroom.auth.tokens.access_tokens import Claims, Tokens
     from engineroom.auth.tokens.api_keys import ApiKeys
 
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Where the principal is, in an ASGI scope and in a WSGI environment; None is nobody.
+#: The key of the principal in an ASGI scope and in a WSGI environment; None is unauthenticated.
 PRINCIPAL = "engineroom.principal"
-#: Where the id of the session is, for who needs its CSRF token; "" without a session.
+#: The key of the session's id, from which the CSRF token derives; "" without a session.
 SESSION = "engineroom.session"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _MAX_HEADER = 16_384
 
-#: Given to every answer that does not say otherwise. No inline script, no other origin, no frame.
+#: Default headers of every response: no inline script, no other origin, no frame.
 SECURITY_HEADERS: Mapping[str, str] = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -71,17 +71,17 @@ SECURITY_HEADERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What of a request tells who asks: header names in lower case, all values of each."""
+class RequestCredentials:
+    """The parts of a request that authenticate it; header names are in lower case."""
 
     method: str
     headers: Mapping[str, tuple[str, ...]]
     websocket: bool = False
-    #: Where the request came from.
+    #: The client's address.
     address: str = ""
 
-    def one(self, name: str) -> str:
-        """The only value of a header, or "". Raises AuthenticationError when there are several."""
+    def header(self, name: str) -> str:
+        """Return the value of a header, or ""; raise AuthenticationError for several values."""
         values = self.headers.get(name, ())
         if len(values) > 1:
             raise AuthenticationError(f"{name}: comes {len(values)} times; send it once")
@@ -91,7 +91,7 @@ class Asked:
 
 
 class Authenticator:
-    """Tries what a request shows: a bearer token, an API key, a session's cookie."""
+    """Authenticates requests by bearer token, API key or session cookie."""
 
     def __init__(
         self,
@@ -101,65 +101,72 @@ class Authenticator:
         sessions: Sessions | None = None,
         external: Callable[[str], Awaitable[Principal]] | None = None,
         current: Callable[[Principal], Awaitable[Principal]] | None = None,
-        attempts: Attempts | None = None,
+        throttle: CredentialThrottle | None = None,
     ) -> None:
-        """``external`` is asked about a token that is not by our keys, and raises TokenError.
+        """``external`` verifies tokens that our keys did not sign, and raises TokenError.
 
-        ``current`` gives whom it is shown the rights that he has now, or raises AuthenticationError
-        where he has no account any more; see ``permissions.meet``. ``attempts`` counts what is
-        wrong by address; without it nothing is.
+        ``current`` returns a principal with its present rights, or raises AuthenticationError if
+        its account was removed; see ``permissions.intersect_grants``. ``throttle`` limits wrong
+        credentials by address; without it there is no limit.
         """
         self._tokens = tokens
         self._api_keys = api_keys
         self._sessions = sessions
         self._external = external
         self._current = current
-        self._attempts = attempts
+        self._throttle = throttle
 
-    async def authenticate(self, asked: Asked) -> tuple[Principal | None, str]:
-        """Who asks, and the id of the session or "". An Authorization header goes before a cookie.
+    async def authenticate(self, request: RequestCredentials) -> tuple[Principal | None, str]:
+        """Return the principal, and the session's id or "".
 
-        Raises AuthenticationError and its kinds, CsrfError, LimitError after too many wrong
-        credentials, and AuthStoreError or KeyStoreError.
+        An Authorization header takes precedence over a cookie. Raises AuthenticationError and its
+        subclasses, CsrfError, LimitError after too many wrong credentials, and AuthStoreError or
+        KeyStoreError.
         """
         try:
-            found = await self._recognised(asked)
+            result = await self._authenticate_locally(request)
         except AuthenticationError as error:
-            if self._attempts is not None:
-                await self._attempts.failed(asked.address, error)
+            if self._throttle is not None:
+                await self._throttle.count_failure(request.address, error)
             raise
-        if isinstance(found, tuple):
-            return found
-        assert self._external is not None  # noqa: S101 - else nothing is left to others
-        if self._attempts is None:
-            principal = await self._external(found)
+        if isinstance(result, tuple):
+            return result
+        assert self._external is not None  # noqa: S101 - only then a token is returned
+        if self._throttle is None:
+            principal = await self._external(result)
         else:
-            principal = await self._attempts.judged(asked.address, found, self._external)
-        return await self._now(principal), ""
+            principal = await self._throttle.check(request.address, result, self._external)
+        return await self._with_current_rights(principal), ""
 
-    async def _recognised(self, asked: Asked) -> tuple[Principal | None, str] | str:
-        """The answer, or a token that is for others to judge."""
-        header = asked.one("authorization")
+    async def _authenticate_locally(
+        self, request: RequestCredentials
+    ) -> tuple[Principal | None, str] | str:
+        """Return principal and session id, or a token that ``external`` has to verify."""
+        header = request.header("authorization")
         if header:
             kind, _, credential = header.partition(" ")
             if kind.lower() != "bearer" or not credential.strip():
                 raise AuthenticationError("authorization: must be Bearer with a token or API key")
             bearer = await self._bearer(credential.strip())
-            return bearer if isinstance(bearer, str) else (await self._now(bearer), "")
-        identity = _cookie(asked.headers.get("cookie", ()))
+            if isinstance(bearer, str):
+                return bearer
+            return await self._with_current_rights(bearer), ""
+        identity = _session_cookie(request.headers.get("cookie", ()))
         if identity and self._sessions is not None:
             session = await self._sessions.resume(identity)
             try:
-                self._same_site(asked, identity)
+                self._check_same_site(request, identity)
             except CsrfError as error:
-                error.session = session
+                error.subject, error.session = session.subject, session.handle
                 raise
-            principal = of_session(session)
-            # Of whom the cluster knows, the cluster is asked.
-            return principal if session.person else await self._now(principal), identity
+            principal = principal_of_session(session)
+            # The cluster decides about its own identities.
+            if not session.person:
+                principal = await self._with_current_rights(principal)
+            return principal, identity
         return None, ""
 
-    async def _now(self, principal: Principal) -> Principal:
+    async def _with_current_rights(self, principal: Principal) -> Principal:
         return principal if self._current is None else await self._current(principal)
 
     async def _bearer(self, credential: str) -> Principal | str:
@@ -167,95 +174,98 @@ class Authenticator:
             key = await self._api_keys.verify(credential)
             return Principal(key.owner, key.grants, "key", key.id, key.scopes, key.rate)
         if self._tokens is None:
-            raise AuthenticationError("authorization: no kind of token is taken here")
+            raise AuthenticationError("authorization: tokens are not accepted here")
         try:
-            return principal_of(await self._tokens.verify(credential))
+            return principal_of_token(await self._tokens.verify(credential))
         except TokenError as error:
             if self._external is None or error.reason != "unknown_key":
                 raise
         return credential
 
-    def _same_site(self, asked: Asked, identity: str) -> None:
-        """A cookie comes whoever made the browser ask: a change shows that a page of ours did.
+    def _check_same_site(self, request: RequestCredentials, identity: str) -> None:
+        """Check that a page of this site sent a request that a cookie authenticates.
 
-        A WebSocket can carry no header of ours; there the browser names the page's origin.
+        Browsers send cookies with requests of any site, so a change needs the CSRF token. A
+        WebSocket cannot carry that header; its Origin must be this site.
         """
-        assert self._sessions is not None  # noqa: S101 - told by the only caller
-        if asked.websocket:
-            origin, host = urlsplit(asked.one("origin")), asked.one("host")
+        assert self._sessions is not None  # noqa: S101 - checked by the only caller
+        if request.websocket:
+            origin, host = urlsplit(request.header("origin")), request.header("host")
             if not host or origin.netloc.lower() != host.lower():
                 raise CsrfError("origin: is not this site; open the page of this site")
-        elif asked.method.upper() not in _SAFE:
-            self._sessions.check_csrf(identity, asked.one(CSRF_HEADER))
+        elif request.method.upper() not in _SAFE:
+            self._sessions.check_csrf(identity, request.header(CSRF_HEADER))
 
 
-def of_session(session: Session) -> Principal:
-    """The principal of a session."""
+def principal_of_session(session: Session) -> Principal:
+    """Return the principal of a session."""
     if session.person:
-        return unpacked(session.person, session.subject, session.handle)
+        return unpack_identity(session.person, session.subject, session.handle)
     return Principal(session.subject, session.grants, "session", session.handle)
 
 
-def principal_of(claims: Claims) -> Principal:
-    """The principal of a token of ours."""
+def principal_of_token(claims: Claims) -> Principal:
+    """Return the principal of one of our tokens."""
     return Principal(claims.subject, claims.grants, "token", claims.token, claims.scopes)
 
 
-def _cookie(headers: Iterable[str]) -> str:
-    """Our cookie, or "". Twice is a sign of somebody planting one: SessionError."""
+def _session_cookie(headers: Iterable[str]) -> str:
+    """Return the session's cookie, or ""; raise SessionError for two, as one may be planted."""
     pairs = (pair.strip().partition("=") for header in headers for pair in header.split(";"))
-    found = [value for name, _, value in pairs if name == COOKIE]
-    if len(found) > 1:
+    values = [value for name, _, value in pairs if name == COOKIE]
+    if len(values) > 1:
         raise SessionError("cookie: the session comes twice; delete this site's cookies")
-    return found[0] if found else ""
+    return values[0] if values else ""
 
 
-# ---- what an application asks with ----------------------------------------------------------
+# ---- checks for handlers --------------------------------------------------------------------
 
 
 class Require:
-    """Lets in who has a permission: call it with a request, and with a namespace if it has one."""
+    """A check for one permission: call it with a request and, if it applies, a namespace."""
 
-    def __init__(self, policy: Policy, permission: str) -> None:
+    def __init__(self, policy: AccessPolicy, permission: str) -> None:
         scope_of(permission)
         self._policy = policy
         self.permission = permission
 
     def __call__(self, request: Any, namespace: str | None = None) -> Principal:
-        """The principal. ``request`` is an ASGI scope, a WSGI environment, or has ``.scope``.
+        """Return the principal of a request that has the permission.
 
-        Raises AuthenticationError for nobody and PermissionDeniedError for somebody without it.
+        ``request`` is an ASGI scope, a WSGI environment, or an object with ``.scope``.
+        Raises AuthenticationError for an unauthenticated request and PermissionDeniedError for a
+        principal without the permission.
         """
-        principal = who(request)
+        principal = current_principal(request)
         if principal is None:
-            raise AuthenticationError("nobody is signed in; send a token, an API key or sign in")
+            raise AuthenticationError("not signed in; send a token, an API key or sign in")
         self._policy.demand(principal, self.permission, namespace)
         return principal
 
 
-def require(policy: Policy, permission: str) -> Require:
-    """A check for one permission, to be called in a handler or used as a dependency."""
+def require(policy: AccessPolicy, permission: str) -> Require:
+    """Return a check for one permission, for a handler or as a dependency."""
     return Require(policy, permission)
 
 
-def who(request: Any) -> Principal | None:
-    """Who asks, or None for nobody."""
+def current_principal(request: Any) -> Principal | None:
+    """Return the request's principal, or None if it is unauthenticated."""
     scope = getattr(request, "scope", None) or getattr(request, "environ", None) or request
     principal = scope.get(PRINCIPAL)
     return principal if isinstance(principal, Principal) else None
 
 
-# ---- answers --------------------------------------------------------------------------------
+# ---- responses ------------------------------------------------------------------------------
 
 
 def problem(error: EngineroomError) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of the problem document (RFC 9457) for an error."""
+    """Return status, headers and body of an error's problem document (RFC 9457)."""
     document = problem_document(error)
     headers = {name.lower(): value for name, value in document.headers.items()}
     if isinstance(error, TokenError | ApiKeyError | RefreshReusedError):
         headers["www-authenticate"] = 'Bearer error="invalid_token"'
     if isinstance(error, SessionError):
-        # Else a browser whose session is over could not even sign in again.
+        # Deletes the cookie of an ended session, which would prevent a new sign-in.
         headers["set-cookie"] = FORGET_COOKIE
     if document.status == 503:
         headers.setdefault("retry-after", "1")
@@ -263,7 +273,7 @@ def problem(error: EngineroomError) -> tuple[int, dict[str, str], bytes]:
 
 
 class AuthMiddleware:
-    """ASGI: puts the principal into the scope, turns refusals into answers, adds the headers."""
+    """ASGI middleware: sets the principal in the scope, answers errors, adds the headers."""
 
     def __init__(
         self,
@@ -275,11 +285,11 @@ class AuthMiddleware:
         address: Callable[[Scope], str] | None = None,
         on_refused: Callable[[Scope, EngineroomError], Awaitable[None]] | None = None,
     ) -> None:
-        """``public`` tells requests that need nobody: there a session that is over is none.
+        """``public`` returns whether a request needs no authentication.
 
-        Else somebody whose session ended could not even sign in again. ``address`` tells where a
-        request came from; without it that is the connection's other end. ``on_refused`` is awaited
-        with a request that is refused here, before it is answered.
+        A public request with an ended session passes unauthenticated, which permits a new sign-in.
+        ``address`` returns the client's address; the default is the peer of the connection.
+        ``on_refused`` is awaited with each request that is refused here, before the response.
         """
         self._app = app
         self._address = address or _peer
@@ -289,7 +299,7 @@ class AuthMiddleware:
         self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or WebSocket; anything else goes by."""
+        """Serve one request or WebSocket; pass on other scopes unchanged."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -305,14 +315,14 @@ class AuthMiddleware:
             await send(message)
 
         try:
-            # Somebody before us may have left one: who asks is decided here and nowhere else.
+            # A copy, which hides values that an outer middleware may have set.
             scope = dict(scope)
-            asked = asked_of(scope, self._address(scope))
+            request = credentials_of(scope, self._address(scope))
             try:
-                scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(asked)
+                scope[PRINCIPAL], scope[SESSION] = await self._authenticator.authenticate(request)
             except (SessionError, AccountGoneError, LimitError) as error:
-                shown = isinstance(error, LimitError) and "authorization" in asked.headers
-                if shown or not self._public(scope):
+                limited = isinstance(error, LimitError) and "authorization" in request.headers
+                if limited or not self._public(scope):
                     raise
                 scope[PRINCIPAL], scope[SESSION] = None, ""
             except EngineroomError as error:
@@ -349,24 +359,26 @@ def _peer(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-def asked_of(scope: Scope, address: str = "") -> Asked:
-    """What of an ASGI scope tells who asks; for who looks again later."""
+def credentials_of(scope: Scope, address: str = "") -> RequestCredentials:
+    """Return the parts of an ASGI scope that authenticate it."""
     headers: dict[str, tuple[str, ...]] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()
         headers[key] = (*headers.get(key, ()), value.decode("latin-1"))
-    return Asked(scope.get("method", "GET"), headers, scope["type"] == "websocket", address)
+    return RequestCredentials(
+        scope.get("method", "GET"), headers, scope["type"] == "websocket", address
+    )
 
 
 def _for_client(error: EngineroomError) -> EngineroomError:
-    """An issuer that is away is our outage, and where it was looked for is nobody's business."""
+    """Return the error for the client, without the address of an issuer that does not answer."""
     if isinstance(error, OutboundError):
-        return OutboundError("the issuer of this token cannot be asked; try again soon")
+        return OutboundError("the issuer of this token does not answer; try again soon")
     return error
 
 
 class _Loop:
-    """An event loop on a thread of its own, made anew after a fork."""
+    """An event loop in a thread, started again after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -375,7 +387,7 @@ class _Loop:
         self._thread = threading.current_thread()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of ``work``."""
+        """Run a coroutine and return its result."""
         with self._lock:
             if self._loop is None or self._owner != os.getpid():
                 self._loop, self._owner = asyncio.new_event_loop(), os.getpid()
@@ -386,7 +398,7 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """Stop the thread; the next use starts another one."""
+        """Stop the thread; the next use starts a new one."""
         with self._lock:
             if self._loop is not None and self._owner == os.getpid():
                 self._loop.call_soon_threadsafe(self._loop.stop)
@@ -396,10 +408,10 @@ class _Loop:
 
 
 class WsgiAuth:
-    """WSGI: the same for an application of threads.
+    """WSGI middleware, for threaded applications.
 
-    ``make`` is awaited once a process, on the loop that the authenticator then lives on: make its
-    Redis client there, and start what follows revocations.
+    ``make`` is awaited once in each process, on the authenticator's event loop. Create the Redis
+    client and start ``Revocations.run`` there.
     """
 
     def __init__(
@@ -413,7 +425,7 @@ class WsgiAuth:
         self._make = make
         self._headers = dict(headers)
         self._loop = _Loop()
-        self._made: tuple[Any, asyncio.Future[Authenticator]] | None = None
+        self._started: tuple[Any, asyncio.Future[Authenticator]] | None = None
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -427,8 +439,8 @@ class WsgiAuth:
 
         environ[PRINCIPAL], environ[SESSION] = None, ""
         try:
-            asked = _asked_of_environ(environ)
-            environ[PRINCIPAL], environ[SESSION] = self._loop.run(self._authenticate(asked))
+            request = _credentials_of_environ(environ)
+            environ[PRINCIPAL], environ[SESSION] = self._loop.run(self._authenticate(request))
             return self._app(environ, starting)
         except EngineroomError as error:
             status, headers, body = problem(_for_client(error))
@@ -438,32 +450,35 @@ class WsgiAuth:
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     def close(self) -> None:
-        """Stop the thread that asks Redis."""
+        """Stop the authenticator's thread."""
         self._loop.close()
-        self._made = None
+        self._started = None
 
-    async def _authenticate(self, asked: Asked) -> tuple[Principal | None, str]:
-        return await (await self._authenticator()).authenticate(asked)
+    async def _authenticate(self, request: RequestCredentials) -> tuple[Principal | None, str]:
+        return await (await self._authenticator()).authenticate(request)
 
     async def _authenticator(self) -> Authenticator:
-        # By the loop: after a fork there is another one, and what was made belongs to the old.
+        # One for each loop: a fork gets a new loop, and the old authenticator belongs to the old
+        # one.
         loop = asyncio.get_running_loop()
-        made = self._made
-        if made is None or made[0] is not loop:
-            made = self._made = (loop, asyncio.ensure_future(self._make()))
+        started = self._started
+        if started is None or started[0] is not loop:
+            started = self._started = (loop, asyncio.ensure_future(self._make()))
         try:
-            return await asyncio.shield(made[1])
+            return await asyncio.shield(started[1])
         except BaseException:
-            if made[1].done() and (made[1].cancelled() or made[1].exception()):
-                self._made = None
+            if started[1].done() and (started[1].cancelled() or started[1].exception()):
+                self._started = None
             raise
 
 
-def _asked_of_environ(environ: Mapping[str, Any]) -> Asked:
-    # A WSGI server has joined repeated headers by commas: two Authorization headers are no token.
+def _credentials_of_environ(environ: Mapping[str, Any]) -> RequestCredentials:
+    # A WSGI server joins repeated headers by commas: two Authorization headers are not a token.
     headers = {
         name[5:].replace("_", "-").lower(): (str(value),)
         for name, value in environ.items()
         if name.startswith("HTTP_")
     }
-    return Asked(environ["REQUEST_METHOD"], headers, address=environ.get("REMOTE_ADDR", ""))
+    return RequestCredentials(
+        environ["REQUEST_METHOD"], headers, address=environ.get("REMOTE_ADDR", "")
+    )

@@ -1,8 +1,7 @@
-"""A guarded HTTP fetch, for URLs that somebody else chose: webhooks, OIDC, JWKS.
+"""A guarded HTTP client for untrusted URLs: webhooks, OIDC, JWKS.
 
-The name is resolved once, every address of it is judged, and the connection goes to an address
-that was judged: a name that says something else the next time (DNS rebinding) is not asked a next
-time. No redirect is followed, no proxy is asked, size and time are bounded.
+It resolves a name once, checks all its addresses, and connects to a checked address, which defeats
+DNS rebinding. It follows no redirect, uses no proxy, and limits size and time.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable, Mapping, Sequence
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_URL = 2_048
-#: Bytes of status line and headers.
+#: Most bytes of status line and headers.
 MAX_HEAD = 16_384
-#: Addresses of one name that are tried.
+#: Most addresses of a name that are tried.
 MAX_TRIES = 3
 
 _LABEL = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
-#: What a resolver may take for a number (WHATWG URL, "ends in a number"): 127.1, 0x7f.1.
+#: Names that a resolver may interpret as a number (WHATWG URL, "ends in a number"): 127.1, 0x7f.1.
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
-#: Reachable by their number although no host of the internet is behind it.
-_NEVER: tuple[Network, ...] = tuple(
+#: Networks that are never hosts of the internet, although ``ipaddress`` calls some global.
+_NEVER: tuple[IPNetwork, ...] = tuple(
     map(
         ipaddress.ip_network,
         (
             "168.63.129.16/32",  # Azure's host agent
-            "192.0.0.0/24",  # protocol assignments; a cloud's metadata among them
+            "192.0.0.0/24",  # protocol assignments, with the metadata of a cloud
             "192.88.99.0/24",  # 6to4 relays
-            "2001::/32",  # Teredo: an IPv4 address of anybody's choice within
-            "2002::/16",  # 6to4: likewise
+            "2001::/32",  # Teredo: embeds an arbitrary IPv4 address
+            "2002::/16",  # 6to4: embeds an arbitrary IPv4 address
             "64:ff9b:1::/48",  # NAT64 into local networks
             "3fff::/20",  # documentation
             "5f00::/16",  # segment routing
@@ -56,26 +55,26 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Resolver(Protocol):
-    """Names to addresses."""
+    """A resolver of names."""
 
-    async def resolve(self, host: str, port: int) -> Sequence[Address]:
-        """All addresses of ``host``. Raises OSError."""
+    async def resolve(self, host: str, port: int) -> Sequence[IPAddress]:
+        """Return all addresses of ``host``; raise OSError."""
         ...
 
 
 class SystemResolver:
-    """What the machine says."""
+    """The system's resolver."""
 
-    async def resolve(self, host: str, port: int) -> Sequence[Address]:
-        """All addresses of ``host``. Raises OSError."""
+    async def resolve(self, host: str, port: int) -> Sequence[IPAddress]:
+        """Return all addresses of ``host``; raise OSError."""
         rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found = (ipaddress.ip_address(str(row[4][0]).split("%")[0]) for row in rows)
-        return list(dict.fromkeys(found))
+        addresses = (ipaddress.ip_address(str(row[4][0]).split("%")[0]) for row in rows)
+        return list(dict.fromkeys(addresses))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL taken apart: ``path`` with its query, ``host`` as it goes into Host and TLS."""
+    """A parsed URL: ``path`` includes the query, ``host`` is the name for Host and TLS."""
 
     scheme: str
     host: str
@@ -84,7 +83,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """What the header Host says."""
+        """The value of the header Host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -94,14 +93,14 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What may be fetched. ``allow`` wins over everything, ``deny`` over what is public.
+    """Rules for addresses: ``allow`` takes precedence over all, ``deny`` over public addresses.
 
-    A cluster whose pods or services have public addresses names them in ``deny``.
+    Put the pod and service networks of a cluster into ``deny`` if they have public addresses.
     """
 
     schemes: frozenset[str] = frozenset({"https"})
-    allow: tuple[Network, ...] = ()
-    deny: tuple[Network, ...] = ()
+    allow: tuple[IPNetwork, ...] = ()
+    deny: tuple[IPNetwork, ...] = ()
 
     @classmethod
     def of(
@@ -111,7 +110,7 @@ class Rules:
         deny: Iterable[str] = (),
         schemes: Iterable[str] = ("https",),
     ) -> Rules:
-        """From texts such as ``10.0.0.0/8``. Raises ValueError."""
+        """Return rules from strings such as ``10.0.0.0/8``; raise ValueError."""
         if unknown := set(schemes) - set(_PORTS):
             msg = f"schemes: {sorted(unknown)} are not fetched; use http or https"
             raise ValueError(msg)
@@ -124,7 +123,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back; header names are lower case, of repeated ones the last counts."""
+    """A response; header names are in lower case, the last of repeated headers counts."""
 
     status: int
     headers: Mapping[str, str]
@@ -132,7 +131,7 @@ class Response:
 
 
 def parse(url: str, schemes: frozenset[str]) -> Target:
-    """Take a URL apart, strictly: what two parsers could read differently is refused.
+    """Parse a URL strictly: refuse everything that parsers interpret differently.
 
     Raises OutboundRefusedError.
     """
@@ -155,18 +154,18 @@ def parse(url: str, schemes: frozenset[str]) -> Target:
         raise OutboundRefusedError("scheme", f"URL: must begin with {allowed}://")
     if "@" in parts.netloc:
         raise OutboundRefusedError(
-            "credentials", "URL: must not carry a name or password; use a Secret"
+            "credentials", "URL: must not contain a user name or password; use a Secret"
         )
     host = (parts.hostname or "").lower()
     if "%" in host or not host or port == 0:
-        raise OutboundRefusedError("host", "URL: names no host that could be fetched from")
+        raise OutboundRefusedError("host", "URL: has no valid host")
     if "[" in parts.netloc:
         try:
             host = str(ipaddress.IPv6Address(host))
         except ValueError as error:
             raise OutboundRefusedError("host", "URL: its IPv6 address cannot be read") from error
     elif _NUMBER.fullmatch(host):
-        # Exactly four decimal numbers without leading zeros; every other spelling is a disguise.
+        # Only four decimal numbers without leading zeros; all other forms are disguises.
         try:
             host = str(ipaddress.IPv4Address(host))
         except ValueError as error:
@@ -174,36 +173,36 @@ def parse(url: str, schemes: frozenset[str]) -> Target:
                 "disguised_address", "URL: write the address as four decimal numbers"
             ) from error
     elif len(host) > 253 or not _NAME.fullmatch(host):
-        raise OutboundRefusedError("host", "URL: its host is no name")
+        raise OutboundRefusedError("host", "URL: its host is not a valid name")
     path = parts.path or "/"
     return Target(
         scheme, host, port or _PORTS[scheme], f"{path}?{parts.query}" if parts.query else path
     )
 
 
-def refusal(address: Address, rules: Rules) -> str:
-    """Why an address must not be connected to, or "" when it may be."""
-    judged = [address, *_within(address)]
-    if any(_in(one, rules.allow) for one in judged):
+def refusal(address: IPAddress, rules: Rules) -> str:
+    """Return the reason against a connection to an address, or "" if it is permitted."""
+    candidates = [address, *_embedded(address)]
+    if any(_in(candidate, rules.allow) for candidate in candidates):
         return ""
-    for one in judged:
-        if _in(one, rules.deny):
+    for candidate in candidates:
+        if _in(candidate, rules.deny):
             return "denied by configuration"
-        if _in(one, _NEVER):
+        if _in(candidate, _NEVER):
             return "not a host of the internet"
-        if one.is_loopback or one.is_unspecified:
+        if candidate.is_loopback or candidate.is_unspecified:
             return "loopback"
-        if one.is_link_local:
+        if candidate.is_link_local:
             return "link-local"
-        if one.is_multicast or (one.is_reserved and one not in _NAT64):
+        if candidate.is_multicast or (candidate.is_reserved and candidate not in _NAT64):
             return "multicast or reserved"
-        if not one.is_global and one not in _NAT64:
+        if not candidate.is_global and candidate not in _NAT64:
             return "private"
     return ""
 
 
-def _within(address: Address) -> list[Address]:
-    """The IPv4 address that an IPv6 address leads to."""
+def _embedded(address: IPAddress) -> list[IPAddress]:
+    """Return the IPv4 address that an IPv6 address embeds."""
     if not isinstance(address, ipaddress.IPv6Address):
         return []
     if address.ipv4_mapped is not None:
@@ -213,12 +212,12 @@ def _within(address: Address) -> list[Address]:
     return []
 
 
-def _in(address: Address, networks: Iterable[Network]) -> bool:
+def _in(address: IPAddress, networks: Iterable[IPNetwork]) -> bool:
     return any(address.version == net.version and address in net for net in networks)
 
 
 class Outbound:
-    """Fetches by the rules. One for a process; it keeps no connection."""
+    """A client that fetches within the rules, without persistent connections."""
 
     def __init__(
         self,
@@ -229,7 +228,7 @@ class Outbound:
         max_bytes: int = 1_048_576,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``timeout`` is seconds for the whole fetch, ``max_bytes`` bounds the body."""
+        """``timeout`` is the time for a whole fetch in seconds, ``max_bytes`` limits the body."""
         self._rules = rules or Rules()
         self._resolver = resolver or SystemResolver()
         self._timeout = timeout
@@ -244,15 +243,15 @@ class Outbound:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
     ) -> Response:
-        """What ``url`` answers, whatever its status but a redirect.
+        """Return the response of ``url`` with any status except a redirect.
 
-        Raises OutboundRefusedError for where it must not go, and for a redirect; OutboundError for
-        no answer, or one too late, too long or malformed.
+        Raises OutboundRefusedError for a forbidden URL and for a redirect, and OutboundError for a
+        response that is missing, late, too large or malformed.
         """
         target = parse(url, self._rules.schemes)
         try:
             async with asyncio.timeout(self._timeout):
-                addresses = await self._judged(target)
+                addresses = await self._resolve(target)
                 reader, writer = await self._connect(target, addresses)
                 try:
                     response = await self._exchange(
@@ -272,11 +271,11 @@ class Outbound:
             )
         return response
 
-    async def _judged(self, target: Target) -> list[Address]:
-        """The addresses of the target, all of which may be connected to."""
+    async def _resolve(self, target: Target) -> list[IPAddress]:
+        """Return the addresses of the target; raise unless all are permitted."""
         with contextlib.suppress(ValueError):
             literal = ipaddress.ip_address(target.host)
-            self._judge(target, literal)
+            self._check(target, literal)
             return [literal]
         try:
             addresses = list(await self._resolver.resolve(target.host, target.port))
@@ -285,18 +284,18 @@ class Outbound:
         if not addresses:
             raise OutboundError(f"{target.host}: has no address")
         for address in addresses:
-            self._judge(target, address)
+            self._check(target, address)
         return addresses[:MAX_TRIES]
 
-    def _judge(self, target: Target, address: Address) -> None:
-        if why := refusal(address, self._rules):
-            # Without the address: who chose the URL is not to learn what a name is inside.
+    def _check(self, target: Target, address: IPAddress) -> None:
+        if reason := refusal(address, self._rules):
+            # Without the address, which would reveal internal names to the author of the URL.
             raise OutboundRefusedError(
-                "address", f"{target.host}: its address is {why}; an administrator may allow it"
+                "address", f"{target.host}: its address is {reason}; an administrator may allow it"
             )
 
     async def _connect(
-        self, target: Target, addresses: Sequence[Address]
+        self, target: Target, addresses: Sequence[IPAddress]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         secure: dict[str, Any] = {}
         if target.scheme == "https":
@@ -327,30 +326,42 @@ class Outbound:
     ) -> Response:
         import h11
 
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        writer.write(self._encode_request(connection, target, method, headers, body))
+        await writer.drain()
+        return await self._read_response(reader, connection, target)
+
+    def _encode_request(
+        self, connection: Any, target: Target, method: str, headers: Mapping[str, str], body: bytes
+    ) -> bytes:
+        import h11
+
         fixed = {
             "host": target.authority,
             "user-agent": "engineroom",
-            # A body that unpacks to more than it is would defeat the bound.
+            # A compressed body would defeat the limit on size.
             "accept-encoding": "identity",
             "connection": "close",
             "content-length": str(len(body)),
         }
         own = {name.lower(): value for name, value in headers.items()}
-        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         try:
             request = h11.Request(
                 method=method, target=target.path, headers=list({**own, **fixed}.items())
             )
-            out = connection.send(request) or b""
+            data: bytes = connection.send(request) or b""
             if body:
-                out += connection.send(h11.Data(data=body)) or b""
-            out += connection.send(h11.EndOfMessage()) or b""
+                data += connection.send(h11.Data(data=body)) or b""
+            return data + (connection.send(h11.EndOfMessage()) or b"")
         except h11.LocalProtocolError as error:
             raise OutboundRefusedError(
-                "request", "request: its method or a header holds what HTTP does not allow"
+                "request", "request: its method or a header is not valid HTTP"
             ) from error
-        writer.write(out)
-        await writer.drain()
+
+    async def _read_response(
+        self, reader: asyncio.StreamReader, connection: Any, target: Target
+    ) -> Response:
+        import h11
 
         head: h11.Response | None = None
         received = bytearray()
@@ -358,22 +369,22 @@ class Outbound:
             try:
                 event = connection.next_event()
             except h11.RemoteProtocolError as error:
-                raise OutboundError(f"{target.host}: answers with no HTTP") from error
+                raise OutboundError(f"{target.host}: the response is not HTTP") from error
             if event is h11.NEED_DATA:
-                # Small bites until the head is whole: h11 bounds it by what is left over.
+                # Small reads until the head is complete: h11 limits only the unparsed rest.
                 connection.receive_data(await reader.read(65_536 if head else 4_096))
             elif isinstance(event, h11.Response):
                 head = event
                 names = {name.decode(): value.decode("latin-1") for name, value in event.headers}
                 if names.get("content-encoding", "identity") != "identity":
-                    raise OutboundError(f"{target.host}: answers packed although asked not to")
+                    raise OutboundError(f"{target.host}: the response is compressed")
             elif isinstance(event, h11.Data):
                 received += event.data
                 if len(received) > self._max_bytes:
                     raise OutboundError(
-                        f"{target.host}: answers with more than {self._max_bytes} bytes"
+                        f"{target.host}: the response has more than {self._max_bytes} bytes"
                     )
             elif isinstance(event, h11.EndOfMessage) and head is not None:
                 return Response(head.status_code, names, bytes(received))
             elif not isinstance(event, h11.InformationalResponse):
-                raise OutboundError(f"{target.host}: ends before it answered")
+                raise OutboundError(f"{target.host}: the connection ended before the response")

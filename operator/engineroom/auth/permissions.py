@@ -1,8 +1,8 @@
-"""Who may do what, decided purely: grants and a permission in, yes or no with the reason out.
+"""Permissions, roles and grants, with pure decisions.
 
-A permission reads ``scope:resource:action``. The scope says where it holds: ``namespace`` in the
-namespaces of the grant, ``cluster`` in the whole installation, ``self`` for what is one's own.
-What no rule allows is denied.
+A permission has the form ``scope:resource:action``. Its scope is ``namespace`` (the namespaces of
+the grant), ``cluster`` (the whole installation) or ``self`` (the caller's own keys and sessions).
+Everything that no grant allows is denied.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from engineroom.core.errors import PermissionDeniedError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-#: In a grant: every namespace, those of tomorrow too, and what is of the whole installation.
+#: In a grant: all present and future namespaces, and the whole installation.
 EVERYWHERE = "*"
 
 _FORM = re.compile(r"(namespace|cluster|self):[a-z][a-z0-9-]{0,62}:[a-z][a-z0-9-]{0,62}")
 
 
 class Permission(StrEnum):
-    """All that can be permitted in Engineroom. Applications have an enum of their own beside it."""
+    """The permissions of Engineroom. An application may define an enum of its own."""
 
     CLUSTER_AUDIT_READ = "cluster:audit:read"
     CLUSTER_KEYS_MANAGE = "cluster:keys:manage"
@@ -68,7 +68,7 @@ class Permission(StrEnum):
 
 
 def scope_of(permission: str) -> str:
-    """``namespace``, ``cluster`` or ``self``. Raises ValueError for what is no permission."""
+    """Return ``namespace``, ``cluster`` or ``self``; raise ValueError for an invalid permission."""
     match = _FORM.fullmatch(permission)
     if match is None:
         msg = f"permission: {permission!r} is not scope:resource:action; write namespace:jobs:read"
@@ -97,28 +97,28 @@ _OPERATING = frozenset(
     and p not in {Permission.NAMESPACE_MANIFESTS_APPLY, Permission.NAMESPACE_MAINTENANCE_RESTORE}
 )
 
-#: Sees everything in its namespaces, changes nothing but its own keys and sessions.
+#: Reads everything in its namespaces; changes only its own keys and sessions.
 VIEWER = Role("viewer", _READING | _SELF)
-#: Runs what is there: pauses, scales, retries, acknowledges; does not change what is declared.
+#: Pauses, scales, retries, acknowledges; does not change declared objects.
 OPERATOR = Role("operator", _OPERATING | _SELF)
-#: May do everything that has a permission.
+#: Has every permission.
 ADMIN = Role("admin", frozenset(Permission))
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role in some namespaces; ``EVERYWHERE`` is all of them and the installation itself."""
+    """A role in some namespaces; ``EVERYWHERE`` is all of them and the installation."""
 
     role: str
     namespaces: frozenset[str]
 
     @classmethod
     def everywhere(cls, role: str) -> Grant:
-        """The role in all namespaces."""
+        """Return a grant of the role in all namespaces."""
         return cls(role, frozenset({EVERYWHERE}))
 
     def covers(self, scope: str, namespace: str | None) -> bool:
-        """Whether it reaches there. What is one's own is covered by any grant."""
+        """Return whether the grant covers a scope; any grant covers ``self``."""
         if scope == "self" or EVERYWHERE in self.namespaces:
             return True
         return scope == "namespace" and namespace is not None and namespace in self.namespaces
@@ -126,37 +126,40 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. ``how`` he was recognised: token, key or session; ``reference`` names which one."""
+    """An authenticated caller.
+
+    ``how`` is the kind of credential (token, key or session), ``reference`` its id.
+    """
 
     subject: str
     grants: tuple[Grant, ...] = ()
     how: str = ""
     reference: str = ""
-    #: None: all that the grants give. Else no more than these, however much the grants give.
+    #: Permissions to which the credential is limited; None for no limit beyond the grants.
     scopes: frozenset[str] | None = None
-    #: Requests in a second that what he came with may make; None: as many as anybody.
+    #: Requests in a second that the credential permits; None for the general limit.
     rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Yes or no, and one sentence that says why."""
+class AccessDecision:
+    """The result of an access check, with its reason."""
 
     allowed: bool
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """The roles that there are; ``Policy.of`` adds custom ones to the three."""
+class AccessPolicy:
+    """The set of roles; ``AccessPolicy.of`` adds custom roles to the three built-in ones."""
 
     roles: Mapping[str, Role] = field(
         default_factory=lambda: {role.name: role for role in (VIEWER, OPERATOR, ADMIN)}
     )
 
     @classmethod
-    def of(cls, *custom: Role) -> Policy:
-        """The three roles and custom ones. Raises ValueError where a name is taken."""
+    def of(cls, *custom: Role) -> AccessPolicy:
+        """Return a policy with custom roles; raise ValueError for a duplicate name."""
         roles = dict(cls().roles)
         for role in custom:
             if role.name in roles:
@@ -167,15 +170,19 @@ class Policy:
 
     def decide(
         self, principal: Principal | None, permission: str, namespace: str | None = None
-    ) -> Decision:
-        """Whether ``principal`` may, in ``namespace`` where the permission is per namespace."""
+    ) -> AccessDecision:
+        """Decide whether ``principal`` has ``permission``; a namespaced one needs ``namespace``."""
         scope = scope_of(permission)
         if principal is None:
-            return Decision(False, f"nobody is signed in; {permission} needs somebody")
+            return AccessDecision(False, f"{permission} needs a signed-in caller")
         if scope == "namespace" and not namespace:
-            return Decision(False, f"{permission} is decided per namespace and none was named")
+            return AccessDecision(
+                False, f"{permission} is decided per namespace and none was named"
+            )
         if principal.scopes is not None and permission not in principal.scopes:
-            return Decision(False, f"{permission} is outside the scopes of this {principal.how}")
+            return AccessDecision(
+                False, f"{permission} is outside the scopes of this {principal.how}"
+            )
         where = f" in {namespace}" if scope == "namespace" else ""
         elsewhere = ""
         for grant in principal.grants:
@@ -183,18 +190,18 @@ class Policy:
             if role is None or permission not in role.permissions:
                 continue
             if grant.covers(scope, namespace):
-                return Decision(True, f"role {grant.role} gives {permission}{where}")
+                return AccessDecision(True, f"role {grant.role} gives {permission}{where}")
             elsewhere = grant.role
         if elsewhere:
-            return Decision(
+            return AccessDecision(
                 False, f"role {elsewhere} gives {permission}, but not{where or ' here'}"
             )
-        return Decision(False, f"no role of {principal.subject} gives {permission}{where}")
+        return AccessDecision(False, f"no role of {principal.subject} gives {permission}{where}")
 
     def demand(
         self, principal: Principal, permission: str, namespace: str | None = None
-    ) -> Decision:
-        """The decision, if it is yes. Raises PermissionDeniedError with the reason."""
+    ) -> AccessDecision:
+        """Return a positive decision; raise PermissionDeniedError with the reason otherwise."""
         decision = self.decide(principal, permission, namespace)
         if not decision.allowed:
             raise PermissionDeniedError(
@@ -203,34 +210,38 @@ class Policy:
         return decision
 
     def may(self, principal: Principal, namespace: str | None = None) -> list[str]:
-        """Every permission of the roles that ``principal`` has there, sorted: what-may-I."""
-        known = {p for role in self.roles.values() for p in role.permissions}
-        return sorted(p for p in known if self.decide(principal, p, namespace).allowed)
+        """Return the sorted permissions that ``principal`` has in ``namespace``."""
+        permissions = {p for role in self.roles.values() for p in role.permissions}
+        return sorted(p for p in permissions if self.decide(principal, p, namespace).allowed)
 
 
-def meet(one: Iterable[Grant], other: Iterable[Grant], policy: Policy) -> tuple[Grant, ...]:
-    """Grants that give nothing but what both give: of what a credential was made with and what its
-    owner has now.
+def intersect_grants(
+    first: Iterable[Grant], second: Iterable[Grant], policy: AccessPolicy
+) -> tuple[Grant, ...]:
+    """Return grants that give only what both sides give.
 
-    Of two roles the one that is within the other is taken, where both hold; of two of which neither
-    is within the other nothing is, since no role says what they share.
+    Used for the grants of a credential and the present grants of its owner. Of two roles the
+    smaller one counts, in the namespaces of both. If neither role contains the other, the result
+    has neither, because no role describes their common part.
     """
-    found: dict[str, set[str]] = {}
-    others = tuple(other)
-    for left in one:
-        for right in others:
-            role = _smaller(left.role, right.role, policy)
+    common: dict[str, set[str]] = {}
+    right_grants = tuple(second)
+    for left in first:
+        for right in right_grants:
+            role = _smaller_role(left.role, right.role, policy)
             if role:
-                found.setdefault(role, set()).update(_both(left.namespaces, right.namespaces))
+                common.setdefault(role, set()).update(
+                    _common_namespaces(left.namespaces, right.namespaces)
+                )
     return tuple(
         Grant(role, frozenset({EVERYWHERE}) if EVERYWHERE in names else frozenset(names))
-        for role, names in found.items()
+        for role, names in common.items()
         if names
     )
 
 
-def _smaller(left: str, right: str, policy: Policy) -> str:
-    """Whichever of two roles is within the other, or ""."""
+def _smaller_role(left: str, right: str, policy: AccessPolicy) -> str:
+    """Return the role that the other one contains, or ""."""
     if left not in policy.roles or right not in policy.roles:
         return ""
     mine, theirs = policy.roles[left].permissions, policy.roles[right].permissions
@@ -239,22 +250,22 @@ def _smaller(left: str, right: str, policy: Policy) -> str:
     return right if theirs <= mine else ""
 
 
-def _both(left: frozenset[str], right: frozenset[str]) -> frozenset[str]:
+def _common_namespaces(left: frozenset[str], right: frozenset[str]) -> frozenset[str]:
     if EVERYWHERE in left:
         return right
     return left if EVERYWHERE in right else left & right
 
 
 class Access(StrEnum):
-    """What a route asks for that needs no permission."""
+    """The needs of a route without a permission."""
 
     PUBLIC = "public"
     SIGNED_IN = "signed-in"
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """What one route needs: a permission, or one of Access said out loud."""
+class RouteRule:
+    """The access rule of a route: a permission, or a value of ``Access``."""
 
     method: str
     path: str
@@ -262,27 +273,28 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One cell of the route x role matrix: ``role`` is "" for nobody."""
+class MatrixCase:
+    """One cell of the route x role matrix; ``role`` is "" for an unauthenticated caller."""
 
-    rule: Rule
+    rule: RouteRule
     role: str
-    #: Where the role is granted: the namespace of the request, another one, or ``*``.
+    #: The namespace of the grant: that of the request, another one, or ``*``.
     where: str
     expected: int
     principal: Principal | None
 
 
 def matrix(
-    rules: Iterable[Rule], policy: Policy, *, namespace: str, other: str = "elsewhere"
-) -> Iterator[Case]:
-    """Every rule for nobody and for each role, granted in ``namespace``, in ``other``, everywhere.
+    rules: Iterable[RouteRule], policy: AccessPolicy, *, namespace: str, other: str = "elsewhere"
+) -> Iterator[MatrixCase]:
+    """Yield each rule for an unauthenticated caller and for each role.
 
-    ``expected`` is 200 (let in, whatever the handler answers then), 401 or 403.
+    Each role is granted in ``namespace``, in ``other`` and everywhere. ``expected`` is 200
+    (admitted, whatever the handler returns), 401 or 403.
     """
     for rule in rules:
         public = rule.needs == Access.PUBLIC
-        yield Case(rule, "", "", 200 if public else 401, None)
+        yield MatrixCase(rule, "", "", 200 if public else 401, None)
         for role in policy.roles.values():
             for where in (namespace, other, EVERYWHERE):
                 grant = Grant(role.name, frozenset({where}))
@@ -290,16 +302,17 @@ def matrix(
                 if rule.needs in (Access.PUBLIC, Access.SIGNED_IN):
                     allowed = True
                 else:
-                    # Told from the role's own set and not by decide(): a matrix that asked what
-                    # it checks would agree with any mistake.
+                    # Computed without decide(), which this matrix is meant to check.
                     scope = scope_of(rule.needs)
                     reaches = scope == "self" or where == EVERYWHERE
                     reaches = reaches or (scope == "namespace" and where == namespace)
                     allowed = rule.needs in role.permissions and reaches
-                yield Case(rule, role.name, where, 200 if allowed else 403, principal)
+                yield MatrixCase(rule, role.name, where, 200 if allowed else 403, principal)
 
 
-def unruled(routes: Iterable[tuple[str, str]], rules: Sequence[Rule]) -> list[tuple[str, str]]:
-    """Those (method, path) of ``routes`` that no rule names: a test fails when there is one."""
-    ruled = {(rule.method.upper(), rule.path) for rule in rules}
-    return sorted({(method.upper(), path) for method, path in routes} - ruled)
+def routes_without_rule(
+    routes: Iterable[tuple[str, str]], rules: Sequence[RouteRule]
+) -> list[tuple[str, str]]:
+    """Return the (method, path) pairs of ``routes`` without a rule, for use in a test."""
+    with_rule = {(rule.method.upper(), rule.path) for rule in rules}
+    return sorted({(method.upper(), path) for method, path in routes} - with_rule)

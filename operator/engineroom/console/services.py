@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
-from engineroom.auth.audit.hash_chain import derived
+from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.audit.log import AuditLog
 from engineroom.auth.kubernetes import KubernetesIdentity
-from engineroom.auth.login.credential_throttle import Attempts
+from engineroom.auth.login.credential_throttle import CredentialThrottle
 from engineroom.auth.login.lockout import RedisCounter, SignIn
-from engineroom.auth.login.login_links import Links
+from engineroom.auth.login.login_links import LoginLinks
 from engineroom.auth.login.passwords import Passwords
 from engineroom.auth.login.sessions import Sessions
-from engineroom.auth.middleware import SESSION, Authenticator, asked_of, of_session, who
+from engineroom.auth.middleware import (
+    SESSION,
+    Authenticator,
+    credentials_of,
+    current_principal,
+    principal_of_session,
+)
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
@@ -104,7 +110,7 @@ class Services:
     accounts: Accounts
     account_watcher: AccountConfigWatcher
     password_login: SignIn
-    login_links: Links
+    login_links: LoginLinks
     tasks: AsyncTasks
     hub: Hub
     sagas: SagaLog
@@ -152,16 +158,18 @@ class Services:
 
         Unlike a request, this does not reset the idle time of a session.
         """
-        before = who(scope)
+        before = current_principal(scope)
         if before is not None and before.how == "session":
             for session in await self.sessions.of(before.subject):
                 if session.handle == before.reference:
-                    principal = of_session(session)
+                    principal = principal_of_session(session)
                     if not session.person:
                         principal = await self.accounts.limit_to_current(principal)
                     return principal, scope[SESSION]
             return None, ""
-        return await self.authenticator.authenticate(asked_of(scope, self.address_of_scope(scope)))
+        return await self.authenticator.authenticate(
+            credentials_of(scope, self.address_of_scope(scope))
+        )
 
 
 class ClusterReviewer:
@@ -261,12 +269,12 @@ async def _build(
     tokens = Tokens(
         redis, keys, revocations, clock, issuer=settings.issuer, audience=settings.issuer
     )
-    audit = AuditLog(redis, clock, derived(secret, "audit"))
+    audit = AuditLog(redis, clock, derive_secret(secret, "audit"))
     # Records that grant rights are sealed: write access to Redis must not grant the API's rights.
     tampering = TamperingReports(audit, metrics)
     completion = CompletionAudit(audit)
-    api_keys = ApiKeys(redis, clock, [derived(secret, "api-keys")], on_broken=tampering)
-    sessions = Sessions(redis, clock, derived(secret, "sessions"), on_broken=tampering)
+    api_keys = ApiKeys(redis, clock, [derive_secret(secret, "api-keys")], on_broken=tampering)
+    sessions = Sessions(redis, clock, derive_secret(secret, "sessions"), on_broken=tampering)
     kubernetes = None
     if settings.kubernetes_identities:
         kubernetes = KubernetesIdentity(
@@ -276,16 +284,16 @@ async def _build(
     passwords = Passwords()
     files = account_config.read(settings.accounts_file, settings.passwords_directory)
     oidc_users = OidcUsers(
-        redis, clock, derived(secret, "people"), remember=settings.oidc_remember,
+        redis, clock, derive_secret(secret, "people"), remember=settings.oidc_remember,
         on_broken=tampering,
     )  # fmt: skip
     accounts = await Accounts.create(
         settings.read_admin_password(), passwords, oidc_users, issuer=settings.oidc_issuer,
         config=account_config.parse(files),
     )  # fmt: skip
-    operations = OperationStore(redis, derived(secret, "operations"), on_broken=tampering)
-    bundles = RedisBundles(redis, clock, derived(secret, "manifests"), on_broken=tampering)
-    sagas = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga", tampering))
+    operations = OperationStore(redis, derive_secret(secret, "operations"), on_broken=tampering)
+    bundles = RedisBundles(redis, clock, derive_secret(secret, "manifests"), on_broken=tampering)
+    sagas = RedisSagaLog(redis, sealer=Sealer(derive_secret(secret, "sagas"), "saga", tampering))
     coordinator = Coordinator(
         sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.record_saga,
         on_recovered=completion.transaction,
@@ -299,7 +307,7 @@ async def _build(
             sessions=sessions,
             external=kubernetes.authenticate if kubernetes else None,
             current=accounts.limit_to_current,
-            attempts=Attempts(counter),
+            throttle=CredentialThrottle(counter),
         ),
         authorizer=Authorizer(lambda: accounts.policy, kubernetes),
         limiter=_rate_limiter(settings.requests_per_second, redis),
@@ -315,20 +323,22 @@ async def _build(
             hashes=settings.passwords_directory, files=files,
         ),
         password_login=SignIn(counter, passwords, accounts.find),
-        login_links=Links(redis, clock, derived(secret, "links"), on_broken=tampering),
+        login_links=LoginLinks(redis, clock, derive_secret(secret, "links"), on_broken=tampering),
         tasks=AsyncTasks(redis),
         hub=Hub(client, settings.namespaces),
         sagas=sagas,
         bundles=bundles,
         coordinator=coordinator,
         revocations=revocations,
-        cursors=SealedCursors(derived(secret, "cursors")),
+        cursors=SealedCursors(derive_secret(secret, "cursors")),
         operations=operations,
         operation_runner=OperationRunner(
             operations, AsyncTasks(redis), on_end=completion.operation
         ),
         tampering=tampering,
-        unauthenticated=UnauthenticatedFailures(metrics, clock, derived(secret, "unknown-names")),
+        unauthenticated=UnauthenticatedFailures(
+            metrics, clock, derive_secret(secret, "unknown-names")
+        ),
         housekeeping=Housekeeping(
             redis, audit, keys, clock, records=settings.audit_keep_records,
             days=settings.audit_keep_days, key_days=settings.signing_key_days,
@@ -345,8 +355,8 @@ async def _build(
 def _signing_keys(redis: Redis, clock: Clock, secret: bytes) -> Keys:
     # The name depends on the secret: a new secret starts with new keys instead of some that it
     # cannot unseal, and replicas that still have the old secret continue.
-    name = f"engineroom:auth:keys:{derived(secret, 'signing-name').hex()[:16]}"
-    return Keys(RedisKeyStore(redis, derived(secret, "signing"), name=name), clock)
+    name = f"engineroom:auth:keys:{derive_secret(secret, 'signing-name').hex()[:16]}"
+    return Keys(RedisKeyStore(redis, derive_secret(secret, "signing"), name=name), clock)
 
 
 def _rate_limiter(rate: int, redis: Redis) -> AsyncLimiter:

@@ -1,4 +1,4 @@
-"""Where a Redis is, and a client for it."""
+"""Addresses of Redis servers, and clients for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMES = ("redis", "rediss", "unix")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a Redis is and how to speak to it; never logged, it holds a password."""
+    """The URL and TLS settings of a Redis. It may hold a password, so never log it."""
 
     url: str
     ca: str = ""
@@ -30,7 +30,7 @@ class Address:
 
 
 def reason_of(error: EngineroomError) -> str:
-    """Which of the reasons a failed look has."""
+    """Return the condition reason of a failed call to Redis."""
     cause = error.__cause__
     if isinstance(cause, (AuthenticationError, NoPermissionError)):
         return reasons.REDIS_AUTH_FAILED
@@ -42,7 +42,7 @@ def reason_of(error: EngineroomError) -> str:
 
 
 def check_url(url: str) -> str:
-    """The URL itself. Raises SecretError when it is none of Redis."""
+    """Return the URL; raise SecretError unless it is a Redis URL."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -62,13 +62,13 @@ _FORM = "write redis://[user:password@]host[:port][/database] or rediss://..."
 
 
 def open_client(address: Address) -> redis.asyncio.Redis:
-    """A client that fails soon and retries nothing. Raises SecretError on a wrong URL."""
+    """Return a client with short timeouts and without retries; raise SecretError for a bad URL."""
     check_url(address.url)
     options: dict[str, Any] = {
         "socket_timeout": 3.0,
         "socket_connect_timeout": 2.0,
         "health_check_interval": 15,
-        # A look that fails is looked again anyway; a retry inside would only hide the outage.
+        # Callers repeat their calls anyway; a retry in the client would only hide the outage.
         "retry": Retry(NoBackoff(), 0),
         "client_name": "engineroom",
     }

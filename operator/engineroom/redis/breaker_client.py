@@ -1,7 +1,7 @@
-"""A Redis client behind a circuit breaker: while Redis is away a call fails at once.
+"""A Redis client with a circuit breaker: while Redis fails, calls fail at once.
 
-What it raises is redis-py's own, so that whoever handles that goes on to do so; only a call that is
-held back is told apart, and it is both.
+It raises redis-py's own errors. The error of a blocked call is both a CircuitOpenError and a
+ConnectionError of redis-py, so existing handlers work.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class RedisHeldBackError(CircuitOpenError, RedisConnectionError):
-    """Redis kept failing and is left alone for a moment; it was not asked."""
+    """The circuit breaker of Redis is open; Redis was not called."""
 
     code = "redis_held_back"
 
 
 class GuardedRedis(Redis):
-    """``redis.asyncio.Redis`` whose commands and pipelines go through a Recovery's breaker.
+    """A ``redis.asyncio.Redis`` whose commands and pipelines pass a Recovery's breaker.
 
-    Nothing is tried again here: that a command was lost says nothing of whether it was done.
+    It never retries: after a lost answer a command may have been executed.
     """
 
     recovery: Recovery | None = None
 
     @classmethod
     def guarded(cls, recovery: Recovery, url: str, **options: Any) -> Self:
-        """A client of the Redis at ``url``; options are those of ``Redis.from_url``."""
-        made = cls.from_url(url, **options)
-        assert isinstance(made, cls)  # noqa: S101 - redis-py's types say less
-        made.recovery = recovery
-        return made
+        """Return a client for ``url``; options are those of ``Redis.from_url``."""
+        client = cls.from_url(url, **options)
+        assert isinstance(client, cls)  # noqa: S101 - redis-py's types are less precise
+        client.recovery = recovery
+        return client
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As Redis, or RedisHeldBackError."""
+        """Execute a command; raise RedisHeldBackError while the breaker is open."""
         if self.recovery is None:
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         _admit(self.recovery)
@@ -49,12 +49,12 @@ class GuardedRedis(Redis):
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """As Redis; executing it is what is guarded."""
-        made = _GuardedPipeline(
+        """Return a pipeline whose execution passes the breaker."""
+        pipeline = _GuardedPipeline(
             self.connection_pool, self.response_callbacks, transaction, shard_hint
         )
-        made.recovery = self.recovery
-        return made
+        pipeline.recovery = self.recovery
+        return pipeline
 
 
 class _GuardedPipeline(Pipeline):

@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from engineroom.auth.audit.hash_chain import derived
+from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.core.clock import SystemClock
 from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
@@ -67,8 +67,8 @@ async def run(config: str, url: str, namespace: str, text: str, number: int, aft
                         before, obj, said)
             )  # fmt: skip
         secret = b"s" * 48  # of the API that recovers it
-        bundles = RedisBundles(redis, SystemClock(), derived(secret, "manifests"))
-        log = RedisSagaLog(redis, sealer=Sealer(derived(secret, "sagas"), "saga"))
+        bundles = RedisBundles(redis, SystemClock(), derive_secret(secret, "manifests"))
+        log = RedisSagaLog(redis, sealer=Sealer(derive_secret(secret, "sagas"), "saga"))
         await bundles.put("crash", planned)
         coordinator = Coordinator(log, Applier(client, bundles, SystemClock()).sagas(), lease=LEASE)
         client.number, client.after = number, after

@@ -18,7 +18,7 @@ from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.console.route_table import ROUTES
-from engineroom.console.services import derived
+from engineroom.console.services import derive_secret
 from engineroom.core.clock import SystemClock
 from engineroom.kube.client.client import Client
 from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
@@ -75,7 +75,7 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
 
     async def make() -> str:
         client = Redis.from_url(redis.url)
-        keys = ApiKeys(client, SystemClock(), [derived(b"s" * 48, "api-keys")])
+        keys = ApiKeys(client, SystemClock(), [derive_secret(b"s" * 48, "api-keys")])
         made = await keys.create("program:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
         await client.aclose()
         return made.secret

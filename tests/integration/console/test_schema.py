@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from engineroom.auth.audit.hash_chain import derived
+from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.permissions import ADMIN, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.console.route_table import ROUTES
@@ -65,7 +65,7 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
 
     async def make() -> str:
         client = AsyncRedis.from_url(redis.url)
-        keys = ApiKeys(client, SystemClock(), [derived(b"s" * 48, "api-keys")])
+        keys = ApiKeys(client, SystemClock(), [derive_secret(b"s" * 48, "api-keys")])
         made = await keys.create("program:fuzz", "fuzz", [Grant.everywhere(ADMIN.name)])
         await client.aclose()
         return made.secret

@@ -11,7 +11,7 @@ import httpx
 import pytest  # noqa: TC002
 import pytest_asyncio
 
-from engineroom.auth.login.sessions import COOKIE, Limits
+from engineroom.auth.login.sessions import COOKIE, SessionLimits
 from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.auth.permissions import Grant
 from engineroom.console.main import server
@@ -143,7 +143,7 @@ async def test_a_page_that_is_only_open_does_not_keep_its_session(
     served: Served, namespace: str
 ) -> None:
     sessions = served.services.sessions
-    sessions._limits = Limits(idle=1.5)
+    sessions._limits = SessionLimits(idle=1.5)
     session = await sessions.open("program:x", [Grant("viewer", frozenset({namespace}))])
     cookie = {"cookie": f"{COOKIE}={session.id}"}
     async with served.http.stream("GET", where(namespace), headers=cookie) as response:

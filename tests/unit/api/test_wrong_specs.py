@@ -646,7 +646,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             (
                 'spec.autoscaling.schedules[0].cron: "H 8 * * *" uses H or R; write fixed '
-                "moments, such as 0 8 * * 1-5 (minute, hour, day, month, weekday)"
+                "times, such as 0 8 * * 1-5 (minute, hour, day, month, weekday)"
             ),
         ],
     ),

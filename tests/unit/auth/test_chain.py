@@ -73,7 +73,7 @@ def test_a_log_that_was_set_back_does_not_fit_the_anchor() -> None:
     records = export(9)
     assert "ends at 5" in verify_export(records[:5], SECRET, (9, records[8][1]))[2][0]
     other = verify_export(records, SECRET, (9, "f" * 64))[2]
-    assert other == ["record 9: is not the one of the anchor"]
+    assert other == ["record 9: differs from the anchor"]
 
 
 @pytest.mark.parametrize("number", [None, True, "1", 0, -1, 1.0])

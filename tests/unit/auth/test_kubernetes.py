@@ -9,9 +9,9 @@ import pytest
 
 from engineroom.auth.errors import TokenError
 from engineroom.auth.kubernetes import (
-    KEEP,
-    Attributes,
+    CACHE_SECONDS,
     KubernetesIdentity,
+    ResourceAttributes,
     attributes_of,
 )
 from engineroom.auth.permissions import Permission
@@ -63,7 +63,7 @@ async def test_a_token_is_reviewed_once_in_a_while(
     found = await asyncio.gather(*(identity.authenticate("good") for _ in range(5)))
     assert {p.subject for p in found} == {"kubernetes:ann"}
     assert cluster.reviewed == ["good"]
-    clock.advance(KEEP + 0.1)
+    clock.advance(CACHE_SECONDS + 0.1)
     cluster.tokens.clear()
     with pytest.raises(TokenError):
         await identity.authenticate("good")
@@ -137,7 +137,7 @@ async def test_an_answer_holds_for_a_second(
         assert not refused.allowed
         assert "ann may not retry jobs.engineroom.dev in shop" in refused.reason
     assert len(cluster.asked) == 1
-    clock.advance(KEEP + 0.1)
+    clock.advance(CACHE_SECONDS + 0.1)
     cluster.allowed = True
     assert (await identity.decide(ann, Permission.NAMESPACE_JOBS_RETRY, "shop")).allowed
 
@@ -157,6 +157,6 @@ def test_every_permission_is_something_of_the_cluster() -> None:
         found = attributes_of(permission)
         assert found.verb
         assert found.resource
-    assert attributes_of("cluster:audit:read") == Attributes("get", "audit")
+    assert attributes_of("cluster:audit:read") == ResourceAttributes("get", "audit")
     with pytest.raises(ValueError, match="scope:resource:action"):
         attributes_of("everything")

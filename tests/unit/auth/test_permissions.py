@@ -12,20 +12,20 @@ from engineroom.auth.permissions import (
     OPERATOR,
     VIEWER,
     Access,
+    AccessPolicy,
     Grant,
     Permission,
-    Policy,
     Principal,
     Role,
-    Rule,
+    RouteRule,
+    intersect_grants,
     matrix,
-    meet,
+    routes_without_rule,
     scope_of,
-    unruled,
 )
 from engineroom.core.errors import PermissionDeniedError
 
-POLICY = Policy()
+POLICY = AccessPolicy()
 READ = Permission.NAMESPACE_JOBS_READ
 
 
@@ -86,11 +86,11 @@ def test_a_word_that_is_no_permission_is_a_mistake_of_the_caller() -> None:
 def test_roles_contain_each_other_and_custom_ones_join() -> None:
     assert VIEWER.permissions < OPERATOR.permissions < ADMIN.permissions
     assert Permission.NAMESPACE_MANIFESTS_APPLY not in OPERATOR.permissions
-    policy = Policy.of(Role("retrier", frozenset({Permission.NAMESPACE_JOBS_RETRY})))
+    policy = AccessPolicy.of(Role("retrier", frozenset({Permission.NAMESPACE_JOBS_RETRY})))
     ada = Principal("ada", (Grant("retrier", frozenset({"shop"})),))
     assert policy.may(ada, "shop") == [Permission.NAMESPACE_JOBS_RETRY]
     with pytest.raises(ValueError, match="exists already"):
-        Policy.of(Role("admin", frozenset()))
+        AccessPolicy.of(Role("admin", frozenset()))
 
 
 _NAMES = st.sampled_from(["shop", "bank", "mill"])
@@ -124,8 +124,8 @@ def test_a_yes_is_always_owed_to_one_grant(
 
 
 def test_the_matrix_agrees_with_the_decision_in_every_cell() -> None:
-    rules = [Rule("GET", f"/{p}", p) for p in Permission]
-    rules += [Rule("GET", "/health", Access.PUBLIC), Rule("GET", "/me", Access.SIGNED_IN)]
+    rules = [RouteRule("GET", f"/{p}", p) for p in Permission]
+    rules += [RouteRule("GET", "/health", Access.PUBLIC), RouteRule("GET", "/me", Access.SIGNED_IN)]
     cases = list(matrix(rules, POLICY, namespace="shop"))
     assert len(cases) == len(rules) * (1 + 3 * 3)
     for case in cases:
@@ -136,11 +136,13 @@ def test_the_matrix_agrees_with_the_decision_in_every_cell() -> None:
 
 
 def test_a_route_without_a_rule_is_found() -> None:
-    rules = [Rule("GET", "/jobs", READ)]
-    assert unruled([("get", "/jobs"), ("DELETE", "/jobs")], rules) == [("DELETE", "/jobs")]
+    rules = [RouteRule("GET", "/jobs", READ)]
+    assert routes_without_rule([("get", "/jobs"), ("DELETE", "/jobs")], rules) == [
+        ("DELETE", "/jobs")
+    ]
 
 
-_CUSTOM = Policy.of(
+_CUSTOM = AccessPolicy.of(
     Role("retrier", frozenset({Permission.NAMESPACE_JOBS_RETRY, Permission.NAMESPACE_JOBS_READ})),
     Role("auditor", frozenset({Permission.CLUSTER_AUDIT_READ, Permission.NAMESPACE_JOBS_READ})),
 )
@@ -165,22 +167,22 @@ def _allowed(grants: tuple[Grant, ...]) -> set[tuple[str, str]]:
 def test_what_two_sets_of_grants_share_is_in_both(
     one: tuple[Grant, ...], other: tuple[Grant, ...]
 ) -> None:
-    shared = _allowed(meet(one, other, _CUSTOM))
+    shared = _allowed(intersect_grants(one, other, _CUSTOM))
     assert shared <= _allowed(one) & _allowed(other)
-    assert _allowed(meet(one, one, _CUSTOM)) == _allowed(one)
+    assert _allowed(intersect_grants(one, one, _CUSTOM)) == _allowed(one)
     # Of roles that are within one another nothing is lost.
     chain = {"viewer", "operator", "admin"}
     if {g.role for g in (*one, *other)} <= chain:
         # But for what any grant gives of oneself, where they share none.
         lost = (_allowed(one) & _allowed(other)) - shared
         assert all(permission.startswith("self:") for permission, _ in lost)
-        assert not lost or not meet(one, other, _CUSTOM)
+        assert not lost or not intersect_grants(one, other, _CUSTOM)
 
 
 def test_who_was_raised_keeps_what_he_had_and_who_was_lowered_does_not() -> None:
     shop = frozenset({"shop"})
     viewer, admin = Grant("viewer", shop), Grant.everywhere("admin")
-    assert meet([viewer], [admin], POLICY) == (viewer,)
-    assert meet([admin], [viewer], POLICY) == (viewer,)
-    assert meet([viewer], [Grant("viewer", frozenset({"bank"}))], POLICY) == ()
-    assert meet([admin], [], POLICY) == ()
+    assert intersect_grants([viewer], [admin], POLICY) == (viewer,)
+    assert intersect_grants([admin], [viewer], POLICY) == (viewer,)
+    assert intersect_grants([viewer], [Grant("viewer", frozenset({"bank"}))], POLICY) == ()
+    assert intersect_grants([admin], [], POLICY) == ()

@@ -1,9 +1,9 @@
-"""Who did what to which object with which outcome: append-only, and evident when tampered with.
+"""The audit log: who did what to which object with which outcome. Append-only and tamper-evident.
 
-Every record carries an HMAC over itself and the one before, under a secret that Redis never sees:
-who can write Redis can destroy the log but cannot change it unseen. The head is sealed too. What
-Redis alone cannot show is a log set back as a whole to how it once was; for that ``verify`` takes
-an anchor from outside, such as the last line that the standard output's collector has.
+Each record carries an HMAC over itself and the previous record, under a secret that Redis never
+receives. Write access to Redis permits the destruction of the log but no undetected change. The
+head is sealed too. Redis alone cannot reveal the restoration of an older log; for that ``verify``
+takes an external anchor, such as the last line in the collector of standard output.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from typing import IO, TYPE_CHECKING, Any
 
 from engineroom.auth.audit.hash_chain import MAX_PROBLEMS, canonical, record_mac, seal
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
+from engineroom.auth.store_errors import store_errors
 from engineroom.core.redaction import redact, redact_text
-from engineroom.redis.errors import asking, text, texts
+from engineroom.redis.replies import text, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
 
-#: Characters of one text in a record, and of a record as a whole.
+#: Most characters of one text in a record, and of a whole record.
 MAX_TEXT = 1_024
 MAX_RECORD = 16_384
-#: Times that a writer starts over because another one was faster.
+#: Most retries of a write after conflicts with other writers.
 MAX_TRIES = 200
 BATCH = 500
 
 
 class Outcome(StrEnum):
-    """How it ended."""
+    """The outcome of an action."""
 
     DONE = "done"
     DENIED = "denied"
@@ -45,8 +46,8 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What happened. ``target`` names the object, such as ``workerpool/shop/mail``."""
+class AuditEntry:
+    """An action to record. ``target`` names the object, such as ``workerpool/shop/mail``."""
 
     who: str
     action: str
@@ -61,16 +62,16 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The end of the log at some time: keep one elsewhere, and it anchors a verification."""
+class AuditHead:
+    """The end of the log at some time. Stored elsewhere, it is an anchor for a verification."""
 
     sequence: int
     mac: str
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """An entry as it stands in the log; ``body`` is its JSON, ``at`` Unix seconds."""
+class AuditRecord:
+    """An entry as stored in the log; ``body`` is its JSON, ``at`` is in Unix seconds."""
 
     sequence: int
     at: float
@@ -80,20 +81,29 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification found: how many records it read, where the log ends, what is wrong."""
+    """The result of a verification: number of records, end of the log, problems."""
 
     records: int
-    head: Head
+    head: AuditHead
     problems: tuple[str, ...]
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
+@dataclass(slots=True)
+class _Walk:
+    """The position of a verification: number and MAC of the last record read, and their count."""
+
+    last: int
+    mac: str
+    records: int = 0
+
+
 class AuditLog:
-    """Writes, reads and verifies. Any number of processes may write to one log."""
+    """Writes, reads and verifies the log. Any number of processes may write to one log."""
 
     def __init__(
         self,
@@ -104,7 +114,7 @@ class AuditLog:
         name: str = "engineroom:auth:audit",
         out: IO[str] | None = None,
     ) -> None:
-        """``secret`` has at least 32 bytes; ``out`` is standard output unless told otherwise."""
+        """Open the log; ``secret`` has at least 32 bytes, ``out`` defaults to standard output."""
         if len(secret) < 32:
             msg = "secret: must be at least 32 bytes; make one with openssl rand -base64 48"
             raise ValueError(msg)
@@ -116,14 +126,14 @@ class AuditLog:
         self._out = out or sys.stdout
         self._turn = asyncio.Lock()
 
-    async def write(self, entry: Entry) -> Record:
-        """Append a record; when this returns it is in Redis and on the output.
+    async def write(self, entry: AuditEntry) -> AuditRecord:
+        """Append a record to Redis and to the output.
 
-        Raises AuditRecordError for what is no entry; AuthStoreError when Redis did not take it,
-        and then it is on the output all the same, marked as not chained.
+        Raises AuditRecordError for an invalid entry, and AuthStoreError when Redis fails; the entry
+        is then on the output, marked as not chained.
         """
         body = _body(entry)
-        # In turns within a process: only processes race, and each race has a winner.
+        # One write at a time in a process: then only processes compete, and one of them wins.
         async with self._turn:
             at = self._clock.now().timestamp()
             try:
@@ -134,85 +144,94 @@ class AuditLog:
         self._print({**record.body, "mac": record.mac})
         return record
 
-    async def read(self, after: int = 0, limit: int = 100) -> list[Record]:
-        """Up to ``limit`` (at most 500) records that follow number ``after``. AuthStoreError."""
-        with asking():
+    async def read(self, after: int = 0, limit: int = 100) -> list[AuditRecord]:
+        """Return up to ``limit`` (at most 500) records after number ``after``.
+
+        Raises AuthStoreError.
+        """
+        with store_errors():
             rows = await self._redis.xrange(
                 self._stream, min=f"{after + 1}-0", count=max(1, min(limit, BATCH))
             )
         return [
-            Record(number, float(body.get("at", 0)), body, mac)
+            AuditRecord(number, float(body.get("at", 0)), body, mac)
             for number, raw, mac in map(_row, rows or ())
             if (body := _object(raw)) is not None
         ]
 
-    async def head(self) -> Head:
-        """Where the log ends now. Raises AuthStoreError."""
+    async def head(self) -> AuditHead:
+        """Return the current end of the log; raise AuthStoreError."""
         sequence, mac, _ = await self._ends("seq", "mac", "seal")
-        return Head(int(sequence or 0), mac)
+        return AuditHead(int(sequence or 0), mac)
 
-    async def verify(self, anchor: Head | None = None) -> Verification:
-        """Read the whole log and name what was edited, removed, added or reordered.
+    async def verify(self, anchor: AuditHead | None = None) -> Verification:
+        """Verify the whole log; report edited, removed, added and reordered records.
 
-        With ``anchor``, a head noted earlier, a log that was set back is found as well.
-        Raises AuthStoreError.
+        With ``anchor``, an earlier head, it also detects the restoration of an older log. Raises
+        AuthStoreError.
         """
         problems: list[str] = []
         start = await self._base(problems)
-        last, previous, records = start.sequence, start.mac, 0
-        anchored = anchor is None or anchor.sequence <= last
+        walk = _Walk(start.sequence, start.mac)
+        anchored = anchor is None or anchor.sequence <= walk.last
         while len(problems) < MAX_PROBLEMS:
-            with asking():
+            with store_errors():
                 rows = await self._redis.xrange(
-                    self._stream, min=f"({last}-{_TOP}" if last else "-", count=BATCH
+                    self._stream, min=f"({walk.last}-{_TOP}" if walk.last else "-", count=BATCH
                 )
             for number, raw, mac in map(_row, rows or ()):
-                if number != last + 1:
-                    # A beginning that was trimmed meanwhile is no gap.
+                if number != walk.last + 1:
+                    # Records trimmed since the start are not missing.
                     base = await self._base(problems)
-                    if base.sequence > last:
-                        last, previous = base.sequence, base.mac
-                if number <= last:
+                    if base.sequence > walk.last:
+                        walk.last, walk.mac = base.sequence, base.mac
+                if number <= walk.last:
                     continue
-                records += 1
-                if number != last + 1:
-                    gone = (
-                        f"record {last + 1}"
-                        if number == last + 2
-                        else (f"records {last + 1} to {number - 1}")
-                    )
-                    problems.append(f"{gone}: removed")
-                elif not hmac.compare_digest(self._mac(number, previous, raw), mac):
-                    problems.append(f"record {number}: edited, or what is before it was")
-                body = _object(raw)
-                if body is None or body.get("seq") != number:
-                    problems.append(f"record {number}: is not the one written under this number")
+                problems += self._record_problems(walk, number, raw, mac)
                 if anchor is not None and anchor.sequence == number:
                     anchored = hmac.compare_digest(anchor.mac, mac)
                     if not anchored:
-                        problems.append(f"record {number}: is not the one of the anchor")
-                last, previous = number, mac
+                        problems.append(f"record {number}: differs from the anchor")
+                walk.records, walk.last, walk.mac = walk.records + 1, number, mac
             if len(rows or ()) < BATCH:
                 break
-        sequence, mac, seal = await self._ends("seq", "mac", "seal")
-        head = Head(int(sequence or 0), mac)
-        if head.sequence and not self._sealed("head", sequence, mac, seal):
-            problems.append("the head is not the one that was sealed")
-        # A record may have been appended since the last one was read; that is no problem.
-        if head.sequence < last or (head.sequence == last and mac != previous):
-            problems.append(f"the head says {head.sequence}, the log goes to {last}")
-        elif head.sequence > (last := max(last, (await self._base(problems)).sequence)):
-            problems.extend(await self._unread(last, head.sequence))
+        head = await self._check_head(walk, problems)
         if not anchored and anchor is not None and head.sequence < anchor.sequence:
             problems.append(f"the log ends at {head.sequence}, the anchor at {anchor.sequence}")
-        return Verification(records, head, tuple(problems[:MAX_PROBLEMS]))
+        return Verification(walk.records, head, tuple(problems[:MAX_PROBLEMS]))
+
+    def _record_problems(self, walk: _Walk, number: int, raw: str, mac: str) -> Iterator[str]:
+        """Yield the problems of the record that follows ``walk``."""
+        if number != walk.last + 1:
+            several = number > walk.last + 2
+            removed = f"s {walk.last + 1} to {number - 1}" if several else f" {walk.last + 1}"
+            yield f"record{removed}: removed"
+        elif not hmac.compare_digest(self._mac(number, walk.mac, raw), mac):
+            yield f"record {number}: it or an earlier record was edited"
+        body = _object(raw)
+        if body is None or body.get("seq") != number:
+            yield f"record {number}: was not written under this number"
+
+    async def _check_head(self, walk: _Walk, problems: list[str]) -> AuditHead:
+        """Compare the head with the end of the log; return the head."""
+        sequence, mac, seal = await self._ends("seq", "mac", "seal")
+        head = AuditHead(int(sequence or 0), mac)
+        if head.sequence and not self._sealed("head", sequence, mac, seal):
+            problems.append("the head has no valid seal")
+        last = walk.last
+        # A record appended since the last read is not a problem.
+        if head.sequence < last or (head.sequence == last and mac != walk.mac):
+            problems.append(f"the head is at {head.sequence}, the log ends at {last}")
+        elif head.sequence > (last := max(last, (await self._base(problems)).sequence)):
+            problems.extend(await self._unread(last, head.sequence))
+        return head
 
     async def trim(self, keep: int, *, before: float | None = None) -> int:
-        """Forget all but the last ``keep`` records, and what was written before ``before``.
+        """Delete all but the last ``keep`` records, and records older than ``before``.
 
-        That is Unix seconds. How many went; the last record always stays. The new beginning is
-        sealed, so that what was trimmed and what was removed stay apart. Of several that trim at
-        once one does. Raises AuthStoreError.
+        ``before`` is in Unix seconds. Returns the number of deleted records; the last record always
+        stays. The new beginning is sealed, which distinguishes trimmed from removed records. Of
+        concurrent calls one succeeds. Raises AuthStoreError.
         """
         if keep < 1:
             return 0
@@ -224,24 +243,24 @@ class AuditLog:
         number = min(number, head.sequence - 1)
         if number <= int(base or 0):
             return 0
-        with asking():
+        with store_errors():
             rows = await self._redis.xrange(self._stream, min=f"{number}-0", max=f"{number}-0")
             if not rows:
                 return 0
             _, _, mac = _row(rows[0])
-            gone = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+            deleted = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _TRIM,
                 2,
                 self._head,
                 self._stream,
                 *(base, str(number), mac, self._seal("base", str(number), mac)),
             )
-        return int(gone)
+        return int(deleted)
 
     async def _older(self, after: int, before: float) -> int:
-        """The last record after number ``after`` that was written before ``before``."""
+        """Return the number of the last record after ``after`` that is older than ``before``."""
         while True:
-            with asking():
+            with store_errors():
                 rows = await self._redis.xrange(
                     self._stream, min=f"({after}-{_TOP}" if after else "-", count=BATCH
                 )
@@ -253,16 +272,16 @@ class AuditLog:
             if len(rows or ()) < BATCH:
                 return after
 
-    async def _base(self, problems: list[str]) -> Head:
-        """What the log begins after; says where that is not what was sealed."""
+    async def _base(self, problems: list[str]) -> AuditHead:
+        """Return the record before the beginning of the log; add a problem for an invalid seal."""
         base, mac, seal = await self._ends("base_seq", "base_mac", "base_seal")
         if base and not self._sealed("base", base, mac, seal):
-            told = f"the beginning, after record {base}, is not the one that was sealed"
-            if told not in problems:
-                problems.append(told)
-        return Head(int(base or 0), mac)
+            problem = f"the beginning, after record {base}, has no valid seal"
+            if problem not in problems:
+                problems.append(problem)
+        return AuditHead(int(base or 0), mac)
 
-    async def _append(self, body: dict[str, Any]) -> Record:
+    async def _append(self, body: dict[str, Any]) -> AuditRecord:
         head = await self.head()
         for _ in range(MAX_TRIES):
             number = head.sequence + 1
@@ -270,8 +289,8 @@ class AuditLog:
             raw = canonical(full)
             mac = self._mac(number, head.mac, raw)
             seal = self._seal("head", str(number), mac)
-            with asking():
-                # In the same step as the look at the head: of two writers one starts over.
+            with store_errors():
+                # Compares the head in the same step: of two writers one retries.
                 reply = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                     _APPEND,
                     2,
@@ -280,20 +299,22 @@ class AuditLog:
                     *(str(head.sequence), head.mac, str(number), raw, mac, seal),
                 )
             if not reply:
-                return Record(number, float(body["at"]), full, mac)
-            head = Head(int(text(reply[0])), text(reply[1]))
-        raise AuthStoreError(f"audit: {MAX_TRIES} others were faster; fewer must write at once")
+                return AuditRecord(number, float(body["at"]), full, mac)
+            head = AuditHead(int(text(reply[0])), text(reply[1]))
+        raise AuthStoreError(
+            f"audit: lost against other writers {MAX_TRIES} times; write less at once"
+        )
 
     async def _unread(self, last: int, to: int) -> list[str]:
-        """What the head promises after ``last`` and the log does not hold."""
-        with asking():
+        """Return a problem if records between ``last`` and the head are missing."""
+        with store_errors():
             rows = await self._redis.xrange(self._stream, min=f"({last}-{_TOP}", max=f"{to}-0")
         present = {number for number, _, _ in map(_row, rows or ())}
         missing = [number for number in range(last + 1, to + 1) if number not in present]
         return [f"records {missing[0]} to {missing[-1]}: removed from the end"] if missing else []
 
     async def _ends(self, *names: str) -> tuple[str, str, str]:
-        with asking():
+        with store_errors():
             values = await self._redis.hmget(self._head, list(names))
         first, second, third = map(text, values)
         return (first if first.isascii() and first.isdigit() else ""), second, third
@@ -344,8 +365,8 @@ def _object(raw: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _body(entry: Entry) -> dict[str, Any]:
-    """The entry as it is written: bounded, and without what must not be in it."""
+def _body(entry: AuditEntry) -> dict[str, Any]:
+    """Return the entry as it is written: limited in size, with secrets redacted."""
     texts_of = {
         "who": entry.who,
         "action": entry.action,
@@ -372,6 +393,6 @@ def _body(entry: Entry) -> dict[str, Any]:
 
 
 def _clean(value: str) -> str:
-    """Without secrets, then cut: a secret cut in two would not be known for one."""
+    """Redact secrets, then cut: half of a secret would not be recognised."""
     clean = redact_text(value)
     return clean if len(clean) <= MAX_TEXT else clean[: MAX_TEXT - 3] + "..."

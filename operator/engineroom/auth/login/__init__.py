@@ -1,1 +1,1 @@
-"""Sign-in of people: passwords, lockout, one-time links, sessions."""
+"""Sign-in of users: passwords, lockout, one-time links, sessions."""

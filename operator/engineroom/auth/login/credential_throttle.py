@@ -1,9 +1,10 @@
-"""Wrong credentials counted by address, so that making them up is slow and asks little of others.
+"""A limit on wrong credentials for each address, which slows down guessing.
 
-Right ones are not counted and not refused: behind one address may be an office, and a stranger
-there must not lock it out. So what is recognised without asking anybody else (tokens of ours, API
-keys, sessions) is looked at first and counted when it is wrong. A token that somebody else has to
-judge is counted before he is asked, unless it was right here before, and given back when it is.
+Valid credentials are neither counted nor refused: many users may share an address, and one of them
+must not lock out the others. Credentials that this process can check (our tokens, API keys,
+sessions) are checked first and counted if wrong. A token that an external system checks is counted
+before, and the count is returned if it is valid. A token that was valid earlier in this process is
+not counted.
 """
 
 from __future__ import annotations
@@ -25,67 +26,69 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = get_logger(__name__)
 
-#: Sixty wrong ones, then one a second.
+#: 60 wrong credentials at once, then one a second.
 WRONG = Rate(burst=60, every=1.0)
-#: Tokens remembered as right, by their digest.
-MOST_KNOWN = 10_000
-#: They were right once: programs show them until they see that they are over.
-_OVER = ("expired", "not_before", "issued_later", "revoked")
+#: Most digests of valid tokens that are remembered.
+MAX_VALID = 10_000
+#: Reasons that are not guesses: the credential was valid at another time.
+_NOT_GUESSED = ("expired", "not_before", "issued_later", "revoked")
 
 
-class Attempts:
-    """What an address may still show of wrong credentials. Raises AuthStoreError as its counter."""
+class CredentialThrottle:
+    """Counts wrong credentials by address. Raises AuthStoreError if its counter does."""
 
     def __init__(self, counter: Counter, rate: Rate = WRONG) -> None:
         self._counter = counter
         self._rate = rate
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._valid: OrderedDict[bytes, None] = OrderedDict()
 
-    async def failed(self, address: str, error: AuthenticationError) -> None:
-        """Count one that was wrong. Raises LimitError when there were too many."""
-        over = isinstance(error, TokenError | ApiKeyError) and error.reason.startswith(_OVER)
-        if over or isinstance(error, AccountGoneError):
+    async def count_failure(self, address: str, error: AuthenticationError) -> None:
+        """Count a wrong credential; raise LimitError if there were too many."""
+        is_stale = isinstance(error, TokenError | ApiKeyError) and error.reason.startswith(
+            _NOT_GUESSED
+        )
+        if is_stale or isinstance(error, AccountGoneError):
             return
         await self._take(address)
-        _noted(address, error)
+        _log_refusal(address, error)
 
-    async def judged(
-        self, address: str, credential: str, judge: Callable[[str], Awaitable[T]]
+    async def check(
+        self, address: str, credential: str, verify: Callable[[str], Awaitable[T]]
     ) -> T:
-        """What ``judge`` says of it, who is asked for no more wrong ones than there may be.
+        """Return what ``verify`` returns for the credential, within the limit of the address.
 
-        Raises LimitError instead of asking, and what ``judge`` raises.
+        Raises LimitError instead of calling ``verify``, and the errors of ``verify``.
         """
         digest = hashlib.sha256(credential.encode("utf-8", "surrogatepass")).digest()
-        if digest in self._known:
-            self._known.move_to_end(digest)
+        if digest in self._valid:
+            self._valid.move_to_end(digest)
             try:
-                return await judge(credential)
+                return await verify(credential)
             except AuthenticationError:
-                del self._known[digest]
+                del self._valid[digest]
                 raise
         await self._take(address)
         try:
-            found = await judge(credential)
+            result = await verify(credential)
         except AuthenticationError as error:
-            _noted(address, error)
+            _log_refusal(address, error)
             raise
         except BaseException:
-            # Nobody said that it is wrong.
+            # Not a verdict on the credential.
             await self._give_back(address)
             raise
         await self._give_back(address)
-        self._known[digest] = None
-        if len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
-        return found
+        self._valid[digest] = None
+        if len(self._valid) > MAX_VALID:
+            self._valid.popitem(last=False)
+        return result
 
     async def _take(self, address: str) -> None:
         wait = await self._counter.take(self._key(address), self._rate)
         if wait > 0:
             log.warning("too many wrong credentials", address=address)
             raise LimitError(
-                "credentials: too many wrong ones came from this address; wait", retry_after=wait
+                "credentials: too many wrong ones from this address; wait", retry_after=wait
             )
 
     async def _give_back(self, address: str) -> None:
@@ -95,6 +98,6 @@ class Attempts:
         return f"credentials:{address_key(address)}"
 
 
-def _noted(address: str, error: AuthenticationError) -> None:
+def _log_refusal(address: str, error: AuthenticationError) -> None:
     reason = getattr(error, "reason", "")
     log.warning("credentials refused", address=address, code=error.code, reason=reason)

@@ -1,8 +1,8 @@
-"""Guessing made slow: per account and per address, counted before the guess is looked at.
+"""Limits on password attempts for each account and each address.
 
-An attempt costs a token first and gets it back when it was right; so of a thousand guesses sent
-at once no more are looked at than of a thousand sent one by one. An account's limit lets others
-keep its owner out for a while; that is the price, and why it is minutes and not for ever.
+An attempt is counted before the password is checked, and the count is returned if it was correct.
+So parallel guesses get no more checks than sequential ones. An attacker can lock out an account's
+owner by guessing; that is why a lockout lasts minutes, not for ever.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from engineroom.auth.errors import CredentialsError, LockedOutError
-from engineroom.redis.errors import asking, text
+from engineroom.auth.store_errors import store_errors
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,32 +27,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``burst`` attempts at once, then one more every ``every`` seconds."""
+    """A limit: ``burst`` attempts at once, then one more every ``every`` seconds."""
 
     burst: int
     every: float
 
 
-#: Ten wrong ones, then one every 90 s: the lockout of one account lasts that long at a time.
+#: 10 wrong attempts, then one every 90 s: a lockout of an account lasts that long.
 ACCOUNT = Rate(burst=10, every=90.0)
-#: Offices share an address; a list of accounts tried from one address is still slow.
+#: Higher, because many users may share an address; still slow for a list of accounts.
 ADDRESS = Rate(burst=30, every=10.0)
 
 
 class Counter(Protocol):
-    """What counts. The project's rate limiter can stand in for the one below."""
+    """A counter of attempts."""
 
     async def take(self, key: str, rate: Rate) -> float:
-        """Take one attempt: 0.0 if there was one, else seconds until there will be."""
+        """Take one attempt; return 0.0, or the seconds until the next one is available."""
         ...
 
     async def give_back(self, key: str, rate: Rate) -> None:
-        """Return one attempt that was taken."""
+        """Return an attempt taken earlier."""
         ...
 
 
 class RedisCounter:
-    """GCRA (ATM Forum's generic cell rate algorithm) over one number a key, in Redis."""
+    """A counter in Redis by GCRA (ATM Forum's generic cell rate algorithm), one number a key."""
 
     def __init__(self, redis: Redis, clock: Clock, *, name: str = "engineroom:auth:tries") -> None:
         self._redis = redis
@@ -59,18 +60,18 @@ class RedisCounter:
         self._name = name
 
     async def take(self, key: str, rate: Rate) -> float:
-        """Take one attempt: 0.0 if there was one, else seconds until there will be."""
+        """Take one attempt; see ``Counter``."""
         now = self._clock.now().timestamp()
-        with asking():
+        with store_errors():
             wait = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _TAKE, 1, self._key(key), repr(now), repr(rate.every), str(rate.burst)
             )
         return float(text(wait))
 
     async def give_back(self, key: str, rate: Rate) -> None:
-        """Return one attempt that was taken."""
+        """Return an attempt taken earlier."""
         now = self._clock.now().timestamp()
-        with asking():
+        with store_errors():
             await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _GIVE_BACK, 1, self._key(key), repr(now), repr(rate.every)
             )
@@ -100,7 +101,7 @@ return 1
 
 
 def address_key(address: str) -> str:
-    """One key a subscriber: an IPv4 address, or the /64 that an IPv6 subscriber has for himself."""
+    """Return the key of a subscriber: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -114,14 +115,14 @@ def address_key(address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Somebody who may sign in with a password."""
+    """An account with a password."""
 
     subject: str
     password_hash: str
 
 
 class SignIn:
-    """Name and password in, the account out; slow for who guesses, silent about what was wrong."""
+    """Sign-in by name and password, with limits on attempts; errors do not say what was wrong."""
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class SignIn:
         account: Rate = ACCOUNT,
         address: Rate = ADDRESS,
     ) -> None:
-        """``find`` looks an account up by its name; ``keep_hash`` keeps (subject, new hash)."""
+        """``find`` looks up an account by its name; ``keep_hash`` stores (subject, new hash)."""
         self._counter = counter
         self._passwords = passwords
         self._find = find
@@ -141,9 +142,9 @@ class SignIn:
         self._rates = {"account": account, "address": address}
 
     async def attempt(self, name: str, password: str, address: str) -> Account:
-        """The account. Raises CredentialsError, LockedOutError or AuthStoreError.
+        """Return the account; raise CredentialsError, LockedOutError or AuthStoreError.
 
-        An unknown name is counted, waited for and answered like a known one.
+        Unknown names have the same limits, timing and answer as known ones.
         """
         tries = {
             "address": f"address:{address_key(address)}",
@@ -156,11 +157,11 @@ class SignIn:
                 raise LockedOutError(wait)
             taken.append(what)
         account = await self._find(name) if 0 < len(name) <= 255 else None
-        verdict = await self._passwords.verify(account.password_hash if account else None, password)
-        if account is None or not verdict.right:
-            raise CredentialsError("name or password: not right; check both")
+        check = await self._passwords.verify(account.password_hash if account else None, password)
+        if account is None or not check.is_valid:
+            raise CredentialsError("name or password: wrong; check both")
         for what in taken:
             await self._counter.give_back(tries[what], self._rates[what])
-        if verdict.rehash and self._keep_hash is not None:
-            await self._keep_hash(account.subject, verdict.rehash)
+        if check.rehash and self._keep_hash is not None:
+            await self._keep_hash(account.subject, check.rehash)
         return account

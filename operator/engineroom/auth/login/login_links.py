@@ -1,9 +1,8 @@
-"""One-time links: a code that somebody who is known turns into a session in a browser, once.
+"""One-time links: codes that sign a known user in to a browser session, once.
 
-The code has 256 bits and lives for a minute at most. Redis holds its hash, under which stands who
-the session will be; to take it is to delete it, in one step, so of two that come with one code one
-gets a session. What stands there is sealed: who writes Redis cannot say who a code is. A link says
-who signs in, never what a browser already is: see the page that reads it.
+A code has 256 bits and lives for at most a minute. Redis holds the identity under the code's hash;
+taking a code deletes it in one step, so it opens at most one session. The record is sealed: write
+access to Redis does not permit a forged identity.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.errors import LinkError
+from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.redis.errors import asking, text
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from engineroom.auth.permissions import Grant
     from engineroom.core.clock import Clock
 
-#: Seconds that a code lives.
+#: Most seconds that a code lives.
 LIFE = 60
 _FORM = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """Who a session made of the code will be. Times are Unix seconds.
+class LoginLink:
+    """The identity that a link signs in. Times are Unix seconds.
 
-    ``person`` is of somebody whom the cluster knows, see ``engineroom.auth.kubernetes.packed``;
-    ``ends`` is when the session must be over, None for the sessions' own limits; ``made`` is set
-    by ``Links.make``.
+    ``person`` is an identity of the cluster (``engineroom.auth.kubernetes.pack_identity``) or
+    empty. ``ends`` limits the session, None for the sessions' own limits. ``LoginLinks.make`` sets
+    ``created``.
     """
 
     subject: str
     grants: tuple[Grant, ...] = ()
     person: str = ""
     ends: float | None = None
-    made: float = 0.0
+    created: float = 0.0
 
 
-class Links:
-    """Makes codes and takes them back."""
+class LoginLinks:
+    """Creates and redeems codes."""
 
     def __init__(
         self,
@@ -62,9 +62,7 @@ class Links:
         name: str = "engineroom:auth:link",
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
-        """``secret``, of at least 32 bytes, seals what stands in Redis; ``on_broken`` hears of what
-        somebody else wrote there, see ``Sealer``.
-        """
+        """``secret``, of at least 32 bytes, seals the records; ``on_broken``: see ``Sealer``."""
         if not 1 <= life <= LIFE:
             raise ValueError(f"life: must be 1 to {LIFE} seconds")
         self._redis = redis
@@ -73,47 +71,47 @@ class Links:
         self._sealer = Sealer(secret, "sign-in link", on_broken)
         self._name = name
 
-    async def make(self, bound: Bound) -> tuple[str, float]:
-        """A code, and when it expires (Unix seconds). Raises AuthStoreError."""
+    async def make(self, link: LoginLink) -> tuple[str, float]:
+        """Create a code; return it and its expiry in Unix seconds. Raises AuthStoreError."""
         code = secrets.token_urlsafe(32)
         now = self._clock.now().timestamp()
         expires = now + self._life
-        said = {
-            "subject": bound.subject,
-            "grants": [[g.role, sorted(g.namespaces)] for g in bound.grants],
-            "person": bound.person,
-            "ends": bound.ends,
+        record = {
+            "subject": link.subject,
+            "grants": [[g.role, sorted(g.namespaces)] for g in link.grants],
+            "person": link.person,
+            "ends": link.ends,
             "made": now,
             "expires": expires,
         }
         key = self._key(code)
-        with asking():
+        with store_errors():
             await self._redis.set(
-                key, self._sealer.wrap(key, json.dumps(said)), ex=self._life, nx=True
+                key, self._sealer.wrap(key, json.dumps(record)), ex=self._life, nx=True
             )
         return code, expires
 
-    async def take(self, code: str) -> Bound:
-        """Whom the code stands for; it is used up by that. Raises LinkError and AuthStoreError."""
+    async def take(self, code: str) -> LoginLink:
+        """Redeem a code and return its identity; raise LinkError or AuthStoreError."""
         if not _FORM.fullmatch(code):
             raise LinkError
         key = self._key(code)
-        with asking():
-            found = await self._redis.getdel(key)
-        kept = None if found is None else self._sealer.unwrap(key, text(found))
-        if kept is None:
+        with store_errors():
+            value = await self._redis.getdel(key)
+        content = None if value is None else self._sealer.unwrap(key, text(value))
+        if content is None:
             raise LinkError
-        said: dict[str, Any] = json.loads(kept)
+        record: dict[str, Any] = json.loads(content)
         now = self._clock.now().timestamp()
-        # Redis forgets it by its own clock; who stopped that one has won nothing.
-        if now >= said["expires"] or (said["ends"] is not None and now >= said["ends"]):
+        # The expiry in Redis depends on the clock of Redis, which an attacker might stop.
+        if now >= record["expires"] or (record["ends"] is not None and now >= record["ends"]):
             raise LinkError
-        return Bound(
-            subject=said["subject"],
-            grants=grants_of(said["grants"]),
-            person=said["person"],
-            ends=said["ends"],
-            made=said["made"],
+        return LoginLink(
+            subject=record["subject"],
+            grants=grants_of(record["grants"]),
+            person=record["person"],
+            ends=record["ends"],
+            created=record["made"],
         )
 
     def _key(self, code: str) -> str:

@@ -1,7 +1,7 @@
-"""Passwords by argon2id (RFC 9106); slow by design, so never on the event loop.
+"""Password hashing by argon2id (RFC 9106), in threads, because it is slow by design.
 
-``python -m engineroom.auth.login.passwords`` reads a password from standard input
-and writes its hash.
+``python -m engineroom.auth.login.passwords`` reads a password from standard input and writes its
+hash.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ import sys
 import threading
 from dataclasses import dataclass
 
-#: Longer ones are refused: nobody types them, and each byte costs us.
+#: Most bytes of a password; hashing time grows with its length.
 MAX_BYTES = 1_024
-#: Hashes computed at one time in a process; each takes 64 MiB.
+#: Concurrent hashes in a process; each one takes 64 MiB.
 CONCURRENCY = 2
-#: What a hash that somebody else made may cost us: KiB, passes, lanes.
-MOST = (262_144, 10, 16)
+#: Highest accepted costs of an imported hash: KiB, passes, lanes.
+MAX_COSTS = (262_144, 10, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether the password is right; ``rehash`` is what to keep instead of the old hash, or ""."""
+class PasswordCheck:
+    """The result of a check; ``rehash`` is a hash to store instead of an outdated one, or ""."""
 
-    right: bool
+    is_valid: bool
     rehash: str = ""
 
 
 class Passwords:
-    """Hashes and verifies. The defaults are RFC 9106's second choice: 64 MiB, 3 passes, 4 lanes."""
+    """Hashes and verifies passwords.
+
+    The defaults are the second recommendation of RFC 9106: 64 MiB, 3 passes, 4 lanes.
+    """
 
     def __init__(self, *, time_cost: int = 3, memory_kib: int = 65_536, lanes: int = 4) -> None:
         from argon2 import PasswordHasher
@@ -41,33 +44,33 @@ class Passwords:
         self._dummy_lock = threading.Lock()
 
     async def hash(self, password: str) -> str:
-        """The hash to keep. Raises ValueError when it is empty or longer than 1024 bytes."""
+        """Return the hash of a password; raise ValueError if it is empty or over 1024 bytes."""
         if not 0 < len(password.encode()) <= MAX_BYTES:
             msg = f"password: needs 1 to {MAX_BYTES} bytes"
             raise ValueError(msg)
         async with self._slots:
             return await asyncio.to_thread(self._hasher.hash, password)
 
-    async def verify(self, kept: str | None, password: str) -> Verdict:
-        """Whether it is right. ``kept`` is None for somebody unknown: that takes as long."""
+    async def verify(self, stored: str | None, password: str) -> PasswordCheck:
+        """Check a password; ``stored`` is None for an unknown account, which takes as long."""
         async with self._slots:
-            return await asyncio.to_thread(self._verify, kept, password)
+            return await asyncio.to_thread(self._verify, stored, password)
 
-    def _verify(self, kept: str | None, password: str) -> Verdict:
+    def _verify(self, stored: str | None, password: str) -> PasswordCheck:
         from argon2.exceptions import Argon2Error, InvalidHashError
 
-        # Made for everybody: the first unknown name would take twice as long if it were not.
+        # Made in every case: otherwise the first unknown name would take twice as long.
         stand_in = self._stand_in()
         if len(password.encode()) > MAX_BYTES:
-            kept, password = None, ""
+            stored, password = None, ""
         try:
-            self._hasher.verify(kept or stand_in, password)
+            self._hasher.verify(stored or stand_in, password)
         except (Argon2Error, InvalidHashError):
-            return Verdict(False)
-        if kept is None:
-            return Verdict(False)
-        stale = self._hasher.check_needs_rehash(kept)
-        return Verdict(True, self._hasher.hash(password) if stale else "")
+            return PasswordCheck(False)
+        if stored is None:
+            return PasswordCheck(False)
+        stale = self._hasher.check_needs_rehash(stored)
+        return PasswordCheck(True, self._hasher.hash(password) if stale else "")
 
     def _stand_in(self) -> str:
         import secrets
@@ -78,25 +81,25 @@ class Passwords:
             return self._dummy
 
 
-def hash_problem(kept: str) -> str:
-    """What is wrong with a hash that somebody else made, or ""."""
+def hash_problem(stored: str) -> str:
+    """Return the problem of an imported hash, or ""."""
     from argon2 import Type, extract_parameters
     from argon2.exceptions import Argon2Error, InvalidHashError
 
     try:
-        said = extract_parameters(kept)
+        parameters = extract_parameters(stored)
     except (Argon2Error, InvalidHashError, ValueError):
-        return "is no hash of argon2id"
-    if said.type is not Type.ID:
-        return "is no hash of argon2id but of another argon2"
-    costs = (said.memory_cost, said.time_cost, said.parallelism)
-    if any(cost > most for cost, most in zip(costs, MOST, strict=True)):
-        return "costs more than is verified here (256 MiB, 10 passes, 16 lanes)"
+        return "is not a hash of argon2id"
+    if parameters.type is not Type.ID:
+        return "is not a hash of argon2id but of another argon2"
+    costs = (parameters.memory_cost, parameters.time_cost, parameters.parallelism)
+    if any(cost > most for cost, most in zip(costs, MAX_COSTS, strict=True)):
+        return "costs more than the limit (256 MiB, 10 passes, 16 lanes)"
     return ""
 
 
 def main() -> int:
-    """Hash the password on standard input; its last line end does not count."""
+    """Hash the password on standard input, without its line end."""
     password = sys.stdin.readline(MAX_BYTES + 2).removesuffix("\n")
     try:
         print(asyncio.run(Passwords().hash(password)))

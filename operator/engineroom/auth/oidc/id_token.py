@@ -1,6 +1,6 @@
-"""What an ID token has to say (OpenID Connect Core 1.0, 3.1.3.7), and whom it is about; pure.
+"""Validation of ID tokens (OpenID Connect Core 1.0, 3.1.3.7) and the identity in them. Pure.
 
-Signature, issuer, audience and expiry are checked where its keys are: ``ExternalIssuer``.
+``ExternalIssuer`` checks signature, issuer, audience and expiry.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from engineroom.auth.tokens.access_tokens import Header
 
-#: Groups of one person; those beyond are not seen, and so give nothing.
+#: Most groups of one identity; further ones are ignored.
 MAX_GROUPS = 1_000
 MAX_GROUP = 256
-#: As long as the owner of a key or the subject of a token may be.
+#: Most characters of a subject, as for the owner of a key.
 MAX_SUBJECT = 255
-_MAX_SHOWN = 200
-#: Ed25519 hashes with SHA-512; the others say it in their name.
+_MAX_LABEL = 200
+#: The hash of each signature algorithm; Ed25519 uses SHA-512.
 _HASHES = {"EdDSA": hashlib.sha512, "ES256": hashlib.sha256, "RS256": hashlib.sha256}
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the ID token is held against. Times are Unix seconds, ``leeway`` seconds."""
+    """The expected values of an ID token. Times are Unix seconds, ``leeway`` is in seconds."""
 
     client_id: str
     nonce: str = field(repr=False)
@@ -41,25 +41,25 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Somebody whom a provider knows. ``name`` and ``email`` are for showing and decide nothing."""
+    """An identity at a provider. ``name`` and ``email`` are for display only."""
 
     issuer: str
     person: str
     name: str = ""
-    #: Empty unless the provider says that it is verified.
+    #: Empty unless the provider verified it.
     email: str = ""
     groups: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
-        """As it stands in sessions, keys and logs: nobody else has it, at any provider."""
+        """The subject in sessions, keys and logs, unique across providers."""
         return f"{self.issuer}#{self.person}"
 
 
 def check_id_token(claims: Mapping[str, Any], header: Header, expected: Expected) -> None:
-    """What is left to check of a verified ID token. Raises TokenError."""
+    """Check the remaining claims of a verified ID token; raise TokenError."""
     if header.type not in {"", "jwt"}:
-        raise TokenError("type", "token: is no ID token")
+        raise TokenError("type", "token: is not an ID token")
     party = claims.get("azp", expected.client_id)
     if party != expected.client_id:
         raise TokenError("authorized_party", "token: was issued to another client")
@@ -73,33 +73,33 @@ def check_id_token(claims: Mapping[str, Any], header: Header, expected: Expected
     if "at_hash" in claims:
         digest = _HASHES[header.algorithm](expected.access_token.encode()).digest()
         half = base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=")
-        said = claims["at_hash"]
-        if not isinstance(said, str) or not hmac.compare_digest(
-            said.encode("utf-8", "replace"), half
+        claim = claims["at_hash"]
+        if not isinstance(claim, str) or not hmac.compare_digest(
+            claim.encode("utf-8", "replace"), half
         ):
             raise TokenError("at_hash", "token: is of another access token")
 
 
 def identity_of(claims: Mapping[str, Any], issuer: str, groups: str) -> Identity:
-    """Whom checked claims are about. Raises OidcSignInError for a subject that we cannot keep."""
+    """Return the identity in checked claims; raise OidcSignInError for an unusable subject."""
     person = claims.get("sub")
     if not isinstance(person, str) or not person.isascii() or not person.isprintable():
-        raise OidcSignInError("subject", "sign-in: the provider's subject is no plain text")
-    found = Identity(
+        raise OidcSignInError("subject", "sign-in: the provider's subject is not plain text")
+    identity = Identity(
         issuer,
         person,
-        name=_shown(claims.get("name")) or _shown(claims.get("preferred_username")),
-        email=_shown(claims.get("email")) if claims.get("email_verified") is True else "",
-        groups=_groups(_found(claims, groups)),
+        name=_label(claims.get("name")) or _label(claims.get("preferred_username")),
+        email=_label(claims.get("email")) if claims.get("email_verified") is True else "",
+        groups=_groups(_claim_at(claims, groups)),
     )
-    if not person or len(found.subject) > MAX_SUBJECT:
+    if not person or len(identity.subject) > MAX_SUBJECT:
         raise OidcSignInError(
             "subject", f"sign-in: issuer and subject have over {MAX_SUBJECT} characters together"
         )
-    return found
+    return identity
 
 
-def _found(claims: Mapping[str, Any], name: str) -> Any:
+def _claim_at(claims: Mapping[str, Any], name: str) -> Any:
     if name in claims:
         return claims[name]
     value: Any = claims
@@ -110,11 +110,11 @@ def _found(claims: Mapping[str, Any], name: str) -> Any:
 
 def _groups(value: Any) -> tuple[str, ...]:
     named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    good = (each for each in named if isinstance(each, str) and 0 < len(each) <= MAX_GROUP)
-    return tuple(dict.fromkeys(good))[:MAX_GROUPS]
+    valid = (group for group in named if isinstance(group, str) and 0 < len(group) <= MAX_GROUP)
+    return tuple(dict.fromkeys(valid))[:MAX_GROUPS]
 
 
-def _shown(value: Any) -> str:
+def _label(value: Any) -> str:
     if not isinstance(value, str):
         return ""
-    return "".join(c for c in value if c.isprintable()).strip()[:_MAX_SHOWN]
+    return "".join(c for c in value if c.isprintable()).strip()[:_MAX_LABEL]

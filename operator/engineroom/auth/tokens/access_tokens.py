@@ -1,7 +1,7 @@
-"""Access and refresh tokens: JWT (RFC 7519) after the best practices of RFC 8725 and RFC 9068.
+"""Access and refresh tokens: JWT (RFC 7519) with the best practices of RFC 8725 and RFC 9068.
 
-The key decides the algorithm and the header merely has to agree; a key is looked up in our own
-set by its id, and whatever else a header proposes (jku, x5u, jwk, x5c) is not read.
+The key determines the algorithm, and the header must match it. Keys are looked up by id in our own
+set; key locations in a header (jku, x5u, jwk, x5c) are ignored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import RefreshReusedError, TokenError
 from engineroom.auth.permissions import Grant
-from engineroom.auth.tokens.revocation import Kind, Revocations
-from engineroom.redis.errors import asking, text
+from engineroom.auth.store_errors import store_errors
+from engineroom.auth.tokens.revocation import RevocationKind, Revocations
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from engineroom.auth.tokens.signing_keys import Keys, VerifyingKey
     from engineroom.core.clock import Clock
 
-#: Bytes of a token that are looked at; a longer one is refused unread.
+#: Most characters of a token.
 MAX_TOKEN = 8_192
 MAX_KID = 128
 ACCESS_TYPE = "at+jwt"
@@ -35,8 +36,8 @@ REFRESH_TYPE = "rt+jwt"
 
 
 @dataclass(frozen=True, slots=True)
-class Lives:
-    """How long tokens live, in seconds; ``leeway`` is what clocks may differ by."""
+class TokenLifetimes:
+    """Lifetimes in seconds; ``leeway`` is the permitted difference between clocks."""
 
     access: float = 900.0
     refresh: float = 14 * 86_400.0
@@ -45,7 +46,7 @@ class Lives:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a verified token says. Times are Unix seconds."""
+    """The claims of a verified token. Times are Unix seconds."""
 
     subject: str
     issuer: str
@@ -55,13 +56,13 @@ class Claims:
     family: str = ""
     grants: tuple[Grant, ...] = ()
     scopes: frozenset[str] | None = None
-    #: Everything that it said, ours or not.
+    #: All claims, including unknown ones.
     all: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """What a sign-in yields; the texts are secrets. Times are Unix seconds."""
+class IssuedTokens:
+    """The tokens of a sign-in; both are secret. ``expires`` is in Unix seconds."""
 
     access: str = field(repr=False)
     refresh: str = field(repr=False)
@@ -70,16 +71,16 @@ class Pair:
 
 
 class KeySource(Protocol):
-    """Where a verifier finds a key by its id."""
+    """A source of verification keys."""
 
     async def verifier(self, kid: str) -> VerifyingKey | None:
-        """The key, or None."""
+        """Return the key with that id, or None."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What of a token's header is used, and no more."""
+    """The used fields of a token's header."""
 
     kid: str
     algorithm: str
@@ -87,16 +88,16 @@ class Header:
 
 
 def read_header(token: str) -> Header:
-    """The header of a token that is not verified yet. Raises TokenError for what is no JWT."""
+    """Read the header of an unverified token; raise TokenError unless it is a JWT."""
     if len(token) > MAX_TOKEN:
         raise TokenError("too_long", f"token: is longer than {MAX_TOKEN} characters")
     if not token.isascii() or token.count(".") != 2:
-        raise TokenError("malformed", "token: is no signed JWT")
+        raise TokenError("malformed", "token: is not a signed JWT")
     header = _json(token.split(".", 1)[0])
     kid, algorithm = header.get("kid"), header.get("alg")
-    # RFC 7515 4.1.11: what is critical and not understood must be refused; we understand none.
+    # RFC 7515 4.1.11: unknown critical parameters must be refused; none are supported here.
     if "crit" in header or "b64" in header or "zip" in header or "enc" in header:
-        raise TokenError("critical_header", "token: its header asks for what is not supported")
+        raise TokenError("critical_header", "token: its header needs an unsupported feature")
     if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID:
         raise TokenError("no_kid", "token: its header names no key")
     if not isinstance(algorithm, str):
@@ -106,15 +107,15 @@ def read_header(token: str) -> Header:
 
 
 async def verified_payload(token: str, header: Header, keys: KeySource) -> dict[str, Any]:
-    """The payload of a token whose signature is by one of ``keys``. Raises TokenError."""
+    """Verify a token's signature by ``keys`` and return its payload; raise TokenError."""
     from jwt import PyJWS
     from jwt.exceptions import PyJWTError
 
     key = await keys.verifier(header.kid)
     if key is None:
-        raise TokenError("unknown_key", "token: is signed by no key of ours; sign in again")
+        raise TokenError("unknown_key", "token: is not signed by one of our keys; sign in again")
     if header.algorithm != key.algorithm.value:
-        raise TokenError("algorithm", "token: its algorithm is not the one of its key")
+        raise TokenError("algorithm", "token: its algorithm does not match its key")
     try:
         payload = PyJWS().decode(token, key.public, algorithms=[key.algorithm.value])
     except (PyJWTError, ValueError, TypeError) as error:
@@ -122,18 +123,18 @@ async def verified_payload(token: str, header: Header, keys: KeySource) -> dict[
     try:
         claims = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise TokenError("malformed", "token: its payload is no JSON") from error
+        raise TokenError("malformed", "token: its payload is not JSON") from error
     if not isinstance(claims, dict):
-        raise TokenError("malformed", "token: its payload is no JSON object")
+        raise TokenError("malformed", "token: its payload is not a JSON object")
     return claims
 
 
 def check_claims(
     claims: Mapping[str, Any], *, issuer: str, audience: str, now: float, leeway: float
 ) -> Claims:
-    """Whether a payload holds for us and now. ``now`` is Unix seconds. Raises TokenError."""
+    """Check the standard claims of a payload; raise TokenError. ``now`` is in Unix seconds."""
     if claims.get("iss") != issuer:
-        raise TokenError("issuer", "token: is of another issuer")
+        raise TokenError("issuer", "token: is from another issuer")
     audiences = claims.get("aud")
     if isinstance(audiences, str):
         audiences = [audiences]
@@ -148,9 +149,9 @@ def check_claims(
         raise TokenError("not_before", "token: is not valid yet")
     subject, token = claims.get("sub"), claims.get("jti", "")
     if not isinstance(subject, str) or not 0 < len(subject) <= 255:
-        raise TokenError("subject", "token: names nobody")
+        raise TokenError("subject", "token: has no valid subject")
     if not isinstance(token, str):
-        raise TokenError("token_id", "token: its id is no text")
+        raise TokenError("token_id", "token: its id is not a string")
     family = claims.get("fam", "")
     return Claims(
         subject=subject,
@@ -175,7 +176,7 @@ class Tokens:
         *,
         issuer: str,
         audience: str,
-        lives: Lives | None = None,
+        lives: TokenLifetimes | None = None,
         name: str = "engineroom:auth",
     ) -> None:
         self._redis = redis
@@ -184,27 +185,27 @@ class Tokens:
         self._clock = clock
         self._issuer = issuer
         self._audience = audience
-        self._lives = lives or Lives()
+        self._lives = lives or TokenLifetimes()
         self._name = name
 
     @property
     def longest_life(self) -> float:
-        """Seconds for which a token can be good; so long a key verifies what it signed."""
+        """The longest lifetime of a token in seconds; a key must verify that long."""
         return max(self._lives.refresh, self._lives.access) + self._lives.leeway
 
     async def issue(
         self, subject: str, grants: Iterable[Grant] = (), scopes: Iterable[str] | None = None
-    ) -> Pair:
-        """Tokens for a new sign-in. Raises AuthStoreError or KeyStoreError."""
+    ) -> IssuedTokens:
+        """Issue tokens for a new sign-in; raise AuthStoreError or KeyStoreError."""
         rights = {
-            "grants": _claim(grants),
+            "grants": _grants_claim(grants),
             "scopes": None if scopes is None else sorted(scopes),
         }
         family = secrets.token_urlsafe(18)
         now = self._now()
         pair, current = await self._pair(subject, rights, family, now)
         key = self._family(family)
-        with asking():
+        with store_errors():
             pipeline = self._redis.pipeline(transaction=True)
             pipeline.hset(
                 key,
@@ -219,32 +220,35 @@ class Tokens:
         return pair
 
     async def verify(self, token: str) -> Claims:
-        """What an access token says. Raises TokenError, AuthStoreError or KeyStoreError."""
+        """Verify an access token and return its claims.
+
+        Raises TokenError, AuthStoreError or KeyStoreError.
+        """
         claims = await self._verified(token, ACCESS_TYPE)
-        refused = self._revocations.revoked(
+        revoked = self._revocations.revoked(
             token=claims.token, family=claims.family, subject=claims.subject, issued=claims.issued
         )
-        if refused:
-            raise TokenError(f"revoked_{refused}", "token: was revoked; sign in again")
+        if revoked:
+            raise TokenError(f"revoked_{revoked}", "token: was revoked; sign in again")
         return claims
 
     async def refresh(
         self, token: str, grants: Callable[[str], Awaitable[Iterable[Grant]]] | None = None
-    ) -> Pair:
-        """New tokens for a refresh token, which is used up by that.
+    ) -> IssuedTokens:
+        """Exchange a refresh token for new tokens; the refresh token is used up.
 
-        ``grants`` tells what the subject may do now; without it the rights of the sign-in go on.
+        ``grants`` returns the present grants of the subject; without it those of the sign-in stay.
 
-        One that was used before ends its family: somebody has a copy. So a client must not send
-        one refresh token twice, not even when an answer was lost.
-        Raises TokenError, RefreshReusedError, AuthStoreError or KeyStoreError.
+        A second use of a refresh token revokes its family, because a copy may be stolen. So a
+        client must not send a refresh token twice, not even after a lost response. Raises
+        TokenError, RefreshReusedError, AuthStoreError or KeyStoreError.
         """
         claims = await self._verified(token, REFRESH_TYPE)
         rights = {"grants": claims.all.get("grants"), "scopes": claims.all.get("scopes")}
         if grants is not None:
-            rights["grants"] = _claim(await grants(claims.subject))
+            rights["grants"] = _grants_claim(await grants(claims.subject))
         pair, current = await self._pair(claims.subject, rights, claims.family, self._now())
-        with asking():
+        with store_errors():
             outcome = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _ROTATE,
                 2,
@@ -258,23 +262,25 @@ class Tokens:
             case "rotated":
                 return pair
             case "reused":
-                await self._revocations.revoke(Kind.FAMILY, claims.family)
+                await self._revocations.revoke(RevocationKind.FAMILY, claims.family)
                 raise RefreshReusedError(claims.subject)
             case _:
-                raise TokenError("family_over", "refresh token: its sign-in is over; sign in again")
+                raise TokenError(
+                    "family_over", "refresh token: its sign-in has ended; sign in again"
+                )
 
     async def revoke_token(self, claims: Claims) -> None:
-        """End one access token. Raises AuthStoreError."""
-        await self._revocations.revoke(Kind.TOKEN, claims.token)
+        """Revoke one access token; raise AuthStoreError."""
+        await self._revocations.revoke(RevocationKind.TOKEN, claims.token)
 
     async def revoke_family(self, family: str) -> None:
-        """End a sign-in with all of its tokens. Raises AuthStoreError."""
-        with asking():
+        """Revoke a sign-in with all its tokens; raise AuthStoreError."""
+        with store_errors():
             await self._redis.delete(self._family(family))
-        await self._revocations.revoke(Kind.FAMILY, family)
+        await self._revocations.revoke(RevocationKind.FAMILY, family)
 
     async def revoke_refresh(self, token: str) -> str:
-        """End the sign-in that a refresh token is of; whose it was.
+        """Revoke the sign-in of a refresh token; return its subject.
 
         Raises TokenError, AuthStoreError or KeyStoreError.
         """
@@ -283,27 +289,27 @@ class Tokens:
         return claims.subject
 
     async def ended(self, subject: str, since: float) -> bool:
-        """Whether all of somebody's sign-ins were ended at ``since`` (Unix seconds) or after.
+        """Return whether all sign-ins of a subject were revoked at ``since`` or later.
 
-        Raises AuthStoreError.
+        ``since`` is in Unix seconds. Raises AuthStoreError.
         """
-        with asking():
-            found = text(await self._redis.get(self._subject(subject)))
-        return bool(found) and float(found) >= since
+        with store_errors():
+            moment = text(await self._redis.get(self._subject(subject)))
+        return bool(moment) and float(moment) >= since
 
     async def revoke_subject(self, subject: str) -> None:
-        """End all tokens that somebody has, on all devices. Raises AuthStoreError."""
-        with asking():
-            # Read by the script that refreshes: a replica that has not heard yet cannot
-            # turn an old family into new tokens.
+        """Revoke all tokens of a subject; raise AuthStoreError."""
+        with store_errors():
+            # The refresh script reads this key, so no replica can refresh an old family, even if it
+            # has not received the revocation yet.
             await self._redis.set(self._subject(subject), repr(self._now()), ex=self._family_life())
-        await self._revocations.revoke(Kind.SUBJECT, subject)
+        await self._revocations.revoke(RevocationKind.SUBJECT, subject)
 
     async def _verified(self, token: str, kind: str) -> Claims:
         header = read_header(token)
         payload = await verified_payload(token, header, self._keys)
         if header.type != kind:
-            raise TokenError("type", f"token: is no {kind}")
+            raise TokenError("type", f"token: is not of type {kind}")
         claims = check_claims(
             payload,
             issuer=self._issuer,
@@ -327,7 +333,7 @@ class Tokens:
 
     async def _pair(
         self, subject: str, rights: Mapping[str, Any], family: str, now: float
-    ) -> tuple[Pair, str]:
+    ) -> tuple[IssuedTokens, str]:
         from jwt import PyJWS
 
         key = (await self._keys.current()).signer(self._clock.now())
@@ -356,7 +362,7 @@ class Tokens:
         refresh = signed(REFRESH_TYPE, self._lives.refresh, current)
         access = signed(ACCESS_TYPE, self._lives.access, secrets.token_urlsafe(18))
         expires = float(round(now + self._lives.access))
-        return Pair(access, refresh, expires, family), current
+        return IssuedTokens(access, refresh, expires, family), current
 
     def _now(self) -> float:
         return self._clock.now().timestamp()
@@ -371,7 +377,7 @@ class Tokens:
         return f"{self._name}:subject:{hashlib.sha256(subject.encode()).hexdigest()}"
 
 
-# One decision for all replicas: of two that come with the same token one finds it used.
+# Atomic across replicas: of two concurrent uses of a token one counts as reuse.
 _ROTATE = """
 local family = redis.call('HMGET', KEYS[1], 'current', 'started')
 if not family[1] then return 'over' end
@@ -390,12 +396,12 @@ return 'rotated'
 """
 
 
-def _claim(grants: Iterable[Grant]) -> list[list[str | list[str]]]:
+def _grants_claim(grants: Iterable[Grant]) -> list[list[str | list[str]]]:
     return [[grant.role, sorted(grant.namespaces)] for grant in grants]
 
 
 def grants_of(value: Any) -> tuple[Grant, ...]:
-    """Grants from a claim; anything of another form gives none."""
+    """Read grants from a claim; ignore invalid entries."""
     grants = []
     for entry in value if isinstance(value, list) else ():
         match entry:
@@ -406,7 +412,7 @@ def grants_of(value: Any) -> tuple[Grant, ...]:
 
 
 def scopes_of(value: Any) -> frozenset[str] | None:
-    """Scopes from a claim; None is no limit, and anything of another form allows nothing."""
+    """Read scopes from a claim; None is no limit, an invalid claim permits nothing."""
     if value is None:
         return None
     entries: Sequence[Any] = value if isinstance(value, list) else []
@@ -418,14 +424,14 @@ def _json(part: str) -> dict[str, Any]:
         padded = part + "=" * (-len(part) % 4)
         document = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError) as error:
-        raise TokenError("malformed", "token: its header is no JSON") from error
+        raise TokenError("malformed", "token: its header is not JSON") from error
     if not isinstance(document, dict):
-        raise TokenError("malformed", "token: its header is no JSON object")
+        raise TokenError("malformed", "token: its header is not a JSON object")
     return document
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
-        raise TokenError("time", f"token: {name} is no time")
+        raise TokenError("time", f"token: {name} is not a valid time")
     return float(value)

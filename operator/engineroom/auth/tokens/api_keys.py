@@ -1,8 +1,8 @@
-"""API keys: for programs, shown once, kept as a keyed hash, and sealed with all that they give.
+"""API keys for programs, stored as a keyed hash in a sealed record.
 
-Form: ``erk_<id>_<secret><check>``, the id 16, the secret 43 (256 bits) and the check 6 characters
-of 0-9A-Za-z; the check is the CRC-32 of all before it in base 62, so that a scanner of
-leaked secrets needs no look-up to tell a key from a text that looks like one. As a pattern:
+Format: ``erk_<id>_<secret><check>`` with an id of 16, a secret of 43 (256 bits) and a checksum of 6
+characters of 0-9A-Za-z. The checksum is the CRC-32 of all preceding characters in base 62, by which
+scanners of leaked secrets can recognise a key offline. As a regular expression:
 ``erk_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}``.
 """
 
@@ -17,12 +17,13 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engineroom.auth.audit.hash_chain import derived
+from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.errors import ApiKeyError, AuthStoreError
 from engineroom.auth.permissions import Grant, scope_of
+from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of, scopes_of
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.redis.errors import asking, text, texts
+from engineroom.redis.replies import text, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,21 +36,21 @@ if TYPE_CHECKING:
 PREFIX = "erk"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID, _SECRET, _CHECK = 16, 43, 6
-#: What scanners of leaked secrets may look for; the check removes what only looks like one.
+#: The pattern for scanners of leaked secrets; the checksum excludes false positives.
 PATTERN = re.compile(rf"{PREFIX}_[0-9A-Za-z]{{{_ID}}}_[0-9A-Za-z]{{{_SECRET + _CHECK}}}")
-#: Seconds between two writes of when a key was last used.
+#: Least seconds between two updates of a key's time of last use.
 USED_EVERY = 60.0
-#: Seconds for which the record of a key that is over stays, for whoever asks what it was.
+#: Seconds for which the record of an ended key is kept.
 REMEMBERED = 30 * 86_400
-#: Keys that one owner may have.
+#: Most keys of one owner.
 MAX_KEYS = 100
-#: Times that a change of a key starts over because another one was faster.
+#: Most retries of a change after concurrent changes.
 MAX_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is kept of a key. Times are Unix seconds; None: never."""
+    """The stored data of a key. Times are Unix seconds; None is never."""
 
     id: str
     owner: str
@@ -60,31 +61,30 @@ class ApiKey:
     expires: float | None = None
     last_used: float | None = None
     revoked: float | None = None
-    #: Requests in a second, kept by whoever limits; None: as many as anybody.
+    #: Requests in a second, for the application's rate limiter; None for the general limit.
     rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
-    """A key just made: ``secret`` is the whole key, and this is the only time that it is seen."""
+    """A new key: ``secret`` is the whole key and is not stored."""
 
     key: ApiKey
     secret: str = field(repr=False)
 
 
 def looks_like_key(candidate: str) -> bool:
-    """Whether it has the form and the check of a key; needs no look-up."""
+    """Return whether a text has the format and the checksum of a key."""
     return bool(PATTERN.fullmatch(candidate)) and hmac.compare_digest(
         _check(candidate[:-_CHECK]), candidate[-_CHECK:]
     )
 
 
 class ApiKeys:
-    """Makes, recognises, rotates and revokes keys, in Redis.
+    """Creates, verifies, rotates and revokes keys in Redis.
 
     ``peppers`` are server secrets of at least 32 bytes: the first one hashes and seals new keys,
-    all of them recognise, so that a pepper can be changed as keys are rotated. ``on_broken`` hears
-    of records that somebody else wrote; see ``Sealer``.
+    all of them verify. To change a pepper, rotate all keys. ``on_broken``: see ``Sealer``.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ApiKeys:
         self._clock = clock
         self._peppers = tuple(peppers)
         self._name = name
-        seals = [derived(pepper, "seal") for pepper in peppers]
+        seals = [derive_secret(pepper, "seal") for pepper in peppers]
         self._sealer = Sealer(seals[0], "API key", on_broken, older=seals[1:])
 
     async def create(
@@ -116,10 +116,10 @@ class ApiKeys:
         lifetime: timedelta | None = None,
         rate: int | None = None,
     ) -> NewApiKey:
-        """A new key of ``owner``. The caller has checked that he has what ``grants`` give.
+        """Create a key of ``owner``; the caller must check that the owner has ``grants``.
 
-        ``rate`` is requests in a second, for whoever limits by key. Raises ValueError for a name, a
-        scope, a rate or a number of keys out of bounds; AuthStoreError.
+        ``rate`` is requests in a second, for a rate limiter. Raises ValueError for an invalid name,
+        scope or rate, or too many keys; AuthStoreError.
         """
         if not 0 < len(owner) <= 255 or not 0 < len(name) <= 100:
             msg = "API key: owner needs 1 to 255 characters and name 1 to 100"
@@ -142,44 +142,47 @@ class ApiKeys:
         )
         body = f"{PREFIX}_{key.id}_{_random(_SECRET)}"
         secret = body + _check(body)
+        await self._store(key, secret, lifetime)
+        return NewApiKey(key, secret)
+
+    async def _store(self, key: ApiKey, secret: str, lifetime: timedelta | None) -> None:
         fields = {
             "hash": self._hash(self._peppers[0], secret),
-            "owner": owner,
-            "name": name,
-            "created": repr(now),
+            "owner": key.owner,
+            "name": key.name,
+            "created": repr(key.created),
             "grants": json.dumps([[g.role, sorted(g.namespaces)] for g in key.grants]),
-            "scopes": json.dumps(None if wanted is None else sorted(wanted)),
+            "scopes": json.dumps(None if key.scopes is None else sorted(key.scopes)),
             "expires": "" if key.expires is None else repr(key.expires),
-            "rate": "" if rate is None else str(rate),
+            "rate": "" if key.rate is None else str(key.rate),
             "revoked": "",
         }
         fields["seal"] = self._sealer.seal_fields(self._record(key.id), fields)
-        with asking():
-            made = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
+        with store_errors():
+            stored = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _CREATE,
                 2,
                 self._record(key.id),
-                self._owned(owner),
+                self._owned(key.owner),
                 key.id,
                 str(MAX_KEYS),
-                repr(now),
+                repr(key.created),
                 "" if lifetime is None else str(int(lifetime.total_seconds()) + REMEMBERED),
                 *(part for pair in fields.items() for part in pair),
             )
-        if not made:
-            msg = f"API key: {owner} has {MAX_KEYS} keys already; revoke one first"
+        if not stored:
+            msg = f"API key: {key.owner} has {MAX_KEYS} keys already; revoke one first"
             raise ValueError(msg)
-        return NewApiKey(key, secret)
 
     async def verify(self, candidate: str) -> ApiKey:
-        """The key that this is. Raises ApiKeyError, and AuthStoreError."""
+        """Verify a key and return its data; raise ApiKeyError or AuthStoreError."""
         if not looks_like_key(candidate):
             raise ApiKeyError("malformed")
         identity = candidate.split("_")[1]
-        with asking():
+        with store_errors():
             fields = texts(await self._redis.hgetall(self._record(identity)))
-        # Every pepper is tried, and an unknown id is compared like a known one: how long it
-        # takes tells neither which pepper nor whether there is such a key.
+        # Compares with every pepper, and with a dummy for an unknown id: the time reveals neither
+        # the pepper nor whether the key exists.
         stored = fields.get("hash", "0" * 64)
         matches = [
             hmac.compare_digest(self._hash(pepper, candidate), stored) for pepper in self._peppers
@@ -197,40 +200,40 @@ class ApiKeys:
         if key.expires is not None and now >= key.expires:
             raise ApiKeyError("expired")
         if key.last_used is None or now - key.last_used >= USED_EVERY:
-            with asking():
+            with store_errors():
                 await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                     _USED, 1, self._record(identity), repr(now), repr(USED_EVERY)
                 )
         return key
 
     async def get(self, identity: str) -> ApiKey | None:
-        """What is kept of a key, by its id. Raises AuthStoreError."""
-        with asking():
+        """Return the data of a key by its id, or None; raise AuthStoreError."""
+        with store_errors():
             fields = texts(await self._redis.hgetall(self._record(identity)))
         return self._opened(identity, fields) if fields else None
 
     async def of(self, owner: str) -> list[ApiKey]:
-        """All keys of somebody, the youngest first, those that are over included for a while."""
-        with asking():
+        """Return all keys of an owner, newest first, including recently ended ones."""
+        with store_errors():
             ids = [text(member) for member in await self._redis.smembers(self._owned(owner))]
             pipeline = self._redis.pipeline(transaction=False)
             for identity in ids:
                 pipeline.hgetall(self._record(identity))
             rows = await pipeline.execute() if ids else []
-        found = [
+        keys = [
             self._opened(identity, texts(row))
             for identity, row in zip(ids, rows, strict=True)
             if row
         ]
         return sorted(
-            (key for key in found if key is not None), key=lambda key: (-key.created, key.id)
+            (key for key in keys if key is not None), key=lambda key: (-key.created, key.id)
         )
 
     async def rotate(self, identity: str, overlap: timedelta) -> NewApiKey:
-        """A new key with the rights of an old one, which goes on for ``overlap`` at most.
+        """Create a key with the rights of an old one, which stays valid for ``overlap`` at most.
 
-        The new one lives as long from now as the old one did from its start.
-        Raises ApiKeyError when the old one is over; ValueError and AuthStoreError as create.
+        The new key has the lifetime of the old one. Raises ApiKeyError if the old one has ended,
+        and ValueError and AuthStoreError as ``create`` does.
         """
         old = await self.get(identity)
         now = self._clock.now().timestamp()
@@ -247,30 +250,30 @@ class ApiKeys:
         return new
 
     async def revoke(self, identity: str) -> bool:
-        """End a key at once, everywhere; False if there is none. Raises AuthStoreError."""
+        """Revoke a key at once; return False if there is none. Raises AuthStoreError."""
         return await self._end(identity, "revoked", self._clock.now().timestamp())
 
     async def _end(self, identity: str, how: str, at: float) -> bool:
-        """Note when a key is over; False if there is none."""
+        """Set the end of a key; return False if there is none."""
         life = int(max(0.0, at - self._clock.now().timestamp())) + REMEMBERED
         record = self._record(identity)
         for _ in range(MAX_TRIES):
-            with asking():
+            with store_errors():
                 fields = texts(await self._redis.hgetall(record))
             if not fields or self._opened(identity, fields) is None:
                 return False
             before, after = fields["seal"], {**_sealed(fields), how: repr(at)}
             seal = self._sealer.seal_fields(record, after)
-            with asking():
-                # Only over what was read: of two that end a key one looks again.
+            with store_errors():
+                # Compares the seal that was read: of two concurrent changes one retries.
                 if await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                     _END, 1, record, before, how, repr(at), seal, str(life)
                 ):
                     return True
-        raise AuthStoreError(f"API key: {MAX_TRIES} others changed it meanwhile; try again")
+        raise AuthStoreError("API key: it keeps changing meanwhile; try again")
 
     def _opened(self, identity: str, fields: dict[str, str]) -> ApiKey | None:
-        """The key, or None where these are not fields that were sealed for this id."""
+        """Return the key, or None if the fields have no valid seal for this id."""
         seal, sealed = fields.get("seal", ""), _sealed(fields)
         holds = self._sealer.fields_hold(seal, self._record(identity), sealed)
         return _key(identity, fields) if holds else None
@@ -285,7 +288,7 @@ class ApiKeys:
         return f"{self._name}s:{hashlib.sha256(owner.encode()).hexdigest()}"
 
 
-# Ids whose record is over are dropped from the owner's set when the next one is made.
+# Also removes ids without a record from the owner's set.
 _CREATE = """
 local prefix = string.sub(KEYS[1], 1, #KEYS[1] - #ARGV[1])
 for _, id in ipairs(redis.call('SMEMBERS', KEYS[2])) do
@@ -304,7 +307,7 @@ redis.call('SADD', KEYS[2], ARGV[1])
 return 1
 """
 
-# Only where the key is still there: a late write must not bring half of a record back.
+# Only if the key exists: a late write must not create a partial record.
 _USED = """
 local last = redis.call('HMGET', KEYS[1], 'hash', 'last_used')
 if not last[1] then return 0 end
@@ -322,8 +325,8 @@ return 1
 
 
 def _sealed(fields: dict[str, str]) -> dict[str, str]:
-    """What of a record is sealed: all but the seal, and when the key was last used."""
-    return {name: said for name, said in fields.items() if name not in {"seal", "last_used"}}
+    """Return the sealed fields of a record: all but the seal and the time of last use."""
+    return {name: value for name, value in fields.items() if name not in {"seal", "last_used"}}
 
 
 def _key(identity: str, fields: dict[str, str]) -> ApiKey:
@@ -345,7 +348,7 @@ def _key(identity: str, fields: dict[str, str]) -> ApiKey:
 def _moment(value: str | None) -> float | None:
     try:
         return float(value) if value else None
-    except ValueError:  # not sealed, and not as we write it
+    except ValueError:  # ``last_used`` is not sealed and may have been tampered with
         return None
 
 

@@ -1,7 +1,6 @@
-"""Tokens of somebody else: an OIDC provider whose keys we fetch, keep for a while and pin.
+"""Verification of tokens of an external OIDC provider by its published keys, which are cached.
 
-Keys are looked for at the one URL that the configuration names; where a token says that its key
-is to be found (jku, x5u) is not read.
+Keys come only from the configured URL; key locations in a token (jku, x5u) are ignored.
 """
 
 from __future__ import annotations
@@ -30,8 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """In seconds: how long keys are current, how long they are used while the issuer is away, and
-    how far apart two looks for a key id that nobody knows are."""
+    """Cache times in seconds.
+
+    Keys are reloaded after ``fresh`` and used up to ``max_stale`` while the issuer does not answer.
+    ``unknown_pause`` is the least time between two lookups of an unknown key id.
+    """
 
     fresh: float = 300.0
     max_stale: float = 3_600.0
@@ -39,21 +41,21 @@ class Caching:
 
 
 @dataclass(slots=True)
-class _Known:
+class _CachedKeys:
     keys: dict[str, VerifyingKey] = field(default_factory=dict)
     loaded: float = float("-inf")
     tried: float = float("-inf")
 
 
 def read_jwks(document: bytes, algorithms: frozenset[Algorithm]) -> dict[str, VerifyingKey]:
-    """The signing keys of a JWKS by their ids; what we cannot use is left out.
+    """Return the usable signing keys of a JWKS by id.
 
-    Raises KeyStoreError for what is no JWKS, or one with too many keys.
+    Raises KeyStoreError for an invalid JWKS, or one with too many keys.
     """
     try:
         entries = json.loads(document)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise KeyStoreError("JWKS: is no JSON object with keys") from error
+        raise KeyStoreError("JWKS: is not a JSON object with keys") from error
     if not isinstance(entries, list) or len(entries) > MAX_KEYS:
         raise KeyStoreError(f"JWKS: keys must be a list of at most {MAX_KEYS}")
     keys = {}
@@ -61,7 +63,7 @@ def read_jwks(document: bytes, algorithms: frozenset[Algorithm]) -> dict[str, Ve
         key = _read_key(entry)
         if key is not None and key.algorithm in algorithms:
             if key.kid in keys:
-                raise KeyStoreError("JWKS: two keys have one id; which one signs cannot be told")
+                raise KeyStoreError("JWKS: two keys have the same id")
             keys[key.kid] = key
     return keys
 
@@ -73,7 +75,7 @@ def _read_key(entry: Any) -> VerifyingKey | None:
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
     kid = entry.get("kid")
-    # A symmetric key in a public document is known to everybody.
+    # A symmetric key in a public document is not secret.
     if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID or entry.get("kty") == "oct":
         return None
     try:
@@ -109,35 +111,35 @@ class ExternalIssuer:
         self._algorithms = frozenset(algorithms)
         self._caching = caching or Caching()
         self._leeway = leeway
-        self._known = _Known()
+        self._cached = _CachedKeys()
         self._lock = asyncio.Lock()
 
     async def verify(self, token: str) -> Claims:
-        """What a token says; it carries no grants, which the caller maps from the claims.
+        """Verify a token and return its claims, without grants, which the caller has to map.
 
-        Raises TokenError, and OutboundError or KeyStoreError when the issuer's keys cannot be had.
+        Raises TokenError, and OutboundError or KeyStoreError if the issuer's keys cannot be loaded.
         """
         payload = await verified_payload(token, read_header(token), self)
         now = self._clock.now().timestamp()
         claims = check_claims(
             payload, issuer=self._issuer, audience=self._audience, now=now, leeway=self._leeway
         )
-        # OpenID Connect Core 3.1.3.7: of several audiences one must be whom it was issued to.
+        # OpenID Connect Core 3.1.3.7: a token for several audiences must name its authorized party.
         party = payload.get("azp")
         if isinstance(payload.get("aud"), list) and len(payload["aud"]) > 1 and party is None:
             raise TokenError(
-                "authorized_party", "token: is for several audiences and says not whose"
+                "authorized_party", "token: is for several audiences without an authorized party"
             )
         return claims
 
     async def verifier(self, kid: str) -> VerifyingKey | None:
-        """The issuer's key of that id. Raises OutboundError or KeyStoreError."""
-        # Somebody is looking already: what is known serves until he is back.
-        if not (self._lock.locked() and kid in self._known.keys and self._usable()):
+        """Return the issuer's key with that id, or None; raise OutboundError or KeyStoreError."""
+        # While another task loads the keys, the cached ones serve.
+        if not (self._lock.locked() and kid in self._cached.keys and self._usable()):
             await self._look(self._caching.fresh)
-        if kid not in self._known.keys:
+        if kid not in self._cached.keys:
             await self._look(self._caching.unknown_pause)
-        return self._known.keys.get(kid)
+        return self._cached.keys.get(kid)
 
     async def _look(self, age: float) -> None:
         if not self._settled(age):
@@ -145,28 +147,28 @@ class ExternalIssuer:
                 if not self._settled(age):
                     await self._load()
         if not self._usable():
-            raise OutboundError("JWKS: the issuer's keys cannot be had; it must answer first")
+            raise OutboundError("JWKS: the issuer's keys cannot be loaded; it does not answer")
 
     def _usable(self) -> bool:
-        return self._clock.monotonic() - self._known.loaded < self._caching.max_stale
+        return self._clock.monotonic() - self._cached.loaded < self._caching.max_stale
 
     def _settled(self, age: float) -> bool:
-        """Whether the keys are young enough, or were looked for a moment ago."""
-        now, known = self._clock.monotonic(), self._known
-        return now - known.loaded < age or now - known.tried < self._caching.unknown_pause
+        """Return whether the keys are younger than ``age`` or were looked up just now."""
+        now, cached = self._clock.monotonic(), self._cached
+        return now - cached.loaded < age or now - cached.tried < self._caching.unknown_pause
 
     async def _load(self) -> None:
-        """Look for the keys. What fails is raised by _look once what is known is too old."""
+        """Load the keys; ``_look`` raises once the cached ones are too old."""
         now = self._clock.monotonic()
         try:
             response = await self._outbound.fetch(self._url, headers={"accept": "application/json"})
             if response.status == 200:
-                self._known.keys = read_jwks(response.body, self._algorithms)
-                self._known.loaded = now
+                self._cached.keys = read_jwks(response.body, self._algorithms)
+                self._cached.loaded = now
         except (OutboundError, KeyStoreError) as error:
-            import structlog  # takes its time; whoever logs has it already
+            import structlog  # slow to import, and only needed here
 
             log = structlog.get_logger(__name__)
-            log.warning("issuer's keys cannot be had", issuer=self._issuer, error=error.code)
+            log.warning("issuer's keys cannot be loaded", issuer=self._issuer, error=error.code)
         finally:
-            self._known.tried = now
+            self._cached.tried = now

@@ -1,9 +1,8 @@
-"""What was revoked, known to every replica within a second.
+"""Revocations, which reach every replica within a second.
 
-Revocations are a Redis stream, and each replica reads it with a blocking XREAD: a new entry is
-pushed at once, and one that came while a connection was down is read after it, since the reader
-says where it stopped. A replica that has heard nothing for ``max_stale`` seconds lets nobody in
-rather than somebody who was thrown out.
+Revocations are a Redis stream that each replica follows by a blocking XREAD. New entries arrive at
+once; after a lost connection the reader continues at its position. A replica without an answer for
+``max_stale`` seconds refuses all tokens, because it may have missed a revocation.
 """
 
 from __future__ import annotations
@@ -14,27 +13,28 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.errors import AuthStoreError
-from engineroom.redis.errors import asking, text, texts
+from engineroom.auth.store_errors import store_errors
+from engineroom.redis.replies import text, texts
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
 
-#: Milliseconds that one XREAD blocks; bounds how long a silent connection is taken for a quiet one.
+#: Milliseconds that an XREAD blocks, which limits the time to detect a dead connection.
 BLOCK_MS = 300
-#: Seconds until an XREAD that should have returned counts as lost.
+#: Seconds after that until an XREAD counts as lost.
 READ_TIMEOUT = 0.6
-#: Seconds without a word from Redis after which nobody is let in.
+#: Seconds without an answer from Redis after which all tokens are refused.
 MAX_STALE = 10.0
-#: Entries in one reply.
+#: Most entries in one reply.
 BATCH = 1_000
-#: Seconds by which an entry outlives what it revokes: more than the leeway and the clocks' skew.
+#: Seconds by which an entry outlives the tokens: more than leeway and clock skew.
 MARGIN = 300
 
 
-class Kind(StrEnum):
-    """What is revoked: one token, a sign-in with all that came of it, or all of a person's."""
+class RevocationKind(StrEnum):
+    """The scope of a revocation: one token, a sign-in with its refreshes, or a whole subject."""
 
     TOKEN = "token"  # noqa: S105 - a kind and no secret
     FAMILY = "family"
@@ -42,7 +42,7 @@ class Kind(StrEnum):
 
 
 class Revocations:
-    """The revocations in memory, kept current by ``run``."""
+    """The revocations in memory, updated by ``run``."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Revocations:
         longest_life: float = 3600.0,
         max_stale: float = MAX_STALE,
     ) -> None:
-        """``longest_life`` is that of an access token, in seconds."""
+        """``longest_life`` is the longest lifetime of an access token in seconds."""
         self._redis = redis
         self._clock = clock
         self._name = name
@@ -61,15 +61,15 @@ class Revocations:
         self._max_stale = max_stale
         self._entries: dict[tuple[str, str], tuple[float, float]] = {}
         self._position = "0-0"
-        self._heard: float | None = None
+        self._last_answer: float | None = None
         self._swept = 0.0
 
-    async def revoke(self, kind: Kind, value: str) -> None:
-        """Refuse it from now on, everywhere. Raises AuthStoreError if that could not be written."""
+    async def revoke(self, kind: RevocationKind, value: str) -> None:
+        """Revoke on all replicas; raise AuthStoreError if the entry cannot be written."""
         before = self._clock.now().timestamp()
         expires = before + self._life + MARGIN
         oldest = int((before - self._life - MARGIN) * 1000)
-        with asking():
+        with store_errors():
             await self._redis.xadd(
                 self._name,
                 {
@@ -84,24 +84,27 @@ class Revocations:
         self._remember(kind.value, value, before, expires)
 
     def revoked(self, *, token: str, family: str, subject: str, issued: float) -> str:
-        """Which kind refuses a token, or "" when none does.
+        """Return the kind of revocation that applies to a token, or "".
 
-        A person's revocation refuses what was issued until then. Raises AuthStoreError when this
-        replica has not heard from Redis for too long.
+        The revocation of a subject applies to tokens issued before it. Raises AuthStoreError if
+        Redis has not answered for too long.
         """
-        if self._heard is None or self._clock.monotonic() - self._heard > self._max_stale:
-            raise AuthStoreError("revocations: not heard of for too long; Redis must answer first")
-        if (Kind.TOKEN.value, token) in self._entries:
-            return Kind.TOKEN.value
-        if family and (Kind.FAMILY.value, family) in self._entries:
-            return Kind.FAMILY.value
-        entry = self._entries.get((Kind.SUBJECT.value, subject))
-        return Kind.SUBJECT.value if entry is not None and issued <= entry[0] else ""
+        if (
+            self._last_answer is None
+            or self._clock.monotonic() - self._last_answer > self._max_stale
+        ):
+            raise AuthStoreError("revocations: are too old, because Redis does not answer")
+        if (RevocationKind.TOKEN.value, token) in self._entries:
+            return RevocationKind.TOKEN.value
+        if family and (RevocationKind.FAMILY.value, family) in self._entries:
+            return RevocationKind.FAMILY.value
+        entry = self._entries.get((RevocationKind.SUBJECT.value, subject))
+        return RevocationKind.SUBJECT.value if entry is not None and issued <= entry[0] else ""
 
     async def run(self) -> None:
-        """Follow the stream until cancelled; failures are tried again, staleness tells the rest."""
+        """Follow the stream until cancelled; retry after failures."""
         task = asyncio.current_task()
-        # A client may take a cancellation for a failed read and swallow it: ours counts it.
+        # The client may swallow a cancellation as a failed read; ``cancelling`` still counts it.
         while task is None or not task.cancelling():
             try:
                 await self.read()
@@ -110,10 +113,10 @@ class Revocations:
         raise asyncio.CancelledError
 
     async def read(self, block_ms: int = BLOCK_MS) -> None:
-        """What came since the last time, waiting up to ``block_ms``. Raises AuthStoreError."""
+        """Read new entries, waiting up to ``block_ms`` for one; raise AuthStoreError."""
         more = True
         while more:
-            with asking():
+            with store_errors():
                 async with asyncio.timeout(block_ms / 1000 + READ_TIMEOUT):
                     reply = await self._redis.xread(
                         {self._name: self._position}, count=BATCH, block=max(1, block_ms)
@@ -127,19 +130,19 @@ class Revocations:
                         row["kind"], row["value"], float(row["before"]), float(row["until"])
                     )
             more = len(rows) == BATCH
-        self._heard = self._clock.monotonic()
-        if self._heard - self._swept > 60:
-            self._swept = self._heard
+        self._last_answer = self._clock.monotonic()
+        if self._last_answer - self._swept > 60:
+            self._swept = self._last_answer
             now = self._clock.now().timestamp()
             self._entries = {k: v for k, v in self._entries.items() if v[1] > now}
 
     def _remember(self, kind: str, value: str, before: float, until: float) -> None:
-        known = self._entries.get((kind, value), (0.0, 0.0))
-        self._entries[kind, value] = (max(known[0], before), max(known[1], until))
+        earlier = self._entries.get((kind, value), (0.0, 0.0))
+        self._entries[kind, value] = (max(earlier[0], before), max(earlier[1], until))
 
 
 def _rows(reply: Any) -> list[tuple[Any, dict[Any, Any]]]:
-    """The rows of the one stream, from a reply of RESP2 (a list) or RESP3 (a dictionary)."""
+    """Return the rows of the stream from a RESP2 (list) or RESP3 (dictionary) reply."""
     if not reply:
         return []
     if isinstance(reply, dict):

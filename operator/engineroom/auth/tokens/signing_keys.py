@@ -1,7 +1,7 @@
-"""Keys that sign tokens: made, kept, published, rotated with overlap and without a restart.
+"""Signing keys of tokens, with publication as a JWKS and rotation without a restart.
 
-A new key is published some time before it signs, so that every replica and every reader of the
-JWKS knows it by then; an old one verifies for as long as what it signed may live.
+A new key is published some time before it signs, so all replicas and readers of the JWKS know it by
+then. An old key verifies for the lifetime of the tokens that it signed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import AuthStoreError, KeyStoreError, RotationError
-from engineroom.redis.errors import asking, text
+from engineroom.auth.store_errors import store_errors
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,21 +27,21 @@ if TYPE_CHECKING:
 
     from engineroom.core.clock import Clock
 
-#: Seconds for which loaded keys count as current.
+#: Seconds for which loaded keys are used without a reload.
 REFRESH = 5.0
-#: Least seconds between two looks for an unknown key id: callers choose ids, not our load.
+#: Least seconds between two lookups of unknown key ids, which limits the load by callers.
 UNKNOWN_PAUSE = 1.0
-#: Seconds for which known keys go on verifying while the store does not answer.
+#: Seconds for which loaded keys keep verifying while the store does not answer.
 MAX_STALE = 600.0
-#: Keys in one set; more is a mistake or an attack.
+#: Most keys of a set; more is a mistake or an attack.
 MAX_KEYS = 50
-#: Bytes of one key file.
+#: Most bytes of a key file.
 MAX_KEY_BYTES = 16_384
 MIN_RSA_BITS = 2048
 
 
 class Algorithm(StrEnum):
-    """Signature algorithms, all asymmetric; there is no other way to sign a token."""
+    """The supported signature algorithms, all asymmetric."""
 
     EDDSA = "EdDSA"
     ES256 = "ES256"
@@ -49,21 +50,21 @@ class Algorithm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VerifyingKey:
-    """A public key and the one algorithm that it is good for."""
+    """A public key with its only algorithm."""
 
     kid: str
     algorithm: Algorithm
     public: Any = field(repr=False)
 
     def jwk(self) -> dict[str, Any]:
-        """As a JSON Web Key (RFC 7517), public half only."""
+        """Return the public key as a JSON Web Key (RFC 7517)."""
         jwk = dict(_jwk(self.algorithm, self.public))
         return {**jwk, "kid": self.kid, "alg": self.algorithm.value, "use": "sig"}
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A private key with the times between which it signs and until which it verifies."""
+    """A private key with the time from which it signs and the time until which it verifies."""
 
     kid: str
     algorithm: Algorithm
@@ -73,7 +74,7 @@ class SigningKey:
 
     @classmethod
     def generate(cls, algorithm: Algorithm, signs_from: datetime) -> SigningKey:
-        """A new key; its id is its thumbprint (RFC 7638). RSA has 3072 bits."""
+        """Generate a key; its id is its thumbprint (RFC 7638). RSA keys have 3072 bits."""
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
         private: Any
@@ -89,19 +90,19 @@ class SigningKey:
     def from_pem(
         cls, pem: bytes, signs_from: datetime, verifies_until: datetime | None = None
     ) -> SigningKey:
-        """Of an unencrypted private key in PEM. Raises KeyStoreError."""
+        """Load an unencrypted private key in PEM; raise KeyStoreError."""
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
             private = load_pem_private_key(pem, None)
         except (ValueError, TypeError) as error:
-            raise KeyStoreError("signing key: is no unencrypted private key in PEM") from error
+            raise KeyStoreError("signing key: is not an unencrypted private key in PEM") from error
         algorithm = algorithm_of(private.public_key())
         kid = thumbprint(algorithm, private.public_key())
         return cls(kid, algorithm, private, signs_from, verifies_until)
 
     def pem(self) -> bytes:
-        """The private key in PKCS#8 PEM, unencrypted."""
+        """Return the private key as unencrypted PKCS#8 PEM."""
         from cryptography.hazmat.primitives import serialization as form
 
         pem: bytes = self.private.private_bytes(
@@ -111,12 +112,12 @@ class SigningKey:
 
     @property
     def verifying(self) -> VerifyingKey:
-        """Its public half."""
+        """The public key."""
         return VerifyingKey(self.kid, self.algorithm, self.private.public_key())
 
 
 def algorithm_of(public: Any) -> Algorithm:
-    """The one algorithm for a public key. Raises KeyStoreError for a kind that is not taken."""
+    """Return the algorithm of a public key; raise KeyStoreError for an unsupported kind."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
     if isinstance(public, ed25519.Ed25519PublicKey):
@@ -131,7 +132,7 @@ def algorithm_of(public: Any) -> Algorithm:
 
 
 def thumbprint(algorithm: Algorithm, public: Any) -> str:
-    """Of a public key, by RFC 7638: SHA-256 over its required members, base64url."""
+    """Return the thumbprint of a public key (RFC 7638): SHA-256 of its required members."""
     jwk = _jwk(algorithm, public)
     members = {name: jwk[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in jwk}
     document = json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
@@ -151,13 +152,13 @@ def _jwk(algorithm: Algorithm, public: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """All keys at one moment; ``version`` changes with each change of them."""
+    """A set of keys; ``version`` changes with each change."""
 
     keys: tuple[SigningKey, ...] = ()
     version: int = 0
 
     def signer(self, now: datetime) -> SigningKey:
-        """The youngest key whose time has come. Raises KeyStoreError when there is none."""
+        """Return the newest key that may sign; raise KeyStoreError if there is none."""
         ready = [
             key
             for key in self.keys
@@ -168,52 +169,55 @@ class KeySet:
         return max(ready, key=lambda key: (key.signs_from, key.kid))
 
     def verifier(self, kid: str, now: datetime) -> VerifyingKey | None:
-        """The key of that id while it may verify. One that is to sign soon may already."""
+        """Return the key with that id if it may verify, including one that will sign soon."""
         for key in self.keys:
             if key.kid == kid and (key.verifies_until is None or now < key.verifies_until):
                 return key.verifying
         return None
 
     def jwks(self, now: datetime) -> dict[str, list[dict[str, Any]]]:
-        """What is published under ``/.well-known/jwks.json``."""
-        shown = (k for k in self.keys if k.verifies_until is None or now < k.verifies_until)
-        return {"keys": [key.verifying.jwk() for key in shown]}
+        """Return the JWKS for ``/.well-known/jwks.json``."""
+        public = (k for k in self.keys if k.verifies_until is None or now < k.verifies_until)
+        return {"keys": [key.verifying.jwk() for key in public]}
 
     def rotated(self, new: SigningKey, now: datetime, *, overlap: timedelta) -> KeySet:
-        """With ``new``; older ones verify until ``overlap`` after it signs; what is over goes."""
+        """Return a set with ``new`` added and ended keys removed.
+
+        The remaining keys verify until ``overlap`` after ``new`` begins to sign.
+        """
         last = new.signs_from + overlap
-        kept = [
+        remaining = [
             replace(key, verifies_until=min(key.verifies_until or last, last))
             for key in self.keys
             if key.verifies_until is None or now < key.verifies_until
         ]
-        return KeySet((*kept, new), self.version + 1)
+        return KeySet((*remaining, new), self.version + 1)
 
 
 class KeyStore(Protocol):
-    """Where signing keys are kept."""
+    """A store of signing keys."""
 
     async def load(self) -> KeySet:
-        """All keys. Raises KeyStoreError or AuthStoreError."""
+        """Return all keys; raise KeyStoreError or AuthStoreError."""
         ...
 
     async def replace(self, keys: KeySet, expected: int) -> bool:
-        """Keep ``keys`` if the version is still ``expected``; False when somebody was faster."""
+        """Store ``keys`` if the version is still ``expected``; return False otherwise."""
         ...
 
 
 class MemoryKeyStore:
-    """Keys of one process; for tests and for applications of one process."""
+    """A store in memory, for tests and for applications with one process."""
 
     def __init__(self, keys: KeySet | None = None) -> None:
         self._keys = keys or KeySet()
 
     async def load(self) -> KeySet:
-        """All keys."""
+        """Return all keys."""
         return self._keys
 
     async def replace(self, keys: KeySet, expected: int) -> bool:
-        """Keep ``keys`` if nobody else changed them."""
+        """Store ``keys`` if the version is still ``expected``; return False otherwise."""
         if self._keys.version != expected:
             return False
         self._keys = keys
@@ -221,9 +225,9 @@ class MemoryKeyStore:
 
 
 class RedisKeyStore:
-    """Keys in Redis, encrypted with AES-256-GCM under ``secret`` (at least 32 bytes, any form).
+    """A store in Redis, encrypted with AES-256-GCM under ``secret`` (at least 32 bytes).
 
-    Whoever reads or writes Redis without the secret can neither read a key nor slip one in.
+    Access to Redis without the secret permits neither reading nor adding a key.
     """
 
     def __init__(self, redis: Redis, secret: bytes, *, name: str = "engineroom:auth:keys") -> None:
@@ -235,34 +239,34 @@ class RedisKeyStore:
         self._name = name
 
     async def load(self) -> KeySet:
-        """All keys. Raises AuthStoreError, or KeyStoreError when another secret sealed them."""
+        """Return all keys; raise AuthStoreError, or KeyStoreError if the secret is wrong."""
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        with asking():
+        with store_errors():
             version, sealed = await self._redis.hmget(self._name, ["version", "sealed"])
         if sealed is None:
             return KeySet()
         raw = base64.b64decode(text(sealed))
         try:
-            # The version is authenticated with them: an old set cannot pass for the present one.
+            # The version is authenticated too, so an older set does not pass for the current one.
             document = AESGCM(self._secret).decrypt(raw[:12], raw[12:], text(version).encode())
         except InvalidTag as error:
             raise KeyStoreError(
-                "signing keys: were sealed with another secret; restore it or delete "
+                "signing keys: were encrypted with another secret; restore it or delete "
                 f"{self._name} and rotate"
             ) from error
         return KeySet(tuple(map(_from_document, json.loads(document))), int(text(version)))
 
     async def replace(self, keys: KeySet, expected: int) -> bool:
-        """Keep ``keys`` if the version is still ``expected``. Raises AuthStoreError."""
+        """Store ``keys`` if the version is still ``expected``; raise AuthStoreError."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         document = json.dumps([_document(key) for key in keys.keys]).encode()
         nonce = os.urandom(12)
         version = str(keys.version)
         sealed = nonce + AESGCM(self._secret).encrypt(nonce, document, version.encode())
-        with asking():
+        with store_errors():
             done = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _REPLACE, 1, self._name, str(expected), version, base64.b64encode(sealed).decode()
             )
@@ -290,29 +294,29 @@ def _from_document(document: dict[str, str]) -> SigningKey:
 
 
 class DirectoryKeyStore:
-    """Keys in a mounted Secret: every ``*.pem`` verifies, the last one by name signs.
+    """A store in a mounted Secret: every ``*.pem`` verifies, the last one by name signs.
 
-    A file ``active`` that holds another one's name makes that one sign. To rotate: add a file and
-    let ``active`` name the old one; when all replicas have seen it, let ``active`` name the new
-    one; when the last token of the old one is over, take it away.
+    A file ``active`` may name another file that signs. To rotate: add a key while ``active`` names
+    the old one; once all replicas have loaded it, let ``active`` name the new one; once the last
+    token of the old one has expired, remove it.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     async def load(self) -> KeySet:
-        """All keys. Raises KeyStoreError."""
+        """Return all keys; raise KeyStoreError."""
         return await asyncio.to_thread(self._read)
 
     async def replace(self, keys: KeySet, expected: int) -> bool:
-        """A mounted Secret is changed in Kubernetes and not from within. Raises KeyStoreError."""
+        """Raise KeyStoreError, because a mounted Secret is read-only."""
         raise KeyStoreError("signing keys: come from a mounted Secret; change the Secret instead")
 
     def _read(self) -> KeySet:
         try:
             paths = sorted(self._directory.glob("*.pem"))[: MAX_KEYS + 1]
             if len(paths) > MAX_KEYS:
-                raise KeyStoreError(f"signing keys: more than {MAX_KEYS}; take old ones away")
+                raise KeyStoreError(f"signing keys: more than {MAX_KEYS}; remove old ones")
             pems = {path.name: path.read_bytes()[: MAX_KEY_BYTES + 1] for path in paths}
             chosen = self._directory / "active"
             active = chosen.read_text()[:255].strip() if chosen.exists() else ""
@@ -322,9 +326,7 @@ class DirectoryKeyStore:
             ) from error
         active = active or max(pems, default="")
         if pems and active not in pems:
-            raise KeyStoreError(
-                "signing keys: the file active names no key; name one that is there"
-            )
+            raise KeyStoreError("signing keys: the file active names no existing key")
         first, never = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
         return KeySet(
             tuple(
@@ -335,7 +337,7 @@ class DirectoryKeyStore:
 
 
 class Keys:
-    """The keys as one process knows them: cached, and looked for again when they may be new."""
+    """A cache of the keys for one process, reloaded when they may have changed."""
 
     def __init__(
         self,
@@ -354,29 +356,29 @@ class Keys:
         self._lock = asyncio.Lock()
 
     async def current(self) -> KeySet:
-        """All keys, at most ``refresh`` seconds old while the store answers.
+        """Return all keys, at most ``refresh`` seconds old while the store answers.
 
-        Raises KeyStoreError or AuthStoreError when it has not for ``max_stale`` seconds.
+        Raises KeyStoreError or AuthStoreError if it has not answered for ``max_stale`` seconds.
         """
         return await self._look(self._refresh)
 
     async def latest(self) -> KeySet:
-        """All keys as the store has them now. Raises KeyStoreError or AuthStoreError."""
+        """Return all keys, reloaded now; raise KeyStoreError or AuthStoreError."""
         return await self._look(0.0)
 
     async def verifier(self, kid: str) -> VerifyingKey | None:
-        """The key of that id; looks again, at most once a second, when nobody knows it."""
+        """Return the key with that id; reload for an unknown one, at most once a second."""
         key = (await self.current()).verifier(kid, self._clock.now())
         if key is None:
             key = (await self._look(UNKNOWN_PAUSE)).verifier(kid, self._clock.now())
         return key
 
     async def jwks(self) -> dict[str, list[dict[str, Any]]]:
-        """What is to be published."""
+        """Return the JWKS to publish."""
         return (await self.current()).jwks(self._clock.now())
 
     async def ensure(self, algorithm: Algorithm = Algorithm.EDDSA) -> None:
-        """Make the first key if there is none; replicas that start together make one."""
+        """Create the first key if there is none; concurrent replicas create only one."""
         if not (await self._store.load()).keys:
             now = self._clock.now()
             first = KeySet((SigningKey.generate(algorithm, now),), 1)
@@ -390,10 +392,10 @@ class Keys:
         lead: timedelta = timedelta(minutes=1),
         algorithm: Algorithm = Algorithm.EDDSA,
     ) -> str:
-        """Publish a new key that signs from ``lead`` on, and return its id.
+        """Publish a new key that begins to sign after ``lead``, and return its id.
 
-        Old ones verify until ``overlap`` after that: no shorter than the longest-lived token.
-        Raises RotationError when somebody else rotated at the same moment, or too many verify.
+        Old keys verify until ``overlap`` after that, which must be at least the longest lifetime of
+        a token. Raises RotationError after a concurrent rotation, or with too many keys.
         """
         now = self._clock.now()
         keys = await self._store.load()
@@ -403,7 +405,7 @@ class Keys:
             raise RotationError(f"signing keys: {MAX_KEYS} are kept; wait until old ones end")
         new = SigningKey.generate(algorithm, now + lead)
         if not await self._store.replace(keys.rotated(new, now, overlap=overlap), keys.version):
-            raise RotationError("signing keys: somebody else rotated them just now; look again")
+            raise RotationError("signing keys: were rotated concurrently; check and try again")
         self._loaded = self._tried = float("-inf")
         return new.kid
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.login.passwords import hash_problem
-from engineroom.auth.permissions import EVERYWHERE, Grant, Permission, Policy, Role
+from engineroom.auth.permissions import EVERYWHERE, AccessPolicy, Grant, Permission, Role
 from engineroom.core.errors import InvalidInputError, Problem
 from engineroom.core.validation.documents import UnreadableError
 from engineroom.core.validation.documents import read as read_documents
@@ -56,7 +56,7 @@ class DeclaredAccount:
 class AccountConfig:
     """The declared roles, accounts and group mappings."""
 
-    policy: Policy = field(default_factory=Policy)
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
     accounts: Mapping[str, DeclaredAccount] = field(default_factory=dict)
     #: Groups of the OIDC provider with their grants, in file order.
     mapping: tuple[tuple[str, tuple[Grant, ...]], ...] = ()
@@ -174,9 +174,9 @@ class _Reader:
             mapping.append((group, self._grants(entry, path, policy)))
         return AccountConfig(policy, accounts, tuple(mapping))
 
-    def _roles(self, value: list[Any]) -> Policy:
+    def _roles(self, value: list[Any]) -> AccessPolicy:
         roles: list[Role] = []
-        built_in = Policy().roles
+        built_in = AccessPolicy().roles
         for path, entry in self._entries(value, "roles"):
             name = self._name(entry, path)
             if name in built_in or any(role.name == name for role in roles):
@@ -196,10 +196,10 @@ class _Reader:
             if not permissions:
                 self.wrong(path, "grants nothing", "add permissions, or a role to include")
             roles.append(Role(name, frozenset(permissions)))
-        return Policy.of(*roles) if not self.problems else Policy({**built_in, **{
+        return AccessPolicy.of(*roles) if not self.problems else AccessPolicy({**built_in, **{
             role.name: role for role in roles}})  # fmt: skip
 
-    def _grants(self, entry: dict[str, Any], path: str, policy: Policy) -> tuple[Grant, ...]:
+    def _grants(self, entry: dict[str, Any], path: str, policy: AccessPolicy) -> tuple[Grant, ...]:
         grants = []
         for at, grant in self._entries(
             self._list(entry, "grants", path), child(path, "grants"), "grants"

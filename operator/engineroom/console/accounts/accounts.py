@@ -1,7 +1,7 @@
 """Accounts of the administrator, the declared ones, and users of the OIDC provider.
 
 A session, token or key grants what both its creation and its owner's current grants allow; see
-``permissions.meet``.
+``permissions.intersect_grants``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from engineroom.auth.errors import AccountGoneError
 from engineroom.auth.login.lockout import Account
-from engineroom.auth.permissions import ADMIN, Grant, meet
+from engineroom.auth.permissions import ADMIN, Grant, intersect_grants
 from engineroom.console.accounts.account_config import BOOTSTRAP, AccountConfig
 
 if TYPE_CHECKING:
     from engineroom.auth.login.passwords import Passwords
-    from engineroom.auth.permissions import Policy, Principal
+    from engineroom.auth.permissions import AccessPolicy, Principal
     from engineroom.console.accounts.account_config import DeclaredAccount
     from engineroom.console.accounts.oidc_users import OidcUsers
 
@@ -60,7 +60,7 @@ class Accounts:
         return cls(hashed, oidc_users, issuer=issuer, config=config)
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> AccessPolicy:
         """The current roles."""
         return self.config.policy
 
@@ -110,7 +110,7 @@ class Accounts:
         current = await self.current_grants(principal.subject)
         if current is None or current == principal.grants:
             return principal
-        return replace(principal, grants=meet(principal.grants, current, self.policy))
+        return replace(principal, grants=intersect_grants(principal.grants, current, self.policy))
 
     def _declared(self, subject: str) -> DeclaredAccount | None:
         return self.config.accounts.get(subject.removeprefix("user:"))

@@ -5,32 +5,34 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from engineroom.auth.kubernetes import Attributes, KubernetesIdentity, KubernetesPrincipal
+from engineroom.auth.kubernetes import KubernetesIdentity, KubernetesPrincipal, ResourceAttributes
 from engineroom.auth.permissions import Permission
 from engineroom.core.errors import PermissionDeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom.auth.permissions import Decision, Policy, Principal
+    from engineroom.auth.permissions import AccessDecision, AccessPolicy, Principal
 
 
 class Authorizer:
     """Decides for every route and every object."""
 
-    def __init__(self, policy: Callable[[], Policy], kubernetes: KubernetesIdentity | None) -> None:
+    def __init__(
+        self, policy: Callable[[], AccessPolicy], kubernetes: KubernetesIdentity | None
+    ) -> None:
         """``policy`` returns the current roles."""
         self._policy = policy
         self._kubernetes = kubernetes
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> AccessPolicy:
         """The current roles."""
         return self._policy()
 
     async def decide(
         self, principal: Principal, permission: str, namespace: str | None = None
-    ) -> Decision:
+    ) -> AccessDecision:
         """Decide about one permission. Raises DependencyError if the cluster does not answer."""
         if isinstance(principal, KubernetesPrincipal) and self._kubernetes is not None:
             return await self._kubernetes.decide(principal, permission, namespace)
@@ -47,7 +49,7 @@ class Authorizer:
             )
 
     async def require_object(
-        self, principal: Principal, wanted: Attributes, namespace: str
+        self, principal: Principal, wanted: ResourceAttributes, namespace: str
     ) -> None:
         """Raise PermissionDeniedError if RBAC denies a Kubernetes identity this access.
 

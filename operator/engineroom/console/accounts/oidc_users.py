@@ -12,9 +12,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineroom.auth.store_errors import store_errors
 from engineroom.core.async_cache import AsyncCache
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.redis.errors import asking, text
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ class OidcUsers:
             "signedIn": now,
         }
         key = _hash(identity.subject)
-        with asking():
+        with store_errors():
             sealed = self._sealer.wrap(self._user_key(key), json.dumps(record))
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.set(self._user_key(key), sealed, ex=int(self._remember))
@@ -104,7 +105,7 @@ class OidcUsers:
     async def forget(self, subject: str) -> bool:
         """Delete a user, who has no rights until the next sign-in; return False if absent."""
         key = _hash(subject)
-        with asking():
+        with store_errors():
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.delete(self._user_key(key))
                 pipeline.zrem(self._index, key)
@@ -119,7 +120,7 @@ class OidcUsers:
         signs in between two pages may appear twice; no user is missing. Raises AuthStoreError.
         """
         score, _, last = after.partition(":")
-        with asking():
+        with store_errors():
             start = 0
             if last:
                 async with self._redis.pipeline(transaction=True) as pipeline:
@@ -142,13 +143,13 @@ class OidcUsers:
 
     async def block(self, subject: str) -> None:
         """Block a removed account on every replica. Raises AuthStoreError."""
-        with asking():
+        with store_errors():
             await self._redis.set(self._block_key(subject), "1", ex=BLOCK_SECONDS)
         self._blocked.forget(subject)
 
     async def unblock(self, subject: str) -> None:
         """Unblock an account that was added again. Raises AuthStoreError."""
-        with asking():
+        with store_errors():
             await self._redis.delete(self._block_key(subject))
         self._blocked.forget(subject)
 
@@ -156,7 +157,7 @@ class OidcUsers:
         """Return True if any replica has removed the account. Raises AuthStoreError."""
 
         async def fetch() -> tuple[bool, float]:
-            with asking():
+            with store_errors():
                 return bool(await self._redis.exists(self._block_key(subject))), self._cache_seconds
 
         return await self._blocked.get(subject, fetch)
@@ -164,12 +165,12 @@ class OidcUsers:
     async def claim_change(self, subject: str, change: str) -> bool:
         """Return True for the first replica that handles a change. Raises AuthStoreError."""
         key = f"{self._name}:changed:{_hash(subject + change)}"
-        with asking():
+        with store_errors():
             return bool(await self._redis.set(key, "1", ex=BLOCK_SECONDS, nx=True))
 
     async def _get(self, key: str) -> OidcUser | None:
         async def fetch() -> tuple[OidcUser | None, float]:
-            with asking():
+            with store_errors():
                 raw = await self._redis.get(self._user_key(key))
             return (None if raw is None else self._read(key, raw)), self._cache_seconds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.auth.audit.log import Entry, Outcome
+from engineroom.auth.audit.log import AuditEntry, Outcome
 from engineroom.console.background.operation_store import Status
 from engineroom.core.transactions.journal import EntryKind
 
@@ -23,7 +23,7 @@ class CompletionAudit:
     async def operation(self, ended: Operation) -> None:
         """Record the end of a bulk operation."""
         await self._audit.write(
-            Entry(
+            AuditEntry(
                 who=ended.by,
                 action="operation.end",
                 target=f"operations/{ended.namespace}/{ended.id}",
@@ -44,7 +44,7 @@ class CompletionAudit:
         inputs = record.input if isinstance(record.input, dict) else {}
         namespace = str(inputs.get("namespace", ""))
         await self._audit.write(
-            Entry(
+            AuditEntry(
                 who=record.by or record.name,
                 action="transaction.recover",
                 target=f"transactions/{namespace}/{record.id}",

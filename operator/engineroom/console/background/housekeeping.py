@@ -11,10 +11,10 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from engineroom.auth.audit.log import Entry, Outcome
+from engineroom.auth.audit.log import AuditEntry, Outcome
+from engineroom.auth.store_errors import store_errors
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
-from engineroom.redis.errors import asking
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -84,7 +84,7 @@ class Housekeeping:
         await self._renew()
 
     async def _take_turn(self) -> bool:
-        with asking():
+        with store_errors():
             milliseconds = round(ROUND * 1000)
             return bool(await self._redis.set(self._name, "1", px=milliseconds, nx=True))
 
@@ -98,7 +98,7 @@ class Housekeeping:
         kid = await self._keys.rotate(overlap=self.overlap)
         log.info("signing key renewed", key=kid)
         await self._audit.write(
-            Entry(
+            AuditEntry(
                 who=WHO,
                 action="signing-key.rotate",
                 target="signing-keys",

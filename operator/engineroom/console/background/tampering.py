@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from engineroom.auth.audit.log import Entry, Outcome
+from engineroom.auth.audit.log import AuditEntry, Outcome
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
 from engineroom.core.sealing import log_broken
@@ -49,7 +49,7 @@ class TamperingReports:
         # A client may swallow a cancellation as a failed call; ``cancelling`` still counts it.
         while task is None or not task.cancelling():
             kind, name = await self._queue.get()
-            entry = Entry(
+            entry = AuditEntry(
                 who=WHO,
                 action=ACTION,
                 target=f"{kind}/{name}"[:1000],

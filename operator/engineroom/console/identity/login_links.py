@@ -15,8 +15,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from engineroom.auth.errors import LinkError
-from engineroom.auth.kubernetes import KubernetesPrincipal, packed
-from engineroom.auth.login.login_links import Bound
+from engineroom.auth.kubernetes import KubernetesPrincipal, pack_identity
+from engineroom.auth.login.login_links import LoginLink
 from engineroom.auth.middleware import SESSION
 from engineroom.auth.permissions import Access
 from engineroom.console.identity.views import SignedIn, signed_in
@@ -54,9 +54,9 @@ async def create_link(call: Call) -> Answer:
         ends = now + CLUSTER_SESSION
         if caller.expires is not None:
             ends = min(ends, caller.expires)
-        bound = Bound(caller.subject, person=packed(caller), ends=ends)
+        bound = LoginLink(caller.subject, person=pack_identity(caller), ends=ends)
     else:
-        bound = Bound(caller.subject, caller.grants)
+        bound = LoginLink(caller.subject, caller.grants)
     code, expires = await call.services.login_links.make(bound)
     return Answer(SignInLink(code=code, path=f"/sign-in#{code}", expires=expires))
 
@@ -75,7 +75,7 @@ async def redeem_link(call: Call) -> Answer:
         ends=bound.ends,
     )
     # Check after opening: either this check or a concurrent "end all sessions" ends the session.
-    if await services.tokens.ended(bound.subject, bound.made):
+    if await services.tokens.ended(bound.subject, bound.created):
         await services.sessions.close(opened.id)
         raise LinkError
     headers = {"set-cookie": opened.cookie}

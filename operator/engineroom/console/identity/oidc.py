@@ -16,11 +16,12 @@ from engineroom.auth.login.sessions import FORGET_COOKIE
 from engineroom.auth.middleware import SESSION
 from engineroom.auth.oidc.flow import Callback, flow_of
 from engineroom.auth.permissions import Access
+from engineroom.auth.store_errors import store_errors
 from engineroom.console.accounts.oidc_settings import CALLBACK_PATH
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import MissingError, PermissionDeniedError
 from engineroom.core.logging import get_logger
-from engineroom.redis.errors import asking, text
+from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +98,7 @@ async def oidc_callback(call: Call) -> Answer:
         address=call.address,
         agent=call.request.headers.get("user-agent", ""),
     )
-    with asking():
+    with store_errors():
         await services.redis.set(
             _HINT + opened.session.handle, signed_in.id_token, ex=_HINT_LIFETIME
         )
@@ -112,7 +113,7 @@ async def oidc_logout(call: Call) -> Answer:
     oidc, services = _provider(call), call.services
     hint = ""
     if call.principal.how == "session":
-        with asking():
+        with store_errors():
             hint = text(await services.redis.getdel(_HINT + call.principal.reference))
     await services.sessions.close(call.request.scope.get(SESSION, ""))
     location = ""

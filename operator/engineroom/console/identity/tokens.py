@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from engineroom.auth.permissions import Grant
-    from engineroom.auth.tokens.access_tokens import Pair
+    from engineroom.auth.tokens.access_tokens import IssuedTokens
 
 
 class RefreshToken(Model):
@@ -66,7 +66,7 @@ async def jwks(call: Call) -> Answer:
     return Answer(Jwks(**await call.services.signing_keys.jwks()))
 
 
-def _view(pair: Pair) -> TokenPair:
+def _view(pair: IssuedTokens) -> TokenPair:
     return TokenPair(access=pair.access, refresh=pair.refresh, expires=pair.expires)
 
 

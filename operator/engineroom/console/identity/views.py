@@ -11,7 +11,7 @@ from engineroom.console.rest.routing import Model
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from engineroom.auth.login.sessions import Opened, Session
+    from engineroom.auth.login.sessions import NewSession, Session
     from engineroom.auth.permissions import Grant
 
 _Namespace = Annotated[str, Field(pattern=r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$")]
@@ -55,7 +55,7 @@ def session_view(session: Session, current_handle: str) -> SessionView:
         handle=session.handle,
         subject=session.subject,
         created=session.created,
-        seen=session.seen,
+        seen=session.last_used,
         ends=session.ends,
         address=session.address,
         agent=session.agent,
@@ -63,6 +63,6 @@ def session_view(session: Session, current_handle: str) -> SessionView:
     )
 
 
-def signed_in(opened: Opened) -> SignedIn:
+def signed_in(opened: NewSession) -> SignedIn:
     """Convert a session that was just opened for a response."""
     return SignedIn(session=session_view(opened.session, opened.session.handle), csrf=opened.csrf)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from engineroom.auth.audit.log import Head
+from engineroom.auth.audit.log import AuditHead
 from engineroom.auth.permissions import Permission
 from engineroom.console.rest.pagination import Cursor, Limit, Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -111,7 +111,7 @@ async def check_audit(call: Call) -> Answer:
     if bool(wanted.sequence) is not bool(wanted.mac):
         told = Problem("query.mac", "does not stand with sequence", "send both or neither")
         raise InvalidInputError([told])
-    anchor = Head(wanted.sequence, wanted.mac) if wanted.sequence else None
+    anchor = AuditHead(wanted.sequence, wanted.mac) if wanted.sequence else None
     found = await call.services.audit.verify(anchor)
     return Answer(
         AuditCheck(

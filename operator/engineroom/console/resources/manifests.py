@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engineroom.api import kinds
 from engineroom.api.validation.guarded_fields import guarded_fields
-from engineroom.auth.kubernetes import Attributes
+from engineroom.auth.kubernetes import ResourceAttributes
 from engineroom.auth.permissions import Permission
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.transactions.errors import SagaUndoneError
@@ -124,12 +124,12 @@ async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> Non
     """
     name = obj["metadata"]["name"]
     wanted = [
-        Attributes("create", resource.plural, group=resource.group),
-        Attributes("patch", resource.plural, group=resource.group, name=name),
+        ResourceAttributes("create", resource.plural, group=resource.group),
+        ResourceAttributes("patch", resource.plural, group=resource.group, name=name),
     ]
     kind = kinds.registry().by_kind(resource.kind)
     if kind.guarded.creates_pods or guarded_fields(kind, obj):
-        wanted.append(Attributes("create", "pods", group=""))
+        wanted.append(ResourceAttributes("create", "pods", group=""))
     for attributes in wanted:
         await call.services.authorizer.require_object(call.principal, attributes, call.namespace)
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Route as StarletteRoute
 from structlog.contextvars import get_contextvars
 
-from engineroom.auth.audit.log import Entry, Outcome
+from engineroom.auth.audit.log import AuditEntry, Outcome
 from engineroom.auth.errors import CsrfError
 from engineroom.auth.middleware import SECURITY_HEADERS, AuthMiddleware
 from engineroom.auth.permissions import Access
@@ -106,27 +106,27 @@ class _Authentication:
 
     async def _audit_csrf(self, scope: Any, error: EngineroomError) -> None:
         """Record a change that was sent with a session's cookie but without its CSRF token."""
-        if not isinstance(error, CsrfError) or error.session is None:
+        if not isinstance(error, CsrfError) or not error.subject:
             return
-        session, method, path = error.session, scope["method"], scope["path"]
+        method, path = scope["method"], scope["path"]
         matching = (r for r in self._routes if r.method == method and _matches(r, path))
         route = next(matching, None)
         if route is None:
             return
         services: Services = scope["app"].state.services
-        entry = Entry(
-            who=session.subject,
+        entry = AuditEntry(
+            who=error.subject,
             action=route.action,
             target=f"{route.tag}{path}"[:1000],
             outcome=Outcome.DENIED,
-            how=f"session {session.handle}",
+            how=f"session {error.session}",
             reason=f"{error.code}: {error}",
             request=str(get_contextvars().get("request_id", "")),
             address=services.address(Request(scope)),
         )
         try:
             # These requests count towards the rate limit of the session's owner.
-            if (await services.limiter.hit(f"caller:{session.subject}", route.cost)).allowed:
+            if (await services.limiter.hit(f"caller:{error.subject}", route.cost)).allowed:
                 await services.audit.write(entry)
         except EngineroomError as failure:
             log_audit_failure(failure)

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from structlog.contextvars import get_contextvars
 
-from engineroom.auth.audit.log import Entry, Outcome
+from engineroom.auth.audit.log import AuditEntry, Outcome
 from engineroom.auth.login.lockout import address_key
-from engineroom.auth.middleware import problem, who
+from engineroom.auth.middleware import current_principal, problem
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
 from engineroom.console.rest.errors import MediaTypeError
@@ -61,7 +61,7 @@ class RequestPipeline:
         self._route = route
         self._request = request
         self._services = services
-        self._caller: Principal | None = who(request)
+        self._caller: Principal | None = current_principal(request)
         self._details: dict[str, str | int | float | bool | None] = {}
         self._reservation: idempotency.Reservation | None = None
 
@@ -172,7 +172,7 @@ class RequestPipeline:
             return
         route, caller, path = self._route, self._caller, self._request.path_params
         denied = isinstance(error, PermissionDeniedError | AuthenticationError)
-        entry = Entry(
+        entry = AuditEntry(
             who=caller.subject if caller else "(nobody)",
             action=route.action,
             target="/".join([route.tag, *(str(value) for value in path.values())])[:1000],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from engineroom.auth.permissions import Access, Permission, Rule, scope_of
+from engineroom.auth.permissions import Access, Permission, RouteRule, scope_of
 from engineroom.console.idempotency import HEADER
 
 if TYPE_CHECKING:
@@ -161,6 +161,6 @@ class Route:
         return re.findall(r"{(\w+)}", self.path)
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> RouteRule:
         """The rule of this route for tests of routes and roles."""
-        return Rule(self.method, self.path, self.needs)
+        return RouteRule(self.method, self.path, self.needs)

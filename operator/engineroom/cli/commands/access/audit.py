@@ -133,10 +133,10 @@ def _secret(path: Path | None) -> bytes:
 
 
 def _exported(file: Path, secret: bytes, anchor: tuple[int, str] | None) -> dict[str, Any]:
-    from engineroom.auth.audit.hash_chain import derived, verify_export
+    from engineroom.auth.audit.hash_chain import derive_secret, verify_export
 
     records, (sequence, mac), problems = verify_export(
-        _records(file), derived(secret, "audit"), anchor
+        _records(file), derive_secret(secret, "audit"), anchor
     )
     return {
         "intact": not problems and records > 0,
