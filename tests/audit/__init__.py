@@ -1,1 +1,1 @@
-"""What is looked at from outside: code, dependencies, history, chart."""
+"""Audits by external tools: code, dependencies, history, chart."""

@@ -1,7 +1,6 @@
-"""``make audit``: bandit, pip-audit, gitleaks and kube-score; the last line is JSON.
+"""``make audit``: run bandit, pip-audit, gitleaks and kube-score; the last line is JSON.
 
-What could not be looked at is said and counted as ``unreachable``; only what was looked at and
-found wanting fails.
+Checks that cannot run are reported and counted as ``unreachable``; only findings fail.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ NOT_FOLLOWED = {
     "cluster of one node survives",
     "statefulset-has-host-podantiaffinity": "one replica",
     "pod-topology-spread-constraints": "the values' own; by default none, as nodes may be one",
-    "statefulset-has-servicename": "reached by its Service; nobody needs the name of its pod",
+    "statefulset-has-servicename": "reached by its Service; the pod's name is not used",
 }
 
 #: Bandit's tests whose marked lines all have one reason.
@@ -52,7 +51,7 @@ GOALS = (
 
 @dataclass
 class Looked:
-    """What one check found; ``findings`` are lines for people."""
+    """The result of one check; ``findings`` are printed lines."""
 
     findings: list[str] = field(default_factory=list)
     #: How much was looked at; of what could not be, how much.
@@ -61,13 +60,13 @@ class Looked:
 
 
 def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command's result; what it exits with is the caller's to judge."""
+    """Run a command and return its result; the caller judges the exit status."""
     words = [str(word) for word in command]
     return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def bandit() -> Looked:
-    """Each finding has its reason at its line, by ruff's mark or bandit's own."""
+    """Check that each finding of bandit has a reason at its line, by ruff's or bandit's mark."""
     done = ran(
         sys.executable, "-m", "bandit", "--quiet", "--ignore-nosec", "-f", "json", "-r",
         "operator", "webhooks", "scripts",
@@ -86,7 +85,7 @@ def bandit() -> Looked:
 
 
 def explained(test: str, lines: list[str]) -> bool:
-    """Whether a line, or a comment above it, gives a reason for this finding."""
+    """Return True if a line, or a comment above it, gives a reason for a finding."""
     reason = "" if test in ONE_REASON else r" - \w+"
     mark = rf"(noqa: [A-Z0-9, ]*S{test[1:]}\b[A-Z0-9, ]*|nosec {test}){reason}"
     above = [line for line in lines[:-1] if line.lstrip().startswith("#")]
@@ -94,7 +93,7 @@ def explained(test: str, lines: list[str]) -> bool:
 
 
 def secrets() -> Looked:
-    """Nothing in any commit looks like a secret, but what .gitleaks.toml explains."""
+    """Check that no commit contains a secret, except those that .gitleaks.toml explains."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         done = ran(
@@ -110,7 +109,7 @@ def secrets() -> Looked:
 
 
 def chart() -> Looked:
-    """The chart with each set of values of its tests, all options on among them."""
+    """Check the chart with each set of values of its tests, including one with all options."""
     from tests.unit.chart.rendering import VARIANTS, render
 
     looked = Looked()
@@ -135,7 +134,7 @@ def chart() -> Looked:
 
 
 def dependencies() -> Looked:
-    """Known vulnerabilities of what the images hold; needs the service that knows them."""
+    """Check the images' packages for known vulnerabilities; needs the vulnerability service."""
     done = ran(
         sys.executable, "-m", "pip_audit", "--requirement", REQUIREMENTS[0], "--require-hashes",
         "--disable-pip", "--progress-spinner", "off", "--format", "json",
@@ -156,14 +155,14 @@ def dependencies() -> Looked:
 
 
 def pinned(path: Path) -> dict[str, bool]:
-    """The requirements of a lock file: whether each has a hash."""
+    """Return for each requirement of a lock file whether it has a hash."""
     blocks = re.split(r"\n(?=[A-Za-z0-9])", path.read_text())
     names = [(block.split()[0], "--hash=sha256:" in block) for block in blocks if "==" in block]
     return dict(names)
 
 
 def locks() -> Looked:
-    """Everything that is installed is pinned by a hash."""
+    """Check that every installed package is pinned by a hash."""
     looked = Looked()
     for name in REQUIREMENTS:
         for requirement, hashed in pinned(ROOT / name).items():
@@ -183,7 +182,7 @@ CHECKS = {
 
 
 def main() -> int:
-    """Make the checks and print what they found."""
+    """Run the checks and print their findings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted(CHECKS), action="append")
     wanted = parser.parse_args().only or list(CHECKS)

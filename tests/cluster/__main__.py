@@ -11,9 +11,7 @@ from .api import Cluster, ClusterError, Shape
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status is 1 where it cannot be done, with the reason on standard
-    error.
-    """
+    """Run a command. Return 1 after a failure, with the reason on standard error."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options) or 0)

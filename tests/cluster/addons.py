@@ -1,4 +1,4 @@
-"""Cluster DNS and resource metrics: processes beside the node, behind Services like any other."""
+"""Cluster DNS and resource metrics: processes beside the node, behind Services."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Dns:
         self.process = Component(layout.root, "coredns")
 
     def start(self, client: Client) -> None:
-        """Start it. It is ready when `answers` says so."""
+        """Start it. It is ready when `answers` returns True."""
         layout = self._layout
         kubeconfig = self._control_plane.kubeconfig("coredns", "system:coredns")
         corefile = layout.root / "Corefile"
@@ -72,7 +72,7 @@ class Dns:
         self.process.start()
 
     def answers(self) -> bool:
-        """Whether the service address resolves the API server's name."""
+        """Return True if the service address resolves the API server's name."""
         return resolves("kubernetes.default.svc.cluster.local", str(self._layout.dns))
 
 
@@ -85,7 +85,7 @@ class Metrics:
         self.process = Component(layout.root, "metrics-server")
 
     def start(self, client: Client) -> None:
-        """Start it. The first numbers come after two measurements, some twenty seconds later."""
+        """Start it. The first metrics follow after two measurements, about twenty seconds later."""
         layout, user = self._layout, "system:metrics-server"
         authority = self._control_plane.authority
         certificate, key = authority.issue(
@@ -122,16 +122,14 @@ class Metrics:
         self.process.start()
 
     def answers(self, client: Client) -> bool:
-        """Whether the API server reaches it. Until then discovery is incomplete, and nothing is
-        garbage collected.
+        """Return True if the API server reaches it. Until then discovery is incomplete and garbage
+        collection does not run.
         """
         return client.ready("/apis/metrics.k8s.io/v1beta1")
 
 
 def resolves(name: str, server: str, timeout: float = 0.5) -> bool:
-    """Whether a DNS server has an address for a name. One question over UDP; no answer in time
-    means no.
-    """
+    """Return True if a DNS server resolves a name. Sends one UDP query; a timeout means False."""
     identifier = secrets.randbelow(1 << 16)
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     question = struct.pack(">6H", identifier, 0x0100, 1, 0, 0, 0) + labels + b"\0" + b"\0\1\0\1"
@@ -194,7 +192,7 @@ def _service(
     ports: Mapping[str, tuple[str, int, int]],
     cluster_ip: str | None = None,
 ) -> list[dict[str, Any]]:
-    """A Service without a selector, and by hand the one endpoint it leads to."""
+    """Create a Service without a selector, and its endpoint by hand."""
     metadata = {"name": name, "namespace": "kube-system"}
     outer = [
         {"name": port, "protocol": protocol, "port": number, "targetPort": target}

@@ -1,4 +1,4 @@
-"""The one interface through which tests, demonstrations and benchmarks use a cluster."""
+"""The interface through which tests, demonstrations and benchmarks use a cluster."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ if TYPE_CHECKING:
 
 
 class ClusterError(Exception):
-    """The cluster cannot do what was asked; the message says what to do about it."""
+    """A cluster operation failed; the message says how to fix it."""
 
 
 class Shape(StrEnum):
-    """How much of a cluster is wanted.
+    """The size of a cluster.
 
-    Each is enough for more than it costs: an API server for what only writes objects, simulated
-    nodes for numbers, a real node for pods.
+    An API server alone stores objects, simulated nodes provide numbers, a real node runs pods.
     """
 
     CONTROL_PLANE = "control-plane"
@@ -27,44 +26,40 @@ class Shape(StrEnum):
 
 @runtime_checkable
 class Cluster(Protocol):
-    """A Kubernetes cluster that a test may use, break and throw away."""
+    """A Kubernetes cluster that a test may use, break and delete."""
 
     name: str
 
     @property
     def kubeconfig(self) -> Path:
-        """The kubeconfig of a cluster administrator. Exists once the cluster is up."""
+        """Kubeconfig of a cluster administrator. Exists once the cluster runs."""
 
     @property
     def server(self) -> str:
         """The URL of the API server."""
 
     def up(self, shape: Shape) -> None:
-        """Start the cluster, or what is missing of it; return when it answers.
+        """Start the cluster, or its missing components; return when it answers.
 
-        A cluster that is already up in this shape is left as it is.
+        A cluster that already runs in this shape stays as it is.
         """
 
     def down(self) -> None:
-        """Stop the cluster and remove all it left on the machine, also after a crash."""
+        """Stop the cluster and remove all that it left on the machine, also after a crash."""
 
     def load(self, image: str | Path) -> None:
-        """Make an image known to the nodes: a docker archive's path, or the name of a built
-        image.
-        """
+        """Load an image onto the nodes, from a docker archive or by the name of a built image."""
 
     def env(self) -> dict[str, str]:
-        """The environment for subprocesses: this one's, with KUBECONFIG set and kubectl on the
-        PATH.
+        """Return this process' environment with KUBECONFIG set and kubectl on the PATH, for
+        subprocesses.
         """
 
     def stop(self, component: str) -> None:
-        """Take a component away, as a fault would: `apiserver`, `etcd`, `scheduler`, `kubelet`,
-        ...
-        """
+        """Stop a component, to inject a fault: `apiserver`, `etcd`, `scheduler`, `kubelet`, ..."""
 
     def start(self, component: str) -> None:
-        """Bring back what `stop` took; returns when it is up."""
+        """Start a stopped component; return when it is ready."""
 
     def restart(self, component: str) -> None:
         """`stop`, then `start`."""

@@ -1,6 +1,4 @@
-"""The programs of a cluster, built from Go modules once for each version and kept in the user's
-cache.
-"""
+"""The programs of a cluster, built from Go modules once per version and cached for the user."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ KUBERNETES = "v1.37.2"
 
 @dataclass(frozen=True)
 class Program:
-    """Something to build: packages of a published module, or of a module in this repository."""
+    """A program to build: packages of a published module, or of a module in this repository."""
 
     name: str
     version: str
@@ -45,7 +43,7 @@ class Program:
 
     @property
     def key(self) -> str:
-        """Changes with everything that the result depends on."""
+        """A hash of everything that the build depends on."""
         digest = hashlib.sha256()
         parts = (self.packages, self.provides, self.version, self.tags, self.cgo, self.link)
         digest.update(repr((parts, platform.machine())).encode())
@@ -56,7 +54,7 @@ class Program:
 
     @property
     def folder(self) -> Path:
-        """Where the programs are, once they are built."""
+        """The folder of the built programs."""
         return cache_directory() / "programs" / f"{self.name}-{self.version}-{self.key}"
 
 
@@ -161,17 +159,17 @@ NEEDED: dict[Shape, tuple[str, ...]] = {
 
 
 def ensure(shape: Shape) -> None:
-    """Build what the shape needs and the cache lacks. Minutes the first time, nothing later.
+    """Build the programs that the shape needs and the cache lacks. The first build takes minutes.
 
-    Raises ClusterError with the compiler's last words where a build fails.
+    Raises ClusterError with the compiler's last lines if a build fails.
     """
     for name in NEEDED[shape]:
         build(PROGRAMS[name])
 
 
 def build(program: Program) -> Path:
-    """The folder of the built program. Several processes may ask: one builds, the others wait
-    for it.
+    """Return the folder of the built program. If several processes call it, one builds and the
+    others wait.
     """
     if program.folder.exists():
         return program.folder
@@ -192,12 +190,12 @@ def module_folder(program: Program, module: str) -> Path:
 
 
 def path_of(command: str) -> Path:
-    """The path of a program's executable, built now if need be."""
+    """Return the path of a program's executable; build it first if necessary."""
     return build(_provider(command)) / command
 
 
 def built() -> list[Path]:
-    """The folders of the programs that are in the cache, for a PATH."""
+    """Return the folders of the cached programs, for a PATH."""
     return [program.folder for program in PROGRAMS.values() if program.folder.exists()]
 
 

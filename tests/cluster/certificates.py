@@ -1,6 +1,4 @@
-"""The certificates of a cluster: one authority of its own, and what it signs. Made by the
-openssl program.
-"""
+"""The certificates of a cluster: its authority and what it signs, created by openssl."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 class Authority:
-    """A certificate authority kept in a folder. What exists there already is used again."""
+    """A certificate authority stored in a folder. Existing files are reused."""
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
         self._folder = folder
@@ -28,7 +26,7 @@ class Authority:
         self._key = folder / f"{name}.key"
 
     def ensure(self) -> None:
-        """Make the authority unless it is there."""
+        """Create the authority, unless it exists."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         extensions = [
             "basicConstraints=critical,CA:TRUE",
@@ -44,10 +42,10 @@ class Authority:
         groups: Sequence[str] = (),
         hosts: Sequence[str] = (),
     ) -> tuple[Path, Path]:
-        """A certificate and its key, made unless they are there.
+        """Create a certificate and its key, unless they exist.
 
-        To the API server `common_name` is the user and `groups` the user's groups. `hosts` are
-        `IP:` or `DNS:` entries, for those that serve.
+        For the API server, `common_name` is the user and `groups` the user's groups. `hosts` are
+        `IP:` or `DNS:` entries, for servers.
         """
         certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         subject = "".join(f"/O={group}" for group in groups) + f"/CN={common_name}"
@@ -78,7 +76,7 @@ class Authority:
 
 
 def ensure_signing_key(folder: Path) -> tuple[Path, Path]:
-    """The private and public key of service account tokens, made unless they are there."""
+    """Create the key pair for service account tokens, unless it exists."""
     private, public = folder / "service-accounts.key", folder / "service-accounts.pub"
     if not public.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""Which cluster a command uses."""
+"""Selects the cluster that a command uses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DEFAULT_NAME = "engineroom"
 
 
 def select(name: str = DEFAULT_NAME, owner: tuple[int, int, str] | None = None) -> Cluster:
-    """The cluster that the environment variable CLUSTER says: `current`, `kind` or `local`.
+    """Return the cluster that the environment variable CLUSTER names: `current`, `kind` or `local`.
 
-    Unset, it is kind where a Docker engine answers, else local. Nothing is started. `owner` marks a
-    private cluster, see `local.Local`. Raises ClusterError for another value.
+    By default it is kind if a Docker engine answers, else local. Nothing is started. `owner` marks
+    a private cluster, see `local.Local`. Raises ClusterError for another value.
     """
     kind = os.environ.get("CLUSTER") or ("kind" if docker_answers() else "local")
     if kind == "current":
@@ -36,7 +36,7 @@ def select(name: str = DEFAULT_NAME, owner: tuple[int, int, str] | None = None) 
 
 
 def docker_answers() -> bool:
-    """Whether there is a Docker engine, not only its command."""
+    """Return True if a Docker engine answers; its command alone is not enough."""
     if shutil.which("docker") is None:
         return False
     command = ["docker", "version", "--format", "{{.Server.Version}}"]

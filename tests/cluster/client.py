@@ -1,6 +1,4 @@
-"""As much of a Kubernetes client as starting a cluster takes, with nothing but the standard
-library.
-"""
+"""A minimal Kubernetes client for starting a cluster, with the standard library only."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Requests to an API server by certificate. A connection for each: it is asked little."""
+    """Sends requests to an API server with a client certificate, each on its own connection."""
 
     def __init__(self, server: str, authority: Path, certificate: Path, key: Path) -> None:
         self._address = urlsplit(server).netloc
@@ -29,7 +27,7 @@ class Client:
     def request(
         self, method: str, path: str, body: object = None, *, media: str = "application/json"
     ) -> tuple[int, bytes]:
-        """Status and body of the answer. Raises OSError where there is none."""
+        """Return status and body of the response. Raises OSError."""
         connection = http.client.HTTPSConnection(self._address, context=self._context, timeout=30)
         try:
             data = None if body is None else json.dumps(body)
@@ -42,23 +40,21 @@ class Client:
             connection.close()
 
     def ready(self, path: str = "/readyz") -> bool:
-        """Whether a path answers with success; no answer means no."""
+        """Return True if a path answers with success."""
         try:
             return self.request("GET", path)[0] == 200
         except OSError:
             return False
 
     def get(self, path: str) -> Any:
-        """The object at a path. Raises ClusterError where it cannot be had."""
+        """Get the object at a path. Raises ClusterError."""
         status, body = self.request("GET", path)
         if status != 200:
             raise ClusterError(f"GET {path}: {status} {body.decode(errors='replace')}")
         return json.loads(body)
 
     def apply(self, objects: Iterable[Mapping[str, Any]]) -> None:
-        """Make the objects be as given, by server-side apply. Raises ClusterError where one is
-        refused.
-        """
+        """Apply the objects by server-side apply. Raises ClusterError if one is refused."""
         for thing in objects:
             path = _path(thing) + "?fieldManager=engineroom-test-cluster&force=true"
             status, body = self.request("PATCH", path, thing, media="application/apply-patch+yaml")
@@ -82,8 +78,8 @@ def _path(thing: Mapping[str, Any]) -> str:
 def write_kubeconfig(
     path: Path, name: str, server: str, authority: Path, certificate: Path, key: Path
 ) -> None:
-    """A kubeconfig that holds its certificates, so that it may be copied. It is JSON, which is
-    YAML too.
+    """Write a kubeconfig with embedded certificates, which can be copied. It is JSON, a subset of
+    YAML.
     """
 
     def embedded(file: Path) -> str:

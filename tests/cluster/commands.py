@@ -1,4 +1,4 @@
-"""Running other programs, for what is only a thin layer over them."""
+"""Runs other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Run = Callable[[Sequence[str], str], str]
 
 
 def run(command: Sequence[str], stdin: str = "") -> str:
-    """The command's standard output. Raises ClusterError, with what it says, where it fails."""
+    """Return the command's standard output. Raises ClusterError with its output if it fails."""
     try:
         result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

@@ -30,8 +30,8 @@ _READY_SECONDS = 90.0
 
 
 class ControlPlane:
-    """The control plane of one cluster. All it knows is in files: any process can go on where
-    another stopped.
+    """The control plane of one cluster. All its state is in files, so any process can continue the
+    work of another.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -48,18 +48,18 @@ class ControlPlane:
 
     @property
     def authority(self) -> Authority:
-        """What signs the cluster's certificates."""
+        """The certificate authority of the cluster."""
         return self._authority
 
     def client(self) -> Client:
-        """A client with every right."""
+        """A client with all permissions."""
         certificate, key = self._authority.issue(
             "admin", "engineroom-admin", groups=["system:masters"]
         )
         return Client(self._layout.server, self._authority.certificate, certificate, key)
 
     def kubeconfig(self, name: str, user: str, *groups: str) -> Path:
-        """The kubeconfig of a component that acts as `user`."""
+        """Return the kubeconfig of a component that acts as `user`."""
         path = self._layout.root / "kubeconfigs" / name
         path.parent.mkdir(exist_ok=True)
         self._write_kubeconfig(path, name, user, *groups)
@@ -78,7 +78,7 @@ class ControlPlane:
         )
 
     def configure(self) -> None:
-        """Make certificates and kubeconfigs, and say how each process starts."""
+        """Create certificates and kubeconfigs, and configure the processes."""
         self._authority.ensure()
         self._front_proxy.ensure()
         ensure_signing_key(self._layout.certificates)
@@ -92,9 +92,9 @@ class ControlPlane:
             self._configure_scheduler()
 
     def start(self) -> None:
-        """Start what does not run. Returns when objects can be made and controllers act.
+        """Start the stopped processes; return when the API server and the controllers work.
 
-        Raises ClusterError, with the end of the log, where that does not come to be.
+        Raises ClusterError with the end of the log if they do not.
         """
         self.etcd.start()
         self.apiserver.start()
@@ -108,7 +108,7 @@ class ControlPlane:
         wait(lambda: client.ready(account), "the controller manager", self.controller_manager)
 
     def wait_for_apiserver(self) -> None:
-        """Return when the API server says that it is ready."""
+        """Return when the API server reports that it is ready."""
         client = self.client()
         wait(client.ready, "the API server", self.apiserver, self.etcd)
 
@@ -178,7 +178,7 @@ class ControlPlane:
             "--profiling=false",
         ]
         if not layout.own_network:
-            # No Service can lead to a loopback address; without pods nobody asks for it.
+            # No Service can lead to a loopback address; without pods it has no clients.
             argv.append("--endpoint-reconciler-type=none")
         self._start_in_namespace(self.apiserver, argv)
 
@@ -236,9 +236,9 @@ class ControlPlane:
 def wait(
     condition: Callable[[], bool], what: str, *processes: Component, seconds: float = _READY_SECONDS
 ) -> None:
-    """Return when the condition holds.
+    """Wait until the condition holds.
 
-    Raises ClusterError when one of the processes it hangs on ends, or the time is over.
+    Raises ClusterError if one of the processes that it depends on ends, or after the timeout.
     """
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,5 +1,5 @@
-"""The cluster of the kubeconfig at hand. It is somebody's: nothing of it is started, stopped or
-broken.
+"""The cluster of the current kubeconfig. It belongs to its user: nothing in it is started, stopped
+or broken.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .commands import Run, run
 
 
 class Current:
-    """What `kubectl` talks to now, by KUBECONFIG or the file in the home folder."""
+    """The cluster that `kubectl` uses now, by KUBECONFIG or the default file."""
 
     name = "current"
 
@@ -22,7 +22,7 @@ class Current:
 
     @property
     def kubeconfig(self) -> Path:
-        """The first file where KUBECONFIG names several."""
+        """The first file, if KUBECONFIG names several."""
         first = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0]
         return Path(first) if first else Path.home() / ".kube" / "config"
 
@@ -32,14 +32,14 @@ class Current:
         return str(json.loads(self._run(view, ""))["clusters"][0]["cluster"]["server"])
 
     def up(self, shape: Shape) -> None:
-        """Look whether the cluster answers; it is taken to have what the shape needs."""
+        """Check that the cluster answers; it is assumed to have what the shape needs."""
         del shape
         if not self.kubeconfig.is_file():
             raise ClusterError(f"CLUSTER=current, but there is no kubeconfig {self.kubeconfig}")
         self._run(["kubectl", "version", "--output=json"], "")
 
     def down(self) -> None:
-        """Nothing: we did not start it."""
+        """Do nothing, because the cluster was not started here."""
 
     def load(self, image: str | Path) -> None:
         raise ClusterError(

@@ -1,6 +1,4 @@
-"""A cluster made by kind, where a Docker engine runs. A thin layer: what it would run is what is
-tested.
-"""
+"""A cluster created by kind, for machines with a Docker engine. Unit tests check its commands."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ nodes:
 
 
 class Kind:
-    """A cluster of one container that is control plane and node at once, so every shape but
-    `scale` is the same.
+    """A cluster of one container that is control plane and node; all shapes but `scale` are the
+    same.
     """
 
     def __init__(self, name: str, *, run: Run = run) -> None:

@@ -1,6 +1,4 @@
-"""Where the parts of a local cluster are: folders, addresses, ports. Decided once, then read
-back by every process.
-"""
+"""Folders, addresses and ports of a local cluster. Chosen once, then read back by every process."""
 
 from __future__ import annotations
 
@@ -35,9 +33,9 @@ MAXIMUM_NODES = 2 ** (_SLICE - _SERVICES.prefixlen)
 class Layout:
     """The fixed facts of one cluster.
 
-    `index` tells clusters with a network namespace apart: its addresses and devices follow from it.
-    `owner` is the process that a private cluster belongs to, as its identity's fields: when that is
-    gone, the cluster may go too.
+    `index` distinguishes clusters with a network namespace: their addresses and devices follow from
+    it. `owner` is the identity of the process that a private cluster belongs to; when that process
+    has ended, the cluster may be removed.
     """
 
     name: str
@@ -49,12 +47,12 @@ class Layout:
 
     @property
     def own_network(self) -> bool:
-        """Whether the cluster runs in a network namespace of its own."""
+        """True if the cluster runs in its own network namespace."""
         return self.shape is Shape.NODE
 
     @property
     def namespace(self) -> Path | None:
-        """The network namespace's file; None where the cluster runs in the machine's own."""
+        """The network namespace's file; None for a cluster in the machine's network."""
         return Path("/run/netns") / self.namespace_name if self.own_network else None
 
     @property
@@ -71,7 +69,7 @@ class Layout:
 
     @property
     def link(self) -> IPv4Network:
-        """Two addresses: the machine's and the node's."""
+        """The addresses of the machine and of the node on their link."""
         return IPv4Network((self._slice(_LINKS_AND_PODS).network_address, 30))
 
     @property
@@ -80,7 +78,7 @@ class Layout:
 
     @property
     def address(self) -> IPv4Address:
-        """Where the API server listens, and the node's address where there is a node."""
+        """The address of the API server, and of the node if there is one."""
         return self.link[2] if self.own_network else IPv4Address("127.0.0.1")
 
     @property
@@ -109,19 +107,19 @@ class Layout:
 
     @property
     def runtime(self) -> Path:
-        """For sockets, whose paths must be short, and mounts; gone after a reboot."""
+        """Folder for sockets, whose paths must be short, and mounts; deleted at reboot."""
         return Path("/run/engineroom") / self.name
 
     @property
     def cgroup(self) -> str:
-        """The control group, in every hierarchy, that holds all pods."""
+        """The control group, in every hierarchy, of all pods."""
         return f"engineroom-{self.name}"
 
     def _slice(self, network: IPv4Network) -> IPv4Network:
         return list(network.subnets(new_prefix=_SLICE))[self.index]
 
     def save(self) -> None:
-        """Keep for `read`."""
+        """Write the layout for `read`."""
         self.root.mkdir(parents=True, exist_ok=True)
         document = asdict(self)
         del document["name"], document["root"]
@@ -131,7 +129,7 @@ class Layout:
 
     @classmethod
     def read(cls, root: Path) -> Layout | None:
-        """The layout of the cluster that has its state in `root`; None where there is none."""
+        """Read the layout of the cluster with its state in `root`; None if there is none."""
         try:
             document = json.loads((root / "layout.json").read_text())
         except FileNotFoundError:
@@ -147,16 +145,16 @@ class Layout:
         )
 
     def with_other_ports(self, others: Iterable[Layout]) -> Layout:
-        """The same with ports that are free now."""
+        """Return a copy with ports that are free now."""
         return replace(self, ports=_free_ports(others))
 
 
 def plan(
     root: Path, shape: Shape, others: Iterable[Layout], owner: tuple[int, int, str] | None = None
 ) -> Layout:
-    """A layout for a new cluster beside the `others`.
+    """Return a layout for a new cluster beside the `others`.
 
-    Raises ClusterError where the name cannot be one, or no addresses are left.
+    Raises ClusterError for an invalid name, or if no addresses are left.
     """
     check_name(root.name)
     others = list(others)
@@ -174,9 +172,7 @@ def plan(
 
 
 def check_name(name: str) -> None:
-    """Raises ClusterError unless the name may be one of a cluster, a namespace and a control
-    group.
-    """
+    """Raise ClusterError unless the name is valid for a cluster, namespace and control group."""
     if not _NAME.fullmatch(name):
         raise ClusterError(
             f"{name!r} cannot be a cluster's name: "

@@ -1,6 +1,4 @@
-"""Finding and removing what a node leaves on the machine: control groups, processes, mounts,
-settings.
-"""
+"""Finds and removes what a node leaves behind: control groups, processes, mounts, settings."""
 
 from __future__ import annotations
 
@@ -33,14 +31,14 @@ _SECONDS = 30.0
 
 
 def create_cgroup(name: str) -> None:
-    """Make the control group in every hierarchy; of version 2 there is one, of version 1 many."""
+    """Create the control group in every hierarchy: one in version 2, many in version 1."""
     for hierarchy in _hierarchies(at=_CGROUPS):
         (hierarchy / name).mkdir(exist_ok=True)
 
 
 def remove_cgroup(name: str) -> None:
-    """Kill all processes of the group and its children, and remove them. Raises ClusterError
-    where one stays.
+    """Kill all processes of the group and its children, and remove them. Raises ClusterError if one
+    remains.
     """
     deadline = time.monotonic() + _SECONDS
     for root in [hierarchy / name for hierarchy in _hierarchies()]:
@@ -59,10 +57,10 @@ def remove_cgroup(name: str) -> None:
 
 
 def _hierarchies(at: Path | None = None) -> Iterator[Path]:
-    """The roots of all control groups; with `at`, version 2's only where it is mounted there.
+    """Return the roots of all control groups; with `at`, of version 2 only if it is mounted there.
 
-    Elsewhere it stands beside version 1 and has no controllers, but runc puts processes in it all
-    the same.
+    Elsewhere version 2 has no controllers beside version 1, but runc puts processes into it all the
+    same.
     """
     for point, kind in _mounts():
         if kind == "cgroup" or (kind == "cgroup2" and at in (None, point)):
@@ -77,9 +75,7 @@ def _kill_all_in(group: Path) -> None:
 
 
 def kill_marked(variable: str, value: str) -> None:
-    """Kill the processes that were started with this environment variable, and so were their
-    descendants.
-    """
+    """Kill processes that were started with this environment variable, and their descendants."""
     marker = f"{variable}={value}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -103,19 +99,19 @@ def unmount_below(*folders: Path) -> None:
 
 
 def is_mounted(folder: Path) -> bool:
-    """Whether the folder is a mount point, also where it is one of its own file system."""
+    """Return True if the folder is a mount point, also of its own file system."""
     return any(point == folder for point, _ in _mounts())
 
 
 def _mounts() -> list[tuple[Path, str]]:
-    """Mount point and file system of each mount, in the order of mounting."""
+    """Return mount point and file system of each mount, in the order of mounting."""
     rows = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     # Spaces and the like are written as octal escapes.
     return [(Path(row[1].encode().decode("unicode_escape")), row[2]) for row in rows]
 
 
 def save_settings(file: Path) -> None:
-    """Remember the kernel settings that a kubelet changes, unless that was done before."""
+    """Save the kernel settings that a kubelet changes, unless they are saved already."""
     if not file.exists():
         paths = [Path("/proc/sys", name) for name in _SETTINGS]
         present = {str(path): path.read_text().strip() for path in paths if path.exists()}
@@ -123,7 +119,7 @@ def save_settings(file: Path) -> None:
 
 
 def restore_settings(file: Path) -> None:
-    """Put back what `save_settings` remembered."""
+    """Restore the settings that `save_settings` saved."""
     try:
         saved = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""A cluster made of processes of this machine."""
+"""A cluster of processes on this machine."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _ATTEMPTS = 3
 
 
 class Extension(Protocol):
-    """What a shape has beside its control plane."""
+    """The components of a shape beside its control plane."""
 
     def prepare(self) -> None:
-        """Make what must be there before any process starts."""
+        """Create what must exist before the processes start."""
 
     def start(self) -> None:
-        """Configure and start what does not run; return when it is ready."""
+        """Configure and start the stopped processes; return when they are ready."""
 
     def load(self, archive: Path, image: str) -> None:
-        """Make the images in a docker archive known to the nodes."""
+        """Load the images of a docker archive onto the nodes."""
 
     def wait(self, component: str) -> None:
-        """Return when a component, just started, does its work."""
+        """Return when a component that was just started works."""
 
 
 class Local:
-    """A cluster of local processes; any number of them side by side, told apart by name.
+    """A cluster of local processes; several can run, distinguished by name.
 
     With an `owner` (the fields of an `Identity`) the cluster is private to that process, and
-    `remove_abandoned` takes it down when the process is gone.
+    `remove_abandoned` removes it when the process has ended.
     """
 
     def __init__(self, name: str, *, owner: tuple[int, int, str] | None = None) -> None:
@@ -136,12 +136,12 @@ class Local:
         self.start(component)
 
     def status(self) -> dict[str, bool]:
-        """Whether each component of the cluster runs; empty where there is no cluster."""
+        """Return the state of each component; empty if there is no cluster."""
         return {component.name: component.running() for component in components(self._root)}
 
     @property
     def shape(self) -> Shape | None:
-        """The shape the cluster was started in; None where there is no cluster."""
+        """Return the shape that the cluster was started in; None if there is no cluster."""
         layout = Layout.read(self._root)
         return None if layout is None else layout.shape
 
@@ -154,7 +154,7 @@ class Local:
         return layout
 
     def _layout_for(self, shape: Shape) -> Layout:
-        """That of the cluster that is there, else a new one."""
+        """Return the layout of the existing cluster, or a new one."""
         present = Layout.read(self._root)
         if present is None:
             with _locked(clusters_directory() / ".plan.lock"):
@@ -183,7 +183,7 @@ class Local:
             extension.start()
 
     def _end_processes(self) -> None:
-        """Clients before servers, so that none hangs on one that is gone."""
+        """Stop clients before servers, so that none waits for a stopped server."""
         last = ["apiserver", "etcd"]
         everything = components(self._root)
         for component in sorted(
@@ -205,13 +205,13 @@ class Local:
 
 
 def layouts() -> list[Layout]:
-    """The layouts of this user's clusters, running or left behind."""
+    """Return the layouts of this user's clusters, running or left behind."""
     found = (Layout.read(root) for root in sorted(clusters_directory().glob("[!.]*")))
     return [layout for layout in found if layout is not None]
 
 
 def remove_abandoned() -> None:
-    """Take down private clusters whose owner is gone."""
+    """Remove private clusters whose owner has ended."""
     for layout in layouts():
         if layout.owner is not None and not Identity(*layout.owner).alive():
             Local(layout.name).down()

@@ -1,7 +1,7 @@
-"""The network of a node: a namespace of its own, and one link to the machine.
+"""The network of a node: its own namespace, and one link to the machine.
 
-The machine forwards nothing into or out of it, and the namespace has no default route: what runs
-there reaches the machine and nothing else. The machine reaches pods and services.
+The machine forwards no packets into or out of it, and the namespace has no default route: programs
+in it reach the machine and nothing else. The machine reaches pods and Services.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAMESPACES = Path("/run/netns")
 
 
 def create(layout: Layout) -> None:
-    """Make the namespace, link and routes, as far as they are not there."""
+    """Create namespace, link and routes, as far as they do not exist."""
     name, host, node = layout.namespace_name, layout.host_device, layout.node_device
     if not (_NAMESPACES / name).exists():
         _ip("netns", "add", name)
@@ -35,12 +35,12 @@ def create(layout: Layout) -> None:
     _ip("-n", name, "link", "set", "lo", "up")
     for network in (layout.pods, layout.services):
         _ip("route", "replace", str(network), "via", str(layout.address), "dev", host)
-    # Between pods; the file shows the namespace of whoever opens it.
+    # Between pods; the file shows the namespace of the process that opens it.
     _run("nsenter", f"--net={layout.namespace}", "--", "sysctl", "-qw", "net.ipv4.ip_forward=1")
 
 
 def remove(layout: Layout) -> None:
-    """Remove what `create` made; what lives in the namespace goes with it."""
+    """Remove what `create` created, including processes in the namespace."""
     if Path("/sys/class/net", layout.host_device).exists() and _is_ours(layout):
         _ip("link", "delete", layout.host_device)
     if (_NAMESPACES / layout.namespace_name).exists():
@@ -51,7 +51,7 @@ def remove(layout: Layout) -> None:
 
 
 def _is_ours(layout: Layout) -> bool:
-    """Whether the device has this cluster's address, and not come into being without us."""
+    """Return True if the device has this cluster's address."""
     devices = json.loads(_ip("-json", "addr", "show", "dev", layout.host_device) or "[]")
     addresses = [info.get("local") for device in devices for info in device.get("addr_info", [])]
     return not addresses or str(layout.host_address) in addresses

@@ -1,5 +1,5 @@
-"""A node on which pods really run: containerd, kubelet, kube-proxy, DNS and metrics, in a
-network of their own.
+"""A node that really runs pods: containerd, kubelet, kube-proxy, DNS and metrics, in its own
+network.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Node:
 def remove(layout: Layout) -> None:
     """Remove what a node left, whether it was stopped or its processes were killed.
 
-    Its recorded processes have to be ended before.
+    Its recorded processes must have ended before.
     """
     leftovers.kill_marked(_MARKER, str(layout.root))
     leftovers.remove_cgroup(layout.cgroup)
@@ -215,7 +215,7 @@ def remove(layout: Layout) -> None:
 
 
 def _remove_traces(layout: Layout) -> None:
-    """What programs write to places that they don't let one choose."""
+    """Remove files that programs write to fixed paths."""
     for path in _CNI_RESULTS.glob(f"{layout.namespace_name}-*"):
         path.unlink(missing_ok=True)
     if _LINKS_TO_LOGS.exists():
@@ -225,7 +225,7 @@ def _remove_traces(layout: Layout) -> None:
 
 
 def data(layout: Layout) -> Path:
-    """What may be large, on disk. Sockets are in it, so its path is short."""
+    """Folder on disk for large data. It contains sockets, so its path is short."""
     return Path("/var/lib/engineroom") / layout.name
 
 
@@ -280,15 +280,15 @@ def _containerd_configuration(layout: Layout) -> dict[str, Any]:
 
 
 def _snapshotter(folder: Path) -> str:
-    """overlayfs, but for where the disk is such a one itself, as in most containers."""
+    """Return overlayfs, or another one if the disk itself is an overlay, as in most containers."""
     command = ["stat", "--file-system", "--format=%T", str(folder)]
     kind = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return "native" if kind == "overlayfs" else "overlayfs"
 
 
 def _pod_network(layout: Layout) -> dict[str, Any]:
-    """A link of its own for each pod, all traffic routed: replies cannot get past the Services'
-    rules.
+    """Return a network with a separate link per pod and routed traffic, so that replies pass the
+    Services' rules.
     """
     return {
         "cniVersion": "1.0.0",
@@ -359,7 +359,9 @@ def _write_json(path: Path, document: dict[str, Any]) -> Path:
 
 
 def _toml(document: dict[str, Any], prefix: str = "") -> str:
-    """TOML of nested dictionaries. JSON's strings, numbers, booleans and lists are TOML's too."""
+    """Format nested dictionaries as TOML. JSON's strings, numbers, booleans and lists are valid
+    TOML.
+    """
     scalars = {key: value for key, value in document.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in document.items() if isinstance(value, dict)}
     lines = [f"[{prefix}]"] if prefix and scalars else []

@@ -1,4 +1,4 @@
-"""Where things live between runs, after the XDG base directory specification."""
+"""Folders that are kept between runs, after the XDG base directory specification."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """What can be built again: binaries, images. Shared by every checkout of this user."""
+    """Return the folder of binaries and images, which can be built again. All checkouts of a user
+    share it.
+    """
     return _base("XDG_CACHE_HOME", ".cache") / "engineroom"
 
 
 def clusters_directory() -> Path:
-    """The state of running clusters, one folder for each."""
+    """Return the folder with the state of running clusters, one folder each."""
     return _base("XDG_STATE_HOME", ".local/state") / "engineroom" / "clusters"
 
 

@@ -1,8 +1,8 @@
-"""Long-running processes that are found again, and stopped, by a recorded identity.
+"""Long-running processes that are found and stopped by a recorded identity.
 
-A process id alone says little: after a crash it may belong to somebody else. So each process writes
-down its own entry of `/proc` before it becomes the program: id, start time and the boot it belongs
-to identify it for ever, and no moment exists in which it runs without a record.
+A process id alone is ambiguous: after a crash another process may have it. So each process writes
+its own entry of `/proc` before it executes the program. Process id, start time and boot id identify
+it for ever, and it never runs without a record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a process from every other that has, had or will have its id."""
+    """A unique identity of a process, unlike a process id, which is reused."""
 
     pid: int
     started: int  # clock ticks since the boot
@@ -42,9 +42,9 @@ class Identity:
 
     @classmethod
     def parse(cls, record: str) -> Identity:
-        """Read a record: a line of `/proc/PID/stat`, then the boot's id.
+        """Parse a record: a line of `/proc/PID/stat`, then the boot id.
 
-        Raises ValueError where the text is no such record.
+        Raises ValueError for an invalid record.
         """
         stat, _, boot = record.strip().rpartition("\n")
         pid, started, _ = _parse_stat(stat)
@@ -52,9 +52,7 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Identity | None:
-        """The identity of the process that has this id now; None where there is none, or a
-        zombie.
-        """
+        """Return the identity of the process with this id; None for none or a zombie."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -65,14 +63,13 @@ class Identity:
         return cls(pid, started, _BOOT_ID.read_text().strip())
 
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Return True if exactly this process still runs."""
         return Identity.of(self.pid) == self
 
     def end(self, grace: float) -> None:
-        """Ask the process to finish, make it do so after `grace` seconds, and return when it is
-        gone.
+        """Ask the process to end, kill it after `grace` seconds, and return when it has ended.
 
-        A process that is not this one, though it has the same id, is left alone.
+        Another process with the same id is not affected.
         """
         try:
             handle = os.pidfd_open(self.pid)
@@ -97,7 +94,7 @@ class Identity:
 
 
 def _parse_stat(line: str) -> tuple[int, int, str]:
-    """Process id, start time and state; the command between them may contain anything."""
+    """Parse process id, start time and state; the command between them may contain anything."""
     before, _, after = line.rpartition(")")
     fields = after.split()
     try:
@@ -113,8 +110,8 @@ def _reap(pid: int) -> None:
 
 
 class Component:
-    """One named process of a cluster. Its record, command line and log are files under the
-    cluster's folder.
+    """One named process of a cluster. Its record, command line and log are files in the cluster's
+    folder.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -130,7 +127,7 @@ class Component:
         environment: Mapping[str, str] | None = None,
         namespace: Path | None = None,
     ) -> None:
-        """Say how the process is started; `namespace` is the network namespace to start it in."""
+        """Set how the process is started; `namespace` is its network namespace."""
         enter = [] if namespace is None else ["nsenter", f"--net={namespace}", "--"]
         launch = {
             "argv": [*enter, "/bin/sh", "-c", _RECORD_AND_RUN, str(self._record), *map(str, argv)],
@@ -141,23 +138,23 @@ class Component:
 
     @property
     def configured(self) -> bool:
-        """Whether the cluster has this component at all."""
+        """Return True if the cluster has this component."""
         return self._launch.exists()
 
     def identity(self) -> Identity | None:
-        """The recorded identity, whether or not that process still runs."""
+        """Return the recorded identity, even if that process has ended."""
         try:
             return Identity.parse(self._record.read_text())
         except (FileNotFoundError, ValueError):
             return None
 
     def running(self) -> bool:
-        """Whether the recorded process runs now."""
+        """Return True if the recorded process runs."""
         identity = self.identity()
         return identity is not None and identity.alive()
 
     def start(self) -> None:
-        """Start the process unless it runs; it outlives this one. Returns when its record is
+        """Start the process unless it runs; it outlives this one. Return when its record is
         written.
         """
         if self.running():
@@ -184,14 +181,14 @@ class Component:
             time.sleep(0.005)
 
     def stop(self, grace: float = 10.0) -> None:
-        """End the process if it runs, and forget it."""
+        """Stop the process if it runs, and delete its record."""
         identity = self.identity()
         if identity is not None:
             identity.end(grace)
         self._record.unlink(missing_ok=True)
 
     def tail(self, lines: int = 15) -> str:
-        """The end of the log, for error messages."""
+        """Return the end of the log, for error messages."""
         try:
             text = self.log.read_text(errors="replace")
         except FileNotFoundError:
@@ -200,5 +197,5 @@ class Component:
 
 
 def components(root: Path) -> list[Component]:
-    """Every component that was ever configured under a cluster's folder."""
+    """Return every component that was ever configured in a cluster's folder."""
     return [Component(root, path.stem) for path in sorted((root / "processes").glob("*.json"))]

@@ -1,4 +1,4 @@
-"""Progress for people: what is being done, and for how long, on standard error."""
+"""Progress on standard error: the current step and its duration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _running: Progress | None = None
 
 @contextmanager
 def step(title: str, *, slow: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show `title` while the block runs, then how long it took.
+    """Show `title` while the block runs, then its duration.
 
-    Yields a function that sets a short detail beside the title. Steps may nest. Where standard
-    error is no terminal, a line is written at the end, and for a `slow` step at the beginning and
-    every minute too.
+    Yields a function that sets a short detail beside the title. Steps may nest. Without a terminal,
+    one line is written at the end, and for a `slow` step also at the beginning and every minute.
     """
     started = time.monotonic()
     show = _on_terminal if sys.stderr.isatty() else _in_lines

@@ -1,4 +1,4 @@
-"""Fixtures that give tests a cluster; name this module in `pytest_plugins` or with `-p`."""
+"""Fixtures that provide clusters; name this module in `pytest_plugins` or with `-p`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ REUSE = "ENGINEROOM_TEST_CLUSTER"
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
-    """An API server with its controllers, private to this session. Objects stay until the
-    session ends.
+    """An API server with its controllers, private to this session. Objects stay until the session
+    ends.
     """
     yield from private_cluster(Shape.CONTROL_PLANE)
 
@@ -43,7 +43,9 @@ def node_cluster() -> Iterator[Cluster]:
 
 
 def private_cluster(shape: Shape) -> Iterator[Cluster]:
-    """A cluster of the shape that goes when the generator is closed, or else with this process."""
+    """Yield a cluster of the shape; remove it when the generator is closed, or when this process
+    ends.
+    """
     # Sessions that were killed could not clean up after themselves.
     remove_abandoned()
     identity = Identity.of(os.getpid())

@@ -1,6 +1,4 @@
-"""Simulated nodes, for numbers that no machine could run: KWOK says that their pods run, and
-nothing does.
-"""
+"""Simulated nodes for large numbers: KWOK reports their pods as running, but executes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ class Scale:
         self._kwok = Component(layout.root, "kwok")
 
     def prepare(self) -> None:
-        """Nothing comes before the control plane."""
+        """Do nothing before the control plane starts."""
 
     def start(self) -> None:
         with step("simulated nodes"):
@@ -45,7 +43,7 @@ class Scale:
             self._wait_for_nodes(client)
 
     def load(self, archive: Path, image: str) -> None:
-        """Raises ClusterError: nothing runs here."""
+        """Raise ClusterError: simulated nodes run no images."""
         raise ClusterError(
             f"nodes are simulated, {image} ({archive}) would never be run; use --shape node"
         )

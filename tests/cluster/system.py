@@ -1,6 +1,4 @@
-"""What a cluster needs of the system: finding out what is missing, and getting it where that is
-possible.
-"""
+"""System requirements of a cluster: find out what is missing and install it."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ _OLDEST_GO = (
 
 @dataclass(frozen=True)
 class Need:
-    """Something a shape cannot do without. `evidence` is a command, or a path where it starts
-    with a slash.
-    """
+    """A requirement of a shape. `evidence` is a command, or a path that begins with a slash."""
 
     evidence: str
     package: str
@@ -75,15 +71,15 @@ NEEDS = (
 
 
 def missing(shape: Shape) -> list[Need]:
-    """The needs of the shape that the system does not meet."""
+    """Return the requirements of the shape that the system does not meet."""
     return [need for need in NEEDS if shape in need.shapes and not need.met()]
 
 
 def require(shape: Shape) -> None:
-    """Have the system ready for the shape.
+    """Prepare the system for the shape.
 
-    As root on a Debian-like system, missing packages are installed. Raises ClusterError, naming the
-    command to run, where that is not possible.
+    As root on a Debian-like system, missing packages are installed. Otherwise raises ClusterError
+    with the command to run.
     """
     lacking = missing(shape)
     if lacking:
@@ -119,14 +115,14 @@ def _get(lacking: list[Need]) -> None:
 
 
 def _apt_install(packages: list[str]) -> str | None:
-    """None when it worked, else what apt says."""
+    """Install packages; return None on success, else apt's error message."""
     # Debian starts a service when it is installed; what is wanted here is only the program.
     with _NoServices():
         return _apt("install", "--yes", "--no-install-recommends", *packages)
 
 
 class _NoServices:
-    """Keep packages from starting services while they are installed."""
+    """Prevents packages from starting services while they are installed."""
 
     _policy = Path("/usr/sbin/policy-rc.d")
 
@@ -164,7 +160,7 @@ def _check_go() -> None:
 
 
 def report(shape: Shape) -> bool:
-    """Print what the shape needs and whether it is there; whether all of it is."""
+    """Print the requirements of the shape and whether they are met; return True if all are."""
     for need in NEEDS:
         if shape in need.shapes:
             mark = "ok     " if need.met() else "missing"

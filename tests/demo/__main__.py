@@ -1,5 +1,4 @@
-"""Bring up a cluster, install Engineroom, give a pool 500 jobs and a web application a limit, and
-count what became of them."""
+"""Start a cluster, install Engineroom, process 500 jobs in a pool and load-test a rate limit."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tests.cluster.local import Local
 from tests.cluster.progress import step
 from tests.demo import limits
 from tests.demo.show import Show
-from tests.demo.watch import FAILURES, Look, Watcher
+from tests.demo.watch import READ_ERRORS, Snapshot, Watcher
 from tests.deployed import images, shop, web
 from tests.deployed.installation import Installation, installed
 from tests.deployed.kube import condition, wait_for
@@ -35,15 +34,14 @@ POOL = "orders"
 BOOK = "today"
 ORDERS = 500
 MANIFESTS = ROOT / "examples/shop"
-#: One limiter to begin with, to show that three admit no more.
+#: One limiter at first, to show that three admit no more.
 VALUES = {"limiter": {"enabled": True, "replicas": 1}}
-#: The whole show, from the first order to the last pod; past it something is broken.
-PATIENCE = 300.0
+#: Seconds from the first order to the last pod, after which the demonstration fails.
+TIMEOUT = 300.0
 
 
 def main() -> int:
-    """Run what was asked for; the exit status says whether every order was done exactly once, and
-    the limit held."""
+    """Run the command; return 0 if every order was done exactly once and the limit held."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("command", choices=("up", "down", "images"), nargs="?", default="up")
     options = parser.parse_args()
@@ -61,32 +59,32 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nThe cluster stays as it is; `make demo-down` removes it.", file=sys.stderr)
+        print("\nThe cluster keeps running; `make demo-down` removes it.", file=sys.stderr)
         return 130
 
 
 def up(cluster: Cluster) -> int:
-    """The demonstration."""
-    began = time.monotonic()
+    """Run the demonstration; return the exit status."""
+    started = time.monotonic()
     with installed(cluster, VALUES) as installation, installation.redis() as forward:
         with step("deploy the shop: an application with its own image"):
             deploy(installation, forward)
         with step("deploy its web application behind nginx"):
             limits.deploy(installation)
         watcher = Watcher(installation.kube, forward, NAMESPACE, POOL, BOOK)
-        looks = run(installation, watcher)
-        good = report(watcher, looks, forward)
+        snapshots = run(installation, watcher)
+        good = report(watcher, snapshots, forward)
         good = limits.run(installation) and good
-    print(f"\nThe whole demonstration took {time.monotonic() - began:.0f} s.")
-    look_around(cluster)
+    print(f"\nThe whole demonstration took {time.monotonic() - started:.0f} s.")
+    print_next_steps(cluster)
     return 0 if good else 1
 
 
 def deploy(installation: Installation, forward: Forward) -> None:
-    """Namespace, the application's Secret and its pool; nothing enqueued yet."""
+    """Create the namespace, the application's Secret and its pool, without enqueueing jobs."""
     kube = installation.kube
     installation.kubectl("apply", "-f", str(MANIFESTS / "namespace.yaml"))
-    # What an earlier demonstration left.
+    # Leftovers of an earlier demonstration.
     kube.delete("jobs", NAMESPACE, "enqueue", grace=0)
     shop.forget(forward.client, BOOK)
     url = base64.b64encode(installation.redis_url().encode()).decode()
@@ -110,76 +108,76 @@ def deploy(installation: Installation, forward: Forward) -> None:
     wait_for(ready, 60, lambda: f"pool Ready: {kube.get('workerpools', NAMESPACE, POOL)['status']}")
 
 
-def run(installation: Installation, watcher: Watcher) -> list[Look]:
-    """Enqueue, and watch until all is done and the pool is at zero again."""
+def run(installation: Installation, watcher: Watcher) -> list[Snapshot]:
+    """Enqueue the orders, and watch until all are done and the pool is at zero again."""
     installation.kubectl("apply", "-f", str(MANIFESTS / "enqueue.yaml"))
-    looks: list[Look] = []
-    deadline = time.monotonic() + PATIENCE
+    snapshots: list[Snapshot] = []
+    deadline = time.monotonic() + TIMEOUT
     with Show(ORDERS) as show:
         while time.monotonic() < deadline:
             try:
-                look = watcher.look()
-            except FAILURES as error:
-                print(f"not seen: {error}", file=sys.stderr)
+                snapshot = watcher.snapshot()
+            except READ_ERRORS as error:
+                print(f"cannot read the state: {error}", file=sys.stderr)
                 time.sleep(1)
                 continue
-            looks.append(look)
-            show.show(look)
-            if look.finished >= ORDERS and look.pods == 0:
+            snapshots.append(snapshot)
+            show.show(snapshot)
+            if snapshot.finished >= ORDERS and snapshot.pods == 0:
                 break
             time.sleep(0.4)
         else:
-            print(f"error: not done within {PATIENCE:.0f} s", file=sys.stderr)
-    return looks
+            print(f"error: not finished within {TIMEOUT:.0f} s", file=sys.stderr)
+    return snapshots
 
 
-def report(watcher: Watcher, looks: list[Look], forward: Forward) -> bool:
-    """The closing table; whether every order was done exactly once."""
+def report(watcher: Watcher, snapshots: list[Snapshot], forward: Forward) -> bool:
+    """Print the result; return True if every order was done exactly once."""
     client = forward.client
     account = shop.account(client, BOOK)
     failed = shop.failed(client)
-    table = Table(title="What became of the orders", title_justify="left", show_header=False)
+    table = Table(title="Result of the orders", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    booked = "the jobs' own books in Redis"
-    table.add_row("jobs enqueued", str(account.enqueued), booked)
-    table.add_row("jobs finished", str(account.finished), booked)
+    recorded = "the jobs' records in Redis"
+    table.add_row("jobs enqueued", str(account.enqueued), recorded)
+    table.add_row("jobs finished", str(account.finished), recorded)
     table.add_row("lost", str(len(account.lost)), "enqueued and never finished")
     table.add_row("doubled", str(len(account.doubled)), "finished more than once")
-    table.add_row("killed", str(len(account.killed)), "begun and not brought to an end")
+    table.add_row("killed", str(len(account.killed)), "started and not ended")
     table.add_row("failed", str(failed), "RQ's registry of failed jobs")
     table.add_row(
         "first job's wait",
         _seconds(account.first_wait),
-        "from enqueue to begin, pod start included",
+        "from enqueue to start, with pod start",
     )
-    table.add_row("longest wait", _seconds(account.longest_wait), booked)
+    table.add_row("longest wait", _seconds(account.longest_wait), recorded)
     table.add_row(
         "all done after", _seconds(account.seconds), "from the first enqueue to the last end"
     )
     table.add_row(
-        "largest size", f"{watcher.largest} pods", "pods of the pool, those leaving left out"
+        "largest size", f"{watcher.largest} pods", "pods of the pool, without draining ones"
     )
     table.add_row(
-        "pods that ended badly",
-        str(len(watcher.pods.bad_ends)),
-        ", ".join(f"{pod}: {why}" for pod, why in watcher.pods.bad_ends.items())
-        or f"of {len(watcher.pods.seen)}; exit codes and restarts from the API server",
+        "failed pods",
+        str(len(watcher.pods.failures)),
+        ", ".join(f"{pod}: {why}" for pod, why in watcher.pods.failures.items())
+        or f"of {len(watcher.pods.names)}; exit codes and restarts from the API server",
     )
-    back = looks[-1].pods == 0 if looks else False
+    back = snapshots[-1].pods == 0 if snapshots else False
     table.add_row(
         "back at zero",
         "yes" if back else "no",
-        f"{looks[-1].at:.0f} s after it began" if looks else "",
+        f"{snapshots[-1].at:.0f} s after the start" if snapshots else "",
     )
     Console(highlight=False, soft_wrap=True).print(table)
     return account.clean and account.enqueued == ORDERS and failed == 0 and back
 
 
-def look_around(cluster: Cluster) -> None:
-    """How to go on from here."""
-    print("\nThe cluster is up. To look around:\n")
+def print_next_steps(cluster: Cluster) -> None:
+    """Print commands to explore the cluster."""
+    print("\nThe cluster is running. To explore it:\n")
     print(f"  export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
     if isinstance(cluster, Local):
         first = cluster.env()["PATH"].split(":")[0]

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from tests.deployed.installation import Installation
     from tests.deployed.web import Load
 
-#: Requests a second that are sent, how long before and after the policy is applied, seconds.
+#: Requests per second, and seconds of load before and after the policy is applied.
 OFFERED, BEFORE, AFTER = 300, 2, 9
 FILE = "examples/shop/web/policy.yaml"
 
 
 @dataclass(frozen=True)
 class Applied:
-    """When what came true, seconds since `kubectl apply` was started."""
+    """Times in seconds since the start of `kubectl apply`."""
 
     returned: float
     status: float
@@ -35,39 +35,42 @@ class Applied:
 
 @dataclass(frozen=True)
 class Trial:
-    """One load, on so many pods of everything."""
+    """One load test, with ``replicas`` pods of each component."""
 
     replicas: int
     load: Load
-    #: Decisions of each limiter, and those of all that Redis had no part in.
+    #: Decisions of each limiter, and the number of decisions made without Redis.
     decided: tuple[int, ...]
     without_redis: int
 
     @property
     def good(self) -> bool:
-        """No window beyond the bound, no request without a proper answer."""
+        """True if no window exceeds the bound and every request got a valid response."""
         return self.load.worst <= 1 and not self.load.failed
 
 
 def deploy(installation: Installation) -> None:
-    """Run the web application and nginx, one of each, without a limit."""
+    """Run the web application and nginx, one pod of each, without a limit."""
     web = Web(installation)
     web.deploy()
     web.scale(1)
 
 
 def run(installation: Installation) -> bool:
-    """Limit it under load, first with one of everything, then with three."""
+    """Limit it under load, first with one pod of each component, then with three."""
     console = Console(highlight=False, soft_wrap=True)
     web = Web(installation)
     console.print("\nA rate limit in front of the shop's web application\n", style="italic")
     console.print(
-        f"nginx asks the limiter before it passes a request on. One of each, {OFFERED} requests/s:"
+        "nginx asks the limiter before it forwards a request. "
+        f"One pod of each, {OFFERED} requests/s:"
     )
     first, applied = _first(web, console)
     with step("three of each: nginx, shop and limiter"):
         web.scale(3)
-    console.print("Three limiters count in one Redis, so the bound is the same one. The same load:")
+    console.print(
+        "Three limiters share one count in Redis, so the bound stays the same. The same load:"
+    )
     second = _second(web, console)
     _report(console, (first, second), applied)
     return first.good and second.good
@@ -77,34 +80,37 @@ def _first(web: Web, console: Console) -> tuple[Trial, Applied]:
     before = web.decisions()
     with web.load(OFFERED, BEFORE + AFTER) as running:
         marks = None
-        for told in running.seconds():
-            console.print(_line(told))
-            if marks is None and told["at"] > BEFORE - 0.5:
+        for second in running.seconds():
+            console.print(_line(second))
+            if marks is None and second["at"] > BEFORE - 0.5:
                 console.print(f"         kubectl apply -f {FILE}: {RATE} a second, {BURST} at once")
                 marks = _apply(web)
         load = running.result()
     assert marks is not None
-    assert load.first_counted is not None, "no answer under the policy"
+    assert load.first_counted is not None, "no response under the policy"
     assert load.first_refused is not None, "nothing was refused"
-    began, returned, status = marks
+    started, returned, status = marks
     applied = Applied(
-        returned - began, status - began, load.first_counted - began, load.first_refused - began
+        returned - started,
+        status - started,
+        load.first_counted - started,
+        load.first_refused - started,
     )
     return _trial(1, load, before, web.decisions()), applied
 
 
 def _apply(web: Web) -> tuple[float, float, float]:
-    began = time.time()
+    started = time.time()
     web.limit()
     returned = time.time()
-    return began, returned, wait_enforced(web)
+    return started, returned, wait_enforced(web)
 
 
 def _second(web: Web, console: Console) -> Trial:
     before = web.decisions()
     with web.load(OFFERED, AFTER) as running:
-        for told in running.seconds():
-            console.print(_line(told))
+        for second in running.seconds():
+            console.print(_line(second))
         load = running.result()
     return _trial(3, load, before, web.decisions())
 
@@ -127,27 +133,27 @@ def _trial(
     )
 
 
-def _line(told: Mapping[str, float]) -> str:
-    if not told["counted"]:
+def _line(second: Mapping[str, float]) -> str:
+    if not second["counted"]:
         why = "no policy is attached to the Service shop: nothing is limited"
-    elif not told["refused"]:
-        why = f"the policy holds; its burst of {BURST} is being used up"
-    elif told["admitted"] > RATE * 1.15:
-        why = f"the burst is used up; what is left is {RATE} a second"
+    elif not second["refused"]:
+        why = f"the policy is in effect; its burst of {BURST} is being used"
+    elif second["admitted"] > RATE * 1.15:
+        why = f"the burst is used up; {RATE} a second remain"
     else:
-        why = f"{RATE} a second; the others get 429 and when to try again"
+        why = f"{RATE} a second; the rest get 429 and Retry-After"
     return (
-        f"{told['at']:5.1f} s  sent {told['sent']:3.0f}  admitted {told['admitted']:3.0f}  "
-        f"refused {told['refused']:3.0f}  {why}"
+        f"{second['at']:5.1f} s  sent {second['sent']:3.0f}  admitted {second['admitted']:3.0f}  "
+        f"refused {second['refused']:3.0f}  {why}"
     )
 
 
 def _report(console: Console, trials: tuple[Trial, ...], applied: Applied) -> None:
     table = Table(
-        title="What the limit let through, with so many pods of nginx, shop and limiter",
+        title="Admitted requests, with one and with three pods of nginx, shop and limiter",
         title_justify="left",
     )
-    table.add_column("of each")
+    table.add_column("pods of each")
     for trial in trials:
         table.add_column(str(trial.replicas), justify="right")
     table.add_column("", style="dim")
@@ -156,31 +162,29 @@ def _report(console: Console, trials: tuple[Trial, ...], applied: Applied) -> No
         table.add_row(name, *values, note)
 
     loads = [trial.load for trial in trials]
-    row("admitted", [str(load.admitted) for load in loads], "200, as the client saw it")
+    row("admitted", [str(load.admitted) for load in loads], "200, counted by the client")
     row("refused", [str(load.refused) for load in loads], "429")
-    row("anything else", [str(sum(load.failed.values())) for load in loads], "5xx, broken off")
+    row("other responses", [str(sum(load.failed.values())) for load in loads], "5xx, aborted")
     bounds = [f"{load.bound:.0f}" for load in loads]
     windows = " and ".join(f"{load.window:.1f} s" for load in loads)
-    row("the bound", bounds, f"{BURST} + {RATE}/s x {windows}")
+    row("upper bound", bounds, f"{BURST} + {RATE}/s x {windows}")
     shares = [f"{load.worst:.3f}" for load in loads]
     row("worst window", shares, "admitted / (B + r x w) <= 1")
     decided = [" / ".join(map(str, trial.decided)) for trial in trials]
-    row("each limiter", decided, "decisions, by its metrics")
+    row("each limiter", decided, "decisions, from its metrics")
     without = [str(trial.without_redis) for trial in trials]
-    row("without Redis", without, "then each has its share")
+    row("without Redis", without, "by its share of the rate")
     console.print(table)
     table = Table(title="From kubectl apply to enforced", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row(
-        "kubectl returned", f"{applied.returned:.2f} s", "since it was started: its own start, too"
-    )
+    table.add_row("kubectl returned", f"{applied.returned:.2f} s", "includes the start of kubectl")
     table.add_row(
         "status Enforced", f"{applied.status:.2f} s", "every limiter has acknowledged the policy"
     )
     table.add_row(
-        "first answer under it", f"{applied.first_counted:.2f} s", "it carries RateLimit headers"
+        "first counted request", f"{applied.first_counted:.2f} s", "with RateLimit headers"
     )
     table.add_row(
         "first refusal",

@@ -1,4 +1,4 @@
-"""How the demonstration looks: a live panel on a terminal, lines elsewhere."""
+"""Output of the demonstration: a live panel on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rich.text import Text
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tests.demo.watch import Look
+    from tests.demo.watch import Snapshot
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 60
 
 
 class Show:
-    """Shows one look after the other."""
+    """Shows snapshots as they come."""
 
     def __init__(self, orders: int) -> None:
         self._orders = orders
         self._console = Console(highlight=False, soft_wrap=True)
-        self._history: list[Look] = []
+        self._history: list[Snapshot] = []
         self._live = Live(console=self._console, refresh_per_second=4)
         self._on_terminal = self._console.is_terminal
-        self._said: tuple[object, ...] = ()
+        self._printed: tuple[object, ...] = ()
 
     def __enter__(self) -> Show:
         if self._on_terminal:
@@ -44,56 +44,56 @@ class Show:
         if self._on_terminal:
             self._live.stop()
 
-    def show(self, look: Look) -> None:
-        """Show the latest look."""
-        self._history.append(look)
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the latest snapshot."""
+        self._history.append(snapshot)
         if self._on_terminal:
-            self._live.update(self._panel(look))
+            self._live.update(self._panel(snapshot))
             return
-        # Elsewhere a line whenever the size changes, and every five seconds.
-        now = (look.wanted, look.pods, look.ready, int(look.at) // 5)
-        if now != self._said:
-            self._said = now
-            self._console.print(line(look, self._orders))
+        # Without a terminal, print a line when the size changes, and every five seconds.
+        state = (snapshot.wanted, snapshot.pods, snapshot.ready, int(snapshot.at) // 5)
+        if state != self._printed:
+            self._printed = state
+            self._console.print(line(snapshot, self._orders))
 
-    def _panel(self, look: Look) -> Panel:
+    def _panel(self, snapshot: Snapshot) -> Panel:
         facts = Table.grid(padding=(0, 3))
         facts.add_row("waiting", "running", "finished", "pods", "ready", "leaving")
         facts.add_row(
             *(
                 Text(str(value), style="bold")
                 for value in (
-                    look.waiting,
-                    look.running,
-                    f"{look.finished} of {self._orders}",
-                    look.pods,
-                    look.ready,
-                    look.draining,
+                    snapshot.waiting,
+                    snapshot.running,
+                    f"{snapshot.finished} of {self._orders}",
+                    snapshot.pods,
+                    snapshot.ready,
+                    snapshot.draining,
                 )
             )
         )
         group = Group(
             facts,
             Text(""),
-            Text(f"waiting {bars([each.waiting for each in self._history])}"),
-            Text(f"pods    {bars([each.pods for each in self._history])}"),
+            Text(f"waiting {bars([past.waiting for past in self._history])}"),
+            Text(f"pods    {bars([past.pods for past in self._history])}"),
             Text(""),
-            Text(look.decision, style="italic"),
+            Text(snapshot.decision, style="italic"),
         )
-        return Panel(group, title=f"pool orders, {look.at:.0f} s", title_align="left")
+        return Panel(group, title=f"pool orders, {snapshot.at:.0f} s", title_align="left")
 
 
-def line(look: Look, orders: int) -> str:
-    """A look as one line."""
+def line(snapshot: Snapshot, orders: int) -> str:
+    """Format a snapshot as one line."""
     return (
-        f"{look.at:5.1f} s  waiting {look.waiting:3}  running {look.running:2}  "
-        f"finished {look.finished:3} of {orders}  pods {look.pods} (ready {look.ready}, "
-        f"leaving {look.draining})  {look.decision}"
+        f"{snapshot.at:5.1f} s  waiting {snapshot.waiting:3}  running {snapshot.running:2}  "
+        f"finished {snapshot.finished:3} of {orders}  pods {snapshot.pods} "
+        f"(ready {snapshot.ready}, leaving {snapshot.draining})  {snapshot.decision}"
     ).rstrip()
 
 
 def bars(values: list[int]) -> str:
-    """A row of bars, the latest `_WIDTH` moments of all, each column the largest of its time."""
+    """Draw the values as at most `_WIDTH` bars, each the maximum of its period."""
     step = max(1, -(-len(values) // _WIDTH))
     columns = [max(values[at : at + step]) for at in range(0, len(values), step)]
     top = max(1, *columns) if columns else 1

@@ -1,4 +1,4 @@
-"""What the demonstration sees: the pool, its pods and the orders, each read from the cluster."""
+"""Reads the state of the pool, its pods and the orders from the cluster."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
-    """The state at one moment; `at` is in seconds since the watching began."""
+class Snapshot:
+    """The state at one time; `at` is seconds since the start of the watch."""
 
     at: float
     waiting: int
@@ -35,27 +35,27 @@ class Look:
 
 @dataclass
 class Pods:
-    """What became of the pool's pods, from every state of them that the API server told of."""
+    """How the pool's pods ended, from every state that the API server reported."""
 
-    seen: set[str] = field(default_factory=set)
-    #: Containers of pods that ended otherwise than by finishing: pod name, reason.
-    bad_ends: dict[str, str] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    #: Reason of a failed container, by pod name.
+    failures: dict[str, str] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
 
-    def note(self, pod: Object) -> None:
-        """Take in one state of a pod."""
+    def record(self, pod: Object) -> None:
+        """Record one state of a pod."""
         name = pod["metadata"]["name"]
-        self.seen.add(name)
+        self.names.add(name)
         for status in pod.get("status", {}).get("containerStatuses", []):
             self.restarts[name] = max(self.restarts.get(name, 0), status.get("restartCount", 0))
             for state in (status.get("state", {}), status.get("lastState", {})):
                 ended = state.get("terminated")
                 if ended and ended.get("exitCode") != 0:
-                    self.bad_ends[name] = f"{ended.get('reason')} ({ended.get('exitCode')})"
+                    self.failures[name] = f"{ended.get('reason')} ({ended.get('exitCode')})"
 
 
 class Watcher:
-    """Looks at one pool and one book of orders."""
+    """Watches one pool and one record of orders."""
 
     def __init__(self, kube: Kube, forward: Forward, namespace: str, pool: str, book: str) -> None:
         self._kube = kube
@@ -68,13 +68,13 @@ class Watcher:
         self.largest = 0
         threading.Thread(target=self._follow_pods, daemon=True).start()
 
-    def look(self) -> Look:
-        """Everything now. Raises redis.RedisError, OSError or KubeError where it cannot be had."""
+    def snapshot(self) -> Snapshot:
+        """Read the current state. Raises one of ``READ_ERRORS``."""
         client = self._forward.client
         status = self._kube.get("workerpools", self._namespace, self._pool).get("status", {})
         pods = self._kube.all("pods", self._namespace, selector=f"engineroom.dev/pool={self._pool}")
         leaving = sum("deletionTimestamp" in pod["metadata"] for pod in pods)
-        look = Look(
+        snapshot = Snapshot(
             at=time.monotonic() - self._began,
             waiting=shop.waiting(client),
             running=shop.running(client),
@@ -85,19 +85,19 @@ class Watcher:
             draining=max(status.get("drainingReplicas", 0), leaving),
             decision=status.get("decision", ""),
         )
-        self.largest = max(self.largest, look.pods - leaving)
-        return look
+        self.largest = max(self.largest, snapshot.pods - leaving)
+        return snapshot
 
     def _follow_pods(self) -> None:
         while True:
             try:
-                # From 0: first the present state of all, then each change.
+                # From 0: first the current state of all pods, then each change.
                 for _, pod in self._kube.watch("pods", self._namespace, "0"):
                     labels = pod.get("metadata", {}).get("labels", {})
                     if labels.get("engineroom.dev/pool") == self._pool:
-                        self.pods.note(pod)
-            except Exception:  # noqa: BLE001  the API server went away: ask again
+                        self.pods.record(pod)
+            except Exception:  # noqa: BLE001  the API server is unavailable: try again
                 time.sleep(1)
 
 
-FAILURES = (redis.RedisError, urllib3.exceptions.HTTPError, OSError, KubeError)
+READ_ERRORS = (redis.RedisError, urllib3.exceptions.HTTPError, OSError, KubeError)

@@ -1,4 +1,4 @@
-"""From this machine to a port in any cluster: kubectl port-forward."""
+"""Forwards a local port to a pod in any cluster by kubectl port-forward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
 class Forward:
-    """A forwarded port; forwarded anew when the pod behind it was replaced."""
+    """A forwarded port. It is forwarded again when its pod is replaced."""
 
     def __init__(
         self, environment: Mapping[str, str], namespace: str, target: str, port: int, secret: str
@@ -41,7 +41,7 @@ class Forward:
 
     @property
     def client(self) -> redis.Redis:
-        """A connected client of Redis. Raises ConnectionError while there is none to connect to."""
+        """Return a connected Redis client. Raises ConnectionError if Redis is unreachable."""
         with self._lock:
             if self._client is not None and self._alive():
                 return self._client
@@ -55,7 +55,7 @@ class Forward:
             return self._client
 
     def close(self) -> None:
-        """End the forwarding."""
+        """Stop forwarding."""
         if self._client is not None:
             self._client.close()
             self._client = None

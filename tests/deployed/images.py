@@ -1,4 +1,4 @@
-"""The images that an installation is made of, and how they get to the nodes."""
+"""The images of an installation: build them and load them onto the nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Image:
-    """One image of ours: its name, and where it is built from."""
+    """One of our images: its name and its build context."""
 
     name: str
     dockerfile: Path
@@ -45,7 +45,7 @@ ALL = (ENGINEROOM, RUNTIME, SHOP, NGINX)
 
 
 def build() -> list[Path]:
-    """Build what has changed since it was last built; the docker archives."""
+    """Build the images whose inputs changed; return their docker archives."""
     with step("build images"):
         return [
             building.build(image.dockerfile, image.target, image.name, image.context)
@@ -54,7 +54,7 @@ def build() -> list[Path]:
 
 
 def load(cluster: Cluster, archives: list[Path]) -> None:
-    """Make all images known to the nodes, Redis included."""
+    """Load all images, including Redis, onto the nodes."""
     for archive in archives:
         cluster.load(archive)
     cluster.load(building.REDIS)

@@ -1,4 +1,4 @@
-"""Engineroom on a cluster, installed as a user installs it: by its Helm chart."""
+"""Installs Engineroom on a cluster by its Helm chart, as a user does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REDIS_SERVICE = "engineroom-redis"
 
 
 def local_values() -> dict[str, Any]:
-    """The chart's values for images that were built here and for a machine of two cores."""
+    """Return the chart's values for locally built images and a machine with two cores."""
 
     def image(name: str) -> dict[str, str]:
         repository, _, tag = name.rpartition(":")
@@ -46,18 +46,18 @@ def local_values() -> dict[str, Any]:
 
 
 class Installation:
-    """A cluster with Engineroom in it."""
+    """A cluster with Engineroom installed."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.kube = Kube(cluster.kubeconfig)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """What kubectl prints. Raises ClusterError with its complaint where it fails."""
+        """Return the output of kubectl. Raises ClusterError with its error message."""
         return self.run("kubectl", *arguments, stdin=stdin)
 
     def helm(self, *arguments: str) -> str:
-        """What helm prints. Raises ClusterError with its complaint where it fails."""
+        """Return the output of helm. Raises ClusterError with its error message."""
         return self.run("helm", *arguments)
 
     def run(self, *command: str, stdin: str | None = None) -> str:
@@ -88,14 +88,14 @@ class Installation:
                 )  # fmt: skip
 
     def redis(self) -> Forward:
-        """A way to the chart's Redis from this machine."""
+        """Forward a local port to the chart's Redis."""
         secret = self.kubectl(
             "get", "secret", REDIS_SERVICE, "-n", NAMESPACE, "-o", "jsonpath={.data.password}"
         )
         return Forward(self.cluster.env(), NAMESPACE, f"svc/{REDIS_SERVICE}", 6379, secret)
 
     def redis_url(self) -> str:
-        """The chart's Redis as pods reach it, with its password."""
+        """Return the URL of the chart's Redis for pods, including its password."""
         data = self.kubectl(
             "get", "secret", REDIS_SERVICE, "-n", NAMESPACE, "-o", "jsonpath={.data.url}"
         )
@@ -104,7 +104,7 @@ class Installation:
 
 @contextmanager
 def installed(cluster: Cluster, values: dict[str, Any] | None = None) -> Iterator[Installation]:
-    """Bring the cluster up with Engineroom in it; taking it down is the caller's business."""
+    """Start the cluster and install Engineroom. The caller stops the cluster."""
     archives = images.build()
     cluster.up(Shape.NODE)
     images.load(cluster, archives)

@@ -1,4 +1,4 @@
-"""The cluster's objects as plain dictionaries, read and written without the code under test."""
+"""Reads and writes objects of a cluster as dictionaries, without using the code under test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ _GROUPS = {
 
 
 class KubeError(Exception):
-    """The API server refused; `status` is HTTP's, `reason` Kubernetes'."""
+    """The API server refused a request; `status` is the HTTP status, `reason` the Kubernetes
+    reason.
+    """
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -62,11 +64,11 @@ class Kube:
         self._api: Any = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
 
     def get(self, plural: str, namespace: str | None, name: str) -> Object:
-        """One object. Raises KubeError."""
+        """Get an object. Raises KubeError."""
         return self._request("GET", self.path(plural, namespace, name))
 
     def find(self, plural: str, namespace: str | None, name: str) -> Object | None:
-        """One object, or None where there is none."""
+        """Get an object, or None if it does not exist."""
         try:
             return self.get(plural, namespace, name)
         except KubeError as error:
@@ -75,16 +77,16 @@ class Kube:
             raise
 
     def all(self, plural: str, namespace: str | None = None, *, selector: str = "") -> list[Object]:
-        """All objects that the selector matches."""
+        """List the objects that match the selector."""
         query = {"labelSelector": selector} if selector else {}
         return list(self._request("GET", self.path(plural, namespace), query=query)["items"])
 
     def create(self, plural: str, namespace: str | None, body: Object) -> Object:
-        """Create one object."""
+        """Create an object."""
         return self._request("POST", self.path(plural, namespace), body)
 
     def apply(self, plural: str, namespace: str | None, body: Object) -> Object:
-        """Make the object be as given, by server-side apply as a user's tool would."""
+        """Apply an object by server-side apply."""
         name = body["metadata"]["name"]
         query = {"fieldManager": "engineroom-tests", "force": "true"}
         media = "application/apply-patch+yaml"
@@ -100,7 +102,7 @@ class Kube:
     def delete(
         self, plural: str, namespace: str | None, name: str, *, grace: int | None = None
     ) -> None:
-        """Delete an object; one that is not there is fine."""
+        """Delete an object, if it exists."""
         query = {"propagationPolicy": "Background"}
         if grace is not None:
             query["gracePeriodSeconds"] = str(grace)
@@ -111,7 +113,7 @@ class Kube:
                 raise
 
     def logs(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> str:
-        """What a container has written."""
+        """Return the log of a container."""
         path = self.path("pods", namespace, pod) + "/log"
         query = {"container": container, "previous": str(previous).lower()}
         return self._send("GET", path, None, query, "application/json", None).decode()
@@ -119,7 +121,7 @@ class Kube:
     def watch(
         self, plural: str, namespace: str | None, version: str, *, field_selector: str = ""
     ) -> Iterator[tuple[str, Object]]:
-        """Changes after `version`, as they come; ends when the server ends it."""
+        """Yield changes after `version` until the server closes the watch."""
         query = [("watch", "true"), ("resourceVersion", version)]
         if field_selector:
             query.append(("fieldSelector", field_selector))
@@ -136,14 +138,14 @@ class Kube:
             return
 
     def token(self, namespace: str, account: str) -> str:
-        """A token of a service account, as a pod gets it; for an hour."""
+        """Request a service account token, valid for an hour, as a pod has it."""
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         path = self.path("serviceaccounts", namespace, account) + "/token"
         return str(self._request("POST", path, body)["status"]["token"])
 
     @staticmethod
     def path(plural: str, namespace: str | None, name: str = "") -> str:
-        """Where the API server keeps objects of a kind."""
+        """Return the API path of a resource."""
         parts = ["", _GROUPS.get(plural, "api/v1")]
         if namespace is not None:
             parts += ["namespaces", namespace]
@@ -153,7 +155,7 @@ class Kube:
         return "/".join(parts)
 
     def raw(self, path: str) -> str:
-        """The answer to a GET, as text: metrics and the like."""
+        """Return the body of a GET as text, for metrics and the like."""
         return self._send("GET", path, None, {}, None, None).decode()
 
     def _request(
@@ -212,10 +214,10 @@ class Kube:
 def wait_for(
     look: Callable[[], T | None], seconds: float, what: str | Callable[[], str], every: float = 0.2
 ) -> T:
-    """What `look` returns once that is neither None nor False.
+    """Poll `look` until it returns a value other than None and False, and return it.
 
-    Raises AssertionError naming `what` after `seconds`. Failures to reach the server count as
-    not yet: faults are part of these tests.
+    Raises AssertionError with the text of `what` after `seconds`. Connection failures are retried,
+    because tests inject faults.
     """
     deadline = time.monotonic() + seconds
     last: Exception | None = None
@@ -236,7 +238,7 @@ def wait_for(
 
 
 def condition(thing: Object, kind: str) -> Object:
-    """A condition of an object's status; an empty one where it has none."""
+    """Return a condition of an object's status, or an empty one."""
     for found in thing.get("status", {}).get("conditions", []):
         if found["type"] == kind:
             return dict(found)

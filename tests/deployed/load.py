@@ -1,6 +1,8 @@
-"""Requests at a fixed rate, and what became of them. Runs in a pod, on the standard library alone.
+"""Sends requests at a fixed rate and counts the responses. Runs in a pod, with the standard library
+only.
 
-Prints a line of JSON a second, and at the end one with the key `result`. Ends early on SIGTERM.
+It prints one line of JSON per second and at the end a line with the key `result`. SIGTERM ends it
+early.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """All answers so far; times are the wall clock's, seconds."""
+    """All responses so far; times are wall-clock seconds."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     #: Sent and received, of requests that a policy counted: admitted ones, and the others.
@@ -24,14 +26,14 @@ class Tally:
     refused: list[tuple[float, float]] = field(default_factory=list)
 
     def note(self, status: str, *, counted: bool, sent: float) -> None:
-        """An answer that has just come."""
+        """Count a response."""
         self.statuses[status] += 1
         if counted and status in ("200", "429"):
             (self.admitted if status == "200" else self.refused).append((sent, time.time()))
 
 
 class Client:
-    """One connection, opened anew when it was closed."""
+    """One connection, which is opened again when it was closed."""
 
     def __init__(self, host: str, port: int, tally: Tally) -> None:
         self._host, self._port = host, port
@@ -41,7 +43,7 @@ class Client:
         self._request = f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
 
     async def ask(self) -> None:
-        """Send a request, and book its answer, or the error in its place."""
+        """Send a request and count its response or error."""
         sent = time.time()
         try:
             async with asyncio.timeout(10):
@@ -70,7 +72,7 @@ class Client:
 
 
 async def run(options: argparse.Namespace, tally: Tally) -> None:
-    """Ask until the time is over, or somebody ends it."""
+    """Send requests until the time is over or `stop` is set."""
     began = time.monotonic()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -105,10 +107,10 @@ async def run(options: argparse.Namespace, tally: Tally) -> None:
 
 
 def worst(admitted: list[tuple[float, float]], burst: float, rate: float) -> float:
-    """The largest share of burst + rate x window that was admitted in any window.
+    """Return the largest ratio of admitted requests to burst + rate x window, over all windows.
 
-    A window begins when a request is sent and ends when an answer has come, so it is no shorter
-    than the time in which its requests were decided on.
+    A window begins when a request is sent and ends when a response arrives, so it is at least as
+    long as the time in which its requests were decided.
     """
     by_end = sorted(admitted, key=lambda each: each[1])
     largest = 0.0
@@ -122,7 +124,7 @@ def worst(admitted: list[tuple[float, float]], burst: float, rate: float) -> flo
 
 
 def result(tally: Tally, burst: float, rate: float) -> dict[str, object]:
-    """What became of all requests."""
+    """Return the totals."""
     counted = tally.admitted + tally.refused
     first = min((sent for sent, _ in counted), default=0.0)
     last = max((received for _, received in counted), default=0.0)
@@ -138,7 +140,7 @@ def result(tally: Tally, burst: float, rate: float) -> dict[str, object]:
 
 
 def main() -> None:
-    """Ask, and say."""
+    """Send the requests and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, default=80)

@@ -1,4 +1,4 @@
-"""The example application's orders, counted from what its jobs wrote down themselves."""
+"""Counts the example application's orders from the records that its jobs write to Redis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = ("enqueued", "started", "finished")
 
 @dataclass(frozen=True)
 class Account:
-    """What became of one book of orders."""
+    """The outcome of one series of orders."""
 
     enqueued: int
     started: int
@@ -37,12 +37,14 @@ class Account:
 
     @property
     def clean(self) -> bool:
-        """Every order done exactly once."""
+        """True if every order was done exactly once."""
         return not self.lost and not self.doubled and not self.killed
 
 
 def account(client: redis.Redis, book: str) -> Account:
-    """Read a book. Orders that still wait or run count as lost: read it when all should be done."""
+    """Read the records of a series. Orders that still wait or run count as lost, so read it at the
+    end.
+    """
     with client.pipeline(transaction=True) as pipe:
         for page in PAGES:
             pipe.hgetall(f"shop:{book}:{page}")
@@ -81,7 +83,7 @@ def enqueue(
     timeout: int = 600,
     retry: Retry | None = None,
 ) -> list[str]:
-    """Enqueue orders as the application would, without its code; their job ids."""
+    """Enqueue orders as the application does, without its code; return the job ids."""
     rq_queue = Queue(queue, connection=client)
     seconds, microseconds = client.time()
     came = f"{seconds}.{microseconds:06d}"
@@ -102,28 +104,28 @@ def enqueue(
 
 
 def waiting(client: redis.Redis, queue: str = "orders") -> int:
-    """Jobs in the queue or between the queue and a worker."""
+    """Count the jobs in the queue, and those dequeued but not yet started."""
     return int(client.llen(f"rq:queue:{queue}")) + int(
         client.llen(f"rq:queue:{queue}:intermediate")
     )
 
 
 def running(client: redis.Redis, queue: str = "orders") -> int:
-    """Jobs being executed, as RQ has it."""
+    """Count the running jobs in RQ's registry."""
     # Not by .count, which cleans up: this looks on and must not help.
     return int(client.zcard(StartedJobRegistry(queue, connection=client).key))
 
 
 def failed(client: redis.Redis, queue: str = "orders") -> int:
-    """Jobs that RQ holds for failed."""
+    """Count the failed jobs in RQ's registry."""
     return int(client.zcard(FailedJobRegistry(queue, connection=client).key))
 
 
 def finished(client: redis.Redis, book: str) -> int:
-    """Orders finished so far."""
+    """Count the finished orders."""
     return int(client.hlen(f"shop:{book}:finished"))
 
 
 def forget(client: redis.Redis, book: str) -> None:
-    """Throw a book away."""
+    """Delete the records of a series."""
     client.delete(*(f"shop:{book}:{page}" for page in PAGES))

@@ -1,4 +1,4 @@
-"""The example's web application behind nginx, with a rate limit, and load on it."""
+"""The example's web application behind nginx, with a rate limit and a load generator."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DECISIONS = re.compile(
 
 @dataclass(frozen=True)
 class Load:
-    """What became of the requests of one load; times are the wall clock's, seconds."""
+    """The result of one load test; times are wall-clock seconds."""
 
     statuses: dict[str, int]
     #: Of the requests that the policy counted.
@@ -51,39 +51,39 @@ class Load:
 
     @property
     def bound(self) -> float:
-        """Requests that the policy may admit in the window."""
+        """The maximum number of requests that the policy admits in the window."""
         return BURST + RATE * self.window
 
     @property
     def failed(self) -> dict[str, int]:
-        """Answers that were neither the application's nor a refusal by the limit."""
+        """Responses that are neither the application's nor a refusal by the limit."""
         return {k: v for k, v in self.statuses.items() if k not in ("200", "429")}
 
 
 class Web:
-    """The example's web half in a cluster."""
+    """The example's web application in a cluster."""
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
         self.kube: Kube = installation.kube
 
     def deploy(self, example: Path = EXAMPLE) -> None:
-        """Begin to run it, without a limit; `scale` and `rolled_out` wait."""
+        """Deploy the application without a limit. `scale` and `rolled_out` wait for it."""
         kubectl = self.installation.kubectl
         kubectl("apply", "-f", str(EXAMPLE.parent / "namespace.yaml"))
         self.forget()
         kubectl("apply", "-k", str(example))
 
     def forget(self) -> None:
-        """Take the policy away."""
+        """Delete the policy."""
         self.kube.delete("ratelimitpolicies", NAMESPACE, POLICY)
 
     def limit(self) -> None:
-        """What a user does: kubectl apply."""
+        """Apply the policy by kubectl."""
         self.installation.kubectl("apply", "-f", str(EXAMPLE / "policy.yaml"))
 
     def scale(self, replicas: int) -> None:
-        """So many of nginx, of the application and of the limiter; returns when they are ready."""
+        """Scale nginx, the application and the limiter, and wait until they are ready."""
         places = ((NAMESPACE, "shop"), (NAMESPACE, "nginx"), (SYSTEM, LIMITER))
         for namespace, name in places:
             self.kube.patch(
@@ -93,7 +93,7 @@ class Web:
             self.rolled_out(namespace, name)
 
     def rolled_out(self, namespace: str, name: str) -> None:
-        """Wait until a Deployment is as it should be, and nothing older is left."""
+        """Wait until a Deployment is rolled out and no older pod remains."""
 
         def look() -> bool:
             found = self.kube.get("deployments", namespace, name)
@@ -108,14 +108,14 @@ class Web:
         wait_for(look, 90, f"Deployment {name} is rolled out")
 
     def enforced(self) -> bool:
-        """Whether the policy's status says so of its present spec."""
+        """Return True if the policy's status shows Enforced for its current spec."""
         policy = self.kube.get("ratelimitpolicies", NAMESPACE, POLICY)
         found = condition(policy, "Enforced")
         current = found.get("observedGeneration") == policy["metadata"]["generation"]
         return found["status"] == "True" and bool(current)
 
     def decisions(self) -> dict[str, dict[str, int]]:
-        """Decisions of each limiter's pod so far, by who decided: Redis, Memory, Local, ..."""
+        """Return the decisions of each limiter pod so far, by source: Redis, Memory, Local, ..."""
         found: dict[str, dict[str, int]] = {}
         selector = "app.kubernetes.io/component=limiter"
         for pod in self.kube.all("pods", SYSTEM, selector=selector):
@@ -129,7 +129,9 @@ class Web:
 
     @contextmanager
     def load(self, rate: int, seconds: float) -> Iterator[Running]:
-        """Load from a pod of its own, and so from one address; gone when the block ends."""
+        """Generate load from one pod, and so from one address; delete the pod at the end of the
+        block.
+        """
         name = f"load-{secrets.token_hex(3)}"
         self.kube.create("configmaps", NAMESPACE, _script(name))
         self.kube.create("pods", NAMESPACE, _pod(name, rate, seconds))
@@ -143,7 +145,7 @@ class Web:
 
 
 class Running:
-    """A load that runs."""
+    """A running load test."""
 
     def __init__(self, installation: Installation, name: str) -> None:
         self._installation = installation
@@ -152,7 +154,7 @@ class Running:
         self._result: Load | None = None
 
     def seconds(self) -> Iterator[dict[str, float]]:
-        """What came in each second, as it is told; ends with the load."""
+        """Yield the counts of each second until the load ends."""
         for line in self._lines():
             told = json.loads(line)
             if "result" in told:
@@ -161,11 +163,11 @@ class Running:
             yield told
 
     def stop(self) -> None:
-        """End it before its time; `result` has what came until then."""
+        """Stop the load early; `result` has the totals so far."""
         self._installation.kube.delete("pods", NAMESPACE, self._name)
 
     def result(self) -> Load:
-        """What became of all, once the load has ended."""
+        """Return the totals after the load has ended."""
         if self._result is None:
             for _ in self.seconds():
                 pass
@@ -173,7 +175,7 @@ class Running:
         return self._result
 
     def close(self) -> None:
-        """Follow it no longer."""
+        """Stop following the load."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -198,7 +200,7 @@ class Running:
                 text=True,
             )
         assert self._process.stdout is not None
-        # Not by iterating over it: whoever stops looking for a while would close it.
+        # Not by iterating over the generator: leaving the loop early would close it.
         while line := self._process.stdout.readline():
             yield line
 
@@ -265,6 +267,6 @@ def _pod(name: str, rate: int, seconds: float) -> Object:
 
 
 def wait_enforced(web: Web, seconds: float = 30) -> float:
-    """The wall clock's time at which the status said so."""
+    """Return the wall-clock time at which the status showed Enforced."""
     wait_for(web.enforced, seconds, "the policy is Enforced", every=0.02)
     return time.time()

@@ -27,7 +27,7 @@ _failed = pytest.StashKey[bool]()
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let fixtures know at their end whether the test failed."""
+    """Tell fixtures at teardown whether the test failed."""
     report = yield
     if report.failed:
         item.stash[_failed] = True
@@ -36,7 +36,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def installation(node_cluster: Cluster) -> Installation:
-    """Engineroom as the chart installs it."""
+    """Engineroom installed by the chart."""
     images.load(node_cluster, images.build())
     installation = Installation(node_cluster)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
@@ -50,7 +50,7 @@ def installation(node_cluster: Cluster) -> Installation:
 
 @pytest.fixture(scope="session")
 def redis(installation: Installation) -> Iterator[Forward]:
-    """The chart's Redis."""
+    """A client of the chart's Redis."""
     with installation.redis() as forward:
         yield forward
 
@@ -59,7 +59,7 @@ def redis(installation: Installation) -> Iterator[Forward]:
 def pool(
     installation: Installation, redis: Forward, request: pytest.FixtureRequest
 ) -> Iterator[Pool]:
-    """A pool that is not yet there; gone after the test, its story told if that failed."""
+    """A pool that does not exist yet; deleted after the test, and printed if that failed."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
     # Never the name of an earlier run's: a cluster may be used again, with what is in its Redis.
     pool = Pool(installation, redis, f"{words[:24].strip('-')}-{secrets.token_hex(2)}")
@@ -79,7 +79,7 @@ def pool(
 
 @pytest.fixture
 def fragile_redis(installation: Installation) -> Iterator[FragileRedis]:
-    """A Redis that a test may take away; the chart's own stays for the others."""
+    """A Redis that a test may stop; other tests use the chart's own."""
     fragile = FragileRedis(installation, "fragile")
     fragile.start()
     yield fragile

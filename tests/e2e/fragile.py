@@ -1,4 +1,4 @@
-"""A Redis of the user's own that can be taken away for a while without losing what it holds."""
+"""A user's own Redis that can be made unreachable for a while without losing its data."""
 
 from __future__ import annotations
 
@@ -84,28 +84,28 @@ class FragileRedis:
         wait_for(lambda: self._ready() == "True", 60, f"Redis {self.name} ready")
 
     def take_away(self) -> None:
-        """From now on nobody answers."""
+        """Make it unreachable."""
         self._sh(f"touch /data/away && redis-cli -a {_PASSWORD} shutdown 2>/dev/null")
 
     def bring_back(self) -> None:
-        """Let it answer again, with all that it held."""
+        """Make it reachable again, with all its data."""
         self._sh("rm /data/away")
         wait_for(lambda: self._ready() == "True", 30, f"Redis {self.name} ready again")
 
     def enqueue(self, name: str, durations: Sequence[float]) -> None:
-        """Enqueue orders on the queue, and in the book, of that name."""
+        """Enqueue orders on the queue of that name, recorded under the same name."""
         shop.enqueue(self._forward.client, name, durations, queue=name)
 
     def finished(self, book: str) -> int:
-        """Orders finished so far."""
+        """Count the finished orders."""
         return shop.finished(self._forward.client, book)
 
     def account(self, book: str) -> shop.Account:
-        """What became of the orders."""
+        """Return the outcome of the orders."""
         return shop.account(self._forward.client, book)
 
     def remove(self) -> None:
-        """Take it down."""
+        """Remove it."""
         self._forward.close()
         for plural in ("pods", "services", "secrets"):
             self._installation.kube.delete(plural, NAMESPACE, self.name)

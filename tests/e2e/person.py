@@ -1,4 +1,4 @@
-"""Somebody at a machine of their own: a kubeconfig, a home, and the program `engineroom`."""
+"""A user on a separate machine: a kubeconfig, a home directory, and the program `engineroom`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ _WAY = (
 
 
 def person(installation: Installation, name: str, home: Path) -> Command:
-    """Who may run things in the namespace `e2e` and reach the API's pods, by a token alone."""
+    """Create a user who may run things in the namespace `e2e` and reach the API's pods, with a
+    token only.
+    """
     rbac = "rbac.authorization.k8s.io"
     subjects = [{"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE}]
 
@@ -66,7 +68,7 @@ def person(installation: Installation, name: str, home: Path) -> Command:
 
 @contextmanager
 def ui(command: Command) -> Iterator[Link]:
-    """`engineroom ui`, from nothing to its link; ended by Ctrl-C."""
+    """Run `engineroom ui` until it prints its link; end it by Ctrl-C."""
     begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as said:
         running = subprocess.Popen(
@@ -95,7 +97,7 @@ def ui(command: Command) -> Iterator[Link]:
 
 
 class Link:
-    """What `engineroom ui` says: a port of this machine, and a code that is good once."""
+    """The output of `engineroom ui`: a local port, and a code that is valid once."""
 
     def __init__(self, base: str, code: str, begun: float) -> None:
         self.base = base
@@ -104,15 +106,17 @@ class Link:
         self.begun = begun
 
     def redeem(self, http: httpx.Client) -> httpx.Response:
-        """What the page that the link leads to does."""
+        """Redeem the code as the sign-in page does."""
         return http.post("/api/v1/sign-in-links/redeem", json={"code": self.code})
 
     def browser(self) -> httpx.Client:
-        """Somebody who is nobody yet."""
+        """Return a browser that is not signed in."""
         return httpx.Client(base_url=self.base, timeout=30)
 
 
 def cookie(answer: httpx.Response) -> dict[str, str]:
-    """A session's header. A browser takes a Secure cookie of the loopback address by itself."""
+    """Return a session's cookie header. A browser accepts a Secure cookie from the loopback
+    address.
+    """
     name, _, value = answer.headers["set-cookie"].partition(";")[0].partition("=")
     return {"cookie": f"{name}={value}"}

@@ -1,4 +1,4 @@
-"""One WorkerPool under test, with a queue and a book of its own."""
+"""One WorkerPool under test, with its own queue and record of orders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUICK = {
 
 
 def template(image: str = images.SHOP.name, **container: Any) -> Object:
-    """A pod template of the shop's image."""
+    """Return a pod template of the shop's image."""
     worker = {
         "name": "worker",
         "image": image,
@@ -47,7 +47,7 @@ def template(image: str = images.SHOP.name, **container: Any) -> Object:
 
 
 class Pool:
-    """A pool in the namespace `e2e`. `name` is its queue's and its book's too."""
+    """A pool in the namespace `e2e`. Its queue and its record of orders have the same `name`."""
 
     def __init__(self, installation: Installation, redis: Forward, name: str) -> None:
         self.name = name
@@ -58,11 +58,11 @@ class Pool:
 
     @property
     def client(self) -> redis.Redis:
-        """Redis, where the pool's queue is."""
+        """A client of the Redis with the pool's queue."""
         return self._redis.client
 
     def create(self, **spec: Any) -> None:
-        """Make it; what is not said is autoscaled, quick, and of the shop's image."""
+        """Create it. Defaults: autoscaled, quick, with the shop's image."""
         base: Object = {
             "queues": [{"name": self.name}],
             "workersPerPod": 2,
@@ -80,25 +80,25 @@ class Pool:
         self.kube.create("workerpools", NAMESPACE, body)
 
     def patch(self, spec: Object) -> None:
-        """Merge into its spec."""
+        """Merge a patch into its spec."""
         self.kube.patch("workerpools", NAMESPACE, self.name, {"spec": spec})
 
     def scale(self, replicas: int) -> None:
-        """`kubectl scale`."""
+        """Scale it by `kubectl scale`."""
         self.installation.kubectl(
             "scale", "workerpool", self.name, "-n", NAMESPACE, f"--replicas={replicas}"
         )
 
     def get(self) -> Object:
-        """The object."""
+        """Get the object."""
         return self.kube.get("workerpools", NAMESPACE, self.name)
 
     def condition(self, kind: str) -> Object:
-        """One of its conditions."""
+        """Return one of its conditions."""
         return condition(self.get(), kind)
 
     def pods(self) -> list[Object]:
-        """Its pods, those on their way out included."""
+        """List its pods, terminating ones included."""
         return self.kube.all("pods", NAMESPACE, selector=f"engineroom.dev/pool={self.name}")
 
     def enqueue(
@@ -109,7 +109,7 @@ class Pool:
         timeout: int = 600,
         retry: Retry | None = None,
     ) -> list[str]:
-        """Enqueue orders; their job ids."""
+        """Enqueue orders; return their job ids."""
         ids = shop.enqueue(
             self.client,
             self.name,
@@ -124,19 +124,19 @@ class Pool:
         return ids
 
     def account(self) -> shop.Account:
-        """What became of its orders."""
+        """Return the outcome of its orders."""
         return shop.account(self.client, self.name)
 
     def started(self) -> int:
-        """Orders begun so far."""
+        """Count the started orders."""
         return int(self.client.hlen(f"shop:{self.name}:started"))
 
     def finished(self) -> int:
-        """Orders finished so far."""
+        """Count the finished orders."""
         return shop.finished(self.client, self.name)
 
     def wait_condition(self, kind: str, status: str, reason: str | None, seconds: float) -> Object:
-        """The condition once it is so."""
+        """Wait for a status of a condition and return the condition."""
 
         def look() -> Object | None:
             found = self.condition(kind)
@@ -148,7 +148,7 @@ class Pool:
         )
 
     def wait_finished(self, orders: int, seconds: float) -> None:
-        """Return when so many orders are finished."""
+        """Wait until this number of orders is finished."""
         wait_for(
             lambda: self.finished() >= orders,
             seconds,
@@ -156,7 +156,7 @@ class Pool:
         )
 
     def wait_started(self, orders: int, seconds: float) -> None:
-        """Return when so many orders have begun."""
+        """Wait until this number of orders has started."""
         wait_for(
             lambda: self.started() >= orders,
             seconds,
@@ -164,7 +164,7 @@ class Pool:
         )
 
     def wait_size(self, ready: int, seconds: float) -> None:
-        """Return when exactly so many pods exist and are ready."""
+        """Wait until exactly this number of pods exists and is ready."""
 
         def look() -> bool:
             pods = self.pods()
@@ -181,13 +181,13 @@ class Pool:
         )
 
     def delete(self) -> None:
-        """Remove it, and what it left in Redis. Its pods are not waited for."""
+        """Delete it and its keys in Redis, without waiting for its pods."""
         self.kube.delete("workerpools", NAMESPACE, self.name)
         for pod in self.pods():
             self.kube.delete("pods", NAMESPACE, pod["metadata"]["name"], grace=0)
 
     def story(self) -> str:
-        """What is worth reading after a test has failed."""
+        """Return the details that help after a failed test."""
         lines = [f"--- pool {self.name}", str(self.get().get("status"))]
         for pod in self.pods():
             statuses = pod.get("status", {}).get("containerStatuses", [])
@@ -207,7 +207,7 @@ class Pool:
 
 
 def is_ready(pod: Object) -> bool:
-    """Whether the pod is ready and stays."""
+    """Return True if the pod is ready and not terminating."""
     return (
         "deletionTimestamp" not in pod["metadata"] and condition(pod, "Ready")["status"] == "True"
     )

@@ -1,7 +1,7 @@
-"""The chart's life on a real cluster: install, test, upgrade, uninstall and install again.
+"""The chart's life cycle on a real cluster: install, test, upgrade, uninstall and install again.
 
-On a cluster of its own, because these tests take away what others stand on: the kinds and the
-webhooks of the whole cluster. The tests tell one story, in the order of this file.
+It uses a separate cluster, because it removes the CRDs and webhooks of the whole cluster. The tests
+depend on each other, in the order of this file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RESTRICTED = {
 
 
 class Release:
-    """A release of the chart and what the tests do to it."""
+    """A release of the chart, and actions on it."""
 
     def __init__(self, installation: Installation, folder: Path) -> None:
         self.installation = installation
@@ -50,7 +50,7 @@ class Release:
         self._folder = folder
 
     def values(self, values: Object) -> str:
-        """A file with these values on top of those of the local images."""
+        """Write these values, on top of those of the local images, to a file."""
         base = local_values()
         # As it is delivered: two of each.
         del base["operator"], base["webhooks"], base["api"]
@@ -59,7 +59,7 @@ class Release:
         return str(path)
 
     def upgrade(self, chart: Path = CHART, name: str = RELEASE, **values: Any) -> str:
-        """Install or upgrade; returns when all is ready."""
+        """Install or upgrade; return when all is ready."""
         redis = {**local_values()["redis"], **values.pop("redis", {})}
         return self.installation.helm(
             "upgrade", "--install", name, str(chart), "--namespace", NAMESPACE,
@@ -67,26 +67,26 @@ class Release:
         )  # fmt: skip
 
     def uninstall(self, name: str = RELEASE) -> None:
-        """Uninstall; returns when all is gone."""
+        """Uninstall; return when everything is deleted."""
         self.installation.helm("uninstall", name, "--namespace", NAMESPACE, "--wait")
 
     def test(self) -> str:
-        """What `helm test` prints. Raises ClusterError where a check fails."""
+        """Return the output of `helm test`. Raises ClusterError if a check fails."""
         return self.installation.helm("test", RELEASE, "--namespace", NAMESPACE, "--logs")
 
     def secret(self, name: str) -> dict[str, str]:
-        """A Secret's data, decoded."""
+        """Return a Secret's data, decoded."""
         data = self.kube.get("secrets", NAMESPACE, name)["data"]
         return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
     def authorities(self) -> list[str]:
-        """What the API server trusts of the webhooks."""
+        """Return the CA bundles by which the API server trusts the webhooks."""
         name = f"{NAMESPACE}-{RELEASE}-webhooks"
         found = self.kube.get("validatingwebhookconfigurations", None, name)
         return [webhook["clientConfig"]["caBundle"] for webhook in found["webhooks"]]
 
     def leftovers(self) -> set[str]:
-        """Objects of the release that exist, whatever their kind."""
+        """List the existing objects of the release, of any kind."""
         kinds = (
             "deployments,statefulsets,pods,services,configmaps,secrets,serviceaccounts,roles,"
             "rolebindings,networkpolicies,poddisruptionbudgets,clusterroles,clusterrolebindings,"
@@ -99,7 +99,7 @@ class Release:
         return set(found.split())
 
     def all_of_the_namespace(self) -> set[str]:
-        """Whatever there is in the release's namespace, labelled or not, but for Events."""
+        """List all objects in the release's namespace, except Events."""
         kubectl = self.installation.kubectl
         kinds = set(
             kubectl("api-resources", "--namespaced", "--verbs=list", "--output", "name").split()
@@ -111,7 +111,7 @@ class Release:
 
 
 def pool(name: str, **spec: Any) -> Object:
-    """A pool without work, and so without pods."""
+    """Return a pool without work and so without pods."""
     worker = {"name": "worker", "image": images.SHOP.name}
     return {
         "apiVersion": "engineroom.dev/v1alpha1",
@@ -127,7 +127,7 @@ def pool(name: str, **spec: Any) -> Object:
 
 
 def namespace(name: str) -> Object:
-    """A namespace in which nothing runs that is not restricted."""
+    """Create a namespace that admits restricted pods only."""
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -137,7 +137,7 @@ def namespace(name: str) -> Object:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
-    """A cluster with the images, and nothing installed."""
+    """A cluster with the images and without Engineroom."""
     owner = Identity.of(os.getpid())
     assert owner is not None
     archives = [
@@ -161,7 +161,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
 
 
 def clean(release: Release) -> None:
-    """Leave a cluster that is not ours to take down as it was."""
+    """Restore a cluster that another session owns."""
     if RELEASE in release.installation.helm("list", "--namespace", NAMESPACE, "--short"):
         release.uninstall()
     release.installation.kubectl("delete", "crd", CRD, "--ignore-not-found")
@@ -169,7 +169,7 @@ def clean(release: Release) -> None:
 
 
 def ready(release: Release, name: str) -> Object:
-    """The pool, once the operator has said that it is as its spec says."""
+    """Return the pool once the operator reports that it matches its spec."""
 
     def look() -> Object | None:
         found = release.kube.get("workerpools", SHOP, name)
@@ -180,7 +180,7 @@ def ready(release: Release, name: str) -> Object:
     return wait_for(look, 60, f"pool {name} is ready")
 
 
-def test_it_installs_where_pods_must_be_restricted(release: Release) -> None:
+def test_install_in_a_restricted_namespace(release: Release) -> None:
     release.upgrade()
     deployments = {
         d["metadata"]["name"]: d["status"].get("readyReplicas")
@@ -195,7 +195,7 @@ def test_it_installs_where_pods_must_be_restricted(release: Release) -> None:
         assert condition(pod, "Ready")["status"] == "True"
 
 
-def test_helm_test_finds_it_in_order(release: Release) -> None:
+def test_helm_test_passes(release: Release) -> None:
     said = release.test()
     lines = [line for line in said.splitlines() if line.startswith(("ok ", "FAIL "))]
     assert [line.split(":")[0] for line in lines] == [
@@ -213,7 +213,7 @@ def test_helm_test_finds_it_in_order(release: Release) -> None:
     assert accounts == {"default", *ours}
 
 
-def test_a_pool_is_run_and_a_wrong_one_refused(release: Release) -> None:
+def test_a_valid_pool_runs_and_an_invalid_one_is_refused(release: Release) -> None:
     release.kube.create("workerpools", SHOP, pool("steady"))
     ready(release, "steady")
     # Nothing was to do yet, so there is nothing beside the pool itself.
@@ -223,7 +223,7 @@ def test_a_pool_is_run_and_a_wrong_one_refused(release: Release) -> None:
         release.kube.create("workerpools", SHOP, pool("x", autoscaling={"schedules": [schedule]}))
 
 
-def test_an_upgrade_changes_what_was_asked_and_nothing_else(release: Release) -> None:
+def test_an_upgrade_changes_only_the_given_values(release: Release) -> None:
     redis = release.kube.get("pods", NAMESPACE, "engineroom-redis-0")["metadata"]["uid"]
     names = ("engineroom-redis", "engineroom-api")
     before = [release.secret(name) for name in names], release.authorities()
@@ -242,7 +242,7 @@ def test_an_upgrade_changes_what_was_asked_and_nothing_else(release: Release) ->
     assert after == steady
 
 
-def test_an_upgrade_brings_new_kinds(release: Release, tmp_path: Path) -> None:
+def test_an_upgrade_updates_the_crds(release: Release, tmp_path: Path) -> None:
     chart = tmp_path / "engineroom"
     shutil.copytree(CHART, chart)
     path = chart / "files/crds" / f"{CRD}.yaml"
@@ -257,7 +257,7 @@ def test_an_upgrade_brings_new_kinds(release: Release, tmp_path: Path) -> None:
     ready(release, "steady")
 
 
-def test_helm_test_says_what_is_wrong(release: Release) -> None:
+def test_helm_test_names_the_problem(release: Release) -> None:
     release.upgrade(test={"timeoutSeconds": 3}, operator={"replicas": 1})
     release.kube.patch(
         "statefulsets", NAMESPACE, "engineroom-redis", {"spec": {"replicas": 0}}, "scale"
@@ -273,7 +273,7 @@ def test_helm_test_says_what_is_wrong(release: Release) -> None:
     assert failures[0].startswith("FAIL  redis answers: Redis does not answer")
 
 
-def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None:
+def test_uninstall_keeps_pools_and_blocks_nothing(release: Release) -> None:
     release.uninstall()
     # Helm does not wait for pods on their way out.
     wait_for(
@@ -302,7 +302,7 @@ def test_uninstalling_keeps_pools_and_holds_nothing_up(release: Release) -> None
     )
 
 
-def test_another_release_is_told_whose_the_kinds_are(release: Release) -> None:
+def test_another_release_is_refused_with_the_owner_of_the_crds(release: Release) -> None:
     with pytest.raises(ClusterError, match="invalid ownership metadata"):
         release.upgrade(name="another")
     assert release.leftovers() <= {"pod/engineroom-test"}
@@ -323,7 +323,7 @@ def test_a_namespaced_installation_works_without_rights_elsewhere(release: Relea
     release.uninstall()
 
 
-def test_the_kustomize_base_is_as_good(release: Release, tmp_path: Path) -> None:
+def test_the_kustomize_base_installs(release: Release, tmp_path: Path) -> None:
     shutil.copytree(images.ROOT / "deploy/kustomize", tmp_path / "kustomize")
     example = tmp_path / "kustomize/example"
     url = "redis://:abc@engineroom-redis.engineroom.svc:6379/0"
@@ -361,7 +361,7 @@ def test_the_kustomize_base_is_as_good(release: Release, tmp_path: Path) -> None
         kubectl("delete", "--filename", "-", stdin=yaml.safe_dump_all(kept))
 
 
-def test_reinstalling_takes_the_pools_up_again(release: Release) -> None:
+def test_a_new_installation_adopts_the_pools(release: Release) -> None:
     # kubectl has taken the kinds over in the test before; Helm takes them back when told to.
     release.installation.helm(
         "install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--take-ownership",

@@ -1,4 +1,4 @@
-"""The local node: that its pods are real, and that nothing of it stays."""
+"""The local node: its pods are real, and nothing of it remains."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def kubectl(cluster: Local, *arguments: str, stdin: object = None, check: bool =
 
 
 def traces(name: str) -> list[str]:
-    """All that a node cluster of this name could leave on the machine."""
+    """List everything that a node cluster of this name could leave on the machine."""
     marked = f"engineroom-{name}"
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     found = [mount for mount in mounts if marked in mount or f"/engineroom/{name}" in mount]
@@ -105,7 +105,7 @@ def traces(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Local]:
-    """One of its own: it is broken here, and its end is looked at."""
+    """A separate cluster, which these tests break and remove."""
     identity = Identity.of(os.getpid())
     assert identity is not None
     cluster = Local(f"node-{os.getpid()}", owner=(identity.pid, identity.started, identity.boot))
@@ -121,7 +121,7 @@ def cluster() -> Iterator[Local]:
         cluster.down()
 
 
-def test_a_pod_runs_and_says_so(cluster: Local) -> None:
+def test_a_pod_runs_and_logs(cluster: Local) -> None:
     assert "Ready to accept connections" in kubectl(cluster, "logs", POD)
 
 
@@ -130,7 +130,7 @@ def test_a_pod_finds_a_service_by_name(cluster: Local) -> None:
     assert answer.strip() == "PONG"
 
 
-def test_a_pod_is_told_at_once_that_the_outside_does_not_exist(cluster: Local) -> None:
+def test_names_outside_the_cluster_fail_to_resolve_at_once(cluster: Local) -> None:
     started = time.monotonic()
     kubectl(cluster, "exec", POD, "--", "getent", "hosts", "example.com", check=False)
     assert time.monotonic() - started < 5
@@ -184,7 +184,7 @@ def test_usage_is_measured(cluster: Local) -> None:
         time.sleep(1)
 
 
-def test_after_every_process_was_killed_it_comes_up_with_its_pods(cluster: Local) -> None:
+def test_the_cluster_restarts_with_its_pods_after_all_processes_were_killed(cluster: Local) -> None:
     for component in components(cluster.kubeconfig.parent):
         identity = component.identity()
         assert identity is not None
@@ -195,7 +195,7 @@ def test_after_every_process_was_killed_it_comes_up_with_its_pods(cluster: Local
     assert answer.strip() == "PONG"
 
 
-def test_nothing_stays_even_after_a_crash(cluster: Local) -> None:
+def test_nothing_remains_after_a_crash(cluster: Local) -> None:
     assert traces(cluster.name), "the patterns find nothing of a cluster that is up"
     for component in components(cluster.kubeconfig.parent):
         identity = component.identity()

@@ -1,4 +1,4 @@
-"""Simulated nodes: that their pods seem to run, and go."""
+"""Simulated nodes: their pods are reported as running, and are deleted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Local]:
         cluster.down()
 
 
-def test_pods_of_deployments_run_and_go(cluster: Local) -> None:
+def test_pods_of_deployments_run_and_are_deleted(cluster: Local) -> None:
     kubectl(cluster, "create", "deployment", "web", "--image=any", "--replicas=40")
     kubectl(cluster, "wait", "--for=condition=Available", "deployment/web", "--timeout=60s")
     pods = json.loads(kubectl(cluster, "get", "pods", "--output=json"))["items"]

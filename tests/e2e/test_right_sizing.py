@@ -1,4 +1,6 @@
-"""Right-sizing on real pods: limits change under a job that runs, and a kill for memory heals."""
+"""Right-sizing of real pods: limits change under a running job, and an out-of-memory kill is
+healed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def resources(limit: str) -> dict[str, Any]:
 
 
 def actual(pool: Pool) -> Sequence[dict[str, Any]]:
-    """What the kubelet has given the worker containers, and how often they were restarted."""
+    """Return the resources that the kubelet gave the workers, and their restart counts."""
     statuses = [
         status
         for pod in pool.pods()
@@ -41,7 +43,7 @@ def memory(amounts: dict[str, Any], kind: str) -> float:
     return float(parse_quantity(amounts.get(kind, {}).get("memory", 0))) / MEBI
 
 
-def test_pods_are_resized_in_place_under_jobs_that_run(pool: Pool) -> None:
+def test_pods_are_resized_in_place_under_running_jobs(pool: Pool) -> None:
     pool.create(
         replicas=2,
         workersPerPod=1,
@@ -74,7 +76,7 @@ def test_pods_are_resized_in_place_under_jobs_that_run(pool: Pool) -> None:
     pool.wait_condition("RightSized", "True", reasons.RESOURCES_FIT, 30)
 
 
-def test_a_job_killed_for_memory_raises_the_limit_and_passes_when_it_is_tried_again(
+def test_a_job_killed_for_memory_raises_the_limit_and_succeeds_on_retry(
     pool: Pool,
 ) -> None:
     pool.create(

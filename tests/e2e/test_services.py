@@ -45,7 +45,7 @@ PASSWORD = "a password for three"  # nosec B105
 
 
 def accounts(**roles: str) -> dict[str, Any]:
-    """The chart's values of the API, with these people."""
+    """Return the chart's values of the API with these accounts."""
     people = [
         {"name": name, "grants": [{"role": role, "namespaces": [NAMESPACE]}]}
         for name, role in roles.items()
@@ -92,7 +92,7 @@ SERVICE_MONITORS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def services(installation: Installation) -> Iterator[None]:
-    """Both of them, added to what is there; gone again for the tests of pools."""
+    """Both services, added to the installation and removed again before the tests of pools."""
     installation.kubectl("apply", "-f", "-", stdin=json.dumps(SERVICE_MONITORS))
     hashed = asyncio.run(Passwords().hash(PASSWORD))
     passwords = {
@@ -116,8 +116,8 @@ def web(
 ) -> Iterator[Web]:
     """The example's web application, limited by its policy.
 
-    nginx and limiters are more patient than in the example: on a machine that runs other tests,
-    too, somebody may not get the processor for half a second, and that is not what is looked for.
+    nginx and limiters have longer timeouts than in the example: on a machine that runs other tests
+    too, a process may wait half a second for the CPU, which is not under test.
     """
     example = tmp_path_factory.mktemp("example") / "web"
     shutil.copytree(EXAMPLE, example)
@@ -143,9 +143,7 @@ def pods(installation: Installation, component: str) -> list[Object]:
 
 
 @pytest.mark.parametrize("component", SERVICES)
-def test_two_pods_of_it_run_where_pods_must_be_restricted(
-    installation: Installation, component: str
-) -> None:
+def test_two_pods_run_in_a_restricted_namespace(installation: Installation, component: str) -> None:
     namespace = installation.kube.get("namespaces", None, SYSTEM)
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     found = pods(installation, component)
@@ -163,7 +161,7 @@ def test_two_pods_of_it_run_where_pods_must_be_restricted(
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
 
 
-def test_prometheus_finds_the_limiters_and_grafana_their_dashboard(
+def test_prometheus_selects_the_limiters_and_grafana_their_dashboard(
     installation: Installation,
 ) -> None:
     monitor = json.loads(
@@ -191,7 +189,7 @@ def test_prometheus_finds_the_limiters_and_grafana_their_dashboard(
     )
 
 
-def test_a_policy_holds_behind_nginx_whichever_limiter_is_asked(web: Web) -> None:
+def test_a_policy_holds_behind_nginx_with_any_limiter(web: Web) -> None:
     with web.load(300, 4) as running:
         load = running.result()
     assert load.failed == {}
@@ -205,7 +203,7 @@ def test_a_policy_holds_behind_nginx_whichever_limiter_is_asked(web: Web) -> Non
     assert sorted(map(bool, web.decisions().values())) == [True, True]
 
 
-def test_the_command_line_tells_of_a_limit_what_the_limiters_do(
+def test_the_command_line_shows_the_limiters_decisions(
     web: Web, tmp_path: Path, installation: Installation
 ) -> None:
     command = Command(tmp_path / "home", installation.cluster.kubeconfig, SHOP)
@@ -222,7 +220,7 @@ def test_the_command_line_tells_of_a_limit_what_the_limiters_do(
         top = command.json("ratelimit", "top", POLICY, "--seconds", "1")
         assert top["limiters"] == {"asked": 2, "failures": []}
         (asked,) = top["keys"]
-        # Half a bucket: so much is never left for somebody who asks for thrice what he may have.
+        # Half a bucket: so much is never left for user who asks for thrice what he may have.
         busy = ["--client-ip", asked["key"], "--cost", "100"]
         refused = command.json("ratelimit", "test", POLICY, *busy, code=1)
         running.stop()
@@ -238,7 +236,7 @@ def test_the_command_line_tells_of_a_limit_what_the_limiters_do(
         assert command.json("ratelimit", "test", POLICY, *at_rest)["allowed"]
 
 
-def test_a_rolling_update_of_the_limiter_refuses_nobody_and_admits_nobody_unasked(
+def test_a_rolling_update_of_the_limiter_neither_refuses_nor_skips_requests(
     web: Web, installation: Installation
 ) -> None:
     before = {pod["metadata"]["name"] for pod in pods(installation, "limiter")}
@@ -278,7 +276,7 @@ for url in sys.argv[1:]:
 """
 
 
-def test_the_api_answers_what_the_clusters_own_rights_allow(installation: Installation) -> None:
+def test_the_api_allows_what_rbac_allows(installation: Installation) -> None:
     kube = installation.kube
     name = f"reader-{secrets.token_hex(3)}"
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
@@ -337,7 +335,7 @@ def test_the_api_answers_what_the_clusters_own_rights_allow(installation: Instal
     assert name in [each["name"] for each in answers[7][1]["items"]]
 
 
-def test_the_image_says_what_is_in_it(installation: Installation) -> None:
+def test_the_image_has_labels_of_its_content(installation: Installation) -> None:
     told = installation.kubectl(
         "exec", "--namespace", SYSTEM, "deployment/engineroom-operator",
         "--", "cat", "/opt/engineroom/sbom.cdx.json",
@@ -355,17 +353,17 @@ def test_the_image_says_what_is_in_it(installation: Installation) -> None:
 
 
 @pytest.fixture(scope="module")
-def somebody(
+def user(
     installation: Installation, services: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Command:
-    """Who has a kubeconfig with a token, and the rights of `edit` in one namespace."""
+    """A user with a token in a kubeconfig and the rights of `edit` in one namespace."""
     return person(
         installation, f"person-{secrets.token_hex(3)}", tmp_path_factory.mktemp("person") / "home"
     )
 
 
-def test_from_a_kubeconfig_alone_to_signed_in(somebody: Command) -> None:
-    with ui(somebody) as link, link.browser() as browser:
+def test_sign_in_with_a_kubeconfig_only(user: Command) -> None:
+    with ui(user) as link, link.browser() as browser:
         assert browser.get("/api/v1/whoami").status_code == 401
         opened = link.redeem(browser)
         seen = browser.get("/api/v1/whoami", headers=cookie(opened))
@@ -380,8 +378,8 @@ def test_from_a_kubeconfig_alone_to_signed_in(somebody: Command) -> None:
     assert seconds < 30
 
 
-def test_a_transaction_of_somebody_who_is_logged_in_by_a_kubeconfig(
-    somebody: Command, installation: Installation, tmp_path: Path
+def test_a_transaction_of_a_user_logged_in_by_kubeconfig(
+    user: Command, installation: Installation, tmp_path: Path
 ) -> None:
     name = f"both-{secrets.token_hex(3)}"
     kube = installation.kube
@@ -412,26 +410,26 @@ def test_a_transaction_of_somebody_who_is_logged_in_by_a_kubeconfig(
     password, key = (
         base64.b64decode(secret[each]).decode() for each in ("admin-password", "secret")
     )
-    with ui(somebody) as link:
-        somebody.run("login", "--server", link.base)
+    with ui(user) as link:
+        user.run("login", "--server", link.base)
         try:
-            who = somebody.json("whoami")
+            who = user.json("whoami")
             assert (who["how"], who["server"]) == ("kubernetes", link.base)
             assert "namespace:manifests:apply" in who["access"][NAMESPACE]
-            refused = somebody.run("apply", "-f", str(wrong), code=2)
+            refused = user.run("apply", "-f", str(wrong), code=2)
             assert "spec.limits[1]" in refused.stderr
             assert there() == [False, False]
-            done = somebody.json("apply", "-f", str(right))
+            done = user.json("apply", "-f", str(right))
             assert there() == [True, True]
             assert [one["action"] for one in done["objects"]] == ["create", "create"]
-            assert name in somebody.run("get", name).stdout
-            (latest, *_) = somebody.json("transactions", "list")["items"]
+            assert name in user.run("get", name).stdout
+            (latest, *_) = user.json("transactions", "list")["items"]
             assert (latest["id"], latest["status"]) == (done["transaction"], "committed")
             assert latest["by"] == who["subject"]
             # The log is the installation's: the rights of a namespace do not reach so far.
-            assert "permission_denied" in somebody.run("audit", "verify", code=5).stderr
+            assert "permission_denied" in user.run("audit", "verify", code=5).stderr
         finally:
-            somebody.run("logout")
+            user.run("logout")
             for kind in ("workerpools", "ratelimitpolicies"):
                 kube.delete(kind, NAMESPACE, name)
         administrator = Command(tmp_path / "admin", installation.cluster.kubeconfig)
@@ -454,7 +452,7 @@ def test_a_transaction_of_somebody_who_is_logged_in_by_a_kubeconfig(
     assert " intact; ends at " in told
 
 
-def test_a_change_of_the_accounts_reaches_the_pods_that_run(installation: Installation) -> None:
+def test_changed_accounts_reach_running_pods(installation: Installation) -> None:
     before = {pod["metadata"]["uid"] for pod in pods(installation, "api")}
     cluster = KubernetesCluster(str(installation.cluster.kubeconfig))
     with contextlib.ExitStack() as stack:

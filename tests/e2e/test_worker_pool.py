@@ -1,4 +1,4 @@
-"""WorkerPools on real pods: what the pool promises while everything around it moves."""
+"""WorkerPools on real pods: their guarantees under load, changes and faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def mixed(orders: int, longest: float = 3.0, seed: int = 7) -> list[float]:
-    """Durations of which most are short."""
+    """Return durations, most of them short."""
     chance = random.Random(seed)
     return [
         round(
@@ -43,7 +43,7 @@ def mixed(orders: int, longest: float = 3.0, seed: int = 7) -> list[float]:
 
 
 class Meanwhile:
-    """Do something again and again, `every` seconds, while the block runs."""
+    """Repeats an action every `every` seconds while the block runs."""
 
     def __init__(self, what: Callable[[], None], every: float) -> None:
         self._what = what
@@ -85,7 +85,7 @@ def test_a_job_enqueued_on_an_empty_pool_runs_and_the_pool_goes_back_to_zero(poo
     assert pool.account().clean
 
 
-def test_the_pool_grows_in_one_step_and_says_why(pool: Pool) -> None:
+def test_the_pool_grows_in_one_step_and_shows_the_reason(pool: Pool) -> None:
     pool.create(workersPerPod=1, autoscaling={**QUICK, "maxReplicas": 3})
     pool.wait_condition("Ready", "True", None, 30)
 
@@ -110,7 +110,7 @@ def test_the_pool_grows_in_one_step_and_says_why(pool: Pool) -> None:
     assert pool.account().clean
 
 
-def test_200_jobs_under_constant_up_and_down_lose_none(pool: Pool) -> None:
+def test_200_jobs_survive_constant_scaling(pool: Pool) -> None:
     pool.create(replicas=2)
     pool.wait_size(2, 60)
     pool.enqueue(mixed(200))
@@ -125,7 +125,7 @@ def test_200_jobs_under_constant_up_and_down_lose_none(pool: Pool) -> None:
     assert account.clean, account
 
 
-def test_kubectl_scale_sets_the_size_and_reads_it_back(pool: Pool) -> None:
+def test_kubectl_scale_sets_and_reads_the_size(pool: Pool) -> None:
     pool.create(replicas=1)
     pool.wait_size(1, 60)
 
@@ -158,7 +158,7 @@ def test_a_suspended_pool_keeps_its_workers_and_takes_no_job(pool: Pool) -> None
 
 
 @pytest.mark.parametrize("on_deadline", ["Fail", "Requeue"])
-def test_a_job_that_outlives_the_drain_is_ended_in_order(pool: Pool, on_deadline: str) -> None:
+def test_a_job_that_exceeds_the_drain_is_ended_gracefully(pool: Pool, on_deadline: str) -> None:
     pool.create(
         replicas=1,
         workersPerPod=1,
@@ -252,9 +252,7 @@ def test_an_operator_killed_in_the_middle_loses_no_job(
     pool.wait_size(1, 90)
 
 
-def test_redis_restarted_and_gone_for_20_seconds_loses_no_job(
-    pool: Pool, fragile_redis: FragileRedis
-) -> None:
+def test_a_redis_outage_of_20_seconds_loses_no_job(pool: Pool, fragile_redis: FragileRedis) -> None:
     pool.create(
         workersPerPod=1,
         redis={"urlSecretRef": {"name": fragile_redis.name, "key": "url"}},
@@ -283,8 +281,8 @@ def test_redis_restarted_and_gone_for_20_seconds_loses_no_job(
     assert not account.lost, account
 
 
-class TestTroubleIsNamedAndHeals:
-    """What is wrong stands in a condition within 10 s, and goes away when it is put right."""
+class TestProblemsAreReportedAndCleared:
+    """A condition shows a problem within 10 s, and clears when the problem is fixed."""
 
     def test_image_without_rq(self, pool: Pool) -> None:
         # The system's own Python, beside the environment that has RQ.
@@ -337,7 +335,7 @@ class TestTroubleIsNamedAndHeals:
 
 
 def secret(pool: Pool, url: str) -> None:
-    """The Secret that the pool's spec refers to."""
+    """Return the Secret that the pool's spec refers to."""
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -348,12 +346,14 @@ def secret(pool: Pool, url: str) -> None:
 
 
 def reference(pool: Pool) -> dict[str, object]:
-    """What `spec.redis` says of that Secret."""
+    """Return `spec.redis` with a reference to that Secret."""
     return {"urlSecretRef": {"name": f"{pool.name}-url", "key": "url"}}
 
 
-def test_jobs_are_steered_from_outside_the_cluster(pool: Pool) -> None:
-    """No URL, no port-forward by hand: Secret, Service and pod are found with the user's rights."""
+def test_jobs_are_managed_from_outside_the_cluster(pool: Pool) -> None:
+    """The command finds Secret, Service and pod with the user's rights, without a URL or
+    port-forward.
+    """
     pool.create(suspend=True)
     first, *rest = pool.enqueue([0.1, 0.1, 0.1])
     environment = {**pool.installation.cluster.env(), "PYTHONPATH": os.pathsep.join(sys.path)}

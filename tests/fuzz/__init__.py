@@ -1,1 +1,1 @@
-"""Documents and files made by mutation, each judged by a second reader."""
+"""Mutated documents and files, each checked by a second parser."""

@@ -1,4 +1,4 @@
-"""``make fuzz``: 100,000 documents and files; the last line is JSON."""
+"""``make fuzz``: parse 100,000 mutated documents and files; the last line is JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOALS = (
 
 
 def main() -> int:
-    """Feed them, and print what came of it."""
+    """Parse the inputs and print the totals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0, help="0 takes the time's")

@@ -1,7 +1,6 @@
-"""A second reader for each kind of input: it says what must not have been accepted.
+"""A second parser for each kind of input, which decides what must be refused.
 
-Written with other libraries, or with the same ones used another way, and without a line of the code
-that is judged.
+It uses other libraries, or the same ones in another way, and none of the code under test.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _DEPTH, _ALIASES, _VALUES, _BYTES, _DOCUMENTS = 40, 64, 50_000, 1024 * 1024, 1_0
 
 
 def yaml_wrong(text: str) -> str:
-    """Why this text must not be read; "" if it may be."""
+    """Return why this text must be refused; "" if it is valid."""
     if len(text.encode("utf-8", "replace")) > _BYTES:
         return "size"
     # The parser in pure Python is another implementation than the C one that is judged. It knows
@@ -72,7 +71,7 @@ def _nodes_wrong(text: str, loader: Any) -> str:
 
 
 def _node_wrong(node: Any, sizes: dict[int, int]) -> str:
-    """Keys that stand twice, and how many values there are with all aliases written out."""
+    """Check for duplicate keys, and count the values with all aliases expanded."""
 
     def size(each: Any) -> int:
         if id(each) in sizes:
@@ -98,7 +97,7 @@ def _node_wrong(node: Any, sizes: dict[int, int]) -> str:
 
 
 def json_wrong(data: bytes) -> tuple[str, Any]:
-    """Why these bytes must not be read, and otherwise what they say."""
+    """Return why these bytes must be refused, and their value otherwise."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) != len(pairs):
@@ -146,7 +145,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def object_wrong(thing: Any) -> str:
-    """Why the API server would refuse this object of ours by its schema; "" if it would not."""
+    """Return why the API server's schema refuses this object; "" if it does not."""
     schema = _schemas().get(thing.get("kind")) if isinstance(thing, dict) else None
     if schema is None:
         return "no kind of ours"
@@ -156,7 +155,7 @@ def object_wrong(thing: Any) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """As the API server drops them before it defaults and validates."""
+    """Drop nulls as the API server does before defaulting and validation."""
     if isinstance(value, dict):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     return [_without_nulls(v) for v in value] if isinstance(value, list) else value
@@ -171,7 +170,7 @@ _BEGINS = {
 
 
 def type_wrong(kind: str, head: bytes) -> str:
-    """Why a file that begins so is not of that type; "" if it is."""
+    """Return why a file with this beginning is not of that type; "" if it is."""
     if kind == "image/webp":
         return "" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else "no webp"
     if kind == "application/x-tar":
@@ -186,7 +185,7 @@ def type_wrong(kind: str, head: bytes) -> str:
 
 
 def archive_wrong(data: bytes) -> str:
-    """Why this archive must not be unpacked into a folder; "" if it may be."""
+    """Return why this archive must not be unpacked; "" if it is safe."""
     names: list[str] = []
     if data[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(data)) as packed:

@@ -1,4 +1,4 @@
-"""Seeded mutation: of what is in a corpus, something that is nearly right, or not at all."""
+"""Seeded mutation of a corpus, into inputs that are almost valid or invalid."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = (
 
 
 def documents() -> list[bytes]:
-    """What people write: this repository's own manifests, and shapes that are hard to read."""
+    """Return this repository's manifests, and documents that are hard to parse."""
     found = [
         path.read_bytes()
         for folder in ("examples", "deploy")
@@ -67,7 +67,7 @@ def documents() -> list[bytes]:
 
 
 def mutated(random: Random, seed: bytes, others: Sequence[bytes], most: int = 20_000) -> bytes:
-    """``seed`` with up to six changes."""
+    """Return ``seed`` with up to six changes."""
     data = bytearray(seed)
     for _ in range(random.randint(0, 6)):
         at = random.randrange(len(data) + 1)
@@ -98,7 +98,7 @@ def mutated(random: Random, seed: bytes, others: Sequence[bytes], most: int = 20
 
 
 def value(random: Random, depth: int = 0) -> Any:
-    """Any JSON value."""
+    """Return a random JSON value."""
     kind = random.randrange(9 if depth < 4 else 6)
     if kind == 6 or kind == 7:
         return {word(random): value(random, depth + 1) for _ in range(random.randrange(5))}
@@ -108,14 +108,14 @@ def value(random: Random, depth: int = 0) -> Any:
 
 
 def word(random: Random) -> str:
-    """A short text, of words that mean something to the kinds or of nothing at all."""
+    """Return a short text, with or without a meaning for the kinds."""
     words = ("name", "spec", "queues", "mail", "30s", "0 8 * * *", "1", "x" * 300, "\u0000", "-5m",
              "Europe/Berlin", "100m", "1Gi", "\U0001f4a5", "a.b/c", "")  # fmt: skip
     return random.choice(words)
 
 
 def changed(random: Random, root: Any) -> Any:
-    """A JSON tree with some of its values replaced, taken away or added to."""
+    """Return a JSON tree with some values replaced, removed or added."""
     copy = json.loads(json.dumps(root))
     for _ in range(random.randint(1, 4)):
         place = copy
@@ -135,7 +135,7 @@ def changed(random: Random, root: Any) -> Any:
 
 
 def archive(random: Random) -> bytes:
-    """A zip, tar or tar.gz with names, kinds and sizes that may or may not be sound, then bent."""
+    """Return a zip, tar or tar.gz with valid or invalid names, types and sizes, then mutated."""
     out = io.BytesIO()
     members = [(random.choice(NAMES), random.randrange(4)) for _ in range(random.randint(1, 4))]
     if random.random() < 0.5:
@@ -171,7 +171,7 @@ def archive(random: Random) -> bytes:
 
 
 def objects() -> list[Any]:
-    """Sound objects of our kinds, of the examples."""
+    """Return valid objects of our kinds, from the examples."""
     return [
         each
         for path in sorted((ROOT / "examples").rglob("*.yaml"))

@@ -1,4 +1,4 @@
-"""What is fed to whom, and what must hold of it: no crash, nothing accepted that should not be."""
+"""Feeds inputs to the parsers and checks: no crash, no invalid input accepted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _HEADS = (
 
 @dataclass
 class Tally:
-    """How often each kind of input was taken and refused, and what was wrong."""
+    """Counts of accepted and refused inputs by kind, and the failures."""
 
     taken: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -62,12 +62,12 @@ class Tally:
     slow: str = ""
 
     def count(self) -> int:
-        """Inputs in all."""
+        """The total number of inputs."""
         return self.taken.total() + self.refused.total() + len(self.crashed)
 
 
 class Fuzz:
-    """The inputs of one seed, in an order that only the seed tells."""
+    """The inputs of one seed, in an order that depends on the seed only."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
@@ -87,7 +87,7 @@ class Fuzz:
         self._weights = [weight for weight, *_ in self._kinds]
 
     def run(self, count: int, tally: Tally) -> None:
-        """``count`` more inputs."""
+        """Feed ``count`` more inputs."""
         for _ in range(count):
             ((_, kind, make, feed),) = self._random.choices(self._kinds, self._weights)
             data = make()
@@ -189,6 +189,6 @@ def _next(line: str) -> datetime:
 
 
 def memory() -> int:
-    """Bytes that this process has resident."""
+    """Return the resident memory of this process in bytes."""
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -205,7 +205,7 @@ def test_a_route_without_a_rule_cannot_be_declared() -> None:
     with pytest.raises(TypeError, match="needs"):
         Route(**said)  # type: ignore[arg-type]
     for needs in (None, "", "namespace:pools:read", True):
-        with pytest.raises(TypeError, match="needs no permission"):
+        with pytest.raises(TypeError, match="has no permission"):
             Route(**said, needs=needs)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="namespace"):
         Route(**said, needs=Permission.NAMESPACE_POOLS_READ)  # type: ignore[arg-type]

@@ -423,7 +423,7 @@ async def test_the_api_lets_no_forger_in_and_says_so_once(
     server: RedisServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The finding as it was: a link, a session and a saga, written with redis-cli."""
-    monkeypatch.setattr(tampering, "PAUSE", 0.0)
+    monkeypatch.setattr(tampering, "INTERVAL", 0.0)
     settings = ApiSettings(
         redis_url=SecretStr(server.url),
         api_secret=SecretStr("s" * 48),

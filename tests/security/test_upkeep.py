@@ -102,7 +102,7 @@ async def test_malformed_requests_of_nobody_do_not_lengthen_the_chain(
     counted = api.metrics.exposition().decode()
     assert 'engineroom_requests_unrecorded_total{action="token.refresh",code="' in counted
     told = capsys.readouterr().out
-    assert told.count("requests of nobody failed") == 1
+    assert told.count("unauthenticated requests failed") == 1
     assert "A" * 43 not in told
 
 
@@ -263,7 +263,7 @@ async def test_of_two_replicas_one_has_the_turn(server: RedisServer, redis: Redi
             )
             for _ in range(2)
         )  # fmt: skip
-        assert [await each._turn() for each in (one, other, one)] == [True, False, False]
+        assert [await each._take_turn() for each in (one, other, one)] == [True, False, False]
 
 
 # -- signing keys ----------------------------------------------------------------------------------

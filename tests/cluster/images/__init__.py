@@ -1,4 +1,4 @@
-"""Images where none can be pulled: built from packages, kept as archives in the user's cache."""
+"""Builds images without a registry, from packages; caches them as archives for the user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RECIPE = "1"
 
 
 def full_name(image: str) -> str:
-    """The name as Kubernetes resolves it: `redis` is `docker.io/library/redis:latest`."""
+    """Return the name as Kubernetes resolves it: `redis` is `docker.io/library/redis:latest`."""
     first, slash, _ = image.partition("/")
     if not slash:
         image = f"docker.io/library/{image}"
@@ -41,11 +41,10 @@ def full_name(image: str) -> str:
 
 
 def build(dockerfile: Path, target: str | None, tag: str, context: Path) -> Path:
-    """Build an image, and return its docker archive.
+    """Build an image and return its docker archive.
 
-    `target` is a stage of the Dockerfile, None for the last. Where nothing that the Dockerfile uses
-    has changed since the last time, the archive of then is returned. Raises ClusterError, with the
-    end of the output, where it fails.
+    `target` is a stage of the Dockerfile, None for the last. If none of its inputs has changed, the
+    earlier archive is returned. Raises ClusterError with the end of the output if the build fails.
     """
     if not tag:
         raise ClusterError("an image needs a --tag")
@@ -66,8 +65,8 @@ def build(dockerfile: Path, target: str | None, tag: str, context: Path) -> Path
 
 
 def own(image: str) -> Path:
-    """The archive of one of the cluster's own images, built if need be. Raises KeyError for
-    another's name.
+    """Return the archive of one of the cluster's own images; build it first if necessary. Raises
+    KeyError for other names.
     """
     if image == base.NAME:
         return _base()
@@ -81,10 +80,10 @@ def own(image: str) -> Path:
 
 @contextmanager
 def archive_of(image: str | Path) -> Iterator[Path]:
-    """The docker archive of an image: a file's path, one of the cluster's own, or a built one's
+    """Return the docker archive of an image: a file, one of the cluster's own, or a built one by
     name.
 
-    Raises ClusterError where there is none.
+    Raises ClusterError if there is none.
     """
     if Path(image).is_file():
         yield Path(image)
@@ -105,7 +104,7 @@ def archive_of(image: str | Path) -> Iterator[Path]:
 
 
 class _Buildah:
-    """Building without an engine."""
+    """Builds without a Docker engine."""
 
     def __init__(self) -> None:
         root = cache_directory() / "storage"
@@ -127,7 +126,7 @@ class _Buildah:
             self.run("bud", *options, *stage, *volumes, str(context))
 
     def ensure_base(self) -> None:
-        """Have the base image in the store; its archive is what is kept."""
+        """Ensure that the store has the base image, and cache its archive."""
         key = base.RECIPE
         if self._has(f"{full_name(base.NAME)}") and self._has(f"engineroom.invalid/base:{key}"):
             return
@@ -159,7 +158,7 @@ class _Buildah:
 
 
 class _Docker:
-    """Building by a Docker engine, which pulls for itself."""
+    """Builds with a Docker engine, which pulls base images itself."""
 
     def build(self, dockerfile: Path, target: str | None, name: str, context: Path) -> None:
         stage = [] if target is None else ["--target", target]
@@ -170,7 +169,9 @@ class _Docker:
 
 
 def _storage_driver(root: Path) -> str:
-    """overlay keeps layers as differences; vfs, with whole copies, works on every file system."""
+    """Return overlay, which stores layers as differences, or vfs, which copies them and works on
+    every file system.
+    """
     chosen = os.environ.get("STORAGE_DRIVER")
     if chosen:
         return chosen
@@ -211,7 +212,7 @@ def _pause() -> Path:
 
 
 def _keep(engine: _Buildah | _Docker, name: str, archive: Path) -> None:
-    """Write the archive, whole or not at all, and forget older ones of the same name."""
+    """Write the archive atomically and delete older ones of the same name."""
     older = _archives(name)
     new = archive.with_suffix(".new")
     new.unlink(missing_ok=True)
@@ -237,7 +238,7 @@ def _archive(name: str, key: str) -> Path:
 
 
 def _archives(name: str) -> list[Path]:
-    """The archives kept under a name, the newest last."""
+    """Return the archives of a name, the newest last."""
     return sorted(_folder().glob(f"{_label(name)}-*.tar"), key=lambda path: path.stat().st_mtime)
 
 

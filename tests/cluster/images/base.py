@@ -1,4 +1,4 @@
-"""The base image: what `debian:trixie-slim` is, made by debootstrap from the machine's own
+"""The base image: the content of `debian:trixie-slim`, created by debootstrap from the machine's
 mirror.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "debian:trixie-slim"
 SUITE = "trixie"
-# As in Debian's slim images: nobody reads manuals in a container.
+# As in Debian's slim images: manuals are of no use in a container.
 _LEFT_OUT = (
     "usr/share/doc",
     "usr/share/man",
@@ -43,7 +43,7 @@ RECIPE = hashlib.sha256(
 
 
 def bootstrap(folder: Path) -> Path:
-    """Make the root file system below the folder. Half a minute; needs root."""
+    """Create the root file system below the folder, as root. Takes half a minute."""
     if os.geteuid() != 0:
         raise ClusterError("the base image is made by debootstrap, which needs root")
     root = folder / "root"
@@ -69,7 +69,9 @@ def bootstrap(folder: Path) -> Path:
 
 
 def _make_general(root: Path, *, sources: bool) -> None:
-    """Nothing of this machine stays in it; `sources`: those that debootstrap wrote may."""
+    """Remove everything specific to this machine; `sources` says whether the sources of debootstrap
+    stay.
+    """
     for name in ("etc/resolv.conf", "etc/hostname", "etc/machine-id"):
         (root / name).unlink(missing_ok=True)
     # Where builds mount the machine's own.

@@ -1,7 +1,7 @@
-"""How this machine reaches its package indexes, for builds to do the same.
+"""This machine's access to its package indexes, reused by image builds.
 
-All of it is mounted while a build runs and never becomes part of an image: it may hold addresses
-and passwords.
+Everything is mounted during a build and never becomes part of an image, because it may contain
+addresses and passwords.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BUNDLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 @contextmanager
 def package_indexes() -> Iterator[list[tuple[Path, Path]]]:
-    """What to mount where in a Debian image, for apt and pip to work as they do here."""
+    """Return the mounts by which apt and pip in a Debian image work as on this machine."""
     with tempfile.TemporaryDirectory(prefix="engineroom-indexes-") as scratch:
         folder = Path(scratch)
         # The build's own programs may run as another user.
@@ -58,7 +58,7 @@ def package_indexes() -> Iterator[list[tuple[Path, Path]]]:
 
 
 def debian_mirror() -> str | None:
-    """The address of the machine's Debian mirror; None where the machine is no Debian."""
+    """Return the URL of the machine's Debian mirror; None if the machine is not Debian."""
     for address, suites in _host_sources():
         if not any("security" in suite for suite in suites):
             return address
@@ -66,8 +66,8 @@ def debian_mirror() -> str | None:
 
 
 def debian_sources() -> str | None:
-    """Sources for the base image's suite on the machine's mirrors; None where it has none of
-    Debian.
+    """Return sources for the base image's suite on the machine's mirrors; None without Debian
+    mirrors.
     """
     archive = debian_mirror()
     if archive is None:
@@ -82,7 +82,7 @@ def debian_sources() -> str | None:
 
 
 def _host_sources() -> list[tuple[str, list[str]]]:
-    """Address and suites of each source of Debian's own, in either format that apt reads."""
+    """Return URL and suites of each official Debian source, in both formats that apt reads."""
     if not _is_debian():
         return []
     found: list[tuple[str, list[str]]] = []
@@ -111,7 +111,7 @@ def _parse_deb822(text: str) -> list[tuple[str, list[str]]]:
 
 
 def _debians(suites: list[str], fields: dict[str, str]) -> bool:
-    """Whether a source is Debian's own, rather than somebody's packages for it."""
+    """Return True for an official Debian source, False for third-party packages."""
     return "debian-archive" in fields.get("signed-by", "debian-archive") and _own_suites(suites)
 
 
@@ -147,7 +147,7 @@ def _codename() -> str:
 
 
 def _certificates() -> Path | None:
-    """The authorities that this machine trusts, in one file."""
+    """Return the CA certificates that this machine trusts, in one file."""
     candidates = [os.environ.get(name, "") for name in _BUNDLES]
     candidates += [
         "/etc/ssl/certs/ca-certificates.crt",
@@ -157,7 +157,7 @@ def _certificates() -> Path | None:
 
 
 def _apt_settings(own_certificates: bool) -> str:
-    """Proxies and the like, of what apt uses here."""
+    """Return proxies and similar settings of apt."""
     lines = []
     if shutil.which("apt-config"):
         dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
@@ -172,9 +172,7 @@ def _apt_settings(own_certificates: bool) -> str:
 
 
 def pip_settings() -> dict[str, str]:
-    """What pip is configured to on this machine: its files and its environment, merged as it
-    merges them.
-    """
+    """Return pip's configuration on this machine, merged from files and environment as pip does."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 and (pip := shutil.which("pip")):
@@ -193,9 +191,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def _wheels(folder: Path, settings: dict[str, str]) -> list[tuple[Path, Path]]:
-    """Mounts for folders of packages that pip is told to look in; `settings` is changed to name
-    them there.
-    """
+    """Return mounts for pip's package folders; change `settings` to name them."""
     mounts, places = [], []
     for number, link in enumerate(settings.get("find-links", "").split()):
         path = Path(urlsplit(link).path)

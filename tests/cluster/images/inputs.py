@@ -1,4 +1,4 @@
-"""What goes into an image: the files of the context that its Dockerfile uses."""
+"""The inputs of an image: the files of the context that its Dockerfile uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def content_hash(dockerfile: Path, context: Path, *further: str) -> str:
-    """Changes when the Dockerfile, a file it copies, or one of the `further` strings does."""
+    """Return a hash of the Dockerfile, the files that it copies and the `further` strings."""
     digest = hashlib.sha256(json.dumps(further).encode())
     digest.update(dockerfile.read_bytes())
     for path in sorted(set(_files(dockerfile, context))):
@@ -26,7 +26,7 @@ def content_hash(dockerfile: Path, context: Path, *further: str) -> str:
 
 
 def sources(dockerfile: str) -> list[str]:
-    """The paths, with wildcards, that a Dockerfile takes from its context."""
+    """Return the paths, with wildcards, that a Dockerfile copies from its context."""
     found: list[str] = []
     for line in re.sub(r"\\\s*\n", " ", dockerfile).splitlines():
         instruction, _, rest = line.strip().partition(" ")
@@ -70,8 +70,8 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _ignored(context: Path) -> list[str]:
-    """The lines of .dockerignore up to the first exception: with those, more is hashed than is
-    used.
+    """Return the lines of .dockerignore up to the first exception; more files than necessary are
+    hashed then.
     """
     try:
         text = (context / ".dockerignore").read_text()

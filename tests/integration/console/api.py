@@ -1,4 +1,4 @@
-"""A client of the API under test, and what the tests send to it."""
+"""A client of the API under test, and the objects that tests send to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PODS = {"apiGroups": [""], "resources": ["pods"]}
 
 
 class Api:
-    """Requests as somebody; ``key`` makes who that is."""
+    """Sends requests; ``key`` creates API keys for callers."""
 
     def __init__(self, app: Starlette) -> None:
         self.services: Services = app.state.services
@@ -41,13 +41,13 @@ class Api:
         await self.http.aclose()
 
     async def key(self, role_name: str, *namespaces: str, owner: str = "") -> str:
-        """An API key of somebody with that role there, or everywhere."""
+        """Create an API key with that role in a namespace, or everywhere."""
         grants = [Grant(role_name, frozenset(namespaces or {EVERYWHERE}))]
         made = await self.services.api_keys.create(owner or f"program:{role_name}", "test", grants)
         return made.secret
 
     async def token(self, role_name: str, *namespaces: str, scopes: list[str] | None = None) -> str:
-        """An access token of the owner of ``key``'s keys."""
+        """Return an access token of the owner of ``key``'s keys."""
         grants = [Grant(role_name, frozenset(namespaces or {EVERYWHERE}))]
         pair = await self.services.tokens.issue(f"program:{role_name}", grants, scopes)
         return pair.access
@@ -55,7 +55,7 @@ class Api:
     async def call(
         self, method: str, path: str, token: str = "", body: Any = None, **headers: str
     ) -> httpx.Response:
-        """One request below /api/v1; header names with _ for -."""
+        """Send one request below /api/v1; header names have _ for -."""
         said = {name.replace("_", "-"): value for name, value in headers.items()}
         if token:
             said["authorization"] = f"Bearer {token}"
@@ -76,7 +76,7 @@ class Api:
 
 
 def role(name: str, namespace: str) -> dict[str, Any]:
-    """What binds a role to the service account of the same name."""
+    """Bind a role to the service account of the same name."""
     return {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
@@ -84,9 +84,9 @@ def role(name: str, namespace: str) -> dict[str, Any]:
 
 
 def swept() -> None:
-    """Collect what aiohttp leaves when a session is closed: it does not wait for TLS to end.
+    """Collect garbage after an aiohttp session, which does not wait for the end of TLS.
 
-    Its sockets would be found open at some later time, in a test that has nothing to do with them.
+    Otherwise a later, unrelated test would find its sockets open.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

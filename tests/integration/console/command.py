@@ -1,4 +1,4 @@
-"""The command line as a process of its own, with a home of its own."""
+"""The command line as a separate process with its own home directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODE = "import sys; sys.argv[0] = 'engineroom'; from engineroom.cli.app.main imp
 
 
 def _become(runner: str, arguments: list[str], environment: dict[str, str], *files: str) -> None:
-    """Run the program in this process, as if it had just begun with these arguments and files."""
+    """Run the program in this process, as if it had just started with these arguments and files."""
     os.environ.clear()
     os.environ.update(environment)
     # Read when it was imported, before anybody said where.
@@ -34,7 +34,7 @@ def _become(runner: str, arguments: list[str], environment: dict[str, str], *fil
 
 
 class Command:
-    """Runs `engineroom`; ``kubeconfig`` is what it finds when nothing else is said."""
+    """Runs `engineroom`; ``kubeconfig`` is the default kubeconfig."""
 
     def __init__(self, home: Path, kubeconfig: Path | str, namespace: str = "") -> None:
         self.home = home
@@ -84,7 +84,7 @@ class Command:
 def kubeconfig_of(
     path: Path, admin: Path, token: str, namespace: str, *, by_exec: bool = False
 ) -> Path:
-    """A kubeconfig of somebody with a token, or with a program that says it."""
+    """Return a kubeconfig with a token, or with a program that prints one."""
     document = yaml.safe_load(admin.read_text())
     user: dict[str, Any] = {"token": token}
     if by_exec:

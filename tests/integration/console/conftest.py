@@ -1,4 +1,4 @@
-"""The API in this process, on a real API server and a real Redis; and people of the cluster."""
+"""The API in this process, with a real API server and a real Redis; and users of the cluster."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api
 
 @pytest_asyncio.fixture
 async def make_redis(redis: RedisServer) -> AsyncIterator[Any]:
-    """Makes clients of the same Redis, closed at the end."""
+    """Return a factory of clients of the same Redis; they are closed at the end."""
     made: list[AsyncRedis] = []
 
     def make() -> AsyncRedis:
@@ -67,7 +67,7 @@ async def make_redis(redis: RedisServer) -> AsyncIterator[Any]:
 
 @pytest_asyncio.fixture
 async def person(client: Client, namespace: str) -> Any:
-    """Makes service accounts that may do what is told, and gives their tokens."""
+    """Return a factory of service accounts with given rights; it returns their tokens."""
 
     async def make(name: str, *rules: dict[str, Any], where: str = namespace) -> str:
         await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": name, "namespace": where}})

@@ -30,7 +30,7 @@ LEASE = 0.4
 
 
 class Dying(Client):
-    """A client whose process ends at its ``number``-th write, before it or after it."""
+    """A client whose process dies before or after its ``number``-th write."""
 
     number: int | None = None
     after = False

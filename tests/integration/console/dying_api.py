@@ -1,4 +1,4 @@
-"""The API process, which dies by SIGKILL when it has done its work and would store the response."""
+"""The API process, which dies by SIGKILL after its work and before it stores the response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API as a process of its own, run as the image runs it."""
+"""The API as a separate process, started as in the image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ApiProcess:
         self.url = url
 
     def memory(self) -> int:
-        """Resident memory in bytes."""
+        """Return its resident memory in bytes."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -41,7 +41,7 @@ def api_process(
     rate: int = 1000,
     module: str = "engineroom.console.main",
 ) -> Iterator[ApiProcess]:
-    """Started, ready, and ended with the block."""
+    """Start it, wait until it is ready, and stop it at the end of the block."""
     port = free_port()
     environment = os.environ | {
         "KUBECONFIG": str(kubeconfig),

@@ -1,4 +1,4 @@
-"""Every part of the API from outside: answers, rights, paging, conditions, repetition."""
+"""The API from outside: responses, permissions, paging, conditional and repeated requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def made(client: Client, namespace: str, name: str, **spec: Any) -> dict[s
     return await client.create(WORKERPOOLS, body)
 
 
-async def test_nobody_gets_in_and_the_answer_is_a_problem_document(api: Api) -> None:
+async def test_unauthenticated_requests_get_a_problem_document(api: Api) -> None:
     answer = await api.get("/whoami", x_request_id="abc-1")
     assert answer.status_code == 401
     assert code(answer) == "not_authenticated"
@@ -48,7 +48,7 @@ async def test_nobody_gets_in_and_the_answer_is_a_problem_document(api: Api) -> 
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-async def test_what_does_not_exist_and_what_is_not_allowed_are_problem_documents(api: Api) -> None:
+async def test_missing_and_forbidden_resources_get_problem_documents(api: Api) -> None:
     assert code(await api.get("/nothing")) == "not_found"
     answer = await api.call("PUT", "/whoami")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
@@ -75,7 +75,7 @@ async def test_a_pool_never_shows_its_template(api: Api, client: Client, namespa
     assert answer.json()["queues"] == ["mail"]
 
 
-async def test_scaling_goes_by_the_version_that_was_read(
+async def test_scaling_requires_the_version_that_was_read(
     api: Api, client: Client, namespace: str
 ) -> None:
     await made(client, namespace, "mail", replicas=1)
@@ -116,7 +116,7 @@ async def test_an_autoscaled_pool_has_a_range_and_can_be_held(
         ({}, "body"),
     ],
 )
-async def test_a_bad_body_is_named_by_its_field(
+async def test_an_invalid_body_names_the_field(
     api: Api, client: Client, namespace: str, body: dict[str, Any], field: str
 ) -> None:
     await made(client, namespace, "mail")
@@ -126,7 +126,7 @@ async def test_a_bad_body_is_named_by_its_field(
     assert answer.json()["errors"][0]["field"] == field
 
 
-async def test_a_repeated_change_is_done_once_and_answered_the_same(
+async def test_a_repeated_change_is_executed_once_with_the_same_response(
     api: Api, client: Client, namespace: str
 ) -> None:
     await made(client, namespace, "mail", replicas=1)
@@ -147,7 +147,7 @@ async def test_a_repeated_change_is_done_once_and_answered_the_same(
     assert "idempotent-replayed" not in theirs.headers
 
 
-async def test_a_secret_is_not_shown_again_for_a_repeated_request(api: Api) -> None:
+async def test_a_repeated_request_does_not_return_the_secret_again(api: Api) -> None:
     admin = await api.token("admin")
     first = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
     assert first.status_code == 201
@@ -157,7 +157,7 @@ async def test_a_secret_is_not_shown_again_for_a_repeated_request(api: Api) -> N
     assert not any(first.json()["secret"].encode() in each for each in kept if each)
 
 
-async def test_namespaces_are_kept_apart(api: Api, client: Client, namespace: str) -> None:
+async def test_namespaces_are_separate(api: Api, client: Client, namespace: str) -> None:
     await made(client, namespace, "mail", replicas=1)
     elsewhere = await api.key("admin", "elsewhere")
     for method, path, body in (
@@ -177,7 +177,7 @@ async def test_namespaces_are_kept_apart(api: Api, client: Client, namespace: st
 # -- the cluster's own people -----------------------------------------------------------------
 
 
-async def test_a_person_may_do_what_kubectl_would_let_him_and_no_more(
+async def test_a_kubernetes_user_may_do_exactly_what_kubectl_allows(
     api: Api, client: Client, namespace: str, person: Any
 ) -> None:
     await made(client, namespace, "mail", replicas=1)
@@ -202,7 +202,7 @@ async def test_a_person_may_do_what_kubectl_would_let_him_and_no_more(
     assert "namespace:manifests:apply" not in may
 
 
-async def test_a_right_that_is_taken_away_ends_within_a_second(
+async def test_a_revoked_right_ends_within_a_second(
     api: Api, client: Client, namespace: str, person: Any
 ) -> None:
     token = await person("reader", {**POOLS, "verbs": ["get", "list"]})
@@ -216,7 +216,7 @@ async def test_a_right_that_is_taken_away_ends_within_a_second(
     await eventually("the right is gone", refused, 2.5)
 
 
-async def test_made_up_tokens_are_refused(api: Api) -> None:
+async def test_forged_tokens_are_refused(api: Api) -> None:
     for token in ("x", "a.b.c", "erk_x", "x" * 9000):
         answer = await api.get("/whoami", token)
         assert answer.status_code == 401, token
@@ -225,7 +225,7 @@ async def test_made_up_tokens_are_refused(api: Api) -> None:
 # -- people with a password -------------------------------------------------------------------
 
 
-async def test_sign_in_by_session_needs_the_csrf_token_for_changes(api: Api) -> None:
+async def test_changes_by_session_need_the_csrf_token(api: Api) -> None:
     wrong = await api.post("/sessions", body={"name": "admin", "password": "wrong"})
     assert (wrong.status_code, code(wrong)) == (401, "credentials_invalid")
     done = await api.post("/sessions", body={"name": "admin", "password": ADMIN_PASSWORD})
@@ -242,7 +242,7 @@ async def test_sign_in_by_session_needs_the_csrf_token_for_changes(api: Api) -> 
     assert code(await api.get("/whoami")) == "session_invalid"
 
 
-async def test_tokens_are_refreshed_once_and_ended_by_an_administrator(api: Api) -> None:
+async def test_tokens_are_refreshed_once_and_revoked_by_an_administrator(api: Api) -> None:
     body = {"name": "admin", "password": ADMIN_PASSWORD}
     pair = (await api.post("/tokens", body=body)).json()
     assert (await api.get("/whoami", pair["access"])).json()["how"] == "token"
@@ -256,7 +256,7 @@ async def test_tokens_are_refreshed_once_and_ended_by_an_administrator(api: Api)
     assert known.json()["keys"][0]["kty"] == "OKP"
 
 
-async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) -> None:
+async def test_a_key_has_no_more_rights_than_its_creator(api: Api, namespace: str) -> None:
     operator = await api.token("operator", namespace)
     more = {"name": "x", "grants": [{"role": "admin", "namespaces": [namespace]}]}
     assert (await api.post("/keys", operator, more)).status_code == 403
@@ -275,7 +275,7 @@ async def test_a_key_gives_no_more_than_its_maker_has(api: Api, namespace: str) 
     assert (await api.post(f"/keys/{again['id']}/rotate", scoped, {})).status_code == 201
 
 
-async def test_a_key_makes_no_other_and_does_not_outlive_itself(api: Api) -> None:
+async def test_a_key_neither_creates_nor_rotates_keys(api: Api) -> None:
     admin = await api.token("admin")
     made = (await api.post("/keys", admin, {"name": "x", "days": 1, "rate": 1})).json()
     strong = (await api.post("/keys", admin, {"name": "y"})).json()["key"]["id"]
@@ -294,7 +294,7 @@ async def test_a_key_makes_no_other_and_does_not_outlive_itself(api: Api) -> Non
     assert (await api.get("/whoami", leaked)).status_code == 401
 
 
-async def test_anothers_key_is_answered_like_none(api: Api) -> None:
+async def test_a_key_of_another_user_is_reported_as_missing(api: Api) -> None:
     mine, theirs = await api.key("viewer", "a", owner="program:a"), await api.key("viewer", "a")
     identity = (await api.get("/keys", theirs)).json()["items"][0]["id"]
     for other in (identity, "0" * 16):
@@ -309,7 +309,7 @@ async def test_anothers_key_is_answered_like_none(api: Api) -> None:
 # -- records ----------------------------------------------------------------------------------
 
 
-async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
+async def test_changes_and_denied_changes_are_audited_and_reads_are_not(
     api: Api, client: Client, namespace: str
 ) -> None:
     await made(client, namespace, "mail", replicas=1)
@@ -334,8 +334,8 @@ async def test_changes_and_refused_changes_are_audited_and_reads_are_not(
     assert (await api.get("/audit/check", admin)).json()["intact"] is True
 
 
-async def test_a_record_tells_by_which_token_it_was(api: Api) -> None:
-    """Its id is no secret and is not to be taken for one: it is what one revokes."""
+async def test_an_audit_record_names_the_token(api: Api) -> None:
+    """The id of a token is not secret and must not be redacted: tokens are revoked by it."""
     body = {"name": "admin", "password": ADMIN_PASSWORD}
     pair = (await api.post("/tokens", body=body)).json()
     await api.post("/keys", pair["access"], {"name": "x"})
@@ -359,7 +359,7 @@ async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> Non
 # -- queues and schedules ---------------------------------------------------------------------
 
 
-async def test_queues_are_those_of_the_namespaces_pools(
+async def test_only_queues_of_the_namespaces_pools_are_listed(
     api: Api, client: Client, namespace: str
 ) -> None:
     other = f"{namespace}-b"
@@ -389,7 +389,7 @@ async def test_queues_are_those_of_the_namespaces_pools(
     await client.delete(NAMESPACES, None, other)
 
 
-async def test_jobs_are_those_of_the_namespaces_queues(
+async def test_only_jobs_of_the_namespaces_queues_are_listed(
     api: Api, client: Client, namespace: str
 ) -> None:
     await made(client, namespace, "mail")
@@ -422,9 +422,7 @@ async def test_jobs_are_those_of_the_namespaces_queues(
 # -- limits, document, probes -----------------------------------------------------------------
 
 
-async def test_too_many_requests_are_told_when_to_come_back(
-    api: Api, settings: Any, api_config: Any
-) -> None:
+async def test_too_many_requests_get_retry_after(api: Api, settings: Any, api_config: Any) -> None:
     app = create_application(settings.model_copy(update={"requests_per_second": 1}), api_config)
     async with app.router.lifespan_context(app):
         slow = Api(app)
@@ -436,7 +434,9 @@ async def test_too_many_requests_are_told_when_to_come_back(
     assert int(answers[-1].headers["retry-after"]) >= 1
 
 
-async def test_strangers_of_one_subscriber_share_a_limit(settings: Any, api_config: Any) -> None:
+async def test_unauthenticated_requests_of_one_ipv6_subscriber_share_a_limit(
+    settings: Any, api_config: Any
+) -> None:
     changes = {"requests_per_second": 1, "trusted_proxy_hops": 1}
     app = create_application(settings.model_copy(update=changes), api_config)
     async with app.router.lifespan_context(app):
@@ -455,7 +455,7 @@ async def test_strangers_of_one_subscriber_share_a_limit(settings: Any, api_conf
     assert other == 200
 
 
-async def test_made_up_tokens_are_not_all_shown_to_the_cluster(
+async def test_few_forged_tokens_reach_the_cluster(
     settings: Any, api_config: Any, person: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -491,7 +491,7 @@ async def test_made_up_tokens_are_not_all_shown_to_the_cluster(
     swept()
 
 
-async def test_refusals_before_anybody_is_asked_have_the_headers_of_all_others(api: Api) -> None:
+async def test_early_refusals_have_the_security_headers(api: Api) -> None:
     big = {"content-length": str(10**9)}
     wrong = {"content-encoding": "br"}
     many = {f"x-{n}": "1" for n in range(200)}
@@ -501,7 +501,7 @@ async def test_refusals_before_anybody_is_asked_have_the_headers_of_all_others(a
         assert {k: answer.headers.get(k) for k in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
-async def test_the_document_and_its_page_need_no_script(api: Api) -> None:
+async def test_the_openapi_page_has_no_script(api: Api) -> None:
     document = (await api.get("/openapi.json")).json()
     assert document["openapi"] == "3.1.0"
     page = await api.get("/docs")
@@ -510,7 +510,7 @@ async def test_the_document_and_its_page_need_no_script(api: Api) -> None:
     assert (await api.get("/docs.css")).headers["content-type"].startswith("text/css")
 
 
-async def test_it_is_ready_when_pools_are_listed_and_redis_answers(api: Api) -> None:
+async def test_readiness_needs_listed_pools_and_redis(api: Api) -> None:
     assert (await api.get("/healthz")).status_code == 200
     assert (await api.get("/readyz")).status_code == 200
     api.services.hub.pools.synced.clear()

@@ -1,4 +1,4 @@
-"""Attacks on the API as it runs: a process of its own, asked by socket, before a real cluster."""
+"""Attacks on the API in a separate process, by raw sockets, with a real cluster."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def process(
 
 @pytest.fixture(scope="module")
 def key(process: ApiProcess, redis: RedisServer) -> str:
-    """Of somebody who may do everything, in one namespace."""
+    """Return an API key with all permissions in one namespace."""
 
     async def make() -> str:
         client = Redis.from_url(redis.url)
@@ -151,7 +151,7 @@ def test_no_spelling_of_a_path_leads_into_another_namespace(
 def raw(
     process: ApiProcess, line: str, *headers: str, key: str = "", body: bytes = b""
 ) -> tuple[int, str]:
-    """One request as it is, and all that is answered; the status is that of the first answer."""
+    """Send one raw request; return the status of the first response and all output."""
     lines = [line, "Host: x", "Connection: close", *headers]
     if key:
         lines.append(f"Authorization: Bearer {key}")
@@ -195,14 +195,14 @@ CHUNKED = b"0\r\n\r\n" + HIDDEN
         (("X: y\rContent-Length: 0",), HIDDEN),
     ],
 )
-def test_no_second_request_hides_in_a_first_one(
+def test_request_smuggling_fails(
     process: ApiProcess, headers: tuple[str, ...], body: bytes
 ) -> None:
     _, text = raw(process, "POST /api/v1/tokens HTTP/1.1", *headers, body=body)
     assert '"keys"' not in text, text
 
 
-def test_who_goes_away_in_the_middle_is_no_error(process: ApiProcess, log: Path) -> None:
+def test_a_client_that_disconnects_is_not_an_error(process: ApiProcess, log: Path) -> None:
     for size in (10, 100_000):
         url = httpx.URL(process.url)
         with socket.create_connection((url.host, url.port or 80), 10) as connection:
@@ -213,7 +213,7 @@ def test_who_goes_away_in_the_middle_is_no_error(process: ApiProcess, log: Path)
     assert "a request failed" not in log.read_text()
 
 
-def test_log_lines_cannot_be_made_up(process: ApiProcess, key: str, log: Path) -> None:
+def test_log_lines_cannot_be_forged(process: ApiProcess, key: str, log: Path) -> None:
     fake = '{"event": "made up", "level": "info"}'
     for at in (
         f"/api/v1/namespaces/x%0a{fake}/pools",
@@ -230,7 +230,7 @@ def test_log_lines_cannot_be_made_up(process: ApiProcess, key: str, log: Path) -
     assert [line for line in lines if json.loads(line).get("event") == "made up"] == []
 
 
-def test_a_session_that_somebody_planted_is_not_signed_in(process: ApiProcess) -> None:
+def test_a_planted_session_is_not_signed_in(process: ApiProcess) -> None:
     planted = "A" * 43
     with httpx.Client(base_url=process.url) as browser:
         answer = browser.post(
@@ -266,7 +266,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", sorted(BOMBS))
-def test_documents_that_explode_are_refused_and_leave_no_memory(
+def test_document_bombs_are_refused_without_growth(
     process: ApiProcess, key: str, name: str
 ) -> None:
     path = f"/api/v1/namespaces/{HERE}/manifests"
@@ -279,7 +279,7 @@ def test_documents_that_explode_are_refused_and_leave_no_memory(
     assert process.memory() - before < 8 * 1024 * 1024
 
 
-def test_packed_bodies_that_explode_are_refused_and_leave_no_memory(process: ApiProcess) -> None:
+def test_compression_bombs_are_refused_without_growth(process: ApiProcess) -> None:
     bomb = gzip.compress(bytes(200_000_000))
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
     ask(process, "", "POST", "/api/v1/tokens", content=bomb, headers=headers)

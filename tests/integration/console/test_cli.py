@@ -1,4 +1,4 @@
-"""The command line through the API process, and by a kubeconfig what it does the same way."""
+"""The command line through the API process, and the same commands through a kubeconfig."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def command(tmp_path: Path, control_plane: Cluster, namespace: str) -> Command:
 
 @pytest_asyncio.fixture
 async def admin(command: Command, process: ApiProcess) -> AsyncIterator[Command]:
-    """Logged in as the administrator."""
+    """A command that is logged in as the administrator."""
     sign_in(command, process)
     yield command
 
@@ -88,7 +88,7 @@ async def live(client: Client, namespace: str, name: str) -> dict[str, Any] | No
 # -- who ----------------------------------------------------------------------------------------
 
 
-async def test_a_login_is_kept_for_its_owner_and_revoked_by_a_logout(
+async def test_a_login_is_stored_for_its_owner_and_revoked_by_logout(
     admin: Command, process: ApiProcess
 ) -> None:
     assert stat.S_IMODE(admin.credentials.stat().st_mode) == 0o600
@@ -111,14 +111,12 @@ async def test_a_login_is_kept_for_its_owner_and_revoked_by_a_logout(
     assert secrets["refresh"] not in log
 
 
-async def test_a_file_that_others_can_read_is_refused(admin: Command) -> None:
+async def test_a_credentials_file_readable_by_other_users_is_refused(admin: Command) -> None:
     admin.credentials.chmod(0o640)
     assert "can be read by others" in admin.run("whoami", code=2).stderr
 
 
-async def test_many_refresh_at_once_and_none_is_thrown_out(
-    admin: Command, process: ApiProcess
-) -> None:
+async def test_concurrent_refreshes_keep_the_login(admin: Command, process: ApiProcess) -> None:
     kept = json.loads(admin.credentials.read_text())
     kept["servers"][process.url]["expires"] = 1.0
     admin.credentials.write_text(json.dumps(kept))
@@ -131,7 +129,7 @@ async def test_many_refresh_at_once_and_none_is_thrown_out(
     admin.json("whoami")
 
 
-async def test_a_wrong_password_keeps_nothing(command: Command, process: ApiProcess) -> None:
+async def test_a_wrong_password_stores_nothing(command: Command, process: ApiProcess) -> None:
     done = command.run(
         "login", "--server", process.url, "--user", "admin", "--password-stdin",
         said="wrong\n", code=5,
@@ -140,7 +138,7 @@ async def test_a_wrong_password_keeps_nothing(command: Command, process: ApiProc
     assert not command.credentials.exists()
 
 
-async def test_a_token_does_not_go_over_a_network_in_the_clear(command: Command) -> None:
+async def test_a_token_is_not_sent_without_tls(command: Command) -> None:
     done = command.run(
         "login", "--server", "http://engineroom.example", "--token-stdin", said="x", code=2
     )
@@ -150,7 +148,7 @@ async def test_a_token_does_not_go_over_a_network_in_the_clear(command: Command)
 
 
 @pytest.mark.parametrize("by_exec", [False, True], ids=["token", "exec"])
-async def test_the_kubeconfig_logs_in_and_nothing_secret_is_kept(
+async def test_a_kubeconfig_login_stores_no_secret(
     command: Command,
     process: ApiProcess,
     control_plane: Cluster,
@@ -179,12 +177,12 @@ async def test_the_kubeconfig_logs_in_and_nothing_secret_is_kept(
     assert "may not" in command.run("audit", "list", code=5).stderr
 
 
-async def test_a_certificate_is_no_token(command: Command, process: ApiProcess) -> None:
+async def test_a_client_certificate_cannot_log_in(command: Command, process: ApiProcess) -> None:
     done = command.run("login", "--server", process.url, "--kube", code=5)
     assert "client certificate" in done.stderr
 
 
-async def test_keys_are_shown_once_and_alone(admin: Command, process: ApiProcess) -> None:
+async def test_a_key_is_printed_once_and_alone(admin: Command, process: ApiProcess) -> None:
     narrow = ["keys", "create", "narrow", "--role", "viewer", "--in", admin.namespace]
     refused = admin.run(*narrow, code=5)
     assert refused.stdout == ""
@@ -335,7 +333,7 @@ async def test_pools_queues_and_jobs_go_through_the_api(
 
 
 async def stage(admin: Command, client: Client, **spec: Any) -> str:
-    """A pool `mail` that reads a queue of its own, which the API has seen."""
+    """Create a pool `mail` with its own queue, and wait until the API has seen it."""
     queue = f"mail-{admin.namespace}"
     made = pool("mail", queues=[{"name": queue}], **spec)
     made["metadata"]["namespace"] = admin.namespace
@@ -349,7 +347,7 @@ async def stage(admin: Command, client: Client, **spec: Any) -> str:
 
 
 def fail(redis: redis_client.Redis, queue: str, number: int, function: str) -> list[str]:
-    """Jobs that have failed."""
+    """Create failed jobs."""
     made = Tasks(redis).enqueue_many([Task(function, (n,), queue=queue) for n in range(number)])
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.delete(f"rq:queue:{queue}")
@@ -386,7 +384,7 @@ async def test_a_queue_is_paused_and_limited_through_the_api(
     assert "is not known" in admin.run("queues", "pause", "other", code=2).stderr
 
 
-async def test_jobs_and_schedules_are_made_through_the_api(
+async def test_jobs_and_schedules_are_created_through_the_api(
     admin: Command, client: Client, redis: RedisServer
 ) -> None:
     queue = await stage(admin, client)
@@ -568,7 +566,7 @@ async def test_pools_are_explained_and_drained_through_the_api(
     assert "pod mail-1-x is gone" in done.stdout.replace(f"{namespace}/", "")
 
 
-async def test_errors_of_the_api_are_sentences_with_the_documented_codes(
+async def test_errors_of_the_api_have_the_documented_exit_codes(
     admin: Command, process: ApiProcess
 ) -> None:
     missing = admin.run("get", "nobody", code=4).stderr
@@ -595,7 +593,9 @@ def way(request: pytest.FixtureRequest, command: Command, process: ApiProcess) -
     return command
 
 
-async def test_apply_and_diff_by_both_ways(way: Command, client: Client, tmp_path: Path) -> None:
+async def test_apply_and_diff_with_and_without_the_api(
+    way: Command, client: Client, tmp_path: Path
+) -> None:
     namespace = way.namespace
     before = {**pool("mail", replicas=1)}
     before["metadata"] = {"name": "mail", "namespace": namespace}
@@ -637,7 +637,7 @@ async def test_apply_and_diff_by_both_ways(way: Command, client: Client, tmp_pat
     assert not list(state.rglob("*.objects"))
 
 
-async def test_what_is_wrong_is_named_with_its_file_and_changes_nothing(
+async def test_problems_name_the_file_and_change_nothing(
     way: Command, client: Client, tmp_path: Path
 ) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
@@ -659,7 +659,7 @@ async def test_what_is_wrong_is_named_with_its_file_and_changes_nothing(
     assert "apply each namespace by itself" in way.run("apply", "-f", str(bad), code=2).stderr
 
 
-async def test_rate_limits_are_checked_offline_and_applied_by_both_ways(
+async def test_policies_are_linted_and_applied_with_and_without_the_api(
     way: Command, client: Client, tmp_path: Path
 ) -> None:
     limits = {"apiVersion": "engineroom.dev/v1alpha1", "kind": "RateLimitPolicy",
@@ -680,7 +680,7 @@ async def test_rate_limits_are_checked_offline_and_applied_by_both_ways(
     assert await live(client, way.namespace, "other") is None
 
 
-async def test_fields_of_others_are_a_conflict_unless_taken(
+async def test_fields_of_other_managers_are_a_conflict_unless_forced(
     way: Command, client: Client, tmp_path: Path
 ) -> None:
     mine = {**pool("mail", replicas=1), "metadata": {"name": "mail", "namespace": way.namespace}}
@@ -730,7 +730,7 @@ KubernetesCluster.send = sending
         (5, "before"),
     ],
 )
-async def test_killed_at_every_write_and_recovered(
+async def test_recovery_after_a_kill_at_every_write(
     command: Command, client: Client, tmp_path: Path, number: int, when: str
 ) -> None:
     namespace = command.namespace
@@ -763,7 +763,7 @@ async def test_killed_at_every_write_and_recovered(
 
 
 @pytest.mark.parametrize("kind", ["2", "15"], ids=["SIGINT", "SIGTERM"])
-async def test_interrupted_it_puts_back_first(
+async def test_an_interrupted_apply_is_undone(
     command: Command, client: Client, tmp_path: Path, kind: str
 ) -> None:
     file = tmp_path / "manifest.yaml"
@@ -775,7 +775,7 @@ async def test_interrupted_it_puts_back_first(
     assert "nothing to put back" in command.run("apply", "--recover").stderr
 
 
-async def test_a_living_apply_is_not_recovered(
+async def test_a_running_apply_is_not_recovered(
     command: Command, client: Client, tmp_path: Path
 ) -> None:
     file = tmp_path / "manifest.yaml"
@@ -815,7 +815,7 @@ KubernetesCluster.open_port = near
 """
 
 
-async def test_a_login_makes_links(admin: Command, process: ApiProcess) -> None:
+async def test_a_login_creates_links(admin: Command, process: ApiProcess) -> None:
     link = admin.run("ui", "--no-browser").stdout.strip()
     base, _, code = link.partition("/sign-in#")
     assert base == process.url
@@ -831,7 +831,7 @@ async def test_a_login_makes_links(admin: Command, process: ApiProcess) -> None:
 
 
 async def installed(client: Client, namespace: str) -> None:
-    """What the chart makes of the API, as far as `ui` looks at it."""
+    """Create the objects of the chart's API that `ui` looks for."""
     labels = {"app.kubernetes.io/part-of": "engineroom", "app.kubernetes.io/component": "api"}
     metadata = {"name": "engineroom-api", "namespace": namespace, "labels": labels}
     port = {"name": "api", "port": 80, "targetPort": "api"}
@@ -863,7 +863,7 @@ async def installed(client: Client, namespace: str) -> None:
 
 
 @pytest.mark.parametrize("who", ["token", "certificate"])
-async def test_from_a_kubeconfig_alone_to_signed_in(
+async def test_sign_in_with_a_kubeconfig_only(
     command: Command,
     client: Client,
     process: ApiProcess,

@@ -1,4 +1,4 @@
-"""Cursors that clients keep, change or make up: the next page, or a 422, and nothing else."""
+"""Cursors that clients store, change or forge lead to the next page or to 422."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def packed(place: str | bytes) -> str:
 
 
 def mutated(cursor: str, chance: random.Random) -> list[str]:
-    """Its text changed, and what it says changed."""
+    """Yield changed texts and changed positions."""
     raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
     found = [cursor[:-1], cursor * 2, "=", "x", packed(""), packed("\0"), packed(b"\xff")]
     for _ in range(25):
@@ -57,7 +57,7 @@ def mutated(cursor: str, chance: random.Random) -> list[str]:
     return found
 
 
-async def test_a_cursor_that_was_changed_is_refused_or_leads_on(
+async def test_a_changed_cursor_is_refused_or_valid(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail", "bills", "news")
@@ -110,7 +110,7 @@ _NUMBERS = r"-?[0-9]{0,3}([._ ][0-9]{0,3}){0,2}(e[+-]?[0-9]{1,4})?:x"
 
 
 @given(st.one_of(st.text(), st.from_regex(_NUMBERS, fullmatch=True)))
-def test_a_place_by_score_is_a_number_or_refused(cursor: str) -> None:
+def test_a_position_by_score_is_a_number_or_refused(cursor: str) -> None:
     try:
         asked = scan.walk("k", cursor, 1, oldest_first=True, failed=False)
     except InvalidTaskError:
@@ -121,9 +121,7 @@ def test_a_place_by_score_is_a_number_or_refused(cursor: str) -> None:
     assert not any(letter.isspace() for letter in place)
 
 
-async def test_redis_reads_every_place_that_is_accepted(
-    redis: RedisServer, make_redis: Any
-) -> None:
+async def test_redis_accepts_every_accepted_position(redis: RedisServer, make_redis: Any) -> None:
     client = make_redis()
     await client.zadd("k", {"a": 1})
     for place in ("0", "-1.5", "1e+16", "1.5e-07", "1795445088.6016801", "inf", "-inf", "9" * 300):
@@ -131,7 +129,7 @@ async def test_redis_reads_every_place_that_is_accepted(
         await client.eval(asked.script.source, 1, "k", *asked.arguments)
 
 
-async def test_a_list_of_schedules_says_nothing_of_others(
+async def test_a_list_of_schedules_reveals_no_other_namespaces(
     api: Api, client: Client, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedules, "MAX_SCANNED", 4)

@@ -1,4 +1,4 @@
-"""Several objects as one: all or nothing, whoever fails and whenever the process dies."""
+"""Several objects in one transaction: all or nothing, after any failure or crash."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def live(client: Client, namespace: str, name: str) -> dict[str, Any] | No
 
 
 async def by_kubectl(client: Client, namespace: str, name: str, **spec: Any) -> dict[str, Any]:
-    """As a person applied it before, with fields and ownership of his own."""
+    """Apply the object as a user did before, with that user's fields and ownership."""
     body = pool(name, **spec)
     body["metadata"] |= {"namespace": namespace, "labels": {"team": "mail"}}
     body["metadata"]["annotations"] = {"example.com/note": "by hand"}
@@ -54,7 +54,7 @@ def owners(obj: dict[str, Any]) -> list[tuple[str, str, str]]:
     )
 
 
-async def test_all_are_applied_and_the_log_says_who(
+async def test_all_are_applied_and_the_log_names_the_user(
     api: Api, client: Client, namespace: str
 ) -> None:
     before = await by_kubectl(client, namespace, "mail", replicas=1)
@@ -90,7 +90,7 @@ async def test_all_are_applied_and_the_log_says_who(
     assert [k async for k in api.services.redis.scan_iter("engineroom:console:manifests:*")] == []
 
 
-async def test_no_value_of_an_environment_is_told_or_kept(api: Api, namespace: str) -> None:
+async def test_no_environment_value_is_returned_or_stored(api: Api, namespace: str) -> None:
     admin = await api.key("admin", namespace)
 
     async def applied(*names: str) -> str:
@@ -116,9 +116,7 @@ async def test_no_value_of_an_environment_is_told_or_kept(api: Api, namespace: s
     assert b"hunter2" not in b"".join(value for each in kept for value in each.values())
 
 
-async def test_who_may_only_look_can_compare(
-    api: Api, client: Client, namespace: str, person: Any
-) -> None:
+async def test_a_viewer_can_diff(api: Api, client: Client, namespace: str, person: Any) -> None:
     before = await by_kubectl(client, namespace, "mail", replicas=1)
     viewer = await api.key("viewer", namespace)
     changed = {**pool("mail", replicas=2), "metadata": {"name": "mail"}}
@@ -149,7 +147,7 @@ async def test_another_namespace_sees_no_transaction(
     assert (await api.get(where, other)).json()["items"] == []
 
 
-async def test_a_failing_object_puts_all_others_back(
+async def test_a_failing_object_undoes_all_others(
     api: Api, client: Client, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await by_kubectl(client, namespace, "mail", replicas=1)
@@ -181,9 +179,7 @@ async def test_a_failing_object_puts_all_others_back(
     assert [each["status"] for each in log] == ["rolled_back"]
 
 
-async def test_what_others_changed_meanwhile_stays_when_ours_is_undone(
-    api: Api, client: Client, namespace: str
-) -> None:
+async def test_an_undo_keeps_concurrent_changes(api: Api, client: Client, namespace: str) -> None:
     before = await by_kubectl(client, namespace, "mail", replicas=1)
     wanted = {**pool("mail", replicas=4), "metadata": {"name": "mail", "namespace": namespace}}
     after = await client.apply(
@@ -226,15 +222,13 @@ async def test_what_others_changed_meanwhile_stays_when_ours_is_undone(
         ),
     ],
 )
-async def test_what_may_not_be_applied_is_named(
-    api: Api, namespace: str, text: str, field: str
-) -> None:
+async def test_a_forbidden_object_is_named(api: Api, namespace: str, text: str, field: str) -> None:
     answer = await api.post(path(namespace), await api.key("admin"), {"manifest": text})
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == field
 
 
-async def test_bad_yaml_and_bad_specs_change_nothing(
+async def test_invalid_yaml_and_specs_change_nothing(
     api: Api, client: Client, namespace: str
 ) -> None:
     admin = await api.key("admin")
@@ -248,7 +242,7 @@ async def test_bad_yaml_and_bad_specs_change_nothing(
     assert await live(client, namespace, "good") is None
 
 
-async def test_the_cluster_decides_what_its_people_may_apply(
+async def test_rbac_decides_what_kubernetes_users_may_apply(
     api: Api, client: Client, namespace: str, person: Any
 ) -> None:
     verbs = ["get", "create", "patch"]
@@ -274,7 +268,7 @@ async def test_a_repeated_apply_is_one_transaction(
     assert await live(client, namespace, "mail") is None
 
 
-def test_a_merge_patch_makes_the_one_of_the_other() -> None:
+def test_a_merge_patch_transforms_one_object_into_the_other() -> None:
     source = {"a": 1, "b": {"c": [1], "d": 2}, "e": {}}
     target = {"a": 1, "b": {"c": [2]}, "f": 3}
     patch = merge_patch(source, target)
@@ -290,7 +284,7 @@ STEPS = 6
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(STEPS))
-async def test_killed_at_every_write_all_is_done_or_nothing(
+async def test_a_kill_at_every_write_leaves_all_or_nothing(
     api: Api,
     client: Client,
     namespace: str,

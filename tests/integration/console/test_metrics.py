@@ -1,4 +1,4 @@
-"""What the API tells of itself at its own port, and how it holds back from a Redis that is away."""
+"""The API's metrics, and its circuit breaker while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_requests_errors_sign_ins_and_transactions_are_counted(
     assert namespace not in answer.text
 
 
-async def test_a_redis_that_went_away_is_left_alone_and_asked_again(
+async def test_the_breaker_opens_for_an_unavailable_redis_and_closes_again(
     settings: ApiSettings, api_config: ApiConfig
 ) -> None:
     metrics = ApiMetrics()
@@ -134,7 +134,7 @@ async def test_a_redis_that_went_away_is_left_alone_and_asked_again(
             await api.aclose()
 
 
-async def test_a_guarded_redis_fails_as_redis_does_and_then_at_once() -> None:
+async def test_a_guarded_redis_fails_like_redis_and_then_at_once() -> None:
     clock = FakeClock()
     breaker = Breaker("redis", failures=2, pause=5.0, clock=clock)
     nowhere = GuardedRedis.guarded(
@@ -157,7 +157,7 @@ async def test_a_guarded_redis_fails_as_redis_does_and_then_at_once() -> None:
     await nowhere.aclose()
 
 
-async def test_what_redis_refuses_opens_nothing(redis: RedisServer) -> None:
+async def test_commands_that_redis_refuses_do_not_open_the_breaker(redis: RedisServer) -> None:
     breaker = Breaker("redis", failures=1, clock=FakeClock())
     client = GuardedRedis.guarded(Recovery("redis", breaker=breaker), redis.url)
     await client.set("a", "text")

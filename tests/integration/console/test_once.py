@@ -1,4 +1,4 @@
-"""An Idempotency-Key holds when the replica that did the work dies before it keeps the answer."""
+"""An Idempotency-Key holds if the replica dies after its work and before it stores the response."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = {
 
 
 async def lost(api: Api) -> None:
-    """Two minutes later: a request that is under way for so long counts as lost."""
+    """Expire the running request, as after two minutes."""
     async for key in api.services.redis.scan_iter("engineroom:console:once:*:*"):
         await api.services.redis.delete(key)
 
@@ -41,7 +41,7 @@ async def jobs(api: Api) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_killed_between_the_job_and_its_answer_it_is_done_once(
+async def test_a_kill_between_the_job_and_its_response_repeats_nothing(
     api: Api, client: Client, namespace: str, control_plane: Cluster, redis: RedisServer,
     tmp_path: Path, case: str,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Live events over a real connection: order, coming back, bounds, and the end of a right."""
+"""Live events over a real connection: order, reconnection, limits, and revoked permissions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Served(Api):
-    """The API over a socket."""
+    """The API on a socket."""
 
     def __init__(self, app: Any, port: int) -> None:
         super().__init__(app)
@@ -61,7 +61,7 @@ async def served(
 
 
 async def lines(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
-    """The events of a stream, comments as ``{"comment": ...}``."""
+    """Yield the events of a stream, comments as ``{"comment": ...}``."""
     event: dict[str, str] = {}
     async for line in response.aiter_lines():
         if not line:
@@ -93,7 +93,7 @@ def where(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/events"
 
 
-async def test_changes_arrive_and_who_comes_back_misses_none(
+async def test_changes_arrive_and_a_reconnect_misses_none(
     served: Served, client: Client, namespace: str
 ) -> None:
     token = await served.key("viewer", namespace)
@@ -120,7 +120,7 @@ async def test_changes_arrive_and_who_comes_back_misses_none(
     assert await eventually("all are closed", lambda: not served.services.hub._streams, 5)
 
 
-async def test_a_stream_ends_with_the_right_to_it(
+async def test_a_stream_ends_when_the_permission_is_revoked(
     served: Served, client: Client, namespace: str, person: Any
 ) -> None:
     key = await served.key("viewer", namespace)
@@ -139,9 +139,7 @@ async def test_a_stream_ends_with_the_right_to_it(
             assert [event async for event in found] == []
 
 
-async def test_a_page_that_is_only_open_does_not_keep_its_session(
-    served: Served, namespace: str
-) -> None:
+async def test_an_open_stream_does_not_extend_its_session(served: Served, namespace: str) -> None:
     sessions = served.services.sessions
     sessions._limits = SessionLimits(idle=1.5)
     session = await sessions.open("program:x", [Grant("viewer", frozenset({namespace}))])
@@ -156,7 +154,7 @@ async def test_a_page_that_is_only_open_does_not_keep_its_session(
     assert (await served.get("/whoami", **cookie)).status_code == 401
 
 
-async def test_one_caller_has_so_many_streams_and_no_more(served: Served, namespace: str) -> None:
+async def test_the_streams_of_one_caller_are_limited(served: Served, namespace: str) -> None:
     headers = {"authorization": f"Bearer {await served.key('viewer', namespace)}"}
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(MOST_EACH):
@@ -166,7 +164,7 @@ async def test_one_caller_has_so_many_streams_and_no_more(served: Served, namesp
         assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
 
 
-async def test_who_reads_too_slowly_is_lost_and_holds_no_more() -> None:
+async def test_a_slow_reader_is_disconnected_and_frees_memory() -> None:
     stream = Stream("shop")
     for number in range(BEHIND + 10):
         stream.offer(Event(str(number), "pool", "shop", "{}"))
@@ -175,7 +173,7 @@ async def test_who_reads_too_slowly_is_lost_and_holds_no_more() -> None:
     assert stream._waiting.qsize() == BEHIND
 
 
-async def test_a_body_over_the_limit_is_refused_and_not_read(served: Served) -> None:
+async def test_a_body_over_the_limit_is_refused_unread(served: Served) -> None:
     token = await served.key("admin")
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
     sent = 0

@@ -1,4 +1,4 @@
-"""A request's ids and spans, from HTTP through the queue into a real worker, and what comes of it.
+"""A request's ids and spans, from HTTP through the queue into a real worker.
 
 The collector is real: OTLP over HTTP, decoded.
 """
@@ -48,7 +48,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 @contextlib.contextmanager
 def worker(redis: RedisServer, pool_key: str, log: Path, **environment: str) -> Iterator[None]:
-    """A worker of the runtime as its container starts it."""
+    """Start a worker of the runtime as in its container."""
     said = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}",

@@ -1,4 +1,4 @@
-"""What people do to jobs, queues and schedules over the API: one, many by filter, now and later."""
+"""Changes of jobs, queues and schedules through the API: single, in bulk, now and later."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ADD = "tests.integration.tasks.work.add"
 
 
 async def stage(api: Api, client: Client, namespace: str, *queues: str, **spec: Any) -> str:
-    """A pool of the namespace that reads these queues; an operator's key."""
+    """Create a pool that reads these queues, and an operator's API key."""
     body = pool("mail", **spec)
     body["metadata"]["namespace"] = namespace
     body["spec"]["queues"] = [{"name": queue} for queue in queues]
@@ -46,7 +46,7 @@ async def stage(api: Api, client: Client, namespace: str, *queues: str, **spec: 
 
 
 async def fail(api: Api, count: int, queue: str, function: str = ADD) -> list[str]:
-    """Jobs that failed, made in one go."""
+    """Create failed jobs."""
     done = await api.services.tasks.enqueue_many(
         [Task(function, (n,), queue=queue) for n in range(count)]
     )
@@ -81,7 +81,7 @@ async def ended(api: Api, token: str, path: str, within: float = 10) -> dict[str
 # -- queues -----------------------------------------------------------------------------------
 
 
-async def test_a_queue_is_paused_limited_and_let_go(
+async def test_a_queue_is_paused_limited_and_resumed(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail", "bills")
@@ -106,7 +106,7 @@ async def test_a_queue_is_paused_limited_and_let_go(
 # -- jobs and schedules -----------------------------------------------------------------------
 
 
-async def test_a_job_is_enqueued_once_and_under_the_ids_of_its_request(
+async def test_a_job_is_enqueued_once_with_the_ids_of_its_request(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail")
@@ -147,7 +147,7 @@ async def test_a_job_is_shown_with_the_progress_that_it_reports(
         assert await said() == (None, 41, None, "who knows")
 
 
-async def test_a_schedule_is_made_changed_by_its_version_paused_run_and_forgotten(
+async def test_a_schedule_is_created_changed_paused_run_and_deleted(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail")
@@ -175,7 +175,7 @@ async def test_a_schedule_is_made_changed_by_its_version_paused_run_and_forgotte
     assert (await api.get(f"{here}/nightly", operator)).status_code == 404
 
 
-async def test_a_name_of_another_namespace_is_taken_and_stays_untouched(
+async def test_a_schedule_name_of_another_namespace_conflicts_and_is_unchanged(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail")
@@ -194,7 +194,7 @@ async def test_a_name_of_another_namespace_is_taken_and_stays_untouched(
 # -- many by a filter -------------------------------------------------------------------------
 
 
-async def test_failed_jobs_are_counted_and_put_back_by_a_filter(
+async def test_failed_jobs_are_counted_and_requeued_by_a_filter(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail", "bills")
@@ -230,7 +230,9 @@ async def test_failed_jobs_are_counted_and_put_back_by_a_filter(
     assert (await api.get(f"{here}/{shown['id']}", stranger)).status_code == 403
 
 
-async def test_a_unique_key_is_the_namespaces_own(api: Api, client: Client, namespace: str) -> None:
+async def test_unique_keys_are_separate_by_namespace(
+    api: Api, client: Client, namespace: str
+) -> None:
     operator = await stage(api, client, namespace, "mail")
     redis, where = api.services.redis, f"/namespaces/{namespace}/jobs"
     # Another tenant's work, enqueued by his application; the key is easy to guess.
@@ -269,7 +271,9 @@ async def test_cancelling_leaves_other_namespaces_jobs_alone(
     here = f"/namespaces/{namespace}"
 
     async def family() -> list[str]:
-        """Ours, theirs that waits for it, ours that waits for theirs, and one more of ours."""
+        """Return our job, another namespace's dependent, our dependent of that one, and one more of
+        ours.
+        """
         made: list[str] = []
         for queue, parent in (("mail", None), ("theirs", 0), ("bills", 1), ("bills", 0)):
             waits = () if parent is None else (made[parent],)
@@ -326,7 +330,7 @@ class Dying:
 
 
 @pytest.mark.parametrize("action", [Action.RETRY, Action.CANCEL])
-async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twice(
+async def test_after_a_crash_at_any_step_another_replica_finishes_without_repetition(
     api: Api, client: Client, namespace: str, action: Action, make_redis: Callable[[], Any]
 ) -> None:
     await stage(api, client, namespace, "mail")
@@ -373,7 +377,7 @@ async def test_whoever_dies_at_any_step_another_ends_it_and_nothing_is_done_twic
             assert ends.done + ends.skipped == jobs, allowed
 
 
-async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
+async def test_one_replica_at_a_time_executes_an_operation_and_a_stop_ends_it(
     api: Api, client: Client, namespace: str
 ) -> None:
     await stage(api, client, namespace, "mail")
@@ -397,7 +401,7 @@ async def test_one_replica_at_a_time_has_an_operation_and_a_stopped_one_ends(
 # -- pools ------------------------------------------------------------------------------------
 
 
-async def test_a_pool_and_its_pods_are_drained_and_called_back(
+async def test_a_pool_and_its_pods_are_drained_and_undrained(
     api: Api, client: Client, namespace: str
 ) -> None:
     operator = await stage(api, client, namespace, "mail")
@@ -427,7 +431,7 @@ async def test_a_pool_and_its_pods_are_drained_and_called_back(
     assert others.json()["items"] == []
 
 
-async def test_a_pool_says_why_it_has_its_size(api: Api, client: Client, namespace: str) -> None:
+async def test_a_pool_explains_its_size(api: Api, client: Client, namespace: str) -> None:
     operator = await stage(api, client, namespace, "mail")
     here = f"/namespaces/{namespace}/pools/mail/why"
     unseen = (await api.get(here, operator)).json()

@@ -1,4 +1,4 @@
-"""Jobs that log and that fail, run by a worker of the runtime."""
+"""Jobs that log and jobs that fail, run by a worker of the runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is declared about roles, accounts and groups: taken whole, or refused with every reason."""
+"""Declared roles, accounts and groups: accepted as a whole, or refused with all problems."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def problems(document: Any, **hashes: str) -> dict[str, str]:
     return {each.field: f"{each.problem}; {each.fix}" for each in raised.value.problems}
 
 
-def test_nothing_declared_is_the_three_roles_and_nobody() -> None:
+def test_an_empty_configuration_has_three_roles_and_no_accounts() -> None:
     for source in (ConfigFiles(), ConfigFiles(b"{}"), ConfigFiles(b"roles: []\naccounts:\n")):
         found = parse(source)
         assert sorted(found.policy.roles) == ["admin", "operator", "viewer"]
@@ -129,11 +129,11 @@ def test_roles_accounts_and_groups() -> None:
         ({"accounts": [{}] * 1001}, "accounts", "1001 entries"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_field(document: Any, field: str, told: str) -> None:
+def test_a_problem_names_its_field(document: Any, field: str, told: str) -> None:
     assert told in problems(document)[field]
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_problems_are_reported() -> None:
     found = problems(
         {"roles": [{"name": "X"}], "accounts": [{"name": "ada", "grants": [{"role": "no"}]}]},
         ada="plain",
@@ -141,7 +141,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert {"roles[0].name", "accounts[0].grants[0].role", "passwords.ada"} <= set(found)
 
 
-def test_a_hash_is_argon2id_and_costs_no_more_than_it_may() -> None:
+def test_a_hash_is_argon2id_within_cost_limits() -> None:
     ada = {"accounts": [{"name": "ada"}]}
     other = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1, type=Type.I).hash("x")
     dear = HASH.replace("m=64", "m=1048576")
@@ -155,7 +155,7 @@ def test_a_hash_is_argon2id_and_costs_no_more_than_it_may() -> None:
     assert made({}, eve="plain").accounts == {}
 
 
-def test_what_a_change_ends() -> None:
+def test_changes_between_configurations() -> None:
     other = CHEAP.hash("other")
     people = {"accounts": [{"name": n} for n in ("gone", "kept", "changed", "cleared", "set")]}
     before = made(people, gone=HASH, kept=HASH, changed=HASH, cleared=HASH)
@@ -167,7 +167,7 @@ def test_what_a_change_ends() -> None:
     assert found.added == {"user:back"}
 
 
-def test_the_files_are_read_as_kubernetes_lays_them(tmp_path: Path) -> None:
+def test_files_are_read_as_kubernetes_mounts_them(tmp_path: Path) -> None:
     data = tmp_path / "..2026" / "ada"
     data.parent.mkdir()
     data.write_text(HASH)
@@ -205,7 +205,7 @@ _JSON = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from(["roles", "accounts", "roleMapping"]), _JSON))
-def test_nothing_crashes_it(document: Any) -> None:
+def test_no_document_crashes_the_parser(document: Any) -> None:
     found = AccountConfig()
     with contextlib.suppress(InvalidInputError):
         found = made(document)
@@ -214,6 +214,6 @@ def test_nothing_crashes_it(document: Any) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xfe", b"a: [", b"&a [*a]", b"--- {}\n--- {}", b"!x {}"])
-def test_what_is_no_document_is_refused(raw: bytes) -> None:
+def test_a_non_document_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidInputError):
         parse(ConfigFiles(raw))
