@@ -17,7 +17,7 @@ from rq import SimpleWorker
 
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.main import main
-from engineroom.cli.commands.tasks.shared import complete_queues
+from engineroom.cli.commands.tasks.queue_names import complete_queues
 from engineroom.cli.connections.factory import Connections
 from engineroom.tasks import QueueLimit, Reporter, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail

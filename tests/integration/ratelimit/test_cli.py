@@ -44,7 +44,7 @@ from engineroom.ratelimit.limits.sources import ClientIP, Header, JWTClaim, subj
 from tests.integration.test_cli import Place
 from tests.limiter import compiled, get, limiter_process, publish
 from tests.support import free_port
-from tests.unit.cli.memory import MemoryCluster, Trial
+from tests.unit.cli.memory import MemoryCluster, Trial, run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,10 +133,10 @@ def ask(trial: Trial, *names: str, code: int = 0, **options: Any) -> dict[str, A
     given: dict[str, Any] = {"client_ip": ADDRESS, **options}
     if code:
         with pytest.raises(typer.Exit) as end:
-            try_request(trial.context, list(names), output=Report.JSON, **given)
+            run_command(try_request, trial.context, names=list(names), output=Report.JSON, **given)
         assert end.value.exit_code == code
     else:
-        try_request(trial.context, list(names), output=Report.JSON, **given)
+        run_command(try_request, trial.context, names=list(names), output=Report.JSON, **given)
     found: dict[str, Any] = json.loads(trial.out)
     return found
 
@@ -173,7 +173,7 @@ def test_with_consume_it_is_counted_and_then_refused_with_1(
     assert one["shadowed"] == ["tried"]
     shown = trial(World(), server.url)
     with pytest.raises(typer.Exit):
-        try_request(shown.context, ["rlp/api"], client_ip=ADDRESS)
+        run_command(try_request, shown.context, names=["rlp/api"], client_ip=ADDRESS)
     assert "would be refused (Limited, 429) by limit per-address: try again in" in shown.out
 
 
@@ -201,14 +201,16 @@ def test_by_target_by_labels_and_by_name(store: redis.Redis, server: RedisServer
                   {"headers": ["x"]}, {"claims": ["x"]},
                   {"target": "HTTPRoute/a", "labels": "a=b"}):  # fmt: skip
         with pytest.raises(UsageError):
-            try_request(trial(world, server.url).context, None, **wrong)
+            run_command(try_request, trial(world, server.url).context, names=None, **wrong)
     with pytest.raises(NotFoundError, match="nobody"):
-        try_request(trial(world, server.url).context, ["nobody"])
+        run_command(try_request, trial(world, server.url).context, names=["nobody"])
     store.flushall()
     with pytest.raises(NotFoundError, match="no policies"):
-        try_request(trial(world, server.url).context, None)
+        run_command(try_request, trial(world, server.url).context, names=None)
     with pytest.raises(DependencyError):
-        try_request(trial(world, f"redis://127.0.0.1:{free_port()}").context, None)
+        run_command(
+            try_request, trial(world, f"redis://127.0.0.1:{free_port()}").context, names=None
+        )
 
 
 @settings(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
 from engineroom.cli.app.context import CommandContext
+from engineroom.cli.app.signature import expand_groups
 from engineroom.cli.commands.pools.patch import merge
 from engineroom.cli.connections.factory import Connections
 from engineroom.cli.connections.model import Definition, Document, Event, Installation, Pod, Pool
@@ -148,6 +150,16 @@ class Trial:
     @property
     def err(self) -> str:
         return trimmed(self._err.getvalue())
+
+
+def run_command(
+    function: Callable[..., None], context: CommandContext, *arguments: Any, **options: Any
+) -> None:
+    """Call a command with single options, gathered into its option groups as typer's are."""
+    for name, group in expand_groups(function)[1].items():
+        names = {option.name for option in fields(cast("Any", group))} & options.keys()
+        options[name] = group(**{option: options.pop(option) for option in names})
+    function(context, *arguments, **options)
 
 
 def plain(stream: io.StringIO) -> Console:

@@ -139,7 +139,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
             _redis("show", "tasks.schedules", "show", "Show one schedule and its next ticks."),
             _redis(
-                "add", "tasks.schedules", "add", "Make a schedule, or change the one of that name."
+                "add",
+                "tasks.schedules",
+                "add",
+                "Create a schedule, or change the existing one of that name.",
             ),
             _redis(
                 "pause", "tasks.schedules", "pause", "Have a schedule not tick until it is resumed."

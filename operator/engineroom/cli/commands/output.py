@@ -37,3 +37,10 @@ def present(
         context.show(Text("\n".join(names)))
     else:
         context.show(view())
+
+
+def print_result(
+    context: CommandContext, done: Any, text: str, output: Output, *, name: str = ""
+) -> None:
+    """Print the outcome of a change: ``text`` for people, ``done`` as JSON or YAML, or ``name``."""
+    present(context, output, done, [name], lambda: Text(text))

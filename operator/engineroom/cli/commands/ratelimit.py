@@ -1,6 +1,6 @@
 """``engineroom ratelimit``: test a request, see the top keys, understand a policy."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -31,7 +31,7 @@ from engineroom.cli.views.ratelimits import (
 )
 from engineroom.core.errors import EngineroomError
 from engineroom.ratelimit.distribution.document import PolicySnapshot  # noqa: TC001
-from engineroom.ratelimit.limits.dry_run import dry_run
+from engineroom.ratelimit.limits.dry_run import SimulatedRequest, dry_run
 
 _HELD = "Policy; without any, all of the namespace."
 OutputOption = Annotated[
@@ -39,60 +39,83 @@ OutputOption = Annotated[
 ]
 
 
-def try_request(
-    context: CommandContext,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[POLICY]...", help=_HELD, autocompletion=complete_policies),
-    ] = None,
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """The request that `ratelimit test` simulates."""
+
     path: Annotated[
         str, typer.Option("--path", "-p", help="Path, with the query string if there is one.")
-    ] = "/",
-    method: Annotated[str, typer.Option("--method", "-X", help="Method.")] = "GET",
+    ] = "/"
+    method: Annotated[str, typer.Option("--method", "-X", help="HTTP method.")] = "GET"
     headers: Annotated[
         list[str] | None,
         typer.Option(
-            "--header", "-H", metavar="NAME: VALUE", help="A header; may be given several times."
+            "--header", "-H", metavar="NAME: VALUE", help="A header; repeat it for several."
         ),
-    ] = None,
-    host: Annotated[str | None, typer.Option("--host", help="The header Host.")] = None,
+    ] = None
+    host: Annotated[str | None, typer.Option("--host", help="The Host header.")] = None
     client_ip: Annotated[
         str,
         typer.Option(
             "--client-ip",
-            help="Address of the connection. What a proxy writes is a header X-Forwarded-For.",
+            help="Address of the connection; a proxy's report of it is a header, X-Forwarded-For.",
         ),
-    ] = "",
+    ] = ""
     tenant: Annotated[
-        str | None, typer.Option("--tenant", help="What the enforcer knows as the tenant.")
-    ] = None,
+        str | None, typer.Option("--tenant", help="Tenant, as the enforcer determines it.")
+    ] = None
     route: Annotated[
-        str | None, typer.Option("--route", help="What the enforcer knows as the route.")
-    ] = None,
+        str | None, typer.Option("--route", help="Route, as the enforcer determines it.")
+    ] = None
     claims: Annotated[
         list[str] | None,
         typer.Option("--claim", metavar="NAME=VALUE", help="A claim of a verified token."),
-    ] = None,
+    ] = None
+    cost: Annotated[
+        int, typer.Option("--cost", min=1, max=1_000_000_000, help="Cost of the request.")
+    ] = 1
+    consume: Annotated[
+        bool, typer.Option("--consume", help="Count the request, as an enforcer would.")
+    ] = False
+
+    def request(self) -> SimulatedRequest:
+        """Return the simulated request. Raises UsageError."""
+        return simulated_request(
+            self.path, self.method, self.headers, self.host, self.client_ip, self.tenant,
+            self.route, self.claims, self.cost, consume=self.consume,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentOptions:
+    """The target or application whose policy is selected."""
+
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
             metavar="KIND/NAME[/SECTION]",
-            help="Only the policy attached to this: HTTPRoute/checkout.",
+            help="Only the policy attached to this target: HTTPRoute/checkout.",
         ),
-    ] = None,
+    ] = None
     labels: Annotated[
         str | None,
         typer.Option(
-            "--labels", metavar="LABELS", help="Only the policy of an application: app=shop."
+            "--labels",
+            metavar="LABELS",
+            help="Only the policy of the application with these labels: app=shop.",
         ),
+    ] = None
+
+
+def try_request(
+    context: CommandContext,
+    request: RequestOptions,
+    attachment: AttachmentOptions,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[POLICY]...", help=_HELD, autocompletion=complete_policies),
     ] = None,
-    cost: Annotated[
-        int, typer.Option("--cost", min=1, max=1_000_000_000, help="What the request costs.")
-    ] = 1,
-    consume: Annotated[
-        bool, typer.Option("--consume", help="Really count the request, as an enforcer would.")
-    ] = False,
     output: OutputOption = Report.TABLE,
 ) -> None:
     """Say which limits a request meets, what is left of each, and what the answer would be.
@@ -104,15 +127,15 @@ def try_request(
 
     Ends with 1 when any of the policies refuses the request, with 4 when there is no such policy.
     """
-    request = simulated_request(
-        path, method, headers, host, client_ip, tenant, route, claims, cost, consume=consume
-    )
+    simulated = request.request()
     wanted = [policy_name(one) for one in names or ()]
     namespace = context.namespace
     spec = redis_of(context.connections, wanted[0] if wanted else None)
     with context.connections.redis(namespace, spec) as redis:
-        policies = chosen(read_policies(redis, namespace), wanted, target, labels)
-        done = [dry_run(one.policy, redis, request) for one in policies]
+        policies = chosen(
+            read_policies(redis, namespace), wanted, attachment.target, attachment.labels
+        )
+        done = [dry_run(one.policy, redis, simulated) for one in policies]
     if output in (Report.JSON, Report.YAML):
         context.show(dump(rehearsals_document(done), output))
     elif not done:

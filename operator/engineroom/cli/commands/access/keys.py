@@ -9,8 +9,8 @@ from rich.text import Text
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.output import present
-from engineroom.cli.commands.tasks.shared import report, seconds
+from engineroom.cli.commands.output import present, print_result
+from engineroom.cli.commands.times import parse_length
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.access import keys_table
 from engineroom.cli.views.output_formats import Output, dump
@@ -80,7 +80,7 @@ def rotate(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Replace an API key; the old one goes on for a while."""
-    body = {"overlap": int(seconds("--overlap", overlap))}
+    body = {"overlap": int(parse_length("--overlap", overlap))}
     _made(context, context.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
 
 
@@ -94,7 +94,7 @@ def revoke(
     """End an API key at once."""
     context.confirm(f"Revoke key {key}?", yes=yes)
     context.api.delete(f"{_base(of)}/keys/{quote(key, safe='')}")
-    report(context, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
+    print_result(context, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
 
 
 def _made(context: CommandContext, made: dict[str, Any], output: Output) -> None:

@@ -9,8 +9,7 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.access.keys import Of
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.output import present
-from engineroom.cli.commands.tasks.shared import report
+from engineroom.cli.commands.output import present, print_result
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.access import sessions_table
 from engineroom.cli.views.output_formats import Output
@@ -45,14 +44,14 @@ def end(
     if handle is not None:
         context.api.delete(f"{_base(of)}/sessions/{quote(handle, safe='')}")
         done = {"handle": handle, "ended": True}
-        report(context, done, f"session {handle} ended", output, name=handle)
+        print_result(context, done, f"session {handle} ended", output, name=handle)
         return
     if of is None:
         raise UsageError("whose sessions?", fix="give --of SUBJECT; `whoami` says who you are")
     context.confirm(f"End all sessions and tokens of {of}?", yes=yes)
     context.api.delete(f"{_base(of)}/sessions")
     done = {"subject": of, "ended": True}
-    report(context, done, f"all sessions and tokens of {of} ended", output, name=of)
+    print_result(context, done, f"all sessions and tokens of {of} ended", output, name=of)
 
 
 def _base(of: str | None) -> str:

@@ -6,7 +6,8 @@ import secrets
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from engineroom.cli.commands.tasks.shared import bar, report
+from engineroom.cli.commands.output import print_result
+from engineroom.cli.commands.progress import progress_bar
 from engineroom.cli.errors import CliError, RefusedError, UnreachableError, program
 from engineroom.cli.views.text import count
 
@@ -119,12 +120,12 @@ class BulkOperations:
         text = f"{count(ended['done'], 'job')} {done}"
         if ended["skipped"]:
             text += f"; {ended['skipped']} left alone, which were not as they had been"
-        report(context, ended, text, output, name=operation)
+        print_result(context, ended, text, output, name=operation)
 
     def _ended(self, operation: str) -> Document:
         context = self._context
         seen = context.clock.monotonic()
-        with bar(context, f"Operation {operation[:8]}") as draw:
+        with progress_bar(context, f"Operation {operation[:8]}") as draw:
             while True:
                 try:
                     now = context.api.get(f"{self._path}/{quote(operation, safe='')}")

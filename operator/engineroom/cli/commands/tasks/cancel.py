@@ -7,19 +7,11 @@ import typer
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.output import print_result
+from engineroom.cli.commands.progress import progress_bar
 from engineroom.cli.commands.tasks.bulk import BulkOperations
-from engineroom.cli.commands.tasks.shared import (
-    Function,
-    Prefix,
-    QueueOption,
-    Since,
-    TextOption,
-    Until,
-    bar,
-    known_queue,
-    report,
-    where,
-)
+from engineroom.cli.commands.tasks.job_filters import FilterOptions
+from engineroom.cli.commands.tasks.queue_names import QueueOption, require_queue
 from engineroom.cli.errors import UsageError, program
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import impact_text
@@ -34,6 +26,7 @@ _STATES = ("waiting", "scheduled", "deferred")
 
 def cancel(
     context: CommandContext,
+    filters: FilterOptions,
     job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
     queue: QueueOption = None,
     state: Annotated[
@@ -42,11 +35,6 @@ def cancel(
             "--state", "-s", metavar="STATE", help="With a filter: waiting, scheduled or deferred."
         ),
     ] = None,
-    function: Function = None,
-    text: TextOption = None,
-    since: Since = None,
-    until: Until = None,
-    prefix: Prefix = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All such jobs of the queue, without a filter.")
     ] = False,
@@ -64,8 +52,7 @@ def cancel(
     """
     from engineroom.tasks import State
 
-    filters = (function, text, since, until, prefix)
-    filtered = everything or any(one is not None for one in (queue, state, *filters))
+    filtered = everything or filters.given or queue is not None or state is not None
     if bool(job_ids) == filtered:
         raise UsageError(
             "say either ids or a filter",
@@ -84,21 +71,19 @@ def cancel(
             "a filter is for the jobs of one queue in one state",
             fix=f"give --queue and --state, one of {', '.join(_STATES)}",
         )
-    if everything == any(one is not None for one in filters):
+    if everything == filters.given:
         raise UsageError(
             f"which {state} jobs of {queue}?", fix="give a filter, or --all for every one of them"
         )
-    asked = where(
-        context.clock.now(), function=function, text=text, since=since, until=until, prefix=prefix
-    )
+    job_filter = filters.job_filter(context.clock.now())
     with context.tasks() as connection:
-        known_queue(connection, queue)
+        require_queue(connection, queue)
         if connection.server_operations:
             BulkOperations(context).change(
-                "cancel", State(state), queue, asked, output, yes=yes, stop=stop
+                "cancel", State(state), queue, job_filter, output, yes=yes, stop=stop
             )
             return
-        found = _matching(context, connection, queue, State(state), asked, yes)
+        found = _matching(context, connection, queue, State(state), job_filter, yes)
         _each(context, connection.tasks, found, stop, output)
 
 
@@ -107,13 +92,13 @@ def _matching(
     connection: "TasksConnection",
     queue: str,
     state: "State",
-    asked: "JobFilter",
+    job_filter: "JobFilter",
     yes: bool,
 ) -> list[str]:
     """Ids of the jobs that match. Raises NothingMatchesError."""
     from engineroom.tasks import NothingMatchesError
 
-    impact = connection.tasks.count_jobs(state, asked, queues=[queue])
+    impact = connection.tasks.count_jobs(state, job_filter, queues=[queue])
     if impact.complete and not impact.matched:
         raise NothingMatchesError(
             f"where: matches none of the {impact.total} {state.value} jobs of {queue!r}; "
@@ -123,9 +108,11 @@ def _matching(
     context.confirm(f"Cancel {impact_text(impact)} and what waits for them?", yes=yes)
     found: list[str] = []
     cursor = None
-    with bar(context, "Looking") as draw:
+    with progress_bar(context, "Looking") as draw:
         while True:
-            page = connection.tasks.jobs([state], asked, queues=[queue], cursor=cursor, limit=500)
+            page = connection.tasks.jobs(
+                [state], job_filter, queues=[queue], cursor=cursor, limit=500
+            )
             found += [job.job_id for job in page.jobs]
             cursor = page.cursor
             draw(len(found), None, "found")
@@ -142,7 +129,7 @@ def _each(
     canceled: dict[str, None] = {}
     running: dict[str, None] = {}
     refused = None
-    with bar(context, "Cancelling") as draw:
+    with progress_bar(context, "Cancelling") as draw:
         for number, job_id in enumerate(dict.fromkeys(job_ids), 1):
             try:
                 done = tasks.cancel(job_id, stop=stop)
@@ -162,9 +149,9 @@ def _each(
     text = f"{count(len(canceled), 'job')} cancelled"
     if running:
         text += f"; {count(len(running), 'job')} ran already and "
-        text += "was asked to stop" if stop else "goes on: --stop ends them"
+        text += "was job_filter to stop" if stop else "goes on: --stop ends them"
     if canceled or running:
         result = {"canceled": list(canceled), "running": list(running)}
-        report(context, result, text, output, name="\n".join(canceled))
+        print_result(context, result, text, output, name="\n".join(canceled))
     if refused is not None:
         raise refused

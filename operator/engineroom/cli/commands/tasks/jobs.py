@@ -7,19 +7,8 @@ import typer
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
-from engineroom.cli.commands.tasks.shared import (
-    Category,
-    ErrorClass,
-    Function,
-    Prefix,
-    QueueOption,
-    Since,
-    TextOption,
-    Until,
-    known_queue,
-    known_queues,
-    where,
-)
+from engineroom.cli.commands.tasks.job_filters import FailureFilterOptions
+from engineroom.cli.commands.tasks.queue_names import QueueOption, queue_names, require_queue
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import document, job_view, jobs_table, page_document
@@ -33,6 +22,7 @@ _PATIENCE = 5.0
 
 def list_jobs(
     context: CommandContext,
+    filters: FailureFilterOptions,
     states: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,13 +34,6 @@ def list_jobs(
         ),
     ] = None,
     queue: QueueOption = None,
-    function: Function = None,
-    category: Category = None,
-    error: ErrorClass = None,
-    text: TextOption = None,
-    since: Since = None,
-    until: Until = None,
-    prefix: Prefix = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="Jobs on one page.")] = 50,
     after: Annotated[
         str | None,
@@ -73,18 +56,15 @@ def list_jobs(
                 fix=f"use one of {', '.join(one.value for one in State)}",
             )
         chosen.append(State(said))
-    asked = where(
-        context.clock.now(), function=function, category=category, error=error, text=text,
-        since=since, until=until, prefix=prefix,
-    )  # fmt: skip
+    job_filter = filters.job_filter(context.clock.now())
     with context.tasks() as connection:
-        queues = [known_queue(connection, queue)] if queue else known_queues(connection)
+        queues = [require_queue(connection, queue)] if queue else queue_names(connection)
         began = context.clock.monotonic()
         found: list[JobSummary] = []
         cursor = after
         while True:
             page = connection.tasks.jobs(
-                chosen, asked, queues=queues, cursor=cursor, limit=limit - len(found)
+                chosen, job_filter, queues=queues, cursor=cursor, limit=limit - len(found)
             )
             found += page.jobs
             cursor = page.cursor

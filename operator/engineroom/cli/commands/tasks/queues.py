@@ -7,13 +7,12 @@ import typer
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.output import present
-from engineroom.cli.commands.tasks.shared import (
+from engineroom.cli.commands.output import present, print_result
+from engineroom.cli.commands.tasks.queue_names import (
     QueueName,
     complete_queues,
-    known_queue,
-    known_queues,
-    report,
+    queue_names,
+    require_queue,
 )
 from engineroom.cli.errors import UsageError, program
 from engineroom.cli.views.output_formats import Output
@@ -35,8 +34,8 @@ def list_queues(
 ) -> None:
     """Show how many jobs are where in each queue."""
     with context.tasks() as connection:
-        chosen = [known_queue(connection, name) for name in names or ()] or known_queues(connection)
-        counts = connection.tasks.counts(chosen)
+        chosen = [require_queue(connection, name) for name in names or ()]
+        counts = connection.tasks.counts(chosen or queue_names(connection))
         title = connection.title
     present(
         context, output, page_document(counts, None), [one.name for one in counts],
@@ -57,20 +56,20 @@ def pause(
     Jobs that run are left alone, and more can be enqueued. A stock `rq worker` does not heed it.
     """
     with context.tasks() as connection:
-        changed = connection.tasks.pause_queue(known_queue(connection, name), reason)
+        changed = connection.tasks.pause_queue(require_queue(connection, name), reason)
     done = {"name": name, "paused": True, "changed": changed, "reason": reason}
     undo = f"`{program()} queues resume {name}` undoes it"
     text = f"queue {name} is paused; {undo}" if changed else f"queue {name} was already paused"
-    report(context, done, text, output, name=name)
+    print_result(context, done, text, output, name=name)
 
 
 def resume(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
     """Let workers take jobs from a queue again."""
     with context.tasks() as connection:
-        changed = connection.tasks.resume_queue(known_queue(connection, name))
+        changed = connection.tasks.resume_queue(require_queue(connection, name))
     done = {"name": name, "paused": False, "changed": changed}
     text = f"queue {name} is resumed" if changed else f"queue {name} was not paused"
-    report(context, done, text, output, name=name)
+    print_result(context, done, text, output, name=name)
 
 
 def limit(
@@ -93,23 +92,23 @@ def limit(
         raise UsageError("nothing to limit", fix="give --concurrency, --rate or both")
     with context.tasks() as connection:
         connection.tasks.limit_queue(
-            known_queue(connection, name), concurrency=concurrency, rate=rate
+            require_queue(connection, name), concurrency=concurrency, rate=rate
         )
     done = {"name": name, "concurrency": concurrency, "rate": rate}
     said = [f"{concurrency} at once"] if concurrency is not None else []
     said += [rate] if rate is not None else []
     undo = f"`{program()} queues unlimit {name}` undoes it"
-    report(context, done, f"queue {name} is limited to {' and '.join(said)}; {undo}", output,
+    print_result(context, done, f"queue {name} is limited to {' and '.join(said)}; {undo}", output,
            name=name)  # fmt: skip
 
 
 def unlimit(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
     """Take the limit of a queue away."""
     with context.tasks() as connection:
-        changed = connection.tasks.unlimit_queue(known_queue(connection, name))
+        changed = connection.tasks.unlimit_queue(require_queue(connection, name))
     done = {"name": name, "changed": changed}
     text = f"queue {name} is not limited any more" if changed else f"queue {name} had no limit"
-    report(context, done, text, output, name=name)
+    print_result(context, done, text, output, name=name)
 
 
 def move(
@@ -137,16 +136,16 @@ def move(
     if source == target:
         raise UsageError(f"{source} is both source and target", fix="name two queues")
     with context.tasks() as connection:
-        known_queue(connection, source)
+        require_queue(connection, source)
         if not create:
-            known_queue(connection, target)
+            require_queue(connection, target)
         [now] = connection.tasks.counts([source])
         number = now.waiting if limit is None else min(limit, now.waiting)
         if number:
             context.confirm(f"Move {count(number, 'job')} from {source} to {target}?", yes=yes)
         moved = connection.tasks.move_jobs(source, target, limit=limit)
     done = {"source": source, "target": target, "moved": moved}
-    report(context, done, f"{count(moved, 'job')} moved to {target}", output, name=target)
+    print_result(context, done, f"{count(moved, 'job')} moved to {target}", output, name=target)
 
 
 def empty(
@@ -168,10 +167,10 @@ def empty(
     have failed stay.
     """
     with context.tasks() as connection:
-        [now] = connection.tasks.counts([known_queue(connection, name)])
+        [now] = connection.tasks.counts([require_queue(connection, name)])
         if confirm is None and context.interactive:
             lost = count(now.waiting, "waiting job")
             confirm = context.prompt(f"{lost} will be lost; type the queue's name to delete them")
         deleted = connection.tasks.empty_queue(name, confirm=confirm or "")
     done = {"name": name, "deleted": deleted}
-    report(context, done, f"{count(deleted, 'job')} deleted from {name}", output, name=name)
+    print_result(context, done, f"{count(deleted, 'job')} deleted from {name}", output, name=name)

@@ -7,22 +7,11 @@ import typer
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
+from engineroom.cli.commands.output import print_result
+from engineroom.cli.commands.progress import progress_bar
 from engineroom.cli.commands.tasks.bulk import BulkOperations
-from engineroom.cli.commands.tasks.shared import (
-    Category,
-    ErrorClass,
-    Function,
-    Prefix,
-    QueueOption,
-    Since,
-    TextOption,
-    Until,
-    bar,
-    known_queue,
-    known_queues,
-    report,
-    where,
-)
+from engineroom.cli.commands.tasks.job_filters import FailureFilterOptions
+from engineroom.cli.commands.tasks.queue_names import QueueOption, queue_names, require_queue
 from engineroom.cli.errors import RefusedError, UsageError, program
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import document, impact_text
@@ -35,17 +24,11 @@ if TYPE_CHECKING:
 
 def retry(
     context: CommandContext,
+    filters: FailureFilterOptions,
     job_ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Ids of failed jobs.")
     ] = None,
     queue: QueueOption = None,
-    function: Function = None,
-    category: Category = None,
-    error: ErrorClass = None,
-    text: TextOption = None,
-    since: Since = None,
-    until: Until = None,
-    prefix: Prefix = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All failed jobs of the queue, without a filter.")
     ] = False,
@@ -67,24 +50,20 @@ def retry(
     """
     from engineroom.tasks import State
 
-    filters = (function, category, error, text, since, until, prefix)
-    filtered = everything or queue is not None or any(one is not None for one in filters)
+    filtered = everything or queue is not None or filters.given
     if sum((bool(job_ids), filtered, resume is not None)) != 1:
         raise UsageError(
             "say either ids, or a filter, or --resume",
             fix=f"`{program()} jobs retry ID`, `{program()} jobs retry --queue mail --error "
             "'*Timeout*'`, or with --all all of a queue",
         )
-    if everything and any(one is not None for one in filters):
+    if everything and filters.given:
         raise UsageError("--all and a filter exclude each other", fix="leave out one of them")
-    if queue is not None and not everything and not any(one is not None for one in filters):
+    if queue is not None and not everything and not filters.given:
         raise UsageError(
             f"which failed jobs of {queue}?", fix="give a filter, or --all for every one of them"
         )
-    asked = where(
-        context.clock.now(), function=function, category=category, error=error, text=text,
-        since=since, until=until, prefix=prefix,
-    )  # fmt: skip
+    job_filter = filters.job_filter(context.clock.now())
     with context.tasks() as connection:
         if job_ids:
             _by_id(context, connection.tasks, job_ids, output)
@@ -92,11 +71,11 @@ def retry(
             BulkOperations(context).watch(resume, output)
         elif connection.server_operations:
             name = _queue(connection, queue)
-            BulkOperations(context).change("retry", State.FAILED, name, asked, output, yes=yes)
+            BulkOperations(context).change("retry", State.FAILED, name, job_filter, output, yes=yes)
         elif resume is not None:
             _carry_on(context, connection.tasks, resume, output)
         else:
-            operation = _begin(context, connection, queue, asked, yes)
+            operation = _begin(context, connection, queue, job_filter, yes)
             _carry_on(context, connection.tasks, operation, output)
 
 
@@ -115,7 +94,7 @@ def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: 
     if done:
         lines = "\n".join(f"job {one['jobId']} is back on {one['queue']}" for one in done)
         names = "\n".join(one["jobId"] for one in done)
-        report(context, {"requeued": done}, lines, output, name=names)
+        print_result(context, {"requeued": done}, lines, output, name=names)
     if refused is not None:
         raise refused
 
@@ -125,8 +104,8 @@ def _queue(connection: "TasksConnection", queue: str | None) -> str:
     from engineroom.tasks import NothingMatchesError
 
     if queue is not None:
-        return known_queue(connection, queue)
-    counts = connection.tasks.counts(known_queues(connection))
+        return require_queue(connection, queue)
+    counts = connection.tasks.counts(queue_names(connection))
     failed = [one.name for one in counts if one.failed]
     if len(failed) > 1:
         raise UsageError(
@@ -143,13 +122,13 @@ def _begin(
     context: CommandContext,
     connection: "TasksConnection",
     queue: str | None,
-    asked: "JobFilter",
+    job_filter: "JobFilter",
     yes: bool,
 ) -> str:
     from engineroom.tasks import NothingMatchesError, State
 
     queue = _queue(connection, queue)
-    impact = connection.tasks.count_jobs(State.FAILED, asked, queues=[queue])
+    impact = connection.tasks.count_jobs(State.FAILED, job_filter, queues=[queue])
     if impact.complete and not impact.matched:
         raise NothingMatchesError(
             f"where: matches none of the {impact.total} failed jobs of {queue!r}; "
@@ -157,13 +136,13 @@ def _begin(
         )
     context.note(f"matches {impact_text(impact)} of queue {queue}")
     context.confirm(f"Put {impact_text(impact)} back on {queue}?", yes=yes)
-    operation = connection.tasks.start_requeueing(queue, asked).operation
+    operation = connection.tasks.start_requeueing(queue, job_filter).operation
     context.note(f"if this is interrupted: {program()} jobs retry --resume {operation}")
     return operation
 
 
 def _carry_on(context: CommandContext, tasks: "Tasks", operation: str, output: Output) -> None:
-    with bar(context, "Putting back") as draw:
+    with progress_bar(context, "Putting back") as draw:
 
         def told(so_far: "Requeueing") -> None:
             draw(so_far.scanned, max(so_far.total, so_far.scanned), f"{so_far.requeued} put back")
@@ -175,4 +154,4 @@ def _carry_on(context: CommandContext, tasks: "Tasks", operation: str, output: O
             f"; {done.skipped} left: another job has their unique key, or RQ itself has to admit "
             "them by its rate limit"
         )
-    report(context, document(done), text, output, name=done.operation)
+    print_result(context, document(done), text, output, name=done.operation)

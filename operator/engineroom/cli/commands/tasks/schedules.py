@@ -1,39 +1,18 @@
 """``engineroom schedules``: those made at run time are steered here, those of pools are shown."""
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Yes
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.output import present
-from engineroom.cli.commands.tasks.enqueue import (
-    Arguments,
-    Concurrency,
-    FailureTtl,
-    Form,
-    FormOption,
-    FunctionName,
-    Keywords,
-    LimitOption,
-    MaxBytes,
-    NewQueue,
-    Priority,
-    Rate,
-    ResultTtl,
-    RetryOption,
-    Timeout,
-    ToQueue,
-    Ttl,
-    arguments,
-    kept,
-    keywords,
-    limited,
-    retries,
-)
-from engineroom.cli.commands.tasks.shared import known_queue, moment, report, seconds
+from engineroom.cli.commands.output import present, print_result
+from engineroom.cli.commands.tasks.job_options import FunctionName, JobOptions
+from engineroom.cli.commands.times import parse_length, parse_moment
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import (
@@ -47,8 +26,8 @@ if TYPE_CHECKING:
     from engineroom.tasks.triggers import Trigger
 
 
-class Misses(StrEnum):
-    """What becomes of ticks that nobody was there to run in time."""
+class MissedPolicy(StrEnum):
+    """What happens to ticks that no scheduler ran in time."""
 
     SKIP = "skip"
     RUN_ONCE = "run-once"
@@ -97,88 +76,101 @@ def show(context: CommandContext, name: Name, output: OutputOption = Output.TABL
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class TriggerOptions:
+    """When a schedule ticks: a cron line, an interval or one time."""
+
+    cron: Annotated[
+        str | None,
+        typer.Option("--cron", metavar="LINE", help="A cron line of five fields: '0 3 * * 1'."),
+    ] = None
+    zone: Annotated[
+        str | None,
+        typer.Option("--zone", metavar="NAME", help="With --cron: its time zone, by default UTC."),
+    ] = None
+    every: Annotated[
+        str | None, typer.Option("--every", metavar="LENGTH", help="An interval: 5m, 1h.")
+    ] = None
+    jitter: Annotated[
+        str | None,
+        typer.Option(
+            "--jitter",
+            metavar="LENGTH",
+            help="With --cron or --every: delay each tick by a random time up to this.",
+        ),
+    ] = None
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="TIME", help="One time: 2026-01-31T12:00Z, or in 2h."),
+    ] = None
+
+    def trigger(self, now: datetime) -> "Trigger":
+        """Return the trigger of these options. Raises UsageError, InvalidTaskError."""
+        from engineroom.tasks import Cron, Every, Once
+
+        if sum(option is not None for option in (self.cron, self.every, self.at)) != 1:
+            raise UsageError(
+                "a schedule needs exactly one trigger", fix="give one of --cron, --every and --at"
+            )
+        if self.zone is not None and self.cron is None:
+            raise UsageError(
+                "--zone belongs to --cron",
+                fix="leave it out; --at takes a time with its offset: 2026-01-31T12:00+01:00",
+            )
+        if self.jitter is not None and self.at is not None:
+            raise UsageError("--jitter belongs to --cron and --every", fix="leave it out")
+        jitter = 0.0 if self.jitter is None else parse_length("--jitter", self.jitter)
+        if self.cron is not None:
+            return Cron(self.cron, "UTC" if self.zone is None else self.zone, jitter)
+        if self.every is not None:
+            return Every(parse_length("--every", self.every), jitter)
+        return Once(parse_moment("--at", self.at or "", now, ago=False).timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class MissedOptions:
+    """What happens to ticks that no scheduler ran in time."""
+
+    missed: Annotated[
+        MissedPolicy, typer.Option("--missed", help="What happens to missed ticks.")
+    ] = MissedPolicy.RUN_ONCE
+    grace: Annotated[
+        str,
+        typer.Option("--grace", metavar="LENGTH", help="A tick that is later than this is missed."),
+    ] = "60s"
+
+
 def add(
     context: CommandContext,
     name: Name,
     function: FunctionName,
-    args: Arguments = None,
-    kwargs: Keywords = None,
-    cron: Annotated[
-        str | None,
-        typer.Option("--cron", metavar="LINE", help="By a cron line of five fields: '0 3 * * 1'."),
-    ] = None,
-    zone: Annotated[
-        str | None,
-        typer.Option(
-            "--zone", metavar="NAME", help="With --cron: its time zone, UTC unless given."
-        ),
-    ] = None,
-    every: Annotated[
-        str | None, typer.Option("--every", metavar="LENGTH", help="So often: 5m, 1h.")
-    ] = None,
-    jitter: Annotated[
-        str | None,
-        typer.Option(
-            "--jitter", metavar="LENGTH", help="With --cron or --every: up to so much later."
-        ),
-    ] = None,
-    at: Annotated[
-        str | None,
-        typer.Option("--at", metavar="TIME", help="Once: 2026-01-31T12:00Z, or in 2h."),
-    ] = None,
-    queue: ToQueue = "default",
-    create_queue: NewQueue = False,
-    missed: Annotated[
-        Misses, typer.Option("--missed", help="What becomes of ticks that were missed.")
-    ] = Misses.RUN_ONCE,
-    grace: Annotated[
-        str, typer.Option("--grace", metavar="LENGTH", help="A tick later by more was missed.")
-    ] = "60s",
-    retry: RetryOption = None,
-    priority: Priority = 0,
-    limit: LimitOption = None,
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    ttl: Ttl = None,
-    result_ttl: ResultTtl = None,
-    failure_ttl: FailureTtl = None,
-    timeout: Timeout = 180,
-    serializer: FormOption = Form.PICKLE,
-    max_bytes: MaxBytes = 1 << 20,
+    trigger: TriggerOptions,
+    job: JobOptions,
+    missed: MissedOptions,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Make a schedule, or change the one of that name.
+    """Create a schedule, or change the existing one of that name.
 
-    The same again changes nothing. One that a pool declares is changed in the pool's
-    spec.schedules.
+    Running the same command again changes nothing. A schedule that a pool declares is changed in
+    the pool's spec.schedules.
     """
-    from engineroom.tasks import (
-        JSONSerializer,
-        Missed,
-        PickleSerializer,
-        Schedule,
-        Task,
-    )
+    from engineroom.tasks import Missed, Schedule
 
-    trigger = _trigger(context, cron, zone, every, jitter, at)
-    task = Task(
-        function, arguments(args or ()), keywords(kwargs or ()), queue=queue, timeout=timeout,
-        ttl=kept("--ttl", ttl), result_ttl=kept("--result-ttl", result_ttl),
-        failure_ttl=kept("--failure-ttl", failure_ttl), priority=priority,
-        limit=limited(limit, concurrency, rate), retry=retries(retry),
-    )  # fmt: skip
-    schedule = Schedule(name, trigger, task, Missed[missed.name], seconds("--grace", grace))
+    schedule = Schedule(
+        name,
+        trigger.trigger(context.clock.now()),
+        job.task(function),
+        Missed[missed.missed.name],
+        parse_length("--grace", missed.grace),
+    )
     with context.tasks() as connection:
-        if not create_queue:
-            known_queue(connection, queue)
-        form = JSONSerializer if serializer is Form.JSON else PickleSerializer
-        tasks = connection.writer(form, max_bytes)
+        tasks = job.writer(connection)
         new = tasks.put_schedule(schedule)
         known = tasks.schedule(name)
-    text = f"schedule {name} {'made' if new else 'is as said'}"
+    text = f"schedule {name} {'created' if new else 'is up to date'}"
     if known.next is not None:
         text += f"; next tick {_time(known.next)}"
-    report(context, schedule_document(known), text, output, name=name)
+    print_result(context, schedule_document(known), text, output, name=name)
 
 
 def pause(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
@@ -189,7 +181,7 @@ def pause(context: CommandContext, name: Name, output: OutputOption = Output.TAB
     with context.tasks() as connection:
         connection.tasks.pause_schedule(name)
         known = connection.tasks.schedule(name)
-    report(context, schedule_document(known), f"schedule {name} is paused", output, name=name)
+    print_result(context, schedule_document(known), f"schedule {name} is paused", output, name=name)
 
 
 def resume(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
@@ -200,7 +192,7 @@ def resume(context: CommandContext, name: Name, output: OutputOption = Output.TA
     text = f"schedule {name} is resumed"
     if known.next is not None:
         text += f"; next tick {_time(known.next)}"
-    report(context, schedule_document(known), text, output, name=name)
+    print_result(context, schedule_document(known), text, output, name=name)
 
 
 def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
@@ -208,7 +200,7 @@ def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE
     with context.tasks() as connection:
         job_id = connection.tasks.run_schedule(name)
     done = {"name": name, "jobId": job_id}
-    report(context, done, f"job {job_id} of schedule {name} enqueued", output, name=job_id)
+    print_result(context, done, f"job {job_id} of schedule {name} enqueued", output, name=job_id)
 
 
 def delete(
@@ -219,39 +211,10 @@ def delete(
         connection.tasks.schedule(name)
         context.confirm(f"Delete schedule {name}?", yes=yes)
         connection.tasks.remove_schedule(name)
-    report(context, {"name": name, "deleted": True}, f"schedule {name} deleted", output, name=name)
+    print_result(
+        context, {"name": name, "deleted": True}, f"schedule {name} deleted", output, name=name
+    )
 
 
-def _trigger(
-    context: CommandContext,
-    cron: str | None,
-    zone: str | None,
-    every: str | None,
-    jitter: str | None,
-    at: str | None,
-) -> "Trigger":
-    from engineroom.tasks import Cron, Every, Once
-
-    if sum(one is not None for one in (cron, every, at)) != 1:
-        raise UsageError(
-            "say when it ticks, in one way", fix="give one of --cron, --every and --at"
-        )
-    if zone is not None and cron is None:
-        raise UsageError(
-            "--zone is for a cron line",
-            fix="leave it out; --at takes a time with its offset: 2026-01-31T12:00+01:00",
-        )
-    if jitter is not None and at is not None:
-        raise UsageError("--jitter is for --cron and --every", fix="leave it out")
-    later = 0.0 if jitter is None else seconds("--jitter", jitter)
-    if cron is not None:
-        return Cron(cron, "UTC" if zone is None else zone, later)
-    if every is not None:
-        return Every(seconds("--every", every), later)
-    return Once(moment("--at", at or "", context.clock.now(), ago=False).timestamp())
-
-
-def _time(at: float) -> Any:
-    from datetime import UTC, datetime
-
+def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

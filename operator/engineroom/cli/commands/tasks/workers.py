@@ -4,8 +4,7 @@ from rich.text import Text
 
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
-from engineroom.cli.commands.output import present
-from engineroom.cli.commands.tasks.shared import report
+from engineroom.cli.commands.output import present, print_result
 from engineroom.cli.views.output_formats import Output
 from engineroom.cli.views.tasks import page_document, workers_table
 from engineroom.cli.views.text import count
@@ -38,4 +37,4 @@ def clear(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
         context.show(Text("\n".join(f"worker {name} taken off" for name in cleared)))
         return
     text = f"{count(len(cleared), 'worker')} taken off"
-    report(context, {"cleared": cleared}, text, output, name="\n".join(cleared))
+    print_result(context, {"cleared": cleared}, text, output, name="\n".join(cleared))
