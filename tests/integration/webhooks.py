@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from engineroom.api import kinds
 from engineroom.kube.client.errors import AlreadyExists, NotFound
 from engineroom.kube.client.resources import SECRETS, VALIDATING_WEBHOOKS
 from tests.support import ROOT, free_port
@@ -95,7 +96,7 @@ class Admission:
             "apiGroups": ["engineroom.dev"],
             "apiVersions": ["v1alpha1"],
             "operations": ["CREATE", "UPDATE"],
-            "resources": ["workerpools", "ratelimitpolicies"],
+            "resources": [kind.plural for kind in kinds.registry()],
             "scope": "Namespaced",
         }
         here = {"kubernetes.io/metadata.name": self.namespace}
@@ -141,7 +142,7 @@ class Admission:
                 env={
                     **os.environ,
                     "KUBECONFIG": str(self.kubeconfig),
-                    "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'webhooks'}",
+                    "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'webhooks'}:{ROOT}",
                     **{f"ENGINEROOM_WEBHOOKS_{key.upper()}": value for key, value in given.items()},
                 },
                 stdout=out,

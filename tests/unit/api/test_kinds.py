@@ -11,8 +11,8 @@ import pytest
 from engineroom.api import kinds, validation
 from engineroom.api.kinds import DottedName, GuardedPaths, KindError, Permissions, Registry
 from engineroom.auth.permissions import Permission
+from tests import toy_kind
 from tests.support import extra_kinds
-from tests.unit.api import toy
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.kind)
@@ -51,7 +51,7 @@ def test_a_kind_without_an_entry_fails_loudly() -> None:
 
 
 def test_two_kinds_cannot_share_a_name() -> None:
-    twin = dataclasses.replace(toy.TOY, noun="pool")
+    twin = dataclasses.replace(toy_kind.TOY, noun="pool")
 
     with pytest.raises(KindError, match="'pool' is a name of WorkerPool and Toy"):
         Registry([*kinds.KINDS, twin])
@@ -68,13 +68,13 @@ def test_two_kinds_cannot_share_a_name() -> None:
 )
 def test_a_malformed_entry_is_refused(changes: dict[str, object], problem: str) -> None:
     with pytest.raises(KindError, match=problem):
-        dataclasses.replace(toy.TOY, **changes)  # type: ignore[arg-type]
+        dataclasses.replace(toy_kind.TOY, **changes)  # type: ignore[arg-type]
 
 
 def test_a_missing_dotted_name_is_refused_at_start() -> None:
-    broken = dataclasses.replace(toy.TOY, rules=DottedName("tests.unit.api.toy:NOTHING"))
+    broken = dataclasses.replace(toy_kind.TOY, rules=DottedName("tests.toy_kind:NOTHING"))
 
-    with pytest.raises(KindError, match="toy:NOTHING: cannot be imported"):
+    with pytest.raises(KindError, match="toy_kind:NOTHING: cannot be imported"):
         validation.check_registry(Registry([broken]))
 
 
@@ -88,7 +88,7 @@ def test_a_missing_dotted_name_is_refused_at_start() -> None:
 def test_a_kind_with_an_undeclared_reference_is_refused_at_start(
     guarded: GuardedPaths, undeclared: str
 ) -> None:
-    careless = dataclasses.replace(toy.TOY, guarded=guarded)
+    careless = dataclasses.replace(toy_kind.TOY, guarded=guarded)
 
     with pytest.raises(KindError) as raised:
         validation.check_registry(Registry([careless]))
@@ -97,8 +97,8 @@ def test_a_kind_with_an_undeclared_reference_is_refused_at_start(
 
 
 def test_a_module_named_in_the_environment_adds_kinds() -> None:
-    with extra_kinds(toy.__name__) as registry:
-        assert registry.by_kind("Toy") is toy.TOY
+    with extra_kinds(toy_kind.__name__) as registry:
+        assert registry.by_kind("Toy") is toy_kind.TOY
         assert [kind.kind for kind in registry] == ["WorkerPool", "RateLimitPolicy", "Toy"]
     assert kinds.registry().find("Toy") is None
 

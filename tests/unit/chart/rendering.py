@@ -136,7 +136,14 @@ def render(
 
 @cache
 def _render(values: str, release: str, namespace: str) -> list[Object]:
-    done = run("template", release, str(CHART), "--namespace", namespace, values=json.loads(values))
+    return render_chart(CHART, json.loads(values), release, namespace)
+
+
+def render_chart(
+    chart: Path, values: Object, release: str = RELEASE, namespace: str = NAMESPACE
+) -> list[Object]:
+    """Render the chart in a folder. Fails the test if Helm refuses."""
+    done = run("template", release, str(chart), "--namespace", namespace, values=values)
     assert done.returncode == 0, done.stderr
     return [thing for thing in yaml.safe_load_all(done.stdout) if thing]
 

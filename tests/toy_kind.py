@@ -1,4 +1,4 @@
-"""A kind in one file: what somebody writes who adds one. ``ENGINEROOM_KINDS`` names this module."""
+"""A kind declared in one file, outside the package. ``ENGINEROOM_KINDS`` names this module."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ SCHEMA = KindSchema(
 
 
 def controller(settings: object) -> object:
-    """A controller that does nothing."""
+    """Return a controller that does nothing."""
     return settings
 
 
