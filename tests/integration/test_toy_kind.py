@@ -135,7 +135,9 @@ async def test_a_guarded_field_needs_an_author_who_may_create_pods(
     status, text = await kubectl(control_plane, *create, stdin=a_toy(namespace, **spec))
 
     assert status == 1
-    assert f"{field}: only who may create pods in namespace {namespace} may ask for this" in text
+    assert (
+        f"{field}: only authors who may create pods in namespace {namespace} may set this" in text
+    )
     assert (await kubectl(control_plane, *create, stdin=a_toy(namespace)))[0] == 0
 
 

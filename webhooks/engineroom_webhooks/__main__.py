@@ -14,7 +14,7 @@ from engineroom_webhooks.settings import Settings
 
 
 def main() -> int:
-    """Run until SIGTERM; exit status 2 when the settings cannot be used."""
+    """Run until SIGTERM; return 2 if the settings are invalid, 1 if the server cannot run."""
     try:
         settings = Settings()
     except ValidationError as error:

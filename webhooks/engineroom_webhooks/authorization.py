@@ -1,4 +1,4 @@
-"""What an author may do, asked of the API server: never more through a pool than without one."""
+"""Rights of authors, from the API server: an object of ours must not give its author more."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ if TYPE_CHECKING:
     from engineroom.core.clock import Clock
     from engineroom.kube.client.client import Client
 
-#: How long (seconds) answers are kept. A right that was taken away works this much longer here,
-#: a tenth of what the API server's own webhook authorizer allows itself by default.
+#: Seconds for which answers are cached. A revoked right works this much longer here: a tenth of the
+#: default of the API server's own webhook authorizer.
 _KEEP_ALLOWED = 30.0
 _KEEP_DENIED = 5.0
 _KEEP_LEVEL = 10.0
-#: Below the webhook's own time-out of 3 s, so that the author reads our reason.
+#: Below the webhook's time-out of 3 s, so that the author gets our message.
 _TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Who sent the request."""
+    """The user that sent the request."""
 
     username: str
     uid: str = ""
     groups: tuple[str, ...] = ()
-    #: JSON text, for it is only passed on.
+    #: JSON text, because it is only forwarded.
     extra: str = field(default="{}", repr=False)
 
     @classmethod
     def of(cls, user: Any) -> Author:
-        """From ``request.userInfo``; tolerates anything."""
+        """Read ``request.userInfo``; accepts any JSON."""
         info = user if isinstance(user, dict) else {}
         groups = info.get("groups")
         extra = info.get("extra")
         return cls(
             username=str(info.get("username") or ""),
             uid=str(info.get("uid") or ""),
-            groups=tuple(str(one) for one in groups) if isinstance(groups, list) else (),
+            groups=tuple(str(group) for group in groups) if isinstance(groups, list) else (),
             extra=json.dumps(extra if isinstance(extra, dict) else {}, sort_keys=True),
         )
 
 
-class Authority(Protocol):
-    """Who knows what is allowed where. Raises DependencyError or ApiError when it cannot tell."""
+class Authorizer(Protocol):
+    """Source of namespaces' levels and authors' rights. Raises DependencyError or ApiError."""
 
     async def level(self, namespace: str) -> Level:
-        """The Pod Security level that the namespace is labelled with; restricted without one."""
+        """Return the Pod Security level of the namespace's label; restricted without one."""
         ...
 
     async def may_create_pods(self, author: Author, namespace: str) -> bool:
-        """Whether the author could create a pod there without us."""
+        """Return whether the author may create pods in the namespace."""
         ...
 
 
-class NoAuthority:
-    """The twin for ``review_authors=false``: every namespace is restricted, every author may."""
+class AllowAll:
+    """The twin for ``review_authors=false``: namespaces are restricted, authors have all rights."""
 
     async def level(self, namespace: str) -> Level:
-        """Restricted."""
+        """Return restricted."""
         del namespace
         return Level.RESTRICTED
 
     async def may_create_pods(self, author: Author, namespace: str) -> bool:
-        """Yes: nobody was asked."""
+        """Return True."""
         del author, namespace
         return True
 
 
-class ClusterAuthority:
-    """Asks the API server, each question once at a time, and keeps the answers for seconds."""
+class ClusterAuthorizer:
+    """Asks the API server and caches the answers for seconds; equal questions share a request."""
 
     def __init__(self, client: Client, clock: Clock, trusted: frozenset[str] = frozenset()) -> None:
-        """``trusted``: names of authors that have asked already, for whom they write."""
+        """``trusted``: names of authors that check the rights of the people they write for."""
         self._client = client
         self._trusted = trusted
         self._clock = clock
@@ -87,19 +87,19 @@ class ClusterAuthority:
         self._rights: AsyncCache[bool] = AsyncCache(clock)
 
     async def level(self, namespace: str) -> Level:
-        """See Authority."""
+        """See Authorizer."""
 
         async def ask() -> tuple[Level, float]:
             try:
-                found = await self._client.get(NAMESPACES, None, namespace, timeout=_TIMEOUT)
+                labelled = await self._client.get(NAMESPACES, None, namespace, timeout=_TIMEOUT)
             except NotFound:
                 return Level.RESTRICTED, _KEEP_LEVEL
-            return Level.of(found["metadata"].get("labels")), _KEEP_LEVEL
+            return Level.of(labelled["metadata"].get("labels")), _KEEP_LEVEL
 
         return await self._levels.get(namespace, ask)
 
     async def may_create_pods(self, author: Author, namespace: str) -> bool:
-        """See Authority."""
+        """See Authorizer."""
         if author.username in self._trusted:
             return True
 

@@ -1,4 +1,4 @@
-"""Keeping the certificate: look, decide, take one step, look again."""
+"""Maintenance of the certificate: observe, decide, take one step, observe again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engineroom.core.logging import get_logger
 from engineroom.kube.client.errors import ApiError, NotFound
 from engineroom.kube.client.resources import SECRETS, VALIDATING_WEBHOOKS
 from engineroom_webhooks import certificates, metrics, tls
-from engineroom_webhooks.certificates import Pair, Policy, Step
+from engineroom_webhooks.certificates import Pair, RotationPolicy, RotationStep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from engineroom.core.clock import Clock
     from engineroom.kube.client.client import Client
 
-#: Who sets caBundle, so that Helm and GitOps tools leave it alone.
+#: Field manager of caBundle, so that Helm and GitOps tools leave it unchanged.
 FIELD_MANAGER = "engineroom-webhooks"
-#: More steps than a full rotation has; a bound, should two replicas disagree without end.
+#: Above the steps of a full rotation; ends a quarrel of two replicas.
 _MOST_STEPS = 8
 
 logger = get_logger(__name__)
 
 
 class Store(Protocol):
-    """Where certificate and CA bundle are kept; the versions are preconditions of the writes."""
+    """Storage of certificate and CA bundle; each write has a version as its precondition."""
 
     async def published(self) -> tuple[tuple[bytes, ...] | None, str]:
-        """The published CAs and their version; None where publishing is not our business."""
+        """Return the published CAs and their version; None if we do not publish them."""
         ...
 
     async def read(self) -> tuple[dict[str, bytes], str]:
-        """The Secret's data and version; no data and "" when it is not there."""
+        """Return the Secret's data and version; no data and "" if it does not exist."""
         ...
 
     async def write(self, data: dict[str, bytes], version: str) -> None:
@@ -66,32 +66,36 @@ class ClusterStore:
         if not self._configuration:
             return None, ""
         try:
-            found = await self._client.get(VALIDATING_WEBHOOKS, None, self._configuration)
+            configuration = await self._client.get(VALIDATING_WEBHOOKS, None, self._configuration)
         except NotFound:
-            # Nobody asks us yet; what stands in the Secret will be published when it appears.
+            # No webhook is registered yet; the CAs are published as soon as one is.
             self._entries = []
             return (), ""
-        entries = found.get("webhooks") or []
+        entries = configuration.get("webhooks") or []
         self._entries = [str(entry.get("name")) for entry in entries]
         bundles = [_bundle(entry) for entry in entries]
         common = (
-            tuple(one for one in bundles[0] if all(one in b for b in bundles)) if bundles else ()
+            tuple(
+                certificate for certificate in bundles[0] if all(certificate in b for b in bundles)
+            )
+            if bundles
+            else ()
         )
-        return common, str(found["metadata"]["resourceVersion"])
+        return common, str(configuration["metadata"]["resourceVersion"])
 
     async def read(self) -> tuple[dict[str, bytes], str]:
         """See Store."""
         try:
-            found = await self._client.get(SECRETS, self._namespace, self._secret)
+            secret = await self._client.get(SECRETS, self._namespace, self._secret)
         except NotFound:
             return {}, ""
         data = {}
-        for key, value in (found.get("data") or {}).items():
+        for key, value in (secret.get("data") or {}).items():
             try:
                 data[key] = base64.b64decode(value, validate=True)
             except ValueError:
                 continue
-        return data, str(found["metadata"]["resourceVersion"])
+        return data, str(secret["metadata"]["resourceVersion"])
 
     async def write(self, data: dict[str, bytes], version: str) -> None:
         """See Store."""
@@ -106,12 +110,12 @@ class ClusterStore:
                 },
             )
             return
-        gone = {key: None for key in certificates.KEYS if key not in data}
+        removed = {key: None for key in certificates.KEYS if key not in data}
         await self._client.merge_patch(
             SECRETS,
             self._namespace,
             self._secret,
-            {"metadata": {"resourceVersion": version}, "data": {**encoded, **gone}},
+            {"metadata": {"resourceVersion": version}, "data": {**encoded, **removed}},
             field_manager=FIELD_MANAGER,
         )
 
@@ -140,14 +144,14 @@ def _bundle(entry: dict[str, Any]) -> tuple[bytes, ...]:
         return ()
 
 
-class Keeper:
-    """Holds the live TLS context and keeps its certificate good. ``ready`` once it is trusted."""
+class ServingCertificate:
+    """The TLS context in use, and whether API servers trust its certificate."""
 
     def __init__(self) -> None:
         self._serving: Pair | None = None
         self.context: ssl.SSLContext | None = None
         self.trusted = False
-        #: Set when there is something to serve.
+        #: Set when a certificate is loaded.
         self.loaded = asyncio.Event()
 
     @property
@@ -168,10 +172,12 @@ class Keeper:
         self.loaded.set()
 
 
-async def look(keeper: Keeper, store: Store, policy: Policy, clock: Clock) -> None:
-    """Bring Secret, configuration and server to where they should be now.
+async def look(
+    serving_certificate: ServingCertificate, store: Store, policy: RotationPolicy, clock: Clock
+) -> None:
+    """Bring Secret, configuration and server to their desired state.
 
-    Raises ConflictError when another replica was faster, and what the store raises.
+    Raises ConflictError if another replica wrote first, and the store's errors.
     """
     for _ in range(_MOST_STEPS):
         # The order matters: see certificates.
@@ -179,12 +185,12 @@ async def look(keeper: Keeper, store: Store, policy: Policy, clock: Clock) -> No
         data, secret_version = await store.read()
         now = clock.now()
         secret = certificates.stored(data, now)
-        decision = certificates.decide(now, secret, published, keeper.serving, policy)
-        if decision.step is not Step.NONE:
-            made = await asyncio.to_thread(
+        decision = certificates.decide(now, secret, published, serving_certificate.serving, policy)
+        if decision.step is not RotationStep.NONE:
+            changed = await asyncio.to_thread(
                 certificates.carry_out, decision.step, now, secret, policy
             )
-            await store.write(certificates.data_of(made), secret_version)
+            await store.write(certificates.data_of(changed), secret_version)
             metrics.ROTATIONS.labels(step=decision.step.value).inc()
             logger.info("certificates changed", step=decision.step.value)
             continue
@@ -194,40 +200,48 @@ async def look(keeper: Keeper, store: Store, policy: Policy, clock: Clock) -> No
             logger.info("authorities published")
             continue
         if decision.serve and secret is not None:
-            keeper.serve(secret.leaf)
-        keeper.trusted = decision.trusted
+            serving_certificate.serve(secret.leaf)
+        serving_certificate.trusted = decision.trusted
         return
 
 
-async def keep(keeper: Keeper, store: Store, policy: Policy, clock: Clock, interval: float) -> None:
-    """Look again and again, until cancelled; trouble is logged and tried again."""
+async def keep(
+    serving_certificate: ServingCertificate,
+    store: Store,
+    policy: RotationPolicy,
+    clock: Clock,
+    interval: float,
+) -> None:
+    """Maintain the certificate until cancelled; errors are logged and retried."""
     pause = 1.0
     while True:
         try:
-            await look(keeper, store, policy, clock)
+            await look(serving_certificate, store, policy, clock)
             pause = interval
         except ConflictError:
-            # Another replica took the step; what it wrote is read at once.
+            # Another replica took the step; read its result at once.
             pause = 0.05
         except (EngineroomError, ssl.SSLError) as error:
             reason = error.reason if isinstance(error, ApiError) else type(error).__name__
-            logger.warning("certificates could not be kept", reason=reason, error=str(error))
+            logger.warning("certificates could not be maintained", reason=reason, error=str(error))
             pause = min(max(pause, 1.0) * 2, interval)
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 # nosec B311
 
 
-async def keep_files(keeper: Keeper, folder: Path, interval: float) -> None:
-    """Serve ``tls.crt`` and ``tls.key`` of ``folder``, and again when they change."""
+async def keep_files(
+    serving_certificate: ServingCertificate, folder: Path, interval: float
+) -> None:
+    """Serve ``tls.crt`` and ``tls.key`` of ``folder``; reload them when they change."""
     while True:
         try:
             pair = await asyncio.to_thread(_read_files, folder)
-            if pair.certificate != keeper.serving:
-                keeper.serve(pair)
-                keeper.trusted = True
+            if pair.certificate != serving_certificate.serving:
+                serving_certificate.serve(pair)
+                serving_certificate.trusted = True
         except (OSError, ssl.SSLError, ValueError) as error:
-            # Half of a change; the next look sees both files.
+            # Only one file has changed so far; the next check reads both.
             logger.warning("certificate files cannot be used", folder=str(folder), error=str(error))
-        await asyncio.sleep(min(interval, 5.0) if keeper.trusted else 0.5)
+        await asyncio.sleep(min(interval, 5.0) if serving_certificate.trusted else 0.5)
 
 
 def _read_files(folder: Path) -> Pair:

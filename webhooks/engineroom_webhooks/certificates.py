@@ -1,19 +1,19 @@
-"""The server's certificates: made here, kept in a Secret, rotated without a gap in trust.
+"""The server's certificates: created here, stored in a Secret, rotated without a gap in trust.
 
-``decide`` is pure. Its rule: a leaf is used only when its CA has stood in the webhook
-configuration for a while, and a CA leaves the configuration only a while after its last leaf. The
-steps, each taken on what was read back after the one before:
+``decide`` is pure. Its rule: a leaf is used only after its CA has been in the webhook configuration
+for some time, and a CA is removed from it only some time after its last leaf. The steps; each
+follows from a new reading of the cluster:
 
-1. nothing usable in the Secret: make a CA and a leaf;
+1. nothing usable in the Secret: create a CA and a leaf;
 2. CA near its end: put the next CA beside it into the Secret (``next-ca``);
-3. publish the CAs of the Secret, and for a while the ones that went;
-4. the next CA is seen published and has settled: make it the CA, with a leaf of its own;
-5. leaf near its end, or for other names: make a new one from the same CA;
+3. publish the CAs of the Secret, and the removed ones for some time;
+4. the next CA has been published for long enough: make it the CA, with a leaf of its own;
+5. leaf near its end, or for other names: create a new one from the same CA;
 6. use the Secret's leaf once its CA is published.
 
 Any number of replicas may do this at once: writing the Secret depends on the resourceVersion that
-was read, and so does publishing, where the configuration was read *before* the Secret. Who decided
-on something old fails to write and looks again.
+was read, and so does publishing, where the configuration was read *before* the Secret. A replica
+that decided on old data fails to write and starts again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: Clocks of nodes differ; what is made now must be valid on the slowest of them.
+#: Clocks of nodes differ; a new certificate must be valid on the slowest of them.
 _BACKDATE = timedelta(hours=2)
-#: Renewed when this part of the lifetime is left.
+#: A certificate is renewed when this part of its lifetime is left.
 _RENEW_AT = 1 / 3
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
@@ -43,7 +43,7 @@ NEXT_CERTIFICATE, NEXT_KEY = "next-ca.crt", "next-ca.key"
 LEAF_CERTIFICATE, LEAF_KEY = "tls.crt", "tls.key"
 NEXT_SINCE = "next-ca-since"
 LEAF_SINCE = "leaf-since"
-#: Every key that we keep in the Secret.
+#: Every key of the Secret's data.
 KEYS = (
     CA_CERTIFICATE,
     CA_KEY,
@@ -71,7 +71,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the Secret holds, all of it usable; see ``stored``."""
+    """The Secret's content, checked for use; see ``stored``."""
 
     authority: Pair
     leaf: Pair
@@ -81,15 +81,15 @@ class Stored:
 
     def authorities(self) -> tuple[bytes, ...]:
         """Certificates of the CAs, the present one first."""
-        found = [self.authority.certificate]
+        authorities = [self.authority.certificate]
         if self.next_authority is not None:
-            found.append(self.next_authority.certificate)
-        return tuple(found)
+            authorities.append(self.next_authority.certificate)
+        return tuple(authorities)
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """For how long, for which names, and how patiently; times in seconds."""
+class RotationPolicy:
+    """Names, lifetimes and waits of certificates; times in seconds."""
 
     names: tuple[str, ...]
     leaf_lifetime: float
@@ -98,28 +98,28 @@ class Policy:
     retire: float
 
 
-class Step(StrEnum):
-    """What is to be written into the Secret."""
+class RotationStep(StrEnum):
+    """A change of the Secret."""
 
     NONE = "none"
     CREATE = "create"
     ADD_NEXT = "add-next-ca"
-    #: Note when the next CA was first seen published; it settles from then on.
+    #: Note when the next CA was first published; its settling time starts then.
     MARK_NEXT = "mark-next-ca"
     PROMOTE = "promote-ca"
     RENEW_LEAF = "renew-leaf"
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """The next step: at most one write to the Secret, then looked at anew."""
+class RotationDecision:
+    """The next step: at most one write to the Secret, then a new observation."""
 
-    step: Step = Step.NONE
+    step: RotationStep = RotationStep.NONE
     #: The CA bundle that the webhook configuration should have; None: as it is.
     publish: bytes | None = None
     #: Use the Secret's leaf from now on.
     serve: bool = False
-    #: Whether what is (or is to be) served is trusted by the configuration.
+    #: Whether API servers trust the certificate that is served.
     trusted: bool = False
 
 
@@ -128,62 +128,64 @@ def decide(
     secret: Stored | None,
     published: tuple[bytes, ...] | None,
     serving: bytes | None,
-    policy: Policy,
-) -> Decision:
-    """The next step, from the Secret, the CAs that are published, and the leaf in use.
+    policy: RotationPolicy,
+) -> RotationDecision:
+    """Decide the next step from the Secret, the published CAs and the leaf in use.
 
-    ``published`` is None where publishing is not our business; ``serving`` is the certificate in
-    use, None before the first.
+    ``published`` is None if we do not publish CAs; ``serving`` is the certificate in use, None
+    before the first.
     """
     if secret is None:
-        return Decision(step=Step.CREATE)
-    known = published if published is not None else secret.authorities()
-    step = _step(now, secret, known, policy)
-    wanted = _wanted(now, secret, known, policy)
-    trusted = secret.authority.certificate in known
-    old_is_trusted = serving is not None and any(_signed(serving, ca) for ca in known)
+        return RotationDecision(step=RotationStep.CREATE)
+    trusted_authorities = published if published is not None else secret.authorities()
+    step = _step(now, secret, trusted_authorities, policy)
+    wanted = _wanted(now, secret, trusted_authorities, policy)
+    trusted = secret.authority.certificate in trusted_authorities
+    old_is_trusted = serving is not None and any(_signed(serving, ca) for ca in trusted_authorities)
     settled = _passed(now, secret.leaf_since, policy.settle)
-    # With a leaf that still works in hand there is time for the API servers to learn the new CA.
+    # While the old leaf works, API servers have time to load the new CA.
     serve = serving != secret.leaf.certificate and (
         serving is None or not old_is_trusted or (trusted and settled)
     )
     in_use = secret.leaf.certificate if serve else serving
-    return Decision(
+    return RotationDecision(
         step=step,
-        publish=None if published is None or wanted == known else b"".join(wanted),
+        publish=None if published is None or wanted == trusted_authorities else b"".join(wanted),
         serve=serve,
-        trusted=in_use is not None and any(_signed(in_use, ca) for ca in known),
+        trusted=in_use is not None and any(_signed(in_use, ca) for ca in trusted_authorities),
     )
 
 
-def _step(now: datetime, secret: Stored, known: tuple[bytes, ...], policy: Policy) -> Step:
+def _step(
+    now: datetime, secret: Stored, trusted: tuple[bytes, ...], policy: RotationPolicy
+) -> RotationStep:
     following = secret.next_authority
     if following is not None:
-        seen = following.certificate in known
-        if seen and secret.next_since is None:
-            return Step.MARK_NEXT
+        is_published = following.certificate in trusted
+        if is_published and secret.next_since is None:
+            return RotationStep.MARK_NEXT
         settled = secret.next_since is not None and _passed(now, secret.next_since, policy.settle)
         # A CA at its very end is of no use to wait with.
-        if (seen and settled) or _ends(secret.authority, now):
-            return Step.PROMOTE
+        if (is_published and settled) or _ends(secret.authority, now):
+            return RotationStep.PROMOTE
     elif _due(secret.authority, now):
-        return Step.ADD_NEXT
+        return RotationStep.ADD_NEXT
     if _names(secret.leaf.parsed) != set(policy.names):
-        return Step.RENEW_LEAF
+        return RotationStep.RENEW_LEAF
     # A leaf that ends with its CA cannot be made to live longer.
     longest = secret.authority.parsed.not_valid_after_utc
     if _due(secret.leaf, now) and secret.leaf.parsed.not_valid_after_utc < longest:
-        return Step.RENEW_LEAF
-    return Step.NONE
+        return RotationStep.RENEW_LEAF
+    return RotationStep.NONE
 
 
 def _wanted(
-    now: datetime, secret: Stored, known: tuple[bytes, ...], policy: Policy
+    now: datetime, secret: Stored, trusted: tuple[bytes, ...], policy: RotationPolicy
 ) -> tuple[bytes, ...]:
     """The CAs to publish: the Secret's, and those that went lately but may still be in use."""
     wanted = list(secret.authorities())
     if not _passed(now, secret.leaf_since, policy.retire):
-        wanted += [ca for ca in known if ca not in wanted and not _expired(ca, now)]
+        wanted += [ca for ca in trusted if ca not in wanted and not _expired(ca, now)]
     return tuple(wanted)
 
 
@@ -219,36 +221,38 @@ def _signed(leaf: bytes, authority: bytes) -> bool:
 
 def _names(certificate: x509.Certificate) -> set[str]:
     try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return set()
-    return set(found.value.get_values_for_type(x509.DNSName)) | {
-        str(address) for address in found.value.get_values_for_type(x509.IPAddress)
+    return set(extension.value.get_values_for_type(x509.DNSName)) | {
+        str(address) for address in extension.value.get_values_for_type(x509.IPAddress)
     }
 
 
-# -- making -------------------------------------------------------------------------------------
+# -- creating -------------------------------------------------------------------------------------
 
 
-def carry_out(step: Step, now: datetime, secret: Stored | None, policy: Policy) -> Stored:
-    """What the Secret should hold after ``step``; makes keys, so call it outside the event loop."""
-    if step is Step.CREATE or secret is None:
+def carry_out(
+    step: RotationStep, now: datetime, secret: Stored | None, policy: RotationPolicy
+) -> Stored:
+    """Return the Secret's content after ``step``. Generates keys: call it outside the event loop."""
+    if step is RotationStep.CREATE or secret is None:
         authority = make_authority(now, policy)
         return Stored(authority, make_leaf(now, authority, policy), now)
-    if step is Step.ADD_NEXT:
+    if step is RotationStep.ADD_NEXT:
         return replace(secret, next_authority=make_authority(now, policy), next_since=None)
-    if step is Step.MARK_NEXT:
+    if step is RotationStep.MARK_NEXT:
         return replace(secret, next_since=now)
-    if step is Step.PROMOTE and secret.next_authority is not None:
+    if step is RotationStep.PROMOTE and secret.next_authority is not None:
         authority = secret.next_authority
         return Stored(authority, make_leaf(now, authority, policy), now)
-    if step is Step.RENEW_LEAF:
+    if step is RotationStep.RENEW_LEAF:
         return replace(secret, leaf=make_leaf(now, secret.authority, policy), leaf_since=now)
     return secret
 
 
-def make_authority(now: datetime, policy: Policy) -> Pair:
-    """A new CA."""
+def make_authority(now: datetime, policy: RotationPolicy) -> Pair:
+    """Create a CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     serial = x509.random_serial_number()
     # The serial in the name tells two CAs apart where chains are built by name.
@@ -267,12 +271,12 @@ def make_authority(now: datetime, policy: Policy) -> Pair:
     return _pair(certificate, key)
 
 
-def make_leaf(now: datetime, authority: Pair, policy: Policy) -> Pair:
-    """A new server certificate, signed by ``authority`` and never outliving it."""
+def make_leaf(now: datetime, authority: Pair, policy: RotationPolicy) -> Pair:
+    """Create a server certificate, signed by ``authority`` and ending no later than it."""
     issuer = authority.parsed
     issuer_key = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
-        message = "the CA's key is of another kind than we make"
+        message = "the CA's key is not an elliptic-curve key"
         raise TypeError(message)
     key = ec.generate_private_key(ec.SECP256R1())
     end = min(now + timedelta(seconds=policy.leaf_lifetime), issuer.not_valid_after_utc)
@@ -320,13 +324,13 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 
 
 def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
-    found: list[x509.GeneralName] = []
+    general_names: list[x509.GeneralName] = []
     for name in names:
         try:
-            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+            general_names.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:
-            found.append(x509.DNSName(name))
-    return found
+            general_names.append(x509.DNSName(name))
+    return general_names
 
 
 def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:
@@ -340,13 +344,13 @@ def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pai
     )
 
 
-# -- keeping ------------------------------------------------------------------------------------
+# -- storing ------------------------------------------------------------------------------------
 
 
 def stored(data: Mapping[str, bytes], now: datetime) -> Stored | None:
-    """What a Secret's data holds; None when anything of CA and leaf is missing, broken or ended.
+    """Read a Secret's data; None if a part of CA or leaf is missing, broken or expired.
 
-    A broken next CA is passed over: it is made anew when it is due.
+    A broken next CA is ignored, and created again when it is due.
     """
     authority = _usable(data, CA_CERTIFICATE, CA_KEY)
     leaf = _usable(data, LEAF_CERTIFICATE, LEAF_KEY)
@@ -365,7 +369,7 @@ def stored(data: Mapping[str, bytes], now: datetime) -> Stored | None:
 
 
 def data_of(secret: Stored) -> dict[str, bytes]:
-    """The Secret's data for ``secret``."""
+    """Return the Secret's data for ``secret``."""
     data = {
         CA_CERTIFICATE: secret.authority.certificate,
         CA_KEY: secret.authority.key,
@@ -382,12 +386,14 @@ def data_of(secret: Stored) -> dict[str, bytes]:
 
 
 def split_bundle(bundle: bytes) -> tuple[bytes, ...]:
-    """The certificates of a PEM bundle, each as we write it; what is none is passed over."""
+    """Split a PEM bundle into certificates in one form; anything else gives none."""
     try:
-        found = x509.load_pem_x509_certificates(bundle) if bundle.strip() else []
+        certificates = x509.load_pem_x509_certificates(bundle) if bundle.strip() else []
     except ValueError:
         return ()
-    return tuple(one.public_bytes(serialization.Encoding.PEM) for one in found)
+    return tuple(
+        certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates
+    )
 
 
 def _usable(data: Mapping[str, bytes], certificate: str, key: str) -> Pair | None:
@@ -407,7 +413,7 @@ def _usable(data: Mapping[str, bytes], certificate: str, key: str) -> Pair | Non
 
 def _time(text: bytes | None, default: datetime) -> datetime:
     try:
-        found = datetime.fromisoformat((text or b"").decode())
+        time = datetime.fromisoformat((text or b"").decode())
     except (ValueError, UnicodeDecodeError):
         return default
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -13,12 +13,12 @@ REQUESTS = Counter(
 )
 DURATION = Histogram(
     "engineroom_admission_duration_seconds",
-    "From the whole request being read to the answer being made.",
+    "From the end of the request to the answer.",
     buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 3),
 )
 AUTHOR_REVIEWS = Counter(
     "engineroom_admission_author_reviews",
-    "Questions whether an author may create pods, by where the answer came from.",
+    "Questions whether an author may create pods, by source of the answer.",
     ["source"],
 )
 CERTIFICATE_END = Gauge(

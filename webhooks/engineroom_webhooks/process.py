@@ -1,4 +1,4 @@
-"""The process: certificate first, then the server, until SIGTERM; then calmly out of use."""
+"""The admission process: load a certificate, serve until SIGTERM, drain, end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from engineroom.api import kinds, validation
 from engineroom.core.clock import SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.kube.client.client import Client
-from engineroom_webhooks.authorization import ClusterAuthority, NoAuthority
-from engineroom_webhooks.certificate_manager import ClusterStore, Keeper, keep, keep_files
-from engineroom_webhooks.certificates import Policy
+from engineroom_webhooks.authorization import AllowAll, ClusterAuthorizer
+from engineroom_webhooks.certificate_manager import (
+    ClusterStore,
+    ServingCertificate,
+    keep,
+    keep_files,
+)
+from engineroom_webhooks.certificates import RotationPolicy
 from engineroom_webhooks.server import admission, probes
 
 if TYPE_CHECKING:
     from engineroom.core.clock import Clock
-    from engineroom_webhooks.authorization import Authority
+    from engineroom_webhooks.authorization import Authorizer
     from engineroom_webhooks.settings import Settings
 
-#: Longer than clients keep idle connections (Go: 90 s), so that it is never the server that closes
-#: one under a request.
+#: Seconds. Longer than clients keep idle connections (Go: 90 s), so that the server never closes a
+#: connection that a client is about to use.
 _KEEPALIVE = 300.0
 _SHUTDOWN = 10.0
 
@@ -45,24 +50,20 @@ async def run(settings: Settings) -> None:
             client = await stack.enter_async_context(
                 Client.load(timeout=5.0, user_agent="engineroom-webhooks")
             )
-        authority: Authority = NoAuthority()
-        if settings.review_authors and client is not None:
-            named = settings.trusted_authors.split(",")
-            trusted = frozenset(name.strip() for name in named if name.strip())
-            authority = ClusterAuthority(client, clock, trusted)
-        keeper = Keeper()
+        authorizer = _authorizer(settings, client, clock)
+        serving_certificate = ServingCertificate()
         listening = asyncio.Event()
 
         def ready() -> str:
-            return unready(keeper, listening=listening.is_set(), ending=stop.is_set())
+            return unready(serving_certificate, listening=listening.is_set(), ending=stop.is_set())
 
         await _listen(stack, probes(ready), settings.host, settings.probe_port)
-        keeping = asyncio.create_task(_keeping(settings, client, keeper, clock))
+        keeping = asyncio.create_task(_keeping(settings, client, serving_certificate, clock))
         stack.push_async_callback(_cancel, keeping)
-        if not await _first(keeper.loaded, stop, keeping):
+        if not await _first(serving_certificate.loaded, stop, keeping):
             return
         warm()
-        server = admission(authority, settings.body_limit, settings.body_timeout)
+        server = admission(authorizer, settings.body_limit, settings.body_timeout)
         runner = web.AppRunner(
             server, access_log=None, keepalive_timeout=_KEEPALIVE, shutdown_timeout=_SHUTDOWN
         )
@@ -72,7 +73,7 @@ async def run(settings: Settings) -> None:
             runner,
             settings.host,
             settings.port,
-            ssl_context=keeper.context,
+            ssl_context=serving_certificate.context,
             backlog=1024,
             reuse_address=True,
         )
@@ -80,21 +81,28 @@ async def run(settings: Settings) -> None:
         listening.set()
         logger.info("listening", port=settings.port)
         await _first(stop, keeping)
-        # Endpoints take a moment to learn of it; whoever still comes is answered.
-        logger.info("going out of use", seconds=settings.drain)
+        # Endpoints are updated with a delay; requests that still arrive are answered.
+        logger.info("draining", seconds=settings.drain)
         await asyncio.sleep(settings.drain)
     logger.info("ended")
 
 
-def unready(keeper: Keeper, *, listening: bool, ending: bool) -> str:
-    """Why nobody should be sent here now; empty when all is well."""
+def _authorizer(settings: Settings, client: Client | None, clock: Clock) -> Authorizer:
+    if not settings.review_authors or client is None:
+        return AllowAll()
+    trusted = (name.strip() for name in settings.trusted_authors.split(","))
+    return ClusterAuthorizer(client, clock, frozenset(filter(None, trusted)))
+
+
+def unready(serving_certificate: ServingCertificate, *, listening: bool, ending: bool) -> str:
+    """Return the reason why the process is not ready; empty if it is."""
     if ending:
-        return "going out of use"
-    if keeper.context is None:
+        return "draining"
+    if serving_certificate.context is None:
         return "no certificate yet"
     if not listening:
         return "not listening yet"
-    return "" if keeper.trusted else "the certificate's CA is not published yet"
+    return "" if serving_certificate.trusted else "the certificate's CA is not published yet"
 
 
 def warm() -> None:
@@ -116,16 +124,18 @@ def warm() -> None:
             },
         }
     )
-    # Nothing made so far ever becomes garbage; leaving it out keeps collections short.
+    # Objects created so far never become garbage; excluding them keeps collections short.
     gc.collect()
     gc.freeze()
 
 
-async def _keeping(settings: Settings, client: Client | None, keeper: Keeper, clock: Clock) -> None:
+async def _keeping(
+    settings: Settings, client: Client | None, serving_certificate: ServingCertificate, clock: Clock
+) -> None:
     if settings.certificates == "files" or client is None:
-        await keep_files(keeper, settings.certificate_folder, settings.check_interval)
+        await keep_files(serving_certificate, settings.certificate_folder, settings.check_interval)
         return
-    policy = Policy(
+    policy = RotationPolicy(
         settings.names(),
         settings.leaf_lifetime,
         settings.authority_lifetime,
@@ -133,7 +143,7 @@ async def _keeping(settings: Settings, client: Client | None, keeper: Keeper, cl
         settings.retire,
     )
     store = ClusterStore(client, settings.namespace, settings.secret, settings.configuration)
-    await keep(keeper, store, policy, clock, settings.check_interval)
+    await keep(serving_certificate, store, policy, clock, settings.check_interval)
 
 
 async def _listen(
@@ -145,11 +155,11 @@ async def _listen(
     await web.TCPSite(runner, host, port, reuse_address=True).start()
 
 
-async def _first(event: asyncio.Event, *others: asyncio.Event | asyncio.Task[None]) -> bool:
-    """Wait for the first of all; whether ``event`` came. A task's failure is raised."""
-    events = [event, *(one for one in others if isinstance(one, asyncio.Event))]
-    waits = {asyncio.create_task(one.wait()) for one in events}
-    tasks = {one for one in others if isinstance(one, asyncio.Task)}
+async def _first(event: asyncio.Event, *awaitables: asyncio.Event | asyncio.Task[None]) -> bool:
+    """Wait for the first of all; return whether ``event`` is set. Raises a task's error."""
+    events = [event, *(other for other in awaitables if isinstance(other, asyncio.Event))]
+    waits = {asyncio.create_task(waiter.wait()) for waiter in events}
+    tasks = {task for task in awaitables if isinstance(task, asyncio.Task)}
     await asyncio.wait([*waits, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()

@@ -1,4 +1,4 @@
-"""One AdmissionReview: what is asked, and the answer. Reads rubbish without a fall."""
+"""Answers to AdmissionReviews. Any JSON is accepted as a request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api import GROUP, kinds, validation
-from engineroom.api.validation import Context, guarded_fields
+from engineroom.api.validation import ValidationContext, guarded_fields
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
@@ -17,10 +17,10 @@ from engineroom_webhooks.authorization import Author
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engineroom_webhooks.authorization import Authority
+    from engineroom_webhooks.authorization import Authorizer
 
 API_VERSION = "admission.k8s.io/v1"
-#: The API server cuts warnings at 256 bytes when there are many; longer ones only get lost.
+#: The API server cuts warnings at 256 bytes when there are many.
 _MOST_WARNINGS, _WARNING_LENGTH = 16, 250
 _MESSAGE_LENGTH = 8000
 
@@ -28,7 +28,7 @@ logger = get_logger(__name__)
 
 
 class UnreadableReviewError(EngineroomError):
-    """The request is no AdmissionReview that can be answered."""
+    """The request is not an AdmissionReview that can be answered."""
 
     code = "unreadable_review"
     category = Category.VALIDATION
@@ -36,34 +36,34 @@ class UnreadableReviewError(EngineroomError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The verdict on one request."""
+class AdmissionAnswer:
+    """The answer to one request."""
 
     uid: str
     operation: str
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
-    #: Set when nothing could be decided: the reason. The request is refused, and may be repeated.
+    #: The reason why no decision was possible. The request is refused, and may be repeated.
     trouble: str = ""
-    #: Set when the author lacks a right.
+    #: The message for an author who lacks a right.
     forbidden: str = ""
     name: str = ""
     kind: str = ""
 
     @property
     def allowed(self) -> bool:
-        """Whether the request goes through."""
+        """Return whether the request is accepted."""
         return not (self.problems or self.trouble or self.forbidden)
 
     @property
     def outcome(self) -> str:
-        """The word for the metric."""
+        """The value of the metric's label."""
         if self.trouble:
             return "failed"
         return "allowed" if self.allowed else "refused"
 
     def document(self) -> dict[str, Any]:
-        """The AdmissionReview to send back."""
+        """Return the AdmissionReview to send back."""
         response: dict[str, Any] = {"uid": self.uid, "allowed": self.allowed}
         if self.warnings:
             response["warnings"] = [
@@ -109,19 +109,19 @@ def _message(what: str, problems: Sequence[Problem]) -> str:
     return text[: _MESSAGE_LENGTH - 40].rsplit("\n", 1)[0] + "\n* and more"
 
 
-async def answer(review: Any, authority: Authority) -> Answer:
-    """The answer to an AdmissionReview; raises UnreadableReviewError for what is none."""
+async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
+    """AdmissionAnswer an AdmissionReview. Raises UnreadableReviewError for anything else."""
     request = review.get("request") if isinstance(review, dict) else None
     if not isinstance(request, dict) or not isinstance(request.get("uid"), str):
         raise UnreadableReviewError("the body is not an AdmissionReview with request.uid")
     uid, operation = request["uid"][:128], str(request.get("operation") or "")
     new, old = request.get("object"), request.get("oldObject")
     if operation not in {"CREATE", "UPDATE"} or request.get("subResource"):
-        return Answer(uid, operation)
+        return AdmissionAnswer(uid, operation)
     if not isinstance(new, dict):
         raise UnreadableReviewError("request.object is missing")
     if operation == "UPDATE" and isinstance(old, dict) and _unchanged(new, old):
-        return Answer(uid, operation)
+        return AdmissionAnswer(uid, operation)
     namespace = str(request.get("namespace") or "")
     name = str(request.get("name") or as_map(new.get("metadata")).get("name") or "")
     author = Author.of(request.get("userInfo"))
@@ -129,14 +129,14 @@ async def answer(review: Any, authority: Authority) -> Answer:
     try:
         level = Level.RESTRICTED
         if namespace and validation.escalations(new):
-            level = await authority.level(namespace)
-        problems = validation.problems(new, Context(pod_security=level))
+            level = await authorizer.level(namespace)
+        problems = validation.problems(new, ValidationContext(pod_security=level))
         if problems or kind is None:
             title = str(as_map(request.get("kind")).get("kind") or new.get("kind") or "")[:63]
-            return Answer(uid, operation, tuple(problems), name=name, kind=title)
+            return AdmissionAnswer(uid, operation, tuple(problems), name=name, kind=title)
         fields = guarded_fields.guarded_fields(kind, new, old)
-        if fields and not await authority.may_create_pods(author, namespace):
-            return Answer(
+        if fields and not await authorizer.may_create_pods(author, namespace):
+            return AdmissionAnswer(
                 uid, operation, forbidden=_forbidden(author, namespace, fields), name=name
             )
     except EngineroomError as error:
@@ -145,18 +145,18 @@ async def answer(review: Any, authority: Authority) -> Answer:
         trouble = (
             "the API server did not say whether the author may create pods; try again in a moment"
         )
-        return Answer(uid, operation, trouble=trouble, name=name)
-    return Answer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
+        return AdmissionAnswer(uid, operation, trouble=trouble, name=name)
+    return AdmissionAnswer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
 
 
 def _forbidden(author: Author, namespace: str, asks: list[str]) -> str:
     fields = ", ".join(asks[:5]) + (" and more" if len(asks) > 5 else "")
     return (
-        f"{fields}: only who may create pods in namespace {namespace} may ask for this, and "
+        f"{fields}: only authors who may create pods in namespace {namespace} may set this, and "
         f"{author.username or 'the author'} may not; remove it or get that right"
     )
 
 
 def _unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """Whether the spec stays: a label, a finalizer, a status can then never be in the way."""
+    """Return whether the spec is unchanged: labels and finalizers are then always accepted."""
     return bool(new.get("spec") == old.get("spec"))

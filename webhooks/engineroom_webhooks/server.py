@@ -1,4 +1,4 @@
-"""HTTP around the review: limits, statuses, probes, metrics."""
+"""The HTTP server of the reviews: limits, statuses, probes, metrics."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engineroom_webhooks.review import UnreadableReviewError, answer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom_webhooks.authorization import Authority
+    from engineroom_webhooks.authorization import Authorizer
 
 logger = get_logger(__name__)
 
 
-def admission(authority: Authority, body_limit: int, body_timeout: float) -> web.Application:
-    """The application behind TLS: ``POST /validate``, also with the plural of a kind behind it."""
+def admission(authorizer: Authorizer, body_limit: int, body_timeout: float) -> web.Application:
+    """Build the application behind TLS: ``POST /validate`` and ``/validate/<plural of a kind>``."""
 
     async def validate(request: web.Request) -> web.Response:
         try:
@@ -37,7 +37,7 @@ def admission(authority: Authority, body_limit: int, body_timeout: float) -> web
         started = time.perf_counter()
         try:
             review = orjson.loads(body)
-            verdict = await answer(review, authority)
+            verdict = await answer(review, authorizer)
         except orjson.JSONDecodeError as error:
             return _refused(400, f"the body is not JSON: {error}")
         except UnreadableReviewError as error:
@@ -58,7 +58,7 @@ def admission(authority: Authority, body_limit: int, body_timeout: float) -> web
                 operation=verdict.operation,
                 name=verdict.name,
                 outcome=verdict.outcome,
-                # Fields only: values are the author's business.
+                # Fields only: values may be secrets.
                 fields=[problem.field for problem in verdict.problems[:10]],
             )
         return web.Response(body=text, content_type="application/json")
@@ -84,7 +84,7 @@ def _problem(status: int, message: str) -> web.Response:
 
 
 def probes(ready: Callable[[], str]) -> web.Application:
-    """``/healthz``, ``/readyz`` and ``/metrics``; ``ready`` gives the reason why not, or ""."""
+    """Build ``/healthz``, ``/readyz`` and ``/metrics``; ``ready`` returns why not ready, or ""."""
 
     async def healthz(request: web.Request) -> web.Response:
         del request

@@ -21,41 +21,41 @@ class Settings(BaseSettings):
     #: Probes and metrics, without TLS.
     probe_port: int = Field(default=8081, ge=0, le=65535)
 
-    #: ``self``: made, kept in the Secret and rotated here. ``files``: read from a folder that
-    #: somebody else (cert-manager) keeps, and read again when they change.
+    #: ``self``: created, stored in the Secret and rotated here. ``files``: read from a folder that
+    #: cert-manager maintains, and reloaded when they change.
     certificates: Literal["self", "files"] = "self"
     certificate_folder: Path = Path("/certificates")
     namespace: str = "engineroom"
     secret: str = "engineroom-webhooks-tls"  # noqa: S105  a name
     service: str = "engineroom-webhooks"
-    #: The ValidatingWebhookConfiguration that gets the CA; empty: somebody else's business.
+    #: The ValidatingWebhookConfiguration that gets the CA; empty: none is written.
     configuration: str = ""
     #: More names and addresses for the certificate, comma-separated.
     extra_names: str = ""
     leaf_lifetime: float = Field(default=90 * 86400, ge=10)
     authority_lifetime: float = Field(default=730 * 86400, ge=20)
-    #: How long a new CA stands beside the old one before the first leaf of it is used.
+    #: How long a new CA is published beside the old one before its first leaf is used.
     settle: float = Field(default=60, ge=0)
     #: How long the old CA stays after its last leaf was replaced.
     retire: float = Field(default=900, ge=0)
     check_interval: float = Field(default=15, gt=0)
 
-    #: Whether authors are checked (SubjectAccessReview) and namespaces are looked at. Without,
-    #: everything above restricted is refused, and who may create a WorkerPool may use any
-    #: ServiceAccount and Secret of its namespace through the pods.
+    #: Whether to check authors (SubjectAccessReview) and labels of namespaces. Without, everything
+    #: above restricted is refused, and an author of a WorkerPool can use any ServiceAccount and
+    #: Secret of its namespace through the pods.
     review_authors: bool = True
 
-    #: Authors that ask for themselves, of the person they write for, what is asked here of an
-    #: author; comma-separated. The API's own account.
+    #: Authors that check the rights of the people they write for, comma-separated: the API's own
+    #: account.
     trusted_authors: str = ""
 
     body_limit: int = Field(default=4 * 1024 * 1024, ge=1024)
     body_timeout: float = Field(default=5, gt=0)
-    #: How long requests are still taken after SIGTERM, while the endpoint goes out of use.
+    #: How long requests are still answered after SIGTERM, while endpoints are updated.
     drain: float = Field(default=5, ge=0)
     log_level: str = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
-    #: Lines of the same message that are written in ten seconds; 0: all.
+    #: Most lines of the same message in ten seconds; 0: all.
     log_repeat: int = Field(default=REPEATED, ge=0)
 
     @model_validator(mode="after")
@@ -69,5 +69,5 @@ class Settings(BaseSettings):
         """DNS names and addresses that the certificate is for."""
         service = f"{self.service}.{self.namespace}"
         extra = [name.strip() for name in self.extra_names.split(",")]
-        made = [f"{service}.svc", f"{service}.svc.cluster.local", service]
-        return tuple(dict.fromkeys([*made, *filter(None, extra)]))
+        dns_names = [f"{service}.svc", f"{service}.svc.cluster.local", service]
+        return tuple(dict.fromkeys([*dns_names, *filter(None, extra)]))

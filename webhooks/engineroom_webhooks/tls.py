@@ -1,4 +1,4 @@
-"""The TLS context of the server; its certificate is changed while connections come and go."""
+"""The TLS context of the server; its certificate changes while the server runs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 def context(pair: Pair) -> ssl.SSLContext:
-    """A server context that uses ``pair``; raises ssl.SSLError when the two do not fit."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A ticket would let a client come back without seeing the new certificate.
-    made.options |= ssl.OP_NO_TICKET
-    made.num_tickets = 0
-    _load(made, pair)
-    return made
+    """Create a server context that uses ``pair``. Raises ssl.SSLError if the two do not match."""
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # With a ticket a client could reconnect without the new certificate.
+    server_context.options |= ssl.OP_NO_TICKET
+    server_context.num_tickets = 0
+    _load(server_context, pair)
+    return server_context
 
 
 def change(live: ssl.SSLContext, pair: Pair) -> None:
-    """Let new connections on ``live`` see ``pair``; those that are open stay as they are.
+    """Use ``pair`` for new connections of ``live``; open ones continue.
 
-    To be called in the event loop's thread, where no handshake can come between. Raises
-    ssl.SSLError, with ``live`` unchanged, when certificate and key do not fit.
+    Call it in the event loop's thread, where no handshake can interfere. Raises ssl.SSLError, with
+    ``live`` unchanged, if certificate and key do not match.
     """
     context(pair)
     _load(live, pair)
 
 
 def _load(target: ssl.SSLContext, pair: Pair) -> None:
-    """Python takes certificates from files only: give it one that is in memory alone."""
+    """Load a certificate through a file in memory, because Python reads them from files only."""
     text = pair.certificate.rstrip(b"\n") + b"\n" + pair.key
     if not hasattr(os, "memfd_create"):
         with tempfile.NamedTemporaryFile() as file:

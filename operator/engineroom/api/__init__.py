@@ -9,10 +9,10 @@ FIELD_MANAGER = "engineroom"
 LABEL_POOL = f"{GROUP}/pool"
 LABEL_COMPONENT = f"{GROUP}/component"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
-#: On a pod, "true": the operator drains it and lets it go (``engineroom drain POOL POD``).
+#: On a pod, "true": the operator drains the pod, then deletes it (``engineroom drain POOL POD``).
 ANNOTATION_DRAIN = f"{GROUP}/drain"
-#: On a WorkerPool, names of its pods with commas between: the same for these (the API asks so: it
-#: has no rights to pods).
+#: On a WorkerPool, names of pods with commas between: the operator drains them. The API uses it,
+#: because it has no rights to pods.
 ANNOTATION_DRAIN_PODS = f"{GROUP}/drain-pods"
-#: On a Deployment: for which inputs the objects that only pods need were made.
+#: On a Deployment: a digest of the inputs of the objects that only pods need.
 ANNOTATION_EQUIPPED = f"{GROUP}/equipped"

@@ -111,7 +111,7 @@ class GuardedPaths:
 
     @property
     def creates_pods(self) -> bool:
-        """Whether an object of the kind always leads to pods."""
+        """Return whether every object of the kind leads to pods."""
         return bool(self.pod_templates or self.images)
 
 
@@ -289,8 +289,9 @@ class Registry:
         try:
             return index[name]
         except KeyError:
-            known = ", ".join(index)
-            raise KindError(f"{name!r} has no entry in the registry of kinds ({known})") from None
+            raise KindError(
+                f"{name!r} has no entry in the registry of kinds ({', '.join(index)})"
+            ) from None
 
 
 WORKER_POOL = Kind(

@@ -1,6 +1,6 @@
-"""Manifests as people write them: YAML or JSON, several documents a file, checked by line.
+"""Checks of manifests (YAML or JSON, several documents a file) with the line of each finding.
 
-Nothing here touches files; see ``engineroom.cli.commands.manifests.lint``.
+Texts are passed in; the command that reads files is ``engineroom.cli.commands.manifests.lint``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api import GROUP, validation
-from engineroom.api.validation import Context, pod_security
+from engineroom.api.validation import ValidationContext, pod_security
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.validation.documents import (
     MAX_BYTES,
@@ -17,6 +17,7 @@ from engineroom.core.validation.documents import (
     UnreadableError,
     read,
 )
+from engineroom.core.validation.json_values import as_text
 from engineroom.core.validation.paths import quoted
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ __all__ = ["MAX_BYTES", "Document", "Finding", "Report", "UnreadableError", "che
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found; ``level`` is error or warning."""
+    """An error or a warning (``level``) at a line of a file."""
 
     file: str
     line: int
@@ -34,19 +35,19 @@ class Finding:
     field: str
     problem: str
     fix: str = ""
-    #: ``namespace/name`` of the object, as far as it is known.
+    #: ``namespace/name`` of the object, or what it has of them.
     object: str = ""
 
     @property
     def text(self) -> str:
-        """Field, problem and fix."""
-        told = f"{self.field}: {self.problem}" if self.field else self.problem
-        return f"{told}; {self.fix}" if self.fix else told
+        """The finding as one line: field, problem and fix."""
+        text = f"{self.field}: {self.problem}" if self.field else self.problem
+        return f"{text}; {self.fix}" if self.fix else text
 
 
 @dataclass(slots=True)
 class Report:
-    """What checking came to."""
+    """The findings in some files, and counts of files and documents."""
 
     findings: list[Finding] = field(default_factory=list)
     files: int = 0
@@ -55,12 +56,12 @@ class Report:
 
     @property
     def errors(self) -> int:
-        """Findings that admission would refuse."""
+        """Count the findings that admission would refuse."""
         return sum(finding.level == "error" for finding in self.findings)
 
     @property
     def warnings(self) -> int:
-        """Findings that admission would let pass with a warning."""
+        """Count the findings that admission would accept with a warning."""
         return sum(finding.level == "warning" for finding in self.findings)
 
 
@@ -73,17 +74,17 @@ def check(
     *,
     lenient: frozenset[str] = frozenset(),
 ) -> Report:
-    """Check the texts of files, given as (name, text), together.
+    """Check files, given as (name, text), together.
 
-    ``level`` is the Pod Security level of namespaces that the files do not tell of themselves.
-    Of the files in ``lenient`` those that look like templates only give a warning.
+    ``level`` is the Pod Security level of namespaces that the files do not define themselves. A
+    file in ``lenient`` that cannot be parsed and looks like a template gives a warning only.
     """
     report = Report(files=len(files))
     read_ones: list[tuple[str, Document]] = []
     for name, text in files:
         try:
             for document in read(text):
-                read_ones.extend((name, one) for one in _expanded(document))
+                read_ones.extend((name, item) for item in _expanded(document))
         except UnreadableError as error:
             if name in lenient and "{{" in text:
                 report.findings.append(
@@ -102,21 +103,21 @@ def check(
                     Finding(name, error.line, "error", problem.field, problem.problem, problem.fix)
                 )
     levels = _levels(document for _, document in read_ones)
-    seen: dict[tuple[str, str], str] = {}
+    places: dict[tuple[str, str], str] = {}
     for name, document in read_ones:
         if not _ours(document.value):
             report.skipped += 1
             continue
         report.checked += 1
         report.findings += _findings(name, document, levels, level)
-        report.findings += _twice(name, document, seen)
+        report.findings += _twice(name, document, places)
     order = {name: index for index, (name, _) in enumerate(files)}
     report.findings.sort(key=lambda finding: (order[finding.file], finding.line))
     return report
 
 
 def _expanded(document: Document) -> Iterator[Document]:
-    """A List as its items."""
+    """Yield the items of a ``List``, and any other document as it is."""
     value = document.value
     if not isinstance(value, dict) or value.get("kind") != "List":
         yield document
@@ -143,8 +144,8 @@ def _ours(value: Any) -> bool:
 
 
 def _levels(documents: Iterable[Document]) -> dict[str, Level]:
-    """Pod Security levels by namespace, from the Namespaces among the documents."""
-    found = {}
+    """Read Pod Security levels by namespace from the Namespaces among the documents."""
+    levels = {}
     for document in documents:
         value = document.value
         if not isinstance(value, dict) or value.get("kind") != "Namespace":
@@ -154,15 +155,15 @@ def _levels(documents: Iterable[Document]) -> dict[str, Level]:
             continue
         labels = metadata.get("labels")
         if isinstance(labels, dict) and pod_security.LABEL in labels:
-            found[str(metadata.get("name"))] = Level.of(labels)
-    return found
+            levels[str(metadata.get("name"))] = Level.of(labels)
+    return levels
 
 
 def _findings(
     name: str, document: Document, levels: dict[str, Level], level: Level
 ) -> Iterator[Finding]:
     namespace, object_ = _identity(document.value)
-    context = Context(pod_security=levels.get(namespace, level))
+    context = ValidationContext(pod_security=levels.get(namespace, level))
     for problem in validation.problems(document.value, context):
         yield Finding(
             name,
@@ -179,7 +180,7 @@ def _findings(
         yield Finding(name, document.line_of(place), "warning", place, problem_text, fix, object_)
 
 
-def _twice(name: str, document: Document, seen: dict[tuple[str, str], str]) -> Iterator[Finding]:
+def _twice(name: str, document: Document, places: dict[tuple[str, str], str]) -> Iterator[Finding]:
     metadata = document.value.get("metadata")
     own = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(own, str):
@@ -187,23 +188,22 @@ def _twice(name: str, document: Document, seen: dict[tuple[str, str], str]) -> I
     namespace, object_ = _identity(document.value)
     key = (namespace, f"{document.value.get('kind')}/{own}")
     line = document.line_of("metadata.name")
-    if key in seen:
+    if key in places:
         yield Finding(
             name,
             line,
             "error",
             "metadata.name",
-            f"{quoted(own)} is already defined at {seen[key]}",
+            f"{quoted(own)} is already defined at {places[key]}",
             "give it another name or remove it",
             object_,
         )
-    seen.setdefault(key, f"{name}:{line}")
+    places.setdefault(key, f"{name}:{line}")
 
 
 def _identity(value: dict[str, Any]) -> tuple[str, str]:
     metadata = value.get("metadata")
-    known = metadata if isinstance(metadata, dict) else {}
-    namespace, name = known.get("namespace"), known.get("name")
-    place = namespace if isinstance(namespace, str) else ""
-    told = name if isinstance(name, str) else ""
-    return place, f"{place}/{told}" if place else told
+    fields = metadata if isinstance(metadata, dict) else {}
+    namespace, name = fields.get("namespace"), fields.get("name")
+    place, title = as_text(namespace), as_text(name)
+    return place, f"{place}/{title}" if place else title

@@ -1,4 +1,4 @@
-"""Names that Kubernetes and Engineroom agree on: what a label may be, and what is reserved."""
+"""Rules of Kubernetes for names, keys and labels, and the names that Engineroom reserves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOLUME_PREFIX = "engineroom"
 MOUNT_PREFIX = "/engineroom"
 ENV_PREFIX = "ENGINEROOM_"
 METRICS_PORT = 9477
-#: Labels that the operator writes over.
+#: Labels that the operator overwrites.
 SET_LABELS = frozenset(
     {
         "app.kubernetes.io/managed-by",
@@ -25,7 +25,7 @@ SET_LABELS = frozenset(
         "app.kubernetes.io/component",
     }
 )
-#: Annotations that the operator alone may set on pods, for scaling down depends on them.
+#: Annotations that the operator alone may set on pods, because scaling down depends on them.
 OWN_ANNOTATIONS = frozenset(
     {
         "controller.kubernetes.io/pod-deletion-cost",
@@ -36,7 +36,7 @@ OWN_ANNOTATIONS = frozenset(
 
 
 def is_key(key: str) -> bool:
-    """Whether ``key`` may be the key of a label or an annotation."""
+    """Return whether ``key`` is a valid key of a label or an annotation."""
     prefix, slash, name = key.rpartition("/")
     if slash and not (len(prefix) <= 253 and DNS_SUBDOMAIN.fullmatch(prefix)):
         return False
@@ -44,11 +44,11 @@ def is_key(key: str) -> bool:
 
 
 def is_label_value(value: str) -> bool:
-    """Whether ``value`` may be the value of a label."""
+    """Return whether ``value`` is a valid value of a label."""
     return _LABEL_VALUE.fullmatch(value) is not None
 
 
 def is_reserved_key(key: str) -> bool:
-    """Whether a label or annotation lies under Engineroom's own prefix."""
+    """Return whether the key of a label or annotation has Engineroom's own prefix."""
     prefix = key.rpartition("/")[0]
     return prefix == GROUP or prefix.endswith(f".{GROUP}")

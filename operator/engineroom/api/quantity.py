@@ -45,11 +45,11 @@ def parse_quantity(value: str | float) -> Decimal:
     Raises QuantityError for what Kubernetes would not take.
     """
     text = value if isinstance(value, str) else repr(value)
-    found = _QUANTITY.fullmatch(text) if len(text) <= _MAX_LENGTH else None
-    if found is None:
+    match = _QUANTITY.fullmatch(text) if len(text) <= _MAX_LENGTH else None
+    if match is None:
         message = f"{text[:_MAX_LENGTH]!r} is not a quantity"
         raise QuantityError(message)
-    number, suffix = found.group(1), found.group(2) or ""
+    number, suffix = match.group(1), match.group(2) or ""
     try:
         if suffix in _SUFFIXES:
             return Decimal(number) * _SUFFIXES[suffix]

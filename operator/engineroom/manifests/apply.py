@@ -1,15 +1,15 @@
-"""Several objects applied as one: read, checked, rehearsed, then written by a saga or put back.
+"""Several objects applied as one transaction: written by a saga, or restored.
 
-The saga: one step an object. After a crash it goes back, never on: nobody waits for its answer any
-more, and the rights under which it was asked for are not looked at again.
+The saga has one step an object. After a crash it rolls back and never continues: no client waits
+for its answer any more, and the rights of its author are not checked again.
 
-Each object that is written carries the transaction's id in an annotation, by which a step that is
-tried again knows its own work. An undo takes back what the step changed, by a three-way merge, and
-the ownership of fields with it. It deletes what the step created and nothing else.
+Each object that is written carries the transaction's id in an annotation, by which a retried step
+recognizes its own write. An undo reverts what the step changed, by a three-way merge, and the
+ownership of fields with it. It deletes what the step created and nothing else.
 
-What Kubernetes cannot give: a request that a stopped process had handed to the network may arrive
-after another replica has undone its step. Against it stand the version that each update names, and
-that a step which waited for longer than half a lease does not write any more.
+Kubernetes has no transactions: a request of a stopped process may still arrive after another
+replica has undone its step. Two things limit that: each update names a version, and a step that was
+delayed for longer than half a lease does not write.
 """
 
 from __future__ import annotations
@@ -36,47 +36,46 @@ if TYPE_CHECKING:
 
     from engineroom.core.clock import Clock
 
-#: Under which Kubernetes notes who applied a field; one for API and command line, so that what was
-#: applied by one way can be applied by the other.
+#: Field manager; the same for API and command line, so that each can apply what the other applied.
 MANAGER = "engineroom-api"
 #: Objects of one transaction.
 MAX_OBJECTS = 50
 ANNOTATION = f"{GROUP}/transaction"
 LEASE = 15.0
 SAGA = "manifests.apply"
-#: Differences of one object that are told.
+#: Differences of one object that are reported.
 MAX_CHANGES = 200
-#: Seconds for which the objects of a transaction that did not end are kept.
-KEPT = 7 * 86_400
-#: Times that an undo reads again because somebody else was faster.
+#: Seconds for which the objects of an unfinished transaction are stored.
+RETENTION = 7 * 86_400
+#: Attempts of an undo while other clients change the object.
 _TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What is to become of one object: create, update or unchanged."""
+    """The planned change of one object: create, update or unchanged."""
 
     api_version: str
     kind: str
     namespace: str
     name: str
     action: str
-    #: As it was; None where there is none.
+    #: The stored object; None if there is none.
     before: dict[str, Any] | None = field(repr=False)
-    #: As it was written by whoever applies.
+    #: The object of the manifest.
     wanted: dict[str, Any] = field(repr=False)
-    #: As it would be: the API server's answer to the rehearsal.
+    #: The API server's answer to the dry run.
     after: dict[str, Any] = field(repr=False)
 
     @property
     def resource(self) -> Resource:
-        """Where the API server keeps it."""
+        """The object's resource in the API server."""
         return resource_of(kinds.registry().by_kind(self.kind))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference; values are JSON, cut and without secrets, None for what is not there."""
+    """One difference; values are JSON, shortened and without secrets, None if absent."""
 
     path: str
     before: str | None
@@ -87,42 +86,42 @@ class Change:
 
 
 def content(obj: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of an object people write: spec, labels and annotations, our own mark left out."""
+    """Return what users write: spec, labels and annotations, without our own mark."""
     if obj is None:
         return {"metadata": {"labels": {}, "annotations": {}}}
     metadata = obj.get("metadata") or {}
     annotations = {k: v for k, v in (metadata.get("annotations") or {}).items() if k != ANNOTATION}
-    said = {"labels": metadata.get("labels") or {}, "annotations": annotations}
+    metadata_fields = {"labels": metadata.get("labels") or {}, "annotations": annotations}
     rest = {
         key: value
         for key, value in obj.items()
         if key not in {"apiVersion", "kind", "metadata", "status"}
     }
-    return {"metadata": said, **rest}
+    return {"metadata": metadata_fields, **rest}
 
 
 def differences(before: Any, after: Any) -> Iterator[Change]:
-    """Each field that differs, depth first, told without secrets."""
+    """Yield each field that differs, depth first, without secrets."""
     return _differing(before, after, redact_object(before), redact_object(after), "")
 
 
 def _differing(before: Any, after: Any, old: Any, new: Any, path: str) -> Iterator[Change]:
-    """``old`` and ``new`` are how ``before`` and ``after`` may be told; they can be less deep."""
+    """``old`` and ``new`` are the redacted ``before`` and ``after``; they can be less deep."""
     if before == after:
         return
     both = (before, after, old, new)
-    if all(isinstance(each, dict) for each in both):
+    if all(isinstance(value, dict) for value in both):
         for key in sorted({*before, *after}):
             was, now = before.get(key), after.get(key)
             yield from _differing(was, now, old.get(key), new.get(key), child(path, key))
-    elif all(isinstance(each, list) for each in both) and len(before) == len(after):
+    elif all(isinstance(value, list) for value in both) and len(before) == len(after):
         for index, (was, now) in enumerate(zip(before, after, strict=True)):
             yield from _differing(was, now, old[index], new[index], f"{path}[{index}]")
     else:
-        yield Change(path, _told(old), _told(new))
+        yield Change(path, _display(old), _display(new))
 
 
-def _told(value: Any) -> str | None:
+def _display(value: Any) -> str | None:
     if value is None:
         return None
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
@@ -130,7 +129,7 @@ def _told(value: Any) -> str | None:
 
 
 def merge_patch(source: Any, target: Any) -> Any:
-    """The JSON merge patch (RFC 7396) that makes ``target`` of ``source``; both are maps."""
+    """Return the JSON merge patch (RFC 7396) from ``source`` to ``target``; both are maps."""
     patch: dict[str, Any] = {}
     for key in {*source, *target}:
         old, new = source.get(key), target.get(key)
@@ -144,22 +143,22 @@ def merge_patch(source: Any, target: Any) -> Any:
 
 
 def marked(wanted: Mapping[str, Any], transaction: str) -> dict[str, Any]:
-    """The object with the transaction's mark on it."""
+    """Return the object with the transaction's annotation."""
     metadata = dict(wanted["metadata"])
     metadata["annotations"] = {**(metadata.get("annotations") or {}), ANNOTATION: transaction}
     return {**wanted, "metadata": metadata}
 
 
 def mark_of(obj: Mapping[str, Any]) -> str:
-    """The id of the transaction that wrote the object last, or empty."""
+    """Return the id of the transaction that wrote the object last, or empty."""
     return str(((obj.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION) or "")
 
 
 def owned_by_apply(fields: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """managedFields where our creation counts as an apply; None where nothing is to be changed.
+    """Return managedFields with our creation as an apply; None if nothing changes.
 
-    What was created is otherwise owned as by an update, and a later apply could never remove a
-    field. As kubectl's migration from client-side apply does it.
+    Fields of a created object are owned by an update, and a later apply could never remove one.
+    kubectl migrates from client-side apply in the same way.
     """
     ours = [f for f in fields if f.get("manager") == MANAGER and f.get("operation") == "Update"]
     if not ours or any(f.get("subresource") for f in ours):
@@ -167,27 +166,27 @@ def owned_by_apply(fields: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     return [{**f, "operation": "Apply"} if f in ours else f for f in fields]
 
 
-# -- where a transaction's objects are kept while it runs ------------------------------------------
+# -- storage of a transaction's objects while it runs ---------------------------------------------
 
 
 class Bundles(Protocol):
-    """Keeps the objects of a transaction, which may hold what must not stand in a log."""
+    """Storage of a transaction's objects, which may hold secrets and so do not belong in a log."""
 
     async def put(self, transaction: str, objects: list[Planned]) -> None:
-        """Keep them, unless some are kept under this id already."""
+        """Store the objects, unless there are some under this id already."""
         ...
 
     async def get(self, transaction: str) -> list[Planned]:
-        """Them. Raises ManifestChangedError when they are gone."""
+        """Return the objects. Raises ManifestChangedError if they have expired."""
         ...
 
     async def drop(self, transaction: str) -> None:
-        """Forget them."""
+        """Delete the objects."""
         ...
 
 
 class RedisBundles:
-    """In Redis, for ``KEPT`` seconds at most, and sealed: they are written with our own rights."""
+    """Objects in Redis, sealed because they are applied with our rights, for ``RETENTION`` seconds."""
 
     def __init__(
         self,
@@ -198,7 +197,7 @@ class RedisBundles:
         prefix: str = "engineroom:console:manifests",
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
-        """``secret``, of at least 32 bytes, seals them; see ``Sealer`` for ``on_broken``."""
+        """``secret``, of at least 32 bytes, seals the objects; see ``Sealer`` for ``on_broken``."""
         self._redis = redis
         self._clock = clock
         self._prefix = prefix
@@ -206,23 +205,23 @@ class RedisBundles:
 
     async def put(self, transaction: str, objects: list[Planned]) -> None:
         """See Bundles."""
-        until = self._clock.now().timestamp() + KEPT
-        said = json.dumps([until, [asdict(each) for each in objects]], separators=(",", ":"))
+        until = self._clock.now().timestamp() + RETENTION
+        text = json.dumps([until, [asdict(planned) for planned in objects]], separators=(",", ":"))
         key = self._key(transaction)
         with wrapped("manifests.put"):
-            await self._redis.set(key, self._sealer.wrap(key, said), ex=KEPT, nx=True)
+            await self._redis.set(key, self._sealer.wrap(key, text), ex=RETENTION, nx=True)
 
     async def get(self, transaction: str) -> list[Planned]:
         """See Bundles."""
         key = self._key(transaction)
         with wrapped("manifests.get"):
-            kept = await self._redis.get(key)
-        said = kept.decode("utf-8", "replace") if isinstance(kept, bytes) else kept
-        said = None if said is None else self._sealer.unwrap(key, said)
-        until, objects = (0.0, []) if said is None else json.loads(said)
+            sealed = await self._redis.get(key)
+        text = sealed.decode("utf-8", "replace") if isinstance(sealed, bytes) else sealed
+        text = None if text is None else self._sealer.unwrap(key, text)
+        until, objects = (0.0, []) if text is None else json.loads(text)
         if self._clock.now().timestamp() >= until:
-            raise ManifestChangedError("transaction: its objects are not kept any more; look anew")
-        return [Planned(**each) for each in objects]
+            raise ManifestChangedError("transaction: its objects have expired; apply again")
+        return [Planned(**fields) for fields in objects]
 
     async def drop(self, transaction: str) -> None:
         """See Bundles."""
@@ -234,10 +233,10 @@ class RedisBundles:
 
 
 class Writer(Protocol):
-    """What of an API server's client is needed here; raises the errors of engineroom.kube."""
+    """The part of a Kubernetes client that is used here; raises the errors of engineroom.kube."""
 
     async def get(self, ref: Resource, namespace: str | None, name: str) -> dict[str, Any]:
-        """One object. Raises NotFound."""
+        """Read one object. Raises NotFound."""
         ...
 
     async def apply(
@@ -249,7 +248,7 @@ class Writer(Protocol):
         field_manager: str,
         dry_run: bool = False,
     ) -> dict[str, Any]:
-        """Server-side apply. Raises Conflict."""
+        """Apply on the server side. Raises Conflict."""
         ...
 
     async def merge_patch(
@@ -261,13 +260,13 @@ class Writer(Protocol):
         *,
         field_manager: str,
     ) -> dict[str, Any]:
-        """JSON merge patch. Raises Conflict."""
+        """Send a JSON merge patch. Raises Conflict."""
         ...
 
     async def delete(
         self, ref: Resource, namespace: str | None, name: str, *, uid: str | None = None
     ) -> None:
-        """Delete. Raises NotFound, and Conflict when the uid is another."""
+        """Delete an object. Raises NotFound, and Conflict if the uid differs."""
         ...
 
     async def request(
@@ -278,7 +277,7 @@ class Writer(Protocol):
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Any request with a JSON answer."""
+        """Send any request with a JSON answer."""
         ...
 
 
@@ -286,7 +285,7 @@ class Writer(Protocol):
 
 
 class Applier:
-    """Applies and undoes single objects; what the saga's steps call."""
+    """Steps of the saga: apply one object, and undo it."""
 
     def __init__(self, client: Writer, bundles: Bundles, clock: Clock) -> None:
         self._client = client
@@ -294,7 +293,7 @@ class Applier:
         self._clock = clock
 
     def sagas(self) -> list[Saga]:
-        """One for each number of objects: a saga's steps are fixed."""
+        """Return a saga for each number of objects, because a saga's steps are fixed."""
         return [
             Saga(
                 f"{SAGA}.{number}",
@@ -335,10 +334,10 @@ class Applier:
             # Server-side apply cannot say "only if there is none"; a creation does.
             live = await create(self._client, resource, desired)
         except AlreadyExists as error:
-            found = await self._live(planned)
-            if found is None or mark_of(found) != transaction:
+            existing = await self._live(planned)
+            if existing is None or mark_of(existing) != transaction:
                 raise _changed(planned, error) from error
-            live = found
+            live = existing
         fields = owned_by_apply(live["metadata"].get("managedFields") or [])
         for _ in range(_TRIES):
             if fields is None:
@@ -350,15 +349,15 @@ class Applier:
                 await self._patch(planned, {"metadata": metadata})
                 break
             except Conflict:
-                found = await self._live(planned)
-                if found is None:
+                changed = await self._live(planned)
+                if changed is None:
                     break
-                live = found
+                live = changed
                 fields = owned_by_apply(live["metadata"].get("managedFields") or [])
         return "created"
 
     async def undo(self, step: StepContext) -> str:
-        """Make it as it was before the step, whether the step was done or not."""
+        """Restore the state before the step, whether the step was done or not."""
         planned = await self._of(step)
         for _ in range(_TRIES):
             live = await self._live(planned)
@@ -389,18 +388,22 @@ class Applier:
     async def _restore(
         self, planned: Planned, before: dict[str, Any], live: dict[str, Any], transaction: str
     ) -> str:
-        """One write towards how it was; empty while there is another to come."""
+        """Take one step towards the former state; return "" while another step is needed."""
         metadata, old = live["metadata"], before["metadata"]
         if metadata["uid"] != old["uid"]:
-            return "replaced by somebody else"
+            return "replaced by another client"
         version = metadata["resourceVersion"]
         if mark_of(live) == transaction and mark_of(before) != transaction:
             # Only what this transaction changed: what others changed meanwhile stays.
             patch = merge_patch(content(planned.after), content(before))
             annotations = {ANNOTATION: mark_of(before) or None}
-            said = patch.get("metadata") or {}
-            annotations |= said.get("annotations") or {}
-            patch["metadata"] = {**said, "annotations": annotations, "resourceVersion": version}
+            metadata_patch = patch.get("metadata") or {}
+            annotations |= metadata_patch.get("annotations") or {}
+            patch["metadata"] = {
+                **metadata_patch,
+                "annotations": annotations,
+                "resourceVersion": version,
+            }
             await self._patch(planned, patch)
             return ""
         if content(live) != content(before):
@@ -431,7 +434,7 @@ class Applier:
 async def create(
     client: Writer, resource: Resource, obj: Mapping[str, Any], *, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Create, or rehearse it; raises AlreadyExists."""
+    """Create an object, or try it as a dry run. Raises AlreadyExists."""
     params = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry_run else {})
     body = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
     path = resource.path(obj["metadata"].get("namespace"))
@@ -439,7 +442,7 @@ async def create(
 
 
 def _owners(fields: list[dict[str, Any]] | None) -> list[tuple[Any, ...]]:
-    """Who owns which fields of what people write; times and the status aside."""
+    """List the owners of fields that users write, without times and without the status."""
     return sorted(
         (f.get("manager"), f.get("operation"), json.dumps(f.get("fieldsV1"), sort_keys=True))
         for f in fields or ()
@@ -449,6 +452,6 @@ def _owners(fields: list[dict[str, Any]] | None) -> list[tuple[Any, ...]]:
 
 def _changed(planned: Planned, error: Conflict) -> ManifestChangedError:
     return ManifestChangedError(
-        f"{planned.kind}/{planned.name}: was changed or made by somebody else meanwhile, or "
+        f"{planned.kind}/{planned.name}: another client changed or created it meanwhile, or "
         f"another manager owns a field ({error.message[:200]}); apply again, or with force"
     )

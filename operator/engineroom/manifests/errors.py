@@ -1,4 +1,4 @@
-"""What goes wrong with a transaction of manifests."""
+"""Errors of a transaction of manifests."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from engineroom.core.errors import ConflictError
 
 
 class ManifestUndoneError(ConflictError):
-    """One object could not be applied, so all others were put back as they were."""
+    """One object could not be applied, so all others were restored."""
 
     code = "manifest_undone"
     retryable = False
 
 
 class ManifestChangedError(ConflictError):
-    """An object was changed or made by somebody else after it was read; apply again."""
+    """Another client changed or created an object after it was read; apply again."""
 
     code = "manifest_changed"
     retryable = False

@@ -1,4 +1,4 @@
-"""What a manifest would do: its objects read, checked, and rehearsed by the API server."""
+"""The plan of a manifest: its objects read, checked, and tried by the API server's dry run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 #: Characters of a manifest.
 MAX_MANIFEST = 512 * 1024
-#: Objects that are rehearsed at once.
+#: Dry runs at once.
 _AT_ONCE = 8
 
 
 def read_objects(namespace: str, text: str) -> Objects:
-    """The objects of a manifest. Raises UnreadableError and InvalidInputError."""
-    found: list[tuple[Resource, dict[str, Any]]] = []
+    """Read the objects of a manifest. Raises UnreadableError and InvalidInputError."""
+    objects: list[tuple[Resource, dict[str, Any]]] = []
     problems: list[Problem] = []
     for document in read(text):
         where = f"document at line {document.line}"
@@ -51,18 +51,20 @@ def read_objects(namespace: str, text: str) -> Objects:
         value["metadata"]["namespace"] = namespace
         resource = resource_of(kinds.registry().by_kind(value["kind"]))
         name = value["metadata"]["name"]
-        if any(kind == resource and each["metadata"]["name"] == name for kind, each in found):
+        if any(
+            kind == resource and planned["metadata"]["name"] == name for kind, planned in objects
+        ):
             problems.append(Problem(f"{where}: metadata.name", "stands twice", "keep one of them"))
             continue
-        found.append((resource, value))
-    if not found and not problems:
+        objects.append((resource, value))
+    if not objects and not problems:
         problems.append(Problem("body.manifest", "holds no object", "write one"))
-    if len(found) > MAX_OBJECTS:
-        told = f"holds {len(found)} objects"
-        problems.append(Problem("body.manifest", told, f"apply {MAX_OBJECTS} at a time"))
+    if len(objects) > MAX_OBJECTS:
+        problem_text = f"holds {len(objects)} objects"
+        problems.append(Problem("body.manifest", problem_text, f"apply {MAX_OBJECTS} at a time"))
     if problems:
         raise InvalidInputError(problems[:20])
-    return found
+    return objects
 
 
 def _unfit(document: Document, namespace: str) -> Problem | None:
@@ -70,8 +72,10 @@ def _unfit(document: Document, namespace: str) -> Problem | None:
     if not isinstance(value, dict):
         return Problem("(document)", "is no object", "write apiVersion, kind, metadata and spec")
     if kinds.registry().find_object(value) is None:
-        known = ", ".join(sorted(f"{kind.kind} of {kind.api_version}" for kind in kinds.registry()))
-        return Problem("kind", "is not applied here", f"use kubectl, or write {known}")
+        titles = ", ".join(
+            sorted(f"{kind.kind} of {kind.api_version}" for kind in kinds.registry())
+        )
+        return Problem("kind", "is not applied here", f"use kubectl, or write {titles}")
     metadata = value.get("metadata")
     if not isinstance(metadata, dict):
         return Problem("metadata", "is no map", "write a map with a name")
@@ -93,19 +97,19 @@ def _unfit(document: Document, namespace: str) -> Problem | None:
 
 
 async def level(client: Writer, namespace: str, objects: Objects) -> Level:
-    """The Pod Security level of the namespace, asked only where a template needs it."""
+    """Return the Pod Security level of the namespace, read only if a template needs it."""
     if not any(validation.escalations(obj) for _, obj in objects):
         return Level.RESTRICTED
     try:
-        found = await client.get(NAMESPACES, None, namespace)
+        labelled = await client.get(NAMESPACES, None, namespace)
     except NotFound:
         return Level.RESTRICTED
-    return Level.of(found["metadata"].get("labels"))
+    return Level.of(labelled["metadata"].get("labels"))
 
 
 def check(objects: Objects, pod_security: Level) -> None:
-    """What admission would check. Raises InvalidSpecError."""
-    context = validation.Context(pod_security=pod_security)
+    """Check the objects as admission does. Raises InvalidSpecError."""
+    context = validation.ValidationContext(pod_security=pod_security)
     problems = [
         Problem(f"{obj['kind']}/{obj['metadata']['name']}: {p.field}", p.problem, p.fix)
         for _, obj in objects
@@ -118,23 +122,23 @@ def check(objects: Objects, pod_security: Level) -> None:
 async def rehearse(
     client: Writer, namespace: str, objects: Objects, *, force: bool
 ) -> list[Planned]:
-    """What is to be done, object by object. Raises for whatever would be refused later.
+    """Plan each object by a dry run, without writing.
 
-    Nothing is written. Raises ManifestChangedError and the client's errors.
+    Raises ManifestChangedError and the client's errors: what the API server would refuse later.
     """
     limit = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(resource: Resource, obj: dict[str, Any]) -> Planned:
+    async def plan_one(resource: Resource, obj: dict[str, Any]) -> Planned:
         async with limit:
             return await _rehearsed(client, namespace, resource, obj, force=force)
 
-    return list(await asyncio.gather(*(one(*each) for each in objects)))
+    return list(await asyncio.gather(*(plan_one(*item) for item in objects)))
 
 
 async def _rehearsed(
     client: Writer, namespace: str, resource: Resource, obj: dict[str, Any], *, force: bool
 ) -> Planned:
-    """The plan for one object, by the API server's dry run: defaults, CEL, admission, quotas."""
+    """Plan one object by a dry run, which includes defaults, CEL, admission and quotas."""
     name = obj["metadata"]["name"]
     before: dict[str, Any] | None
     try:
@@ -151,7 +155,7 @@ async def _rehearsed(
                 resource, pinned, force=force, field_manager=MANAGER, dry_run=True
             )
     except AlreadyExists as error:
-        raise ManifestChangedError(f"{name}: was made by somebody else meanwhile") from error
+        raise ManifestChangedError(f"{name}: another client created it meanwhile") from error
     except Conflict as error:
         raise ManifestChangedError(
             f"{resource.kind}/{name}: {error.message[:400]}; apply with force to take it over"
@@ -163,6 +167,6 @@ async def _rehearsed(
 
 
 def changes(planned: Planned) -> list[Change]:
-    """What of an object differs, up to ``MAX_CHANGES``."""
-    found = differences(content(planned.before), content(planned.after))
-    return list(islice(found, MAX_CHANGES))
+    """List the fields of an object that change, at most ``MAX_CHANGES``."""
+    all_changes = differences(content(planned.before), content(planned.after))
+    return list(islice(all_changes, MAX_CHANGES))

@@ -80,7 +80,9 @@ class Pool:
 
     def parse(self, spec: dict[str, Any]) -> WorkerPool:
         """The model of the spec; raises InvalidSpecError with every problem."""
-        return validation.parse(WorkerPool, self.document(spec), validation.Context(self.level))
+        return validation.parse(
+            WorkerPool, self.document(spec), validation.ValidationContext(self.level)
+        )
 
     def document(self, spec: dict[str, Any]) -> dict[str, Any]:
         """The pool as validation wants to see it."""

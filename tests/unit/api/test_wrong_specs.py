@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engineroom.api.v1alpha1.workerpool import WorkerPool
-from engineroom.api.validation import Context, parse, problems
+from engineroom.api.validation import ValidationContext, parse, problems
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import InvalidSpecError
 from tests.unit.api.specs import pool
@@ -1517,11 +1517,11 @@ def test_all_problems_are_told_at_once() -> None:
     ],
 )
 def test_namespace_of_a_higher_level_lets_it_pass(level: Level, changes: dict[str, Any]) -> None:
-    assert problems(pool(changes), Context(pod_security=level)) == []
+    assert problems(pool(changes), ValidationContext(pod_security=level)) == []
 
 
 def test_baseline_does_not_let_privileged_pass() -> None:
-    found = problems(pool({f"{POD}.hostPID": True}), Context(pod_security=Level.BASELINE))
+    found = problems(pool({f"{POD}.hostPID": True}), ValidationContext(pod_security=Level.BASELINE))
 
     assert [str(problem) for problem in found] == [
         (

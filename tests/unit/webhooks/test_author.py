@@ -10,7 +10,7 @@ import pytest
 from engineroom.api.validation.pod_security import Level
 from engineroom.core.clock import FakeClock
 from engineroom.kube.client.errors import NotFound, Unreachable
-from engineroom_webhooks.authorization import Author, ClusterAuthority
+from engineroom_webhooks.authorization import Author, ClusterAuthorizer
 
 if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
@@ -52,12 +52,12 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def authority(api: Api, clock: FakeClock) -> ClusterAuthority:
-    return ClusterAuthority(cast("Client", api), clock)
+def authority(api: Api, clock: FakeClock) -> ClusterAuthorizer:
+    return ClusterAuthorizer(cast("Client", api), clock)
 
 
-async def test_the_review_says_who_and_what(authority: ClusterAuthority, api: Api) -> None:
-    assert await authority.may_create_pods(ANN, "shop")
+async def test_the_review_says_who_and_what(authority: ClusterAuthorizer, api: Api) -> None:
+    assert await authorizer.may_create_pods(ANN, "shop")
 
     assert api.asked == [
         {
@@ -76,31 +76,31 @@ async def test_the_review_says_who_and_what(authority: ClusterAuthority, api: Ap
 
 
 async def test_a_trusted_author_is_not_asked_about(api: Api, clock: FakeClock) -> None:
-    authority = ClusterAuthority(cast("Client", api), clock, frozenset({"ann"}))
-    assert await authority.may_create_pods(ANN, "shop")
+    authorizer = ClusterAuthorizer(cast("Client", api), clock, frozenset({"ann"}))
+    assert await authorizer.may_create_pods(ANN, "shop")
     assert api.asked == []
 
 
-async def test_one_question_at_a_time(authority: ClusterAuthority, api: Api) -> None:
-    answers = await asyncio.gather(*(authority.may_create_pods(ANN, "shop") for _ in range(20)))
+async def test_one_question_at_a_time(authority: ClusterAuthorizer, api: Api) -> None:
+    answers = await asyncio.gather(*(authorizer.may_create_pods(ANN, "shop") for _ in range(20)))
 
     assert all(answers)
     assert len(api.asked) == 1
 
 
 async def test_yes_is_kept_longer_than_no(
-    authority: ClusterAuthority, api: Api, clock: FakeClock
+    authority: ClusterAuthorizer, api: Api, clock: FakeClock
 ) -> None:
-    await authority.may_create_pods(ANN, "shop")
+    await authorizer.may_create_pods(ANN, "shop")
     clock.advance(29)
-    await authority.may_create_pods(ANN, "shop")
+    await authorizer.may_create_pods(ANN, "shop")
     assert len(api.asked) == 1
 
     api.allowed = False
     clock.advance(2)
-    assert not await authority.may_create_pods(ANN, "shop")
+    assert not await authorizer.may_create_pods(ANN, "shop")
     clock.advance(6)
-    assert not await authority.may_create_pods(ANN, "shop")
+    assert not await authorizer.may_create_pods(ANN, "shop")
     assert len(api.asked) == 3
 
 
@@ -113,22 +113,22 @@ async def test_yes_is_kept_longer_than_no(
     ],
 )
 async def test_answers_are_not_shared_between_authors(
-    authority: ClusterAuthority, api: Api, other: Author
+    authority: ClusterAuthorizer, api: Api, other: Author
 ) -> None:
-    await authority.may_create_pods(ANN, "shop")
+    await authorizer.may_create_pods(ANN, "shop")
     api.allowed = False
 
-    assert not await authority.may_create_pods(other, "shop")
-    assert not await authority.may_create_pods(ANN, "elsewhere")
+    assert not await authorizer.may_create_pods(other, "shop")
+    assert not await authorizer.may_create_pods(ANN, "elsewhere")
 
 
-async def test_failure_is_not_kept(authority: ClusterAuthority, api: Api) -> None:
+async def test_failure_is_not_kept(authority: ClusterAuthorizer, api: Api) -> None:
     api.broken = True
     with pytest.raises(Unreachable):
-        await authority.may_create_pods(ANN, "shop")
+        await authorizer.may_create_pods(ANN, "shop")
 
     api.broken = False
-    assert await authority.may_create_pods(ANN, "shop")
+    assert await authorizer.may_create_pods(ANN, "shop")
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ async def test_failure_is_not_kept(authority: ClusterAuthority, api: Api) -> Non
     ],
 )
 async def test_level_of_a_namespace(
-    authority: ClusterAuthority, api: Api, labels: dict[str, str] | None, level: Level
+    authority: ClusterAuthorizer, api: Api, labels: dict[str, str] | None, level: Level
 ) -> None:
     api.labels = labels
 
-    assert await authority.level("shop") is level
+    assert await authorizer.level("shop") is level
 
 
 async def test_rubbish_is_an_author_without_a_name() -> None:

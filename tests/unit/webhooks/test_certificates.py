@@ -13,8 +13,8 @@ from cryptography import x509
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import ConflictError
 from engineroom_webhooks import certificates, tls
-from engineroom_webhooks.certificate_manager import Keeper, keep_files, look
-from engineroom_webhooks.certificates import Policy, Step, Stored, carry_out, decide
+from engineroom_webhooks.certificate_manager import ServingCertificate, keep_files, look
+from engineroom_webhooks.certificates import RotationPolicy, RotationStep, Stored, carry_out, decide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = 86400.0
-POLICY = Policy(("webhooks.shop.svc", "127.0.0.1"), 90 * DAY, 730 * DAY, settle=60, retire=900)
+POLICY = RotationPolicy(
+    ("webhooks.shop.svc", "127.0.0.1"), 90 * DAY, 730 * DAY, settle=60, retire=900
+)
 
 
 def made(now: datetime = START) -> Stored:
-    return carry_out(Step.CREATE, now, None, POLICY)
+    return carry_out(RotationStep.CREATE, now, None, POLICY)
 
 
 def later(days: float = 0, seconds: float = 0) -> datetime:
@@ -37,7 +39,7 @@ def later(days: float = 0, seconds: float = 0) -> datetime:
 
 
 def test_nothing_stored_makes_everything() -> None:
-    assert decide(START, None, (), None, POLICY).step is Step.CREATE
+    assert decide(START, None, (), None, POLICY).step is RotationStep.CREATE
 
 
 def test_new_certificate_is_published_and_served() -> None:
@@ -45,7 +47,7 @@ def test_new_certificate_is_published_and_served() -> None:
 
     decision = decide(START, secret, (), None, POLICY)
 
-    assert decision.step is Step.NONE
+    assert decision.step is RotationStep.NONE
     assert decision.publish == secret.authority.certificate
     assert decision.serve
     assert not decision.trusted
@@ -62,47 +64,50 @@ def test_published_and_served_is_the_fixed_point() -> None:
         POLICY,
     )
 
-    assert decision == certificates.Decision(trusted=True)
+    assert decision == certificates.RotationDecision(trusted=True)
 
 
 def test_leaf_is_renewed_when_a_third_of_its_time_is_left() -> None:
     secret = made()
     state = (secret, secret.authorities(), secret.leaf.certificate, POLICY)
 
-    assert decide(later(days=59), *state).step is Step.NONE
-    assert decide(later(days=61), *state).step is Step.RENEW_LEAF
+    assert decide(later(days=59), *state).step is RotationStep.NONE
+    assert decide(later(days=61), *state).step is RotationStep.RENEW_LEAF
 
 
 def test_leaf_is_renewed_for_other_names() -> None:
     secret = made()
-    other = Policy(("elsewhere.svc",), 90 * DAY, 730 * DAY, 60, 900)
+    other = RotationPolicy(("elsewhere.svc",), 90 * DAY, 730 * DAY, 60, 900)
 
     decision = decide(START, secret, secret.authorities(), secret.leaf.certificate, other)
 
-    assert decision.step is Step.RENEW_LEAF
+    assert decision.step is RotationStep.RENEW_LEAF
 
 
 def test_next_authority_is_published_and_settles_before_a_leaf_of_it_is_made() -> None:
     now = later(days=500)
     old = made()
-    secret = carry_out(Step.RENEW_LEAF, now, old, POLICY)
+    secret = carry_out(RotationStep.RENEW_LEAF, now, old, POLICY)
     serving = secret.leaf.certificate
     published = secret.authorities()
-    assert decide(now, secret, published, serving, POLICY).step is Step.ADD_NEXT
+    assert decide(now, secret, published, serving, POLICY).step is RotationStep.ADD_NEXT
 
-    secret = carry_out(Step.ADD_NEXT, now, secret, POLICY)
+    secret = carry_out(RotationStep.ADD_NEXT, now, secret, POLICY)
     decision = decide(now, secret, published, serving, POLICY)
-    assert (decision.step, decision.serve) == (Step.NONE, False)
+    assert (decision.step, decision.serve) == (RotationStep.NONE, False)
     assert decision.publish == b"".join(secret.authorities())
 
     published = secret.authorities()
-    assert decide(now, secret, published, serving, POLICY).step is Step.MARK_NEXT
-    secret = carry_out(Step.MARK_NEXT, now, secret, POLICY)
-    assert decide(now + timedelta(seconds=59), secret, published, serving, POLICY).step is Step.NONE
+    assert decide(now, secret, published, serving, POLICY).step is RotationStep.MARK_NEXT
+    secret = carry_out(RotationStep.MARK_NEXT, now, secret, POLICY)
+    assert (
+        decide(now + timedelta(seconds=59), secret, published, serving, POLICY).step
+        is RotationStep.NONE
+    )
     now += timedelta(seconds=61)
-    assert decide(now, secret, published, serving, POLICY).step is Step.PROMOTE
+    assert decide(now, secret, published, serving, POLICY).step is RotationStep.PROMOTE
 
-    secret = carry_out(Step.PROMOTE, now, secret, POLICY)
+    secret = carry_out(RotationStep.PROMOTE, now, secret, POLICY)
     decision = decide(now, secret, published, serving, POLICY)
     assert decision.trusted
     assert set(certificates.split_bundle(b"".join(published))) == set(published)
@@ -112,15 +117,15 @@ def test_next_authority_is_published_and_settles_before_a_leaf_of_it_is_made() -
 
 def test_next_authority_that_cannot_be_published_is_not_used() -> None:
     now = later(days=500)
-    secret = carry_out(Step.ADD_NEXT, now, made(), POLICY)
-    secret = carry_out(Step.RENEW_LEAF, now, secret, POLICY)
+    secret = carry_out(RotationStep.ADD_NEXT, now, made(), POLICY)
+    secret = carry_out(RotationStep.RENEW_LEAF, now, secret, POLICY)
     only_old = (secret.authority.certificate,)
 
     for hours in range(0, 48, 6):
         decision = decide(
             now + timedelta(hours=hours), secret, only_old, secret.leaf.certificate, POLICY
         )
-        assert decision.step is Step.NONE
+        assert decision.step is RotationStep.NONE
         assert decision.publish is not None
 
 
@@ -178,8 +183,8 @@ def test_leaf_of_another_authority_is_as_none() -> None:
 
 
 def test_secret_is_read_back_as_written() -> None:
-    secret = carry_out(Step.ADD_NEXT, START, made(), POLICY)
-    marked = carry_out(Step.MARK_NEXT, START, secret, POLICY)
+    secret = carry_out(RotationStep.ADD_NEXT, START, made(), POLICY)
+    marked = carry_out(RotationStep.MARK_NEXT, START, secret, POLICY)
 
     assert certificates.stored(certificates.data_of(secret), START) == secret
     assert certificates.stored(certificates.data_of(marked), START) == marked
@@ -264,7 +269,7 @@ class MemoryStore:
 
 async def test_three_replicas_over_six_years_are_trusted_at_every_moment() -> None:
     store, clock = MemoryStore(), FakeClock(START)
-    replicas = [Keeper() for _ in range(3)]
+    replicas = [ServingCertificate() for _ in range(3)]
     authorities, leaves = set(), set()
     # What the API server believes: it learns of a new bundle only with the next look.
     believed: tuple[bytes, ...] = ()
@@ -301,7 +306,7 @@ def tls_end(certificate: bytes) -> datetime:
 
 
 async def test_nothing_is_written_at_the_fixed_point() -> None:
-    store, clock, keeper = MemoryStore(), FakeClock(START), Keeper()
+    store, clock, keeper = MemoryStore(), FakeClock(START), ServingCertificate()
     await look(keeper, store, POLICY, clock)
     clock.advance(1000)
     await look(keeper, store, POLICY, clock)
@@ -317,7 +322,7 @@ async def test_nothing_is_written_at_the_fixed_point() -> None:
 async def test_who_read_before_another_wrote_does_not_take_trust_back() -> None:
     """A slow replica read the old state; in the meantime the others rotated."""
     store, clock = MemoryStore(), FakeClock(START)
-    quick, slow = Keeper(), Keeper()
+    quick, slow = ServingCertificate(), ServingCertificate()
     await look(quick, store, POLICY, clock)
     await look(slow, store, POLICY, clock)
     clock.advance(500 * DAY)
@@ -345,7 +350,7 @@ async def test_who_read_before_another_wrote_does_not_take_trust_back() -> None:
 
 
 async def test_files_of_somebody_else_are_read_again_when_they_change(tmp_path: Path) -> None:
-    keeper, first, second = Keeper(), made(datetime.now(UTC)), made(datetime.now(UTC))
+    keeper, first, second = ServingCertificate(), made(datetime.now(UTC)), made(datetime.now(UTC))
     (tmp_path / "tls.crt").write_bytes(first.leaf.certificate)
     task = asyncio.create_task(keep_files(keeper, tmp_path, 0.01))
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engineroom.api.validation.pod_security import Level
 from engineroom.kube.client.errors import Unreachable
-from engineroom_webhooks.authorization import Author, NoAuthority
+from engineroom_webhooks.authorization import AllowAll, Author
 from engineroom_webhooks.review import UnreadableReviewError, answer
 from tests.unit.api.policies import policy
 from tests.unit.api.specs import pool
@@ -158,8 +158,8 @@ async def test_host_network_needs_an_author_who_may_create_pods() -> None:
         "code": 403,
         "reason": "Forbidden",
         "message": (
-            "spec.template.spec.hostNetwork: only who may create pods in namespace shop may ask "
-            "for this, and ann may not; remove it or get that right"
+            "spec.template.spec.hostNetwork: only authors who may create pods in namespace shop may "
+            "set this, and ann may not; remove it or get that right"
         ),
     }
     assert rights.asked == ["shop", ("ann", "shop")]
@@ -187,9 +187,9 @@ async def test_accounts_and_secrets_need_an_author_who_could_use_them(
     found = await answer(review(pool(changes)), Rights(allowed=False))
 
     assert not found.allowed
-    assert found.forbidden.startswith(f"{field}: only who may create pods")
+    assert found.forbidden.startswith(f"{field}: only authors who may create pods")
     assert (await answer(review(pool(changes)), Rights(allowed=True))).allowed
-    assert (await answer(review(pool(changes)), NoAuthority())).allowed
+    assert (await answer(review(pool(changes)), AllowAll())).allowed
 
 
 async def test_author_who_leaves_the_template_alone_is_not_asked() -> None:
@@ -220,14 +220,14 @@ async def test_author_who_schedules_functions_beside_secrets_is_asked() -> None:
     assert beside.asked == []
     assert not found.allowed
     assert refused.asked == [("ann", "shop")]
-    assert found.forbidden.startswith("spec.schedules: only who may create pods")
+    assert found.forbidden.startswith("spec.schedules: only authors who may create pods")
     # Taking nothing away and adding nothing asks nobody.
     other = pool(SECRET_ENV | schedules | {"spec.suspend": True})
     assert (await answer(review(other, changed), Rights(allowed=False))).allowed
 
 
 async def test_silence_of_the_api_server_is_a_refusal_that_may_be_repeated() -> None:
-    class Silent(NoAuthority):
+    class Silent(AllowAll):
         async def may_create_pods(self, author: Author, namespace: str) -> bool:
             raise Unreachable("gone")
 
@@ -269,7 +269,7 @@ async def test_any_request_gets_an_answer_or_is_unreadable(key: str, value: Any)
 )
 async def test_no_review_is_unreadable(document: Any) -> None:
     with pytest.raises(UnreadableReviewError):
-        await answer(document, NoAuthority())
+        await answer(document, AllowAll())
 
 
 async def test_a_policy_is_refused_by_its_own_name() -> None:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from engineroom_webhooks.authorization import NoAuthority
+from engineroom_webhooks.authorization import AllowAll
 from engineroom_webhooks.server import admission, probes
 from engineroom_webhooks.settings import Settings
 from tests.unit.webhooks.test_review import review
@@ -29,7 +29,7 @@ async def listen(app: web.Application) -> tuple[web.AppRunner, str]:
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    runner, address = await listen(admission(NoAuthority(), 20_000, 0.3))
+    runner, address = await listen(admission(AllowAll(), 20_000, 0.3))
     yield address
     await runner.cleanup()
 

@@ -265,7 +265,7 @@ def node_of(schema: dict[str, Any]) -> Node:
         description=schema.get("description", ""),
         fields=fields,
         required=tuple(schema.get("required", ())),
-        each=None if items is None else node_of(items),
+        items=None if items is None else node_of(items),
         enum=tuple(schema.get("enum", ())),
         minimum=schema.get("minimum"),
         maximum=schema.get("maximum"),

@@ -1,6 +1,6 @@
-"""The fields that Kubernetes knows in a pod template, for telling typing errors before they hurt.
+"""The fields of a pod template in Kubernetes, to find misspelt ones before they are stored.
 
-``pod_schema.json`` is drawn from Kubernetes' OpenAPI document by
+``pod_schema.json`` is extracted from Kubernetes' OpenAPI document by
 ``python -m engineroom.api.generate --pod-schema FILE``, where FILE is a release's
 ``api__v1_openapi.json`` or what ``kubectl get --raw /openapi/v3/api/v1`` prints.
 """
@@ -16,7 +16,7 @@ from engineroom.api.schema.tree import Node
 
 _ROOT = "PodTemplateSpec"
 _FILE = "pod_schema.json"
-#: What the OpenAPI document leaves to its prose.
+#: Enums that the OpenAPI document describes in prose only.
 _ENUMS = {
     "PodSpec.restartPolicy": ("Always", "OnFailure", "Never"),
     "PodSpec.dnsPolicy": ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
@@ -29,22 +29,22 @@ _ENUMS = {
     "Toleration.effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
     "TopologySpreadConstraint.whenUnsatisfiable": ("DoNotSchedule", "ScheduleAnyway"),
 }
-#: Values of variables may be secrets, also where they stand wrong.
+#: Values of variables may be secrets, even at a wrong place.
 _SECRET = {"EnvVar.value", "EnvVar", "Container.env"}
 
 
 def extract(document: dict[str, Any], version: str) -> dict[str, Any]:
-    """The part of an OpenAPI v3 document that a pod template can reach, in short form."""
+    """Extract the types of a pod template from an OpenAPI v3 document, in short form."""
     schemas = document["components"]["schemas"]
     types: dict[str, Any] = {}
     waiting = [f"io.k8s.api.core.v1.{_ROOT}"]
-    seen = set(waiting)
+    visited = set(waiting)
     while waiting:
         full = waiting.pop()
         schema = schemas[full]
         short: dict[str, Any] = {
             "fields": {
-                name: _short(property_, waiting, seen)
+                name: _short(property_, waiting, visited)
                 for name, property_ in sorted(schema.get("properties", {}).items())
             }
         }
@@ -58,7 +58,7 @@ def _name(full: str) -> str:
     return full.rsplit(".", 1)[-1]
 
 
-def _short(schema: dict[str, Any], waiting: list[str], seen: set[str]) -> str:
+def _short(schema: dict[str, Any], waiting: list[str], visited: set[str]) -> str:
     while "allOf" in schema:
         schema = schema["allOf"][0]
     reference = schema.get("$ref")
@@ -73,23 +73,23 @@ def _short(schema: dict[str, Any], waiting: list[str], seen: set[str]) -> str:
         }.get(name)
         if builtin is not None:
             return builtin
-        if full not in seen:
-            seen.add(full)
+        if full not in visited:
+            visited.add(full)
             waiting.append(full)
         return name
     kind = str(schema.get("type", "any"))
     if kind == "array":
         keys = schema.get("x-kubernetes-list-map-keys", [])
         unique_by = keys[0] if len(keys) == 1 else ""
-        return f"[{unique_by}]" + _short(schema["items"], waiting, seen)
+        return f"[{unique_by}]" + _short(schema["items"], waiting, visited)
     if kind == "object" and "additionalProperties" in schema:
-        return "{}" + _short(schema["additionalProperties"], waiting, seen)
+        return "{}" + _short(schema["additionalProperties"], waiting, visited)
     return "any" if kind == "object" else kind
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The stored short form: ``kubernetes`` (a version) and ``types``."""
+    """Read the stored short form: ``kubernetes`` (a version) and ``types``."""
     text = (resources.files(__package__) / _FILE).read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -97,7 +97,7 @@ def document() -> dict[str, Any]:
 
 @cache
 def pod_template() -> Node:
-    """The tree of a PodTemplateSpec."""
+    """Build the tree of a PodTemplateSpec."""
     types = document()["types"]
     built: dict[str, Node] = {}
 
@@ -106,12 +106,12 @@ def pod_template() -> Node:
             unique_by, _, inner = short[1:].partition("]")
             return Node(
                 "array",
-                each=build(inner, place),
+                items=build(inner, place),
                 unique_by=unique_by or None,
                 secret=place in _SECRET,
             )
         if short.startswith("{}"):
-            return Node("object", each=build(short[2:], place))
+            return Node("object", items=build(short[2:], place))
         if short not in types:
             return Node(short, enum=_ENUMS.get(place, ()), secret=place in _SECRET)
         if short not in built:

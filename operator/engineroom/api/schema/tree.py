@@ -1,8 +1,8 @@
 """Schemas as trees, and the walk that compares a document with one.
 
-Two documents use it: a WorkerPool's spec (the tree comes from the pydantic models, as the CRD does)
-and the pod template inside it (the tree comes from Kubernetes' own OpenAPI document). Both so give
-messages of one kind: the field's path, what is wrong, what to write instead.
+The tree of a kind's spec comes from the pydantic models, as the CRD does; the tree of a pod
+template comes from Kubernetes' own OpenAPI document. Both give problems of one form: the field's
+path, what is wrong, what to write instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engineroom.core.validation.paths import child, nearest, quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: No more problems than this are told at once: a document of rubbish must not make a book.
+#: Longest list of problems, so that a broken document does not fill pages.
 MAX_PROBLEMS = 40
 
 _TYPE_NAMES = {
@@ -32,7 +32,7 @@ _TYPE_NAMES = {
     "int-or-string": "a whole number or a string",
 }
 
-#: The class that a value of a type nearly always has; the rest is looked at more closely.
+#: The usual Python class of a type's values; other values are examined further.
 _USUAL = {
     "object": dict,
     "array": list,
@@ -43,40 +43,40 @@ _USUAL = {
     "int-or-string": str,
 }
 
-#: What a pattern of the models asks for, in words, and an example.
+#: By pattern: what it asks for in words, and the fix.
 _PATTERNS: dict[str, tuple[str, str]] = {}
 
 
 def describe_pattern(pattern: str, name: str, fix: str) -> None:
-    """Let a breach of ``pattern`` be told as "is not <name>; <fix>"."""
+    """Register the words for a value that breaks ``pattern``: "is not <name>; <fix>"."""
     _PATTERNS[pattern] = (name, fix)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What may stand at one place; ``type`` is a key of ``_TYPE_NAMES`` or ``any``."""
+    """The schema of one value; ``type`` is a key of ``_TYPE_NAMES`` or ``any``."""
 
     type: str
     description: str = ""
-    #: Known fields of an object; None where any are let through.
+    #: The fields of an object; None where all are accepted.
     fields: Mapping[str, Node] | None = None
     required: tuple[str, ...] = ()
-    #: What each value of a free map, or each item of a list, must be.
-    each: Node | None = None
+    #: The schema of the values of a free map or the items of a list.
+    items: Node | None = None
     enum: tuple[str, ...] = ()
     minimum: int | None = None
     maximum: int | None = None
     min_length: int | None = None
     max_length: int | None = None
     pattern: str | None = None
-    #: The field that tells the list's items apart.
+    #: The field that identifies an item of a list.
     unique_by: str | None = None
-    #: Values are never shown: they may be secrets.
+    #: Values are never quoted: they may be secrets.
     secret: bool = False
     _compiled: list[re.Pattern[str]] = field(default_factory=list, compare=False, repr=False)
 
     def matches(self, value: str) -> bool:
-        """Whether the whole of ``value`` is what the pattern says."""
+        """Return whether the whole of ``value`` matches the pattern."""
         if self.pattern is None:
             return True
         if not self._compiled:
@@ -85,7 +85,7 @@ class Node:
 
 
 def kind_of(value: object) -> str:
-    """The value's JSON type, in words."""
+    """Return the value's JSON type in words."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -104,7 +104,7 @@ def kind_of(value: object) -> str:
 
 
 def check(node: Node, value: Any, path: str) -> Iterator[Problem]:
-    """Every difference between ``value`` and ``node``, in the document's order."""
+    """Yield every difference between ``value`` and ``node``, in the document's order."""
     if node.type == "any":
         return
     wrong = _wrong_type(node, value, path)
@@ -139,7 +139,7 @@ def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
     expected = _TYPE_NAMES[node.type]
     problem = f"is {kind_of(value)}, not {expected}"
     if not isinstance(value, dict | list) and value is not None:
-        problem = f"{_told(node, value)} {problem}"
+        problem = f"{_display(node, value)} {problem}"
     if value is False and "Off" in node.enum:
         return Problem(path, "Off without quotes is read as false", 'write "Off", in quotes')
     if node.type == "string" and isinstance(value, int | float):
@@ -180,32 +180,34 @@ def _check_object(node: Node, value: dict[Any, Any], path: str) -> Iterator[Prob
         if not isinstance(key, str):
             yield Problem(path, f"the key {quoted(key)} is no string", "put the key in quotes")
             continue
-        known = node.fields.get(key) if node.fields is not None else None
-        if known is None and node.fields is not None and node.each is None:
+        inner = node.fields.get(key) if node.fields is not None else None
+        if inner is None and node.fields is not None and node.items is None:
             yield unknown_field(node, key, path)
         elif item is None:
             continue  # the API server drops nulls before it validates
-        elif known is not None:
-            yield from check(known, item, child(path, key))
-        elif node.each is not None:
-            yield from check(node.each, item, child(path, key))
+        elif inner is not None:
+            yield from check(inner, item, child(path, key))
+        elif node.items is not None:
+            yield from check(node.items, item, child(path, key))
     if node.max_length is not None and len(value) > node.max_length:
         yield Problem(path, f"has {len(value)} entries", f"keep at most {node.max_length} of them")
     for name in node.required:
         if value.get(name) is None:
             described = (node.fields or {}).get(name)
-            meant = described.description.rstrip(".") if described is not None else ""
-            yield Problem(child(path, name), "is missing", f"add it{': ' if meant else ''}{meant}")
+            description = described.description.rstrip(".") if described is not None else ""
+            yield Problem(
+                child(path, name), "is missing", f"add it{': ' if description else ''}{description}"
+            )
 
 
 def unknown_field(node: Node, key: str, path: str) -> Problem:
-    """The problem of a field that the schema does not know, with its probable spelling."""
-    known = node.fields or {}
-    guess = nearest(key, known)
+    """Return the problem of a field that is not in the schema, with its probable spelling."""
+    fields = node.fields or {}
+    guess = nearest(key, fields)
     if guess is not None:
         fix = f"did you mean {guess}?"
-    elif len(known) <= 20:
-        fix = f"remove it; the fields here are {', '.join(sorted(known))}"
+    elif len(fields) <= 20:
+        fix = f"remove it; the fields here are {', '.join(sorted(fields))}"
     else:
         fix = "remove it"
     return Problem(child(path, key), "is not a known field", fix)
@@ -217,22 +219,22 @@ def _check_list(node: Node, value: list[Any], path: str) -> Iterator[Problem]:
     if node.max_length is not None and len(value) > node.max_length:
         yield Problem(path, f"has {len(value)} items", f"keep at most {node.max_length} of them")
         return
-    seen: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for index, item in enumerate(value):
-        if node.each is not None:
-            yield from check(node.each, item, f"{path}[{index}]")
+        if node.items is not None:
+            yield from check(node.items, item, f"{path}[{index}]")
         if node.unique_by is None or not isinstance(item, dict):
             continue
         name = item.get(node.unique_by)
         if not isinstance(name, str):
             continue
-        if name in seen:
+        if name in indices:
             yield Problem(
                 f"{path}[{index}].{node.unique_by}",
-                f"{quoted(name)} is already the {node.unique_by} of {path}[{seen[name]}]",
+                f"{quoted(name)} is already the {node.unique_by} of {path}[{indices[name]}]",
                 f"give each item a {node.unique_by} of its own",
             )
-        seen.setdefault(name, index)
+        indices.setdefault(name, index)
 
 
 def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
@@ -240,7 +242,7 @@ def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
         guess = nearest(value, node.enum)
         one_of = ", ".join(node.enum)
         fix = f"did you mean {guess}?" if guess else f"write one of {one_of}"
-        yield Problem(path, f"{_told(node, value)} is not one of {one_of}", fix)
+        yield Problem(path, f"{_display(node, value)} is not one of {one_of}", fix)
     elif node.min_length is not None and len(value) < node.min_length:
         yield Problem(path, "is empty", f"write it: {node.description.rstrip('.')}")
     elif node.max_length is not None and len(value) > node.max_length:
@@ -249,10 +251,10 @@ def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
         name, fix = _PATTERNS.get(
             node.pattern or "", ("allowed here", f"write what matches {node.pattern}")
         )
-        yield Problem(path, f"{_told(node, value)} is not {name}", fix)
+        yield Problem(path, f"{_display(node, value)} is not {name}", fix)
 
 
-def _told(node: Node, value: object) -> str:
+def _display(node: Node, value: object) -> str:
     return "the value" if node.secret else quoted(value)
 
 

@@ -1,4 +1,4 @@
-"""Schedules that a WorkerPool declares: when which job is put on one of its queues."""
+"""Job schedules of a WorkerPool: which job is enqueued when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ANY: Any = {"x-kubernetes-preserve-unknown-fields": True}
 
 
 class Missed(StrEnum):
-    """What becomes of ticks that could not run in time."""
+    """Policy for ticks that could not run in time."""
 
     SKIP = "Skip"
     RUN_ONCE = "RunOnce"
@@ -25,7 +25,7 @@ class Missed(StrEnum):
 
 
 class JobRetry(Model):
-    """How often a job that raised is tried again."""
+    """Retries of a job that raised."""
 
     max: int = Field(ge=1, le=100, description="Tries after the first.")
     intervals: list[Duration] = Field(
@@ -107,7 +107,7 @@ class JobSchedule(Model):
 
 
 class JobScheduleStatus(Model):
-    """What one schedule did and will do."""
+    """Last and next tick of one schedule."""
 
     name: str = Field(description="Name of the schedule.")
     last_time: str | None = Field(

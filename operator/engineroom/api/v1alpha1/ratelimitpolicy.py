@@ -1,4 +1,4 @@
-"""RateLimitPolicy: who may do how much, in the application and in front of it.
+"""RateLimitPolicy: limits of requests, in the application and in front of it.
 
 The descriptions are what ``kubectl explain`` shows; the CRD is generated from this module.
 """
@@ -16,13 +16,13 @@ from engineroom.api.v1alpha1.workerpool import (  # noqa: TC001 - pydantic reads
     RedisConnection,
 )
 
-#: What is written as ``type: map`` by the field that tells items apart.
+#: A list whose items are identified by their name.
 _BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 
 class TargetKind(StrEnum):
-    """What a policy may be attached to."""
+    """Kinds of objects that a policy can be attached to."""
 
     GATEWAY = "Gateway"
     HTTP_ROUTE = "HTTPRoute"
@@ -42,7 +42,7 @@ GROUPS = {
 
 
 class SourceKind(StrEnum):
-    """Parts of a request by which it can be counted or told apart."""
+    """Parts of a request that keys and conditions can use."""
 
     HEADER = "Header"
     QUERY = "Query"
@@ -58,7 +58,7 @@ class SourceKind(StrEnum):
 
 
 class Algorithm(StrEnum):
-    """How a limit counts."""
+    """Algorithm of a limit."""
 
     TOKEN_BUCKET = "TokenBucket"  # noqa: S105 # nosec B105 - no password
     SLIDING_WINDOW = "SlidingWindow"
@@ -66,7 +66,7 @@ class Algorithm(StrEnum):
 
 
 class MissingKey(StrEnum):
-    """What a request is that lacks a part of the key."""
+    """Treatment of a request that lacks a part of the key."""
 
     SKIP = "Skip"
     SHARED = "Shared"
@@ -74,14 +74,14 @@ class MissingKey(StrEnum):
 
 
 class LimitMode(StrEnum):
-    """What a limit does when it is reached."""
+    """Effect of a limit that is reached."""
 
     ENFORCE = "Enforce"
     SHADOW = "Shadow"
 
 
 class ConditionOperator(StrEnum):
-    """How a condition compares."""
+    """Comparison of a condition."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -92,14 +92,14 @@ class ConditionOperator(StrEnum):
 
 
 class DistributionMode(StrEnum):
-    """Who may admit a request."""
+    """Place where requests are admitted: in Redis, or ahead by leases."""
 
     STRICT = "Strict"
     LEASED = "Leased"
 
 
 class FailureMode(StrEnum):
-    """What happens when Redis does not decide in time."""
+    """Treatment of requests while Redis does not decide in time."""
 
     OPEN = "Open"
     CLOSED = "Closed"
@@ -107,7 +107,7 @@ class FailureMode(StrEnum):
 
 
 class HeaderStyle(StrEnum):
-    """In which headers an answer says what is left."""
+    """Headers of a response that give limit and remaining requests."""
 
     NONE = "None"
     DRAFT = "Draft"
@@ -136,7 +136,7 @@ class TargetRef(Model):
 
 
 class Selector(Model):
-    """Applications that enforce the policy themselves, by the labels that they give."""
+    """Applications that enforce the policy themselves, selected by their labels."""
 
     match_labels: dict[str, str] = Field(
         min_length=1,
@@ -146,7 +146,7 @@ class Selector(Model):
 
 
 class Rate(Model):
-    """So many requests in each period."""
+    """A number of requests in each period."""
 
     requests: int = Field(ge=1, le=1_000_000_000, description="Requests in each period.")
     period: Duration = Field(
@@ -183,7 +183,7 @@ class Source(Model):
 
 
 class Match(Source):
-    """A part of a request, and what it has to be."""
+    """A condition on a part of a request."""
 
     operator: ConditionOperator = Field(
         default=ConditionOperator.IN,
@@ -198,7 +198,7 @@ class Match(Source):
 
 
 class Tier(Model):
-    """Another rate for some requests; what they consume is counted apart."""
+    """Another rate for some requests, which are counted separately."""
 
     name: str = Field(pattern=_NAME, min_length=1, max_length=63, description="Name of the tier.")
     match: list[Match] = Field(
@@ -220,7 +220,7 @@ class Exemption(Model):
 
 
 class ResponseCost(Model):
-    """What the application says of its own answer."""
+    """Cost that the application reports in its response."""
 
     header: str = Field(
         min_length=1,
@@ -231,7 +231,7 @@ class ResponseCost(Model):
 
 
 class Cost(Model):
-    """What a request takes."""
+    """Tokens that a request takes."""
 
     request: int = Field(
         default=1, ge=1, le=1_000_000_000, description="Tokens taken before it is admitted."
@@ -243,7 +243,7 @@ class Cost(Model):
 
 
 class Limit(Model):
-    """One limit; a request is admitted by all of a policy's limits or consumes nothing."""
+    """One limit. A request that one limit of a policy refuses takes tokens from none of them."""
 
     name: str = Field(pattern=_NAME, min_length=1, max_length=63, description="Name of the limit.")
     rate: Rate = Field(description="How many requests in which time.")
@@ -291,7 +291,7 @@ class Limit(Model):
 
 
 class Distribution(Model):
-    """Whether enforcers take tokens ahead."""
+    """Leases of tokens that enforcers take ahead."""
 
     mode: DistributionMode = Field(
         default=DistributionMode.STRICT,
@@ -311,7 +311,7 @@ class Distribution(Model):
 
 
 class Breaker(Model):
-    """When Redis is left alone for a while."""
+    """Circuit breaker of the connection to Redis."""
 
     failures: int = Field(
         default=5, ge=1, le=1000, description="Failures in a row until it is left alone."
@@ -322,7 +322,7 @@ class Breaker(Model):
 
 
 class Failure(Model):
-    """What happens when Redis does not decide in time."""
+    """Behaviour while Redis does not decide in time."""
 
     mode: FailureMode = Field(
         default=FailureMode.LOCAL,
@@ -335,7 +335,7 @@ class Failure(Model):
 
 
 class Response(Model):
-    """What is answered."""
+    """Status and headers of responses."""
 
     status: int = Field(default=429, ge=400, le=599, description="HTTP status of a refusal.")
     headers: HeaderStyle = Field(
@@ -345,7 +345,7 @@ class Response(Model):
 
 
 class RateLimitPolicySpec(Model):
-    """Who may do how much, and where that is enforced."""
+    """Limits, and the places that enforce them."""
 
     target_refs: list[TargetRef] = Field(
         default_factory=list,
@@ -387,7 +387,7 @@ class AncestorRef(Model):
 
 
 class Ancestor(Model):
-    """What became of the policy at one target."""
+    """Conditions of the policy at one target."""
 
     ancestor_ref: AncestorRef = Field(description="The target.")
     controller_name: str = Field(description="Who says so: engineroom.dev/controller.")
@@ -399,7 +399,7 @@ class Ancestor(Model):
 
 
 class Enforcers(Model):
-    """Who enforces the policy."""
+    """Counts of the processes that enforce the policy."""
 
     ready: int = Field(default=0, description="Enforcers that acknowledged this very content.")
     total: int = Field(
@@ -422,7 +422,7 @@ class Enforcers(Model):
 
 
 class RateLimitPolicyStatus(Model):
-    """Whether the policy holds."""
+    """State of the policy: targets, enforcers and conditions."""
 
     observed_generation: int = Field(
         default=0,
@@ -444,15 +444,13 @@ class RateLimitPolicyStatus(Model):
 
 
 class RateLimitPolicy(Model):
-    """Who may do how much: limits that hold across every replica, in the application and in front
-    of it.
-    """
+    """Limits of requests that hold across every replica, in the application and in front of it."""
 
     api_version: Annotated[str, Field(pattern=r"^engineroom\.dev/v1alpha1$")]
     kind: Annotated[str, Field(pattern=r"^RateLimitPolicy$")]
     metadata: dict[str, Any] = Field(json_schema_extra={"type": "object"})
-    spec: RateLimitPolicySpec = Field(description="Who may do how much.")
-    status: dict[str, Any] | None = Field(default=None, description="Whether the policy holds.")
+    spec: RateLimitPolicySpec = Field(description="Limits, and the places that enforce them.")
+    status: dict[str, Any] | None = Field(default=None, description="State of the policy.")
 
     @property
     def name(self) -> str:

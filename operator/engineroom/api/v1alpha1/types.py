@@ -40,7 +40,7 @@ class Duration(str):
 
 
 def read_duration(value: object) -> float | None:
-    """The seconds of a duration as it stands in a document; None for what is none."""
+    """Read a duration from a document: its seconds, or None for anything else."""
     if not isinstance(value, str) or len(value) > 32 or not re.fullmatch(DURATION_PATTERN, value):
         return None
     return Duration(value).seconds

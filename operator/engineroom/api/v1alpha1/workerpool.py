@@ -18,7 +18,7 @@ from engineroom.api.v1alpha1.types import Duration, Model, ObjectName, SecretKey
 
 
 class DequeueStrategy(StrEnum):
-    """In which order a worker looks at its queues."""
+    """Order in which a worker reads its queues."""
 
     PRIORITY = "Priority"
     ROUND_ROBIN = "RoundRobin"
@@ -26,7 +26,7 @@ class DequeueStrategy(StrEnum):
 
 
 class Pause(StrEnum):
-    """Which direction of scaling is held."""
+    """Direction of scaling that is paused."""
 
     NONE = "None"
     ALL = "All"
@@ -35,14 +35,14 @@ class Pause(StrEnum):
 
 
 class OnDeadline(StrEnum):
-    """What becomes of a job that outlives ``drain.maxJobDuration``."""
+    """Treatment of a job that runs longer than ``drain.maxJobDuration``."""
 
     REQUEUE = "Requeue"
     FAIL = "Fail"
 
 
 class RequeueOrphans(StrEnum):
-    """What becomes of a job whose worker died under it."""
+    """Treatment of a job whose worker died while it ran."""
 
     FOLLOW_RETRY = "FollowRetry"
     ALWAYS = "Always"
@@ -50,7 +50,7 @@ class RequeueOrphans(StrEnum):
 
 
 class RightSizingMode(StrEnum):
-    """What is done with the recommended resources."""
+    """Use of the recommended resources."""
 
     OFF = "Off"
     RECOMMEND = "Recommend"
@@ -58,14 +58,14 @@ class RightSizingMode(StrEnum):
 
 
 class MetricOutageMode(StrEnum):
-    """What the size is while Redis cannot be measured."""
+    """Size of the pool while Redis cannot be measured."""
 
     KEEP_REPLICAS = "KeepReplicas"
     FALLBACK = "Fallback"
 
 
 class RedisTLS(Model):
-    """TLS towards Redis, for ``rediss://`` URLs."""
+    """TLS of the connection to Redis, for ``rediss://`` URLs."""
 
     ca_secret_ref: SecretKeyRef | None = Field(
         default=None, description="CA bundle (PEM) that signs Redis' certificate."
@@ -76,7 +76,7 @@ class RedisTLS(Model):
 
 
 class RedisConnection(Model):
-    """Where the queues live. Absent: the Redis that the chart installed."""
+    """Redis that holds the queues. Absent: the Redis of the chart."""
 
     url_secret_ref: SecretKeyRef = Field(
         description="Secret key holding the URL: redis://, rediss:// or unix://, with credentials."
@@ -106,7 +106,7 @@ class Queue(Model):
 
 
 class ScaleDown(Model):
-    """How fast the pool shrinks."""
+    """Limits of how fast the pool shrinks."""
 
     stabilization_window: Duration = Field(
         default=Duration("2m"),
@@ -124,7 +124,7 @@ class Schedule(Model):
         min_length=1,
         max_length=63,
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        description="Name of the schedule, shown in status.decision.",
+        description="Name of the schedule, quoted in status.decision.",
     )
     cron: str = Field(
         min_length=1, max_length=100, description="Five-field cron line of the peak's start."
@@ -170,7 +170,7 @@ class Autoscaling(Model):
 
 
 class Drain(Model):
-    """How a worker leaves."""
+    """Drain of a worker before its pod is deleted."""
 
     max_job_duration: Duration = Field(
         default=Duration("1h"),
@@ -183,7 +183,7 @@ class Drain(Model):
 
 
 class Recovery(Model):
-    """What happens to a job whose worker died."""
+    """Recovery of jobs whose worker died."""
 
     requeue_orphans: RequeueOrphans = Field(
         default=RequeueOrphans.FOLLOW_RETRY,
@@ -201,7 +201,7 @@ class Recovery(Model):
 
 
 class DeadLetter(Model):
-    """How long failed jobs are kept."""
+    """Retention of failed jobs."""
 
     ttl: Duration = Field(default=Duration("30d"), description="Failed jobs are kept this long.")
     max_jobs: int | None = Field(
@@ -213,7 +213,7 @@ class DeadLetter(Model):
 
 
 class RightSizing(Model):
-    """Requests and limits from what the workers really use."""
+    """Requests and limits derived from the workers' measured use."""
 
     mode: RightSizingMode = Field(
         default=RightSizingMode.RECOMMEND,
@@ -244,10 +244,10 @@ class MetricOutage(Model):
 
 
 class WorkerPoolSpec(Model):
-    """What the pool should be."""
+    """Desired state of a WorkerPool."""
 
     redis: RedisConnection | None = Field(
-        default=None, description="Where the queues live. Absent: the chart's own Redis."
+        default=None, description="Redis that holds the queues. Absent: the chart's own Redis."
     )
     queues: list[Queue] = Field(
         min_length=1,
@@ -296,7 +296,7 @@ class WorkerPoolSpec(Model):
 
 
 class QueueStatus(Model):
-    """What one queue looked like at the last change of status."""
+    """One queue at the time of the last status."""
 
     name: str = Field(description="Name of the queue.")
     depth: int = Field(default=0, description="Jobs waiting.")
@@ -321,7 +321,7 @@ class Condition(Model):
 
 
 class WorkerPoolStatus(Model):
-    """What the pool is, and why."""
+    """Observed state of a WorkerPool."""
 
     observed_generation: int = Field(
         default=0,
@@ -377,8 +377,8 @@ class WorkerPool(Model):
     api_version: Annotated[str, Field(pattern=r"^engineroom\.dev/v1alpha1$")]
     kind: Annotated[str, Field(pattern=r"^WorkerPool$")]
     metadata: dict[str, Any] = Field(json_schema_extra={"type": "object"})
-    spec: WorkerPoolSpec = Field(description="What the pool should be.")
-    status: dict[str, Any] | None = Field(default=None, description="What the pool is, and why.")
+    spec: WorkerPoolSpec = Field(description="Desired state of the pool.")
+    status: dict[str, Any] | None = Field(default=None, description="Observed state of the pool.")
 
     @property
     def name(self) -> ObjectName:
@@ -392,7 +392,7 @@ class WorkerPool(Model):
 
     @property
     def fixed_replicas(self) -> int | None:
-        """The size that a person chose, 1 where they said nothing; None where it follows work."""
+        """The configured number of pods, 1 by default; None for an autoscaled pool."""
         if self.spec.autoscaling is not None:
             return None
         return 1 if self.spec.replicas is None else self.spec.replicas

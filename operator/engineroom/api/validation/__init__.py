@@ -7,8 +7,8 @@ One module a kind (``workerpool``, ``ratelimitpolicy``) adds the kind's rules to
 from engineroom.api.validation.common import (
     MAX_VALUES,
     RESTRICTED,
-    Context,
     Rules,
+    ValidationContext,
     check_registry,
     escalations,
     parse,
@@ -19,8 +19,8 @@ from engineroom.api.validation.common import (
 __all__ = [
     "MAX_VALUES",
     "RESTRICTED",
-    "Context",
     "Rules",
+    "ValidationContext",
     "check_registry",
     "escalations",
     "parse",

@@ -1,7 +1,7 @@
 """Validation of objects of every kind: the same for webhook, controller, command line and API.
 
 ``problems`` takes any JSON and never raises. The schema, made from the models, is checked exactly
-as the API server does; each kind adds ``Rules``. Values of environment variables are never shown.
+as the API server does; each kind adds ``Rules``. Values of environment variables are never quoted.
 """
 
 from __future__ import annotations
@@ -71,22 +71,24 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What validity depends on besides the object itself."""
+class ValidationContext:
+    """Facts besides the object that validity depends on."""
 
-    #: Level that the pool's namespace enforces; without a label it counts as restricted.
+    #: Pod Security level that the object's namespace enforces; restricted without a label.
     pod_security: Level = Level.RESTRICTED
 
 
-RESTRICTED = Context()
+RESTRICTED = ValidationContext()
 
 
-def parse(model: type[_Model], obj: Mapping[str, Any], context: Context = RESTRICTED) -> _Model:
+def parse(
+    model: type[_Model], obj: Mapping[str, Any], context: ValidationContext = RESTRICTED
+) -> _Model:
     """Read a valid object, defaults filled in. Raises InvalidSpecError with every problem."""
     bound = _unbounded(obj)
-    found = problems(obj, context) if bound is None else [bound]
-    if found:
-        raise InvalidSpecError(found)
+    invalid = problems(obj, context) if bound is None else [bound]
+    if invalid:
+        raise InvalidSpecError(invalid)
     cleaned = _without_nulls(obj)
     fields = {key: cleaned[key] for key in ("apiVersion", "kind", "metadata", "spec")}
     try:
@@ -97,7 +99,7 @@ def parse(model: type[_Model], obj: Mapping[str, Any], context: Context = RESTRI
         raise InvalidSpecError(_translated(error)) from error
 
 
-def problems(obj: Any, context: Context = RESTRICTED) -> list[Problem]:
+def problems(obj: Any, context: ValidationContext = RESTRICTED) -> list[Problem]:
     """List the problems of an object, in its own order; empty when it is valid.
 
     Takes any JSON and never raises. The list ends after MAX_PROBLEMS.
@@ -132,7 +134,7 @@ def check_registry(registry: Registry) -> None:
     """Check at start that each kind can be validated. Raises KindError.
 
     A kind whose schema has fields that look like references to pods or Secrets without declaring
-    them cannot be used: nobody would ask whether the author may write them.
+    them cannot be used: admission would not ask whether the author may write them.
     """
     for kind in registry:
         for name in (kind.model, kind.schema, kind.rules):
@@ -143,7 +145,7 @@ def check_registry(registry: Registry) -> None:
 
 
 def _unbounded(obj: object) -> Problem | None:
-    """The problem of a document too deep or too large to look at; walks without recursion."""
+    """Return the problem of a document too deep or too large to check. Needs no recursion."""
     waiting: list[tuple[Any, int]] = [(obj, 1)]
     count = 0
     while waiting:
@@ -159,7 +161,7 @@ def _unbounded(obj: object) -> Problem | None:
         elif isinstance(value, list):
             inside = value
         for inner in inside:
-            # Only what can hold more has to wait its turn.
+            # Only maps and lists have values inside.
             if inner.__class__ in _PLAIN:
                 count += 1
             else:
@@ -167,11 +169,11 @@ def _unbounded(obj: object) -> Problem | None:
     return None
 
 
-def _problems(obj: Any, context: Context) -> Iterator[Problem]:
+def _problems(obj: Any, context: ValidationContext) -> Iterator[Problem]:
     registry = kinds.registry()
     if not isinstance(obj, dict):
-        known = " or a ".join(kind.kind for kind in registry)
-        yield Problem("(document)", f"is {kind_of(obj)}, not an object", f"write a {known}")
+        titles = " or a ".join(kind.kind for kind in registry)
+        yield Problem("(document)", f"is {kind_of(obj)}, not an object", f"write a {titles}")
         return
     kind = registry.find(obj.get("kind"))
     yield from _identity(obj, kind)
@@ -193,7 +195,7 @@ def _top_level(obj: dict[str, Any], kind: Kind) -> Iterator[Problem]:
         yield Problem(child("", str(key)), "is not a known field", fix)
 
 
-def _spec(obj: dict[str, Any], kind: Kind, context: Context) -> Iterator[Problem]:
+def _spec(obj: dict[str, Any], kind: Kind, context: ValidationContext) -> Iterator[Problem]:
     rules: Rules = kind.rules.load()
     if obj.get("spec") is None:
         yield Problem("spec", "is missing", rules.missing_spec)
@@ -213,13 +215,13 @@ def _spec(obj: dict[str, Any], kind: Kind, context: Context) -> Iterator[Problem
 def _identity(obj: dict[str, Any], entry: Kind | None) -> Iterator[Problem]:
     version, kind = obj.get("apiVersion"), obj.get("kind")
     if version != API_VERSION:
-        told = "is missing" if version is None else f"{quoted(version)} is not known here"
-        yield Problem("apiVersion", told, f"write {API_VERSION}")
+        problem = "is missing" if version is None else f"{quoted(version)} is not known here"
+        yield Problem("apiVersion", problem, f"write {API_VERSION}")
     if entry is None:
-        known = [entry.kind for entry in kinds.registry()]
-        told = "is missing" if kind is None else f"{quoted(kind)} is not a kind of {GROUP}"
-        guess = nearest(kind, known) if isinstance(kind, str) else None
-        yield Problem("kind", told, f"write {guess or ' or '.join(known)}")
+        titles = [entry.kind for entry in kinds.registry()]
+        problem = "is missing" if kind is None else f"{quoted(kind)} is not a kind of {GROUP}"
+        guess = nearest(kind, titles) if isinstance(kind, str) else None
+        yield Problem("kind", problem, f"write {guess or ' or '.join(titles)}")
 
 
 def _object_metadata(metadata: object, max_name: int) -> Iterator[Problem]:
@@ -248,20 +250,20 @@ def _object_metadata(metadata: object, max_name: int) -> Iterator[Problem]:
             "write lower-case letters, digits and dashes, with a letter or digit at both ends",
         )
     for kind in ("labels", "annotations"):
-        given = metadata.get(kind)
-        if given is not None and not isinstance(given, dict):
-            yield Problem(f"metadata.{kind}", f"is {kind_of(given)}, not a map", "write a map")
+        value = metadata.get(kind)
+        if value is not None and not isinstance(value, dict):
+            yield Problem(f"metadata.{kind}", f"is {kind_of(value)}, not a map", "write a map")
 
 
 def _translated(error: ValidationError) -> list[Problem]:
-    """What pydantic finds and the schema did not: a net beneath it, in plainer words."""
-    found = []
+    """List what pydantic found and the schema did not, in plainer words."""
+    translated = []
     for detail in error.errors(include_url=False, include_input=False):
         path = ""
         for part in detail["loc"]:
             path = f"{path}[{part}]" if isinstance(part, int) else child(path, str(part))
-        found.append(Problem(path or "(document)", detail["msg"], "correct it"))
-    return found
+        translated.append(Problem(path or "(document)", detail["msg"], "correct it"))
+    return translated
 
 
 def _without_nulls(value: Any) -> Any:

@@ -218,4 +218,6 @@ def _is_free(node: dict[str, Any]) -> bool:
 
 
 def _is_below(path: str, declared: tuple[str, ...]) -> bool:
-    return any(path == one or path.startswith((f"{one}.", f"{one}[]")) for one in declared)
+    return any(
+        path == parent or path.startswith((f"{parent}.", f"{parent}[]")) for parent in declared
+    )

@@ -1,4 +1,4 @@
-"""What is wrong with ``spec.schedules``: one answer for webhook, controller and command line."""
+"""Rules of ``spec.schedules`` of a WorkerPool beyond the schema."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Arguments of one job, as JSON (bytes).
 MAX_ARGUMENTS = 8192
-#: As many schedules as the CRD allows; more are not looked at.
+#: The most schedules that the CRD allows; further ones are not checked.
 MAX_SCHEDULES = 64
 _WHEN = ("cron", "every", "at")
 
@@ -35,13 +35,13 @@ describe_pattern(
 
 def problems(spec: dict[str, Any]) -> Iterator[Problem]:
     """Yield each problem of the job schedules that the schema does not find."""
-    given = spec.get("schedules")
+    schedules = spec.get("schedules")
     queues = [
         queue["name"]
         for queue in as_list(spec.get("queues"))
         if isinstance(queue, dict) and isinstance(queue.get("name"), str)
     ]
-    for index, schedule in enumerate(as_list(given)[:MAX_SCHEDULES]):
+    for index, schedule in enumerate(as_list(schedules)[:MAX_SCHEDULES]):
         if isinstance(schedule, dict):
             path = f"spec.schedules[{index}]"
             yield from _when(schedule, path)
@@ -50,31 +50,31 @@ def problems(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _when(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
-    said = [word for word in _WHEN if schedule.get(word) is not None]
-    if not said:
+    times = [word for word in _WHEN if schedule.get(word) is not None]
+    if not times:
         yield Problem(path, "says no time", "add one of cron, every and at")
-    elif len(said) > 1:
+    elif len(times) > 1:
         yield Problem(
-            f"{path}.{said[1]}", f"is set beside {said[0]}", "keep one of cron, every and at"
+            f"{path}.{times[1]}", f"is set beside {times[0]}", "keep one of cron, every and at"
         )
     cron, zone, at = (schedule.get(word) for word in ("cron", "timeZone", "at"))
     if isinstance(cron, str) and 0 < len(cron) <= 100:
-        told = cron_problem(cron)
-        if told is not None:
-            yield Problem(f"{path}.cron", *told)
+        problem = cron_problem(cron)
+        if problem is not None:
+            yield Problem(f"{path}.cron", *problem)
     if isinstance(zone, str) and 0 < len(zone) <= 64:
-        told = zone_problem(zone)
-        if told is not None:
-            yield Problem(f"{path}.timeZone", *told)
-        elif said and "cron" not in said:
+        problem = zone_problem(zone)
+        if problem is not None:
+            yield Problem(f"{path}.timeZone", *problem)
+        elif times and "cron" not in times:
             yield Problem(
-                f"{path}.timeZone", f"is set beside {said[0]}", "remove it: only cron has a zone"
+                f"{path}.timeZone", f"is set beside {times[0]}", "remove it: only cron has a zone"
             )
     if isinstance(at, str) and len(at) <= 32:
         try:
             datetime.fromisoformat(at)
         except ValueError:
-            # What has another form is told by the schema.
+            # The schema reports other forms.
             if len(at) > 10 and at[:4].isdigit() and at[10] == "T":
                 yield Problem(
                     f"{path}.at", f"{quoted(at)} is no time that exists", "correct the day or hour"
@@ -90,13 +90,15 @@ def _lengths(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.every", f"{quoted(schedule['every'])} is longer than a year",
                       "write 365d or less")  # fmt: skip
     if jitter:
-        told = quoted(schedule["jitter"])
+        jitter_text = quoted(schedule["jitter"])
         if schedule.get("at") is not None:
             yield Problem(f"{path}.jitter", "is set beside at", "remove it")
         elif every is not None and jitter >= every:
-            yield Problem(f"{path}.jitter", f"{told} is not less than every", "write less")
+            yield Problem(f"{path}.jitter", f"{jitter_text} is not less than every", "write less")
         elif every is None and jitter > 3600:
-            yield Problem(f"{path}.jitter", f"{told} is longer than an hour", "write 1h or less")
+            yield Problem(
+                f"{path}.jitter", f"{jitter_text} is longer than an hour", "write 1h or less"
+            )
     retry = schedule.get("retry")
     waits = as_list(retry.get("intervals")) if isinstance(retry, dict) else []
     lengths = [("timeout", schedule.get("timeout"), 1), ("resultTTL", schedule.get("resultTTL"), 0)]
@@ -120,8 +122,8 @@ def _what(schedule: dict[str, Any], path: str, queues: list[str]) -> Iterator[Pr
         guess = nearest(queue, queues)
         fix = f"did you mean {guess}?" if guess else f"write one of {', '.join(queues[:10])}"
         yield Problem(f"{path}.queue", f"{quoted(queue)} is none of the pool's queues", fix)
-    said = [schedule.get("args") or [], schedule.get("kwargs") or {}]
-    size = len(json.dumps(said, default=str).encode())
+    arguments = [schedule.get("args") or [], schedule.get("kwargs") or {}]
+    size = len(json.dumps(arguments, default=str).encode())
     if size > MAX_ARGUMENTS:
         yield Problem(
             f"{path}.args",

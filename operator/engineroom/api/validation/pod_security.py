@@ -1,7 +1,7 @@
-"""What of a pod template goes beyond a Pod Security level: one table, no opinions of our own.
+"""Parts of a pod template that need more than Pod Security level restricted.
 
-The rules are those of the Pod Security Standards (restricted and baseline) as far as a template can
-break them; what a template leaves out the operator fills in so that it is restricted.
+The rules are those of the Pod Security Standards (restricted and baseline) that a template can
+break. The operator fills in what a template leaves out, so that it is restricted.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Level(IntEnum):
 
     @property
     def word(self) -> str:
-        """The level as it stands in a namespace's label."""
+        """The level as a namespace's label has it."""
         return self.name.lower()
 
     @classmethod
     def of(cls, labels: Any) -> Level:
-        """What a namespace with these labels enforces; restricted where they do not say."""
+        """Return the level that a namespace with these labels enforces; restricted by default."""
         word = labels.get(LABEL) if isinstance(labels, dict) else None
         return next((level for level in cls if level.word == word), cls.RESTRICTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Escalation:
-    """Something in a template that needs a level above restricted."""
+    """A field of a template that needs a level above restricted."""
 
     field: str
     problem: str
@@ -49,7 +49,7 @@ class Escalation:
     needs: Level
 
     def refused(self, level: Level) -> Problem:
-        """The problem that it is in a namespace of ``level``."""
+        """Return the problem of the field in a namespace of ``level``."""
         return Problem(
             self.field,
             f"{self.problem}, which Pod Security level {level.word} forbids",
@@ -57,7 +57,7 @@ class Escalation:
         )
 
 
-#: Capabilities that baseline lets a container add.
+#: Capabilities that a container may add at level baseline.
 _BASELINE_CAPABILITIES = frozenset(
     {
         "AUDIT_WRITE",
@@ -110,7 +110,7 @@ _RESTRICTED_VOLUMES = frozenset(
 
 
 def escalations(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
-    """What in a pod spec needs more than restricted; tolerates any JSON under ``spec``."""
+    """Yield the fields of a pod spec that need more than restricted; accepts any JSON."""
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(name) is True:
             yield Escalation(f"{path}.{name}", "is true", "remove it", Level.PRIVILEGED)
@@ -130,14 +130,14 @@ def _volumes(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
             if source == "name" or source in _RESTRICTED_VOLUMES or volume[source] is None:
                 continue
             needs = Level.PRIVILEGED if source == "hostPath" else Level.BASELINE
-            told = (
+            problem = (
                 "mounts a folder of the node"
                 if source == "hostPath"
                 else f"is a volume of kind {source}"
             )
             yield Escalation(
                 child(f"{path}.volumes[{index}]", str(source)),
-                told,
+                problem,
                 "use a persistentVolumeClaim or an emptyDir",
                 needs,
             )
@@ -187,7 +187,7 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
 
 
 def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
-    """What pod and container security contexts have in common."""
+    """Check the fields that pod and container security contexts share."""
     if security.get("runAsUser") == 0 and not isinstance(security.get("runAsUser"), bool):
         fix = "write the number of another user, or remove it"
         yield Escalation(f"{path}.runAsUser", "is 0 (root)", fix, Level.BASELINE)

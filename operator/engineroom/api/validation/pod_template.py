@@ -1,7 +1,7 @@
-"""Rules for ``spec.template``: what Kubernetes would refuse, and what would break a promise.
+"""Rules of ``spec.template``: what Kubernetes would refuse, and what a pool cannot run.
 
-Everything here takes any JSON and never raises; types are told by the schema, so a value of a wrong
-type is passed over.
+Every function takes any JSON and never raises. The schema reports wrong types, so the rules ignore
+values of a wrong type.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engineroom.core.validation.paths import child, quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: A template is copied into every revision of the Deployment; larger ones are files, not pods.
+#: Kubernetes copies the template into every revision of the Deployment; files belong elsewhere.
 MAX_BYTES = 64 * 1024
 MAX_CONTAINERS = 32
 PATH = "spec.template"
@@ -31,7 +31,7 @@ SPEC = f"{PATH}.spec"
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[ -<>-~]+")
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh"})
-#: Fields of a pod template's metadata that say nothing there, or harm.
+#: Fields of a pod template's metadata that have no effect there, or a harmful one.
 _MEANINGLESS = frozenset(
     {"name", "namespace", "generateName", "ownerReferences", "finalizers", "uid"}
 )
@@ -53,7 +53,7 @@ def problems(template: dict[str, Any], max_job_duration: float | None) -> Iterat
 
 
 def _structure(template: dict[str, Any]) -> Iterator[Problem]:
-    """Unknown fields, wrong types and missing fields, by Kubernetes' own schema."""
+    """Check fields and types against Kubernetes' own schema."""
     node = pod_template()
     pod = (node.fields or {})["spec"].fields or {}
     misplaced = [key for key in template if isinstance(key, str) and key in pod]
@@ -72,10 +72,10 @@ def _metadata(metadata: dict[str, Any]) -> Iterator[Problem]:
         if key in _MEANINGLESS:
             yield Problem(child(path, key), "has no meaning in a pod template", "remove it")
     for kind in ("labels", "annotations"):
-        given: dict[Any, Any] = as_map(metadata.get(kind))
-        for key, value in given.items():
+        entries: dict[Any, Any] = as_map(metadata.get(kind))
+        for key, value in entries.items():
             if not isinstance(key, str):
-                continue  # told by the schema
+                continue  # the schema reports it
             field = child(f"{path}.{kind}", key)
             if not names.is_key(key):
                 yield Problem(
@@ -124,7 +124,7 @@ def _pod(spec: dict[str, Any], max_job_duration: float | None) -> Iterator[Probl
     if spec.get("schedulingGates"):
         yield Problem(
             f"{SPEC}.schedulingGates",
-            "would hold every worker back until somebody lifts it",
+            "would hold back every worker until the gate is removed",
             "remove it",
         )
     grace = spec.get("terminationGracePeriodSeconds")
@@ -154,7 +154,7 @@ def _containers(spec: dict[str, Any]) -> Iterator[Problem]:
             f"{SPEC}.containers", "is empty", "add the application's container, with its image"
         )
     worker = worker_container(containers) if isinstance(containers, list) else None
-    seen: dict[str, str] = {}
+    places: dict[str, str] = {}
     for group in ("containers", "initContainers"):
         listed = spec.get(group)
         if not isinstance(listed, list):
@@ -169,8 +169,8 @@ def _containers(spec: dict[str, Any]) -> Iterator[Problem]:
         for index, container in enumerate(listed):
             path = f"{SPEC}.{group}[{index}]"
             if not isinstance(container, dict):
-                continue  # told by the schema
-            yield from _container_name(container, path, seen, own_group=group)
+                continue  # the schema reports it
+            yield from _container_name(container, path, places, own_group=group)
             yield from _container(container, path)
             if group == "containers" and index == worker:
                 yield from _worker(container, path)
@@ -179,7 +179,7 @@ def _containers(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def worker_container(containers: list[Any]) -> int | None:
-    """Index of the container that runs the workers: the one named ``worker``, else the first."""
+    """Return the index of the workers' container: named ``worker``, else the first."""
     for index, container in enumerate(containers):
         if isinstance(container, dict) and container.get("name") == "worker":
             return index
@@ -187,7 +187,7 @@ def worker_container(containers: list[Any]) -> int | None:
 
 
 def _container_name(
-    container: dict[str, Any], path: str, seen: dict[str, str], *, own_group: str
+    container: dict[str, Any], path: str, places: dict[str, str], *, own_group: str
 ) -> Iterator[Problem]:
     name = container.get("name")
     if not isinstance(name, str):
@@ -202,12 +202,12 @@ def _container_name(
         yield Problem(
             f"{path}.name", f"{quoted(name)} is Engineroom's own container", "choose another name"
         )
-    # Within one list the schema has told it already.
-    if name in seen and not seen[name].startswith(f"{SPEC}.{own_group}["):
+    # The schema reports duplicates within one list.
+    if name in places and not places[name].startswith(f"{SPEC}.{own_group}["):
         yield Problem(
-            f"{path}.name", f"{quoted(name)} is already the name of {seen[name]}", "choose another"
+            f"{path}.name", f"{quoted(name)} is already the name of {places[name]}", "choose another"
         )
-    seen.setdefault(name, path)
+    places.setdefault(name, path)
 
 
 def _container(container: dict[str, Any], path: str) -> Iterator[Problem]:
@@ -299,7 +299,7 @@ def _resources(container: dict[str, Any], path: str) -> Iterator[Problem]:
 
 
 def _worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
-    """What the container that runs the workers must not say."""
+    """Check the fields that the workers' container must not set."""
     if container.get("args"):
         yield Problem(
             f"{path}.args",
@@ -345,14 +345,14 @@ def _beside_worker(container: dict[str, Any], path: str) -> Iterator[Problem]:
 
 
 def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
-    known: set[str] = set()
+    names_in_use: set[str] = set()
     for index, volume in enumerate(as_list(spec.get("volumes"))):
         if not isinstance(volume, dict):
             continue
         name = volume.get("name")
         where = f"{SPEC}.volumes[{index}]"
         if isinstance(name, str):
-            known.add(name)
+            names_in_use.add(name)
             if not names.DNS_LABEL.fullmatch(name):
                 yield Problem(
                     f"{where}.name",
@@ -376,7 +376,7 @@ def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
         for index, container in enumerate(as_list(spec.get(group))):
             for number, mount in enumerate(as_list(as_map(container).get("volumeMounts"))):
                 name = as_map(mount).get("name")
-                if isinstance(name, str) and name not in known:
+                if isinstance(name, str) and name not in names_in_use:
                     yield Problem(
                         f"{SPEC}.{group}[{index}].volumeMounts[{number}].name",
                         f"{quoted(name)} is not among the volumes",
@@ -385,7 +385,7 @@ def _volumes(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def warnings(template: dict[str, Any]) -> Iterator[str]:
-    """What works, but is probably not meant."""
+    """Yield warnings: what works but is probably not meant."""
     metadata, spec = as_map(template.get("metadata")), as_map(template.get("spec"))
     for key in as_map(metadata.get("labels")):
         if key in names.SET_LABELS:

@@ -1,4 +1,4 @@
-"""What is wrong with a RateLimitPolicy's spec beyond its schema; see ``validation``."""
+"""Rules of RateLimitPolicy beyond its schema; see ``engineroom.api.validation``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MIN_PERIOD, MAX_PERIOD = 0.001, 366 * 86400.0
 _MAX_TIMEOUT, _MAX_LEASE_TTL = 10.0, 60.0
 _MICROSECONDS = 1_000_000
-#: What whoever sends a request chooses freely.
+#: Sources whose value the client chooses freely.
 _FREE = frozenset({"Header", "Query", "Cookie", "APIKey"})
 
 describe_pattern(
@@ -36,11 +36,11 @@ describe_pattern(
 
 
 def _problems(spec: dict[str, Any]) -> Iterator[Problem]:
-    """Every breach of a rule that the schema does not know, for a spec of any shape."""
+    """Yield each problem that the schema does not find, for a spec of any shape."""
     yield from _attachment(spec)
     leased = as_map(spec.get("distribution")).get("mode") == "Leased"
     fraction = _fraction(as_map(spec.get("distribution")).get("maxLeaseFraction", "0.1"))
-    # The schema says how many there may be; no more are walked.
+    # The schema bounds the number of limits; further ones are not checked.
     for index, limit in enumerate(as_list(spec.get("limits"))[:65]):
         if isinstance(limit, dict):
             yield from _limit(limit, f"spec.limits[{index}]", fraction if leased else None)
@@ -48,24 +48,26 @@ def _problems(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _warnings(spec: dict[str, Any]) -> Iterator[str]:
-    """What is allowed but probably not meant."""
+    """Yield warnings: what is allowed but probably not meant."""
     for index, limit in enumerate(as_list(spec.get("limits"))[:65]):
         path = f"spec.limits[{index}]"
         for number, exemption in enumerate(as_list(as_map(limit).get("exempt"))[:16]):
             sources = {
-                as_text(as_map(each).get("source"))
-                for each in as_list(as_map(exemption).get("match"))
+                as_text(as_map(condition).get("source"))
+                for condition in as_list(as_map(exemption).get("match"))
             }
             if sources and sources <= _FREE:
                 yield (
-                    f"{path}.exempt[{number}]: whoever sends a request chooses this, and so is not "
-                    "limited; match what the enforcer knows (ClientIP, Tenant, JWTClaim)"
+                    f"{path}.exempt[{number}]: a client chooses this freely, and so escapes the "
+                    "limit; match what the enforcer knows (ClientIP, Tenant, JWTClaim)"
                 )
-        key = {as_text(as_map(each).get("source")) for each in as_list(as_map(limit).get("key"))}
+        key = {
+            as_text(as_map(source).get("source")) for source in as_list(as_map(limit).get("key"))
+        }
         if key and key <= _FREE and as_map(limit).get("missingKey", "Shared") == "Skip":
             yield (
-                f"{path}.missingKey: Skip lets through whoever leaves the key out; write Shared or "
-                "Deny"
+                f"{path}.missingKey: Skip admits every client that leaves the key out; write "
+                "Shared or Deny"
             )
     if as_map(spec.get("failure")).get("mode") == "Open":
         yield "spec.failure.mode: Open admits everything while Redis does not answer"
@@ -83,7 +85,7 @@ def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
             "is empty, and there is no spec.selector",
             "write what the policy is attached to, or the labels of applications that enforce it",
         )
-    seen: dict[tuple[object, object, object], int] = {}
+    indices: dict[tuple[object, object, object], int] = {}
     for index, target in enumerate(targets[:17]):
         if not isinstance(target, dict):
             continue
@@ -92,13 +94,13 @@ def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
         if isinstance(kind, str) and kind in set(TargetKind):
             right = GROUPS[TargetKind(kind)]
             if isinstance(group, str) and group != right:
-                told = f"{quoted(group)} is not the group of {kind}"
+                problem = f"{quoted(group)} is not the group of {kind}"
                 fix = f"write {right}" if right else "write an empty string"
-                yield Problem(f"{path}.group", told, f"{fix}, or leave it out")
+                yield Problem(f"{path}.group", problem, f"{fix}, or leave it out")
         place = (str(kind), str(target.get("name")), str(target.get("sectionName")))
-        if place in seen:
-            yield Problem(path, f"is the same as spec.targetRefs[{seen[place]}]", "remove it")
-        seen.setdefault(place, index)
+        if place in indices:
+            yield Problem(path, f"is the same as spec.targetRefs[{indices[place]}]", "remove it")
+        indices.setdefault(place, index)
 
 
 def _limit(limit: dict[str, Any], path: str, leased: Fraction | None) -> Iterator[Problem]:
@@ -145,51 +147,32 @@ def _quantity(
     *,
     windowed: bool = False,
 ) -> Iterator[Problem]:
-    """Rate, burst and cost of a limit or a tier, against each other."""
+    """Check rate, burst and cost of a limit or a tier against each other."""
     rate = as_map(node.get("rate"))
     requests = as_integer(rate.get("requests"))
-    text = rate.get("period")
-    period = read_duration(text)
-    if period is not None and period < MIN_PERIOD:
-        told = f"{quoted(text)} is no time at all"
-        yield Problem(f"{path}.rate.period", told, "write 1ms or more, such as 1s")
-        period = None
-    elif period is not None and period > MAX_PERIOD:
-        told = f"{quoted(text)} is longer than 366 days"
-        yield Problem(f"{path}.rate.period", told, "write 366d or less")
-        period = None
+    period, problem = _period(rate.get("period"), f"{path}.rate.period")
+    if problem is not None:
+        yield problem
     if requests is None or requests < 1:
         return
     if period is not None and requests > round(period * _MICROSECONDS):
         yield Problem(
             f"{path}.rate",
-            f"{requests} in {text} is more than one a microsecond",
+            f"{requests} in {rate.get('period')} is more than one a microsecond",
             "ask for at most 1,000,000 a second",
         )
         return
-    burst = as_integer(node.get("burst", requests))
     if windowed and node.get("burst") is not None:
         yield Problem(
             f"{path}.burst", "a window has no burst of its own", "remove it, or use TokenBucket"
         )
         return
+    burst = as_integer(node.get("burst", requests))
     if burst is None or burst < 1:
         return
-    if cost is not None and cost > burst:
-        field = f"{path}.burst" if "burst" in node else f"{path}.rate.requests"
-        yield Problem(
-            field,
-            f"{burst} is below cost.request {cost}, so every request would be refused",
-            f"write at least {cost}",
-        )
-        return
-    if leased is not None and cost is not None and int(leased * burst) < cost:
-        yield Problem(
-            f"{path}.burst" if "burst" in node else f"{path}.rate.requests",
-            f"distribution.maxLeaseFraction of {burst} is less than one request",
-            "raise the burst or the fraction, or use distribution mode Strict",
-        )
-    if period is not None:
+    field = f"{path}.burst" if "burst" in node else f"{path}.rate.requests"
+    yield from _burst(burst, field, cost, leased)
+    if period is not None and (cost is None or cost <= burst):
         interval = -(-round(period * _MICROSECONDS) // requests)
         if burst * interval > MAX_PERIOD * _MICROSECONDS:
             yield Problem(
@@ -197,6 +180,35 @@ def _quantity(
                 f"{burst} would take more than 366 days to come back",
                 "write a smaller burst or a higher rate",
             )
+
+
+def _period(text: object, path: str) -> tuple[float | None, Problem | None]:
+    """Read a period: its seconds if it is valid, and the problem if it is out of range."""
+    period = read_duration(text)
+    if period is not None and period < MIN_PERIOD:
+        fix = "write 1ms or more, such as 1s"
+        return None, Problem(path, f"{quoted(text)} is no time at all", fix)
+    if period is not None and period > MAX_PERIOD:
+        return None, Problem(path, f"{quoted(text)} is longer than 366 days", "write 366d or less")
+    return period, None
+
+
+def _burst(burst: int, field: str, cost: int | None, leased: Fraction | None) -> Iterator[Problem]:
+    """Check that a bucket of this size admits a request; ``field`` is the field that sets it."""
+    if cost is None:
+        return
+    if cost > burst:
+        yield Problem(
+            field,
+            f"{burst} is below cost.request {cost}, so every request would be refused",
+            f"write at least {cost}",
+        )
+    elif leased is not None and int(leased * burst) < cost:
+        yield Problem(
+            field,
+            f"distribution.maxLeaseFraction of {burst} is less than one request",
+            "raise the burst or the fraction, or use distribution mode Strict",
+        )
 
 
 def _source(source: object, path: str) -> Iterator[Problem]:

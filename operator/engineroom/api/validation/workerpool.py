@@ -115,13 +115,13 @@ def _schedules(auto: dict[str, Any]) -> Iterator[Problem]:
             )
         cron = schedule.get("cron")
         if isinstance(cron, str) and 0 < len(cron) <= 100:
-            told = cron_problem(cron)
-            if told is not None:
-                yield Problem(f"{path}.cron", *told)
+            problem = cron_problem(cron)
+            if problem is not None:
+                yield Problem(f"{path}.cron", *problem)
         zone = schedule.get("timeZone")
-        told = zone_problem(zone) if isinstance(zone, str) and len(zone) <= 64 else None
-        if told is not None:
-            yield Problem(f"{path}.timeZone", *told)
+        problem = zone_problem(zone) if isinstance(zone, str) and len(zone) <= 64 else None
+        if problem is not None:
+            yield Problem(f"{path}.timeZone", *problem)
 
 
 def _outage(spec: dict[str, Any]) -> Iterator[Problem]:
@@ -149,7 +149,7 @@ def _outage(spec: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _right_sizing(sizing: dict[str, Any]) -> Iterator[Problem]:
-    known: dict[tuple[str, str], Any] = {}
+    quantities: dict[tuple[str, str], Any] = {}
     for bound in ("minAllowed", "maxAllowed"):
         path = f"spec.rightSizing.{bound}"
         for name, value in as_map(sizing.get(bound)).items():
@@ -160,7 +160,7 @@ def _right_sizing(sizing: dict[str, Any]) -> Iterator[Problem]:
                 yield Problem(field, "is not a resource that is sized", fix)
                 continue
             if isinstance(value, bool) or not isinstance(value, int | str):
-                continue  # told by the schema
+                continue  # the schema reports it
             try:
                 quantity = parse_quantity(value)
             except QuantityError:
@@ -175,9 +175,9 @@ def _right_sizing(sizing: dict[str, Any]) -> Iterator[Problem]:
                     field, f"{quoted(value)} is not more than zero", "write more than zero"
                 )
                 continue
-            known[bound, name] = (quantity, value)
+            quantities[bound, name] = (quantity, value)
     for name in _RESOURCES:
-        low, high = known.get(("minAllowed", name)), known.get(("maxAllowed", name))
+        low, high = quantities.get(("minAllowed", name)), quantities.get(("maxAllowed", name))
         if low is not None and high is not None and low[0] > high[0]:
             yield Problem(
                 f"spec.rightSizing.minAllowed.{name}",
@@ -226,9 +226,10 @@ def _warnings(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _restarts(containers: object) -> Iterator[str]:
-    """What InPlace leaves alone in the container that runs the workers."""
-    known = [as_map(c) for c in containers] if isinstance(containers, list) else []
-    worker = next((c for c in known if c.get("name") == "worker"), known[0] if known else {})
+    """Warn of resources in the workers' container that InPlace cannot change."""
+    listed = [as_map(container) for container in as_list(containers)]
+    index = pod_template.worker_container(listed)
+    worker = {} if index is None else listed[index]
     policies = worker.get("resizePolicy")
     for policy in policies if isinstance(policies, list) else ():
         if as_map(policy).get("restartPolicy") == "RestartContainer":
