@@ -351,8 +351,9 @@ async def test_author_cannot_reach_through_a_pool_what_pods_would_give(
     status, text = await kubectl(control_plane, *create, stdin=wants)
     assert status == 1
     assert (
-        "spec.template.spec.containers[0].env[0].valueFrom.secretKeyRef: only authors who may create "
-        f"pods in namespace {namespace} may set this, and ann may not; remove it or get that right"
+        "spec.template.spec.containers[0].env[0].valueFrom.secretKeyRef: only authors who may "
+        f"create pods in namespace {namespace} may set this, and ann may not; remove it or get "
+        "that right"
     ) in text
     assert (await kubectl(control_plane, *create, stdin=here(namespace)))[0] == 0
 

@@ -235,7 +235,7 @@ def _names(certificate: x509.Certificate) -> set[str]:
 def carry_out(
     step: RotationStep, now: datetime, secret: Stored | None, policy: RotationPolicy
 ) -> Stored:
-    """Return the Secret's content after ``step``. Generates keys: call it outside the event loop."""
+    """Return the Secret's content after ``step``. Generates keys: call it in a thread."""
     if step is RotationStep.CREATE or secret is None:
         authority = make_authority(now, policy)
         return Stored(authority, make_leaf(now, authority, policy), now)

@@ -186,7 +186,7 @@ class Bundles(Protocol):
 
 
 class RedisBundles:
-    """Objects in Redis, sealed because they are applied with our rights, for ``RETENTION`` seconds."""
+    """Objects in Redis for ``RETENTION`` seconds, sealed because our rights apply them."""
 
     def __init__(
         self,

@@ -52,11 +52,11 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def authority(api: Api, clock: FakeClock) -> ClusterAuthorizer:
+def authorizer(api: Api, clock: FakeClock) -> ClusterAuthorizer:
     return ClusterAuthorizer(cast("Client", api), clock)
 
 
-async def test_the_review_says_who_and_what(authority: ClusterAuthorizer, api: Api) -> None:
+async def test_the_review_says_who_and_what(authorizer: ClusterAuthorizer, api: Api) -> None:
     assert await authorizer.may_create_pods(ANN, "shop")
 
     assert api.asked == [
@@ -81,7 +81,7 @@ async def test_a_trusted_author_is_not_asked_about(api: Api, clock: FakeClock) -
     assert api.asked == []
 
 
-async def test_one_question_at_a_time(authority: ClusterAuthorizer, api: Api) -> None:
+async def test_one_question_at_a_time(authorizer: ClusterAuthorizer, api: Api) -> None:
     answers = await asyncio.gather(*(authorizer.may_create_pods(ANN, "shop") for _ in range(20)))
 
     assert all(answers)
@@ -89,7 +89,7 @@ async def test_one_question_at_a_time(authority: ClusterAuthorizer, api: Api) ->
 
 
 async def test_yes_is_kept_longer_than_no(
-    authority: ClusterAuthorizer, api: Api, clock: FakeClock
+    authorizer: ClusterAuthorizer, api: Api, clock: FakeClock
 ) -> None:
     await authorizer.may_create_pods(ANN, "shop")
     clock.advance(29)
@@ -113,7 +113,7 @@ async def test_yes_is_kept_longer_than_no(
     ],
 )
 async def test_answers_are_not_shared_between_authors(
-    authority: ClusterAuthorizer, api: Api, other: Author
+    authorizer: ClusterAuthorizer, api: Api, other: Author
 ) -> None:
     await authorizer.may_create_pods(ANN, "shop")
     api.allowed = False
@@ -122,7 +122,7 @@ async def test_answers_are_not_shared_between_authors(
     assert not await authorizer.may_create_pods(ANN, "elsewhere")
 
 
-async def test_failure_is_not_kept(authority: ClusterAuthorizer, api: Api) -> None:
+async def test_failure_is_not_kept(authorizer: ClusterAuthorizer, api: Api) -> None:
     api.broken = True
     with pytest.raises(Unreachable):
         await authorizer.may_create_pods(ANN, "shop")
@@ -143,7 +143,7 @@ async def test_failure_is_not_kept(authority: ClusterAuthorizer, api: Api) -> No
     ],
 )
 async def test_level_of_a_namespace(
-    authority: ClusterAuthorizer, api: Api, labels: dict[str, str] | None, level: Level
+    authorizer: ClusterAuthorizer, api: Api, labels: dict[str, str] | None, level: Level
 ) -> None:
     api.labels = labels
 

@@ -158,8 +158,8 @@ async def test_host_network_needs_an_author_who_may_create_pods() -> None:
         "code": 403,
         "reason": "Forbidden",
         "message": (
-            "spec.template.spec.hostNetwork: only authors who may create pods in namespace shop may "
-            "set this, and ann may not; remove it or get that right"
+            "spec.template.spec.hostNetwork: only authors who may create pods in namespace shop "
+            "may set this, and ann may not; remove it or get that right"
         ),
     }
     assert rights.asked == ["shop", ("ann", "shop")]
