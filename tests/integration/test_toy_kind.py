@@ -13,7 +13,7 @@ import yaml
 from engineroom.api import generate, kinds, rbac
 from engineroom.api.manifests import check
 from engineroom.api.schema.common import crd
-from engineroom.api.validation import Level
+from engineroom.api.validation.pod_security import Level
 from engineroom.core.errors import EngineroomError, InvalidSpecError
 from engineroom.kube.client.errors import ApiError
 from engineroom.kube.client.resources import CRDS, resource_of

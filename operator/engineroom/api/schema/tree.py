@@ -71,7 +71,7 @@ class Node:
     pattern: str | None = None
     #: The field that identifies an item of a list.
     unique_by: str | None = None
-    #: Values are never quoted: they may be secrets.
+    #: Values are never shown: they may be secrets.
     secret: bool = False
     _compiled: list[re.Pattern[str]] = field(default_factory=list, compare=False, repr=False)
 

@@ -124,7 +124,7 @@ class Schedule(Model):
         min_length=1,
         max_length=63,
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        description="Name of the schedule, quoted in status.decision.",
+        description="Name of the schedule, shown in status.decision.",
     )
     cron: str = Field(
         min_length=1, max_length=100, description="Five-field cron line of the peak's start."

@@ -1,7 +1,7 @@
 """Validation of objects of every kind: the same for webhook, controller, command line and API.
 
 ``problems`` takes any JSON and never raises. The schema, made from the models, is checked exactly
-as the API server does; each kind adds ``Rules``. Values of environment variables are never quoted.
+as the API server does; each kind adds ``Rules``. Values of environment variables are never shown.
 """
 
 from __future__ import annotations

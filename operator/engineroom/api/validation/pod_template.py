@@ -205,7 +205,9 @@ def _container_name(
     # The schema reports duplicates within one list.
     if name in places and not places[name].startswith(f"{SPEC}.{own_group}["):
         yield Problem(
-            f"{path}.name", f"{quoted(name)} is already the name of {places[name]}", "choose another"
+            f"{path}.name",
+            f"{quoted(name)} is already the name of {places[name]}",
+            "choose another",
         )
     places.setdefault(name, path)
 
