@@ -29,7 +29,7 @@ from engineroom.core.transactions.journal import EntryKind, JournalEntry
 from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.config import ApiConfig
-from engineroom.manifests.apply import KEPT, Planned, RedisBundles
+from engineroom.manifests.apply import RETENTION, Planned, RedisBundles
 from engineroom.manifests.errors import ManifestChangedError
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
@@ -332,7 +332,7 @@ async def test_ends_are_inside_the_seal(redis: Redis, clock: FakeClock, told: To
     clock.advance(1000)
     assert await people.find("https://idp.example#ada") is None
     assert await stored.accepted()
-    clock.advance(KEPT)
+    clock.advance(RETENTION)
     assert not await stored.accepted()
     assert told.names == []
 
