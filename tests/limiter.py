@@ -89,7 +89,7 @@ class LimiterProcess:
 
     @property
     def url(self) -> str:
-        """Where it answers over HTTP."""
+        """The URL of HTTP."""
         return f"http://127.0.0.1:{self.http_port}"
 
     def start(self, seconds: float = 20) -> None:
@@ -114,9 +114,9 @@ class LimiterProcess:
         return get(f"http://127.0.0.1:{self.admin_port}{target}")
 
     def ready(self) -> dict[str, Any]:
-        """What it says of its readiness."""
-        found: dict[str, Any] = json.loads(self.admin("/readyz")[1])
-        return found
+        """Return its readiness."""
+        actual: dict[str, Any] = json.loads(self.admin("/readyz")[1])
+        return actual
 
     def terminate(self) -> None:
         """Begin to end it as Kubernetes does."""
@@ -181,20 +181,20 @@ def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
 
 
 def peek(limiter: LimiterProcess, name: str, request: Mapping[str, object]) -> Mapping[str, Any]:
-    """What a policy (``namespace/name``) would say of a request; empty while it is not known."""
+    """Return a policy's explanation of a request; empty while the policy is unknown."""
     namespace, _, policy = name.partition("/")
-    asked = {"namespace": namespace, "policy": policy, "cost": 0, "request": dict(request)}
+    query = {"namespace": namespace, "policy": policy, "cost": 0, "request": dict(request)}
     sent = urllib.request.Request(  # noqa: S310
-        f"{limiter.url}/v1/decide", data=json.dumps(asked).encode(), method="POST"
+        f"{limiter.url}/v1/decide", data=json.dumps(query).encode(), method="POST"
     )
     try:
         with urllib.request.urlopen(sent, timeout=90) as answer:  # noqa: S310
-            found: Mapping[str, Any] = json.loads(answer.read())
-            return found
+            actual: Mapping[str, Any] = json.loads(answer.read())
+            return actual
     except OSError:
         return {}
 
 
 def _children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(each) for each in text.split()]
+    return [int(entry) for entry in text.split()]

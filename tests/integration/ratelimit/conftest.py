@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    with redis_server() as made:
-        yield made
+    with redis_server() as built:
+        yield built
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def store(server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest_asyncio.fixture
 async def store_async(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port, decode_responses=True) as made:
-        yield made
+    async with redis.asyncio.Redis(port=server.port, decode_responses=True) as built:
+        yield built
 
 
 @pytest_asyncio.fixture

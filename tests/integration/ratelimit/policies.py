@@ -35,9 +35,9 @@ def labels(name: str) -> dict[str, Any]:
 def condition(obj: dict[str, Any], kind: str) -> tuple[str, str]:
     """(status, reason) of a condition, which must speak of this generation; ("", "") if none."""
     status = obj.get("status") or {}
-    for each in status.get("conditions") or ():
-        if each["type"] == kind and each["observedGeneration"] == obj["metadata"]["generation"]:
-            return each["status"], each["reason"]
+    for entry in status.get("conditions") or ():
+        if entry["type"] == kind and entry["observedGeneration"] == obj["metadata"]["generation"]:
+            return entry["status"], entry["reason"]
     return "", ""
 
 
@@ -47,10 +47,10 @@ async def until(
     """Look until it is good; returns what was seen."""
     deadline = time.monotonic() + within
     while True:
-        seen = await look()
-        if good(seen):
-            return seen
-        assert time.monotonic() < deadline, seen
+        observed = await look()
+        if good(observed):
+            return observed
+        assert time.monotonic() < deadline, observed
         await asyncio.sleep(0.02)
 
 
@@ -62,8 +62,8 @@ class Policies:
         self.namespace = namespace
 
     async def create(self, name: str = "api", requests: int = 10, **spec: Any) -> dict[str, Any]:
-        made = policy(self.namespace, name, requests, **spec)
-        return await self.client.create(RATELIMITPOLICIES, made)
+        built = policy(self.namespace, name, requests, **spec)
+        return await self.client.create(RATELIMITPOLICIES, built)
 
     async def edit(self, name: str, patch: dict[str, Any]) -> dict[str, Any]:
         return await self.client.request(
@@ -82,11 +82,11 @@ class Policies:
         """Wait for a condition; returns the object."""
 
         def good(obj: dict[str, Any]) -> bool:
-            found = condition(obj, kind)
-            return found[0] == status and (not reason or found[1] == reason)
+            actual = condition(obj, kind)
+            return actual[0] == status and (not reason or actual[1] == reason)
 
-        found: dict[str, Any] = await until(lambda: self.get(name), good, within)
-        return found
+        actual: dict[str, Any] = await until(lambda: self.get(name), good, within)
+        return actual
 
     async def versions(self) -> dict[str, str]:
         """resourceVersion of each, which any write changes."""

@@ -40,8 +40,8 @@ def ask(port: int, path: str = "/", headers: dict[str, str] | None = None) -> An
     try:
         connection.request("GET", path, headers=headers or {})
         answer = connection.getresponse()
-        told = {name.lower(): value for name, value in answer.getheaders()}
-        return Answer(answer.status, told, answer.read())
+        reported = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, reported, answer.read())
     finally:
         connection.close()
 
@@ -65,7 +65,7 @@ class _Shop(BaseHTTPRequestHandler):
 
 
 def reached() -> list[str]:
-    """What reached the application, as it was asked for, in order."""
+    """The requests that reached the application, in order."""
     return _Shop.reached
 
 
@@ -102,7 +102,7 @@ def nginx(
         assert "/shop/Service:shop;" in text
         text = text.replace("/shop/Service:shop;", f"/shop/{policy};")
     if asks:
-        (line,) = (each for each in text.splitlines() if "/v1/nginx/" in each)
+        (line,) = (line for line in text.splitlines() if "/v1/nginx/" in line)
         # In a subrequest an address with variables needs no resolver for a named upstream.
         text = text.replace(line, asks)
     if admits:

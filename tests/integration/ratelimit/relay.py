@@ -22,13 +22,13 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: set[socket.socket] = set()
-        #: Connections that lead nowhere: nobody answers there.
+        #: Connections without a server.
         self._silent: list[socket.socket] = []
         self._closed = False
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Return the address."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def __enter__(self) -> Self:
@@ -42,9 +42,9 @@ class Relay:
 
     def cut(self) -> None:
         """Close every connection that is open."""
-        for each in list(self._open):
+        for entry in list(self._open):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                entry.shutdown(socket.SHUT_RDWR)
         self._open.clear()
         while self._silent:
             self._silent.pop().close()
@@ -71,8 +71,8 @@ class Relay:
                 if late and self.delay:
                     time.sleep(self.delay)
                 sink.sendall(data)
-        for each in (source, sink):
+        for entry in (source, sink):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-            self._open.discard(each)
+                entry.shutdown(socket.SHUT_RDWR)
+            entry.close()
+            self._open.discard(entry)

@@ -1,4 +1,4 @@
-"""What a connection may cost: frames and bytes that no client sends who means it."""
+"""Limits of a connection: frames and bytes of a hostile client."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import grpc.aio
 import pytest
 
 from engineroom.ratelimit.service import grpc as front
-from engineroom.ratelimit.service import http
+from engineroom.ratelimit.service import http, protocol_server
 from engineroom.ratelimit.service.directory import FixedDirectory
-from engineroom.ratelimit.service.engine import Engine, Missing, Verdict
-from engineroom.ratelimit.service.metrics import Counts
+from engineroom.ratelimit.service.engine import DecisionResult, Engine, MissingPolicy
+from engineroom.ratelimit.service.metrics import ServiceCounts
 from engineroom.ratelimit.service.top import Recordings
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class Front:
         return peer
 
     async def close(self) -> None:
-        for each in self._peers:
-            each.writer.close()
+        for peer in self._peers:
+            peer.writer.close()
             with contextlib.suppress(ConnectionError):
-                await each.writer.wait_closed()
+                await peer.writer.wait_closed()
 
 
 class Peer:
-    """Whoever sends frames by hand."""
+    """A client that sends frames by hand."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -64,14 +64,14 @@ class Peer:
 
     async def frames(self, seconds: float = 10) -> list[tuple[int, int, bytes]]:
         """Type, stream and payload of all that comes until the other side closes."""
-        found = []
+        actual = []
         async with asyncio.timeout(seconds):
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
                     head = await self.reader.readexactly(9)
                     payload = await self.reader.readexactly(int.from_bytes(head[:3]))
-                    found.append((head[3], int.from_bytes(head[5:]), payload))
-        return found
+                    actual.append((head[3], int.from_bytes(head[5:]), payload))
+        return actual
 
     async def closed(self, seconds: float = 10) -> bytes:
         """All that comes until the other side closes."""
@@ -91,13 +91,13 @@ def number(value: int, prefix: int, flags: int = 0) -> bytes:
     most = (1 << prefix) - 1
     if value < most:
         return bytes((flags | value,))
-    made = bytearray((flags | most,))
+    built = bytearray((flags | most,))
     value -= most
     while value >= 128:
-        made.append(value & 127 | 128)
+        built.append(value & 127 | 128)
         value >>= 7
-    made.append(value)
-    return bytes(made)
+    built.append(value)
+    return bytes(built)
 
 
 def literal(name: bytes, value: bytes, flags: int = 0) -> bytes:
@@ -120,7 +120,7 @@ def call(stream: int, body: bytes = b"\0\0\0\0\0") -> bytes:
 
 
 def pings_back(found: list[tuple[int, int, bytes]], kind: int) -> list[int]:
-    return [stream for each, stream, _ in found if each == kind]
+    return [stream for entry, stream, _ in found if entry == kind]
 
 
 async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
@@ -131,16 +131,16 @@ async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(module: Any, kind: Any, directory: Any = None) -> AsyncIterator[Front]:
-    counts = Counts()
+    counts = ServiceCounts()
     service = kind(Engine(directory or FixedDirectory({}), counts, Recordings()), counts)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(service.connection, "127.0.0.1", 0)
     service.start()
-    made = Front(service, server.sockets[0].getsockname()[1])
+    built = Front(service, server.sockets[0].getsockname()[1])
     try:
-        yield made
+        yield built
     finally:
-        await made.close()
+        await built.close()
         server.close()
         await service.drain(0.1)
 
@@ -152,24 +152,24 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("READ_TIMEOUT", "WRITE_TIMEOUT"):
             monkeypatch.setattr(module, name, 0.3)
         monkeypatch.setattr(module, "IDLE_TIMEOUT", 0.6)
-        monkeypatch.setattr(module, "_SWEEP", 0.05)
+    monkeypatch.setattr(protocol_server, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(front, "CALL_TIMEOUT", 0.6)
 
 
 @pytest.fixture
 async def h2() -> AsyncIterator[Front]:
-    async with serving(front, front.GrpcService) as each:
-        yield each
+    async with serving(front, front.GrpcService) as entry:
+        yield entry
 
 
 @pytest.fixture
 async def h1() -> AsyncIterator[Front]:
-    async with serving(http, http.HttpService) as each:
-        yield each
+    async with serving(http, http.HttpService) as entry:
+        yield entry
 
 
 async def answers(target: Front) -> bool:
-    """Whether a real client is served."""
+    """Return whether a real client is served."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{target.port}") as channel:
         return bool(await channel.unary_unary(HEALTH.decode())(b"", timeout=5) == b"\x08\x01")
 
@@ -193,9 +193,9 @@ async def test_a_connection_without_calls_is_left_with_two_words(h2: Front) -> N
     peer.greet()
     peer.send(call(1))
     began = time.monotonic()
-    found = await peer.frames()
+    actual = await peer.frames()
     assert 0.5 < time.monotonic() - began < 5
-    last = [int.from_bytes(payload[:4]) for kind, _, payload in found if kind == GOAWAY]
+    last = [int.from_bytes(payload[:4]) for kind, _, payload in actual if kind == GOAWAY]
     assert last == [2**31 - 1, 1], "a notice first, since a call may be on its way"
     assert not h2.service.connections
 
@@ -220,9 +220,9 @@ async def test_a_call_that_trickles_in_is_ended_and_others_go_on(
         peer.send(frame(DATA, 0, 1, b"\0"))
         await asyncio.sleep(0.05)
     peer.send(call(3))
-    found = await peer.frames()
-    assert pings_back(found, RESET) == [1]
-    assert 3 in pings_back(found, DATA)
+    actual = await peer.frames()
+    assert pings_back(actual, RESET) == [1]
+    assert 3 in pings_back(actual, DATA)
 
 
 async def test_headers_that_never_end_end_the_connection(h2: Front) -> None:
@@ -258,8 +258,8 @@ async def test_header_lists_beyond_the_bound_end_the_connection(
     for place, part in enumerate(parts):
         flags = END_HEADERS if place == len(parts) - 1 else 0
         peer.send(frame(CONTINUATION if place else HEADERS, flags | (not place), 1, part))
-    found = await peer.frames()
-    assert not pings_back(found, HEADERS), "there is no answer"
+    actual = await peer.frames()
+    assert not pings_back(actual, HEADERS), "there is no answer"
     assert not h2.service.connections
     assert await answers(h2)
 
@@ -269,8 +269,8 @@ async def test_calls_begun_and_reset_at_once_end_the_connection(h2: Front) -> No
     peer.greet()
     for stream in range(1, 8001, 2):
         peer.send(call(stream) + frame(RESET, 0, stream, (8).to_bytes(4)))
-    found = await peer.frames()
-    assert pings_back(found, GOAWAY)
+    actual = await peer.frames()
+    assert pings_back(actual, GOAWAY)
     assert not h2.service.connections
     assert await answers(h2)
 
@@ -291,7 +291,7 @@ async def test_unfinished_calls_hold_no_more_than_their_budget(
         await peer.writer.drain()
         await asyncio.sleep(0.005)
         (connection,) = h2.service.connections
-        held = sum(len(each.body) + len(each.part or b"") for each in connection._calls.values())
+        held = sum(len(call.body) + len(call.part or b"") for call in connection._calls.values())
         assert held == connection._held
         most = max(most, held)
     assert 500_000 < most <= front.MAX_HELD + 16_384
@@ -301,20 +301,20 @@ async def test_unfinished_calls_hold_no_more_than_their_budget(
     await until(lambda: not connection._calls)
     assert connection._held == 0
     peer.writer.close()
-    found = await taken
-    refused = [payload for kind, _, payload in found if kind == HEADERS and b"grpc" in payload]
-    assert 201 in pings_back(found, DATA), "the connection goes on"
-    assert refused or len(pings_back(found, HEADERS)) > 1
+    actual = await taken
+    refused = [payload for kind, _, payload in actual if kind == HEADERS and b"grpc" in payload]
+    assert 201 in pings_back(actual, DATA), "the connection goes on"
+    assert refused or len(pings_back(actual, HEADERS)) > 1
 
 
 async def test_a_call_whose_answer_has_no_window_is_ended(h2: Front) -> None:
     peer = await h2.open()
     peer.greet(struct.pack(">HI", INITIAL_WINDOW, 0))
     peer.send(call(1))
-    found = await peer.frames()
-    assert pings_back(found, HEADERS) == [1]
-    assert not pings_back(found, DATA)
-    assert pings_back(found, RESET) == [1]
+    actual = await peer.frames()
+    assert pings_back(actual, HEADERS) == [1]
+    assert not pings_back(actual, DATA)
+    assert pings_back(actual, RESET) == [1]
     assert not h2.service.connections, "and then it is idle"
 
 
@@ -339,16 +339,16 @@ async def test_connections_above_the_most_are_closed_and_make_room(
             assert await another.closed(), "its own settings at least"
 
 
-# -- answers that nobody takes ---------------------------------------------------------------------
+# -- responses that the client does not read -------------------------------------------------------
 
 
 def deaf(port: int) -> socket.socket:
     """A connection with little room for answers."""
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    made.connect(("127.0.0.1", port))
-    made.setblocking(False)
-    return made
+    built = socket.socket()
+    built.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    built.connect(("127.0.0.1", port))
+    built.setblocking(False)
+    return built
 
 
 async def pour(made: socket.socket, chunk: Callable[[int], bytes], times: int) -> bool:
@@ -369,16 +369,16 @@ async def pour(made: socket.socket, chunk: Callable[[int], bytes], times: int) -
 
 
 async def test_http_that_takes_no_answers_is_closed(h1: Front) -> None:
-    with deaf(h1.port) as made:
-        closed = await pour(made, lambda _: b"GET / HTTP/1.1\r\n\r\n" * 500, 200)
+    with deaf(h1.port) as built:
+        closed = await pour(built, lambda _: b"GET / HTTP/1.1\r\n\r\n" * 500, 200)
     assert closed
     assert not h1.service.connections
 
 
 async def test_grpc_that_takes_no_answers_is_closed(h2: Front) -> None:
-    with deaf(h2.port) as made:
+    with deaf(h2.port) as built:
         await asyncio.get_running_loop().sock_sendall(
-            made, PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, 2**31 - 1))
+            built, PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, 2**31 - 1))
             + frame(8, 0, 0, (2**31 - 70_000).to_bytes(4)),
         )  # fmt: skip
 
@@ -386,7 +386,7 @@ async def test_grpc_that_takes_no_answers_is_closed(h2: Front) -> None:
             first = 1 + turn * 400
             return b"".join(call(stream) for stream in range(first, first + 400, 2))
 
-        closed = await pour(made, calls, 500)
+        closed = await pour(built, calls, 500)
     assert closed
     assert not h2.service.connections
     assert await answers(h2)
@@ -412,8 +412,8 @@ async def test_no_more_is_read_while_too_many_requests_wait() -> None:
         await asyncio.sleep(0.5)
         # What came in one read with the last of them is parsed whole.
         assert directory.asked < http.MAX_PIPELINED + 262_144 // 37 + 1
-        for each in list(target.service.connections):
-            each.abort()
+        for connection in list(target.service.connections):
+            connection.abort()
 
 
 class Seen:
@@ -422,24 +422,24 @@ class Seen:
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
 
-    def ask(self, question: Any, done: Callable[..., None], *context: Any) -> Verdict:
+    def decide(self, question: Any, done: Callable[..., None], *context: Any) -> DecisionResult:
         self.headers = dict(question.view.headers)
-        return Verdict(None, missing=Missing.UNATTACHED)
+        return DecisionResult(None, missing=MissingPolicy.UNATTACHED)
 
 
 async def test_a_header_that_is_sent_thousands_of_times_takes_time_in_proportion(
     h1: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = Seen()
-    monkeypatch.setattr(h1.service, "engine", seen)
-    told = b"".join(b"a:%d\r\n" % each for each in range(6000))
+    observed = Seen()
+    monkeypatch.setattr(h1.service, "engine", observed)
+    reported = b"".join(b"a:%d\r\n" % entry for entry in range(6000))
     cookies = b"Cookie: a=b\r\ncookie: c=d\r\n"
     peer = await h1.open()
     began = time.process_time()
     peer.send(
-        b"GET /v1/forward/shop/api HTTP/1.1\r\n" + told + cookies + b"Connection: close\r\n\r\n"
+        b"GET /v1/forward/shop/api HTTP/1.1\r\n" + reported + cookies + b"Connection: close\r\n\r\n"
     )
     assert (await peer.closed()).startswith(b"HTTP/1.1 200 ")
     assert time.process_time() - began < 1.0
-    assert seen.headers["a"] == ",".join(map(str, range(6000)))
-    assert seen.headers["cookie"] == "a=b; c=d"
+    assert observed.headers["a"] == ",".join(map(str, range(6000)))
+    assert observed.headers["cookie"] == "a=b; c=d"

@@ -74,10 +74,10 @@ async def test_an_application_enforces_the_policy_of_its_labels(
 ) -> None:
     async with redis.asyncio.Redis(port=server.port) as client:
         writer = Writer(client)
-        seen: list[tuple[Decision, float]] = []
+        observed: list[tuple[Decision, float]] = []
         app = AsgiPolicies(
             application, client, NAMESPACE, LABELS, caller=tenant,
-            observe=lambda *told: seen.append(told),
+            observe=lambda *told: observed.append(told),
         )  # fmt: skip
         assert (await ask(app))[0] == 200, "without a policy nothing is limited"
         await writer.write(compiled(3))
@@ -93,8 +93,8 @@ async def test_an_application_enforces_the_policy_of_its_labels(
         status, headers = await ask(app)
         assert status == 403, "what was consumed stays consumed"
         assert headers["x-ratelimit-remaining"] == "0"
-        assert [decision.allowed for decision, _ in seen] == [True, True, False, False]
-        assert all(0 < seconds < 5 for _, seconds in seen)
+        assert [decision.allowed for decision, _ in observed] == [True, True, False, False]
+        assert all(0 < seconds < 5 for _, seconds in observed)
         assert len((await read_roster(client, NAMESPACE)).enforcers) == 1
         await app.close()
         assert (await read_roster(client, NAMESPACE)).enforcers == ()
@@ -105,15 +105,15 @@ async def test_it_follows_from_the_lifespans_start_to_its_end(
 ) -> None:
     async with redis.asyncio.Redis(port=server.port) as client:
         await Writer(client).write(compiled(3))
-        seen = []
+        observed = []
 
         async def receive() -> dict[str, Any]:
-            seen.append(len((await read_roster(client, NAMESPACE)).enforcers))
+            observed.append(len((await read_roster(client, NAMESPACE)).enforcers))
             return {"type": "lifespan.startup"}
 
         app = AsgiPolicies(application, client, NAMESPACE, LABELS)
         await app({"type": "lifespan"}, receive, receive)
-        assert seen == [1]
+        assert observed == [1]
         assert (await read_roster(client, NAMESPACE)).enforcers == ()
 
 
@@ -142,10 +142,10 @@ async def test_what_happens_before_policies_are_known_is_the_applications_choice
     refuse: bool, status: int
 ) -> None:
     async with redis.asyncio.Redis(port=1) as client:
-        seen: list[DecisionReason] = []
+        observed: list[DecisionReason] = []
 
         def observe(decision: Decision, seconds: float) -> None:
-            seen.append(decision.reason)
+            observed.append(decision.reason)
 
         app = AsgiPolicies(
             application, client, NAMESPACE, LABELS, refuse_unknown=refuse, observe=observe
@@ -156,7 +156,7 @@ async def test_what_happens_before_policies_are_known_is_the_applications_choice
         wsgi = WsgiPolicies(plain, sync, NAMESPACE, LABELS, refuse_unknown=refuse, observe=observe)
         assert ask_wsgi(wsgi).startswith(str(status))
         wsgi.close()
-    assert seen == [DecisionReason.FAILED_CLOSED] * 2 * refuse
+    assert observed == [DecisionReason.FAILED_CLOSED] * 2 * refuse
 
 
 @pytest.mark.parametrize(("refuse", "status"), [(False, 200), (True, 503)])
@@ -178,23 +178,23 @@ def plain(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterab
 
 
 def ask_wsgi(app: WsgiPolicies, path: str = "/") -> str:
-    said: list[str] = []
+    text: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "tenant": "acme"}
-    app(environ, lambda status, _headers, *_more: said.append(status))
-    return said[0]
+    app(environ, lambda status, _headers, *_more: text.append(status))
+    return text[0]
 
 
 async def test_wsgi_does_the_same(server: RedisServer, store: redis.Redis) -> None:
     async with redis.asyncio.Redis(port=server.port) as client:
         await Writer(client).write(compiled(3))
     with redis.Redis(port=server.port) as sync:
-        seen: list[bool] = []
+        observed: list[bool] = []
         app = WsgiPolicies(
             plain, sync, NAMESPACE, LABELS, caller=tenant,
-            observe=lambda decision, _: seen.append(decision.allowed),
+            observe=lambda decision, _: observed.append(decision.allowed),
         )  # fmt: skip
         assert ask_wsgi(app) == "200 OK"
         assert ask_wsgi(app, "/1") == "200 OK"
         assert ask_wsgi(app) == "429 Too Many Requests"
-        assert seen == [True, True, False]
+        assert observed == [True, True, False]
         app.close()

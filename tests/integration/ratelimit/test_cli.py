@@ -24,7 +24,7 @@ from engineroom.core.errors import DependencyError
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import Target, digest
 from engineroom.ratelimit.limits.bound import bound_text, leased_ahead
-from engineroom.ratelimit.limits.dry_run import dry_run
+from engineroom.ratelimit.limits.dry_run import SimulatedRequest, dry_run
 from engineroom.ratelimit.limits.limiter import Limiter
 from engineroom.ratelimit.limits.matching import Condition
 from engineroom.ratelimit.limits.model import (
@@ -67,9 +67,9 @@ class World(MemoryCluster):
         self.policies = list(policies)
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> dict[str, Any]:
-        for one in self.read_all(resource, namespace):
-            if one["metadata"]["name"] == name:
-                return one
+        for first in self.read_all(resource, namespace):
+            if first["metadata"]["name"] == name:
+                return first
         raise NotFoundError(f"{resource.kind} {namespace}/{name} is not there")
 
     def read_all(
@@ -78,18 +78,22 @@ class World(MemoryCluster):
         del selector
         if resource.kind != "RateLimitPolicy":
             return []
-        return [one for one in self.policies if namespace in (None, one["metadata"]["namespace"])]
+        return [
+            policy
+            for policy in self.policies
+            if namespace in (None, policy["metadata"]["namespace"])
+        ]
 
 
 def trial(world: World, url: str = "") -> Trial:
-    made = Trial(world, namespace="shop")
+    built = Trial(world, namespace="shop")
     options = ConnectionOptions(namespace="shop", redis_url=url or None)
-    made.context.connections.options = options
-    return made
+    built.context.connections.options = options
+    return built
 
 
 def manifest(name: str = "api", **conditions: tuple[str, str, str]) -> dict[str, Any]:
-    told = [
+    reported = [
         {
             "type": kind,
             "status": value,
@@ -108,7 +112,7 @@ def manifest(name: str = "api", **conditions: tuple[str, str, str]) -> dict[str,
             "selector": {"matchLabels": {"app": "shop"}},
             "limits": [{"name": "per-address", "rate": {"requests": 3, "period": "1h"}}],
         },
-        "status": {"conditions": told, "enforcers": {"ready": 1, "total": 1}},
+        "status": {"conditions": reported, "enforcers": {"ready": 1, "total": 1}},
     }
 
 
@@ -130,26 +134,26 @@ POLICY = Policy(
 
 
 def ask(trial: Trial, *names: str, code: int = 0, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"client_ip": ADDRESS, **options}
+    value: dict[str, Any] = {"client_ip": ADDRESS, **options}
     if code:
         with pytest.raises(typer.Exit) as end:
-            run_command(try_request, trial.context, names=list(names), output=Report.JSON, **given)
+            run_command(try_request, trial.context, names=list(names), output=Report.JSON, **value)
         assert end.value.exit_code == code
     else:
-        run_command(try_request, trial.context, names=list(names), output=Report.JSON, **given)
-    found: dict[str, Any] = json.loads(trial.out)
-    return found
+        run_command(try_request, trial.context, names=list(names), output=Report.JSON, **value)
+    actual: dict[str, Any] = json.loads(trial.out)
+    return actual
 
 
 def test_a_request_is_tried_without_being_counted(store: redis.Redis, server: RedisServer) -> None:
     publish(store, [compiled(POLICY)])
     before = sorted(store.keys())
     for _ in range(5):
-        found = ask(trial(World(), server.url), "api")
+        actual = ask(trial(World(), server.url), "api")
     assert sorted(store.keys()) == before, "nothing was taken"
-    (one,) = found["policies"]
-    assert (one["allowed"], one["status"], one["limit"]) == (True, None, "per-address")
-    limits = {each["limit"]: each for each in one["limits"]}
+    (first,) = actual["policies"]
+    assert (first["allowed"], first["status"], first["limit"]) == (True, None, "per-address")
+    limits = {limit["limit"]: limit for limit in first["limits"]}
     assert limits["per-address"]["left"] == 3
     assert limits["per-address"]["key"] == ["ClientIP=192.0.2.7"]
     assert limits["per-key"] == {
@@ -162,32 +166,32 @@ def test_with_consume_it_is_counted_and_then_refused_with_1(
 ) -> None:
     publish(store, [compiled(POLICY)])
     for left in (3, 2, 1):
-        found = ask(trial(World(), server.url), "api", consume=True)
-        (one,) = found["policies"]
-        assert one["consumed"]
-        assert one["limits"][0]["left"] == left
-    found = ask(trial(World(), server.url), "api", code=1)
-    (one,) = found["policies"]
-    assert (one["status"], one["reason"], one["limit"]) == (429, "Limited", "per-address")
-    assert 1190 < one["retryAfter"] <= 1200
-    assert one["shadowed"] == ["tried"]
-    shown = trial(World(), server.url)
+        actual = ask(trial(World(), server.url), "api", consume=True)
+        (first,) = actual["policies"]
+        assert first["consumed"]
+        assert first["limits"][0]["left"] == left
+    actual = ask(trial(World(), server.url), "api", code=1)
+    (first,) = actual["policies"]
+    assert (first["status"], first["reason"], first["limit"]) == (429, "Limited", "per-address")
+    assert 1190 < first["retryAfter"] <= 1200
+    assert first["shadowed"] == ["tried"]
+    output = trial(World(), server.url)
     with pytest.raises(typer.Exit):
-        run_command(try_request, shown.context, names=["rlp/api"], client_ip=ADDRESS)
-    assert "would be refused (Limited, 429) by limit per-address: try again in" in shown.out
+        run_command(try_request, output.context, names=["rlp/api"], client_ip=ADDRESS)
+    assert "would be refused (Limited, 429) by limit per-address: try again in" in output.out
 
 
 def test_tiers_cost_and_secrets(store: redis.Redis, server: RedisServer) -> None:
     publish(store, [compiled(POLICY)])
-    asked = {"claims": ["plan=gold"], "headers": ["X-Api-Key: hunter2"], "cost": 2}
-    found = ask(trial(World(), server.url), "api", **asked)
-    assert "hunter2" not in json.dumps(found)
-    first, tier, per_key, _ = found["policies"][0]["limits"]
+    query = {"claims": ["plan=gold"], "headers": ["X-Api-Key: hunter2"], "cost": 2}
+    actual = ask(trial(World(), server.url), "api", **query)
+    assert "hunter2" not in json.dumps(actual)
+    first, tier, per_key, _ = actual["policies"][0]["limits"]
     assert first["why"] == "tier gold counts in its place"
     assert (tier["limit"], tier["quota"], tier["needed"]) == ("per-address/gold", 30, 2)
     assert per_key["key"][0].startswith("Header X-Api-Key=#")
-    found = ask(trial(World(), server.url), "api", code=1, **{**asked, "cost": 3})
-    one = found["policies"][0]
+    actual = ask(trial(World(), server.url), "api", code=1, **{**query, "cost": 3})
+    one = actual["policies"][0]
     assert (one["reason"], one["retryAfter"], one["limit"]) == ("CostAboveBurst", None, "per-key")
 
 
@@ -202,8 +206,8 @@ def test_by_target_by_labels_and_by_name(store: redis.Redis, server: RedisServer
                   {"target": "HTTPRoute/a", "labels": "a=b"}):  # fmt: skip
         with pytest.raises(UsageError):
             run_command(try_request, trial(world, server.url).context, names=None, **wrong)
-    with pytest.raises(NotFoundError, match="nobody"):
-        run_command(try_request, trial(world, server.url).context, names=["nobody"])
+    with pytest.raises(NotFoundError, match="missing"):
+        run_command(try_request, trial(world, server.url).context, names=["missing"])
     store.flushall()
     with pytest.raises(NotFoundError, match="no policies"):
         run_command(try_request, trial(world, server.url).context, names=None)
@@ -240,15 +244,15 @@ def test_what_would_be_answered_is_what_is_answered(data: st.DataObject, store: 
             cost = data.draw(st.integers(1, 6))
             view = RequestView(headers=headers)
             keys = state(store)
-            told = dry_run(policy, store, view, cost)
+            trial_run = dry_run(policy, store, SimulatedRequest(headers=headers, cost=cost))
             assert state(store) == keys
             done = limiter.hit(subject_of(policy, view), cost)
-            assert (told.decision.allowed, told.decision.reason, told.decision.limit) == (
-                done.allowed, done.reason, done.limit,
-            )  # fmt: skip
-            assert told.decision.shadowed == done.shadowed
-            enforced = [one for one in told.limits if one.limit.mode is Mode.ENFORCE]
-            refusing = [one for one in enforced if not one.not_applied and one.wait != 0.0]
+            predicted = trial_run.decision
+            assert predicted[:2] == done[:2]
+            assert predicted.limit == done.limit
+            assert predicted.shadowed == done.shadowed
+            enforced = [limit for limit in trial_run.limits if limit.limit.mode is Mode.ENFORCE]
+            refusing = [limit for limit in enforced if not limit.not_applied and limit.wait != 0.0]
             assert bool(refusing) != done.allowed
 
 
@@ -282,31 +286,31 @@ def test_explain_says_who_has_it_and_what_bound_holds(
         "old",
         redis_schema.Acknowledgement(digest("older"), 0, "test", "limiter", "cannot read it"),
     )
-    made = manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED)
-    del made["spec"]["selector"]
-    made["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
-    world = World(made)
-    shown = trial(world, server.url)
-    explain(shown.context, "api", output=Report.JSON)
-    found = json.loads(shown.out)
-    assert [(one["name"], one["acknowledged"]) for one in found["enforcers"]] == [
+    built = manifest(Accepted=ENFORCED, Programmed=ENFORCED, Enforced=ENFORCED)
+    del built["spec"]["selector"]
+    built["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
+    world = World(built)
+    output = trial(world, server.url)
+    explain(output.context, "api", output=Report.JSON)
+    actual = json.loads(output.out)
+    assert [(enforcer["name"], enforcer["acknowledged"]) for enforcer in actual["enforcers"]] == [
         ("new", True), ("old", False), ("web", None),
     ]  # fmt: skip
-    assert [one["enforces"] for one in found["enforcers"]] == [True, True, False]
-    assert found["distribution"] == "Leased"
-    assert found["limits"][0]["bound"] == "50 + 100 every 1 s + 10 leased"
-    shown = trial(world, server.url)
-    explain(shown.context, "rlp/api")
-    assert "cannot read it" in shown.out
-    assert "not yet" in shown.out
-    assert "each enforcer admits its share" in shown.out
-    assert "enforces others" in shown.out
+    assert [enforcer["enforces"] for enforcer in actual["enforcers"]] == [True, True, False]
+    assert actual["distribution"] == "Leased"
+    assert actual["limits"][0]["bound"] == "50 + 100 every 1 s + 10 leased"
+    output = trial(world, server.url)
+    explain(output.context, "rlp/api")
+    assert "cannot read it" in output.out
+    assert "not yet" in output.out
+    assert "each enforcer admits its share" in output.out
+    assert "enforces others" in output.out
     # Without the decision services it says who is missing.
     keys = redis_schema.keys_of("shop")
     store.zrem(keys.alive, "new", "old")
-    shown = trial(world, server.url)
-    explain(shown.context, "api")
-    assert "no decision service follows this namespace" in " ".join(shown.out.split())
+    output = trial(world, server.url)
+    explain(output.context, "api")
+    assert "no decision service follows this namespace" in " ".join(output.out.split())
 
 
 def beat(store: redis.Redis, identity: str, acknowledgement: redis_schema.Acknowledgement) -> None:
@@ -328,12 +332,12 @@ def test_explain_says_conflicts_and_what_to_do_also_without_redis(store: redis.R
             Ready=("False", "Conflicted", lost),
         )
     )
-    shown = trial(world, f"redis://127.0.0.1:{free_port()}")
-    explain(shown.context, "api")
-    assert lost in shown.out
-    assert "fix: delete one of the two" in shown.out
-    assert "Redis was not asked" in shown.out
-    assert "Unknown" in shown.out, "of Enforced nothing is known"
+    output = trial(world, f"redis://127.0.0.1:{free_port()}")
+    explain(output.context, "api")
+    assert lost in output.out
+    assert "fix: delete one of the two" in output.out
+    assert "Redis was not asked" in output.out
+    assert "Unknown" in output.out, "of Enforced nothing is known"
     # Without a Redis that can be found it says so and goes on.
     explain(trial(world).context, "api", output=Report.YAML)
     with pytest.raises(NotFoundError):
@@ -344,32 +348,32 @@ def test_what_a_condition_said_of_an_older_spec_counts_for_nothing() -> None:
     policy = manifest(Ready=ENFORCED, Enforced=ENFORCED)
     policy["metadata"]["generation"] = 3
     world = World(policy)
-    shown = trial(world)
-    get_command(shown.context, ["policies"])
-    assert "Outdated" in shown.out
-    assert "Ready" not in shown.out
+    output = trial(world)
+    get_command(output.context, ["policies"])
+    assert "Outdated" in output.out
+    assert "Ready" not in output.out
 
 
 def test_get_and_status_show_policies() -> None:
     good = manifest("good", Ready=ENFORCED, Enforced=ENFORCED)
     bad = manifest("bad", Ready=("False", "InvalidSpec", "spec.limits: at least one"))
     for words in (["policies"], ["rlp"], ["ratelimitpolicies.engineroom.dev"]):
-        shown = trial(World(good, bad))
-        get_command(shown.context, words)
-        assert [line.split()[:2] for line in shown.out.splitlines()] == [
+        output = trial(World(good, bad))
+        get_command(output.context, words)
+        assert [line.split()[:2] for line in output.out.splitlines()] == [
             ["NAME", "STATE"], ["bad", "InvalidSpec"], ["good", "Ready"],
         ]  # fmt: skip
-    shown = trial(World(good, bad))
-    get_command(shown.context, ["rlp/good"], output=Output.JSON)
-    assert json.loads(shown.out)["metadata"]["name"] == "good"
-    shown = trial(World(good, bad))
-    get_command(shown.context, ["policies"], output=Output.WIDE)
-    assert "applications with app=shop" in shown.out
-    shown = trial(World(good, bad))
+    output = trial(World(good, bad))
+    get_command(output.context, ["rlp/good"], output=Output.JSON)
+    assert json.loads(output.out)["metadata"]["name"] == "good"
+    output = trial(World(good, bad))
+    get_command(output.context, ["policies"], output=Output.WIDE)
+    assert "applications with app=shop" in output.out
+    output = trial(World(good, bad))
     with pytest.raises(typer.Exit):
-        status(shown.context)
-    assert "2 policies, 1 not enforced: shop/bad (InvalidSpec)" in shown.out
-    assert "ratelimit explain bad -n shop" in shown.out
+        status(output.context)
+    assert "2 policies, 1 not enforced: shop/bad (InvalidSpec)" in output.out
+    assert "ratelimit explain bad -n shop" in output.out
 
 
 def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
@@ -391,16 +395,16 @@ def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
         thread.start()
         try:
             door = f"127.0.0.1:{process.admin_port}"
-            shown = trial(World())
-            top(shown.context, "other", seconds=0.5, limiter=door, output=Report.JSON)
-            found = json.loads(shown.out)
+            output = trial(World())
+            top(output.context, "other", seconds=0.5, limiter=door, output=Report.JSON)
+            actual = json.loads(output.out)
             plain = trial(World())
             top(plain.context, None, seconds=0.5, limiter=door)
         finally:
             ended.set()
             thread.join()
-    assert {key["policy"] for key in found["keys"]} == {"other"}
-    assert "hunter2" not in shown.out + plain.out
+    assert {key["policy"] for key in actual["keys"]} == {"other"}
+    assert "hunter2" not in output.out + plain.out
     assert "192.0.2.7" in plain.out
     with pytest.raises(NotFoundError, match="decision service"):
         top(trial(World()).context, None, seconds=0.1)
@@ -430,13 +434,13 @@ def test_as_a_program_with_its_exit_codes(
     place = Place(control_plane, f"limits-{secrets.token_hex(4)}")
     place.kubectl("create", "namespace", place.namespace)
     try:
-        made = manifest()
-        made["metadata"] = {"name": "api", "namespace": place.namespace}
-        del made["status"]
-        place.kubectl("create", "-f", "-", document=made)
+        built = manifest()
+        built["metadata"] = {"name": "api", "namespace": place.namespace}
+        del built["status"]
+        place.kubectl("create", "-f", "-", document=built)
         assert place.run("get", "rlp").stdout.split()[6:8] == ["api", "Unseen"]
-        told = place.run("ratelimit", "explain", "api").stdout
-        assert "no operator has looked at the policy yet" in told
+        reported = place.run("ratelimit", "explain", "api").stdout
+        assert "no operator has looked at the policy yet" in reported
         place.run("ratelimit", "explain", "other", code=4)
         place.environment["ENGINEROOM_REDIS_URL"] = server.url
         place.run("ratelimit", "test", "api", code=4)

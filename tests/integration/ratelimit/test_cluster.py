@@ -145,15 +145,15 @@ async def test_several_shards_are_refused(shards: tuple[int, int]) -> None:
 
 
 async def test_what_reads_policies_says_why_it_cannot(shards: tuple[int, int]) -> None:
-    said = []
+    text = []
     for port in shards:
         async with redis.asyncio.Redis(port=port) as client:
             try:
                 await read_roster(client, "shop")
             except MeasurementError as error:
-                said.append(str(error))
-    assert len(said) == 1, "the keys are on one of them"
-    assert "MovedError: Redis is a cluster; give rate limits one Redis" in said[0]
+                text.append(str(error))
+    assert len(text) == 1, "the keys are on one of them"
+    assert "MovedError: Redis is a cluster; give rate limits one Redis" in text[0]
 
 
 async def test_the_operator_says_so(
@@ -184,7 +184,7 @@ def test_a_limiter_that_finds_a_cluster_later_is_not_ready(
     async def later() -> tuple[int, str]:
         settings = Settings(redis_url=f"redis://127.0.0.1:{free_port()}/0")
         service = Service(settings)
-        assert not await service._looked_for_shards(), "nobody answered"
+        assert not await service._checked_shards(), "no Redis answered"
         service._redis = redis.asyncio.Redis(port=shards[0])
         await service._look_for_shards()
         status, _, body = await service._ready({})

@@ -58,35 +58,35 @@ def queries() -> Iterator[tuple[str, str]]:
 
 def samples(*texts: str) -> Samples:
     """Labels of every sample, by its name."""
-    found: Samples = {}
+    actual: Samples = {}
     for text in texts:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                found.setdefault(sample.name, []).append(dict(sample.labels))
-    return found
+                actual.setdefault(sample.name, []).append(dict(sample.labels))
+    return actual
 
 
 def complaints(query: str, told: Samples) -> list[str]:
     """What a query asks for that nobody tells."""
-    found = []
+    actual = []
     names = _NAMED.findall(query)
     if not names:
         return ["names no metric of ours"]
-    by = {name.strip() for each in _BY.findall(query) for name in each.split(",")}
+    by = {name.strip() for entry in _BY.findall(query) for name in entry.split(",")}
     if labelled := re.match(r"label_values\(\w+, (\w+)\)", query):
         by.add(labelled[1])
     for name, matchers in names:
         if name not in told:
-            found.append(f"{name} is told by nobody")
+            actual.append(f"{name} is told by nobody")
             continue
-        labels = set().union(*(each.keys() for each in told[name])) | SCRAPED
+        labels = set().union(*(entry.keys() for entry in told[name])) | SCRAPED
         asked = by | {label for label, _, _ in _MATCHED.findall(matchers)}
-        found += [f"{name} has no label {label}" for label in sorted(asked - labels)]
+        actual += [f"{name} has no label {label}" for label in sorted(asked - labels)]
         for label, operator, value in _MATCHED.findall(matchers):
-            values = {each.get(label, "") for each in told[name]}
+            values = {entry.get(label, "") for entry in told[name]}
             if operator == "=" and value not in values:
-                found.append(f"{name} never has {label}={value}, but {sorted(values)}")
-    return found
+                actual.append(f"{name} never has {label}={value}, but {sorted(values)}")
+    return actual
 
 
 async def test_every_panel_shows_what_the_limiter_or_the_operator_tells(
@@ -124,11 +124,11 @@ async def test_every_panel_shows_what_the_limiter_or_the_operator_tells(
             for name in ("api", "api", "api", "unknown"):
                 await asyncio.to_thread(get, f"{limiter.url}/v1/forward/{namespace}/{name}")
             followed = (await asyncio.to_thread(get, f"http://127.0.0.1:{metrics}/metrics"))[1]
-            told = samples((await asyncio.to_thread(limiter.admin, "/metrics"))[1], followed)
+            reported = samples((await asyncio.to_thread(limiter.admin, "/metrics"))[1], followed)
     finally:
         await operator.stop()
     assert "engineroom_ratelimit_policies_unenforced 0.0" in followed
-    wrong = {f"{panel}: {query}": complaints(query, told) for panel, query in queries()}
+    wrong = {f"{panel}: {query}": complaints(query, reported) for panel, query in queries()}
     assert {query: why for query, why in wrong.items() if why} == {}
 
 
@@ -157,14 +157,14 @@ async def test_panels_of_decisions_show_what_applications_tell(server: RedisServ
         for path in ("/a", "/b", "/a"):
             wsgi({"PATH_INFO": path}, lambda *_: None)
     text = generate_latest(registry).decode()
-    told = samples(text)
-    shown = [query for _, query in queries() if "_decision" in query or "_shadowed_total" in query]
-    assert len(shown) >= 7
-    assert [complaints(query, told) for query in shown] == [[]] * len(shown)
+    reported = samples(text)
+    output = [query for _, query in queries() if "_decision" in query or "_shadowed_total" in query]
+    assert len(output) >= 7
+    assert [complaints(query, reported) for query in output] == [[]] * len(output)
     # The first request is within all limits, the four others are above the one in the shadow.
-    assert sum(each.shadowed == ("tried",) for each in decisions) == 4
+    assert sum(decision.shadowed == ("tried",) for decision in decisions) == 4
     assert 'shadowed_total{limit="tried",policy="shop/api"} 4.0' in text
-    assert [each.allowed for each in decisions] == [True, False, True, True, False]
+    assert [decision.allowed for decision in decisions] == [True, False, True, True, False]
     assert "engineroom_ratelimit_decision_seconds_count 5.0" in text
 
 

@@ -14,8 +14,8 @@ from engineroom.ratelimit.distribution.policy_source import StaticPolicies
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
 from engineroom.ratelimit.reconcile.observe import read_roster
 from engineroom.ratelimit.service import directory
-from engineroom.ratelimit.service.directory import FollowingDirectory, Room
-from engineroom.ratelimit.service.engine import Enforced, Missing
+from engineroom.ratelimit.service.directory import FollowingDirectory, NamespacePolicies
+from engineroom.ratelimit.service.engine import EnforcedPolicy, MissingPolicy
 from tests.integration.ratelimit.test_follow import until
 from tests.limiter import compiled, publish
 
@@ -29,17 +29,19 @@ POLICY = Policy("shop/api", (Limit("all", Rate(1, 60)),))
 
 @pytest.fixture
 async def client(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port) as made:
-        yield made
+    async with redis.asyncio.Redis(port=server.port) as built:
+        yield built
 
 
-async def ask(followed: FollowingDirectory, namespace: str) -> Enforced | Missing | None:
-    """What a question comes to once it is known whether there is a policy."""
+async def ask(
+    followed: FollowingDirectory, namespace: str
+) -> EnforcedPolicy | MissingPolicy | None:
+    """Return the policy of a request, once its namespace is open."""
     for _ in range(2):
-        found = followed.find(namespace, "api")
-        if isinstance(found, Enforced | Missing):
-            return found
-        await asyncio.wait([found])
+        actual = followed.find(namespace, "api")
+        if isinstance(actual, EnforcedPolicy | MissingPolicy):
+            return actual
+        await asyncio.wait([actual])
     return None
 
 
@@ -53,24 +55,24 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
     followed = FollowingDirectory(client, ["given"], identity="me")
     followed.start()
     try:
-        assert await ask(followed, "given") is Missing.UNKNOWN
+        assert await ask(followed, "given") is MissingPolicy.UNKNOWN
         for number in range(40):
-            assert await ask(followed, f"made-up-{number}") is Missing.UNKNOWN
+            assert await ask(followed, f"made-up-{number}") is MissingPolicy.UNKNOWN
             # Somebody asks about one without a policy again and again; it is kept.
-            assert await ask(followed, "made-up-0") is Missing.UNKNOWN
+            assert await ask(followed, "made-up-0") is MissingPolicy.UNKNOWN
             assert followed.followed <= 6
-        assert "made-up-0" in followed._rooms
-        assert "given" in followed._rooms
+        assert "made-up-0" in followed._followed
+        assert "given" in followed._followed
         await until(lambda: not followed._closing)
         assert (await read_roster(client, "made-up-7")).enforcers == (), "it signed off"
         publish(store, [compiled(POLICY)])
-        assert isinstance(await ask(followed, "shop"), Enforced)
+        assert isinstance(await ask(followed, "shop"), EnforcedPolicy)
         for number in range(40, 80):
             await ask(followed, f"made-up-{number}")
-        assert isinstance(followed.find("shop", "api"), Enforced), "those with policies stay"
+        assert isinstance(followed.find("shop", "api"), EnforcedPolicy), "those with policies stay"
         assert followed.followed <= 7
         # One that was given up is followed again, under the name that just signed off.
-        assert await ask(followed, "made-up-41") is Missing.UNKNOWN
+        assert await ask(followed, "made-up-41") is MissingPolicy.UNKNOWN
         await until(lambda: not followed._closing)
         assert len((await read_roster(client, "made-up-41")).enforcers) == 1
         clients = await client.client_list()
@@ -86,12 +88,12 @@ async def test_many_at_once_are_followed_a_few_at_a_time(
     monkeypatch.setattr(directory, "MAX_EMPTY", 5)
     followed = FollowingDirectory(client)
     try:
-        found = [followed.find(f"made-up-{number}", "api") for number in range(50)]
-        assert sum(each is Missing.UNREAD for each in found) == 45
+        actual = [followed.find(f"made-up-{number}", "api") for number in range(50)]
+        assert sum(entry is MissingPolicy.UNREAD for entry in actual) == 45
         assert followed.followed == 5
         await until(lambda: not followed._opening)
         publish(store, [compiled(POLICY)])
-        assert isinstance(await ask(followed, "shop"), Enforced)
+        assert isinstance(await ask(followed, "shop"), EnforcedPolicy)
     finally:
         await followed.close()
 
@@ -102,12 +104,12 @@ async def test_names_of_sections_share_their_policy_and_are_not_remembered_for_e
     publish(store, [compiled(POLICY, (Target("", "Service", "shop"),))])
     followed = FollowingDirectory(client)
     try:
-        assert isinstance(await ask(followed, "shop"), Enforced)
-        room = followed._rooms["shop"]
-        found = {id(room.find(f"Service:shop:made-up-{number}")) for number in range(5000)}
-        assert len(found) == 1, "what is remembered of a policy is there once"
-        assert found == {id(room.find("api"))}
-        assert len(room._ready) <= 4096
+        assert isinstance(await ask(followed, "shop"), EnforcedPolicy)
+        room = followed._followed["shop"]
+        actual = {id(room.find(f"Service:shop:made-up-{number}")) for number in range(5000)}
+        assert len(actual) == 1, "what is remembered of a policy is there once"
+        assert actual == {id(room.find("api"))}
+        assert len(room._by_name) <= 4096
         assert list(room.breakers()) == ["closed"]
     finally:
         await followed.close()
@@ -117,7 +119,7 @@ async def test_a_room_of_fixed_policies_answers_the_same(client: redis.asyncio.R
     from engineroom.ratelimit.distribution.document import PolicySnapshot
 
     fixed = PolicySnapshot("shop", entries=(compiled(POLICY),))
-    room = Room(StaticPolicies(fixed), client)
+    room = NamespacePolicies(StaticPolicies(fixed), client)
     assert room.find("api") is room.find("api")
-    assert room.find("nobody") is Missing.UNKNOWN
+    assert room.find("missing") is MissingPolicy.UNKNOWN
     await room.close()

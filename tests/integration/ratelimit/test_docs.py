@@ -26,9 +26,9 @@ async def test_the_examples_run(server: RedisServer, store: Redis) -> None:
         exec(block, examples)  # noqa: S102
     client = redis.asyncio.Redis(port=server.port)
     # The examples have the default deadline, which a busy machine may miss; Local decides then.
-    said = [await examples["greet"](client) for _ in range(21)]
-    assert said[0] == "hello; 19 left"
-    assert said[20].startswith("try again in")
+    text = [await examples["greet"](client) for _ in range(21)]
+    assert text[0] == "hello; 19 left"
+    assert text[20].startswith("try again in")
     app = examples["protect"](asgi_app, client)
     status, headers, _ = await ask(app, (b"x-forwarded-for", b"1.1.1.1"))
     assert status == 200

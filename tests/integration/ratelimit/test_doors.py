@@ -50,7 +50,7 @@ def limiter(
     server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LimiterProcess]:
     with redis.Redis(port=server.port, decode_responses=True) as store:
-        publish(store, [compiled(each) for each in (POLICY, COUNTED, CLAIMED)])
+        publish(store, [compiled(entry) for entry in (POLICY, COUNTED, CLAIMED)])
     folder = tmp_path_factory.mktemp("limiter")
     with limiter_process(server.url, folder, namespaces="shop") as process:
         yield process
@@ -73,10 +73,10 @@ def through_form(form: str) -> Callable[[LimiterProcess, Step], bool]:
 
 def through_decide(limiter: LimiterProcess, step: Step) -> bool:
     request = {"path": step.path, "peer": step.peer, "headers": headers_of(step, "decide")}
-    asked = {"namespace": "shop", "policy": "doors", "request": request}
-    status, found = post(limiter, "/v1/decide", asked)
+    query = {"namespace": "shop", "policy": "doors", "request": request}
+    status, actual = post(limiter, "/v1/decide", query)
     assert status == 200
-    return bool(found["allowed"])
+    return bool(actual["allowed"])
 
 
 def entries(step: Step, door: str) -> list[tuple[str, str]]:
@@ -86,7 +86,7 @@ def entries(step: Step, door: str) -> list[tuple[str, str]]:
 
 
 def through_json(limiter: LimiterProcess, step: Step) -> bool:
-    descriptor = {"entries": [{"key": key, "value": each} for key, each in entries(step, "json")]}
+    descriptor = {"entries": [{"key": key, "value": entry} for key, entry in entries(step, "json")]}
     status, _ = post(limiter, "/json", {"domain": "shop/doors", "descriptors": [descriptor]})
     assert status in (200, 429)
     return status == 200
@@ -142,9 +142,9 @@ def test_through_the_decision_service(limiter: LimiterProcess, door: str) -> Non
     for step in STEPS:
         admitted = sum(DOORS[door](limiter, step) for _ in range(step.times))
         assert admitted == step.admitted, step
-    told = limiter.admin("/metrics")[1]
+    reported = limiter.admin("/metrics")[1]
     shadowed = 'engineroom_ratelimit_shadowed_total{limit="tried",policy="shop/doors"}'
-    assert shadowed in told, "the limit in the shadow is counted"
+    assert shadowed in reported, "the limit in the shadow is counted"
 
 
 async def test_through_asgi(server: RedisServer) -> None:
@@ -217,10 +217,10 @@ async def test_through_decorated_functions(server: RedisServer) -> None:
             return True
 
         for step in STEPS:
-            found = await asyncio.gather(
+            actual = await asyncio.gather(
                 *(work_later(step) for _ in range(step.times)), return_exceptions=True
             )
-            assert found.count(True) == step.admitted, step
+            assert actual.count(True) == step.admitted, step
 
 
 def admitted_by(work: Callable[[Step], bool]) -> Callable[[Step], bool]:
@@ -252,9 +252,9 @@ def test_through_jobs(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def left(limiter: LimiterProcess, key: str) -> int:
-    asked = {"namespace": "shop", "policy": "counted", "cost": 0,
+    query = {"namespace": "shop", "policy": "counted", "cost": 0,
              "request": {"headers": {"x-api-key": key}}}  # fmt: skip
-    return int(post(limiter, "/v1/decide", asked)[1]["remaining"])
+    return int(post(limiter, "/v1/decide", query)[1]["remaining"])
 
 
 def test_hits_of_envoys_service_are_what_a_request_costs(limiter: LimiterProcess) -> None:
@@ -285,8 +285,8 @@ def test_hits_that_are_none_are_refused_and_never_admitted(
 def test_what_a_response_cost_is_charged_through_the_service(limiter: LimiterProcess) -> None:
     def charge(key: str, told: object) -> tuple[int, Any]:
         request = {"headers": {"X-Api-Key": key}}
-        asked = {"namespace": "shop", "policy": "counted", "request": request, "response": told}
-        return post(limiter, "/v1/charge", asked)
+        query = {"namespace": "shop", "policy": "counted", "request": request, "response": told}
+        return post(limiter, "/v1/charge", query)
 
     assert charge("c", {"headers": {"X-Tokens-Used": "3"}}) == (200, {"charged": {"per-key": 3}})
     assert left(limiter, "c") == 2
@@ -298,7 +298,7 @@ def test_what_a_response_cost_is_charged_through_the_service(limiter: LimiterPro
     assert left(limiter, "d") == 5
     for wrong in (None, [], {"headers": "x"}, {"headers": {"X-Tokens-Used": 3}}):
         assert charge("d", wrong)[0] == 400, wrong
-    unknown = {"namespace": "shop", "policy": "nobody", "response": {"headers": {}}}
+    unknown = {"namespace": "shop", "policy": "missing", "response": {"headers": {}}}
     assert post(limiter, "/v1/charge", unknown)[0] == 404
     assert get(f"{limiter.url}/v1/charge")[0] == 405
 

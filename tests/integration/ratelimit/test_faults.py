@@ -34,7 +34,7 @@ from engineroom.ratelimit.limits.model import (
     Rate,
 )
 from engineroom.ratelimit.limits.sources import ClientIP, Header
-from engineroom.ratelimit.service.file import read_rooms
+from engineroom.ratelimit.service.file import read_namespaces
 from tests.integration.ratelimit.relay import Relay
 from tests.limiter import LimiterProcess, compiled, get, limiter_process, peek, publish
 from tests.support import RedisServer, redis_server
@@ -75,8 +75,8 @@ def replicated(primary: redis.Redis) -> None:
 
 @pytest.fixture
 def relay(server: RedisServer) -> Iterator[Relay]:
-    with Relay(server.port) as made:
-        yield made
+    with Relay(server.port) as built:
+        yield built
 
 
 def test_a_redis_whose_every_answer_is_late_is_worse_than_none_and_costs_no_more(
@@ -120,7 +120,7 @@ def test_a_failover_keeps_what_was_consumed(tmp_path: Path) -> None:
             relay.target = second.port
             new.replicaof("NO", "ONE")
             old.replicaof("127.0.0.1", second.port)
-            # Whoever asks meanwhile is refused: nobody can count.
+            # Requests are refused meanwhile, because they cannot be counted.
             until(lambda: ask(limiter, "192.0.2.98") == 200)
             admitted += sum(ask(limiter) == 200 for _ in range(20))
             assert admitted == 10
@@ -131,7 +131,9 @@ def test_a_failover_keeps_what_was_consumed(tmp_path: Path) -> None:
 
 async def test_who_writes_policies_and_who_follows_them_go_along_with_a_failover() -> None:
     with redis_server() as first, redis_server() as second, Relay(first.port) as relay:
-        old, new = (redis.Redis(port=each.port, decode_responses=True) for each in (first, second))
+        old, new = (
+            redis.Redis(port=entry.port, decode_responses=True) for entry in (first, second)
+        )
         old.config_set("repl-diskless-sync-delay", 0)
         new.replicaof("127.0.0.1", first.port)
         until(lambda: info(new)["master_link_status"] == "up")
@@ -161,8 +163,8 @@ def document(revision: int) -> DocumentText:
 
 
 def info(client: redis.Redis) -> dict[str, Any]:
-    found: Any = client.info("replication")
-    return dict(found)
+    actual: Any = client.info("replication")
+    return dict(actual)
 
 
 def test_the_way_to_redis_is_cut_again_and_again_under_load(
@@ -179,15 +181,15 @@ def test_the_way_to_redis_is_cut_again_and_again_under_load(
                 statuses[ask(limiter)] += 1
 
         threads = [threading.Thread(target=load) for _ in range(2)]
-        for each in threads:
-            each.start()
+        for thread in threads:
+            thread.start()
         for _ in range(5):
             time.sleep(0.1)
             relay.cut()
         until(lambda: statuses[429] > 0)
         ended.set()
-        for each in threads:
-            each.join()
+        for thread in threads:
+            thread.join()
         assert statuses[200] <= 50
         assert set(statuses) <= {200, 429, 503}
 
@@ -261,12 +263,12 @@ def memory(pid: int) -> int:
 
 @pytest.mark.parametrize("wrong", [name for name in WRONG if name != "name-with-dots"])
 def test_a_file_with_a_policy_that_is_none_is_refused_whole(wrong: str, tmp_path: Path) -> None:
-    """What admission refuses in a cluster the service refuses at its start, in the same words."""
+    """The service refuses at its start what admission refuses, with the same message."""
     changes, expected = WRONG[wrong]
     path = tmp_path / "limits.yaml"
     path.write_text(json.dumps(spec(changes)))
     with pytest.raises(InvalidSpecError) as caught:
-        read_rooms(path, redis.asyncio.Redis(), 1)
+        read_namespaces(path, redis.asyncio.Redis(), 1)
     for words in expected:
         assert words in str(caught.value)
 

@@ -74,8 +74,8 @@ class Writer:
 
 @pytest.fixture
 async def client(server: RedisServer, store: redis.Redis) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port) as made:
-        yield made
+    async with redis.asyncio.Redis(port=server.port) as built:
+        yield built
 
 
 async def until(condition: Callable[[], bool], within: float = 5.0) -> float:
@@ -102,11 +102,11 @@ async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_ch
     async with AsyncFollower(client, NAMESPACE) as follower:
         assert follower.synced
         assert follower.current.for_target("Service", "a") is follower.current.get("a")
-        kept = follower.current.get("a")
+        remaining = follower.current.get("a")
         await writer.write(compiled("a"), compiled("b"))
         took = await until(lambda: follower.current.get("b") is not None)
         assert took < redis_schema.HEARTBEAT_SECONDS / 2, "it was pushed, not found by a heartbeat"
-        assert follower.current.get("a") is kept
+        assert follower.current.get("a") is remaining
         await until(lambda: follower.current.revision == 2)
         assert await acknowledged(client) == [2]
         await writer.write()
@@ -203,9 +203,9 @@ async def test_what_was_consumed_stays_consumed_when_a_policy_is_edited(
         limiters = AsyncLimiters(follower, client)
 
         async def hit() -> bool:
-            found = follower.current.get("a")
-            assert found is not None
-            return (await limiters.of(found).hit("u")).allowed
+            actual = follower.current.get("a")
+            assert actual is not None
+            return (await limiters.of(actual).hit("u")).allowed
 
         for _ in range(8):
             admitted += await hit()
@@ -252,8 +252,8 @@ async def test_a_rate_without_redis_is_shared_by_those_who_enforce_the_same(
         # Two applications with different labels of which one selector has a part.
         workers = [await follow(labels={**shop, "tier": str(place)}) for place in range(3)]
         await follow(labels=other)
-        await until(lambda: [each.enforcers for each in services] == [2, 2])
-        await until(lambda: [each.enforcers for each in workers] == [3, 3, 3])
+        await until(lambda: [service.enforcers for service in services] == [2, 2])
+        await until(lambda: [worker.enforcers for worker in workers] == [3, 3, 3])
 
 
 def test_labels_that_are_too_long_are_refused() -> None:
@@ -293,14 +293,14 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
             redis.asyncio.Redis.from_url(relay.url) as late,
             AsyncFollower(client, NAMESPACE) as follower,
         ):
-            limiters, others = AsyncLimiters(follower, late), Limiters(follower, sync)
-            found = follower.current.get("a")
-            assert found is not None
-            assert (await limiters.of(found).hit("u")).allowed
-            assert others.of(found).hit("v").allowed
+            limiters, rest = AsyncLimiters(follower, late), Limiters(follower, sync)
+            actual = follower.current.get("a")
+            assert actual is not None
+            assert (await limiters.of(actual).hit("u")).allowed
+            assert rest.of(actual).hit("v").allowed
             relay.delay = 0.5
             for who in ("w", "x", "y"):
-                assert (await limiters.of(found).hit(who)).reason is DecisionReason.FAILED_OPEN
+                assert (await limiters.of(actual).hit(who)).reason is DecisionReason.FAILED_OPEN
 
             async def told() -> list[int]:
                 fallbacks = (await read_roster(client, NAMESPACE)).fallbacks
@@ -311,7 +311,7 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
                 assert time.monotonic() - began < 5
                 await asyncio.sleep(0.02)
             # Neither a heartbeat without news nor an edit counts anything twice, or loses any.
-            await limiters.of(found).hit("z")
+            await limiters.of(actual).hit("z")
             edited = compiled("a")
             object.__setattr__(edited, "hash", "other")
             limiters.of(edited)
@@ -322,4 +322,4 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
             assert await told() == [4]
             relay.delay = 0.0
             await limiters.close()
-            others.close()
+            rest.close()

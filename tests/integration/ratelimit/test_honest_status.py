@@ -34,11 +34,11 @@ TARGET = [{"kind": "Service", "name": "one"}]
 
 
 async def service(policies: Policies, name: str = "one") -> None:
-    made = {
+    built = {
         "metadata": {"namespace": policies.namespace, "name": name},
         "spec": {"ports": [{"name": "http", "port": 80}]},
     }
-    await policies.client.create(SERVICES, made)
+    await policies.client.create(SERVICES, built)
 
 
 async def test_only_who_can_enforce_a_policy_counts(
@@ -69,8 +69,10 @@ async def test_only_who_can_enforce_a_policy_counts(
 
 
 def message(obj: dict[str, Any], kind: str) -> str:
-    (found,) = (each for each in obj["status"]["conditions"] if each["type"] == kind)
-    return str(found["message"])
+    (actual,) = (
+        condition for condition in obj["status"]["conditions"] if condition["type"] == kind
+    )
+    return str(actual["message"])
 
 
 async def test_status_says_since_when_an_edit_is_enforced(
@@ -102,7 +104,7 @@ async def test_two_spellings_of_one_redis_are_one_document(
 
     async def names() -> list[str]:
         whole = json.loads(await store_async.get(document) or '{"policies": []}')
-        return sorted(each["name"] for each in whole["policies"])
+        return sorted(policy["name"] for policy in whole["policies"])
 
     await until(names, lambda found: found == ["api", "other"])
     for name in ("api", "other"):
@@ -164,17 +166,17 @@ async def test_another_installations_policies_are_left_alone(
     control_plane: Cluster, policies: Policies, server: RedisServer,
     store_async: redis.asyncio.Redis,
 ) -> None:  # fmt: skip
-    where, others, left = (f"{policies.namespace}{end}" for end in ("", "-others", "-left"))
+    where, rest, left = (f"{policies.namespace}{end}" for end in ("", "-others", "-left"))
     part = {"name": "theirs", "policy": {}}
     texts: dict[str, str] = {}
-    for namespace, lineage in ((where, "a@other"), (others, "a@other"), (left, "a")):
+    for namespace, lineage in ((where, "a@other"), (rest, "a@other"), (left, "a")):
         text = render_document(
             namespace, [(part, part_hash(part))], revision=1, lineage=lineage, before={}
         )
         await replace_document(store_async, namespace, "", text)
         texts[namespace] = text.text
     await policies.create("api")
-    namespaces = f"{where},{others},{left}"
+    namespaces = f"{where},{rest},{left}"
     operator = OperatorProcess(control_plane.kubeconfig, server.url, namespaces)
     await operator.start()
     try:
@@ -186,9 +188,9 @@ async def test_another_installations_policies_are_left_alone(
         async def swept() -> str:
             return await store_async.get(keys_of(left).document) or ""
 
-        # What nobody looks after is swept, and what others look after is not.
+        # Documents without an owner are swept; those of other installations are not.
         await until(swept, lambda text: '"policies":[]' in text)
-        assert await store_async.get(keys_of(others).document) == texts[others]
+        assert await store_async.get(keys_of(rest).document) == texts[rest]
         assert await store_async.get(keys_of(where).document) == texts[where]
     finally:
         await operator.stop()
@@ -261,10 +263,10 @@ async def test_status_says_that_redis_does_not_decide_and_not_at_every_heartbeat
             async def load() -> int:
                 admitted = 0
                 while not ended.is_set():
-                    found = follower.current.get("api")
-                    assert found is not None
+                    actual = follower.current.get("api")
+                    assert actual is not None
                     admitted += (
-                        await limiters.of(found).hit("u")
+                        await limiters.of(actual).hit("u")
                     ).reason is DecisionReason.FAILED_OPEN
                     await asyncio.sleep(0.05)
                 return admitted

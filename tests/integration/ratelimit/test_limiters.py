@@ -60,8 +60,8 @@ def calls(store: redis.Redis) -> int:
 async def test_as_many_pass_as_the_burst_holds(server: RedisServer, store: redis.Redis) -> None:
     async with AsyncLimiter(policy(), client(server)) as limiter:
         decisions = [await limiter.hit("me") for _ in range(7)]
-        assert [each.allowed for each in decisions] == [True] * 5 + [False] * 2
-        assert [each.remaining for each in decisions[:5]] == [4, 3, 2, 1, 0]
+        assert [decision.allowed for decision in decisions] == [True] * 5 + [False] * 2
+        assert [decision.remaining for decision in decisions[:5]] == [4, 3, 2, 1, 0]
         refused, again = decisions[5:]
         assert (refused.reason, refused.source) == (DecisionReason.LIMITED, DecisionSource.REDIS)
         assert refused.retry_after == pytest.approx(720, abs=5)
@@ -80,7 +80,7 @@ async def test_requests_of_one_turn_share_a_round_trip(
         before = calls(store)
         decisions = await asyncio.gather(*(limiter.hit(f"k{n % 20}") for n in range(120)))
         assert calls(store) - before == 1
-        assert sum(each.allowed for each in decisions) == 100
+        assert sum(decision.allowed for decision in decisions) == 100
 
 
 async def test_more_requests_than_fit_one_call_are_all_decided(
@@ -88,7 +88,9 @@ async def test_more_requests_than_fit_one_call_are_all_decided(
 ) -> None:
     async with AsyncLimiter(policy(), client(server)) as limiter:
         decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(1000)))
-        assert all(each.allowed and each.source is DecisionSource.REDIS for each in decisions)
+        assert all(
+            decision.allowed and decision.source is DecisionSource.REDIS for decision in decisions
+        )
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -96,11 +98,11 @@ async def test_who_is_refused_is_known_whatever_else_changes(
     sync: bool, server: RedisServer, store: redis.Redis
 ) -> None:
     """Refused by address, and a header that is another each time: Redis is not asked again."""
-    made = policy(Limit("address", SLOW), Limit("header", Rate(5000, 3600)))
+    built = policy(Limit("address", SLOW), Limit("header", Rate(5000, 3600)))
     long = "x" * 5000
     before = 0
-    with Limiter(made, redis.Redis(port=server.port)) as plain:
-        async with AsyncLimiter(made, client(server)) as limiter:
+    with Limiter(built, redis.Redis(port=server.port)) as plain:
+        async with AsyncLimiter(built, client(server)) as limiter:
             for n in range(30):
                 subject = {"address": long, "header": f"{n}{long}"}
                 decision = plain.hit(subject) if sync else await limiter.hit(subject)
@@ -123,7 +125,7 @@ async def test_what_is_remembered_has_a_bound_whatever_is_sent(
         for n in range(60):
             for _ in range(12):
                 await limiter.hit({"a": f"{n}" + "x" * 1000, "b": f"{n}" + "y" * 1000})
-        sizes = [len(each) for each in limiter._core._refusals]
+        sizes = [len(refusal) for refusal in limiter._core._refusals]
         assert sizes == [20, 0]
         assert max(len(str(value)) for value in limiter._core._refusals[0]) <= 64
         assert not limiter._core._held
@@ -133,11 +135,11 @@ async def test_a_queue_that_is_never_empty_leaves_its_calls_their_time(
     server: RedisServer, store: redis.Redis
 ) -> None:
     """More callers at once than fit two calls, for longer than the deadline."""
-    made = policy(failure=Failure(timeout=0.25))
+    built = policy(failure=Failure(timeout=0.25))
     rounds = Counter[str]()
 
     async def caller(name: str) -> None:
-        end = time.monotonic() + 4 * made.failure.timeout
+        end = time.monotonic() + 4 * built.failure.timeout
         while time.monotonic() < end:
             decision = await limiter.hit(name, 0)
             rounds[decision.source] += 1
@@ -145,7 +147,7 @@ async def test_a_queue_that_is_never_empty_leaves_its_calls_their_time(
     with Relay(server.port) as relay:
         relay.delay = 0.01
         address = redis.asyncio.Redis.from_url(relay.url)
-        async with AsyncLimiter(made, address) as limiter:
+        async with AsyncLimiter(built, address) as limiter:
             await asyncio.gather(*(caller(f"k{n}") for n in range(600)))
             assert limiter.failed == 0
             assert set(rounds) == {DecisionSource.REDIS}
@@ -156,16 +158,16 @@ async def test_who_has_no_turn_within_the_deadline_is_decided_without_redis(
     server: RedisServer, store: redis.Redis
 ) -> None:
     """All at once, and Redis slow: the first calls are answered, the rest waits no longer."""
-    made = policy(failure=Failure(timeout=1.0))
+    built = policy(failure=Failure(timeout=1.0))
     with Relay(server.port) as relay:
         address = redis.asyncio.Redis.from_url(relay.url)
-        async with AsyncLimiter(made, address) as limiter:
+        async with AsyncLimiter(built, address) as limiter:
             relay.delay = 0.4
             decisions = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
-            sources = Counter(each.source for each in decisions)
+            sources = Counter(decision.source for decision in decisions)
             assert sources[DecisionSource.REDIS] >= 128
             assert sources[DecisionSource.LOCAL] >= 1000
-            # Redis answers, late or not: nobody is to stop asking it.
+            # Redis answers, late or not: the breaker stays closed.
             assert limiter.breaker_state == "closed"
         await address.aclose()
 
@@ -191,12 +193,12 @@ async def test_a_request_that_is_given_up_leaves_the_others_alone(
 
 
 async def test_several_limits_say_which_refused(server: RedisServer, store: redis.Redis) -> None:
-    made = policy(
+    built = policy(
         Limit("user", Rate(3, 3600)),
         Limit("all", Rate(100, 3600), algorithm=Algorithm.SLIDING_WINDOW),
         Limit("trial", Rate(1, 3600), mode=Mode.SHADOW),
     )
-    async with AsyncLimiter(made, client(server)) as limiter:
+    async with AsyncLimiter(built, client(server)) as limiter:
         first = await limiter.hit("me")
         assert (first.limit, first.remaining, first.shadowed) == ("user", 2, ())
         second = await limiter.hit("me")
@@ -205,7 +207,7 @@ async def test_several_limits_say_which_refused(server: RedisServer, store: redi
         refused = await limiter.hit("me")
         assert (refused.allowed, refused.limit) == (False, "user")
         # What was refused took nothing from the other limit either.
-        left = await limiter.peek({"user": "nobody", "all": "me", "trial": "nobody"})
+        left = await limiter.peek({"user": "new", "all": "me", "trial": "new"})
         assert left.allowed
         assert left.limit == "all"
         assert left.remaining == 97
@@ -220,10 +222,10 @@ async def test_missing_keys(server: RedisServer, store: redis.Redis) -> None:
         client(server),
     ) as limiter:
         shared = [await limiter.hit({"skip": None, "shared": None}) for _ in range(3)]
-        assert [each.allowed for each in shared] == [True, True, False]
-        # No key that somebody sends is the shared one.
-        for said in ("", "-", "None"):
-            assert (await limiter.hit({"skip": None, "shared": said})).remaining == 1
+        assert [entry.allowed for entry in shared] == [True, True, False]
+        # A client cannot send the shared key.
+        for text in ("", "-", "None"):
+            assert (await limiter.hit({"skip": None, "shared": text})).remaining == 1
     async with AsyncLimiter(
         policy(Limit("skip", SLOW, missing_key=MissingKey.SKIP)), client(server)
     ) as limiter:
@@ -260,14 +262,14 @@ async def test_cost_above_burst_is_refused_without_redis(
 async def test_without_redis_the_failure_mode_decides(
     mode: FailureMode, allowed: list[bool], reason: DecisionReason
 ) -> None:
-    made = policy(failure=Failure(mode, timeout=0.05))
+    built = policy(failure=Failure(mode, timeout=0.05))
     port = free_port()
-    async with AsyncLimiter(made, redis.asyncio.Redis(port=port), enforcers=2) as limiter:
+    async with AsyncLimiter(built, redis.asyncio.Redis(port=port), enforcers=2) as limiter:
         decisions = [await limiter.hit("me") for _ in range(4)]
-        assert [each.allowed for each in decisions] == allowed
+        assert [decision.allowed for decision in decisions] == allowed
         assert decisions[0].reason is reason
         assert limiter.failed == 4
-    with Limiter(made, redis.Redis(port=port), enforcers=2) as sync:
+    with Limiter(built, redis.Redis(port=port), enforcers=2) as sync:
         assert [sync.hit("me").allowed for _ in range(4)] == allowed
 
 
@@ -295,13 +297,13 @@ async def test_a_silent_redis_costs_the_deadline_and_then_nothing() -> None:
             begun = time.monotonic()
             assert (await limiter.hit("me")).reason is DecisionReason.FAILED_OPEN
             took.append(time.monotonic() - begun)
-        assert all(0.045 <= each < 1 for each in took[:3])
-        assert all(each < 0.045 for each in took[3:])
+        assert all(0.045 <= entry < 1 for entry in took[:3])
+        assert all(entry < 0.045 for entry in took[3:])
         # Those that wait behind calls that hang have the same deadline.
         limiter._core.breaker.consecutive_failures = -1000
         begun = time.monotonic()
         many = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
-        assert all(each.reason is DecisionReason.FAILED_OPEN for each in many)
+        assert all(entry.reason is DecisionReason.FAILED_OPEN for entry in many)
         assert time.monotonic() - begun < 1
         await limiter.close()
         sync = Limiter(policy(failure=failure), redis.Redis(port=port))
@@ -346,9 +348,9 @@ async def test_redis_that_comes_back_decides_again(server: RedisServer) -> None:
 
 
 def test_threads_share_a_limiter(server: RedisServer, store: redis.Redis) -> None:
-    made = policy(Limit("a", Rate(50, 3600)))
+    built = policy(Limit("a", Rate(50, 3600)))
     allowed: list[bool] = []
-    with Limiter(made, redis.Redis(port=server.port)) as limiter:
+    with Limiter(built, redis.Redis(port=server.port)) as limiter:
 
         def work() -> None:
             allowed.extend([limiter.hit("me").allowed for _ in range(30)])
@@ -399,14 +401,14 @@ def test_refusals_are_remembered_no_longer_than_they_hold(
 async def test_leases_spare_redis_and_go_back_at_the_end(
     server: RedisServer, store: redis.Redis
 ) -> None:
-    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
-    async with AsyncLimiter(made, client(server)) as limiter:
+    built = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(built, client(server)) as limiter:
         before = calls(store)
         decisions: list[Decision] = [await limiter.hit("me") for _ in range(400)]
-        assert all(each.allowed for each in decisions)
-        assert sum(each.source is DecisionSource.LEASE for each in decisions) > 300
+        assert all(decision.allowed for decision in decisions)
+        assert sum(decision.source is DecisionSource.LEASE for decision in decisions) > 300
         assert calls(store) - before < 60
-    async with AsyncLimiter(made, client(server)) as other:
+    async with AsyncLimiter(built, client(server)) as other:
         # All that was not used is there again: nothing is out.
         assert (await other.peek("me")).remaining == 600
     assert [key for key in store.scan_iter() if key.endswith(":l")] == []
@@ -416,21 +418,21 @@ async def test_a_crowd_on_many_keys_is_decided_by_redis(
     server: RedisServer, store: redis.Redis
 ) -> None:
     # As many lease calls at once as requests would need as many connections.
-    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
-    async with AsyncLimiter(made, client(server)) as limiter:
+    built = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(built, client(server)) as limiter:
         for _ in range(3):
             crowd = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(400)))
-            assert all(each.allowed for each in crowd)
+            assert all(entry.allowed for entry in crowd)
         assert limiter.failed == 0
 
 
 async def test_a_crowd_takes_one_lease(server: RedisServer, store: redis.Redis) -> None:
-    made = policy(Limit("a", Rate(1000, 36000)), leased=True)
-    async with AsyncLimiter(made, client(server)) as limiter:
+    built = policy(Limit("a", Rate(1000, 36000)), leased=True)
+    async with AsyncLimiter(built, client(server)) as limiter:
         await limiter.hit("me")
         before = calls(store)
         crowd = await asyncio.gather(*(limiter.hit("me") for _ in range(100)))
-        assert all(each.allowed for each in crowd)
+        assert all(entry.allowed for entry in crowd)
         assert calls(store) - before == 2
 
 
@@ -446,8 +448,10 @@ def test_what_can_never_pass_is_said_so_while_others_wait(
 def test_exactly_the_burst_passes_through_leases_of_several(
     server: RedisServer, store: redis.Redis
 ) -> None:
-    made = policy(Limit("a", Rate(1000, 36000)), Limit("b", Rate(2000, 72000), cost=2), leased=True)
-    limiters = [Limiter(made, redis.Redis(port=server.port)) for _ in range(3)]
+    built = policy(
+        Limit("a", Rate(1000, 36000)), Limit("b", Rate(2000, 72000), cost=2), leased=True
+    )
+    limiters = [Limiter(built, redis.Redis(port=server.port)) for _ in range(3)]
     allowed = 0
     for turn in range(2400):
         allowed += limiters[turn % 3].hit("me").allowed

@@ -46,7 +46,7 @@ def client(server: RedisServer) -> redis.asyncio.Redis:
     return redis.asyncio.Redis(port=server.port, retry=ONCE)
 
 
-def asked(calls: CommandSender, *command: str) -> asyncio.Future[Any]:
+def send(calls: CommandSender, *command: str) -> asyncio.Future[Any]:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     calls.send(command, future.set_result)
     return asyncio.ensure_future(asyncio.wait_for(future, 10))
@@ -80,20 +80,20 @@ def guarded(tmp_path: Path) -> Iterator[Path]:
 
 
 def connections(store: redis.Redis) -> int:
-    return sum(each["name"] == "line" for each in store.client_list())
+    return sum(entry["name"] == "line" for entry in store.client_list())
 
 
 @pytest.mark.parametrize(
     "make", [lambda own: PipelinedConnection(own.connection_pool), TaskPerCommand]
 )
-async def test_replies_are_told_to_those_who_asked(
+async def test_each_command_gets_its_reply(
     server: RedisServer, store: redis.Redis, make: Callable[[redis.asyncio.Redis], CommandSender]
 ) -> None:
     own = client(server)
     calls = make(own)
-    replies = [asked(calls, "ECHO", str(number)) for number in range(50)]
-    wrong = asked(calls, "NOSUCH")
-    forgotten = asked(calls, "EVALSHA", "0" * 40, "0")
+    replies = [send(calls, "ECHO", str(number)) for number in range(50)]
+    wrong = send(calls, "NOSUCH")
+    forgotten = send(calls, "EVALSHA", "0" * 40, "0")
     assert await asyncio.gather(*replies) == [b"%d" % number for number in range(50)]
     assert isinstance(await wrong, ResponseError)
     assert isinstance(await forgotten, NoScriptError)
@@ -101,24 +101,24 @@ async def test_replies_are_told_to_those_who_asked(
     await own.aclose()
 
 
-async def test_a_late_reply_is_told_to_nobody_and_others_do_not_wait_behind_it(
+async def test_a_late_reply_is_dropped_and_delays_no_other_command(
     server: RedisServer, store: redis.Redis
 ) -> None:
     own = redis.asyncio.Redis(port=server.port, client_name="line")
     line = PipelinedConnection(own.connection_pool)
-    await asked(line, "PING")
-    told: list[Any] = []
-    late = line.send(("BLPOP", "nothing", "0.2"), told.append)
-    behind = asked(line, "ECHO", "behind")
+    await send(line, "PING")
+    reported: list[Any] = []
+    late = line.send(("BLPOP", "nothing", "0.2"), reported.append)
+    behind = send(line, "ECHO", "behind")
     await asyncio.sleep(0)
     line.abandon(late)
     begun = time.monotonic()
-    assert await asked(line, "ECHO", "ahead") == b"ahead"
+    assert await send(line, "ECHO", "ahead") == b"ahead"
     assert time.monotonic() - begun < 0.2
     assert not behind.done()
     assert await behind == b"behind"
-    assert told == []
-    # The old connection is closed once nobody waits for it, not only when it is given up on.
+    assert reported == []
+    # The old connection is closed after its last reply, before the grace period ends.
     begun = time.monotonic()
     await asyncio.to_thread(soon, lambda: connections(store) == 1)
     assert time.monotonic() - begun < GRACE_SECONDS * 0.6
@@ -131,10 +131,10 @@ async def test_a_call_that_waits_for_a_connection_can_be_given_up(
 ) -> None:
     own = client(server)
     line = PipelinedConnection(own.connection_pool)
-    told: list[Any] = []
-    line.abandon(line.send(("INCR", "n"), told.append))
-    assert await asked(line, "PING") == b"PONG"
-    assert told == []
+    reported: list[Any] = []
+    line.abandon(line.send(("INCR", "n"), reported.append))
+    assert await send(line, "PING") == b"PONG"
+    assert reported == []
     assert store.get("n") is None
     await line.close()
     await own.aclose()
@@ -143,7 +143,7 @@ async def test_a_call_that_waits_for_a_connection_can_be_given_up(
 async def test_calls_without_a_redis_are_told_so() -> None:
     own = redis.asyncio.Redis(port=free_port(), retry=ONCE)
     line = PipelinedConnection(own.connection_pool)
-    assert isinstance(await asked(line, "PING"), RedisConnectionError)
+    assert isinstance(await send(line, "PING"), RedisConnectionError)
     await line.close()
     await own.aclose()
 
@@ -162,7 +162,7 @@ async def test_an_answer_that_comes_too_late_is_not_heard(
         await asyncio.to_thread(soon, lambda: bool(store.ping()))
         async with asyncio.timeout(5):
             assert (await limiter.hit("you")).source is not DecisionSource.LEASE
-        assert [each.reason for each in decisions] == [DecisionReason.FAILED_OPEN]
+        assert [decision.reason for decision in decisions] == [DecisionReason.FAILED_OPEN]
         assert limiter._batches.calls == 0
         assert limiter._batches.calls == 0
         assert (await limiter.hit("me")).source is DecisionSource.REDIS
@@ -174,12 +174,12 @@ async def test_calls_of_a_lost_connection_are_told_so_and_the_next_has_a_new_one
     own = client(server)
     line = PipelinedConnection(own.connection_pool)
     try:
-        await asked(line, "PING")
-        waiting = asked(line, "BLPOP", "nothing", "0")
+        await send(line, "PING")
+        waiting = send(line, "BLPOP", "nothing", "0")
         server.stop()
         assert isinstance(await waiting, RedisConnectionError)
         server.start()
-        assert await asked(line, "PING") == b"PONG"
+        assert await send(line, "PING") == b"PONG"
     finally:
         await line.close()
         await own.aclose()
@@ -188,8 +188,8 @@ async def test_calls_of_a_lost_connection_are_told_so_and_the_next_has_a_new_one
 
 async def test_what_is_no_reply_ends_the_connection() -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (said := await reader.read(4096)) and b"GARBAGE" not in said:
-            writer.write(b"+OK\r\n" * (said.count(b"\r\n*") + 1))
+        while (text := await reader.read(4096)) and b"GARBAGE" not in text:
+            writer.write(b"+OK\r\n" * (text.count(b"\r\n*") + 1))
         writer.write(b"this is not RESP\r\n")
         await reader.read()
         writer.close()
@@ -198,9 +198,9 @@ async def test_what_is_no_reply_ends_the_connection() -> None:
     own = redis.asyncio.Redis(port=listening.sockets[0].getsockname()[1])
     line = PipelinedConnection(own.connection_pool)
     try:
-        assert await asked(line, "PING") == b"OK"
-        assert isinstance(await asked(line, "GARBAGE"), RedisConnectionError)
-        assert await asked(line, "PING") == b"OK"
+        assert await send(line, "PING") == b"OK"
+        assert isinstance(await send(line, "GARBAGE"), RedisConnectionError)
+        assert await send(line, "PING") == b"OK"
     finally:
         await line.close()
         await own.aclose()
@@ -210,11 +210,11 @@ async def test_what_is_no_reply_ends_the_connection() -> None:
 async def test_closing_ends_what_is_under_way(server: RedisServer, store: redis.Redis) -> None:
     own = client(server)
     line = PipelinedConnection(own.connection_pool)
-    opening = asked(line, "PING")
+    opening = send(line, "PING")
     await line.close()
     assert isinstance(await opening, RedisConnectionError)
-    await asked(line, "PING")
-    waiting = asked(line, "BLPOP", "nothing", "0")
+    await send(line, "PING")
+    waiting = send(line, "BLPOP", "nothing", "0")
     await line.close()
     assert isinstance(await waiting, RedisConnectionError)
     await own.aclose()
@@ -228,7 +228,7 @@ async def test_an_address_says_all_it_can(guarded: Path) -> None:
         async with AsyncLimiter(POLICY, own) as limiter:
             assert isinstance(limiter._sender, PipelinedConnection)
             decisions = await asyncio.gather(*(limiter.hit(f"{protocol}") for _ in range(7)))
-            assert sum(each.allowed for each in decisions) == 5
+            assert sum(decision.allowed for decision in decisions) == 5
             assert limiter.failed == 0
         assert await own.dbsize() == protocol - 1
         await own.aclose()
@@ -240,7 +240,7 @@ async def test_limiters_that_share_a_client_share_a_connection(
     own = redis.asyncio.Redis(port=server.port, client_name="line")
     shared = share_async_client(own)
     limiters = [AsyncLimiter(POLICY, shared) for _ in range(20)]
-    await asyncio.gather(*(each.hit("me") for each in limiters))
+    await asyncio.gather(*(limiter.hit("me") for limiter in limiters))
     assert connections(store) == 1
     await limiters[0].close()
     assert (await limiters[1].hit("you")).allowed
@@ -257,7 +257,7 @@ async def test_a_pool_of_another_kind_keeps_its_ways(
     assert isinstance(command_sender(own), TaskPerCommand)
     async with AsyncLimiter(POLICY, own) as limiter:
         decisions = await asyncio.gather(*(limiter.hit("me") for _ in range(7)))
-        assert sum(each.allowed for each in decisions) == 5
+        assert sum(decision.allowed for decision in decisions) == 5
 
 
 async def test_entering_a_limiter_connects_and_decisions_take_that_connection(

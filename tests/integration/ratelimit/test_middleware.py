@@ -56,8 +56,8 @@ async def ask(
     await app({**scope, "method": "GET"} if kind == "http" else scope, receive, send)
     if kind != "http" and sent[0]["type"] != "http.response.start":
         return sent[0]["code"], {}, b""
-    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], found, sent[1]["body"]
+    actual = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], actual, sent[1]["body"]
 
 
 async def test_asgi_says_what_is_left_and_refuses_with_429(
@@ -73,11 +73,11 @@ async def test_asgi_says_what_is_left_and_refuses_with_429(
         status, headers, body = await ask(app)
         assert status == 429
         assert headers["content-type"] == "application/problem+json"
-        found = re.fullmatch(r'"burst";r=0;t=(\d+)', headers["ratelimit"])
-        assert found
-        assert 0 < int(found[1]) <= 30
+        actual = re.fullmatch(r'"burst";r=0;t=(\d+)', headers["ratelimit"])
+        assert actual
+        assert 0 < int(actual[1]) <= 30
         # Not before t, and not all at the same moment.
-        assert int(found[1]) < int(headers["retry-after"]) <= int(found[1]) + 3
+        assert int(actual[1]) < int(headers["retry-after"]) <= int(actual[1]) + 3
         problem = json.loads(body)
         assert problem["status"] == 429
         assert problem["violated-policies"] == ["burst"]
@@ -111,7 +111,7 @@ async def test_a_refused_websocket_is_closed_and_others_pass(
 async def test_forged_addresses_and_odd_bytes_pass_nobody(
     server: RedisServer, store: redis.Redis
 ) -> None:
-    made = Policy(
+    built = Policy(
         "p",
         (
             Limit("ip", Rate(3, 60), key=(ClientIP(),)),
@@ -119,7 +119,7 @@ async def test_forged_addresses_and_odd_bytes_pass_nobody(
         ),
         PATIENT,
     )
-    async with AsyncLimiter(made, redis.asyncio.Redis(port=server.port)) as limiter:
+    async with AsyncLimiter(built, redis.asyncio.Redis(port=server.port)) as limiter:
         app = AsgiRateLimit(asgi_app, limiter)
         statuses = [
             (await ask(app, (b"x-forwarded-for", b"1.1.1.%d" % n), (b"x-key", value)))[0]
@@ -137,8 +137,8 @@ async def test_closed_is_503_and_a_missing_key_400(server: RedisServer) -> None:
         assert "ratelimit" not in headers
         assert json.loads(body)["title"] == "Service Unavailable"
     deny = Limit("k", Rate(1, 1), key=(Header("x-key"),), missing_key=MissingKey.DENY)
-    made = Policy("p", (deny,), PATIENT)
-    async with AsyncLimiter(made, redis.asyncio.Redis(port=server.port)) as limiter:
+    built = Policy("p", (deny,), PATIENT)
+    async with AsyncLimiter(built, redis.asyncio.Redis(port=server.port)) as limiter:
         status, headers, _ = await ask(AsgiRateLimit(asgi_app, limiter))
         assert status == 400
         assert "retry-after" not in headers
@@ -149,14 +149,14 @@ async def test_cost_may_depend_on_the_request(server: RedisServer, store: redis.
         app = AsgiRateLimit(asgi_app, limiter, cost=lambda request: 3)
         status, headers, _ = await ask(app)
         assert status == 429
-        # Waiting does not help, so nobody is told to wait.
+        # Waiting does not help, so there is no Retry-After.
         assert "retry-after" not in headers
         assert headers["ratelimit"] == '"burst";r=0'
 
 
 def test_a_window_below_a_second_is_never_written_as_zero() -> None:
-    made = Policy("p", (Limit("a", Rate(3, 0.25)), Limit("b", Rate(3, 1.5))))
-    assert policy_header(made) == '"a";q=12;w=1, "b";q=4;w=2'
+    built = Policy("p", (Limit("a", Rate(3, 0.25)), Limit("b", Rate(3, 1.5))))
+    assert policy_header(built) == '"a";q=12;w=1, "b";q=4;w=2'
 
 
 def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -169,16 +169,16 @@ def test_wsgi_does_the_same(server: RedisServer, store: redis.Redis) -> None:
         app = WsgiRateLimit(wsgi_app, limiter, trusted_proxy_hops=1, jitter=lambda below: 0)
         answers = []
         for forged in ("6.6.6.6, 1.1.1.1", "7.7.7.7, 1.1.1.1", "1.1.1.1", "2.2.2.2"):
-            said: list[Any] = []
+            text: list[Any] = []
             environ = {
                 "REQUEST_METHOD": "GET",
                 "PATH_INFO": "/",
                 "REMOTE_ADDR": "10.0.0.1",
                 "HTTP_X_FORWARDED_FOR": forged,
             }
-            body = b"".join(app(environ, lambda status, headers: said.extend((status, headers))))  # noqa: B023
-            answers.append((said[0], dict(said[1]), body))
-        assert [each[0] for each in answers] == [
+            body = b"".join(app(environ, lambda status, headers: text.extend((status, headers))))  # noqa: B023
+            answers.append((text[0], dict(text[1]), body))
+        assert [answer[0] for answer in answers] == [
             "200 OK", "200 OK", "429 Too Many Requests", "200 OK",
         ]  # fmt: skip
         assert answers[0][1]["RateLimit"] == '"burst";r=1;t=30'
@@ -255,8 +255,8 @@ def test_what_a_response_cost_is_charged_once_when_it_begins_anew(
         start("500 Oh", [("X-Cost", "10")], (ValueError, ValueError(), None))
         return [b""]
 
-    said: list[Any] = []
+    text: list[Any] = []
     with Limiter(policy, redis.Redis(port=server.port)) as limiter:
-        WsgiRateLimit(failing, limiter)({}, lambda *told: said.append(told))
+        WsgiRateLimit(failing, limiter)({}, lambda *told: text.append(told))
         assert limiter.peek("").remaining == 100 - 1 - 10
-    assert [len(told) for told in said] == [2, 3]
+    assert [len(reported) for reported in text] == [2, 3]

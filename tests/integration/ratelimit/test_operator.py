@@ -88,8 +88,8 @@ async def test_it_counts_policies_conflicts_enforcers_and_how_quick_it_was(
                 has(enforced=1, unenforced=1, conflicts=1, live=1, current=1, changes=1),
             )
             await policies.edit("first", {"failure": {"mode": "Open"}})
-            found = await until(metrics, has(enforced=1, changes=2))
-            assert 0 < found["engineroom_ratelimit_enforced_seconds_sum"] < 20
+            actual = await until(metrics, has(enforced=1, changes=2))
+            assert 0 < actual["engineroom_ratelimit_enforced_seconds_sum"] < 20
         await until(metrics, has(enforced=0, unenforced=2, live=0))
         for name in ("first", "second"):
             await client.delete(RATELIMITPOLICIES, namespace, name)

@@ -41,10 +41,10 @@ async def test_the_life_of_a_policy(
 
     async with AsyncFollower(store_async, policies.namespace, labels=API) as follower:
         enforced = await policies.until("api", "Enforced", "True", "Enforced")
-        found = follower.current.for_labels({"app": "api"})
-        assert found is not None
-        told = enforced["status"]["enforcers"]
-        assert (told["ready"], told["total"], told["configHash"]) == (1, 1, found.hash)
+        actual = follower.current.for_labels({"app": "api"})
+        assert actual is not None
+        reported = enforced["status"]["enforcers"]
+        assert (reported["ready"], reported["total"], reported["configHash"]) == (1, 1, actual.hash)
 
         # At the fixed point nothing is written, neither here nor in Redis.
         before = await policies.versions()
@@ -55,7 +55,7 @@ async def test_the_life_of_a_policy(
 
         await policies.edit("api", {"failure": {"mode": "Closed"}})
         edited = await policies.until("api", "Enforced", "True")
-        assert edited["status"]["enforcers"]["configHash"] != found.hash
+        assert edited["status"]["enforcers"]["configHash"] != actual.hash
         assert edited["status"]["observedGeneration"] == 2
 
         # Past the CRD's own rules, and without the admission server: what was valid goes on.
@@ -102,11 +102,11 @@ async def test_two_policies_of_one_target(
     (word,) = (c for c in loser["status"]["conditions"] if c["type"] == "Accepted")
     assert word["message"] == "Service one belongs to the older policy older"
     partly = await policies.until("some-lost", "Accepted", "True", "PartlyConflicted")
-    told = {
-        each["ancestorRef"]["name"]: each["conditions"][0]["reason"]
-        for each in partly["status"]["ancestors"]
+    reported = {
+        ancestor["ancestorRef"]["name"]: ancestor["conditions"][0]["reason"]
+        for ancestor in partly["status"]["ancestors"]
     }
-    assert told == {"one": "Conflicted", "two": "Accepted"}
+    assert reported == {"one": "Conflicted", "two": "Accepted"}
     async with AsyncFollower(store_async, policies.namespace) as follower:
         await until(_entries(follower), lambda entries: len(entries) == 2)
         first, second = (follower.current.for_target("Service", name) for name in ("one", "two"))
@@ -166,9 +166,9 @@ async def test_enforced_is_never_said_while_an_enforcer_has_not_acknowledged(
 
 def last(follower: AsyncFollower) -> CompiledPolicy:
     """The policy `api` as it is followed now."""
-    found = follower.current.get("api")
-    assert found is not None
-    return found
+    actual = follower.current.get("api")
+    assert actual is not None
+    return actual
 
 
 async def test_an_edit_under_load_keeps_what_was_consumed(
@@ -277,10 +277,10 @@ async def test_killed_at_any_moment_it_ends_where_it_would_have(
             await operator.start()
         ended = await policies.until("api", "Enforced", "True")
         assert ended["metadata"]["generation"] == 4
-        found = follower.current.get("api")
-        assert found is not None
-        assert found.policy.trusted_proxy_hops == 3
-        assert ended["status"]["enforcers"]["configHash"] == found.hash
+        actual = follower.current.get("api")
+        assert actual is not None
+        assert actual.policy.trusted_proxy_hops == 3
+        assert ended["status"]["enforcers"]["configHash"] == actual.hash
         assert follower.current.revision > revision
     await operator.stop()
 

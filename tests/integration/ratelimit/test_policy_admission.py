@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 async def admission(
     control_plane: Cluster, client: Client, namespace: str, tmp_path: Path
 ) -> AsyncIterator[Admission]:
-    made = Admission(client, control_plane.kubeconfig, namespace, tmp_path)
-    yield made
-    await made.close()
+    built = Admission(client, control_plane.kubeconfig, namespace, tmp_path)
+    yield built
+    await built.close()
 
 
 def here(namespace: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    made = policy(changes)
-    made["metadata"]["namespace"] = namespace
-    return made
+    built = policy(changes)
+    built["metadata"]["namespace"] = namespace
+    return built
 
 
 async def rehearse(client: Client, namespace: str, obj: dict[str, Any]) -> dict[str, Any]:
@@ -86,9 +86,9 @@ async def test_the_api_server_itself_refuses_what_cel_can_say(
 async def test_a_valid_policy_is_stored_as_the_model_has_it(
     client: Client, namespace: str, spec: dict[str, Any]
 ) -> None:
-    made = here(namespace, {"spec": copy.deepcopy(spec)})
-    stored = await client.create(RATELIMITPOLICIES, made)
-    by_model = parse(RateLimitPolicy, made).model_dump(mode="json", by_alias=True)["spec"]
+    built = here(namespace, {"spec": copy.deepcopy(spec)})
+    stored = await client.create(RATELIMITPOLICIES, built)
+    by_model = parse(RateLimitPolicy, built).model_dump(mode="json", by_alias=True)["spec"]
     assert without_empty(stored["spec"]) == without_empty(by_model)
 
 
@@ -107,7 +107,7 @@ async def test_with_the_admission_server_nothing_that_is_wrong_gets_in(
             # By the schema or a rule of the CRD: at the place, if not in the same words.
             place = expected[0].partition(":")[0].split(".")[1].partition("[")[0]
             assert place in text, name
-    # An old breach keeps nobody from changing anything else.
+    # An old breach does not prevent other changes.
     stored = await client.create(RATELIMITPOLICIES, here(namespace))
     labelled = {**stored, "metadata": {**stored["metadata"], "labels": {"a": "b"}}}
     path = RATELIMITPOLICIES.path(namespace, "api")

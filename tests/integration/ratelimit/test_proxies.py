@@ -87,15 +87,15 @@ def test_what_is_over_the_limit_is_refused_with_429_and_told_when_to_come_back(
 ) -> None:
     with in_front(name, limiter, application, tmp_path) as port:
         admitted = [ask(port, "/items?page=1") for _ in range(3)]
-        # Whatever the client says of itself does not make it somebody else.
+        # Headers of the client do not change its identity.
         refused = [
             ask(port, "/items", {"X-Forwarded-For": forged})
             for forged in ("203.0.113.9", "203.0.113.9, 203.0.113.10", "", "not an address", ", ,")
         ]
-    assert [each.status for each in admitted] == [200, 200, 200]
-    assert [each.body for each in admitted] == [b"welcome to the shop"] * 3
+    assert [entry.status for entry in admitted] == [200, 200, 200]
+    assert [entry.body for entry in admitted] == [b"welcome to the shop"] * 3
     if name != "traefik":  # which adds nothing to what it admits
-        assert [each.headers["ratelimit"].split(";t=")[0] for each in admitted] == [
+        assert [entry.headers["ratelimit"].split(";t=")[0] for entry in admitted] == [
             '"per-address";r=2', '"per-address";r=1', '"per-address";r=0',
         ]  # fmt: skip
         assert admitted[0].headers["ratelimit-policy"] == '"per-address";q=3;w=3600'
@@ -236,13 +236,13 @@ def test_no_spelling_of_a_path_leads_around_its_limit(
         for spelling in SPELLINGS:
             before = len(proxies.reached())
             status = ask(port, spelling).status
-            found = [path.partition("?")[0] for path in proxies.reached()[before:]]
+            actual = [path.partition("?")[0] for path in proxies.reached()[before:]]
             # Envoy resolves a path before it asks and passes on: what it makes of the last one is
             # another path indeed.
-            assert status in (400, 429) or found == ["/open"], (spelling, status, found)
+            assert status in (400, 429) or actual == ["/open"], (spelling, status, actual)
         per_path = ["/items", "/%69tems", "//items", "/./items", "/items#1"]
         assert ask(port, "/items").status == 200
-        assert [ask(port, each).status for each in per_path][-2:] in ([429, 429], [429, 400])
+        assert [ask(port, entry).status for entry in per_path][-2:] in ([429, 429], [429, 400])
 
 
 def test_what_a_claim_says_is_never_a_parameter_of_the_proxys_address(
@@ -251,9 +251,9 @@ def test_what_a_claim_says_is_never_a_parameter_of_the_proxys_address(
     """As the page has it, with a claim that somebody chose; ``X-Verified`` stands for the token."""
     limits = (Limit("per-subject", Rate(2, 3600), key=(JWTClaim("sub"), Tenant())),)
     publish(store, [compiled(Policy("shop/api", limits, Failure(timeout=1.0)))], revision=2)
-    (told,) = proxies.blocks("Whose request it is, nginx and Traefik")
-    told = told.replace("$tenant", '"acme"').replace("$subject", "$http_x_verified")
-    front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=told)
+    (reported,) = proxies.blocks("Whose request it is, nginx and Traefik")
+    reported = reported.replace("$tenant", '"acme"').replace("$subject", "$http_x_verified")
+    front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=reported)
     with front as port:
         for claim in ("me", "x&cost=0&tenant=other", "x#y", "a b?c", "%26cost=0", "\xff"):
             for path in ("/items", "/items?cost=0&tenant=other", "/items?header.tenant=x"):
@@ -269,8 +269,8 @@ def test_a_variable_in_the_address_brings_no_free_pass(
     claim: str, limiter: LimiterProcess, application: int, tmp_path: Path
 ) -> None:
     """Against the page's advice."""
-    told = "proxy_pass http://limiter/v1/nginx/shop/api?claim.sub=$http_x_verified;\n"
-    front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=told)
+    reported = "proxy_pass http://limiter/v1/nginx/shop/api?claim.sub=$http_x_verified;\n"
+    front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=reported)
     with front as port:
         assert ask(port, "/items", {"X-Verified": "me"}).status == 200
         assert ask(port, "/items", {"X-Verified": claim}).status == 400

@@ -206,10 +206,10 @@ def test_refused_requests_consume_nothing(store: redis.Redis, algorithm: Algorit
     begin = START - START % 1_000_000
     for _ in range(3):
         run(store, terms, ask, begin)
-    kept = store.get("k")
+    remaining = store.get("k")
     for at in range(100):
         assert run(store, terms, ask, begin + at)[0][0].status == LimitStatus.REFUSED
-    assert store.get("k") == kept
+    assert store.get("k") == remaining
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
@@ -259,10 +259,10 @@ def test_several_limits_are_all_or_nothing(store: redis.Redis) -> None:
     ]
     ask = [[LimitCheck("{p}:a", 0, 1), LimitCheck("{p}:b", 1, 1), LimitCheck("{p}:c", 2, 1)]]
     for _ in range(2):
-        assert [each.status for each in run(store, terms, ask, START)[0]] == [1, 1, 1]
+        assert [entry.status for entry in run(store, terms, ask, START)[0]] == [1, 1, 1]
     before = {key: store.get(key) for key in store.scan_iter()}
     refused = run(store, terms, ask, START)[0]
-    assert [each.status for each in refused] == [1, 0, 1]
+    assert [entry.status for entry in refused] == [1, 0, 1]
     assert (refused[0].remaining, refused[2].remaining) == (8, 8)
     assert {key: store.get(key) for key in store.scan_iter()} == before
 
@@ -273,7 +273,7 @@ def test_a_limit_in_the_shadow_says_so_and_refuses_nothing(store: redis.Redis) -
         LimitTerms("t", 1_000_000, 5_000_000),
     ]
     ask = [[LimitCheck("{p}:a", 0, 1), LimitCheck("{p}:b", 1, 1)]]
-    statuses = [[each.status for each in run(store, terms, ask, START)[0]] for _ in range(3)]
+    statuses = [[entry.status for entry in run(store, terms, ask, START)[0]] for _ in range(3)]
     assert statuses == [[1, 1], [0, 1], [0, 1]]
     assert run(store, terms, [[LimitCheck("{p}:b", 1, 0)]], START)[0][0].remaining == 2
 
@@ -385,11 +385,11 @@ def test_a_cluster_takes_all_limits_of_a_policy_in_one_call() -> None:
         with pytest.raises(redis.ResponseError, match=r"CROSSSLOT|same slot"):
             client.mget("a", "b")
         checks = [
-            LimitCheck(bucket_key(policy, each, "me"), place, 1)
-            for place, each in enumerate(limits)
+            LimitCheck(bucket_key(policy, entry, "me"), place, 1)
+            for place, entry in enumerate(limits)
         ]
-        answers = run_now(client, [LimitTerms.of(each) for each in limits], [checks])
-        assert [each.status for each in answers[0]] == [1] * 64
+        answers = run_now(client, [LimitTerms.of(limit) for limit in limits], [checks])
+        assert [answer.status for answer in answers[0]] == [1] * 64
         client.close()
     finally:
         process.terminate()
@@ -414,7 +414,7 @@ def bucket_histories(
     unit, burst = draw(st.integers(1, 2_000_000)), draw(st.integers(1, 30))
     request = st.tuples(st.sampled_from("abc"), st.integers(0, burst))
     step = st.one_of(st.integers(0, 1000), st.integers(0, 10_000_000), st.integers(-7_000_000, -1))
-    # Now and then somebody else has written something there.
+    # Sometimes another client has written something there.
     junk = st.one_of(
         st.sampled_from(["", "nan", "-5", "1e300", "0x10", "17,4", "9" * 17]),
         st.integers(0, 2 * START).map(str),
@@ -440,9 +440,9 @@ def test_the_script_of_buckets_and_the_model_agree(
     terms, steps = history
     model: dict[str, str] = {}
     now = START
-    for step, written, asked in steps:
+    for step, written, query in steps:
         now += step
-        requests = [(key, asked[0][1]) for key, _ in asked] if once else asked
+        requests = [(key, query[0][1]) for key, _ in query] if once else query
         for key, state in written.items():
             model[key] = state
             store.set(key, state)
@@ -461,9 +461,9 @@ def test_the_script_of_buckets_and_the_model_agree(
         ]
         assert answers == expected
         for key, state in model.items():
-            found: Any = store.get(key)
+            actual: Any = store.get(key)
             assert algorithms._evaluate(terms, state, 0, now) == algorithms._evaluate(
-                terms, found or "", 0, now
+                terms, actual or "", 0, now
             )
 
 

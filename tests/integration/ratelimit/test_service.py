@@ -115,17 +115,17 @@ def test_http_grpc_and_json_count_under_the_same_keys(
     assert get(f"{limiter.url}/v1/envoy/shop/api/items?page=1", FROM)[0] == 200
     answer = call(limiter, "shop/api", ("remote_address", "192.0.2.1"))
     assert (answer.overall_code, answer.statuses[0].limit_remaining) == (rls.OK, 1)
-    asked = {"namespace": "shop", "policy": "api", "request": {"peer": "192.0.2.1"}}
-    assert post(limiter, "/v1/decide", asked)[1]["remaining"] == 0
+    query = {"namespace": "shop", "policy": "api", "request": {"peer": "192.0.2.1"}}
+    assert post(limiter, "/v1/decide", query)[1]["remaining"] == 0
     assert get(f"{limiter.url}/v1/nginx/shop/api", FROM)[0] == 403
     assert get(f"{limiter.url}/v1/forward/shop/api", FROM)[0] == 429
     refused = call(limiter, "shop/api", ("remote_address", "192.0.2.1"))
     assert refused.overall_code == rls.OVER_LIMIT
-    headers = {each.key: each.value for each in refused.response_headers_to_add}
+    headers = {entry.key: entry.value for entry in refused.response_headers_to_add}
     assert int(headers["retry-after"]) > 800
     descriptors = [{"entries": [{"key": "remote_address", "value": "192.0.2.1"}]}]
-    status, told = post(limiter, "/json", {"domain": "shop/api", "descriptors": descriptors})
-    assert (status, told["overallCode"]) == (429, "OVER_LIMIT")
+    status, reported = post(limiter, "/json", {"domain": "shop/api", "descriptors": descriptors})
+    assert (status, reported["overallCode"]) == (429, "OVER_LIMIT")
 
 
 def post(limiter: LimiterProcess, path: str, document: object) -> tuple[int, Any]:
@@ -187,17 +187,17 @@ def test_explain_says_which_limits_apply_and_what_is_left_and_takes_nothing(
     enforce(store, limiter, Policy("shop/api", limits, Failure(timeout=1.0)))
     assert get(f"{limiter.url}/v1/forward/shop/api", FROM)[0] == 200
     request = {"peer": "192.0.2.1", "headers": {"x-api-key": "hunter2"}}
-    asked = {"namespace": "shop", "policy": "api", "request": request}
+    query = {"namespace": "shop", "policy": "api", "request": request}
     for _ in range(3):
-        status, told = post(limiter, "/v1/explain", asked)
-        assert (status, told["allowed"]) == (200, True)
-    first, second, third = told["limits"]
+        status, reported = post(limiter, "/v1/explain", query)
+        assert (status, reported["allowed"]) == (200, True)
+    first, second, third = reported["limits"]
     assert (first["key"], first["remaining"], first["quota"]) == (["192.0.2.1"], 2, 3)
     assert second == {"limit": "posts", "applies": False}
     assert third["remaining"] == 9
-    assert "hunter2" not in json.dumps(told)
-    assert not post(limiter, "/v1/explain", {**asked, "cost": 3})[1]["allowed"]
-    assert post(limiter, "/v1/explain", {**asked, "policy": "none"})[0] == 404
+    assert "hunter2" not in json.dumps(reported)
+    assert not post(limiter, "/v1/explain", {**query, "cost": 3})[1]["allowed"]
+    assert post(limiter, "/v1/explain", {**query, "policy": "none"})[0] == 404
 
 
 def test_a_shadowed_limit_is_counted_and_admits(
@@ -206,8 +206,8 @@ def test_a_shadowed_limit_is_counted_and_admits(
     limit = Limit("tried", Rate(1, 3600), key=(ClientIP(),), mode=Mode.SHADOW)
     enforce(store, limiter, Policy("shop/api", (limit,), Failure(timeout=1.0)))
     assert [get(f"{limiter.url}/v1/forward/shop/api", FROM)[0] for _ in range(3)] == [200] * 3
-    told = limiter.admin("/metrics")[1]
-    assert 'engineroom_ratelimit_shadowed_total{limit="tried",policy="shop/api"} 2.0' in told
+    reported = limiter.admin("/metrics")[1]
+    assert 'engineroom_ratelimit_shadowed_total{limit="tried",policy="shop/api"} 2.0' in reported
 
 
 def test_top_keys_are_recorded_on_demand_and_show_no_secrets(
@@ -224,7 +224,7 @@ def test_top_keys_are_recorded_on_demand_and_show_no_secrets(
             get(f"{limiter.url}/v1/forward/shop/api", {**FROM, "X-Api-Key": "hunter2"})
         status, body = top.result()
     assert status == 200
-    keys = {each["key"]: each["count"] for each in json.loads(body)["keys"]}
+    keys = {key["key"]: key["count"] for key in json.loads(body)["keys"]}
     assert keys["shop/api/per-address 192.0.2.1"] > 5
     assert "hunter2" not in body
     assert any(key.startswith("shop/api/per-key #") for key in keys)
@@ -309,12 +309,12 @@ def test_requests_in_one_packet_are_answered_in_order(
     store: redis.Redis, limiter: LimiterProcess
 ) -> None:
     enforce(store, limiter, per_address(requests=1000))
-    one = b"GET /v1/forward/shop/%s HTTP/1.1\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"
-    asked = [b"api" if number % 3 else b"none" for number in range(500)]
+    first = b"GET /v1/forward/shop/%s HTTP/1.1\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"
+    query = [b"api" if number % 3 else b"none" for number in range(500)]
     last = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"
-    answer = raw(limiter.http_port, b"".join(one % name for name in asked) + last)
+    answer = raw(limiter.http_port, b"".join(first % name for name in query) + last)
     statuses = [part.split(b" ", 1)[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
-    expected = [b"200" if name == b"api" else b"404" for name in asked]
+    expected = [b"200" if name == b"api" else b"404" for name in query]
     assert statuses == [*expected, b"404"]
     assert answer.count(b"r=999;") == 1  # each was counted once
 
@@ -374,8 +374,8 @@ def test_without_redis_the_failure_mode_decides_and_with_it_limits_hold_again(
 
 
 def source(limiter: LimiterProcess) -> str:
-    asked = {"namespace": "shop", "policy": "api", "cost": 0, "request": {"peer": "192.0.2.99"}}
-    return str(post(limiter, "/v1/decide", asked)[1]["source"])
+    query = {"namespace": "shop", "policy": "api", "cost": 0, "request": {"peer": "192.0.2.99"}}
+    return str(post(limiter, "/v1/decide", query)[1]["source"])
 
 
 def test_a_slow_redis_is_given_up_in_time(
@@ -425,8 +425,8 @@ def test_a_policy_edited_under_load_keeps_what_was_consumed(
 
 
 def peek(limiter: LimiterProcess) -> Any:
-    asked = {"namespace": "shop", "policy": "api", "cost": 0, "request": {"peer": "192.0.2.1"}}
-    return post(limiter, "/v1/decide", asked)[1]
+    query = {"namespace": "shop", "policy": "api", "cost": 0, "request": {"peer": "192.0.2.1"}}
+    return post(limiter, "/v1/decide", query)[1]
 
 
 # ---- processes --------------------------------------------------------------------------------
@@ -450,9 +450,9 @@ def test_at_the_end_answers_are_given_and_leases_come_back(
         assert get(url, FROM)[0] == 200, "still answered until the proxies know"
         assert process.stop() == 0
     with limiter_process(server.url, tmp_path, namespaces="shop") as process:
-        asked = {"namespace": "shop", "policy": "leased", "cost": 0,
+        query = {"namespace": "shop", "policy": "leased", "cost": 0,
                  "request": {"peer": "192.0.2.1"}}  # fmt: skip
-        assert post(process, "/v1/decide", asked)[1]["remaining"] >= 1000 - 31
+        assert post(process, "/v1/decide", query)[1]["remaining"] >= 1000 - 31
 
 
 def test_several_processes_share_the_ports_and_speak_with_one_voice(
@@ -463,10 +463,10 @@ def test_several_processes_share_the_ports_and_speak_with_one_voice(
         url = f"{process.url}/v1/forward/shop/api"
         statuses = [get(url, FROM)[0] for _ in range(40)]
         assert statuses.count(200) == 20
-        told = process.admin("/metrics")[1]
+        reported = process.admin("/metrics")[1]
         counted = [
             float(line.rpartition(" ")[2])
-            for line in told.splitlines()
+            for line in reported.splitlines()
             if line.startswith("engineroom_ratelimit_requests_total{")
         ]
         assert sum(counted) == 40

@@ -101,15 +101,15 @@ def test_the_older_policy_has_the_target() -> None:
     lost = attached("b", "one", created="2026-01-01T00:00:02Z")
     compiled = compile_namespace([lost, newer, older])
     assert [part["name"] for part, _ in compiled.parts] == ["z", "a"]
-    one, two = Target("", "Service", "one"), Target("", "Service", "two")
-    assert compiled.results["z"].targets == (one,)
+    first, two = Target("", "Service", "one"), Target("", "Service", "two")
+    assert compiled.results["z"].targets == (first,)
     assert compiled.results["a"].targets == (two,)
-    assert compiled.results["a"].lost == ((one, "z"),)
-    assert compiled.results["b"].lost == ((one, "z"),)
+    assert compiled.results["a"].lost == ((first, "z"),)
+    assert compiled.results["b"].lost == ((first, "z"),)
     assert not compiled.results["b"].programmed
     # Of two of one age the one whose name comes first.
     equal = compile_namespace([attached("b", "one"), attached("a", "one")])
-    assert equal.results["b"].lost == ((one, "a"),)
+    assert equal.results["b"].lost == ((first, "a"),)
 
 
 def test_a_section_is_another_target_than_the_whole() -> None:
@@ -122,9 +122,9 @@ def test_a_section_is_another_target_than_the_whole() -> None:
         render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
     )
     for section, name in (("http", "b"), ("grpc", "a"), ("", "a")):
-        found = policies.for_target("Service", "one", section)
-        assert found is not None
-        assert found.name == name
+        actual = policies.for_target("Service", "one", section)
+        assert actual is not None
+        assert actual.name == name
 
 
 def test_the_same_selector_twice_is_a_conflict() -> None:
@@ -135,9 +135,9 @@ def test_the_same_selector_twice_is_a_conflict() -> None:
     policies = parse_document(
         render_document("shop", compiled.parts, revision=1, lineage="", before={}).text
     )
-    found = policies.for_labels({"app": "a", "tier": "web"})
-    assert found is not None
-    assert found.name == "a"
+    actual = policies.for_labels({"app": "a", "tier": "web"})
+    assert actual is not None
+    assert actual.name == "a"
     assert policies.for_labels({"app": "b"}) is None
 
 
@@ -216,5 +216,5 @@ def test_every_target_has_one_owner_and_it_is_the_oldest(
     assert {target.name for target in owned} == {t for _, _, targets in ones for t in targets}
     age = {name: (when, name) for name, when, _ in ones}
     for name, result in results.items():
-        assert all(age[each.owner] < age[name] for each in result.lost)
+        assert all(age[entry.owner] < age[name] for entry in result.lost)
         assert result.programmed == bool(result.targets)

@@ -112,10 +112,10 @@ async def test_acknowledgements_and_fallbacks_appear_in_status(
     scenario: Scenario, store: MemoryPolicyStore
 ) -> None:
     async with scenario:
-        made = policy()
-        del made["spec"]["selector"]
-        made["spec"]["selector"] = {"matchLabels": {"app": "api"}}
-        scenario.api.put(RATELIMITPOLICIES, made)
+        built = policy()
+        del built["spec"]["selector"]
+        built["spec"]["selector"] = {"matchLabels": {"app": "api"}}
+        scenario.api.put(RATELIMITPOLICIES, built)
         await scenario.settle()
         store.acknowledge("shop", "limiter-1")
         await scenario.advance(4.0, step=1.0)

@@ -19,23 +19,29 @@ from engineroom.ratelimit.limits.paths import normalized
 from engineroom.ratelimit.limits.request import UNKNOWN_CALLER, RequestView
 from engineroom.ratelimit.limits.sources import NOT_APPLIED, Path, Query, subject_of, values_reader
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.service.request_parsing import Form, of_document, of_proxy
+from engineroom.ratelimit.service.request_parsing import (
+    ProxyProtocol,
+    parse_json,
+    parse_proxy_request,
+)
 
 
 def through_proxy(uri: str) -> RequestView:
-    return of_proxy(Form.NGINX, "shop", "api", "", "", "GET", {"x-forwarded-uri": uri}).view
+    return parse_proxy_request(
+        ProxyProtocol.NGINX, "shop", "api", "", "", "GET", {"x-forwarded-uri": uri}
+    ).view
 
 
 def through_envoy(uri: str) -> RequestView:
     path, _, query = uri.partition("?")
-    return of_proxy(Form.ENVOY, "shop", "api", path[1:], query, "GET", {}).view
+    return parse_proxy_request(ProxyProtocol.ENVOY, "shop", "api", path[1:], query, "GET", {}).view
 
 
 def through_grpc(uri: str) -> RequestView:
     request = rls.RateLimitRequest(domain="shop/api")
     entry = request.descriptors.add().entries.add(key=b"path")
     entry.value = uri.encode("latin-1")
-    return rls.of_message(request.SerializeToString())[0].view
+    return rls.parse_message(request.SerializeToString())[0].view
 
 
 def as_text(uri: str) -> str:
@@ -45,12 +51,12 @@ def as_text(uri: str) -> str:
 def through_decide(uri: str) -> RequestView:
     path, _, query = as_text(uri).partition("?")
     request = {"path": path, "query": query}
-    return of_document({"namespace": "shop", "policy": "api", "request": request}).view
+    return parse_json({"namespace": "shop", "policy": "api", "request": request}).view
 
 
 def through_json(uri: str) -> RequestView:
     entry = {"key": "path", "value": as_text(uri)}
-    return rls.of_json({"domain": "shop/api", "descriptors": [{"entries": [entry]}]})[0].view
+    return rls.parse_json({"domain": "shop/api", "descriptors": [{"entries": [entry]}]})[0].view
 
 
 def through_command_line(uri: str) -> RequestView:
@@ -179,10 +185,10 @@ OPEN = Condition(Path(), Operator.STARTS_WITH, ("/healthz",))
 def limited(view: RequestView, **more: object) -> bool:
     """Whether a limit counts, by both ways of asking; a policy with tiers: the base and a tier."""
     policy = Policy("p", (Limit("all", Rate(10, 1)), Limit("a", Rate(5, 1), **more)))  # type: ignore[arg-type]
-    found = subject_of(policy, view)
-    names = [each.name for each in policy.effective_limits]
-    assert values_reader(policy)(view) == tuple(found.get(name, NOT_APPLIED) for name in names)
-    return found["a"] is not NOT_APPLIED
+    actual = subject_of(policy, view)
+    names = [effective_limit.name for effective_limit in policy.effective_limits]
+    assert values_reader(policy)(view) == tuple(actual.get(name, NOT_APPLIED) for name in names)
+    return actual["a"] is not NOT_APPLIED
 
 
 @pytest.mark.parametrize("reads", APPLICATIONS.values(), ids=APPLICATIONS)
@@ -237,7 +243,10 @@ def test_nothing_is_too_odd_to_be_read(uri: str) -> None:
 def test_long_paths_take_time_in_proportion(piece: str) -> None:
     view = RequestView(path="/" + piece * (65_536 // len(piece)) + "/v1/complete")
     began = time.perf_counter()
-    found = normalized(view)
+    actual = normalized(view)
     assert time.perf_counter() - began < 1.0
     if piece not in ("%63", "\xff"):
-        assert "/v1/complete" in (found.path[-12:], *(each[-12:] for each in found.other_paths))
+        assert "/v1/complete" in (
+            actual.path[-12:],
+            *(other_path[-12:] for other_path in actual.other_paths),
+        )

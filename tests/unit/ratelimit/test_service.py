@@ -19,16 +19,16 @@ from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import ClientIP
 from engineroom.ratelimit.service import responses, rls
 from engineroom.ratelimit.service.admin import merge_metrics
-from engineroom.ratelimit.service.engine import Enforced, Missing, Verdict
+from engineroom.ratelimit.service.engine import DecisionResult, EnforcedPolicy, MissingPolicy
 from engineroom.ratelimit.service.http import MAX_PIPELINED, HttpConnection, HttpService
-from engineroom.ratelimit.service.metrics import Counts, Exposition
+from engineroom.ratelimit.service.metrics import Exposition, ServiceCounts
 from engineroom.ratelimit.service.request_parsing import (
-    Form,
-    Question,
+    DecisionRequest,
+    ProxyProtocol,
     UnreadableError,
-    of_descriptor,
-    of_document,
-    of_proxy,
+    parse_descriptor,
+    parse_json,
+    parse_proxy_request,
 )
 from engineroom.ratelimit.service.top import SpaceSaving
 
@@ -42,13 +42,13 @@ def test_space_saving_keeps_its_promises(stream: list[str], capacity: int) -> No
     for key in stream:
         sketch.add(key)
     true = Counter(stream)
-    found = {each.key: each for each in sketch.top(capacity)}
-    assert len(found) <= capacity
-    for key, counted in found.items():
+    actual = {entry.key: entry for entry in sketch.top(capacity)}
+    assert len(actual) <= capacity
+    for key, counted in actual.items():
         assert counted.times - counted.error <= true[key] <= counted.times
     for key, count in true.items():
         if count > len(stream) / capacity:
-            assert key in found
+            assert key in actual
     assert sketch.total == len(stream)
 
 
@@ -66,7 +66,7 @@ def test_the_short_way_of_encoding_writes_what_protobuf_writes(
     rate: Rate, remaining: int, reset: float, name: str
 ) -> None:
     policy = Policy("shop/api", (Limit(name, rate),))
-    enforced = Enforced.of(policy, cast("Any", None))
+    enforced = EnforcedPolicy.of(policy, cast("Any", None))
     decision = Decision(
         True,
         DecisionReason.ADMITTED,
@@ -78,14 +78,16 @@ def test_the_short_way_of_encoding_writes_what_protobuf_writes(
         reset,
         DecisionSource.REDIS,
     )
-    rated = rls.Rated((Verdict(decision, enforced),))
+    rated = rls.RateLimitResult((DecisionResult(decision, enforced),))
     assert rls.RateLimitResponse.FromString(rated.encoded()) == rated.message()
 
 
 def test_the_client_is_the_last_address_and_never_what_it_says_of_itself() -> None:
     def peer(forwarded: str | None) -> RequestView:
         headers = {} if forwarded is None else {"x-forwarded-for": forwarded}
-        return of_proxy(Form.FORWARD, "shop", "api", "", "", "GET", headers).view
+        return parse_proxy_request(
+            ProxyProtocol.FORWARD, "shop", "api", "", "", "GET", headers
+        ).view
 
     assert peer("203.0.113.1, 192.0.2.7").peer == "192.0.2.7"
     assert peer("203.0.113.1, 192.0.2.7").headers["x-forwarded-for"] == "203.0.113.1"
@@ -93,15 +95,15 @@ def test_the_client_is_the_last_address_and_never_what_it_says_of_itself() -> No
         assert ClientIP()(peer(nothing)) is None
 
 
-def asked(query: str, **headers: str) -> Question:
-    told = {name.replace("_", "-"): value for name, value in headers.items()}
-    return of_proxy(Form.FORWARD, "shop", "api", "", query, "GET", told)
+def asked(query: str, **headers: str) -> DecisionRequest:
+    reported = {name.replace("_", "-"): value for name, value in headers.items()}
+    return parse_proxy_request(ProxyProtocol.FORWARD, "shop", "api", "", query, "GET", reported)
 
 
 def test_a_proxy_says_whose_request_it_is_in_its_address_or_in_headers_that_it_names() -> None:
-    said = asked("tenant=acme&route=items&claim.sub=me&cost=5")
-    assert (said.view.tenant, said.view.route, said.cost) == ("acme", "items", 5)
-    assert said.view.claims == {"sub": "me"}
+    text = asked("tenant=acme&route=items&claim.sub=me&cost=5")
+    assert (text.view.tenant, text.view.route, text.cost) == ("acme", "items", 5)
+    assert text.view.claims == {"sub": "me"}
     named = asked(
         "header.tenant=X-Tenant&header.route=X-Route&header.claim.sub=X-Sub",
         x_tenant="acme", x_sub="me&cost=0", tenant="forged",
@@ -128,7 +130,7 @@ def test_parameters_that_are_repeated_unknown_free_or_too_many_are_refused(query
 @given(st.binary(max_size=200))
 def test_no_message_makes_it_raise_anything_else(data: bytes) -> None:
     with contextlib.suppress(UnreadableError):
-        rls.of_message(data)
+        rls.parse_message(data)
 
 
 JSON = st.recursive(
@@ -148,7 +150,7 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_no_document_makes_it_raise_anything_else(document: object) -> None:
-    for read in (of_document, rls.of_json):
+    for read in (parse_json, rls.parse_json):
         with contextlib.suppress(UnreadableError):
             read(document)
 
@@ -158,7 +160,7 @@ def test_entries_are_parts_of_the_request_and_else_headers() -> None:
         ("remote_address", "192.0.2.1"), (":path", "/items?page=2"), ("method", "POST"),
         ("X-Api-Key", "k"), ("tenant", "acme"), ("claim.sub", "u1"),
     ]  # fmt: skip
-    question = of_descriptor("shop/HTTPRoute:checkout", entries, 3)
+    question = parse_descriptor("shop/HTTPRoute:checkout", entries, 3)
     view = question.view
     assert (question.namespace, question.name, question.cost) == ("shop", "HTTPRoute:checkout", 3)
     assert (view.peer, view.path, view.query, view.method) == (
@@ -167,15 +169,15 @@ def test_entries_are_parts_of_the_request_and_else_headers() -> None:
     assert view.headers == {"x-api-key": "k"}
     assert (view.tenant, dict(view.claims)) == ("acme", {"sub": "u1"})
     with pytest.raises(UnreadableError, match="domain"):
-        of_descriptor("shop", entries, 1)
+        parse_descriptor("shop", entries, 1)
 
 
 def test_metrics_of_several_processes_are_added() -> None:
     texts = []
     for number in (2, 3):
-        counts = Counts()
+        counts = ServiceCounts()
         for _ in range(number):
-            counts.answered("nginx", 200)
+            counts.record_response("nginx", 200)
             counts.record_decision(
                 Decision(
                     True,
@@ -198,7 +200,7 @@ def test_metrics_of_several_processes_are_added() -> None:
 
 
 def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -> None:
-    counts = Counts()
+    counts = ServiceCounts()
     for reason, source in (
         (DecisionReason.ADMITTED, DecisionSource.REDIS),
         (DecisionReason.FAILED_OPEN, DecisionSource.POLICY),
@@ -216,7 +218,7 @@ def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -
     code = 'code="rate_limiter_unavailable"'
     errors = f'engineroom_errors_total{{category="dependency",{code}}} 2.0'
     assert errors in Exposition(counts).text().decode()
-    counts.breakers(lambda: ["closed", breaker.state])
+    counts.read_breakers(lambda: ["closed", breaker.state])
     for do, state in (
         (lambda: None, "closed"),
         (lambda: breaker.record_failure(0.0), "open"),
@@ -229,13 +231,13 @@ def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -
 
 @given(
     wait=st.floats(0.001, 5000, allow_nan=False), remaining=st.integers(0, 3),
-    form=st.sampled_from(Form),
+    form=st.sampled_from(ProxyProtocol),
 )  # fmt: skip
 def test_a_remembered_refusal_says_what_a_new_one_says(
-    wait: float, remaining: int, form: Form
+    wait: float, remaining: int, form: ProxyProtocol
 ) -> None:
     policy = Policy("shop/api", (Limit("all", Rate(5, 60)),))
-    enforced = Enforced.of(policy, cast("Any", None))
+    enforced = EnforcedPolicy.of(policy, cast("Any", None))
     needed = math.ceil(wait)
     for later in (0.0, 0.0, -wait / 2):
         decision = Decision(
@@ -249,12 +251,12 @@ def test_a_remembered_refusal_says_what_a_new_one_says(
             wait,
             DecisionSource.REDIS,
         )
-        status, answer = responses.to_proxy(form, Verdict(decision, enforced))
+        status, answer = responses.to_proxy(form, DecisionResult(decision, enforced))
         head, _, body = answer.decode().partition("\r\n\r\n")
         first, *lines = head.split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
         now = math.ceil(wait + later)
-        assert int(first.split(" ")[1]) == status == (403 if form is Form.NGINX else 429)
+        assert int(first.split(" ")[1]) == status == (403 if form is ProxyProtocol.NGINX else 429)
         assert headers["RateLimit"] == f'"all";r={remaining};t={now}'
         assert now <= int(headers["Retry-After"]) <= now + max(1, math.ceil(now * 0.1))
         assert int(headers["Content-Length"]) == len(body)
@@ -265,12 +267,12 @@ def test_what_is_made_without_names_is_what_names_would_make() -> None:
     decision = Decision(
         False, DecisionReason.LIMITED, "shop/api", "all", 5, 0, 9.0, 9.0, DecisionSource.REDIS
     )
-    told = decision.repeated(4.5, DecisionSource.DENY_CACHE)
-    assert told == decision._replace(retry_after=4.5, source=DecisionSource.DENY_CACHE)
+    reported = decision.repeated(4.5, DecisionSource.DENY_CACHE)
+    assert reported == decision._replace(retry_after=4.5, source=DecisionSource.DENY_CACHE)
     headers = {"x-forwarded-for": "192.0.2.7", "x-forwarded-uri": "/a?b=c"}
-    question = of_proxy(Form.FORWARD, "shop", "api", "", "", "GET", headers)
+    question = parse_proxy_request(ProxyProtocol.FORWARD, "shop", "api", "", "", "GET", headers)
     view = RequestView(method="GET", path="/a", query="b=c", headers=headers, peer="192.0.2.7")
-    assert question == Question(namespace="shop", name="api", view=view)
+    assert question == DecisionRequest(namespace="shop", name="api", view=view)
 
 
 class Wire:
@@ -316,9 +318,11 @@ class Asked:
         self.waiting: list[Callable[[], None]] = []
         self._known = known
 
-    def ask(self, _: object, done: Callable[..., None], *context: object) -> Verdict | None:
+    def decide(
+        self, _: object, done: Callable[..., None], *context: object
+    ) -> DecisionResult | None:
         """As Engine's."""
-        verdict = Verdict(None, missing=Missing.UNATTACHED)
+        verdict = DecisionResult(None, missing=MissingPolicy.UNATTACHED)
         if next(self._known):
             return verdict
         self.waiting.append(lambda: done(verdict, *context))
@@ -327,7 +331,7 @@ class Asked:
 
 def connected(known: Iterator[bool]) -> tuple[HttpConnection, Asked, Wire]:
     engine, wire = Asked(known), Wire()
-    connection = HttpConnection(HttpService(cast("Any", engine), Counts()))
+    connection = HttpConnection(HttpService(cast("Any", engine), ServiceCounts()))
     connection.connection_made(cast("Any", wire))
     return connection, engine, wire
 
@@ -350,21 +354,23 @@ def test_answers_go_in_the_order_of_the_requests(
     requests: list[tuple[str, str, bool]], random: Any, last: bool
 ) -> None:
     async def run() -> None:
-        connection, engine, wire = connected(known for _, path, known in requests if path == FOUND)
-        asked = [f"{method} {path} HTTP/1.1\r\n" for method, path, _ in requests]
+        connection, engine, wire = connected(
+            current for _, path, current in requests if path == FOUND
+        )
+        query = [f"{method} {path} HTTP/1.1\r\n" for method, path, _ in requests]
         if last:
-            asked[-1] += "Connection: close\r\n"
-        connection.data_received("".join(f"{each}\r\n" for each in asked).encode())
+            query[-1] += "Connection: close\r\n"
+        connection.data_received("".join(f"{entry}\r\n" for entry in query).encode())
         random.shuffle(engine.waiting)
         for answer in engine.waiting:
             answer()
-        told = wire.written.decode().split("HTTP/1.1 ")[1:]
-        found = [(each[:3], each.partition("\r\n\r\n")[2] != "") for each in told]
-        assert found == [
+        reported = wire.written.decode().split("HTTP/1.1 ")[1:]
+        actual = [(entry[:3], entry.partition("\r\n\r\n")[2] != "") for entry in reported]
+        assert actual == [
             ("200", False) if path == FOUND else ("404", method == "GET")
             for method, path, _ in requests
         ]
-        closing = [number for number, each in enumerate(told) if "Connection: close" in each]
+        closing = [number for number, entry in enumerate(reported) if "Connection: close" in entry]
         assert closing == ([len(requests) - 1] if last else [])
         assert wire.closed == last
 

@@ -47,7 +47,7 @@ def enforcer(
         (Acknowledgement("h6", 6, "line", "r"), 6, True),
         (Acknowledgement("h6", 6, "line", "r"), 7, False),
         (Acknowledgement("h6", 6, "other", "r"), 6, False),
-        # Other content under this revision or a later one: written by somebody, and lost since.
+        # Other content with this revision or a later one, which another client wrote.
         (Acknowledgement("hx", 7, "line", "r"), 6, False),
         (Acknowledgement("hx", 9, "line", "r"), 6, False),
         (Acknowledgement("", 0, "", "r"), 1, False),
@@ -61,12 +61,12 @@ def test_an_enforcer_has_acknowledged_a_policy(
 
 
 def test_lagging_enforcers_are_named_with_their_problem() -> None:
-    seen = [
+    observed = [
         enforcer(Acknowledgement("h7", 7, "line", "r"), "good"),
         enforcer(Acknowledgement("h6", 6, "line", "r", "cannot read"), "z"),
         enforcer(Acknowledgement("h6", 6, "line", "r"), "a"),
     ]
-    crew = EnforcerSet((seen[2], seen[0], seen[1]), by_labels=False)
+    crew = EnforcerSet((observed[2], observed[0], observed[1]), by_labels=False)
     assert count_enforcers(crew, CURRENT, 7) == EnforcerCount(1, 3, ("a", "z (cannot read)"))
 
 
@@ -82,7 +82,7 @@ def test_who_vanished_is_lost_unless_it_had_the_policy() -> None:
     )
     lost = count_enforcers(EnforcerSet((live, had, had_not), by_labels=False), CURRENT, 7)
     assert lost == EnforcerCount(1, 1, lost=("had-not",))
-    # With nobody left it is not known of any whether it is there.
+    # Without a live enforcer, a vanished one may still enforce something.
     assert count_enforcers(EnforcerSet((had,), by_labels=False), CURRENT, 7) == EnforcerCount(
         0, 0, lost=("had",)
     )
@@ -149,7 +149,10 @@ def test_a_document_of_another_owner_is_replaced_by_a_new_line() -> None:
 
 
 def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+    return {
+        condition["type"]: (condition["status"], condition["reason"])
+        for condition in status["conditions"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,7 @@ def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
 )  # fmt: skip
 def test_conditions_of_a_status(facts: PolicyFacts, expected: dict[str, str]) -> None:
     written = conditions(policy_status({}, facts, NOW))
-    shown = {
+    output = {
         kind: {"True": "", "False": "!", "Unknown": "?"}[status] + reason
         for kind, (status, reason) in written.items()
         if kind != "Degraded"
@@ -223,26 +226,27 @@ def test_conditions_of_a_status(facts: PolicyFacts, expected: dict[str, str]) ->
     for kind in ("Stalled", "Reconciling"):
         # True is the abnormal state; its reason is that of another condition.
         if written[kind][0] == "False":
-            shown[kind] = "!Reconciled"
-    assert shown == wanted
+            output[kind] = "!Reconciled"
+    assert output == wanted
     assert not (written["Stalled"][0] == written["Reconciling"][0] == "True")
 
 
 def test_the_same_again_is_equal_and_times_move_on_transitions_only() -> None:
-    seen = PolicyFacts(
+    observed = PolicyFacts(
         1, CompileResult("h", (TWO,), (LostTarget(ONE, "old"),)), EnforcerCount(1, 1), (ONE, TWO)
     )
-    first = policy_status({}, seen, NOW)
+    first = policy_status({}, observed, NOW)
     later = NOW + timedelta(minutes=5)
-    assert policy_status(first, seen, later) == first
+    assert policy_status(first, observed, later) == first
     reasons = {
-        each["ancestorRef"]["name"]: each["conditions"][0]["reason"] for each in first["ancestors"]
+        ancestor["ancestorRef"]["name"]: ancestor["conditions"][0]["reason"]
+        for ancestor in first["ancestors"]
     }
     assert reasons == {"one": "Conflicted", "two": "Accepted"}
     healed = policy_status(first, PolicyFacts(1, GOOD, EnforcerCount(1, 1), (ONE, TWO)), later)
     times = {
-        each["ancestorRef"]["name"]: each["conditions"][0]["lastTransitionTime"]
-        for each in healed["ancestors"]
+        ancestor["ancestorRef"]["name"]: ancestor["conditions"][0]["lastTransitionTime"]
+        for ancestor in healed["ancestors"]
     }
     assert times == {"one": "2026-01-01T00:05:00Z", "two": "2026-01-01T00:00:00Z"}
 
@@ -273,8 +277,8 @@ def test_since_is_the_time_of_the_current_content() -> None:
     def after(
         minutes: int, hash_: str, counted: EnforcerCount, old: dict[str, Any]
     ) -> dict[str, Any]:
-        seen = PolicyFacts(1, CompileResult(hash_, (ONE,)), counted, (ONE,))
-        return policy_status(old, seen, NOW + timedelta(minutes=minutes))
+        observed = PolicyFacts(1, CompileResult(hash_, (ONE,)), counted, (ONE,))
+        return policy_status(old, observed, NOW + timedelta(minutes=minutes))
 
     first = after(0, "h1", EnforcerCount(2, 2), {})
     assert first["enforcers"]["since"] == "2026-01-01T00:00:00Z"

@@ -105,11 +105,11 @@ def _time(text: str | None) -> datetime | None:
 def source_text(source: object, value: str | None) -> str:
     """``ClientIP=192.0.2.7``; what may be a secret as the digest that `top` shows too."""
     from engineroom.ratelimit.distribution.document import encode_source
-    from engineroom.ratelimit.service.top import shown
+    from engineroom.ratelimit.service.top import redacted
 
     kind, *rest = encode_source(source)  # type: ignore[arg-type]  # what a policy names
     name = str(rest[0]) if rest and kind in ("Header", "Query", "Cookie", "JWTClaim") else ""
-    return f"{kind}{f' {name}' if name else ''}={shown(source, value)}"
+    return f"{kind}{f' {name}' if name else ''}={redacted(source, value)}"
 
 
 def _key_text(asked: LimitOutcome) -> str:

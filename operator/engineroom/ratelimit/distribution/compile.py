@@ -90,7 +90,7 @@ class CompileResult:
 
     @property
     def programmed(self) -> bool:
-        """Whether the document contains the policy."""
+        """True if the document contains the policy."""
         return bool(self.hash)
 
 

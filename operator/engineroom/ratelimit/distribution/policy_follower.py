@@ -144,7 +144,7 @@ class _FollowerCore:
 
     @property
     def synced(self) -> bool:
-        """Whether policies were ever read.
+        """True once policies were read.
 
         A Redis without a document counts only if an operator published there; otherwise it may have
         been flushed, or failed over without its data.

@@ -22,7 +22,7 @@ class PolicySource(Protocol):
 
     @property
     def synced(self) -> bool:
-        """Whether policies were ever read.
+        """True once policies were read.
 
         Until then ``current`` is empty, and a setting of the enforcer decides whether to admit.
         """

@@ -85,13 +85,8 @@ class LimiterCore:
     """
 
     def __init__(self, policy: Policy, *, clock: Clock | None, enforcers: int, prefix: str) -> None:
-        if not isinstance(enforcers, int) or enforcers < 1:
-            raise ValueError(
-                f"enforcers: {enforcers!r} is below 1; write the number of processes that share "
-                "the rate"
-            )
         self.policy = policy
-        self._enforcers = enforcers
+        self._enforcers = _checked_enforcers(enforcers)
         #: Decisions without Redis, because it did not decide.
         self.failed = 0
         self.monotonic = time.monotonic if clock is None else clock.monotonic
@@ -373,7 +368,9 @@ class LimiterCore:
         decisive, index = results[0], indexes[0]
         shadowed: tuple[str, ...] = ()
         if len(results) > 1 or not self._terms[index].enforced:
-            decisive, index, shadowed = self._decisive(indexes, results)
+            decisive, index, shadowed = _decisive(
+                indexes, results, self._terms, self._names, self._quotas
+            )
         status, left, retry, reset = decisive
         allowed = status == LimitStatus.ADMITTED
         wait: float | None
@@ -387,34 +384,6 @@ class LimiterCore:
             allowed, reason, self.policy.name, self._names[index], self._quotas[index], left, wait,
             reset / _MICROSECONDS, source, shadowed,
         )  # fmt: skip
-
-    def _decisive(
-        self, indexes: Sequence[int], results: Sequence[LimitResult]
-    ) -> tuple[LimitResult, int, tuple[str, ...]]:
-        """Return the result that decides, its limit's index, and the limits that shadowed.
-
-        A limit that never admits the request comes first, then the longest wait, then the least
-        left. Limits in mode Shadow decide nothing.
-        """
-        shadowed = []
-        ranked = []
-        for index, result in zip(indexes, results, strict=True):
-            visible = result
-            if not self._terms[index].enforced:
-                if result.status != LimitStatus.ADMITTED:
-                    shadowed.append(self._names[index])
-                    visible = result._replace(status=LimitStatus.ADMITTED, retry=0)
-                visible = visible._replace(remaining=max(visible.remaining, 0))
-                rank = (3, 0, 0.0)
-            elif result.status == LimitStatus.NEVER:
-                rank = (0, 0, 0.0)
-            elif result.status == LimitStatus.REFUSED:
-                rank = (1, -result.retry, 0.0)
-            else:
-                rank = (2, 0, result.remaining / self._quotas[index])
-            ranked.append((rank, index, visible))
-        _, index, decisive = min(ranked)
-        return decisive, index, tuple(shadowed)
 
     def _remember(self, request: BucketRequest, decision: Decision, sent: float) -> None:
         """Cache a refusal until its wait is over, counted from before the call to Redis."""
@@ -548,10 +517,51 @@ class LimiterCore:
         return decision
 
 
+def _checked_enforcers(enforcers: int) -> int:
+    if not isinstance(enforcers, int) or enforcers < 1:
+        raise ValueError(
+            f"enforcers: {enforcers!r} is below 1; write how many processes share the rate"
+        )
+    return enforcers
+
+
 def fits_lease(values: SubjectValues) -> bool:
     """Return whether a request's values are short enough to be held in memory with a lease."""
     by_limit = (values,) if isinstance(values, str) else values
     return sum(len(value) for value in by_limit if isinstance(value, str)) <= _MAX_LEASED
+
+
+def _decisive(
+    indexes: Sequence[int],
+    results: Sequence[LimitResult],
+    terms: Sequence[LimitTerms],
+    names: Sequence[str],
+    quotas: Sequence[int],
+) -> tuple[LimitResult, int, tuple[str, ...]]:
+    """Return the result that decides, its limit's index, and the limits that shadowed.
+
+    A limit that never admits the request comes first, then the longest wait, then the least left.
+    Limits in mode Shadow decide nothing.
+    """
+    shadowed = []
+    ranked = []
+    for index, result in zip(indexes, results, strict=True):
+        visible = result
+        if not terms[index].enforced:
+            if result.status != LimitStatus.ADMITTED:
+                shadowed.append(names[index])
+                visible = result._replace(status=LimitStatus.ADMITTED, retry=0)
+            visible = visible._replace(remaining=max(visible.remaining, 0))
+            rank = (3, 0, 0.0)
+        elif result.status == LimitStatus.NEVER:
+            rank = (0, 0, 0.0)
+        elif result.status == LimitStatus.REFUSED:
+            rank = (1, -result.retry, 0.0)
+        else:
+            rank = (2, 0, result.remaining / quotas[index])
+        ranked.append((rank, index, visible))
+    _, index, decisive = min(ranked)
+    return decisive, index, tuple(shadowed)
 
 
 def _local_terms(limit: Limit, enforcers: int) -> LimitTerms:

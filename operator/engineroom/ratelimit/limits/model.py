@@ -362,7 +362,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Whether processes may take tokens ahead, and how many.
+    """The share of tokens that processes may take ahead.
 
     With mode Leased all processes together hold at most ``max_lease_fraction`` of the burst, each
     lease for ``lease_ttl`` seconds. Raises InvalidPolicyError.
@@ -464,7 +464,7 @@ class Policy:
 
     @property
     def leased(self) -> bool:
-        """Whether processes may take tokens ahead."""
+        """True if processes may take tokens ahead."""
         return self.distribution.mode is DistributionMode.LEASED
 
     @property

@@ -64,8 +64,8 @@ def normalized(view: RequestView, *, decoded: bool = False) -> RequestView:
         if merged != rooted:
             unmerged = _resolved(rooted)
             readings |= dict.fromkeys((_SLASHES.sub("/", unmerged), unmerged, rooted))
-    first, *others = readings
-    return view._replace(path=first, query=query, other_paths=tuple(others))
+    first, *further = readings
+    return view._replace(path=first, query=query, other_paths=tuple(further))
 
 
 def as_wire_text(text: str) -> str:

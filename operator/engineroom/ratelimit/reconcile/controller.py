@@ -340,7 +340,7 @@ class RateLimitPolicyController(GroupReconciler[PolicyMemory]):
         self, memory: PolicyMemory, old: Mapping[str, Any], status: dict[str, Any]
     ) -> None:
         """See Reconciler. Records a warning if the policy is not accepted, once for each reason."""
-        before, after = (_condition(each, "Accepted") for each in (old, status))
+        before, after = (_condition(version, "Accepted") for version in (old, status))
         if after.get("status") == "False" and after.get("reason") != before.get("reason"):
             self.context.recorder.record(
                 self.reference(memory),

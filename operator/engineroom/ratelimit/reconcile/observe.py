@@ -48,7 +48,7 @@ class Enforcer:
 
     @property
     def live(self) -> bool:
-        """Whether its heartbeats arrive; otherwise it is dead, or only cut off from Redis."""
+        """True if its heartbeats arrive; otherwise it is dead, or only cut off from Redis."""
         return self.silent < LIVE_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""The decision service: proxies and programs in any language ask it over HTTP and gRPC.
+"""The decision service: decides on requests of proxies and programs over HTTP and gRPC.
 
 Needs ``engineroom[limiter]``. One process is one event loop; ``main`` starts several on one port.
 """

@@ -1,4 +1,4 @@
-"""Probes, metrics and top keys, on a port of their own that no proxy's client reaches."""
+"""Probes, metrics and top keys on a port of their own, which clients of proxies cannot reach."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from urllib.parse import parse_qsl
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    #: From the parameters to status, content type and body.
+    #: A function from query parameters to status, content type and body.
     Handler = Callable[[Mapping[str, str]], Awaitable[tuple[int, str, bytes]]]
 
 JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
-#: Bytes of a request, seconds for all of it, and connections at once.
+#: Longest request (bytes), seconds for a whole exchange, and most connections.
 _MAX_REQUEST, _TIMEOUT, _MAX_CONNECTIONS = 16_384, 90.0, 64
 _READ_TIMEOUT = 5.0
-#: What every process has the same of.
-_ALIKE = frozenset({"engineroom_ratelimit_policies", "process_start_time_seconds"})
+#: Metrics with the same value in every process.
+_SHARED = frozenset({"engineroom_ratelimit_policies", "process_start_time_seconds"})
 
 
-class Admin:
-    """GET requests, each on a connection of its own."""
+class AdminServer:
+    """A server for GET requests, one per connection."""
 
     def __init__(self, routes: Mapping[str, Handler]) -> None:
         self._routes = routes
@@ -32,7 +32,7 @@ class Admin:
         self._open = 0
 
     async def listen(self, host: str, port: int) -> int:
-        """Serve on a port; returns which, for 0."""
+        """Serve on a port, 0 for any; return the port."""
         self._server = await asyncio.start_server(
             self._serve, host, port, limit=_MAX_REQUEST, reuse_address=True
         )
@@ -43,7 +43,7 @@ class Admin:
         self._server = await asyncio.start_unix_server(self._serve, path, limit=_MAX_REQUEST)
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         if self._server is not None:
             self._server.close()
 
@@ -67,19 +67,19 @@ class Admin:
         method, _, rest = head.partition(" ")
         path, _, query = rest.partition(" ")[0].partition("?")
         handler = self._routes.get(path)
-        status, kind, body = 404, TEXT, b"there is nothing here\n"
+        status, kind, body = 404, TEXT, b"not found\n"
         if handler is not None and method in ("GET", "HEAD"):
             status, kind, body = await handler(dict(parse_qsl(query, max_num_fields=16)))
-        told = (
+        response_head = (
             f"HTTP/1.1 {status} -\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
             "Connection: close\r\n\r\n"
         )
-        writer.write(told.encode() + (b"" if method == "HEAD" else body))
+        writer.write(response_head.encode() + (b"" if method == "HEAD" else body))
         await writer.drain()
 
 
 async def fetch(path: str, target: str, seconds: float) -> tuple[int, bytes]:
-    """Status and body of a request to a Unix socket; raises OSError or TimeoutError."""
+    """Return status and body of a request to a Unix socket; raise OSError or TimeoutError."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_unix_connection(path)
         try:
@@ -95,9 +95,9 @@ async def fetch(path: str, target: str, seconds: float) -> tuple[int, bytes]:
 
 
 def merge_metrics(texts: Sequence[bytes]) -> bytes:
-    """One exposition from those of several processes: what has the same name and labels is added.
+    """Merge the expositions of several processes: add samples of the same name and labels.
 
-    Right for counters and histograms, and for gauges that count what each has of its own.
+    Suits counters, histograms, and gauges that count per process.
     """
     comments: dict[str, None] = {}
     values: dict[str, float] = {}
@@ -113,7 +113,7 @@ def merge_metrics(texts: Sequence[bytes]) -> bytes:
             if name not in values:
                 order.setdefault(family, []).append(name)
             before = values.get(name, 0.0)
-            values[name] = max(before, float(value)) if name in _ALIKE else before + float(value)
+            values[name] = max(before, float(value)) if name in _SHARED else before + float(value)
     lines = []
     for comment in comments:
         lines.append(comment)
@@ -123,14 +123,14 @@ def merge_metrics(texts: Sequence[bytes]) -> bytes:
 
 
 def merge_top(documents: Iterable[bytes], many: int) -> bytes:
-    """The top keys of several processes together."""
+    """Merge the top keys of several processes."""
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     total = 0
     for document in documents:
-        found = json.loads(document)
-        total += found["total"]
-        for key in found["keys"]:
+        recording = json.loads(document)
+        total += recording["total"]
+        for key in recording["keys"]:
             counts[key["key"]] += key["count"]
             errors[key["key"]] += key["error"]
     keys = [

@@ -1,4 +1,4 @@
-"""Which policies there are: followed from Redis, namespace by namespace, or from a file."""
+"""Directories of policies: followed from Redis by namespace, or read from a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 
 from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
 from engineroom.ratelimit.distribution.policy_limiters import AsyncLimiters
-from engineroom.ratelimit.service.engine import Enforced, Missing
+from engineroom.ratelimit.service.engine import EnforcedPolicy, MissingPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,122 +23,125 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: Namespaces followed at once; a question about one more is refused.
+#: Most namespaces followed at the same time; requests for further ones are refused.
 MAX_NAMESPACES = 1000
-#: Of these so many without a policy, which nobody named at the start: made-up names make room for
-#: each other, those asked about longest ago first, and cost no more than this.
+#: Most of them without a policy and not configured. A further name replaces the one that was
+#: requested longest ago, so that invented names cost no more than this.
 MAX_EMPTY = 100
 _MAX_NAME = 253
-#: Names that a room remembers, of policies, of targets and of whatever else is asked about.
-_MAX_KNOWN = 4096
+#: Most names of policies and targets that are cached per namespace.
+_MAX_CACHED = 4096
 
 
-class Room:
+class NamespacePolicies:
     """The policies of one namespace and their limiters."""
 
     def __init__(self, source: PolicySource, redis: Redis, clock: Clock | None = None) -> None:
         self._source = source
         self._limiters = AsyncLimiters(source, redis, clock=clock)
-        self._seen: PolicySnapshot | None = None
-        #: By policy, and by each name that it is asked about.
-        self._made: dict[str, Enforced] = {}
-        self._ready: dict[str, Enforced] = {}
+        self._snapshot: PolicySnapshot | None = None
+        #: By policy, and by each requested name.
+        self._enforced: dict[str, EnforcedPolicy] = {}
+        self._by_name: dict[str, EnforcedPolicy] = {}
         self._enforcers = 0
-        #: Monotonic seconds of the last question that no policy answers.
+        #: Time of the last request without a policy (monotonic seconds).
         self.missed = time.monotonic()
 
     @property
-    def known(self) -> bool:
-        """Whether the policies were ever read."""
+    def synced(self) -> bool:
+        """True once the policies were read."""
         return self._source.synced
 
     @property
     def policies(self) -> PolicySnapshot:
-        """The ones that hold now."""
+        """The current policies."""
         return self._source.current
 
-    def find(self, name: str) -> Enforced | Missing:
-        """By a policy's name, or by ``Kind:name`` or ``Kind:name:section`` of its target."""
+    def find(self, name: str) -> EnforcedPolicy | MissingPolicy:
+        """Find by a policy's name, or by its target: ``Kind:name`` or ``Kind:name:section``."""
         source = self._source
         current, enforcers = source.current, source.enforcers
-        if current is not self._seen or enforcers != self._enforcers:
-            self._seen, self._enforcers = current, enforcers
-            self._made.clear()
-            self._ready.clear()
-        ready = self._ready.get(name)
+        if current is not self._snapshot or enforcers != self._enforcers:
+            self._snapshot, self._enforcers = current, enforcers
+            self._enforced.clear()
+            self._by_name.clear()
+        ready = self._by_name.get(name)
         if ready is not None:
             return ready
         if not source.synced:
             self.missed = time.monotonic()
-            return Missing.UNREAD
+            return MissingPolicy.UNREAD
         compiled, missing = self._compiled(current, name)
         if compiled is None:
             self.missed = time.monotonic()
             return missing
-        made = self._made.get(compiled.name)
-        if made is None:
-            made = Enforced.of(compiled.policy, self._limiters.of(compiled))
-            self._made[compiled.name] = made
-        # Any section of a target has the target's policy: there are more names than policies.
-        if len(self._ready) >= _MAX_KNOWN:
-            self._ready.clear()
-        self._ready[name] = made
-        return made
+        enforced = self._enforced.get(compiled.name)
+        if enforced is None:
+            enforced = EnforcedPolicy.of(compiled.policy, self._limiters.of(compiled))
+            self._enforced[compiled.name] = enforced
+        # Any section of a target has the target's policy, so there are more names than policies.
+        if len(self._by_name) >= _MAX_CACHED:
+            self._by_name.clear()
+        self._by_name[name] = enforced
+        return enforced
 
     def breakers(self) -> Iterator[str]:
-        """Of each policy that was asked about."""
-        for each in self._made.values():
-            yield each.limiter.breaker_state
+        """Yield the breaker state of each requested policy."""
+        for enforced in self._enforced.values():
+            yield enforced.limiter.breaker_state
 
     async def close(self) -> None:
-        """Give leases back."""
+        """Return leases."""
         await self._limiters.close()
 
     @staticmethod
-    def _compiled(current: PolicySnapshot, name: str) -> tuple[CompiledPolicy | None, Missing]:
+    def _compiled(
+        current: PolicySnapshot, name: str
+    ) -> tuple[CompiledPolicy | None, MissingPolicy]:
         if ":" not in name:
-            return current.get(name), Missing.UNKNOWN
+            return current.get(name), MissingPolicy.UNKNOWN
         kind, _, rest = name.partition(":")
         target, _, section = rest.partition(":")
-        return current.for_target(kind, target, section), Missing.UNATTACHED
+        return current.for_target(kind, target, section), MissingPolicy.UNATTACHED
 
 
 class FixedDirectory:
     """PolicySnapshot that never change, such as those of a file."""
 
-    def __init__(self, rooms: dict[str, Room]) -> None:
-        self._rooms = rooms
+    def __init__(self, namespaces: dict[str, NamespacePolicies]) -> None:
+        self._followed = namespaces
 
     @property
     def ready(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
-    def find(self, namespace: str, name: str) -> Enforced | Missing | asyncio.Future[None]:
-        """The policy of that name or target."""
-        room = self._rooms.get(namespace)
-        return Missing.UNKNOWN if room is None else room.find(name)
+    def find(
+        self, namespace: str, name: str
+    ) -> EnforcedPolicy | MissingPolicy | asyncio.Future[None]:
+        """Find a policy by name or target."""
+        policies = self._followed.get(namespace)
+        return MissingPolicy.UNKNOWN if policies is None else policies.find(name)
 
     def policies(self) -> Iterable[PolicySnapshot]:
-        """All that hold."""
-        return [room.policies for room in self._rooms.values()]
+        """Return the current policies of all namespaces."""
+        return [namespace.policies for namespace in self._followed.values()]
 
     def breakers(self) -> Iterator[str]:
-        """Of each policy that was asked about."""
-        for room in self._rooms.values():
-            yield from room.breakers()
+        """Yield the breaker state of each requested policy."""
+        for namespace in self._followed.values():
+            yield from namespace.breakers()
 
     async def close(self) -> None:
-        """Give leases back."""
-        await asyncio.gather(*(room.close() for room in self._rooms.values()))
+        """Return leases."""
+        await asyncio.gather(*(namespace.close() for namespace in self._followed.values()))
 
 
 class FollowingDirectory:
-    """Follows namespaces: those given from the start, others from the first question on.
+    """Follows namespaces: configured ones from the start, others from their first request.
 
-    Every namespace that is followed costs a connection to Redis and a heartbeat a second, so there
-    is a most, also of those without policies; with ``only_given`` no other than the given ones is
-    followed at all.
+    Every followed namespace costs a connection to Redis and a heartbeat per second, so their number
+    is limited. With ``only_configured`` no other namespaces are followed.
     """
 
     def __init__(
@@ -146,16 +149,16 @@ class FollowingDirectory:
         redis: Redis,
         namespaces: Sequence[str] = (),
         *,
-        only_given: bool = False,
+        only_configured: bool = False,
         identity: str = "",
         clock: Clock | None = None,
     ) -> None:
         self._redis = redis
-        self._given = tuple(namespaces)
-        self._only_given = only_given
+        self._configured = tuple(namespaces)
+        self._only_configured = only_configured
         self._identity = identity
         self._clock = clock
-        self._rooms: dict[str, Room] = {}
+        self._followed: dict[str, NamespacePolicies] = {}
         self._followers: dict[str, AsyncFollower] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
@@ -163,63 +166,65 @@ class FollowingDirectory:
 
     @property
     def ready(self) -> bool:
-        """Whether the policies of every given namespace were read."""
-        rooms = self._rooms
-        return all(name in rooms and rooms[name].known for name in self._given)
+        """True once the policies of every configured namespace were read."""
+        followed = self._followed
+        return all(name in followed and followed[name].synced for name in self._configured)
 
     @property
     def followed(self) -> int:
-        """Namespaces followed now."""
+        """The number of followed namespaces."""
         return len(self._followers)
 
     def start(self) -> None:
-        """Begin to follow the given namespaces."""
-        for name in self._given:
+        """Begin to follow the configured namespaces."""
+        for name in self._configured:
             self._open(name)
 
-    def find(self, namespace: str, name: str) -> Enforced | Missing | asyncio.Future[None]:
-        """The policy of that name or target; a future for the first question in a namespace."""
-        room = self._rooms.get(namespace)
-        if room is not None:
-            return room.find(name)
+    def find(
+        self, namespace: str, name: str
+    ) -> EnforcedPolicy | MissingPolicy | asyncio.Future[None]:
+        """Find a policy by name or target; return a future for the first request of a namespace."""
+        policies = self._followed.get(namespace)
+        if policies is not None:
+            return policies.find(name)
         opening = self._opening.get(namespace)
         if opening is not None:
             return opening
-        if self._only_given or not _is_name(namespace):
-            return Missing.UNKNOWN
+        if self._only_configured or not _is_name(namespace):
+            return MissingPolicy.UNKNOWN
         if self._closed or not self._has_room():
-            return Missing.UNREAD
+            return MissingPolicy.UNREAD
         return self._open(namespace)
 
     def policies(self) -> Iterable[PolicySnapshot]:
-        """All that hold."""
-        return [room.policies for room in self._rooms.values()]
+        """Return the current policies of all namespaces."""
+        return [namespace.policies for namespace in self._followed.values()]
 
     def breakers(self) -> Iterator[str]:
-        """Of each policy that was asked about."""
-        for room in self._rooms.values():
-            yield from room.breakers()
+        """Yield the breaker state of each requested policy."""
+        for namespace in self._followed.values():
+            yield from namespace.breakers()
 
     async def close(self) -> None:
-        """Give leases back, and sign off everywhere."""
+        """Return leases, and sign off in all namespaces."""
         self._closed = True
         for task in list(self._opening.values()):
             task.cancel()
         if self._opening:
             await asyncio.wait(list(self._opening.values()))
         await asyncio.gather(*self._closing.values())
-        await asyncio.gather(*(room.close() for room in self._rooms.values()))
-        await asyncio.gather(*(each.close() for each in self._followers.values()))
+        await asyncio.gather(*(namespace.close() for namespace in self._followed.values()))
+        await asyncio.gather(*(follower.close() for follower in self._followers.values()))
 
     def _has_room(self) -> bool:
-        """Whether one more namespace can be followed, if need be in the place of an empty one."""
-        given = self._given
-        # One that is still being opened, or given up, is empty as far as anybody knows.
-        pending = sum(name not in given for name in (*self._opening, *self._closing))
+        """Make room for one more namespace, if necessary by leaving an empty one."""
+        configured = self._configured
+        # A namespace that is being opened or left counts as empty.
+        pending = sum(name not in configured for name in (*self._opening, *self._closing))
         empty = [
-            (room.missed, name)
-            for name, room in self._rooms.items()
-            if not room.policies.entries and name not in given
+            (policies.missed, name)
+            for name, policies in self._followed.items()
+            if not policies.policies.entries and name not in configured
         ]
         if len(self._followers) < MAX_NAMESPACES and pending + len(empty) < MAX_EMPTY:
             return True
@@ -229,11 +234,11 @@ class FollowingDirectory:
         return True
 
     def _leave(self, namespace: str) -> None:
-        room, follower = self._rooms.pop(namespace), self._followers.pop(namespace)
+        policies, follower = self._followed.pop(namespace), self._followers.pop(namespace)
 
         async def close() -> None:
             try:
-                await room.close()
+                await policies.close()
                 await follower.close()
             finally:
                 del self._closing[namespace]
@@ -251,12 +256,12 @@ class FollowingDirectory:
 
     async def _follow(self, namespace: str, follower: AsyncFollower) -> None:
         try:
-            # It signs off under the same name: not after this one has signed on.
+            # The previous follower signs off under the same name, which must come first.
             leaving = self._closing.get(namespace)
             if leaving is not None:
                 await asyncio.wait([leaving])
             await follower.__aenter__()
-            self._rooms[namespace] = Room(follower, self._redis, self._clock)
+            self._followed[namespace] = NamespacePolicies(follower, self._redis, self._clock)
             log.info(
                 "following policies",
                 namespace=namespace,

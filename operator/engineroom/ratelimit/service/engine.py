@@ -1,4 +1,4 @@
-"""From a question to a decision: finds the policy, asks its limiter, counts what came of it."""
+"""The engine: finds the policy of a request, decides by its limiter, and counts the result."""
 
 from __future__ import annotations
 
@@ -20,193 +20,202 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.limits.model import Limit, Policy
     from engineroom.ratelimit.limits.request import RequestView
     from engineroom.ratelimit.limits.sources import SubjectValues
-    from engineroom.ratelimit.service.metrics import Counts
-    from engineroom.ratelimit.service.request_parsing import Question
+    from engineroom.ratelimit.service.metrics import ServiceCounts
+    from engineroom.ratelimit.service.request_parsing import DecisionRequest
     from engineroom.ratelimit.service.top import Recordings
 
 
-#: Refusals of one policy that are remembered.
+#: Most cached refusals of one policy.
 _MAX_REFUSALS = 4096
-_Made = TypeVar("_Made")
+_T = TypeVar("_T")
 _Context = TypeVarTuple("_Context")
-#: Makes a named tuple in half the time, without looking at names and defaults.
+#: Creates a named tuple in half the time, without checks of names and defaults.
 _new = tuple.__new__
 
 
-class Missing(StrEnum):
-    """Why there is no policy to decide by."""
+class MissingPolicy(StrEnum):
+    """The reason why a request has no policy."""
 
-    #: The name is none of a policy. Refused: a misspelt name must not be a way around a limit.
+    #: No policy has the name. Refused: a misspelt name must not avoid a limit.
     UNKNOWN = "unknown"
-    #: Nothing is attached to the target: admitted.
+    #: No policy is attached to the target. Admitted.
     UNATTACHED = "unattached"
-    #: The policies were never read yet: refused.
+    #: The policies were never read. Refused.
     UNREAD = "unread"
 
 
 @dataclass(frozen=True, slots=True)
-class Enforced:
-    """A policy and what decides for it."""
+class EnforcedPolicy:
+    """A policy with its limiter, and parts of responses that are rendered once."""
 
     policy: Policy
     limiter: AsyncLimiter
-    #: The value of RateLimit-Policy, made once.
+    #: The value of the header RateLimit-Policy.
     header: str
-    #: All that is counted, by name.
+    #: The effective limits by name.
     limits: Mapping[str, Limit]
-    #: By what a request counts.
-    identify: Callable[[RequestView], SubjectValues]
-    #: What admissions by a limit begin with, by its name.
+    #: Returns the values by which a request counts.
+    read_values: Callable[[RequestView], SubjectValues]
+    #: The beginning of admissions, by limit.
     admissions: dict[str, bytes] = field(default_factory=dict)
     _encoded: dict[tuple[object, str], tuple[bytes, bytes]] = field(default_factory=dict)
-    #: Parts of refusals that were given, by what they depend on: a flood asks for the same ones.
+    #: Parts of refusals by what they depend on: a flood repeats the same ones.
     refusals: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, policy: Policy, limiter: AsyncLimiter) -> Enforced:
-        """Ready to decide."""
-        limits = {each.name: each for each in policy.effective_limits}
+    def of(cls, policy: Policy, limiter: AsyncLimiter) -> EnforcedPolicy:
+        """Return the policy ready to decide."""
+        limits = {limit.name: limit for limit in policy.effective_limits}
         return cls(policy, limiter, policy_header(policy), limits, values_reader(policy))
 
-    def keep(self, key: tuple[object, ...], made: _Made) -> _Made:
-        """Remember what was made of a refusal for a while; gives it back."""
+    def cache_refusal(self, key: tuple[object, ...], parts: _T) -> _T:
+        """Cache the parts of a refusal, and return them."""
         if len(self.refusals) >= _MAX_REFUSALS:
             self.refusals.clear()
-        self.refusals[key] = made
-        return made
+        self.refusals[key] = parts
+        return parts
 
     def encoded(
-        self, name: str, make: Callable[[Enforced, str], tuple[bytes, bytes]]
+        self, name: str, make: Callable[[EnforcedPolicy, str], tuple[bytes, bytes]]
     ) -> tuple[bytes, bytes]:
-        """What ``make`` makes of a limit, made once."""
+        """Return ``make(self, name)`` for a limit, cached."""
         key = make, name
-        known = self._encoded.get(key)
-        if known is None:
-            known = self._encoded[key] = make(self, name)
-        return known
+        encoded = self._encoded.get(key)
+        if encoded is None:
+            encoded = self._encoded[key] = make(self, name)
+        return encoded
 
 
-class Verdict(NamedTuple):
-    """What came of a question: a decision by a policy, or why there is none."""
+class DecisionResult(NamedTuple):
+    """The result for a request: a decision by a policy, or the reason why there is none."""
 
     decision: Decision | None
-    enforced: Enforced | None = None
-    missing: Missing | None = None
+    enforced: EnforcedPolicy | None = None
+    missing: MissingPolicy | None = None
 
     @property
     def allowed(self) -> bool:
-        """Whether the request may pass."""
+        """True if the request is admitted."""
         if self.decision is not None:
             return self.decision.allowed
-        return self.missing is Missing.UNATTACHED
+        return self.missing is MissingPolicy.UNATTACHED
 
 
 class Directory(Protocol):
-    """Where policies are found."""
+    """A directory of policies."""
 
-    def find(self, namespace: str, name: str) -> Enforced | Missing | asyncio.Future[None]:
-        """The policy of that name or target; a future while it is only being looked for."""
+    def find(
+        self, namespace: str, name: str
+    ) -> EnforcedPolicy | MissingPolicy | asyncio.Future[None]:
+        """Find a policy by name or target; return a future while its namespace is being opened."""
         ...
 
 
 class Engine:
-    """Answers questions on one event loop."""
+    """Decides on requests on one event loop."""
 
-    def __init__(self, directory: Directory, counts: Counts, recordings: Recordings) -> None:
+    def __init__(self, directory: Directory, counts: ServiceCounts, recordings: Recordings) -> None:
         self._directory = directory
         self._counts = counts
         self._recordings = recordings
 
-    def ask(
-        self, question: Question, done: Callable[[Verdict, *_Context], None], *context: *_Context
-    ) -> Verdict | None:
-        """The verdict where it is known, else None, and ``done`` is called later with the verdict
-        and ``context``. Raises nothing."""
-        found = self._directory.find(question.namespace, question.name)
-        if type(found) is Enforced:
-            return self._decide(found, question, done, context)
-        if isinstance(found, Missing):
-            return self._missing(found)
-        if isinstance(found, asyncio.Future):
-            found.add_done_callback(functools.partial(self._ask_again, question, done, context))
+    def decide(
+        self,
+        request: DecisionRequest,
+        done: Callable[[DecisionResult, *_Context], None],
+        *context: *_Context,
+    ) -> DecisionResult | None:
+        """Return the result or None; then ``done`` is called later with the result and ``context``.
+
+        Raises nothing.
+        """
+        match = self._directory.find(request.namespace, request.name)
+        if type(match) is EnforcedPolicy:
+            return self._decide(match, request, done, context)
+        if isinstance(match, MissingPolicy):
+            return self._missing(match)
+        if isinstance(match, asyncio.Future):
+            match.add_done_callback(functools.partial(self._decide_opened, request, done, context))
         return None
 
-    async def explain(self, question: Question) -> dict[str, object] | Missing:
-        """Which limits the request meets and what is left of each; takes nothing."""
-        found = await self._found(question)
-        if isinstance(found, Missing):
-            return found
-        view = _seen_by(found.policy, question.view)
-        return await explain(found.policy, found.limiter, view, question.cost)
+    async def explain(self, request: DecisionRequest) -> dict[str, object] | MissingPolicy:
+        """Return the limits that apply to a request and what is left of each; consume nothing."""
+        match = await self._find(request)
+        if isinstance(match, MissingPolicy):
+            return match
+        view = _with_hops(match.policy, request.view)
+        return await explain(match.policy, match.limiter, view, request.cost)
 
     async def charge(
-        self, question: Question, headers: Mapping[str, str]
-    ) -> dict[str, int] | Missing | None:
-        """Take what a response says that its request cost, by limit; None: Redis did not take it.
+        self, request: DecisionRequest, headers: Mapping[str, str]
+    ) -> dict[str, int] | MissingPolicy | None:
+        """Take the tokens that a response reports; return them by limit, None if Redis failed.
 
-        It is never refused: what is over is not taken, and the limit is then empty.
+        A charge is never refused: it takes what is left at most.
         """
-        found = await self._found(question)
-        if isinstance(found, Missing):
-            return found
-        costs = response_costs(found.policy, headers)
+        match = await self._find(request)
+        if isinstance(match, MissingPolicy):
+            return match
+        costs = response_costs(match.policy, headers)
         if not costs:
             return {}
-        subject = subject_of(found.policy, _seen_by(found.policy, question.view))
-        return costs if await found.limiter.charge(subject, costs) else None
+        subject = subject_of(match.policy, _with_hops(match.policy, request.view))
+        return costs if await match.limiter.charge(subject, costs) else None
 
-    async def _found(self, question: Question) -> Enforced | Missing:
-        """The policy that is asked about; waits while it is being looked for."""
-        found = self._directory.find(question.namespace, question.name)
-        if not isinstance(found, Enforced | Missing):
-            await asyncio.wait([found])
-            found = self._directory.find(question.namespace, question.name)
-        return found if isinstance(found, Enforced | Missing) else Missing.UNREAD
+    async def _find(self, request: DecisionRequest) -> EnforcedPolicy | MissingPolicy:
+        """Find the policy of a request; wait while its namespace is being opened."""
+        match = self._directory.find(request.namespace, request.name)
+        if not isinstance(match, EnforcedPolicy | MissingPolicy):
+            await asyncio.wait([match])
+            match = self._directory.find(request.namespace, request.name)
+        return match if isinstance(match, EnforcedPolicy | MissingPolicy) else MissingPolicy.UNREAD
 
-    def _ask_again(
-        self, question: Question, done: Callable[..., None], context: tuple[object, ...],
+    def _decide_opened(
+        self, request: DecisionRequest, done: Callable[..., None], context: tuple[object, ...],
         _: asyncio.Future[None],
     ) -> None:  # fmt: skip
-        """After looking: what is still being looked for counts as unread."""
-        found = self._directory.find(question.namespace, question.name)
-        if isinstance(found, Enforced):
-            verdict = self._decide(found, question, done, context)
+        """Decide after a namespace was opened; a policy that is not available counts as unread."""
+        match = self._directory.find(request.namespace, request.name)
+        if isinstance(match, EnforcedPolicy):
+            result = self._decide(match, request, done, context)
         else:
-            verdict = self._missing(found if isinstance(found, Missing) else Missing.UNREAD)
-        if verdict is not None:
-            done(verdict, *context)
+            result = self._missing(
+                match if isinstance(match, MissingPolicy) else MissingPolicy.UNREAD
+            )
+        if result is not None:
+            done(result, *context)
 
-    def _missing(self, why: Missing) -> Verdict:
-        self._counts.missed(why.value)
-        return Verdict(None, missing=why)
+    def _missing(self, why: MissingPolicy) -> DecisionResult:
+        self._counts.record_missing(why.value)
+        return DecisionResult(None, missing=why)
 
     def _decide(
-        self, enforced: Enforced, question: Question, done: Callable[..., None],
+        self, enforced: EnforcedPolicy, request: DecisionRequest, done: Callable[..., None],
         context: tuple[object, ...],
-    ) -> Verdict | None:  # fmt: skip
+    ) -> DecisionResult | None:  # fmt: skip
         policy, counts = enforced.policy, self._counts
-        view = _seen_by(policy, question.view)
+        view = _with_hops(policy, request.view)
         if self._recordings.running:
-            self._recordings.seen(policy, view)
-        known = enforced.limiter.decide(
-            enforced.identify(view), question.cost,
+            self._recordings.record(policy, view)
+        decision = enforced.limiter.decide(
+            enforced.read_values(view), request.cost,
             self._decided, enforced, counts.clock(), done, context,
         )  # fmt: skip
-        if known is None:
+        if decision is None:
             return None
-        counts.record_decision(known, 0.0)
-        return _new(Verdict, (known, enforced, None))
+        counts.record_decision(decision, 0.0)
+        return _new(DecisionResult, (decision, enforced, None))
 
     def _decided(
-        self, decision: Decision, enforced: Enforced, began: float, done: Callable[..., None],
+        self, decision: Decision, enforced: EnforcedPolicy, start: float, done: Callable[..., None],
         context: tuple[object, ...],
     ) -> None:  # fmt: skip
         counts = self._counts
-        counts.record_decision(decision, counts.clock() - began)
-        done(_new(Verdict, (decision, enforced, None)), *context)
+        counts.record_decision(decision, counts.clock() - start)
+        done(_new(DecisionResult, (decision, enforced, None)), *context)
 
 
-def _seen_by(policy: Policy, view: RequestView) -> RequestView:
-    """The request as a policy sees it, with the proxies that it trusts."""
+def _with_hops(policy: Policy, view: RequestView) -> RequestView:
+    """Return the request with the trusted proxies of a policy."""
     hops = policy.trusted_proxy_hops
     return view._replace(trusted_proxy_hops=hops) if hops else view

@@ -1,4 +1,4 @@
-"""Which limits of a policy a request meets, by what it counts, and what is left: takes nothing."""
+"""Explanation of a decision: the limits that apply, their keys, and what is left of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from engineroom.ratelimit.limits.decision import Decision
 from engineroom.ratelimit.limits.model import MissingKey, Mode
 from engineroom.ratelimit.limits.sources import NOT_APPLIED, Applicability, subject_of
-from engineroom.ratelimit.service.top import shown
+from engineroom.ratelimit.service.top import redacted
 
 if TYPE_CHECKING:
     from engineroom.ratelimit.limits.limiter import AsyncLimiter
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 async def explain(
     policy: Policy, limiter: AsyncLimiter, view: RequestView, cost: int
 ) -> dict[str, object]:
-    """For each limit whether it applies, its key with secrets as digests, and what is left.
+    """Return for each limit whether it applies, its key with digests of secrets, and what is left.
 
-    ``allowed`` says whether a request of ``cost`` would be admitted now. Each limit is asked by
-    itself, so other requests may come in between.
+    ``allowed`` is whether a request of ``cost`` would be admitted now. Nothing is consumed. Each
+    limit is read by itself, so that other requests may be decided in between.
     """
     subject = subject_of(policy, view)
     limits: list[dict[str, object]] = []
     allowed = True
-    for place in policy.effective_limits:
-        value = subject.get(place.name, NOT_APPLIED)
+    for limit in policy.effective_limits:
+        value = subject.get(limit.name, NOT_APPLIED)
         if isinstance(value, Applicability):
-            if place in policy.limits:
-                limits.append({"limit": place.name, "applies": False})
+            if limit in policy.limits:
+                limits.append({"limit": limit.name, "applies": False})
             continue
-        told, admits = await _one(policy, limiter, place, value, view, cost)
-        limits.append(told)
-        allowed = allowed and (admits or place.mode is Mode.SHADOW)
+        explanation, admits = await _explain_limit(policy, limiter, limit, value, view, cost)
+        limits.append(explanation)
+        allowed = allowed and (admits or limit.mode is Mode.SHADOW)
     return {"policy": policy.name, "allowed": allowed, "limits": limits}
 
 
-async def _one(
+async def _explain_limit(
     policy: Policy,
     limiter: AsyncLimiter,
     limit: Limit,
@@ -46,25 +46,25 @@ async def _one(
     view: RequestView,
     cost: int,
 ) -> tuple[dict[str, object], bool]:
-    told: dict[str, object] = {
+    explanation: dict[str, object] = {
         "limit": limit.name,
         "applies": True,
         "mode": limit.mode.value,
         "algorithm": limit.algorithm.value,
-        "key": [shown(source, source(view)) for source in limit.key],
+        "key": [redacted(source, source(view)) for source in limit.key],
     }
     if value is None and limit.missing_key is not MissingKey.SHARED:
         denied = limit.missing_key is MissingKey.DENY
-        return {**told, "applies": denied, "missing": limit.missing_key.value}, not denied
-    alone = {each.name: NOT_APPLIED for each in policy.limits}
-    answer = limiter.submit({**alone, limit.name: value}, 0)
-    decision = answer if isinstance(answer, Decision) else await answer
+        return {**explanation, "applies": denied, "missing": limit.missing_key.value}, not denied
+    hidden = {other.name: NOT_APPLIED for other in policy.limits}
+    pending = limiter.submit({**hidden, limit.name: value}, 0)
+    decision = pending if isinstance(pending, Decision) else await pending
     needed = cost * limit.cost
-    told |= {
+    explanation |= {
         "quota": decision.quota,
         "remaining": decision.remaining,
         "needed": needed,
         "reset": decision.reset,
         "source": decision.source.value,
     }
-    return told, decision.remaining >= needed
+    return explanation, decision.remaining >= needed

@@ -1,4 +1,4 @@
-"""Policies from a file of RateLimitPolicies, for use without a cluster."""
+"""Policies from a file of RateLimitPolicies, for a service without a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engineroom.core.validation import documents
 from engineroom.ratelimit.distribution.compile import compile_namespace, compile_policy
 from engineroom.ratelimit.distribution.document import parse_document, render_document
 from engineroom.ratelimit.distribution.policy_source import StaticPolicies
-from engineroom.ratelimit.service.directory import Room
+from engineroom.ratelimit.service.directory import NamespacePolicies
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,25 +22,26 @@ if TYPE_CHECKING:
 _KIND = "RateLimitPolicy"
 
 
-def read_rooms(path: Path, redis: Redis, enforcers: int) -> dict[str, Room]:
-    """The policies of the manifests in a file, by namespace; other kinds are passed over.
+def read_namespaces(path: Path, redis: Redis, enforcers: int) -> dict[str, NamespacePolicies]:
+    """Read the policies of the manifests in a file, by namespace; ignore other kinds.
 
-    ``enforcers`` processes share a rate when each has to decide alone: nobody counts them here.
-
-    A policy without a namespace is in ``default``, an older one stands further up. Raises OSError,
-    UnreadableError for what is no YAML, and InvalidSpecError.
+    ``enforcers`` is the number of processes that share a rate while Redis is unavailable. A policy
+    without a namespace is in ``default``; earlier policies count as older. Raises OSError,
+    UnreadableError for invalid YAML, and InvalidSpecError.
     """
-    found: dict[str, list[Candidate]] = {}
+    by_namespace: dict[str, list[Candidate]] = {}
     for place, document in enumerate(documents.read(path.read_text())):
         value = document.value
         if not isinstance(value, dict) or value.get("kind") != _KIND:
             continue
         metadata = {"namespace": "default", **(value.get("metadata") or {})}
         policy = parse(RateLimitPolicy, {**value, "metadata": metadata})
-        found.setdefault(policy.namespace, []).append(compile_policy(policy, f"{place:09}"))
-    rooms = {}
-    for namespace, candidates in found.items():
+        by_namespace.setdefault(policy.namespace, []).append(compile_policy(policy, f"{place:09}"))
+    policies = {}
+    for namespace, candidates in by_namespace.items():
         parts = compile_namespace(candidates).parts
         text = render_document(namespace, parts, revision=1, lineage="file", before={}).text
-        rooms[namespace] = Room(StaticPolicies(parse_document(text), enforcers), redis)
-    return rooms
+        policies[namespace] = NamespacePolicies(
+            StaticPolicies(parse_document(text), enforcers), redis
+        )
+    return policies

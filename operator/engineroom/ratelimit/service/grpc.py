@@ -1,9 +1,9 @@
 """Envoy's rate limit service over gRPC, as an asyncio protocol over libnghttp2.
 
-Python's stock gRPC answers a few thousand calls a second without doing anything; the library h2 is
-written in Python and takes longer for a call's frames than all the rest takes. ngh2 wraps the C
-library that curl and h2load use, which also guards against floods of resets, settings, pings and
-continuations. Only what a unary call needs of gRPC is here. See
+Python's stock gRPC handles a few thousand empty calls per second. The library h2 is written in
+Python and takes longer for a call's frames than the rest of the call. ngh2 wraps the C library of
+curl and h2load, which also guards against floods of resets, settings, pings and continuations. The
+module supports unary calls only. See
 docs/decisions/0013-the-limiters-protocols.md.
 
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import structlog
@@ -29,22 +29,19 @@ from ngh2.events import (
 )
 
 from engineroom.ratelimit.service import rls
-from engineroom.ratelimit.service.engine import Missing
+from engineroom.ratelimit.service.engine import MissingPolicy
+from engineroom.ratelimit.service.protocol_server import ProtocolServer
 from engineroom.ratelimit.service.request_parsing import UnreadableError
-
-if TYPE_CHECKING:
-    from engineroom.ratelimit.service.engine import Engine
-    from engineroom.ratelimit.service.metrics import Counts
 
 log = structlog.get_logger(__name__)
 
-#: Bytes of a message, calls of one connection under way, and connections.
+#: Most bytes of a message, most calls of one connection at the same time, and most connections.
 MAX_MESSAGE, MAX_CALLS, MAX_CONNECTIONS = 65_536, 1024, 10_000
-#: Bytes of one connection's calls that have not arrived whole; nearly all are one frame.
+#: Most bytes of one connection's incomplete calls; nearly all calls are one frame.
 MAX_HELD = 1_048_576
-#: Seconds for a connection's greeting and for a call to arrive whole, and for answers to be taken.
+#: Timeouts in seconds: of a connection's settings and of reading a call, of writing responses.
 READ_TIMEOUT, WRITE_TIMEOUT = 5.0, 5.0
-#: Seconds from a call's beginning to its end, of which Redis may have ten, and without any call.
+#: Timeouts in seconds: of a whole call, up to ten of them for Redis, and of an idle connection.
 CALL_TIMEOUT, IDLE_TIMEOUT = 20.0, 75.0
 #: gRPC's status codes.
 OK, INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED = 0, 3, 5, 8
@@ -55,75 +52,33 @@ _HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _OK_TRAILERS = ((b"grpc-status", b"0"),)
 _PREFIX = struct.Struct(">BI")
 _MISSING = {
-    Missing.UNKNOWN: (NOT_FOUND, "there is no such policy"),
-    Missing.UNREAD: (UNAVAILABLE, "the policies were not read yet"),
+    MissingPolicy.UNKNOWN: (NOT_FOUND, "the policy does not exist"),
+    MissingPolicy.UNREAD: (UNAVAILABLE, "the policies were not read yet"),
 }
-_SWEEP = 1.0
-#: A connection's memory: a header list, MAX_HELD, and the heads of calls that may be under way.
+#: A connection's memory: a header list, MAX_HELD, and the headers of concurrent calls.
 _CONFIGURATION = Configuration(max_inbound_header_list_size=16_384, max_inbound_header_count=64)
 
 
-class GrpcService:
-    """Makes connections, and knows them."""
-
-    def __init__(self, engine: Engine, counts: Counts) -> None:
-        self.engine = engine
-        self.counts = counts
-        self.connections: set[GrpcConnection] = set()
-        self.draining = False
-        self._empty = asyncio.Event()
-        self._sweeper: asyncio.Task[None] | None = None
+class GrpcService(ProtocolServer["GrpcConnection"]):
+    """The gRPC server of the service."""
 
     def connection(self) -> GrpcConnection:
-        """For create_server."""
+        """Create a connection, for create_server."""
         return GrpcConnection(self)
-
-    def gone(self, connection: GrpcConnection) -> None:
-        """A connection is closed."""
-        self.connections.discard(connection)
-        if self.draining and not self.connections:
-            self._empty.set()
-
-    def start(self) -> None:
-        """Begin to look after slow connections."""
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
-
-    async def drain(self, seconds: float) -> None:
-        """Say goodbye, answer what was asked, close; at most so long."""
-        self.draining = True
-        for each in list(self.connections):
-            each.say_goodbye()
-        try:
-            async with asyncio.timeout(seconds):
-                if self.connections:
-                    await self._empty.wait()
-        except TimeoutError:
-            for each in list(self.connections):
-                each.abort()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-
-    async def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_SWEEP)
-            now = loop.time()
-            for each in list(self.connections):
-                each.sweep(now)
 
 
 class _Call:
-    """A call under way."""
+    """A call without a complete response."""
 
-    __slots__ = ("answering", "body", "method", "part", "since")
+    __slots__ = ("body", "method", "part", "responding", "since")
 
     def __init__(self, method: bytes, since: float) -> None:
         self.method = method
         self.since = since
         self.body = b""
-        #: Of a body in several frames what is here.
+        #: The received part of a body in several frames.
         self.part: bytearray | None = None
-        self.answering = False
+        self.responding = False
 
 
 class GrpcConnection(asyncio.Protocol):
@@ -143,58 +98,58 @@ class GrpcConnection(asyncio.Protocol):
         self._flushing = False
         self._goodbye = self._greeted = self._leaving = False
         self._held = 0
-        # Monotonic seconds: since when answers are not taken (0: they are), and the last call.
+        # Start of a blocked write, or 0, and the time of the last call (monotonic seconds).
         self._stuck = 0.0
         self._used = self._loop.time()
 
-    # -- asyncio's ------------------------------------------------------------------------------
+    # -- asyncio.Protocol -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody connected."""
+        """Accept the connection, unless there are too many."""
         self._transport = transport
-        known = self._service.connections
-        if self._service.draining or len(known) >= MAX_CONNECTIONS:
+        connections = self._service.connections
+        if self._service.draining or len(connections) >= MAX_CONNECTIONS:
             self.abort()
             return
-        known.add(self)
+        connections.add(self)
         self._session.initiate_connection(
             {Setting.MAX_CONCURRENT_STREAMS: MAX_CALLS, Setting.INITIAL_WINDOW_SIZE: MAX_MESSAGE}
         )
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Gone; answers still to come go nowhere."""
+        """Remove the connection; later responses are dropped."""
         self._calls.clear()
-        self._service.gone(self)
+        self._service.remove(self)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of frames."""
+        """Process frames."""
         session = self._session
         try:
             session.receive_data(data)
         except NGH2Error:
-            # What it has to say about that is in its output.
+            # The session's output contains the error for the client.
             self._flush()
             self._transport.close()
             return
         for event in session.events():
-            self._happened(event)
+            self._process(event)
         self._flush_soon()
 
     def pause_writing(self) -> None:
-        """The other side does not take its answers."""
+        """Stop reading while the client does not read its responses."""
         self._stuck = self._loop.time()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Continue to read."""
         self._stuck = 0.0
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
     # -- HTTP/2 ---------------------------------------------------------------------------------
 
-    def _happened(self, event: Any) -> None:
+    def _process(self, event: Any) -> None:
         kind = type(event)
         if kind is DataReceived:
             self._data(event.stream_id, event.data, ended=event.end_stream)
@@ -228,11 +183,11 @@ class GrpcConnection(asyncio.Protocol):
         if verb != b"POST" or not kind.startswith(b"application/grpc"):
             self._refuse_http(stream, call)
         elif ended:
-            self._ask(stream, call)
+            self._dispatch(stream, call)
 
     def _data(self, stream: int, data: bytes, *, ended: bool) -> None:
         call = self._calls.get(stream)
-        if call is None or call.answering:
+        if call is None or call.responding:
             return
         if ended and call.part is None:
             call.body = data
@@ -244,15 +199,15 @@ class GrpcConnection(asyncio.Protocol):
             self._held += len(data)
             size = len(call.part)
         if size > MAX_MESSAGE + _PREFIX.size:
-            self._fail(stream, RESOURCE_EXHAUSTED, f"the message is above {MAX_MESSAGE} bytes")
+            self._fail(stream, RESOURCE_EXHAUSTED, f"the message exceeds {MAX_MESSAGE} bytes")
         elif self._held > MAX_HELD:
-            told = f"the connection's unfinished calls are above {MAX_HELD} bytes"
-            self._fail(stream, RESOURCE_EXHAUSTED, told)
+            problem = f"the connection's incomplete calls exceed {MAX_HELD} bytes"
+            self._fail(stream, RESOURCE_EXHAUSTED, problem)
         elif ended:
             if call.part is not None:
                 call.body = bytes(call.part)
                 self._release(call)
-            self._ask(stream, call)
+            self._dispatch(stream, call)
 
     def _release(self, call: _Call) -> None:
         if call.part is not None:
@@ -264,44 +219,44 @@ class GrpcConnection(asyncio.Protocol):
         if call is not None:
             self._release(call)
 
-    # -- questions and answers ------------------------------------------------------------------
+    # -- requests and responses -----------------------------------------------------------------
 
-    def _ask(self, stream: int, call: _Call) -> None:
+    def _dispatch(self, stream: int, call: _Call) -> None:
         body = call.body
         if call.method != _METHOD:
             if call.method == _HEALTH:
                 # grpc.health.v1.HealthCheckResponse, status SERVING.
-                self._answer(stream, b"\x08\x01")
+                self._respond(stream, b"\x08\x01")
             else:
-                self._fail(stream, UNIMPLEMENTED, "there is ShouldRateLimit only")
+                self._fail(stream, UNIMPLEMENTED, "the only method is ShouldRateLimit")
             return
         if len(body) < _PREFIX.size:
             self._fail(stream, INVALID_ARGUMENT, "the message is missing")
             return
         compressed, length = _PREFIX.unpack_from(body)
         if compressed:
-            self._fail(stream, UNIMPLEMENTED, "compressed messages are not read")
+            self._fail(stream, UNIMPLEMENTED, "compressed messages are not supported")
             return
         if len(body) != _PREFIX.size + length:
-            self._fail(stream, INVALID_ARGUMENT, "the message is cut off")
+            self._fail(stream, INVALID_ARGUMENT, "the message is incomplete")
             return
-        call.answering = True
+        call.responding = True
         try:
-            questions = rls.of_message(body[_PREFIX.size :])
+            requests = rls.parse_message(body[_PREFIX.size :])
         except UnreadableError as error:
             self._fail(stream, INVALID_ARGUMENT, str(error))
             return
 
-        def rated(found: rls.Rated) -> None:
-            if found.missing is not None:
-                self._fail(stream, *_MISSING[found.missing])
+        def respond(result: rls.RateLimitResult) -> None:
+            if result.missing is not None:
+                self._fail(stream, *_MISSING[result.missing])
             else:
-                self._answer(stream, found.encoded())
+                self._respond(stream, result.encoded())
 
-        rls.rate(self._service.engine, questions, rated)
+        rls.decide_all(self._service.engine, requests, respond)
 
-    def _answer(self, stream: int, message: bytes) -> None:
-        self._service.counts.answered("rls", OK)
+    def _respond(self, stream: int, message: bytes) -> None:
+        self._service.counts.record_response("rls", OK)
         if stream not in self._calls:
             return
         session = self._session
@@ -310,40 +265,40 @@ class GrpcConnection(asyncio.Protocol):
             session.send_data(stream, _PREFIX.pack(0, len(message)) + message)
             session.send_trailers(stream, _OK_TRAILERS)
         except NGH2Error as error:
-            log.debug("an answer was not sent", error=str(error))
+            log.debug("a response was not sent", error=str(error))
             return
-        self._calls[stream].answering = True
+        self._calls[stream].responding = True
         self._flush_soon()
 
     def _fail(self, stream: int, status: int, detail: str) -> None:
-        self._service.counts.answered("rls", status)
+        self._service.counts.record_response("rls", status)
         call = self._calls.get(stream)
         if call is None:
             return
-        call.answering = True
+        call.responding = True
         self._release(call)
         headers = (
             *_HEADERS,
             (b"grpc-status", str(status).encode()),
             (b"grpc-message", quote(detail, safe=" ,.;:/'").encode()),
         )
-        self._respond(stream, headers)
+        self._send_headers(stream, headers)
 
     def _refuse_http(self, stream: int, call: _Call) -> None:
-        """What is no call of gRPC at all."""
-        call.answering = True
-        self._respond(stream, ((b":status", b"415"),))
+        """Respond to a request that is not a gRPC call."""
+        call.responding = True
+        self._send_headers(stream, ((b":status", b"415"),))
 
-    def _respond(self, stream: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    def _send_headers(self, stream: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         try:
             self._session.send_response(stream, headers, end_stream=True)
         except NGH2Error as error:
-            log.debug("an answer was not sent", error=str(error))
+            log.debug("a response was not sent", error=str(error))
             return
         self._flush_soon()
 
     def _flush_soon(self) -> None:
-        """Send once for everything that is answered in this turn of the loop."""
+        """Write the responses of this turn of the event loop at once."""
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -355,14 +310,14 @@ class GrpcConnection(asyncio.Protocol):
         data = self._session.data_to_send()
         if data:
             self._transport.write(data)
-        # Streams end when their last frame is out, which is told as events.
+        # Streams end when their last frame is sent, which results in events.
         for event in self._session.events():
-            self._happened(event)
+            self._process(event)
 
-    # -- the end --------------------------------------------------------------------------------
+    # -- closing --------------------------------------------------------------------------------
 
-    def say_goodbye(self) -> None:
-        """No new calls; close after the last answer."""
+    def drain(self) -> None:
+        """Accept no new calls; close after the last response."""
         if self._goodbye:
             return
         self._goodbye = True
@@ -377,22 +332,21 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.abort()
 
     def sweep(self, now: float) -> None:
-        """End calls that do not arrive or whose answers are not taken, and a connection that says
-        nothing or takes nothing."""
+        """Reset calls that exceeded a timeout, and close a silent or blocked connection."""
         silent = not self._greeted and now - self._used > READ_TIMEOUT
         if silent or (self._stuck and now - self._stuck > WRITE_TIMEOUT):
             self.abort()
             return
         for stream, call in list(self._calls.items()):
-            if now - call.since > (CALL_TIMEOUT if call.answering else READ_TIMEOUT):
+            if now - call.since > (CALL_TIMEOUT if call.responding else READ_TIMEOUT):
                 self._forget(stream)
                 self._session.reset_stream(stream)
                 self._flush_soon()
         if not self._calls and not self._goodbye and now - self._used > IDLE_TIMEOUT:
             if self._leaving:
-                self.say_goodbye()
+                self.drain()
                 return
-            # A call may be on its way: first only a word that there should be no more of them.
+            # A call may be on its way: a notice comes first, and the connection closes later.
             self._leaving = True
             self._session.send_shutdown_notice()
             self._flush_soon()

@@ -1,4 +1,4 @@
-"""``engineroom-limiter``: one process that answers, or several behind one that looks after them."""
+"""``engineroom-limiter``: one serving process, or several with a supervisor."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from engineroom.core.logging import REPEAT_SECONDS, configure
 from engineroom.ratelimit.limits.cluster import refuse_shards
 from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.ratelimit.service import admin
-from engineroom.ratelimit.service.admin import JSON, TEXT, Admin
+from engineroom.ratelimit.service.admin import JSON, TEXT, AdminServer
 from engineroom.ratelimit.service.directory import FixedDirectory, FollowingDirectory
 from engineroom.ratelimit.service.engine import Engine
-from engineroom.ratelimit.service.file import read_rooms
+from engineroom.ratelimit.service.file import read_namespaces
 from engineroom.ratelimit.service.grpc import GrpcService
 from engineroom.ratelimit.service.http import HttpService
-from engineroom.ratelimit.service.metrics import Counts, Exposition
+from engineroom.ratelimit.service.metrics import Exposition, ServiceCounts
 from engineroom.ratelimit.service.settings import Settings
 from engineroom.ratelimit.service.top import Recordings
 
@@ -41,78 +41,79 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 EXIT_OK, EXIT_CONFIG, EXIT_LOST = 0, 2, 3
-#: Seconds that a recording of top keys lasts unless asked otherwise, and at most.
-_TOP_SECONDS, _TOP_MOST = 5.0, 60.0
+#: Default and longest duration of a recording of top keys, seconds.
+_TOP_SECONDS, _MAX_TOP_SECONDS = 5.0, 60.0
 _MAX_TOP = 1000
-#: Seconds until a process that ended is started again.
+#: Seconds until a process that ended is restarted.
 _RESTART = 1.0
 _FETCH_TIMEOUT = 3.0
-#: Seconds for Redis to say whether it is a cluster, and until it is asked again.
-_LOOK_TIMEOUT, _LOOK_AGAIN = 1.0, 5.0
+#: Timeout of the check for Redis Cluster, and seconds until its repetition.
+_SHARD_TIMEOUT, _SHARD_RETRY = 1.0, 5.0
 _BACKLOG = 1024
-#: Objects made and not freed until young ones are looked through for cycles, and how many times
-#: that happens until the older ones are. Python's own 700, 10, 10 stop a busy service some times a
-#: second, for up to 20 ms.
+#: Thresholds of the garbage collector. Python's default of 700, 10, 10 stops a busy service several
+#: times a second, for up to 20 ms.
 _COLLECT = (50_000, 20, 100)
 _MODULE = "engineroom.ratelimit.service.main"
 
 
 class Service:
-    """One process that answers."""
+    """One serving process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._redis = Redis.from_url(settings.read_redis_url())
-        self.counts = Counts()
+        self.counts = ServiceCounts()
         self._exposition = Exposition(self.counts)
         self._recordings = Recordings()
         self.directory: FixedDirectory | FollowingDirectory
         if settings.policies is not None:
             sharing = settings.enforcers or settings.processes
-            self.directory = FixedDirectory(read_rooms(settings.policies, self._redis, sharing))
+            self.directory = FixedDirectory(
+                read_namespaces(settings.policies, self._redis, sharing)
+            )
         else:
             self.directory = FollowingDirectory(
                 self._redis,
                 settings.namespaces,
-                only_given=settings.only_namespaces,
-                identity=f"{settings.who}-{os.getpid()}",
+                only_configured=settings.only_namespaces,
+                identity=f"{settings.identity_or_host}-{os.getpid()}",
             )
-        self.counts.breakers(self.directory.breakers)
+        self.counts.read_breakers(self.directory.breakers)
         engine = Engine(self.directory, self.counts, self._recordings)
         self.http = HttpService(engine, self.counts)
         self.grpc = GrpcService(engine, self.counts)
         self.draining = False
-        #: Why limits cannot be enforced at all with this Redis; then it is never ready.
+        #: Why this Redis cannot enforce limits; the process is then never ready.
         self.trouble = ""
         self._looking: asyncio.Task[None] | None = None
         self.ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
-        self._admin = Admin(
+        self._admin = AdminServer(
             {"/healthz": self._health, "/readyz": self._ready, "/metrics": self._metrics,
              "/top": self._top},
         )  # fmt: skip
         self.counts.gauge(
             "engineroom_ratelimit_http_connections",
-            "Open connections of HTTP.",
+            "Open HTTP connections.",
             lambda: len(self.http.connections),
         )
         self.counts.gauge(
             "engineroom_ratelimit_grpc_connections",
-            "Open connections of gRPC.",
+            "Open gRPC connections.",
             lambda: len(self.grpc.connections),
         )
         self.counts.gauge(
             "engineroom_ratelimit_policies",
             "Policies that are enforced.",
-            lambda: sum(len(each.entries) for each in self.directory.policies()),
+            lambda: sum(len(snapshot.entries) for snapshot in self.directory.policies()),
         )
 
     async def start(self) -> None:
-        """Listen; ``ports`` then says where. Raises RedisClusterError."""
+        """Listen on all ports, and set ``ports``. Raises RedisClusterError."""
         settings = self._settings
         loop = asyncio.get_running_loop()
-        if not await self._looked_for_shards():
-            self._looking = loop.create_task(self._look_for_shards())
+        if not await self._checked_shards():
+            self._looking = loop.create_task(self._check_shards())
         if isinstance(self.directory, FollowingDirectory):
             self.directory.start()
         shared = bool(settings.worker)
@@ -134,7 +135,7 @@ class Service:
         log.info("limiter listens", version=__version__, **self.ports)
 
     async def stop(self) -> None:
-        """Say that it is not ready, answer what still comes, give leases back."""
+        """Become unready, drain connections, return leases."""
         self.draining = True
         await asyncio.sleep(self._settings.drain_delay)
         for server in self._servers:
@@ -152,7 +153,7 @@ class Service:
         return 200, JSON, b'{"status":"ok"}\n'
 
     async def _ready(self, _: Mapping[str, str]) -> tuple[int, str, bytes]:
-        # Redis away is no reason: then the policies' failure mode decides, here as anywhere.
+        # An unreachable Redis is not a reason: the policies' failure mode then decides.
         ready = self.directory.ready and not self.draining and not self.trouble
         state: dict[str, object] = {
             "ready": ready,
@@ -163,10 +164,10 @@ class Service:
             state["trouble"] = self.trouble
         return 200 if ready else 503, JSON, json.dumps(state).encode()
 
-    async def _looked_for_shards(self) -> bool:
-        """Whether Redis has said what it is, or would not; raises RedisClusterError."""
+    async def _checked_shards(self) -> bool:
+        """Return whether Redis answered the check, or refused it; raise RedisClusterError."""
         try:
-            async with asyncio.timeout(_LOOK_TIMEOUT):
+            async with asyncio.timeout(_SHARD_TIMEOUT):
                 await refuse_shards(self._redis)
         except NoPermissionError:
             return True
@@ -174,11 +175,11 @@ class Service:
             return False
         return True
 
-    async def _look_for_shards(self) -> None:
-        """Of a Redis that did not answer at the start."""
+    async def _check_shards(self) -> None:
+        """Repeat the check until Redis answers."""
         try:
-            while not await self._looked_for_shards():  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_AGAIN)
+            while not await self._checked_shards():  # noqa: ASYNC110
+                await asyncio.sleep(_SHARD_RETRY)
         except RedisClusterError as error:
             self.trouble = str(error)
             log.error("limits cannot be enforced", problem=self.trouble)  # noqa: TRY400
@@ -196,16 +197,15 @@ class Service:
         finally:
             self._recordings.stop(recording)
         keys = [
-            {"key": each.key, "count": each.times, "error": each.error}
-            for each in recording.top(many)
+            {"key": key.key, "count": key.times, "error": key.error} for key in recording.top(many)
         ]
         return 200, JSON, json.dumps({"total": recording.total, "keys": keys}).encode()
 
 
 def top_parameters(parameters: Mapping[str, str]) -> tuple[float, int]:
-    """How long to record, seconds, and how many keys to tell; nonsense is drawn into the bounds."""
+    """Return the duration of a recording (seconds) and the number of keys, within their limits."""
     try:
-        seconds = min(max(0.1, float(parameters.get("seconds", _TOP_SECONDS))), _TOP_MOST)
+        seconds = min(max(0.1, float(parameters.get("seconds", _TOP_SECONDS))), _MAX_TOP_SECONDS)
         many = min(max(1, int(parameters.get("keys", "20"))), _MAX_TOP)
     except (ValueError, OverflowError):
         return _TOP_SECONDS, 20
@@ -213,20 +213,20 @@ def top_parameters(parameters: Mapping[str, str]) -> tuple[float, int]:
 
 
 class Supervisor:
-    """Starts processes that share the ports, and again when they end, and speaks for all."""
+    """Starts and restarts processes that share the ports, and serves their probes and metrics."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
         self._sockets = [str(folder / f"{number}") for number in range(settings.processes)]
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._code = EXIT_OK
-        self._admin = Admin(
+        self._admin = AdminServer(
             {"/healthz": self._all, "/readyz": self._all_ready, "/metrics": self._metrics,
              "/top": self._top},
         )  # fmt: skip
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Until ``stop``, or until a process says that it cannot start; the exit code."""
+        """Run until ``stop``, or until a process cannot start; return the exit code."""
         await self._admin.listen(self._settings.host, self._settings.admin_port)
         keepers = [asyncio.create_task(self._keep(socket, stop)) for socket in self._sockets]
         await stop.wait()
@@ -244,23 +244,23 @@ class Supervisor:
             )
             self._running[socket] = process
             if stop.is_set():
-                # It came too late to be ended with the others.
+                # Started after the others were terminated.
                 process.terminate()
             code = await process.wait()
             if stop.is_set():
                 return
             log.error("a process of the limiter ended", code=code)
             if code == EXIT_CONFIG:
-                # It would say the same again: whoever runs the service is to see that it ended.
+                # A restart would fail in the same way: end the whole service.
                 self._code = code
                 stop.set()
                 return
             await asyncio.sleep(_RESTART)
 
     async def _fetch_all(self, target: str, seconds: float) -> list[tuple[int, bytes]]:
-        calls = (admin.fetch(each, target, seconds) for each in self._sockets)
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        return [each if isinstance(each, tuple) else (503, b"") for each in found]
+        calls = (admin.fetch(socket, target, seconds) for socket in self._sockets)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return [answer if isinstance(answer, tuple) else (503, b"") for answer in answers]
 
     async def _all(self, _: Mapping[str, str]) -> tuple[int, str, bytes]:
         return await self._worst("/healthz")
@@ -269,19 +269,22 @@ class Supervisor:
         return await self._worst("/readyz")
 
     async def _worst(self, target: str) -> tuple[int, str, bytes]:
-        status, body = max(await self._fetch_all(target, _FETCH_TIMEOUT), key=lambda each: each[0])
+        status, body = max(
+            await self._fetch_all(target, _FETCH_TIMEOUT), key=lambda answer: answer[0]
+        )
         return status, JSON, body
 
     async def _metrics(self, _: Mapping[str, str]) -> tuple[int, str, bytes]:
-        found = await self._fetch_all("/metrics", _FETCH_TIMEOUT)
-        return 200, TEXT, admin.merge_metrics([body for status, body in found if status == 200])
+        answers = await self._fetch_all("/metrics", _FETCH_TIMEOUT)
+        bodies = [body for status, body in answers if status == 200]
+        return 200, TEXT, admin.merge_metrics(bodies)
 
     async def _top(self, parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
         seconds, many = top_parameters(parameters)
-        found = await self._fetch_all(
+        answers = await self._fetch_all(
             f"/top?seconds={seconds}&keys={_MAX_TOP}", seconds + _FETCH_TIMEOUT
         )
-        bodies = [body for status, body in found if status == 200]
+        bodies = [body for status, body in answers if status == 200]
         if not bodies:
             return 503, JSON, b"{}"
         return 200, JSON, admin.merge_top(bodies, many)
@@ -297,7 +300,7 @@ async def _serve(settings: Settings) -> int:
             return await Supervisor(settings, Path(folder)).run(stop)
     service = Service(settings)
     await service.start()
-    # What is there now stays: collecting it again and again would only take time.
+    # The objects of the start stay for ever: exclude them from collection.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT)
@@ -307,7 +310,7 @@ async def _serve(settings: Settings) -> int:
 
 
 def main() -> int:
-    """Settings from flags and the environment, then run."""
+    """Read settings from flags and the environment, and run."""
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
@@ -326,7 +329,7 @@ def main() -> int:
 
 
 def _run(settings: Settings) -> int:
-    # Imported here: it is quicker than asyncio's own loop, and not on every platform.
+    # Faster than asyncio's own event loop, and not available on every platform.
     try:
         import uvloop
     except ImportError:
@@ -335,7 +338,7 @@ def _run(settings: Settings) -> int:
 
 
 def run() -> NoReturn:
-    """The command."""
+    """Run the command."""
     sys.exit(main())
 
 

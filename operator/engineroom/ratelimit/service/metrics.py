@@ -1,4 +1,4 @@
-"""What the service counts: by policy and limit, never by key."""
+"""Metrics of the service, by policy and limit, never by key."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 
-class Counts(DecisionCounts, Collector):
-    """Counters of one event loop: decisions, and what else a service does."""
+class ServiceCounts(DecisionCounts, Collector):
+    """Counters of one event loop: decisions and requests."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class Counts(DecisionCounts, Collector):
         self._states: Callable[[], Iterable[str]] = tuple
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
 
-    def missed(self, why: str) -> None:
-        """There was no policy to decide by."""
+    def record_missing(self, why: str) -> None:
+        """Count a request without a policy."""
         self._missing[why] = self._missing.get(why, 0) + 1
 
-    def answered(self, form: str, status: int) -> None:
-        """A question in some form got an answer with that status (HTTP's, or gRPC's)."""
+    def record_response(self, form: str, status: int) -> None:
+        """Count a response by the form of its request and its status (of HTTP or gRPC)."""
         key = (form, status)
         try:
             self._requests[key] += 1
@@ -44,15 +44,15 @@ class Counts(DecisionCounts, Collector):
             self._requests[key] = 1
 
     def gauge(self, name: str, documentation: str, value: Callable[[], float]) -> None:
-        """A number that is read when it is scraped."""
+        """Register a gauge that is read at each scrape."""
         self._gauges.append((name, documentation, value))
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics, as prometheus_client wants them."""
+        """Yield the metrics."""
         yield from self.families()
         missing = CounterMetricFamily(
             "engineroom_ratelimit_unmatched",
-            "Questions without a policy: unknown, unattached, or policies not read yet.",
+            "Requests without a policy: unknown, unattached, or policies not read yet.",
             labels=["why"],
         )
         for why, count in self._missing.items():
@@ -60,7 +60,7 @@ class Counts(DecisionCounts, Collector):
         yield missing
         requests = CounterMetricFamily(
             "engineroom_ratelimit_requests",
-            "Questions by form and status; gRPC's statuses are its own.",
+            "Requests by form and status of HTTP or gRPC.",
             labels=["form", "status"],
         )
         for (form, status), count in self._requests.items():
@@ -72,7 +72,7 @@ class Counts(DecisionCounts, Collector):
             yield GaugeMetricFamily(name, documentation, value())
 
     def _errors(self) -> Metric:
-        """The same series as in the other processes: decisions that Redis did not make in time."""
+        """Return the decisions that Redis did not make in time, as the common error series."""
         errors = CounterMetricFamily(
             "engineroom_errors", "Failed attempts.", labels=["code", "category"]
         )
@@ -87,31 +87,31 @@ class Counts(DecisionCounts, Collector):
         return errors
 
     def _breakers(self) -> Metric:
-        """One for Redis: the worst of all policies, each of which has a breaker of its own."""
+        """Return the state of the breaker for Redis: the worst state of all policies."""
         states = GaugeMetricFamily(
             "engineroom_breaker_state", "1 for the state.", labels=["name", "state"]
         )
-        found = set(self._states())
+        current = set(self._states())
         order = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
-        worst = next((state for state in order if state.value in found), BreakerState.CLOSED)
-        for each in BreakerState:
-            states.add_metric(["redis", each.value], float(each is worst))
+        worst = next((state for state in order if state.value in current), BreakerState.CLOSED)
+        for state in BreakerState:
+            states.add_metric(["redis", state.value], float(state is worst))
         return states
 
-    def breakers(self, states: Callable[[], Iterable[str]]) -> None:
-        """Where the states of the breakers are read when they are scraped."""
+    def read_breakers(self, states: Callable[[], Iterable[str]]) -> None:
+        """Set the function that returns the states of all breakers at each scrape."""
         self._states = states
 
 
 class Exposition:
-    """One registry with the service's counts and the process' own metrics."""
+    """One registry with the service's counters and the metrics of the process."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: ServiceCounts) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(counts)
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Verdicts as HTTP: the same decision in the forms that nginx, Traefik, Envoy and programs want."""
+"""Verdicts as HTTP: one decision in the forms of nginx, Traefik, Envoy and programs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import orjson
 from engineroom.ratelimit.limits.decision import ADMITTED, LIMITED, DecisionReason
 from engineroom.ratelimit.limits.middleware import JITTER, limit_headers, refusal
 from engineroom.ratelimit.limits.model import HeaderStyle
-from engineroom.ratelimit.service.engine import Missing
-from engineroom.ratelimit.service.request_parsing import Form
+from engineroom.ratelimit.service.engine import MissingPolicy
+from engineroom.ratelimit.service.request_parsing import ProxyProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engineroom.ratelimit.limits.decision import Decision
-    from engineroom.ratelimit.service.engine import Enforced, Verdict
+    from engineroom.ratelimit.service.engine import DecisionResult, EnforcedPolicy
 
 _PHRASES = {
     200: "OK",
@@ -34,8 +34,11 @@ _PHRASES = {
     503: "Service Unavailable",
 }
 _MISSING = {
-    Missing.UNKNOWN: (404, "there is no such policy; it may be misspelt, or not accepted"),
-    Missing.UNREAD: (503, "the policies were not read yet"),
+    MissingPolicy.UNKNOWN: (
+        404,
+        "the policy does not exist; its name may be misspelt, or it was not accepted",
+    ),
+    MissingPolicy.UNREAD: (503, "the policies were not read yet"),
 }
 _ADMITTED = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
 _DRAFT = HeaderStyle.DRAFT
@@ -45,7 +48,7 @@ _PLAIN_OK = _ADMITTED + b"\r\n"
 def response(
     status: int, headers: Sequence[tuple[str, str]], body: bytes, *, close: bool = False
 ) -> bytes:
-    """A whole answer."""
+    """Return a complete HTTP response."""
     lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Refused')}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in headers]
     lines.append(f"Content-Length: {len(body)}\r\n")
@@ -56,7 +59,7 @@ def response(
 
 
 def problem(status: int, detail: str, *, close: bool = False) -> bytes:
-    """A problem document (RFC 9457) of the service's own."""
+    """Return a response with a problem document (RFC 9457)."""
     body = orjson.dumps(
         {
             "type": "about:blank",
@@ -69,15 +72,15 @@ def problem(status: int, detail: str, *, close: bool = False) -> bytes:
     return response(status, headers, body, close=close)
 
 
-def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
-    """Status and answer for a proxy."""
-    decision, enforced = verdict.decision, verdict.enforced
+def to_proxy(form: ProxyProtocol, result: DecisionResult) -> tuple[int, bytes]:
+    """Return status and response for a proxy."""
+    decision, enforced = result.decision, result.enforced
     if decision is None or enforced is None:
-        if verdict.missing is None or verdict.missing is Missing.UNATTACHED:
+        if result.missing is None or result.missing is MissingPolicy.UNATTACHED:
             return 200, _PLAIN_OK
-        status, detail = _MISSING[verdict.missing]
-        if form is Form.NGINX:
-            # Anything but 401 and 403 would reach the client as 500.
+        status, detail = _MISSING[result.missing]
+        if form is ProxyProtocol.NGINX:
+            # nginx turns statuses other than 401 and 403 into 500.
             return 403, _for_nginx(status, [])
         return status, problem(status, detail)
     if decision.allowed:
@@ -90,55 +93,60 @@ def to_proxy(form: Form, verdict: Verdict) -> tuple[int, bytes]:
     return _refused(form, status, headers, body)
 
 
-def unreadable(form: Form, detail: str) -> tuple[int, bytes]:
-    """Status and answer for a proxy that asks what cannot be understood."""
-    if form is Form.NGINX:
+def unreadable(form: ProxyProtocol, detail: str) -> tuple[int, bytes]:
+    """Return status and response for an invalid request of a proxy."""
+    if form is ProxyProtocol.NGINX:
         return 403, _for_nginx(400, [])
     return 400, problem(400, detail)
 
 
 class _Limited(NamedTuple):
-    """A refusal that can be tried again, but for the random part of its Retry-After."""
+    """A refusal with Retry-After, without the random part of that."""
 
     status: int
     before: bytes
     after: bytes
-    #: Retry-After is up to so many seconds later than it need be.
+    #: Seconds of the random part.
     spread: int
 
 
-def _limited(form: Form, enforced: Enforced, decision: Decision, wait: float) -> tuple[int, bytes]:
-    """A refusal that can be tried again: made once, but for the random part of Retry-After."""
+def _limited(
+    form: ProxyProtocol, enforced: EnforcedPolicy, decision: Decision, wait: float
+) -> tuple[int, bytes]:
+    """Return a refusal with Retry-After, cached except for the random part."""
     needed = math.ceil(wait) or 1
     key = (form, decision.limit, decision.remaining, needed)
-    known: _Limited | None = enforced.refusals.get(key)
-    if known is None:
-        known = enforced.keep(key, _parts(form, enforced, decision, needed))
-    status, before, after, spread = known
-    # It spreads retries and guards nothing, so what is quick is enough.
+    parts: _Limited | None = enforced.refusals.get(key)
+    if parts is None:
+        parts = enforced.cache_refusal(key, _parts(form, enforced, decision, needed))
+    status, before, after, spread = parts
+    # The value spreads retries and protects nothing, so that a fast generator suffices.
     later = needed + int(random.random() * spread)  # noqa: S311
     return status, b"%sRetry-After: %d\r\n%s" % (before, later, after)
 
 
-def _parts(form: Form, enforced: Enforced, decision: Decision, needed: int) -> _Limited:
+def _parts(
+    form: ProxyProtocol, enforced: EnforcedPolicy, decision: Decision, needed: int
+) -> _Limited:
     policy = enforced.policy
-    told = refusal(policy, decision, policy.response.headers, lambda _: 0)
-    status, answer = _refused(form, *told)
-    before, _, after = answer.partition(f"Retry-After: {needed}\r\n".encode())
+    status, response_bytes = _refused(
+        form, *refusal(policy, decision, policy.response.headers, lambda _: 0)
+    )
+    before, _, after = response_bytes.partition(f"Retry-After: {needed}\r\n".encode())
     return _Limited(status, before, after, max(2, math.ceil(needed * JITTER) + 1))
 
 
 def _refused(
-    form: Form, status: int, headers: Sequence[tuple[str, str]], body: bytes
+    form: ProxyProtocol, status: int, headers: Sequence[tuple[str, str]], body: bytes
 ) -> tuple[int, bytes]:
-    if form is Form.NGINX:
-        told = [each for each in headers if not each[0].startswith("Content-")]
-        return 403, _for_nginx(status, told)
+    if form is ProxyProtocol.NGINX:
+        kept_headers = [pair for pair in headers if not pair[0].startswith("Content-")]
+        return 403, _for_nginx(status, kept_headers)
     return status, response(status, headers[:-1], body)
 
 
-def admitted(enforced: Enforced, decision: Decision) -> bytes:
-    """The answer to a request that may pass, with what is left in its headers."""
+def admitted(enforced: EnforcedPolicy, decision: Decision) -> bytes:
+    """Return the response for an admitted request, with headers that report what is left."""
     policy = enforced.policy
     style = policy.response.headers
     if style is _DRAFT and decision.reason is ADMITTED:
@@ -150,19 +158,19 @@ def admitted(enforced: Enforced, decision: Decision) -> bytes:
     return response(200, headers, b"") if headers else _PLAIN_OK
 
 
-def _admission(enforced: Enforced, name: str) -> bytes:
-    """What every admission by a limit begins with."""
-    told = f'RateLimit-Policy: {enforced.header}\r\nRateLimit: "{name}";r='
-    return _ADMITTED + told.encode("latin-1")
+def _admission(enforced: EnforcedPolicy, name: str) -> bytes:
+    """Return the beginning of every admission by a limit."""
+    headers = f'RateLimit-Policy: {enforced.header}\r\nRateLimit: "{name}";r='
+    return _ADMITTED + headers.encode("latin-1")
 
 
-def decided(verdict: Verdict) -> tuple[int, bytes]:
-    """Status and answer of ``/v1/decide``: 200 with the decision, whatever it is."""
-    decision = verdict.decision
+def decided(result: DecisionResult) -> tuple[int, bytes]:
+    """Return status and response of ``/v1/decide``: 200 for any decision."""
+    decision = result.decision
     if decision is None:
-        if verdict.missing is None or verdict.missing is Missing.UNATTACHED:
+        if result.missing is None or result.missing is MissingPolicy.UNATTACHED:
             return 200, _json({"allowed": True, "reason": DecisionReason.NOT_LIMITED.value})
-        status, detail = _MISSING[verdict.missing]
+        status, detail = _MISSING[result.missing]
         return status, problem(status, detail)
     return 200, _json(
         {
@@ -180,24 +188,24 @@ def decided(verdict: Verdict) -> tuple[int, bytes]:
     )
 
 
-def explained(found: dict[str, object] | Missing) -> tuple[int, bytes]:
-    """Status and answer of ``/v1/explain``."""
-    if not isinstance(found, Missing):
-        return 200, _json(found)
-    if found is Missing.UNATTACHED:
+def explained(explanation: dict[str, object] | MissingPolicy) -> tuple[int, bytes]:
+    """Return status and response of ``/v1/explain``."""
+    if not isinstance(explanation, MissingPolicy):
+        return 200, _json(explanation)
+    if explanation is MissingPolicy.UNATTACHED:
         return 200, _json({"policy": None, "allowed": True, "limits": []})
-    status, detail = _MISSING[found]
+    status, detail = _MISSING[explanation]
     return status, problem(status, detail)
 
 
-def charged(found: dict[str, int] | Missing | None) -> tuple[int, bytes]:
-    """Status and answer of ``/v1/charge``."""
-    if found is None:
-        return 503, problem(503, "Redis did not take it")
-    if isinstance(found, Missing) and found is not Missing.UNATTACHED:
-        status, detail = _MISSING[found]
+def charged(tokens: dict[str, int] | MissingPolicy | None) -> tuple[int, bytes]:
+    """Return status and response of ``/v1/charge``."""
+    if tokens is None:
+        return 503, problem(503, "Redis did not take the tokens")
+    if isinstance(tokens, MissingPolicy) and tokens is not MissingPolicy.UNATTACHED:
+        status, detail = _MISSING[tokens]
         return status, problem(status, detail)
-    return 200, _json({"charged": {} if isinstance(found, Missing) else found})
+    return 200, _json({"charged": {} if isinstance(tokens, MissingPolicy) else tokens})
 
 
 def _json(document: object) -> bytes:
@@ -209,5 +217,5 @@ def _json(document: object) -> bytes:
 
 
 def _for_nginx(status: int, headers: Sequence[tuple[str, str]]) -> bytes:
-    """403 whatever it is, with the status that the client is to have in a header."""
+    """Return 403 with the status for the client in a header."""
     return response(403, [("X-RateLimit-Status", str(status)), *headers], b"")

@@ -1,12 +1,12 @@
-"""Envoy's rate limit service, version 3: its messages, and how verdicts become them.
+"""Envoy's rate limit service, version 3: its messages, and their conversion.
 
-The messages are the part of ``envoy/service/ratelimit/v3/rls.proto`` and of what it imports that is
-used here, by the same numbers; fields left out are skipped when they arrive. They are built when
-this is imported, for protobuf's own runtime, so there is no generated file that must fit its
-version. Overrides of limits in a descriptor are not heeded: limits are the policy's.
+The messages are the used part of ``envoy/service/ratelimit/v3/rls.proto`` and its imports, with the
+same field numbers; other fields are skipped. They are built at import time for the installed
+protobuf runtime, so that no generated file depends on its version. Overrides of limits in a
+descriptor are ignored: the policy defines the limits.
 
-Every descriptor is one request to the policy that ``domain`` names: all of that policy's limits or
-none. A request with several descriptors is refused where any of them is.
+Every descriptor is one request to the policy that ``domain`` names, which all of that policy's
+limits admit, or none. A request with several descriptors is refused if any of them is.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from google.protobuf.message import DecodeError
 from engineroom.ratelimit.limits.middleware import limit_headers, refusal
 from engineroom.ratelimit.limits.model import HeaderStyle
 from engineroom.ratelimit.limits.paths import as_wire_text
-from engineroom.ratelimit.service.engine import Missing
-from engineroom.ratelimit.service.request_parsing import UnreadableError, of_descriptor
+from engineroom.ratelimit.service.engine import MissingPolicy
+from engineroom.ratelimit.service.request_parsing import UnreadableError, parse_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engineroom.ratelimit.limits.decision import Decision
-    from engineroom.ratelimit.service.engine import Enforced, Engine, Verdict
-    from engineroom.ratelimit.service.request_parsing import Question
+    from engineroom.ratelimit.service.engine import DecisionResult, EnforcedPolicy, Engine
+    from engineroom.ratelimit.service.request_parsing import DecisionRequest
 
-#: Descriptors of one request, and entries of one descriptor.
+#: Most descriptors of one request, and most entries of one descriptor.
 MAX_DESCRIPTORS, MAX_ENTRIES = 32, 64
 OK, OVER_LIMIT = 1, 2
 
@@ -48,10 +48,10 @@ _SCALARS = {
     "int64": _Field.TYPE_INT64,
     "int32": _Field.TYPE_INT32,
 }
-#: Message -> its fields as "number type name"; a star before the type: repeated.
+#: The fields of each message as "number type name"; a star before the type means repeated.
 _MESSAGES = {
-    # Strings in the original: a header's bytes that are no UTF-8 would make the whole unreadable,
-    # and Envoy admits what is answered with an error.
+    # Strings in the original: a header that is not UTF-8 would make the message unreadable, and
+    # Envoy admits requests after an error.
     "Entry": ("1 bytes key", "2 bytes value"),
     "UInt64Value": ("1 uint64 value",),
     "Descriptor": ("1 *Entry entries", "3 UInt64Value hits_addend"),
@@ -81,14 +81,14 @@ _ENUMS = {
     "Unit": ("UNIT_UNKNOWN", "SECOND", "MINUTE", "HOUR", "DAY"),
 }
 _CODES = _ENUMS["Code"]
-#: Periods that have a name, microseconds.
+#: Units by their period in microseconds.
 _UNITS = {1_000_000: 1, 60_000_000: 2, 3_600_000_000: 3, 86_400_000_000: 4}
 _MOST = 2**32 - 1
-#: Messages remembered, and the longest of them (bytes).
-_MAX_REMEMBERED, _MAX_REMEMBERED_BYTES = 4096, 512
-#: Different times to come back that those are told who are refused together.
+#: Most cached messages, and the longest of them (bytes).
+_MAX_CACHED, _MAX_CACHED_BYTES = 4096, 512
+#: Cached variants of a refusal, with different random parts of Retry-After.
 _VARIANTS = 64
-_remembered: dict[bytes, list[Question]] = {}
+_cached: dict[bytes, list[DecisionRequest]] = {}
 
 
 def _build() -> dict[str, Any]:
@@ -125,78 +125,77 @@ RateLimitRequest = _BUILT["RateLimitRequest"]
 RateLimitResponse = _BUILT["RateLimitResponse"]
 
 
-def of_message(data: bytes) -> list[Question]:
-    """The questions in a RateLimitRequest; raises UnreadableError.
+def parse_message(data: bytes) -> list[DecisionRequest]:
+    """Parse a RateLimitRequest. Raises UnreadableError.
 
-    Whoever asks often asks the same: short messages are remembered with what they mean.
+    Short messages are cached, because proxies repeat them.
     """
-    known = _remembered.get(data)
-    if known is not None:
-        return known
+    cached = _cached.get(data)
+    if cached is not None:
+        return cached
     try:
-        questions = _questions(RateLimitRequest.FromString(data))
+        requests = _questions(RateLimitRequest.FromString(data))
     except DecodeError:
-        raise UnreadableError("the message is no RateLimitRequest") from None
-    if len(data) <= _MAX_REMEMBERED_BYTES:
-        if len(_remembered) >= _MAX_REMEMBERED:
-            _remembered.clear()
-        _remembered[data] = questions
-    return questions
+        raise UnreadableError("the message is not a RateLimitRequest") from None
+    if len(data) <= _MAX_CACHED_BYTES:
+        if len(_cached) >= _MAX_CACHED:
+            _cached.clear()
+        _cached[data] = requests
+    return requests
 
 
-def of_json(document: object) -> list[Question]:
-    """The questions in a RateLimitRequest as JSON; raises UnreadableError."""
+def parse_json(document: object) -> list[DecisionRequest]:
+    """Parse a RateLimitRequest in JSON. Raises UnreadableError."""
     fields = _object(document)
     descriptors = _list(fields.get("descriptors"))
     if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
         raise UnreadableError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
     hits = _hits(fields) or 1
-    questions = []
-    for each in descriptors:
-        descriptor = _object(each)
-        entries = [_object(entry) for entry in _list(descriptor.get("entries"))]
+    requests = []
+    for entry in descriptors:
+        descriptor = _object(entry)
+        entries = [_object(pair) for pair in _list(descriptor.get("entries"))]
         if len(entries) > MAX_ENTRIES:
             raise UnreadableError(f"entries: there may be {MAX_ENTRIES}")
         pairs = [
-            (str(entry.get("key", "")), as_wire_text(str(entry.get("value", ""))))
-            for entry in entries
+            (str(pair.get("key", "")), as_wire_text(str(pair.get("value", "")))) for pair in entries
         ]
         cost = _hits(descriptor)
-        questions.append(
-            of_descriptor(str(fields.get("domain", "")), pairs, hits if cost is None else cost)
+        requests.append(
+            parse_descriptor(str(fields.get("domain", "")), pairs, hits if cost is None else cost)
         )
-    return questions
+    return requests
 
 
 def _object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise UnreadableError("the body is no RateLimitRequest: something is not an object")
+        raise UnreadableError("the body is not a RateLimitRequest: a value is not an object")
     return value
 
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
-        raise UnreadableError("the body is no RateLimitRequest: something is not a list")
+        raise UnreadableError("the body is not a RateLimitRequest: a value is not a list")
     return value
 
 
 def _hits(fields: dict[str, object]) -> int | None:
-    """Hits to add; JSON has them as a number, or as digits where they may be large."""
+    """Return the hits to add, which JSON represents as a number or as digits."""
     value = fields.get("hitsAddend", fields.get("hits_addend"))
     if value is None:
         return None
     text = str(value)
     if text.isascii() and text.isdigit() and len(text) <= 10:
         return min(int(text), _MOST)
-    raise UnreadableError("hitsAddend: it is no whole number of at least 0")
+    raise UnreadableError("hitsAddend: it is not a whole number of at least 0")
 
 
-def _questions(request: Any) -> list[Question]:
+def _questions(request: Any) -> list[DecisionRequest]:
     descriptors = request.descriptors
     if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
         raise UnreadableError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
     domain, hits = request.domain, request.hits_addend or 1
-    questions = []
+    requests = []
     for descriptor in descriptors:
         entries = descriptor.entries
         if len(entries) > MAX_ENTRIES:
@@ -205,42 +204,42 @@ def _questions(request: Any) -> list[Question]:
         if descriptor.HasField("hits_addend"):
             cost = min(descriptor.hits_addend.value, _MOST)
         pairs = [(entry.key.decode("latin-1"), entry.value.decode("latin-1")) for entry in entries]
-        questions.append(of_descriptor(domain, pairs, cost))
-    return questions
+        requests.append(parse_descriptor(domain, pairs, cost))
+    return requests
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
-    """What came of all descriptors of a request."""
+class RateLimitResult:
+    """The results of all descriptors of a request."""
 
-    verdicts: Sequence[Verdict]
+    results: Sequence[DecisionResult]
 
     @property
-    def missing(self) -> Missing | None:
-        """Why there is no answer; None where there is one."""
-        for verdict in self.verdicts:
-            if verdict.missing in (Missing.UNKNOWN, Missing.UNREAD):
-                return verdict.missing
+    def missing(self) -> MissingPolicy | None:
+        """The reason why there is no response; None otherwise."""
+        for result in self.results:
+            if result.missing in (MissingPolicy.UNKNOWN, MissingPolicy.UNREAD):
+                return result.missing
         return None
 
     @property
     def limited(self) -> bool:
-        """Whether the request is refused."""
-        return not all(verdict.allowed for verdict in self.verdicts)
+        """True if the request is refused."""
+        return not all(result.allowed for result in self.results)
 
     def message(self) -> Any:
-        """As RateLimitResponse."""
+        """Return the RateLimitResponse."""
         response = RateLimitResponse(overall_code=OVER_LIMIT if self.limited else OK)
         statuses = response.statuses
-        for verdict in self.verdicts:
-            _tell_status(statuses.add(), verdict)
-        _tell_headers(response, self.verdicts)
+        for result in self.results:
+            _set_status(statuses.add(), result)
+        _set_headers(response, self.results)
         return response
 
     def encoded(self) -> bytes:
-        """As RateLimitResponse on the wire; one admission, which most are, is written by hand."""
-        if len(self.verdicts) == 1:
-            decision, enforced = self.verdicts[0].decision, self.verdicts[0].enforced
+        """Return the encoded RateLimitResponse; a single admission has a faster encoding."""
+        if len(self.results) == 1:
+            decision, enforced = self.results[0].decision, self.results[0].enforced
             if (
                 decision is not None
                 and enforced is not None
@@ -253,8 +252,8 @@ class Rated:
         encoded: bytes = self.message().SerializeToString()
         return encoded
 
-    def _refusal(self, enforced: Enforced, decision: Decision) -> bytes:
-        """Another answer of one verdict: the same for a while, with the same Retry-After."""
+    def _refusal(self, enforced: EnforcedPolicy, decision: Decision) -> bytes:
+        """Return the response for a single refusal, cached with its Retry-After."""
         key = (
             decision.reason,
             decision.limit,
@@ -263,18 +262,19 @@ class Rated:
             math.ceil(decision.reset),
             secrets.randbelow(_VARIANTS),
         )
-        known: bytes | None = enforced.refusals.get(key)
-        return known or enforced.keep(key, self.message().SerializeToString())
+        cached: bytes | None = enforced.refusals.get(key)
+        return cached or enforced.cache_refusal(key, self.message().SerializeToString())
 
     def document(self) -> dict[str, Any]:
-        """As RateLimitResponse in JSON."""
+        """Return the RateLimitResponse in JSON."""
         response = self.message()
         document: dict[str, Any] = {
             "overallCode": _CODES[response.overall_code],
             "statuses": [_status_document(status) for status in response.statuses],
         }
         headers = [
-            {"key": each.key, "value": each.value} for each in response.response_headers_to_add
+            {"key": header.key, "value": header.value}
+            for header in response.response_headers_to_add
         ]
         if headers:
             document["responseHeadersToAdd"] = headers
@@ -284,8 +284,10 @@ class Rated:
 
 
 def _status_document(status: Any) -> dict[str, Any]:
-    """As protobuf's mapping to JSON says, which leaves out what is 0; json_format takes twenty
-    times as long."""
+    """Return a status in protobuf's JSON mapping, which omits zeros.
+
+    protobuf's json_format takes twenty times as long.
+    """
     document: dict[str, Any] = {"code": _CODES[status.code]}
     if status.HasField("current_limit"):
         limit = status.current_limit
@@ -301,31 +303,33 @@ def _status_document(status: Any) -> dict[str, Any]:
     return document
 
 
-def rate(engine: Engine, questions: Sequence[Question], done: Callable[[Rated], None]) -> None:
-    """Ask about all descriptors at once; ``done`` is called when the last one is decided."""
-    if len(questions) == 1:
-        verdict = engine.ask(questions[0], lambda verdict: done(Rated((verdict,))))
-        if verdict is not None:
-            done(Rated((verdict,)))
+def decide_all(
+    engine: Engine, requests: Sequence[DecisionRequest], done: Callable[[RateLimitResult], None]
+) -> None:
+    """Decide on all descriptors; ``done`` is called once all have a result."""
+    if len(requests) == 1:
+        result = engine.decide(requests[0], lambda result: done(RateLimitResult((result,))))
+        if result is not None:
+            done(RateLimitResult((result,)))
         return
-    found: list[Verdict | None] = [None] * len(questions)
-    left = len(questions)
+    results: list[DecisionResult | None] = [None] * len(requests)
+    left = len(requests)
 
-    def decided(place: int, verdict: Verdict) -> None:
+    def decided(index: int, result: DecisionResult) -> None:
         nonlocal left
-        found[place] = verdict
+        results[index] = result
         left -= 1
         if not left:
-            done(Rated([each for each in found if each is not None]))
+            done(RateLimitResult([result for result in results if result is not None]))
 
-    for place, question in enumerate(questions):
-        verdict = engine.ask(question, functools.partial(decided, place))
-        if verdict is not None:
-            decided(place, verdict)
+    for index, request in enumerate(requests):
+        result = engine.decide(request, functools.partial(decided, index))
+        if result is not None:
+            decided(index, result)
 
 
-def _admission(enforced: Enforced, decision: Decision) -> bytes:
-    """The same bytes as ``message``; every length in it is below 2**14."""
+def _admission(enforced: EnforcedPolicy, decision: Decision) -> bytes:
+    """Encode an admission like ``message``; every length in it is below 2**14."""
     seconds = -int(-decision.reset // 1)
     name = decision.limit
     left = f'"{name}";r={decision.remaining};t={seconds}'.encode()
@@ -340,17 +344,17 @@ def _admission(enforced: Enforced, decision: Decision) -> bytes:
             b"\x22" + bytes((len(span),)) + span,
         )
     )
-    told = b"\x0a\x09ratelimit\x12" + _varint(len(left)) + left
+    header_value = b"\x0a\x09ratelimit\x12" + _varint(len(left)) + left
     return b"".join(
         (
             b"\x08\x01\x12", _varint(len(status)), status, header,
-            b"\x1a", _varint(len(told)), told,
+            b"\x1a", _varint(len(header_value)), header_value,
         )
     )  # fmt: skip
 
 
-def _current_limit(enforced: Enforced, name: str) -> tuple[bytes, bytes]:
-    """What is the same in every answer by a limit: its rate, and RateLimit-Policy."""
+def _current_limit(enforced: EnforcedPolicy, name: str) -> tuple[bytes, bytes]:
+    """Encode the constant parts of responses by a limit: its rate, and RateLimit-Policy."""
     rate_of = enforced.limits[name].rate
     unit = _UNITS.get(rate_of.period_us)
     current = b""
@@ -367,7 +371,7 @@ def _current_limit(enforced: Enforced, name: str) -> tuple[bytes, bytes]:
 
 
 def _varint(number: int) -> bytes:
-    """As protobuf writes whole numbers."""
+    """Encode a whole number as protobuf does."""
     if number < 128:
         return bytes((number,))
     parts = bytearray()
@@ -378,9 +382,9 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-def _tell_status(status: Any, verdict: Verdict) -> None:
-    decision, enforced = verdict.decision, verdict.enforced
-    status.code = OK if verdict.allowed else OVER_LIMIT
+def _set_status(status: Any, result: DecisionResult) -> None:
+    decision, enforced = result.decision, result.enforced
+    status.code = OK if result.allowed else OVER_LIMIT
     if decision is None or enforced is None:
         return
     status.limit_remaining = min(decision.remaining, _MOST)
@@ -393,10 +397,10 @@ def _tell_status(status: Any, verdict: Verdict) -> None:
         status.current_limit.name = decision.limit
 
 
-def _tell_headers(response: Any, verdicts: Sequence[Verdict]) -> None:
-    """Headers for the client: of the first verdict that refuses, else of the first."""
-    told = next((each for each in verdicts if not each.allowed), verdicts[0])
-    decision, enforced = told.decision, told.enforced
+def _set_headers(response: Any, results: Sequence[DecisionResult]) -> None:
+    """Set the headers for the client: of the first refusal, else of the first result."""
+    decisive = next((result for result in results if not result.allowed), results[0])
+    decision, enforced = decisive.decision, decisive.enforced
     if decision is None or enforced is None:
         return
     policy = enforced.policy

@@ -13,7 +13,7 @@ from engineroom.core.logging import REPEATED
 
 
 class Settings(BaseSettings):
-    """What can be set; the description of each field says what it does."""
+    """The settings; each field has a description."""
 
     model_config = SettingsConfigDict(
         env_prefix="ENGINEROOM_LIMITER_",
@@ -112,12 +112,12 @@ class Settings(BaseSettings):
         return value.upper() if isinstance(value, str) else value
 
     @property
-    def who(self) -> str:
-        """The identity of this process, made up where none is set."""
+    def identity_or_host(self) -> str:
+        """The identity of this process; the host name if none is set."""
         return self.identity or socket.gethostname()
 
     def read_redis_url(self) -> str:
-        """Redis, from the file or the setting. Raises OSError when the file cannot be read."""
+        """Return the URL of Redis from the file or the setting. Raises OSError for the file."""
         if self.redis_url_file is not None:
             return self.redis_url_file.read_text().strip()
         return self.redis_url.get_secret_value()

@@ -1,11 +1,11 @@
-"""Which keys are asked for most, found on demand and with bounded memory.
+"""The most frequent keys, recorded on demand with bounded memory.
 
 Space-Saving (Metwally, Agrawal and El Abbadi, "Efficient computation of frequent and top-k elements
-in data streams", 2005): of a stream of N with m counters every key that came more than N / m times
-is among them, and a count is too high by at most its ``error``.
+in data streams", 2005): of a stream of N keys with m counters, every key that occurs more than
+N / m times has a counter, and a count is too high by at most its ``error``.
 
-Nothing is recorded until somebody asks. What may be a secret or a person (headers, cookies,
-parameters, claims) is shown as a digest.
+Nothing is recorded without a request for it. Values that may be secret or personal (headers,
+cookies, parameters, claims) are represented by digests.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.limits.model import Policy
     from engineroom.ratelimit.limits.request import RequestView
 
-#: Counters of one recording, and recordings at once.
+#: Counters of one recording, and most recordings at the same time.
 CAPACITY, MAX_RECORDINGS = 1000, 4
-#: What is shown as it is; anything else as a digest.
+#: Sources whose values are shown; those of others become digests.
 _PLAIN = (
     sources.ClientIP, sources.Method, sources.Path, sources.Constant, sources.Tenant, sources.Route,
 )  # fmt: skip
-_SHOWN = 120
+_MAX_SHOWN = 120
 
 
-class Counted(NamedTuple):
-    """A key, how often it came at most, and by how much that may be too high."""
+class KeyCount(NamedTuple):
+    """A key, the upper bound of its count, and the largest error of that."""
 
     key: str
     times: int
@@ -39,7 +39,7 @@ class Counted(NamedTuple):
 class SpaceSaving:
     """The most frequent keys of a stream.
 
-    Keys of equal count are kept together, so that one of the least is found at once.
+    Keys of equal count are grouped, so that a least frequent one is available at once.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -49,11 +49,11 @@ class SpaceSaving:
         # Insertion-ordered sets of keys by their count.
         self._by_count: dict[int, dict[str, None]] = {}
         self._least = 0
-        #: Keys seen, all together.
+        #: The number of recorded keys.
         self.total = 0
 
     def add(self, key: str) -> None:
-        """One more of ``key``."""
+        """Count one occurrence of ``key``."""
         self.total += 1
         count = self._count.get(key)
         if count is None:
@@ -73,10 +73,10 @@ class SpaceSaving:
         while self._least not in self._by_count:
             self._least += 1
 
-    def top(self, many: int) -> list[Counted]:
-        """The keys that came most, most first."""
+    def top(self, many: int) -> list[KeyCount]:
+        """Return the most frequent keys, most frequent first."""
         ordered = sorted(self._count.items(), key=lambda item: (-item[1], item[0]))
-        return [Counted(key, count, self._error[key]) for key, count in ordered[:many]]
+        return [KeyCount(key, count, self._error[key]) for key, count in ordered[:many]]
 
     def _put(self, key: str, count: int, error: int) -> None:
         self._count[key], self._error[key] = count, error
@@ -90,37 +90,37 @@ class SpaceSaving:
 
 
 class Recordings:
-    """The recordings that run now."""
+    """The running recordings."""
 
     def __init__(self) -> None:
-        #: Empty while nobody wants to know.
+        #: Empty without a request for top keys.
         self.running: list[SpaceSaving] = []
 
     def start(self) -> SpaceSaving | None:
-        """Begin one; None when too many run."""
+        """Start a recording; return None if too many run."""
         if len(self.running) >= MAX_RECORDINGS:
             return None
-        made = SpaceSaving()
-        self.running.append(made)
-        return made
+        recording = SpaceSaving()
+        self.running.append(recording)
+        return recording
 
     def stop(self, recording: SpaceSaving) -> None:
-        """End one."""
+        """End a recording."""
         self.running.remove(recording)
 
-    def seen(self, policy: Policy, view: RequestView) -> None:
-        """A request is about to be decided."""
+    def record(self, policy: Policy, view: RequestView) -> None:
+        """Record the keys of a request."""
         for limit in policy.limits:
-            parts = [shown(source, source(view)) for source in limit.key]
+            parts = [redacted(source, source(view)) for source in limit.key]
             key = f"{policy.name}/{limit.name} {' '.join(parts)}".rstrip()
             for recording in self.running:
                 recording.add(key)
 
 
-def shown(source: object, value: str | None) -> str:
-    """A part of a key for people: a digest where it may be a secret, ``-`` where it is missing."""
+def redacted(source: object, value: str | None) -> str:
+    """Return a part of a key for display: a digest of a possible secret, ``-`` if it is missing."""
     if value is None:
         return "-"
     if isinstance(source, _PLAIN):
-        return value[:_SHOWN]
+        return value[:_MAX_SHOWN]
     return "#" + blake2b(value.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

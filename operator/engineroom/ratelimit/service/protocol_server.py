@@ -1,0 +1,77 @@
+"""The connections of one protocol: their number, their timeouts, and their drain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from engineroom.ratelimit.service.engine import Engine
+    from engineroom.ratelimit.service.metrics import ServiceCounts
+
+#: Seconds between two checks of all connections for timeouts.
+SWEEP_SECONDS = 1.0
+
+
+class ServerConnection(Protocol):
+    """One connection."""
+
+    def drain(self) -> None:
+        """Accept no new requests; close after the last response."""
+        ...
+
+    def abort(self) -> None:
+        """Close now."""
+        ...
+
+    def sweep(self, now: float) -> None:
+        """Close the connection if it exceeded a timeout, at ``now`` (monotonic seconds)."""
+        ...
+
+
+_C = TypeVar("_C", bound=ServerConnection)
+
+
+class ProtocolServer(Generic[_C]):
+    """The connections of one protocol on one event loop."""
+
+    def __init__(self, engine: Engine, counts: ServiceCounts) -> None:
+        self.engine = engine
+        self.counts = counts
+        self.connections: set[_C] = set()
+        self.draining = False
+        self._empty = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def remove(self, connection: _C) -> None:
+        """Remove a closed connection."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self._empty.set()
+
+    def start(self) -> None:
+        """Begin to enforce timeouts."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def drain(self, seconds: float) -> None:
+        """Close every connection after its last response, at the latest after ``seconds``."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+        try:
+            async with asyncio.timeout(seconds):
+                if self.connections:
+                    await self._empty.wait()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            for connection in list(self.connections):
+                connection.sweep(now)
