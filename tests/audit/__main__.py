@@ -54,8 +54,8 @@ class Looked:
     """The result of one check; ``findings`` are printed lines."""
 
     findings: list[str] = field(default_factory=list)
-    #: How much was looked at; of what could not be, how much.
-    seen: int = 0
+    #: Numbers of checked and of unreachable items.
+    checked: int = 0
     unreachable: int = 0
 
 
@@ -74,13 +74,13 @@ def bandit() -> Looked:
     document = json.loads(done.stdout)
     if document["errors"]:
         raise RuntimeError(f"bandit: {document['errors']}")
-    looked = Looked(seen=len(document["results"]))
-    for found in document["results"]:
-        lines = (ROOT / found["filename"]).read_text().splitlines()
-        number = found["line_number"] - 1
-        if not explained(found["test_id"], lines[max(0, number - 1) : number + 1]):
-            place = f"{found['filename']}:{found['line_number']}"
-            looked.findings.append(f"{place}: {found['test_id']} {found['issue_text']}")
+    looked = Looked(checked=len(document["results"]))
+    for finding in document["results"]:
+        lines = (ROOT / finding["filename"]).read_text().splitlines()
+        number = finding["line_number"] - 1
+        if not explained(finding["test_id"], lines[max(0, number - 1) : number + 1]):
+            place = f"{finding['filename']}:{finding['line_number']}"
+            looked.findings.append(f"{place}: {finding['test_id']} {finding['issue_text']}")
     return looked
 
 
@@ -102,10 +102,10 @@ def secrets() -> Looked:
         )  # fmt: skip
         if not report.exists():
             raise RuntimeError(f"gitleaks: {done.stderr[-500:]}")
-        found = json.loads(report.read_text())
-    seen = int(ran("git", "rev-list", "--count", "--all").stdout)
-    told = [f"{f['File']}:{f['StartLine']} in {f['Commit'][:10]}: {f['RuleID']}" for f in found]
-    return Looked(told, seen)
+        findings = json.loads(report.read_text())
+    commits = int(ran("git", "rev-list", "--count", "--all").stdout)
+    lines = [f"{f['File']}:{f['StartLine']} in {f['Commit'][:10]}: {f['RuleID']}" for f in findings]
+    return Looked(lines, commits)
 
 
 def chart() -> Looked:
@@ -126,7 +126,7 @@ def chart() -> Looked:
             )  # fmt: skip
         for thing in json.loads(done.stdout):
             for check in thing["checks"]:
-                looked.seen += not check["skipped"]
+                looked.checked += not check["skipped"]
                 if not check["skipped"] and check["grade"] < 10:
                     why = "; ".join(c["summary"] for c in check["comments"] or ())
                     looked.findings.append(f"{name}: {thing['object_name']}: {why}")
@@ -145,12 +145,15 @@ def dependencies() -> Looked:
     except (ValueError, KeyError):
         looked.unreachable = len(pinned(ROOT / REQUIREMENTS[0]))
         return looked
-    for each in listed:
-        if "skip_reason" in each:
+    for requirement in listed:
+        if "skip_reason" in requirement:
             looked.unreachable += 1
             continue
-        looked.seen += 1
-        looked.findings += [f"{each['name']} {each['version']}: {v['id']}" for v in each["vulns"]]
+        looked.checked += 1
+        looked.findings += [
+            f"{requirement['name']} {requirement['version']}: {v['id']}"
+            for v in requirement["vulns"]
+        ]
     return looked
 
 
@@ -166,7 +169,7 @@ def locks() -> Looked:
     looked = Looked()
     for name in REQUIREMENTS:
         for requirement, hashed in pinned(ROOT / name).items():
-            looked.seen += 1
+            looked.checked += 1
             if not hashed or "==" not in requirement:
                 looked.findings.append(f"{name}: {requirement} has no hash")
     return looked
@@ -190,15 +193,15 @@ def main() -> int:
     for name in wanted:
         check, figure = CHECKS[name]
         looked = check()
-        print(f"{name}: looked at {looked.seen}, found {len(looked.findings)}")
+        print(f"{name}: looked at {looked.checked}, found {len(looked.findings)}")
         if looked.unreachable:
             print(f"{name}: NOT LOOKED AT {looked.unreachable}: the service is not reachable here")
         for line in looked.findings:
             print(f"  {line}")
         # Nothing found where nothing was looked at is no figure, and no goal that was met.
-        if looked.seen:
+        if looked.checked:
             figures[figure] = len(looked.findings)
-        figures[f"{name.replace('-', '_')}_seen"] = looked.seen
+        figures[f"{name.replace('-', '_')}_seen"] = looked.checked
         figures[f"{name.replace('-', '_')}_unreachable"] = looked.unreachable
     return outcome("audit", figures, [goal for goal in GOALS if goal.figure in figures])
 

@@ -257,12 +257,12 @@ def _run_go(
         stderr=subprocess.PIPE,
         text=True,
     )
-    said: list[str] = []
+    lines: list[str] = []
     packages = 0
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            said = [*said[-30:], line]
+            lines = [*lines[-30:], line]
             if not line.startswith("go: "):
                 packages += 1
             detail(f"{packages} packages compiled" if packages else "downloading modules")
@@ -272,7 +272,7 @@ def _run_go(
             process.terminate()
             process.wait()
     if code != 0:
-        raise ClusterError(f"{' '.join(command)} failed:\n{''.join(said)}")
+        raise ClusterError(f"{' '.join(command)} failed:\n{''.join(lines)}")
 
 
 @contextmanager

@@ -101,6 +101,6 @@ class Kind:
 
 def _manifest(component: str) -> str:
     if component not in _CONTROL_PLANE:
-        known = ", ".join((*_CONTROL_PLANE, *_SERVICES))
-        raise ClusterError(f"kind has no component {component}; it has: {known}")
+        names = ", ".join((*_CONTROL_PLANE, *_SERVICES))
+        raise ClusterError(f"kind has no component {component}; it has: {names}")
     return "etcd.yaml" if component == "etcd" else f"kube-{component}.yaml"

@@ -180,8 +180,8 @@ def check_name(name: str) -> None:
         )
 
 
-def _free_ports(others: Iterable[Layout]) -> dict[str, int]:
-    taken = {port for other in others if not other.own_network for port in other.ports.values()}
+def _free_ports(layouts: Iterable[Layout]) -> dict[str, int]:
+    taken = {port for other in layouts if not other.own_network for port in other.ports.values()}
     ports: dict[str, int] = {}
     for name in _PORT_NAMES:
         while True:

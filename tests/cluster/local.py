@@ -194,8 +194,8 @@ class Local:
     def _component(self, name: str) -> Component:
         component = Component(self._root, name)
         if not component.configured:
-            known = ", ".join(component.name for component in components(self._root)) or "none"
-            raise ClusterError(f"cluster {self.name} has no component {name}; it has: {known}")
+            names = ", ".join(component.name for component in components(self._root)) or "none"
+            raise ClusterError(f"cluster {self.name} has no component {name}; it has: {names}")
         return component
 
     @contextmanager
@@ -206,8 +206,8 @@ class Local:
 
 def layouts() -> list[Layout]:
     """Return the layouts of this user's clusters, running or left behind."""
-    found = (Layout.read(root) for root in sorted(clusters_directory().glob("[!.]*")))
-    return [layout for layout in found if layout is not None]
+    layouts = (Layout.read(root) for root in sorted(clusters_directory().glob("[!.]*")))
+    return [layout for layout in layouts if layout is not None]
 
 
 def remove_abandoned() -> None:

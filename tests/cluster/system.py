@@ -151,8 +151,8 @@ def _apt(*arguments: str) -> str | None:
 
 def _check_go() -> None:
     version = subprocess.run(["go", "version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"go(\d+)\.(\d+)", version)
-    if found is None or (int(found[1]), int(found[2])) < _OLDEST_GO:
+    match = re.search(r"go(\d+)\.(\d+)", version)
+    if match is None or (int(match[1]), int(match[2])) < _OLDEST_GO:
         oldest = ".".join(map(str, _OLDEST_GO))
         raise ClusterError(
             f"Go {oldest} or newer is needed, {version.strip() or 'none'} is here; see https://go.dev/doc/install"

@@ -35,7 +35,7 @@ class Snapshot:
 
 @dataclass
 class Pods:
-    """How the pool's pods ended, from every state that the API server reported."""
+    """Ends and restarts of the pool's pods, from every state that the API server reported."""
 
     names: set[str] = field(default_factory=set)
     #: Reason of a failed container, by pod name.

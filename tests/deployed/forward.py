@@ -92,18 +92,18 @@ class Forward:
             raise ClusterError("kubectl is needed on the PATH") from error
         self._process = process
         deadline = time.monotonic() + 20
-        said = []
+        lines = []
         assert process.stdout is not None
         while time.monotonic() < deadline:
             line = process.stdout.readline()
             if not line:
                 break
-            said.append(line.strip())
-            if found := _FORWARDING.search(line):
+            lines.append(line.strip())
+            if match := _FORWARDING.search(line):
                 # Nobody reads what it says of each connection; a full pipe would stop it.
                 threading.Thread(target=_drain, args=(process,), daemon=True).start()
-                return int(found[1])
-        raise ConnectionError(" ".join(said) or "port-forward ended without a word")
+                return int(match[1])
+        raise ConnectionError(" ".join(lines) or "port-forward ended without a word")
 
 
 def _drain(process: subprocess.Popen[str]) -> None:

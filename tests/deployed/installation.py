@@ -71,8 +71,8 @@ class Installation:
             check=False,
         )
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            raise ClusterError(f"{' '.join(command[:3])} failed: {said}")
+            message = (done.stderr or done.stdout).strip()
+            raise ClusterError(f"{' '.join(command[:3])} failed: {message}")
         return done.stdout
 
     def upgrade(self, values: dict[str, Any] | None = None) -> None:

@@ -223,12 +223,12 @@ def wait_for(
     last: Exception | None = None
     while True:
         try:
-            found = look()
+            result = look()
             last = None
         except _NOT_YET as error:
-            found, last = None, error
-        if found is not None and found is not False:
-            return found
+            result, last = None, error
+        if result is not None and result is not False:
+            return result
         if time.monotonic() > deadline:
             text = what() if callable(what) else what
             raise AssertionError(
@@ -239,7 +239,7 @@ def wait_for(
 
 def condition(thing: Object, kind: str) -> Object:
     """Return a condition of an object's status, or an empty one."""
-    for found in thing.get("status", {}).get("conditions", []):
-        if found["type"] == kind:
-            return dict(found)
+    for entry in thing.get("status", {}).get("conditions", []):
+        if entry["type"] == kind:
+            return dict(entry)
     return {"type": kind, "status": "", "reason": "", "message": ""}

@@ -112,7 +112,7 @@ def worst(admitted: list[tuple[float, float]], burst: float, rate: float) -> flo
     A window begins when a request is sent and ends when a response arrives, so it is at least as
     long as the time in which its requests were decided.
     """
-    by_end = sorted(admitted, key=lambda each: each[1])
+    by_end = sorted(admitted, key=lambda record: record[1])
     largest = 0.0
     for begin, _ in admitted:
         inside = 0

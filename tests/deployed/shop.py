@@ -100,7 +100,7 @@ def enqueue(
             pipeline=pipe,
         )
         pipe.execute()
-    return [str(each.id) for each in jobs]
+    return [str(job.id) for job in jobs]
 
 
 def waiting(client: redis.Redis, queue: str = "orders") -> int:

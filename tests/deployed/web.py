@@ -96,10 +96,10 @@ class Web:
         """Wait until a Deployment is rolled out and no older pod remains."""
 
         def look() -> bool:
-            found = self.kube.get("deployments", namespace, name)
-            status, wanted = found["status"], found["spec"]["replicas"]
+            deployment = self.kube.get("deployments", namespace, name)
+            status, wanted = deployment["status"], deployment["spec"]["replicas"]
             return bool(
-                status.get("observedGeneration") == found["metadata"]["generation"]
+                status.get("observedGeneration") == deployment["metadata"]["generation"]
                 and status.get("updatedReplicas") == wanted
                 and status.get("availableReplicas") == wanted
                 and status.get("replicas") == wanted
@@ -110,9 +110,9 @@ class Web:
     def enforced(self) -> bool:
         """Return True if the policy's status shows Enforced for its current spec."""
         policy = self.kube.get("ratelimitpolicies", NAMESPACE, POLICY)
-        found = condition(policy, "Enforced")
-        current = found.get("observedGeneration") == policy["metadata"]["generation"]
-        return found["status"] == "True" and bool(current)
+        enforced = condition(policy, "Enforced")
+        current = enforced.get("observedGeneration") == policy["metadata"]["generation"]
+        return enforced["status"] == "True" and bool(current)
 
     def decisions(self) -> dict[str, dict[str, int]]:
         """Return the decisions of each limiter pod so far, by source: Redis, Memory, Local, ..."""
@@ -120,9 +120,9 @@ class Web:
         selector = "app.kubernetes.io/component=limiter"
         for pod in self.kube.all("pods", SYSTEM, selector=selector):
             name = pod["metadata"]["name"]
-            told = self.kube.raw(f"/api/v1/namespaces/{SYSTEM}/pods/{name}:9090/proxy/metrics")
+            metrics = self.kube.raw(f"/api/v1/namespaces/{SYSTEM}/pods/{name}:9090/proxy/metrics")
             counts: dict[str, int] = {}
-            for source, value in _DECISIONS.findall(told):
+            for source, value in _DECISIONS.findall(metrics):
                 counts[source] = counts.get(source, 0) + int(float(value))
             found[name] = counts
         return found
@@ -156,11 +156,11 @@ class Running:
     def seconds(self) -> Iterator[dict[str, float]]:
         """Yield the counts of each second until the load ends."""
         for line in self._lines():
-            told = json.loads(line)
-            if "result" in told:
-                self._result = _load(told["result"])
+            counts = json.loads(line)
+            if "result" in counts:
+                self._result = _load(counts["result"])
                 return
-            yield told
+            yield counts
 
     def stop(self) -> None:
         """Stop the load early; `result` has the totals so far."""
@@ -205,15 +205,15 @@ class Running:
             yield line
 
 
-def _load(told: dict[str, Any]) -> Load:
+def _load(totals: dict[str, Any]) -> Load:
     return Load(
-        statuses=told["statuses"],
-        admitted=told["admitted"],
-        refused=told["refused"],
-        window=told["window"],
-        worst=told["worst"],
-        first_counted=told["firstCounted"],
-        first_refused=told["firstRefused"],
+        statuses=totals["statuses"],
+        admitted=totals["admitted"],
+        refused=totals["refused"],
+        window=totals["window"],
+        worst=totals["worst"],
+        first_counted=totals["firstCounted"],
+        first_refused=totals["firstRefused"],
     )
 
 

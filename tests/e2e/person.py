@@ -58,8 +58,8 @@ def person(installation: Installation, name: str, home: Path) -> Command:
         "rules": list(_WAY),
     }
     items = [account, role, bound(SYSTEM, "Role", name), bound(NAMESPACE, "ClusterRole", "edit")]
-    made = {"apiVersion": "v1", "kind": "List", "items": items}
-    installation.kubectl("apply", "-f", "-", stdin=json.dumps(made))
+    manifest = {"apiVersion": "v1", "kind": "List", "items": items}
+    installation.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
     token = installation.kube.token(NAMESPACE, name)
     home.mkdir(exist_ok=True)
     config = kubeconfig_of(home / "kubeconfig", installation.cluster.kubeconfig, token, NAMESPACE)
@@ -70,23 +70,23 @@ def person(installation: Installation, name: str, home: Path) -> Command:
 def ui(command: Command) -> Iterator[Link]:
     """Run `engineroom ui` until it prints its link; end it by Ctrl-C."""
     begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         running = subprocess.Popen(
             [sys.executable, "-c", CODE, "ui"],
             env=command.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=output,
             text=True,
         )
         try:
             assert running.stdout is not None
             line = running.stdout.readline().strip()
-            base, found, code = line.partition("/sign-in#")
-            if not found:
+            base, separator, code = line.partition("/sign-in#")
+            if not separator:
                 running.wait(10)
-                said.seek(0)
-                raise AssertionError(f"no link but {line!r}: {said.read()}")
+                output.seek(0)
+                raise AssertionError(f"no link but {line!r}: {output.read()}")
             yield Link(base, code, begun)
             running.send_signal(signal.SIGINT)
             assert running.wait(10) == 0

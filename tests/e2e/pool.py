@@ -139,9 +139,9 @@ class Pool:
         """Wait for a status of a condition and return the condition."""
 
         def look() -> Object | None:
-            found = self.condition(kind)
-            fits = found["status"] == status and reason in (None, found["reason"])
-            return found if fits else None
+            current = self.condition(kind)
+            fits = current["status"] == status and reason in (None, current["reason"])
+            return current if fits else None
 
         return wait_for(
             look, seconds, lambda: f"{kind}={status} {reason or ''}; it is {self.condition(kind)}"

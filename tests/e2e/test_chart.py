@@ -82,8 +82,8 @@ class Release:
     def authorities(self) -> list[str]:
         """Return the CA bundles by which the API server trusts the webhooks."""
         name = f"{NAMESPACE}-{RELEASE}-webhooks"
-        found = self.kube.get("validatingwebhookconfigurations", None, name)
-        return [webhook["clientConfig"]["caBundle"] for webhook in found["webhooks"]]
+        configuration = self.kube.get("validatingwebhookconfigurations", None, name)
+        return [webhook["clientConfig"]["caBundle"] for webhook in configuration["webhooks"]]
 
     def leftovers(self) -> set[str]:
         """List the existing objects of the release, of any kind."""
@@ -92,11 +92,11 @@ class Release:
             "rolebindings,networkpolicies,poddisruptionbudgets,clusterroles,clusterrolebindings,"
             "validatingwebhookconfigurations"
         )
-        found = self.installation.kubectl(
+        names = self.installation.kubectl(
             "get", kinds, "--all-namespaces", "--output", "name",
             "--selector", "app.kubernetes.io/part-of=engineroom",
         )  # fmt: skip
-        return set(found.split())
+        return set(names.split())
 
     def all_of_the_namespace(self) -> set[str]:
         """List all objects in the release's namespace, except Events."""
@@ -104,10 +104,10 @@ class Release:
         kinds = set(
             kubectl("api-resources", "--namespaced", "--verbs=list", "--output", "name").split()
         ) - {"events", "events.events.k8s.io", "pods.metrics.k8s.io"}
-        found = kubectl(
+        names = kubectl(
             "get", ",".join(sorted(kinds)), "--namespace", NAMESPACE, "--output", "name"
         )
-        return set(found.split())
+        return set(names.split())
 
 
 def pool(name: str, **spec: Any) -> Object:
@@ -196,8 +196,8 @@ def test_install_in_a_restricted_namespace(release: Release) -> None:
 
 
 def test_helm_test_passes(release: Release) -> None:
-    said = release.test()
-    lines = [line for line in said.splitlines() if line.startswith(("ok ", "FAIL "))]
+    output = release.test()
+    lines = [line for line in output.splitlines() if line.startswith(("ok ", "FAIL "))]
     assert [line.split(":")[0] for line in lines] == [
         "ok    image runs",
         "ok    kinds are served",
@@ -209,7 +209,7 @@ def test_helm_test_passes(release: Release) -> None:
     ]
     # Its rights were its own, and are gone.
     accounts = {a["metadata"]["name"] for a in release.kube.all("serviceaccounts", NAMESPACE)}
-    ours = {f"engineroom-{each}" for each in ("operator", "webhooks", "api")}
+    ours = {f"engineroom-{component}" for component in ("operator", "webhooks", "api")}
     assert accounts == {"default", *ours}
 
 
@@ -267,8 +267,8 @@ def test_helm_test_names_the_problem(release: Release) -> None:
     )
     with pytest.raises(ClusterError):
         release.test()
-    said = release.kube.logs(NAMESPACE, "engineroom-test", "test")
-    failures = [line for line in said.splitlines() if line.startswith("FAIL")]
+    output = release.kube.logs(NAMESPACE, "engineroom-test", "test")
+    failures = [line for line in output.splitlines() if line.startswith("FAIL")]
     assert [line.split(":")[0] for line in failures] == ["FAIL  redis answers", "FAIL  api answers"]
     assert failures[0].startswith("FAIL  redis answers: Redis does not answer")
 
@@ -281,16 +281,16 @@ def test_uninstall_keeps_pools_and_blocks_nothing(release: Release) -> None:
         60,
         lambda: f"gone: {release.leftovers()}",
     )
-    kept = {
+    before = {
         "configmap/kube-root-ca.crt",  # Kubernetes' own
         "serviceaccount/default",
         "lease.coordination.k8s.io/engineroom-operator",
         "pod/engineroom-test",
     }
     wait_for(
-        lambda: release.all_of_the_namespace() <= kept,
+        lambda: release.all_of_the_namespace() <= before,
         60,
-        lambda: f"gone: {release.all_of_the_namespace() - kept}",
+        lambda: f"gone: {release.all_of_the_namespace() - before}",
     )
     found = release.kube.get("workerpools", SHOP, "steady")
     assert not found["metadata"].get("finalizers")
@@ -343,7 +343,7 @@ def test_the_kustomize_base_installs(release: Release, tmp_path: Path) -> None:
     ]
     path.write_text(yaml.safe_dump(overlay))
     kubectl = release.installation.kubectl
-    # The kinds were Helm's; whoever changes the tool takes them over.
+    # Helm owned the CRDs; a change of the tool takes them over.
     kubectl("apply", "--server-side", "--force-conflicts", "-k", str(example))
     try:
         for workload in (
@@ -357,8 +357,8 @@ def test_the_kustomize_base_installs(release: Release, tmp_path: Path) -> None:
         ready(release, "steady")
     finally:
         objects = kubectl("kustomize", str(example))
-        kept = [o for o in yaml.safe_load_all(objects) if o["kind"] != "CustomResourceDefinition"]
-        kubectl("delete", "--filename", "-", stdin=yaml.safe_dump_all(kept))
+        rest = [o for o in yaml.safe_load_all(objects) if o["kind"] != "CustomResourceDefinition"]
+        kubectl("delete", "--filename", "-", stdin=yaml.safe_dump_all(rest))
 
 
 def test_a_new_installation_adopts_the_pools(release: Release) -> None:

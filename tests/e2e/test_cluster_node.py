@@ -84,7 +84,7 @@ def traces(name: str) -> list[str]:
     """List everything that a node cluster of this name could leave on the machine."""
     marked = f"engineroom-{name}"
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    found = [mount for mount in mounts if marked in mount or f"/engineroom/{name}" in mount]
+    leftovers = [mount for mount in mounts if marked in mount or f"/engineroom/{name}" in mount]
     patterns = (
         f"run/netns/{marked}",
         f"sys/fs/cgroup/{marked}",
@@ -94,13 +94,13 @@ def traces(name: str) -> list[str]:
         f"var/lib/cni/results/{marked}-*",
     )
     for pattern in patterns:
-        found += map(str, Path("/").glob(pattern))
+        leftovers += map(str, Path("/").glob(pattern))
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
             if f"/engineroom/{name}" in command or f"/clusters/{name}/" in command:
-                found.append(command.replace("\0", " "))
-    return found
+                leftovers.append(command.replace("\0", " "))
+    return leftovers
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +172,15 @@ def test_a_pod_is_resized_in_place(cluster: Local) -> None:
 
 
 def test_a_disruption_budget_protects_the_last_pod(cluster: Local) -> None:
-    said = kubectl(cluster, "drain", "engineroom", "--timeout=2s", "--force", check=False)
+    output = kubectl(cluster, "drain", "engineroom", "--timeout=2s", "--force", check=False)
     kubectl(cluster, "uncordon", "engineroom")
-    assert "disruption budget" in said
+    assert "disruption budget" in output
 
 
 def test_usage_is_measured(cluster: Local) -> None:
     deadline = time.monotonic() + 60
-    while "redis" not in (said := kubectl(cluster, "top", "pods", check=False)):
-        assert time.monotonic() < deadline, said
+    while "redis" not in (output := kubectl(cluster, "top", "pods", check=False)):
+        assert time.monotonic() < deadline, output
         time.sleep(1)
 
 

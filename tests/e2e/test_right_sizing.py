@@ -56,20 +56,20 @@ def test_pods_are_resized_in_place_under_running_jobs(pool: Pool) -> None:
     pool.wait_started(2, 30)
 
     wait_for(
-        lambda: [memory(each, "limits") > 144 for each in actual(pool)] == [True] * 2,
+        lambda: [memory(container, "limits") > 144 for container in actual(pool)] == [True] * 2,
         40,
         lambda: f"a larger limit: {actual(pool)} {pool.get()['status']}",
     )
     # By metrics-server: requests, too.
     wait_for(
-        lambda: [memory(each, "requests") > 48 for each in actual(pool)] == [True] * 2,
+        lambda: [memory(container, "requests") > 48 for container in actual(pool)] == [True] * 2,
         60,
         lambda: f"a larger request: {actual(pool)} {pool.get()['status']}",
     )
     pool.wait_finished(8, 60)
     assert pool.account().clean
     assert sorted(pod["metadata"]["uid"] for pod in pool.pods()) == before
-    assert [each["restarts"] for each in actual(pool)] == [0, 0]
+    assert [container["restarts"] for container in actual(pool)] == [0, 0]
     deployment = pool.kube.get("deployments", NAMESPACE, pool.name)
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"] == resources("144Mi")
@@ -100,4 +100,4 @@ def test_a_job_killed_for_memory_raises_the_limit_and_succeeds_on_retry(
     ]
     assert notes
     assert "was killed for memory at its limit of 128Mi" in notes[0]
-    assert [memory(each, "limits") > 128 for each in actual(pool)] == [True]
+    assert [memory(container, "limits") > 128 for container in actual(pool)] == [True]

@@ -146,9 +146,9 @@ def pods(installation: Installation, component: str) -> list[Object]:
 def test_two_pods_run_in_a_restricted_namespace(installation: Installation, component: str) -> None:
     namespace = installation.kube.get("namespaces", None, SYSTEM)
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    found = pods(installation, component)
-    assert [condition(pod, "Ready")["status"] for pod in found] == ["True", "True"]
-    for pod in found:
+    running = pods(installation, component)
+    assert [condition(pod, "Ready")["status"] for pod in running] == ["True", "True"]
+    for pod in running:
         (container,) = pod["spec"]["containers"]
         assert container["image"] == images.ENGINEROOM.name
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
@@ -173,7 +173,7 @@ def test_prometheus_selects_the_limiters_and_grafana_their_dashboard(
     }
     assert f"{LIMITER}-metrics" in services
     (endpoint,) = monitor["spec"]["endpoints"]
-    told = "".join(
+    metrics = "".join(
         installation.kube.raw(
             f"/api/v1/namespaces/{SYSTEM}/services/{name}:{endpoint['port']}/proxy/metrics"
         )
@@ -181,11 +181,11 @@ def test_prometheus_selects_the_limiters_and_grafana_their_dashboard(
     )
     dashboards = installation.kube.get("configmaps", SYSTEM, "engineroom-dashboards")
     assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
-    shown = set(re.findall(r"engineroom_\w+", dashboards["data"]["engineroom-limiter.json"]))
-    shown.discard("engineroom_limiter")
-    assert shown
-    assert {re.sub("_bucket$", "", name) for name in shown} <= set(
-        re.findall(r"^# TYPE (engineroom_\w+)", told, re.MULTILINE)
+    charted = set(re.findall(r"engineroom_\w+", dashboards["data"]["engineroom-limiter.json"]))
+    charted.discard("engineroom_limiter")
+    assert charted
+    assert {re.sub("_bucket$", "", name) for name in charted} <= set(
+        re.findall(r"^# TYPE (engineroom_\w+)", metrics, re.MULTILINE)
     )
 
 
@@ -198,8 +198,8 @@ def test_a_policy_holds_behind_nginx_with_any_limiter(web: Web) -> None:
     assert load.admitted > 0.9 * load.bound, f"more was refused than had to be: {load}"
     wait_enforced(web)
     policy = web.kube.get("ratelimitpolicies", SHOP, POLICY)
-    told = policy["status"]["enforcers"]
-    assert (told["ready"], told["total"]) == (2, 2)
+    enforcers = policy["status"]["enforcers"]
+    assert (enforcers["ready"], enforcers["total"]) == (2, 2)
     assert sorted(map(bool, web.decisions().values())) == [True, True]
 
 
@@ -211,25 +211,33 @@ def test_the_command_line_shows_the_limiters_decisions(
         next(running.seconds())
         # A limiter follows a namespace once it was asked about it.
         wait_enforced(web)
-        told = command.json("ratelimit", "explain", POLICY)
-        assert (told["state"], told["redis"]) == ("Ready", "asked")
+        explained = command.json("ratelimit", "explain", POLICY)
+        assert (explained["state"], explained["redis"]) == ("Ready", "asked")
         limiters = {pod["metadata"]["name"] for pod in pods(installation, "limiter")}
         # The name of a process is its pod's with a number.
-        known = {one["name"].rpartition("-")[0] for one in told["enforcers"] if one["acknowledged"]}
-        assert known >= limiters
+        acknowledged = {
+            enforcer["name"].rpartition("-")[0]
+            for enforcer in explained["enforcers"]
+            if enforcer["acknowledged"]
+        }
+        assert acknowledged >= limiters
         top = command.json("ratelimit", "top", POLICY, "--seconds", "1")
         assert top["limiters"] == {"asked": 2, "failures": []}
-        (asked,) = top["keys"]
-        # Half a bucket: so much is never left for user who asks for thrice what he may have.
-        busy = ["--client-ip", asked["key"], "--cost", "100"]
+        (top_key,) = top["keys"]
+        # Half a bucket: a client that requests three times its limit never has that much left.
+        busy = ["--client-ip", top_key["key"], "--cost", "100"]
         refused = command.json("ratelimit", "test", POLICY, *busy, code=1)
         running.stop()
-    assert (asked["namespace"], asked["policy"], asked["limit"]) == (SHOP, POLICY, "per-address")
-    assert asked["times"] > 100
+    assert (top_key["namespace"], top_key["policy"], top_key["limit"]) == (
+        SHOP,
+        POLICY,
+        "per-address",
+    )
+    assert top_key["times"] > 100
     (refused,) = refused["policies"]
     assert (refused["allowed"], refused["status"], refused["consumed"]) == (False, 429, False)
     (limit,) = refused["limits"]
-    assert (limit["quota"], limit["key"]) == (200, [f"ClientIP={asked['key']}"])
+    assert (limit["quota"], limit["key"]) == (200, [f"ClientIP={top_key['key']}"])
     assert limit["left"] < 100
     at_rest = ["--client-ip", "192.0.2.7", "--cost", "200"]
     for _ in range(2):
@@ -241,8 +249,8 @@ def test_a_rolling_update_of_the_limiter_neither_refuses_nor_skips_requests(
 ) -> None:
     before = {pod["metadata"]["name"] for pod in pods(installation, "limiter")}
     with web.load(300, 120) as running:
-        for _, told in zip(range(2), running.seconds(), strict=False):
-            assert told["counted"] == told["sent"]
+        for _, second in zip(range(2), running.seconds(), strict=False):
+            assert second["counted"] == second["sent"]
         installation.kubectl("rollout", "restart", f"deployment/{LIMITER}", "-n", SYSTEM)
         web.rolled_out(SYSTEM, LIMITER)
 
@@ -250,8 +258,8 @@ def test_a_rolling_update_of_the_limiter_neither_refuses_nor_skips_requests(
             return not before & {pod["metadata"]["name"] for pod in pods(installation, "limiter")}
 
         wait_for(only_new_ones, 60, "the old limiters are gone")
-        for _, told in zip(range(2), running.seconds(), strict=False):
-            assert told["counted"] == told["sent"]
+        for _, second in zip(range(2), running.seconds(), strict=False):
+            assert second["counted"] == second["sent"]
         running.stop()
         load = running.result()
     assert load.failed == {}
@@ -300,7 +308,9 @@ def test_the_api_allows_what_rbac_allows(installation: Installation) -> None:
     hosts = ["engineroom-api.engineroom-system"]
     hosts += [f"{pod['status']['podIP']}:8000" for pod in pods(installation, "api")]
     urls = [f"http://{host}/api/v1/whoami" for host in hosts]
-    urls += [f"http://{hosts[0]}/api/v1/namespaces/{each}/pools" for each in (NAMESPACE, SHOP)]
+    urls += [
+        f"http://{hosts[0]}/api/v1/namespaces/{namespace}/pools" for namespace in (NAMESPACE, SHOP)
+    ]
     asking = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -332,24 +342,24 @@ def test_the_api_allows_what_rbac_allows(installation: Installation) -> None:
     assert [status for status, _ in answers] == [401, 200] * 4 + [401, 403]
     subject = f"kubernetes:system:serviceaccount:{NAMESPACE}:{name}"
     assert [body["subject"] for _, body in answers[1:6:2]] == [subject] * 3
-    assert name in [each["name"] for each in answers[7][1]["items"]]
+    assert name in [item["name"] for item in answers[7][1]["items"]]
 
 
 def test_the_image_has_labels_of_its_content(installation: Installation) -> None:
-    told = installation.kubectl(
+    output = installation.kubectl(
         "exec", "--namespace", SYSTEM, "deployment/engineroom-operator",
         "--", "cat", "/opt/engineroom/sbom.cdx.json",
     )  # fmt: skip
-    found = {
-        (re.sub(r"[-_.]+", "-", each["name"]).lower(), each["version"])
-        for each in json.loads(told)["components"]
+    packages = {
+        (re.sub(r"[-_.]+", "-", component["name"]).lower(), component["version"])
+        for component in json.loads(output)["components"]
     }
     locked = (ROOT / "requirements/image.txt").read_text()
     pinned = set(re.findall(r"^([\w.-]+)==([^\s;]+)", locked, re.MULTILINE))
-    ours = {each for each in found if each[0] == "engineroom"}
+    ours = {package for package in packages if package[0] == "engineroom"}
     assert len(ours) == 1
-    assert found - ours <= pinned
-    assert {"redis", "kopf", "cryptography"} <= {name for name, _ in found}
+    assert packages - ours <= pinned
+    assert {"redis", "kopf", "cryptography"} <= {name for name, _ in packages}
 
 
 @pytest.fixture(scope="module")
@@ -366,10 +376,10 @@ def test_sign_in_with_a_kubeconfig_only(user: Command) -> None:
     with ui(user) as link, link.browser() as browser:
         assert browser.get("/api/v1/whoami").status_code == 401
         opened = link.redeem(browser)
-        seen = browser.get("/api/v1/whoami", headers=cookie(opened))
+        response = browser.get("/api/v1/whoami", headers=cookie(opened))
         seconds = time.monotonic() - link.begun
-        assert (seen.status_code, seen.json()["how"]) == (200, "session")
-        subject = seen.json()["subject"]
+        assert (response.status_code, response.json()["how"]) == (200, "session")
+        subject = response.json()["subject"]
         assert subject.startswith(f"kubernetes:system:serviceaccount:{NAMESPACE}:person-")
         again = link.redeem(browser)
         assert (again.status_code, again.headers.get("set-cookie")) == (401, None)
@@ -403,12 +413,14 @@ def test_a_transaction_of_a_user_logged_in_by_kubeconfig(
     wrong.write_text(yaml.safe_dump_all([pool, policy]))
 
     def there() -> list[bool]:
-        found = [kube.find(kind, NAMESPACE, name) for kind in ("workerpools", "ratelimitpolicies")]
-        return [one is not None for one in found]
+        objects = [
+            kube.find(kind, NAMESPACE, name) for kind in ("workerpools", "ratelimitpolicies")
+        ]
+        return [obj is not None for obj in objects]
 
     secret = kube.get("secrets", SYSTEM, "engineroom-api")["data"]
     password, key = (
-        base64.b64decode(secret[each]).decode() for each in ("admin-password", "secret")
+        base64.b64decode(secret[name]).decode() for name in ("admin-password", "secret")
     )
     with ui(user) as link:
         user.run("login", "--server", link.base)
@@ -421,7 +433,7 @@ def test_a_transaction_of_a_user_logged_in_by_kubeconfig(
             assert there() == [False, False]
             done = user.json("apply", "-f", str(right))
             assert there() == [True, True]
-            assert [one["action"] for one in done["objects"]] == ["create", "create"]
+            assert [obj["action"] for obj in done["objects"]] == ["create", "create"]
             assert name in user.run("get", name).stdout
             (latest, *_) = user.json("transactions", "list")["items"]
             assert (latest["id"], latest["status"]) == (done["transaction"], "committed")
@@ -448,8 +460,8 @@ def test_a_transaction_of_a_user_logged_in_by_kubeconfig(
     )
     offline = ["audit", "verify", "--file", str(logs)]
     anchor = checked.strip().rpartition(" ")[2]
-    told = administrator.run(*offline, "--anchor", anchor, ENGINEROOM_API_SECRET=key).stdout
-    assert " intact; ends at " in told
+    output = administrator.run(*offline, "--anchor", anchor, ENGINEROOM_API_SECRET=key).stdout
+    assert " intact; ends at " in output
 
 
 def test_changed_accounts_reach_running_pods(installation: Installation) -> None:

@@ -178,7 +178,7 @@ def test_a_job_that_exceeds_the_drain_is_ended_gracefully(pool: Pool, on_deadlin
     )
     pool.wait_size(0, 60)
     if on_deadline == "Requeue":
-        # It waits for whoever comes next; nothing else was made of it.
+        # It waits for the next worker; nothing else happened to it.
         assert pool.client.lrange(f"rq:queue:{pool.name}", 0, -1) == [job_id.encode()]
 
 

@@ -73,19 +73,19 @@ def _nodes_wrong(text: str, loader: Any) -> str:
 def _node_wrong(node: Any, sizes: dict[int, int]) -> str:
     """Check for duplicate keys, and count the values with all aliases expanded."""
 
-    def size(each: Any) -> int:
-        if id(each) in sizes:
-            return sizes[id(each)]
+    def size(node: Any) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
         total = 1
-        if isinstance(each, yaml.SequenceNode):
-            total += sum(size(child) for child in each.value)
-        elif isinstance(each, yaml.MappingNode):
-            keys = [k.value for k, _ in each.value if isinstance(k, yaml.ScalarNode)]
+        if isinstance(node, yaml.SequenceNode):
+            total += sum(size(child) for child in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
             plain = [k for k in keys if k != "<<"]
             if len(set(plain)) != len(plain):
                 raise LookupError("a key stands twice")
-            total += sum(size(k) + size(v) for k, v in each.value)
-        sizes[id(each)] = total
+            total += sum(size(k) + size(v) for k, v in node.value)
+        sizes[id(node)] = total
         return total
 
     try:
@@ -116,32 +116,32 @@ def json_wrong(data: bytes) -> tuple[str, Any]:
     if len(data) > _BYTES:
         return "size", None
     try:
-        said = json.loads(
+        value = json.loads(
             data.decode("utf-8"), object_pairs_hook=once, parse_constant=no, parse_float=finite
         )
-        json.dumps(said, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         return str(error) or "no JSON", None
-    deep, total, level = 0, 0, [said]
+    deep, total, level = 0, 0, [value]
     while level:
         total += len(level)
-        inner = [v for each in level if isinstance(each, dict | list)
-                 for v in (each.values() if isinstance(each, dict) else each)]  # fmt: skip
-        deep += any(isinstance(each, dict | list) for each in level)
+        inner = [v for node in level if isinstance(node, dict | list)
+                 for v in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+        deep += any(isinstance(node, dict | list) for node in level)
         level = inner
-    return ("depth or values" if deep > _DEPTH or total > _VALUES else ""), said
+    return ("depth or values" if deep > _DEPTH or total > _VALUES else ""), value
 
 
 @cache
 def _schemas() -> dict[str, Any]:
-    found = {}
+    result = {}
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         crd = yaml.safe_load(path.read_text())
         schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-        found[crd["spec"]["names"]["kind"]] = jsonschema_rs.validator_for(
+        result[crd["spec"]["names"]["kind"]] = jsonschema_rs.validator_for(
             {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
         )
-    return found
+    return result
 
 
 def object_wrong(thing: Any) -> str:

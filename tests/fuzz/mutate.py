@@ -41,13 +41,13 @@ NAMES = (
 
 def documents() -> list[bytes]:
     """Return this repository's manifests, and documents that are hard to parse."""
-    found = [
+    documents = [
         path.read_bytes()
         for folder in ("examples", "deploy")
         for path in sorted((ROOT / folder).rglob("*.yaml"))
         if path.stat().st_size < 20_000
     ]
-    found += [
+    documents += [
         b"a: &x [1, 2]\nb: *x\nc: {<<: {d: 1}, e: 2}\n",
         b"a: 1\nb: [x, {y: z}]\n---\nk: |\n  text\n  more\n",
         b"&a [&b [&c [x, x], *c], *b]\n",
@@ -59,11 +59,11 @@ def documents() -> list[bytes]:
     ]  # fmt: skip
     # Each anchor is two of the one before: 49,000 values and 98,000 with all written out.
     line = b"k%d: &l%d [*l%d, *l%d]\n"
-    found += [
+    documents += [
         b"k0: &l0 [1]\n" + b"".join(line % (n, n, n - 1, n - 1) for n in range(1, most))
         for most in (14, 15)
     ]
-    return found
+    return documents
 
 
 def mutated(random: Random, seed: bytes, others: Sequence[bytes], most: int = 20_000) -> bytes:
@@ -140,8 +140,8 @@ def archive(random: Random) -> bytes:
     members = [(random.choice(NAMES), random.randrange(4)) for _ in range(random.randint(1, 4))]
     if random.random() < 0.5:
         members = [(f"d{n}/{name.strip('./') or 'f'}", 0) for n, (name, _) in enumerate(members)]
-    made = random.randrange(3)
-    if made == 0:
+    choice = random.randrange(3)
+    if choice == 0:
         with warnings.catch_warnings(), zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
             warnings.simplefilter("ignore")  # of names that stand twice
             for name, kind in members:
@@ -164,7 +164,7 @@ def archive(random: Random) -> bytes:
     if random.random() < 0.4 and data:
         for _ in range(random.randint(1, 8)):
             data[random.randrange(len(data))] = random.randrange(256)
-    if made == 2:
+    if choice == 2:
         packer = zlib.compressobj(6, wbits=31)
         data = bytearray(packer.compress(bytes(data)) + packer.flush())
     return bytes(data[: random.choice((len(data), len(data), len(data) // 2))])
@@ -173,8 +173,9 @@ def archive(random: Random) -> bytes:
 def objects() -> list[Any]:
     """Return valid objects of our kinds, from the examples."""
     return [
-        each
+        manifest
         for path in sorted((ROOT / "examples").rglob("*.yaml"))
-        for each in yaml.safe_load_all(path.read_text())
-        if isinstance(each, dict) and str(each.get("apiVersion", "")).startswith("engineroom")
+        for manifest in yaml.safe_load_all(path.read_text())
+        if isinstance(manifest, dict)
+        and str(manifest.get("apiVersion", "")).startswith("engineroom")
     ]

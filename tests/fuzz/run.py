@@ -73,7 +73,7 @@ class Fuzz:
         self._random = Random(seed)
         self._documents = mutate.documents()
         self._objects = mutate.objects()
-        self._json = [json.dumps(each).encode() for each in self._objects]
+        self._json = [json.dumps(manifest).encode() for manifest in self._objects]
         self._kinds: tuple[tuple[int, str, Callable[[], bytes], Callable[[bytes], str]], ...] = (
             (25, "yaml", lambda: self._bent(self._documents), self._yaml),
             (15, "json", self._some_json, self._read_json),
@@ -141,10 +141,10 @@ class Fuzz:
 
     def _validate(self, data: bytes) -> str:
         thing = json.loads(data)
-        found = validation.problems(thing)
+        problems = validation.problems(thing)
         validation.warnings(thing)
-        if found:
-            raise InvalidSpecError(found[:3])
+        if problems:
+            raise InvalidSpecError(problems[:3])
         return judge.object_wrong(thing)
 
     def _archive(self, data: bytes) -> str:
@@ -184,8 +184,8 @@ class Fuzz:
 
 
 def _next(line: str) -> datetime:
-    found: datetime = croniter(line, _START).get_next(datetime)
-    return found
+    tick: datetime = croniter(line, _START).get_next(datetime)
+    return tick
 
 
 def memory() -> int:

@@ -12,13 +12,14 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engineroom.console.rest.errors import (
-    IdempotencyBusyError,
-    IdempotencyReusedError,
-    IdempotencySecretError,
-)
 from engineroom.core.error_translation import wrapped
-from engineroom.core.errors import InvalidInputError, Problem
+from engineroom.core.errors import (
+    Category,
+    ConflictError,
+    EngineroomError,
+    InvalidInputError,
+    Problem,
+)
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -33,6 +34,27 @@ MAX_RESPONSES = 500
 MARK_SECONDS = STORED_SECONDS + RUNNING_SECONDS
 #: Bytes; a larger response is not stored, and a repetition is executed again.
 MAX_BODY = 64 * 1024
+
+
+class IdempotencyReusedError(EngineroomError):
+    """An Idempotency-Key was used for another request; use a new key."""
+
+    code = "idempotency_key_reused"
+    category = Category.VALIDATION
+    http_status = 422
+
+
+class IdempotencyBusyError(ConflictError):
+    """The first request with this Idempotency-Key is still running; try again."""
+
+    code = "idempotency_key_busy"
+
+
+class IdempotencySecretError(ConflictError):
+    """The first request succeeded; its response held a secret, which is not stored."""
+
+    code = "idempotency_secret_shown"
+    retryable = False
 
 
 @dataclass(frozen=True, slots=True)

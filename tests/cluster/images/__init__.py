@@ -92,9 +92,9 @@ def archive_of(image: str | Path) -> Iterator[Path]:
         yield own(str(image))
         return
     name = full_name(str(image))
-    kept = _archives(name)
-    if kept:
-        yield kept[-1]
+    archives = _archives(name)
+    if archives:
+        yield archives[-1]
         return
     engine = _Docker() if docker_answers() else _Buildah()
     with tempfile.TemporaryDirectory() as folder:
@@ -252,8 +252,8 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
         check=False,
     )
     if result.returncode != 0:
-        said = (result.stdout + result.stderr).strip().splitlines()
-        end = "\n".join(said[-25:])
+        lines = (result.stdout + result.stderr).strip().splitlines()
+        end = "\n".join(lines[-25:])
         raise ClusterError(f"{command[0]} failed ({' '.join(command)}):\n{end}")
     return result.stdout
 

@@ -85,18 +85,18 @@ def _host_sources() -> list[tuple[str, list[str]]]:
     """Return URL and suites of each official Debian source, in both formats that apt reads."""
     if not _is_debian():
         return []
-    found: list[tuple[str, list[str]]] = []
+    sources: list[tuple[str, list[str]]] = []
     files = [_APT_SOURCES / "sources.list", *sorted((_APT_SOURCES / "sources.list.d").glob("*"))]
     for file in files:
         if file.suffix == ".sources":
-            found += _parse_deb822(file.read_text())
+            sources += _parse_deb822(file.read_text())
         elif file.suffix == ".list" and file.is_file():
-            found += _parse_lines(file.read_text())
-    return found
+            sources += _parse_lines(file.read_text())
+    return sources
 
 
 def _parse_deb822(text: str) -> list[tuple[str, list[str]]]:
-    found = []
+    sources = []
     for paragraph in re.split(r"\n\s*\n", text):
         fields = {}
         for line in paragraph.splitlines():
@@ -106,8 +106,8 @@ def _parse_deb822(text: str) -> list[tuple[str, list[str]]]:
         types, addresses = fields.get("types", "").split(), fields.get("uris", "").split()
         suites = fields.get("suites", "").split()
         if "deb" in types and fields.get("enabled") != "no" and _debians(suites, fields):
-            found += [(address, suites) for address in addresses]
-    return found
+            sources += [(address, suites) for address in addresses]
+    return sources
 
 
 def _debians(suites: list[str], fields: dict[str, str]) -> bool:
@@ -121,12 +121,12 @@ def _own_suites(suites: list[str]) -> bool:
 
 
 def _parse_lines(text: str) -> list[tuple[str, list[str]]]:
-    found = []
+    blocks = []
     for line in text.splitlines():
         match = re.match(r"deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+.*\bmain\b", line.strip())
         if match and _own_suites([match[2]]):
-            found.append((match[1], [match[2]]))
-    return found
+            blocks.append((match[1], [match[2]]))
+    return blocks
 
 
 def _release() -> dict[str, str]:

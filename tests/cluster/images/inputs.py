@@ -27,18 +27,18 @@ def content_hash(dockerfile: Path, context: Path, *further: str) -> str:
 
 def sources(dockerfile: str) -> list[str]:
     """Return the paths, with wildcards, that a Dockerfile copies from its context."""
-    found: list[str] = []
+    paths: list[str] = []
     for line in re.sub(r"\\\s*\n", " ", dockerfile).splitlines():
         instruction, _, rest = line.strip().partition(" ")
         if instruction.upper() in ("COPY", "ADD"):
-            found += _copied(rest)
+            paths += _copied(rest)
         elif instruction.upper() == "RUN":
             # A bind mount without `from` is of the context; without a source, of all of it.
             for mount in re.findall(r"--mount=(\S*type=bind\S*)", rest):
                 options = dict(part.partition("=")[::2] for part in mount.split(","))
                 if "from" not in options:
-                    found.append(options.get("source") or options.get("src") or ".")
-    return found
+                    paths.append(options.get("source") or options.get("src") or ".")
+    return paths
 
 
 def _copied(arguments: str) -> list[str]:

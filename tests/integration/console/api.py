@@ -43,8 +43,10 @@ class Api:
     async def key(self, role_name: str, *namespaces: str, owner: str = "") -> str:
         """Create an API key with that role in a namespace, or everywhere."""
         grants = [Grant(role_name, frozenset(namespaces or {EVERYWHERE}))]
-        made = await self.services.api_keys.create(owner or f"program:{role_name}", "test", grants)
-        return made.secret
+        created = await self.services.api_keys.create(
+            owner or f"program:{role_name}", "test", grants
+        )
+        return created.secret
 
     async def token(self, role_name: str, *namespaces: str, scopes: list[str] | None = None) -> str:
         """Return an access token of the owner of ``key``'s keys."""
@@ -56,15 +58,15 @@ class Api:
         self, method: str, path: str, token: str = "", body: Any = None, **headers: str
     ) -> httpx.Response:
         """Send one request below /api/v1; header names have _ for -."""
-        said = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token:
-            said["authorization"] = f"Bearer {token}"
+            sent["authorization"] = f"Bearer {token}"
         content = None
         if body is not None:
-            said.setdefault("content-type", "application/json")
+            sent.setdefault("content-type", "application/json")
             content = json.dumps(body)
         url = path if path in OUTSIDE else f"/api/v1{path}"
-        return await self.http.request(method, url, headers=said, content=content)
+        return await self.http.request(method, url, headers=sent, content=content)
 
     async def get(self, path: str, token: str = "", **headers: str) -> httpx.Response:
         return await self.call("GET", path, token, **headers)

@@ -88,7 +88,7 @@ def kubeconfig_of(
     document = yaml.safe_load(admin.read_text())
     user: dict[str, Any] = {"token": token}
     if by_exec:
-        said = {
+        settings = {
             "apiVersion": "client.authentication.k8s.io/v1",
             "kind": "ExecCredential",
             "status": {"token": token},
@@ -97,7 +97,7 @@ def kubeconfig_of(
             "exec": {
                 "apiVersion": "client.authentication.k8s.io/v1",
                 "command": "echo",
-                "args": [json.dumps(said)],
+                "args": [json.dumps(settings)],
                 "interactiveMode": "Never",
             }
         }

@@ -54,15 +54,15 @@ async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api
 @pytest_asyncio.fixture
 async def make_redis(redis: RedisServer) -> AsyncIterator[Any]:
     """Return a factory of clients of the same Redis; they are closed at the end."""
-    made: list[AsyncRedis] = []
+    clients: list[AsyncRedis] = []
 
     def make() -> AsyncRedis:
-        made.append(AsyncRedis.from_url(redis.url))
-        return made[-1]
+        clients.append(AsyncRedis.from_url(redis.url))
+        return clients[-1]
 
     yield make
-    for each in made:
-        await each.aclose()
+    for item in clients:
+        await item.aclose()
 
 
 @pytest_asyncio.fixture

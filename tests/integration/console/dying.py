@@ -55,16 +55,16 @@ async def run(config: str, url: str, namespace: str, text: str, number: int, aft
             name = obj["metadata"]["name"]
             try:
                 before = await client.get(resource, namespace, name)
-                said = await client.apply(
+                document = await client.apply(
                     resource, obj, field_manager=MANAGER, dry_run=True, force=True
                 )
             except NotFound:
-                before, said = None, await create(client, resource, obj, dry_run=True)
-            assert content(before) != content(said)
+                before, document = None, await create(client, resource, obj, dry_run=True)
+            assert content(before) != content(document)
             action = "create" if before is None else "update"
             planned.append(
                 Planned(resource.api_version, resource.kind, namespace, name, action,
-                        before, obj, said)
+                        before, obj, document)
             )  # fmt: skip
         secret = b"s" * 48  # of the API that recovers it
         bundles = RedisBundles(redis, SystemClock(), derive_secret(secret, "manifests"))
@@ -72,8 +72,8 @@ async def run(config: str, url: str, namespace: str, text: str, number: int, aft
         await bundles.put("crash", planned)
         coordinator = Coordinator(log, Applier(client, bundles, SystemClock()).sagas(), lease=LEASE)
         client.number, client.after = number, after
-        said = {"namespace": namespace, "force": True, "objects": []}
-        await coordinator.run(f"manifests.apply.{len(planned)}", "crash", said, by="test")
+        document = {"namespace": namespace, "force": True, "objects": []}
+        await coordinator.run(f"manifests.apply.{len(planned)}", "crash", document, by="test")
         print("committed")
     await redis.aclose()
 

@@ -60,9 +60,9 @@ async def test_pools_are_paged_by_cursor(api: Api, client: Client, namespace: st
     viewer = await api.key("viewer", namespace)
     path = f"/namespaces/{namespace}/pools?limit=2"
     first = (await api.get(path, viewer)).json()
-    assert [each["name"] for each in first["items"]] == ["a", "b"]
+    assert [item["name"] for item in first["items"]] == ["a", "b"]
     second = (await api.get(f"{path}&cursor={first['nextCursor']}", viewer)).json()
-    assert [each["name"] for each in second["items"]] == ["c"]
+    assert [item["name"] for item in second["items"]] == ["c"]
     assert second["nextCursor"] is None
     wrong = await api.get(f"{path}&cursor=nonsense", viewer)
     assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "query.cursor")
@@ -153,8 +153,8 @@ async def test_a_repeated_request_does_not_return_the_secret_again(api: Api) -> 
     assert first.status_code == 201
     again = await api.post("/keys", admin, {"name": "ci"}, idempotency_key="k")
     assert (again.status_code, code(again)) == (409, "idempotency_secret_shown")
-    kept = [await api.services.redis.dump(k) async for k in api.services.redis.scan_iter("*once*")]
-    assert not any(first.json()["secret"].encode() in each for each in kept if each)
+    dumps = [await api.services.redis.dump(k) async for k in api.services.redis.scan_iter("*once*")]
+    assert not any(first.json()["secret"].encode() in item for item in dumps if item)
 
 
 async def test_namespaces_are_separate(api: Api, client: Client, namespace: str) -> None:
@@ -234,7 +234,7 @@ async def test_changes_by_session_need_the_csrf_token(api: Api) -> None:
     handle = done.json()["session"]["handle"]
     assert (await api.get("/whoami")).json()["how"] == "session"
     listed = (await api.get("/sessions")).json()["items"]
-    assert [(each["handle"], each["current"]) for each in listed] == [(handle, True)]
+    assert [(item["handle"], item["current"]) for item in listed] == [(handle, True)]
     path = f"/sessions/{handle}"
     assert code(await api.call("DELETE", path)) == "csrf_token_invalid"
     ended = await api.call("DELETE", path, x_csrf_token=done.json()["csrf"])
@@ -252,8 +252,8 @@ async def test_tokens_are_refreshed_once_and_revoked_by_an_administrator(api: Ap
     ended = await api.call("DELETE", "/users/user:admin/sessions", admin)
     assert ended.status_code == 204
     assert (await api.get("/whoami", new.json()["access"])).status_code == 401
-    known = await api.get("/.well-known/jwks.json")
-    assert known.json()["keys"][0]["kty"] == "OKP"
+    key_set = await api.get("/.well-known/jwks.json")
+    assert key_set.json()["keys"][0]["kty"] == "OKP"
 
 
 async def test_a_key_has_no_more_rights_than_its_creator(api: Api, namespace: str) -> None:
@@ -277,12 +277,12 @@ async def test_a_key_has_no_more_rights_than_its_creator(api: Api, namespace: st
 
 async def test_a_key_neither_creates_nor_rotates_keys(api: Api) -> None:
     admin = await api.token("admin")
-    made = (await api.post("/keys", admin, {"name": "x", "days": 1, "rate": 1})).json()
+    created = (await api.post("/keys", admin, {"name": "x", "days": 1, "rate": 1})).json()
     strong = (await api.post("/keys", admin, {"name": "y"})).json()["key"]["id"]
-    leaked = made["secret"]
+    leaked = created["secret"]
     for path, body in (
         ("/keys", {"name": "z", "days": 366}),
-        (f"/keys/{made['key']['id']}/rotate", {}),
+        (f"/keys/{created['key']['id']}/rotate", {}),
         (f"/keys/{strong}/rotate", {}),
     ):
         answer = await api.post(path, leaked, body)
@@ -290,7 +290,7 @@ async def test_a_key_neither_creates_nor_rotates_keys(api: Api) -> None:
         assert "sign in" in answer.json()["detail"]
     assert len((await api.get("/keys", admin)).json()["items"]) == 2
     # To be rid of it, it is enough.
-    assert (await api.call("DELETE", f"/keys/{made['key']['id']}", leaked)).status_code == 204
+    assert (await api.call("DELETE", f"/keys/{created['key']['id']}", leaked)).status_code == 204
     assert (await api.get("/whoami", leaked)).status_code == 401
 
 
@@ -321,8 +321,8 @@ async def test_changes_and_denied_changes_are_audited_and_reads_are_not(
     await api.post(f"{path}/scale", operator, {"replicas": -2})
     admin = await api.key("admin")
     page = (await api.get("/audit", admin)).json()
-    said = [(r["body"]["who"], r["body"]["action"], r["body"]["outcome"]) for r in page["items"]]
-    assert said == [
+    entries = [(r["body"]["who"], r["body"]["action"], r["body"]["outcome"]) for r in page["items"]]
+    assert entries == [
         ("program:viewer", "pool.scale", "denied"),
         ("program:operator", "pool.scale", "done"),
         ("program:operator", "pool.scale", "failed"),
@@ -340,9 +340,9 @@ async def test_an_audit_record_names_the_token(api: Api) -> None:
     pair = (await api.post("/tokens", body=body)).json()
     await api.post("/keys", pair["access"], {"name": "x"})
     page = (await api.get("/audit", await api.key("admin"))).json()
-    [made] = [r["body"] for r in page["items"] if r["body"]["action"] == "key.make"]
+    [created] = [r["body"] for r in page["items"] if r["body"]["action"] == "key.make"]
     claims = json.loads(base64.urlsafe_b64decode(pair["access"].split(".")[1] + "=="))
-    assert made["how"] == f"token {claims['jti']}"
+    assert created["how"] == f"token {claims['jti']}"
 
 
 async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> None:
@@ -350,10 +350,10 @@ async def test_passwords_and_keys_are_in_no_record(api: Api, capsys: Any) -> Non
     await api.post("/sessions", body=body)
     secret = (await api.post("/keys", await api.token("admin"), {"name": "x"})).json()["secret"]
     page = (await api.get("/audit", await api.key("admin"))).text
-    said = page + capsys.readouterr().out
-    assert '"session.open"' in said
-    assert ADMIN_PASSWORD not in said
-    assert secret not in said
+    output = page + capsys.readouterr().out
+    assert '"session.open"' in output
+    assert ADMIN_PASSWORD not in output
+    assert secret not in output
 
 
 # -- queues and schedules ---------------------------------------------------------------------
@@ -379,13 +379,13 @@ async def test_only_queues_of_the_namespaces_pools_are_listed(
     await eventually("the pool is listed", seen, 5)
     here = f"/namespaces/{namespace}"
     listed = (await api.get(f"{here}/queues", operator)).json()["items"]
-    assert [(each["name"], each["waiting"]) for each in listed] == [("mail", 1)]
+    assert [(item["name"], item["waiting"]) for item in listed] == [("mail", 1)]
     schedules = (await api.get(f"{here}/schedules", operator)).json()["items"]
-    assert [each["name"] for each in schedules] == ["tick-mail"]
+    assert [schedule["name"] for schedule in schedules] == ["tick-mail"]
     missing = await api.call("DELETE", f"{here}/schedules/tick-bills", operator)
     assert missing.status_code == 404
     assert (await api.call("DELETE", f"{here}/schedules/tick-mail", operator)).status_code == 204
-    assert [each.name for each in await tasks.schedules()] == ["tick-bills"]
+    assert [schedule.name for schedule in await tasks.schedules()] == ["tick-bills"]
     await client.delete(NAMESPACES, None, other)
 
 
@@ -401,8 +401,8 @@ async def test_only_jobs_of_the_namespaces_queues_are_listed(
     listed = (await api.get(here, operator)).json()
     assert [(j["id"], j["state"]) for j in listed["items"]] == [(ours.job_id, "waiting")]
     assert (await api.get(f"{here}?queue=bills", operator)).json()["items"] == []
-    shown = (await api.get(f"{here}/{ours.job_id}", operator)).json()
-    assert (shown["args"], shown["ahead"]) == ([1, 2], 0)
+    job = (await api.get(f"{here}/{ours.job_id}", operator)).json()
+    assert (job["args"], job["ahead"]) == ([1, 2], 0)
     assert (await api.get(f"{here}/{theirs.job_id}", operator)).status_code == 404
     assert (await api.post(f"{here}/{theirs.job_id}/retry", operator)).status_code == 404
     retried = await api.post(f"{here}/{ours.job_id}/retry", operator)
@@ -429,7 +429,7 @@ async def test_too_many_requests_get_retry_after(api: Api, settings: Any, api_co
         token = await api.key("viewer", "shop")
         answers = [await slow.get("/whoami", token) for _ in range(12)]
         await slow.aclose()
-    assert [each.status_code for each in answers[:10]] == [200] * 10
+    assert [answer.status_code for answer in answers[:10]] == [200] * 10
     assert (answers[-1].status_code, code(answers[-1])) == (429, "limit_reached")
     assert int(answers[-1].headers["retry-after"]) >= 1
 
@@ -447,22 +447,22 @@ async def test_unauthenticated_requests_of_one_ipv6_subscriber_share_a_limit(
         async def ask(address: str) -> int:
             return (await api.get("/openapi.json", x_forwarded_for=address)).status_code
 
-        found = [await ask(f"2001:db8:1:2::{n:x}") for n in range(15)]
+        statuses = [await ask(f"2001:db8:1:2::{n:x}") for n in range(15)]
         other = await ask("2001:db8:1:3::1")
         await api.aclose()
-    assert found[:10] == [200] * 10
-    assert set(found[11:]) == {429}
+    assert statuses[:10] == [200] * 10
+    assert set(statuses[11:]) == {429}
     assert other == 200
 
 
 async def test_few_forged_tokens_reach_the_cluster(
     settings: Any, api_config: Any, person: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    reviewed: list[str] = []
     review = ClusterReviewer.review_token
 
     async def counted(self: Any, token: str, audiences: Any) -> Any:
-        asked.append(token)
+        reviewed.append(token)
         return await review(self, token, audiences)
 
     monkeypatch.setattr(ClusterReviewer, "review_token", counted)
@@ -477,12 +477,12 @@ async def test_few_forged_tokens_reach_the_cluster(
         made_up = [f"{head}.{payload}.{'x' * 10}{n}" for n in range(90)]
         assert (await api.get("/whoami", token, x_forwarded_for="192.0.2.1")).status_code == 200
         answers = await asyncio.gather(
-            *(api.get("/whoami", each, x_forwarded_for="192.0.2.1") for each in made_up)
+            *(api.get("/whoami", item, x_forwarded_for="192.0.2.1") for item in made_up)
         )
-        refused = [each for each in answers if each.status_code == 429]
-        assert {each.status_code for each in answers} == {401, 429}
-        assert {each.headers["retry-after"] for each in refused} <= {"1", "2"}
-        assert len(asked) <= 66
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {401, 429}
+        assert {item.headers["retry-after"] for item in refused} <= {"1", "2"}
+        assert len(reviewed) <= 66
         # Whom the cluster knew before from there, and who has a key of ours, is served.
         assert (await api.get("/whoami", token, x_forwarded_for="192.0.2.1")).status_code == 200
         key = await api.key("viewer", namespace)

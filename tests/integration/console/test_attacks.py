@@ -76,9 +76,9 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
     async def make() -> str:
         client = Redis.from_url(redis.url)
         keys = ApiKeys(client, SystemClock(), [derive_secret(b"s" * 48, "api-keys")])
-        made = await keys.create("program:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
+        created = await keys.create("program:here", "here", [Grant(ADMIN.name, frozenset({HERE}))])
         await client.aclose()
-        return made.secret
+        return created.secret
 
     return asyncio.run(make())
 
@@ -92,8 +92,8 @@ def ask(process: ApiProcess, key: str, method: str, path: str, **more: Any) -> h
 def version(api_config: ApiConfig) -> str:
     async def read() -> str:
         async with Client(api_config) as client:
-            found = await client.get(WORKERPOOLS, THERE, "mail")
-            return str(found["metadata"]["resourceVersion"])
+            mail = await client.get(WORKERPOOLS, THERE, "mail")
+            return str(mail["metadata"]["resourceVersion"])
 
     return asyncio.run(read())
 
@@ -243,12 +243,12 @@ def test_a_planted_session_is_not_signed_in(process: ApiProcess) -> None:
                 "/api/v1/sessions", json={"name": "admin", "password": ADMIN_PASSWORD}
             )
         assert answer.status_code == 201, answer.text
-        given = answer.headers["set-cookie"]
-    assert planted not in given
+        set_cookie = answer.headers["set-cookie"]
+    assert planted not in set_cookie
     for word in ("Secure", "HttpOnly", "Path=/", "SameSite="):
-        assert word.lower() in given.lower()
-    asked = httpx.get(f"{process.url}/api/v1/whoami", headers={"cookie": f"{COOKIE}={planted}"})
-    assert asked.status_code == 401
+        assert word.lower() in set_cookie.lower()
+    response = httpx.get(f"{process.url}/api/v1/whoami", headers={"cookie": f"{COOKIE}={planted}"})
+    assert response.status_code == 401
 
 
 BOMBS = {

@@ -92,20 +92,20 @@ async def test_a_login_is_stored_for_its_owner_and_revoked_by_logout(
     admin: Command, process: ApiProcess
 ) -> None:
     assert stat.S_IMODE(admin.credentials.stat().st_mode) == 0o600
-    kept = json.loads(admin.credentials.read_text())
+    stored = json.loads(admin.credentials.read_text())
     assert ADMIN_PASSWORD not in admin.credentials.read_text()
     who = admin.json("whoami")
     assert (who["subject"], who["how"], who["server"]) == ("user:admin", "token", process.url)
     assert "namespace:manifests:apply" in who["access"][admin.namespace]
     admin.run("logout")
     assert json.loads(admin.credentials.read_text()) == {"servers": {}}
-    # What somebody copied before is worth nothing.
-    admin.credentials.write_text(json.dumps(kept))
+    # An earlier copy is worthless.
+    admin.credentials.write_text(json.dumps(stored))
     refused = admin.run("whoami", code=5)
     assert "login" in refused.stderr
     log = process.log.read_text()  # type: ignore[attr-defined]
     assert "token.revoke" in log
-    secrets = kept["servers"][process.url]
+    secrets = stored["servers"][process.url]
     assert ADMIN_PASSWORD not in log
     assert secrets["access"] not in log
     assert secrets["refresh"] not in log
@@ -117,14 +117,14 @@ async def test_a_credentials_file_readable_by_other_users_is_refused(admin: Comm
 
 
 async def test_concurrent_refreshes_keep_the_login(admin: Command, process: ApiProcess) -> None:
-    kept = json.loads(admin.credentials.read_text())
-    kept["servers"][process.url]["expires"] = 1.0
-    admin.credentials.write_text(json.dumps(kept))
+    stored = json.loads(admin.credentials.read_text())
+    stored["servers"][process.url]["expires"] = 1.0
+    admin.credentials.write_text(json.dumps(stored))
     with ThreadPoolExecutor(4) as threads:
         ran = [threads.submit(admin.json, "whoami") for _ in range(4)]
-    assert {one.result()["subject"] for one in ran} == {"user:admin"}
+    assert {item.result()["subject"] for item in ran} == {"user:admin"}
     now = json.loads(admin.credentials.read_text())["servers"][process.url]
-    assert now["refresh"] != kept["servers"][process.url]["refresh"]
+    assert now["refresh"] != stored["servers"][process.url]["refresh"]
     assert stat.S_IMODE(admin.credentials.stat().st_mode) == 0o600
     admin.json("whoami")
 
@@ -187,12 +187,12 @@ async def test_a_key_is_printed_once_and_alone(admin: Command, process: ApiProce
     refused = admin.run(*narrow, code=5)
     assert refused.stdout == ""
     assert "you do not have the role viewer in all these namespaces" in refused.stderr
-    made = admin.run("keys", "create", "ci", "--scope", "namespace:pools:read")
-    key = made.stdout.strip()
+    created = admin.run("keys", "create", "ci", "--scope", "namespace:pools:read")
+    key = created.stdout.strip()
     assert "\n" not in key
-    assert key not in made.stderr
+    assert key not in created.stderr
     listed = admin.json("keys", "list")["items"]
-    assert [one["name"] for one in listed] == ["ci"]
+    assert [item["name"] for item in listed] == ["ci"]
     assert key not in json.dumps(listed)
     by_key = {"ENGINEROOM_TOKEN": key, "ENGINEROOM_SERVER": process.url}
     assert admin.run("get", **by_key).returncode == 0
@@ -200,8 +200,8 @@ async def test_a_key_is_printed_once_and_alone(admin: Command, process: ApiProce
     newer = admin.run("keys", "rotate", listed[0]["id"], "--overlap", "0s").stdout.strip()
     assert newer != key
     assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
-    fresh = next(one for one in admin.json("keys", "list")["items"] if not one["revoked"]
-                 and one["id"] != listed[0]["id"])  # fmt: skip
+    fresh = next(item for item in admin.json("keys", "list")["items"] if not item["revoked"]
+                 and item["id"] != listed[0]["id"])  # fmt: skip
     admin.run("keys", "revoke", fresh["id"])
     by_key["ENGINEROOM_TOKEN"] = newer
     assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
@@ -210,11 +210,11 @@ async def test_a_key_is_printed_once_and_alone(admin: Command, process: ApiProce
 async def test_signing_keys_are_listed_and_renewed(admin: Command) -> None:
     before = admin.json("signing-keys", "list")["items"]
     newer = admin.json("signing-keys", "rotate", "--yes")["items"]
-    assert [one["kid"] for one in newer[1:]] == [one["kid"] for one in before]
+    assert [item["kid"] for item in newer[1:]] == [item["kid"] for item in before]
     assert newer[0]["state"] == "next"
-    shown = admin.run("signing-keys", "list").stdout
-    assert newer[0]["kid"] in shown
-    assert "signing" in shown
+    listing = admin.run("signing-keys", "list").stdout
+    assert newer[0]["kid"] in listing
+    assert "signing" in listing
     # Who rotates stays signed in.
     assert "user:admin" in admin.run("whoami").stdout
 
@@ -251,10 +251,10 @@ async def test_the_audit_log_is_verified_at_the_server_and_in_an_export(
     document = json.loads(export.read_text())
     edited = json.loads(json.dumps(document))
     edited["items"][1]["body"]["who"] = "user:nobody"
-    gone = {"items": document["items"][:1] + document["items"][2:]}
-    for said, told in ((edited, "record 2: edited"), (gone, "record 2: missing")):
+    shortened = {"items": document["items"][:1] + document["items"][2:]}
+    for said, problem in ((edited, "record 2: edited"), (shortened, "record 2: missing")):
         export.write_text(json.dumps(said))
-        assert told in admin.run(*offline, code=1, **secret).stdout
+        assert problem in admin.run(*offline, code=1, **secret).stdout
     export.write_text("{}")
     assert "no record" in admin.run(*offline, code=1, **secret).stdout
 
@@ -264,7 +264,7 @@ async def test_sessions_are_listed_and_ended(admin: Command, process: ApiProcess
     async with httpx.AsyncClient(base_url=process.url) as http:
         opened = (await http.post("/api/v1/sessions", json=body)).json()["session"]
     listed = admin.json("sessions", "list")["items"]
-    assert opened["handle"] in [one["handle"] for one in listed]
+    assert opened["handle"] in [item["handle"] for item in listed]
     admin.run("sessions", "end", opened["handle"])
     assert "not_found" in admin.run("sessions", "end", opened["handle"], code=4).stderr
     admin.run("sessions", "end", "--all", "--of", "user:admin", "--yes")
@@ -281,9 +281,9 @@ async def test_pools_queues_and_jobs_go_through_the_api(
     namespace = admin.namespace
     queue = f"mail-{namespace}"
     spec = {"queues": [{"name": queue}], "autoscaling": {"minReplicas": 0, "maxReplicas": 3}}
-    made = pool("mail", **spec)
-    made["metadata"] |= {"namespace": namespace, "labels": {"team": "mail"}}
-    await client.apply(WORKERPOOLS, made, field_manager="kubectl")
+    manifest = pool("mail", **spec)
+    manifest["metadata"] |= {"namespace": namespace, "labels": {"team": "mail"}}
+    await client.apply(WORKERPOOLS, manifest, field_manager="kubectl")
     await client.apply(
         WORKERPOOLS,
         {**pool("bills", replicas=1), "metadata": {"namespace": namespace, "name": "bills"}},
@@ -292,8 +292,8 @@ async def test_pools_queues_and_jobs_go_through_the_api(
     names = admin.run("get", "-o", "name").stdout.split()
     assert [name.rpartition("/")[2] for name in names] == ["bills", "mail"]
     assert "mail" in admin.run("get", "-l", "team=mail").stdout
-    shown = admin.json("get", "mail")
-    assert "template" not in shown["spec"]
+    mail = admin.json("get", "mail")
+    assert "template" not in mail["spec"]
     admin.run("scale", "bills", "3")
     admin.run("scale", "mail", "--max", "7")
     admin.run("pause", "mail", "-d", "in")
@@ -311,7 +311,7 @@ async def test_pools_queues_and_jobs_go_through_the_api(
         await eventually("the API has seen the pool's queue", seen, 10)
         assert admin.json("queues", "list", queue)["items"][0]["waiting"] == 1
         listed = admin.json("jobs", "list", "--state", "waiting")["items"]
-        assert [one["jobId"] for one in listed] == [ours]
+        assert [item["jobId"] for item in listed] == [ours]
         assert admin.json("jobs", "show", ours)["call"]["args"] == [1, 2]
         assert "1 job cancelled" in admin.run("jobs", "cancel", ours, "--yes").stdout
         assert "not_failed" in admin.run("jobs", "retry", ours, code=1).stderr
@@ -335,9 +335,9 @@ async def test_pools_queues_and_jobs_go_through_the_api(
 async def stage(admin: Command, client: Client, **spec: Any) -> str:
     """Create a pool `mail` with its own queue, and wait until the API has seen it."""
     queue = f"mail-{admin.namespace}"
-    made = pool("mail", queues=[{"name": queue}], **spec)
-    made["metadata"]["namespace"] = admin.namespace
-    await client.apply(WORKERPOOLS, made, field_manager="kubectl")
+    manifest = pool("mail", queues=[{"name": queue}], **spec)
+    manifest["metadata"]["namespace"] = admin.namespace
+    await client.apply(WORKERPOOLS, manifest, field_manager="kubectl")
 
     async def seen() -> bool:
         return queue in admin.run("queues", "list", "-o", "name").stdout.split()
@@ -348,15 +348,15 @@ async def stage(admin: Command, client: Client, **spec: Any) -> str:
 
 def fail(redis: redis_client.Redis, queue: str, number: int, function: str) -> list[str]:
     """Create failed jobs."""
-    made = Tasks(redis).enqueue_many([Task(function, (n,), queue=queue) for n in range(number)])
+    enqueued = Tasks(redis).enqueue_many([Task(function, (n,), queue=queue) for n in range(number)])
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.delete(f"rq:queue:{queue}")
-        for place, each in enumerate(made):
+        for place, item in enumerate(enqueued):
             ended = {"status": "failed", "ended_at": "2026-01-01T00:00:00.000000Z"}
-            pipeline.hset(f"rq:job:{each.job_id}", mapping=ended)
-            pipeline.zadd(f"rq:failed:{queue}", {each.job_id: 1e12 + place})
+            pipeline.hset(f"rq:job:{item.job_id}", mapping=ended)
+            pipeline.zadd(f"rq:failed:{queue}", {item.job_id: 1e12 + place})
         pipeline.execute()
-    return [each.job_id for each in made]
+    return [item.job_id for item in enqueued]
 
 
 @pytest.fixture
@@ -373,9 +373,9 @@ async def test_a_queue_is_paused_and_limited_through_the_api(
     assert "already paused" in admin.run("queues", "pause", queue, "--reason", "upgrade").stdout
     limited = admin.run("queues", "limit", queue, "--concurrency", "3", "--rate", "10/s").stdout
     assert "3 at once and 10/s" in limited
-    [shown] = admin.json("queues", "list", queue)["items"]
-    assert (shown["paused"], shown["reason"]) == (True, "upgrade")
-    assert shown["limit"] == {"concurrency": 3, "rate": "10/s"}
+    [listed] = admin.json("queues", "list", queue)["items"]
+    assert (listed["paused"], listed["reason"]) == (True, "upgrade")
+    assert listed["limit"] == {"concurrency": 3, "rate": "10/s"}
     assert "not limited any more" in admin.run("queues", "unlimit", queue).stdout
     assert "had no limit" in admin.run("queues", "unlimit", queue).stdout
     assert "is resumed" in admin.run("queues", "resume", queue).stdout
@@ -389,12 +389,15 @@ async def test_jobs_and_schedules_are_created_through_the_api(
 ) -> None:
     queue = await stage(admin, client)
     enqueue = ["enqueue", "shop.jobs.send", "-q", queue, "--arg", "1", "--kwarg", 'to="x"']
-    made = admin.json(*enqueue, "--unique", "u", "--retry", "2:5", "--priority", "3")
+    enqueued = admin.json(*enqueue, "--unique", "u", "--retry", "2:5", "--priority", "3")
     again = admin.json(*enqueue, "--unique", "u")
-    assert (made["created"], again) == (True, {**made, "created": False, "reason": "unique"})
-    shown = admin.json("jobs", "show", made["jobId"])
-    assert (shown["call"]["args"], shown["call"]["kwargs"]) == ([1], {"to": "x"})
-    assert shown["job"]["retriesLeft"] == 2
+    assert (enqueued["created"], again) == (
+        True,
+        {**enqueued, "created": False, "reason": "unique"},
+    )
+    job = admin.json("jobs", "show", enqueued["jobId"])
+    assert (job["call"]["args"], job["call"]["kwargs"]) == ([1], {"to": "x"})
+    assert job["job"]["retriesLeft"] == 2
     later = admin.json(*enqueue, "--delay", "1h", "--id", "later", "--serializer", "json")
     assert later["jobId"] == "later"
     assert admin.json("jobs", "show", "later")["job"]["state"] == "scheduled"
@@ -409,7 +412,7 @@ async def test_jobs_and_schedules_are_created_through_the_api(
     large = ["--arg", json.dumps("x" * 300_000)]
     for refused, why in (
         (["--limit", "k", "--concurrency", "1"], "--context"),
-        (["--depends-on", made["jobId"]], "--context"),
+        (["--depends-on", enqueued["jobId"]], "--context"),
         (["--unique", "v", "--until", "end"], "--context"),
         (["--timeout", "-1"], "--context"),
         (large, "more than 262144"),
@@ -471,8 +474,8 @@ async def test_many_jobs_are_changed_by_an_operation(
     assert "the operation goes on" in left.stderr
     operation = admin.run("operations", "list", "-o", "name").stdout.split()[0]
     assert f"operations stop {operation}" in left.stderr
-    seen = admin.json("operations", "show", operation, "--wait")
-    assert (seen["status"], seen["done"]) == ("done", 2)
+    finished = admin.json("operations", "show", operation, "--wait")
+    assert (finished["status"], finished["done"]) == ("done", 2)
     assert "2 jobs put back" in admin.run("jobs", "retry", "--resume", operation).stdout
     assert "is done: 2 of 2" in admin.run("operations", "stop", operation).stdout
     assert rows.llen(f"rq:queue:{queue}") == 5
@@ -480,7 +483,7 @@ async def test_many_jobs_are_changed_by_an_operation(
     canceled = admin.run(*cancel, "--function", "shop.bills.*")
     assert "2 jobs cancelled" in canceled.stdout
     assert sorted(rows.lrange(f"rq:queue:{queue}", 0, -1)) == sorted(m.encode() for m in mails)
-    assert [one["action"] for one in admin.json("operations", "list")["items"]] == [
+    assert [item["action"] for item in admin.json("operations", "list")["items"]] == [
         "cancel", "retry", "retry",
     ]  # fmt: skip
     # By id: one that is not failed keeps no other from being put back.
@@ -525,10 +528,10 @@ async def test_pools_are_explained_and_drained_through_the_api(
     assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["suspend"] is False
     # One pod, which is known by its worker.
     key = f"rq:worker:w-{namespace}"
-    said = {"er_pool": f"{namespace}/mail", "er_pod": "mail-1-x", "state": "busy",
+    fields = {"er_pool": f"{namespace}/mail", "er_pod": "mail-1-x", "state": "busy",
             "last_heartbeat": "2999-01-01T00:00:00.000000Z", "queues": "mail",
             "er_job": "j", "er_memory": f"{3 * 2**20}", "er_cpu": "0.25"}  # fmt: skip
-    rows.hset(key, mapping=said)
+    rows.hset(key, mapping=fields)
     rows.sadd("rq:workers", key)
     [worker] = admin.json("workers", "list")["items"]
     assert (worker["pool"], worker["pod"], worker["job"]) == (
@@ -538,7 +541,7 @@ async def test_pools_are_explained_and_drained_through_the_api(
     assert (pod["name"], pod["state"], pod["usage"]) == (
         "mail-1-x", "busy", {"memory": 3 * 2**20, "cpu": 250},
     )  # fmt: skip
-    top = {one["name"]: one for one in admin.json("top")["pools"]}
+    top = {pool["name"]: pool for pool in admin.json("top")["pools"]}
     assert (top["mail"]["memory"], top["mail"]["cpu"]) == (3 * 2**20, 250)
     assert "no worker is in a pod" in admin.run("drain", "mail", "other", code=4).stderr
     late = admin.run("drain", "mail", "mail-1-x", "--timeout", "1s", code=1).stderr
@@ -577,8 +580,8 @@ async def test_errors_of_the_api_have_the_documented_exit_codes(
     away = admin.run("whoami", "--server", "http://127.0.0.1:9", code=5).stderr
     assert "not logged in" in away
     by_token = {"ENGINEROOM_TOKEN": "x"}
-    gone = admin.run("whoami", "--server", "http://127.0.0.1:9", code=3, **by_token).stderr
-    assert "cannot reach the API" in gone
+    unreachable = admin.run("whoami", "--server", "http://127.0.0.1:9", code=3, **by_token).stderr
+    assert "cannot reach the API" in unreachable
     refused = admin.run("whoami", "--server", process.url, code=5, **by_token).stderr
     assert "token_invalid" in refused
 
@@ -606,9 +609,9 @@ async def test_apply_and_diff_with_and_without_the_api(
     changed = {**pool("mail", replicas=1), "metadata": {"name": "mail", "labels": {"tier": "one"}}}
     (folder / "b.json").write_text(json.dumps(changed))
     (folder / "notes.txt").write_text("no manifest")
-    shown = way.run("diff", "-f", str(folder), code=1).stdout
-    assert "create WorkerPool/bills" in shown
-    assert '+ metadata.labels.tier: "one"' in shown
+    output = way.run("diff", "-f", str(folder), code=1).stdout
+    assert "create WorkerPool/bills" in output
+    assert '+ metadata.labels.tier: "one"' in output
     assert await live(client, namespace, "bills") is None
     planned = way.json("apply", "-f", str(folder), "--dry-run=server")
     assert planned["outcome"] == "planned"
@@ -629,9 +632,9 @@ async def test_apply_and_diff_with_and_without_the_api(
     assert names == ["workerpool.engineroom.dev/bills", "workerpool.engineroom.dev/ads"]
     assert same.stdout.splitlines() == ["WorkerPool/bills unchanged", "WorkerPool/ads unchanged"]
     listed = way.json("transactions", "list")["items"]
-    assert [one["status"] for one in listed] == ["committed"]
+    assert [item["status"] for item in listed] == ["committed"]
     steps = way.json("transactions", "show", listed[0]["id"])["steps"]
-    assert [one["kind"] for one in steps][-1] == "committed"
+    assert [step["kind"] for step in steps][-1] == "committed"
     assert listed[0]["id"] in done.stderr
     state = way.home / "state" / "engineroom"
     assert not list(state.rglob("*.objects"))
@@ -691,9 +694,9 @@ async def test_fields_of_other_managers_are_a_conflict_unless_forced(
     assert "kubectl" in refused
     assert "manifest_changed" in refused
     way.run("apply", "-f", str(file), "--force")
-    found = await live(client, way.namespace, "mail")
-    assert found is not None
-    assert found["spec"]["replicas"] == 4
+    current = await live(client, way.namespace, "mail")
+    assert current is not None
+    assert current["spec"]["replicas"] == 4
 
 
 #: Runs the command and kills it by SIGKILL, or interrupts it, at one of its writes.
@@ -740,16 +743,16 @@ async def test_recovery_after_a_kill_at_every_write(
     file.write_text(manifest(pool("alpha"), pool("mail", replicas=4), pool("zeta")))
     arguments = ["apply", "-f", str(file), "--force"]
     die = {"DIE_AT": str(number), "DIE_WHEN": when, "DIE_BY": "9"}
-    # A creation is two writes and an update one: five, and one by which nobody dies.
+    # A creation is two writes and an update one: five, and one that kills nothing.
     code = 0 if number == 5 else -9
     command.run(*arguments, code=code, runner=DYING + CODE, **die)
     if code:
         if number == 0:
             assert "--recover" in command.run(*arguments, code=1).stderr
         left = list((command.home / "state").rglob("*.objects"))
-        assert [stat.S_IMODE(one.stat().st_mode) for one in left] == [0o600]
-        found = command.json("apply", "--recover")["items"]
-        assert [one["status"] for one in found] == ["rolled_back"]
+        assert [stat.S_IMODE(item.stat().st_mode) for item in left] == [0o600]
+        recovered = command.json("apply", "--recover")["items"]
+        assert [item["status"] for item in recovered] == ["rolled_back"]
         names = {o["metadata"]["name"] for o in (await client.list(WORKERPOOLS, namespace))[0]}
         assert names == {"mail"}
         now = await live(client, namespace, "mail")
@@ -898,8 +901,8 @@ async def test_sign_in_with_a_kubeconfig_only(
             assert done.json()["session"]["subject"] == subject, done.text
             name, _, value = done.headers["set-cookie"].partition(";")[0].partition("=")
             # A browser takes a Secure cookie of the loopback address; this client does not.
-            seen = await browser.get("/api/v1/whoami", headers={"cookie": f"{name}={value}"})
-            assert seen.json()["how"] == "session"
+            response = await browser.get("/api/v1/whoami", headers={"cookie": f"{name}={value}"})
+            assert response.json()["how"] == "session"
         running.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(running.wait(), 10) == 0
     finally:

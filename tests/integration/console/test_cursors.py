@@ -32,12 +32,12 @@ def packed(place: str | bytes) -> str:
 def mutated(cursor: str, chance: random.Random) -> list[str]:
     """Yield changed texts and changed positions."""
     raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-    found = [cursor[:-1], cursor * 2, "=", "x", packed(""), packed("\0"), packed(b"\xff")]
+    variants = [cursor[:-1], cursor * 2, "=", "x", packed(""), packed("\0"), packed(b"\xff")]
     for _ in range(25):
-        said = bytearray(raw)
+        changed = bytearray(raw)
         for _ in range(chance.randint(1, 3)):
-            at = chance.randrange(len(said) + 1)
-            said[at : at + chance.randint(0, 1)] = chance.choice(
+            at = chance.randrange(len(changed) + 1)
+            changed[at : at + chance.randint(0, 1)] = chance.choice(
                 [
                     b"",
                     b".",
@@ -53,8 +53,8 @@ def mutated(cursor: str, chance: random.Random) -> list[str]:
                     b"\n",
                 ]
             )
-        found.append(packed(bytes(said)))
-    return found
+        variants.append(packed(bytes(changed)))
+    return variants
 
 
 async def test_a_changed_cursor_is_refused_or_valid(
@@ -83,12 +83,12 @@ async def test_a_changed_cursor_is_refused_or_valid(
             # After the accounts come people, whose places are by score.
             cursor = (await api.get(f"/users?limit=1&cursor={cursor}", who)).json()["nextCursor"]
         assert cursor is not None, path
-        for each in [cursor, *mutated(cursor, chance)]:
+        for item in [cursor, *mutated(cursor, chance)]:
             answer = await api.http.get(
-                f"/api/v1{path}", params={"limit": 1, "cursor": each},
+                f"/api/v1{path}", params={"limit": 1, "cursor": item},
                 headers={"authorization": f"Bearer {who}"},
             )  # fmt: skip
-            assert answer.status_code in (200, 422), (path, each, answer.text)
+            assert answer.status_code in (200, 422), (path, item, answer.text)
     # As many numbers as there are lists with places by score.
     for place in ("1.2.3", ".", "1e999", "9" * 400, "nan", "1_0"):
         by_score = packed(f"person:{place}:{'0' * 40}")
@@ -112,10 +112,10 @@ _NUMBERS = r"-?[0-9]{0,3}([._ ][0-9]{0,3}){0,2}(e[+-]?[0-9]{1,4})?:x"
 @given(st.one_of(st.text(), st.from_regex(_NUMBERS, fullmatch=True)))
 def test_a_position_by_score_is_a_number_or_refused(cursor: str) -> None:
     try:
-        asked = scan.walk("k", cursor, 1, oldest_first=True, failed=False)
+        command = scan.walk("k", cursor, 1, oldest_first=True, failed=False)
     except InvalidTaskError:
         return
-    place = asked.arguments[0]
+    place = command.arguments[0]
     assert not cursor or float(place) == float(place)
     assert "_" not in place
     assert not any(letter.isspace() for letter in place)
@@ -125,8 +125,8 @@ async def test_redis_accepts_every_accepted_position(redis: RedisServer, make_re
     client = make_redis()
     await client.zadd("k", {"a": 1})
     for place in ("0", "-1.5", "1e+16", "1.5e-07", "1795445088.6016801", "inf", "-inf", "9" * 300):
-        asked = scan.walk("k", f"{place}:x", 1, oldest_first=True, failed=False)
-        await client.eval(asked.script.source, 1, "k", *asked.arguments)
+        command = scan.walk("k", f"{place}:x", 1, oldest_first=True, failed=False)
+        await client.eval(command.script.source, 1, "k", *command.arguments)
 
 
 async def test_a_list_of_schedules_reveals_no_other_namespaces(
@@ -141,15 +141,15 @@ async def test_a_list_of_schedules_reveals_no_other_namespaces(
         )
     ours = Schedule("ours", Every(3600), Task(ADD, (1,), queue="mail"))
     await api.services.tasks.put_schedule(ours)
-    where, cursor, found, pages = f"/namespaces/{namespace}/schedules", "", [], 0
+    where, cursor, names, pages = f"/namespaces/{namespace}/schedules", "", [], 0
     while True:
         page = (await api.get(f"{where}?cursor={cursor}", operator)).json()
-        found += [each["name"] for each in page["items"]]
+        names += [item["name"] for item in page["items"]]
         cursor, pages = page["nextCursor"], pages + 1
         if cursor is None:
             break
         assert b"their" not in base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-    assert (found, pages) == (["ours"], 3)
+    assert (names, pages) == (["ours"], 3)
     # Nor can one be made up, to see what begins behind a name.
     refused = await api.get(f"{where}?cursor={packed('their-payroll-3')}", operator)
     assert (refused.status_code, code(refused)) == (422, "invalid_input")

@@ -80,11 +80,11 @@ async def test_all_are_applied_and_the_log_names_the_user(
     # Owned as by an apply: a field that is left out next time goes.
     assert [f["operation"] for f in now["metadata"]["managedFields"]] == ["Apply"]
     here = f"/namespaces/{namespace}/transactions"
-    shown = (await api.get(f"{here}/{body['transaction']}", admin)).json()
-    assert (shown["status"], shown["by"]) == ("committed", "program:admin")
-    assert shown["objects"] == ["create WorkerPool/bills", "update WorkerPool/mail"]
+    transaction = (await api.get(f"{here}/{body['transaction']}", admin)).json()
+    assert (transaction["status"], transaction["by"]) == ("committed", "program:admin")
+    assert transaction["objects"] == ["create WorkerPool/bills", "update WorkerPool/mail"]
     listed = (await api.get(f"{here}?limit=1", admin)).json()
-    assert [each["id"] for each in listed["items"]] == [body["transaction"]]
+    assert [item["id"] for item in listed["items"]] == [body["transaction"]]
     again = await api.post(path(namespace), admin, {"manifest": text})
     assert (again.json()["outcome"], again.json()["transaction"]) == ("unchanged", None)
     assert [k async for k in api.services.redis.scan_iter("engineroom:console:manifests:*")] == []
@@ -94,7 +94,7 @@ async def test_no_environment_value_is_returned_or_stored(api: Api, namespace: s
     admin = await api.key("admin", namespace)
 
     async def applied(*names: str) -> str:
-        env = [{"name": each, "value": f"hunter2-{each}"} for each in names]
+        env = [{"name": name, "value": f"hunter2-{name}"} for name in names]
         made = pool("mail", replicas=1)
         made["spec"]["template"]["spec"]["containers"][0]["env"] = env
         body = {"manifest": manifest(made)}
@@ -109,11 +109,11 @@ async def test_no_environment_value_is_returned_or_stored(api: Api, namespace: s
         assert '\\"B\\"' in text or names == ("A",)
         assert "hunter2" not in text
     redis = api.services.redis
-    kept = [
-        await redis.hgetall(each) async for each in redis.scan_iter("engineroom:console:once*:*:*")
+    values = [
+        await redis.hgetall(item) async for item in redis.scan_iter("engineroom:console:once*:*:*")
     ]
-    assert len(kept) == 3
-    assert b"hunter2" not in b"".join(value for each in kept for value in each.values())
+    assert len(values) == 3
+    assert b"hunter2" not in b"".join(value for item in values for value in item.values())
 
 
 async def test_a_viewer_can_diff(api: Api, client: Client, namespace: str, person: Any) -> None:
@@ -123,10 +123,10 @@ async def test_a_viewer_can_diff(api: Api, client: Client, namespace: str, perso
     body = {"manifest": manifest(changed), "force": True}
     refused = await api.post(path(namespace), viewer, {**body, "dryRun": True})
     assert (refused.status_code, code(refused)) == (403, "permission_denied")
-    told = await api.post(f"{path(namespace)}/diff", viewer, body)
-    assert told.status_code == 200, told.text
-    [found] = told.json()["objects"]
-    assert {"path": "spec.replicas", "before": "1", "after": "2"} in found["changes"]
+    response = await api.post(f"{path(namespace)}/diff", viewer, body)
+    assert response.status_code == 200, response.text
+    [change] = response.json()["objects"]
+    assert {"path": "spec.replicas", "before": "1", "after": "2"} in change["changes"]
     assert (await live(client, namespace, "mail")) == before
     # By the cluster's RBAC it is a patch, as for kubectl.
     reader = await person("reader", {**POOLS, "verbs": ["get", "list"]})
@@ -159,7 +159,7 @@ async def test_a_failing_object_undoes_all_others(
 
     async def then_somebody_else(transaction: str, objects: Any) -> None:
         await rehearsed(transaction, objects)
-        # Between rehearsal and writing somebody makes the last object himself.
+        # Between dry run and write, another client creates the last object.
         await by_kubectl(client, namespace, "zeta")
 
     monkeypatch.setattr(api.services.bundles, "put", then_somebody_else)
@@ -176,7 +176,7 @@ async def test_a_failing_object_undoes_all_others(
     assert zeta is not None
     assert zeta["metadata"]["annotations"] == {"example.com/note": "by hand"}
     log = (await api.get(f"/namespaces/{namespace}/transactions", admin)).json()["items"]
-    assert [each["status"] for each in log] == ["rolled_back"]
+    assert [item["status"] for item in log] == ["rolled_back"]
 
 
 async def test_an_undo_keeps_concurrent_changes(api: Api, client: Client, namespace: str) -> None:
@@ -278,7 +278,7 @@ def test_a_merge_patch_transforms_one_object_into_the_other() -> None:
 # -- killed at every step ------------------------------------------------------------------------
 
 #: The writes of one transaction of three objects (a creation is two, an update one), and one more,
-#: by which nobody dies: each is a place to die before and after.
+#: that kills nothing: the process dies before and after each write.
 STEPS = 6
 
 
@@ -332,13 +332,13 @@ async def test_a_kill_at_every_write_leaves_all_or_nothing(
     assert died or output.decode().strip() == "committed"
 
     async def recorded() -> list[dict[str, Any]]:
-        records = [dict(each.body) for each in await api.services.audit.read(0, 500)]
-        return [each for each in records if each["action"] == "transaction.recover"]
+        records = [dict(item.body) for item in await api.services.audit.read(0, 500)]
+        return [record for record in records if record["action"] == "transaction.recover"]
 
     if record and died:
-        [told] = await eventually("its end is in the audit log", recorded, 10)
-        assert (told["who"], told["namespace"], told["outcome"]) == ("test", namespace, "done")
-        assert told["details"] == {"transaction": "crash", "ended": status}
+        [entry] = await eventually("its end is in the audit log", recorded, 10)
+        assert (entry["who"], entry["namespace"], entry["outcome"]) == ("test", namespace, "done")
+        assert entry["details"] == {"transaction": "crash", "ended": status}
     elif not record:
         assert await recorded() == []
 

@@ -38,8 +38,8 @@ def samples(text: str) -> Samples:
     }
 
 
-def said(found: Samples, name: str, /, **labels: str) -> float | None:
-    return found.get((name, tuple(sorted(labels.items()))))
+def said(samples_: Samples, name: str, /, **labels: str) -> float | None:
+    return samples_.get((name, tuple(sorted(labels.items()))))
 
 
 @pytest_asyncio.fixture
@@ -74,21 +74,21 @@ async def test_requests_errors_sign_ins_and_transactions_are_counted(
     assert done.status_code == 200, done.text
     async with metrics.server(0, "127.0.0.1") as server, httpx.AsyncClient() as http:
         answer = await http.get(f"http://127.0.0.1:{server.port}/metrics")
-    found = samples(answer.text)
+    values = samples(answer.text)
     counted = "engineroom_http_request_seconds_count"
     route = "/api/v1/namespaces/{namespace}/pools"
-    assert said(found, counted, method="GET", route=route, status="200") == 3
-    assert said(found, counted, method="GET", route=f"{route}/{{pool}}", status="404") == 1
-    assert said(found, counted, method="GET", route="", status="404") == 1
-    assert said(found, "engineroom_errors_total", code="not_found", category="not_found") == 1
-    assert said(found, "engineroom_sign_ins_refused_total", code=code(refused)) == 1
+    assert said(values, counted, method="GET", route=route, status="200") == 3
+    assert said(values, counted, method="GET", route=f"{route}/{{pool}}", status="404") == 1
+    assert said(values, counted, method="GET", route="", status="404") == 1
+    assert said(values, "engineroom_errors_total", code="not_found", category="not_found") == 1
+    assert said(values, "engineroom_sign_ins_refused_total", code=code(refused)) == 1
     assert said(
-        found, "engineroom_sagas_total", saga="manifests.apply", outcome="committed"
+        values, "engineroom_sagas_total", saga="manifests.apply", outcome="committed"
     ) == 1  # fmt: skip
-    assert said(found, "engineroom_sse_streams") == 0
-    assert said(found, "engineroom_http_requests_under_way") == 0
+    assert said(values, "engineroom_sse_streams") == 0
+    assert said(values, "engineroom_http_requests_under_way") == 0
     for name in ("redis", "kubernetes"):
-        assert said(found, "engineroom_breaker_state", name=name, state="closed") == 1
+        assert said(values, "engineroom_breaker_state", name=name, state="closed") == 1
     assert namespace not in answer.text
 
 
@@ -112,16 +112,16 @@ async def test_the_breaker_opens_for_an_unavailable_redis_and_closes_again(
             held = [await api.get("/whoami", token) for _ in range(20)]
             # Some connect in vain where the pause has run out; most are answered at once.
             assert time.perf_counter() - began < 20 * BREAKER_PAUSE
-            assert {each.status_code for each in held} == {503}
-            found = samples(metrics.exposition().decode())
+            assert {item.status_code for item in held} == {503}
+            values = samples(metrics.exposition().decode())
             open_, half = (
-                said(found, "engineroom_breaker_state", name="redis", state=state)
+                said(values, "engineroom_breaker_state", name="redis", state=state)
                 for state in ("open", "half_open")
             )
             assert (open_ or 0) + (half or 0) == 1
             failures = [
                 value
-                for (name, labels), value in found.items()
+                for (name, labels), value in values.items()
                 if name == "engineroom_errors_total" and ("category", "dependency") in labels
             ]
             assert sum(failures) >= BREAKER_FAILURES + 21
@@ -129,8 +129,8 @@ async def test_the_breaker_opens_for_an_unavailable_redis_and_closes_again(
             deadline = time.monotonic() + 15
             while (await api.get("/readyz")).status_code != 200:
                 assert time.monotonic() < deadline
-            found = samples(metrics.exposition().decode())
-            assert said(found, "engineroom_breaker_state", name="redis", state="closed") == 1
+            values = samples(metrics.exposition().decode())
+            assert said(values, "engineroom_breaker_state", name="redis", state="closed") == 1
             await api.aclose()
 
 

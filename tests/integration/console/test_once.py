@@ -36,8 +36,8 @@ async def lost(api: Api) -> None:
 
 
 async def jobs(api: Api) -> list[str]:
-    found: list[Any] = await api.services.redis.lrange("rq:queue:mail", 0, -1)
-    return [each.decode() for each in found]
+    queued: list[Any] = await api.services.redis.lrange("rq:queue:mail", 0, -1)
+    return [item.decode() for item in queued]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,8 +52,8 @@ async def test_a_kill_between_the_job_and_its_response_repeats_nothing(
     path, body = CASES[case]
     where = f"/namespaces/{namespace}/{path}"
     headers = {"authorization": f"Bearer {operator}", "idempotency-key": "k"}
-    said = b"" if body is None else json.dumps(body).encode()
-    if said:
+    content = b"" if body is None else json.dumps(body).encode()
+    if content:
         headers["content-type"] = "application/json"
     module = "tests.integration.console.dying_api"
     with api_process(
@@ -61,7 +61,7 @@ async def test_a_kill_between_the_job_and_its_response_repeats_nothing(
     ) as process:
         async with httpx.AsyncClient(base_url=process.url) as http:
             with pytest.raises(httpx.RemoteProtocolError):
-                await http.post(f"/api/v1{where}", content=said, headers=headers)
+                await http.post(f"/api/v1{where}", content=content, headers=headers)
     [first] = await jobs(api)
     again = await api.post(where, operator, body, idempotency_key="k")
     assert (again.status_code, code(again)) == (409, "idempotency_key_busy")
@@ -69,7 +69,7 @@ async def test_a_kill_between_the_job_and_its_response_repeats_nothing(
     again = await api.post(where, operator, body, idempotency_key="k")
     assert await jobs(api) == [first]
     if case == "named":
-        # Whose it is nobody can tell; it is not done twice.
+        # Its creator is unknown; it is not repeated.
         assert (again.status_code, code(again)) == (409, "job_exists")
         return
     assert again.status_code in (200, 201), again.text
@@ -83,7 +83,7 @@ async def test_a_kill_between_the_job_and_its_response_repeats_nothing(
     again = await api.post(where, operator, body, idempotency_key="k")
     assert again.json()["id"] == first
     assert await jobs(api) == []
-    # Another key, another job; and so it is for another body and for somebody else.
+    # Another key means another job, and so does another body or another caller.
     await api.post(where, operator, body, idempotency_key="l")
     assert len(await jobs(api)) == 1
     await lost(api)

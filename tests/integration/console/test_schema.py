@@ -65,9 +65,9 @@ def key(process: ApiProcess, redis: RedisServer) -> str:
     async def make() -> str:
         client = AsyncRedis.from_url(redis.url)
         keys = ApiKeys(client, SystemClock(), [derive_secret(b"s" * 48, "api-keys")])
-        made = await keys.create("program:fuzz", "fuzz", [Grant.everywhere(ADMIN.name)])
+        created = await keys.create("program:fuzz", "fuzz", [Grant.everywhere(ADMIN.name)])
         await client.aclose()
-        return made.secret
+        return created.secret
 
     return asyncio.run(make())
 

@@ -75,9 +75,9 @@ async def lines(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
             event[name] = value
 
 
-async def until(found: AsyncIterator[dict[str, str]], kind: str) -> dict[str, str]:
+async def until(events: AsyncIterator[dict[str, str]], kind: str) -> dict[str, str]:
     async with asyncio.timeout(10):
-        async for event in found:
+        async for event in events:
             if event.get("event") == kind or kind in event:
                 return event
     raise AssertionError(f"the stream ended without {kind}")
@@ -100,20 +100,20 @@ async def test_changes_arrive_and_a_reconnect_misses_none(
     headers = {"authorization": f"Bearer {token}"}
     async with served.http.stream("GET", where(namespace), headers=headers) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
-        found = lines(response)
-        await until(found, "reset")
+        events = lines(response)
+        await until(events, "reset")
         await made(client, namespace, "mail")
-        first = await until(found, "pool")
+        first = await until(events, "pool")
         assert json.loads(first["data"])["name"] == "mail"
-        await until(found, "comment")
+        await until(events, "comment")
     await made(client, namespace, "bills")
     await client.delete(WORKERPOOLS, namespace, "mail")
     headers["last-event-id"] = first["id"]
     async with served.http.stream("GET", where(namespace), headers=headers) as response:
-        found = lines(response)
-        assert json.loads((await until(found, "pool"))["data"])["name"] == "bills"
-        gone = await until(found, "gone")
-        assert json.loads(gone["data"]) == {"namespace": namespace, "name": "mail"}
+        events = lines(response)
+        assert json.loads((await until(events, "pool"))["data"])["name"] == "bills"
+        deleted = await until(events, "gone")
+        assert json.loads(deleted["data"]) == {"namespace": namespace, "name": "mail"}
     headers["last-event-id"] = "nobody-knows"
     async with served.http.stream("GET", where(namespace), headers=headers) as response:
         await until(lines(response), "reset")
@@ -129,14 +129,14 @@ async def test_a_stream_ends_when_the_permission_is_revoked(
         headers = {"authorization": f"Bearer {credential}"}
         async with served.http.stream("GET", where(namespace), headers=headers) as response:
             assert response.status_code == 200
-            found = lines(response)
-            await until(found, "comment")
+            events = lines(response)
+            await until(events, "comment")
             if credential == key:
                 await served.services.api_keys.revoke(key.split("_")[1])
             else:
                 await client.delete(BINDINGS, namespace, "reader")
-            await until(found, "end")
-            assert [event async for event in found] == []
+            await until(events, "end")
+            assert [event async for event in events] == []
 
 
 async def test_an_open_stream_does_not_extend_its_session(served: Served, namespace: str) -> None:
@@ -145,12 +145,12 @@ async def test_an_open_stream_does_not_extend_its_session(served: Served, namesp
     session = await sessions.open("program:x", [Grant("viewer", frozenset({namespace}))])
     cookie = {"cookie": f"{COOKIE}={session.id}"}
     async with served.http.stream("GET", where(namespace), headers=cookie) as response:
-        found = lines(response)
-        # Looked at while it lives, and over when nobody used it.
-        assert (await anext(found)).get("retry") == "1000"
-        assert (await anext(found)) == {"comment": "alive"}
+        events = lines(response)
+        # It is checked while it is valid, and ends when it is idle.
+        assert (await anext(events)).get("retry") == "1000"
+        assert (await anext(events)) == {"comment": "alive"}
         async with asyncio.timeout(6):
-            await until(found, "end")
+            await until(events, "end")
     assert (await served.get("/whoami", **cookie)).status_code == 401
 
 

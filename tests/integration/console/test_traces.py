@@ -38,18 +38,18 @@ SERVER, PRODUCER, CONSUMER = 2, 4, 5
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    with collector() as found:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+    with collector() as server:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         assert tracing.start("engineroom-test", "1")
-        yield found
+        yield server
         tracing.stop()
 
 
 @contextlib.contextmanager
 def worker(redis: RedisServer, pool_key: str, log: Path, **environment: str) -> Iterator[None]:
     """Start a worker of the runtime as in its container."""
-    said = {
+    settings = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}",
         "ENGINEROOM_REDIS_URL": redis.url,
@@ -61,7 +61,7 @@ def worker(redis: RedisServer, pool_key: str, log: Path, **environment: str) -> 
     }
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "engineroom_worker"], env=said, stdout=stream, stderr=stream
+            [sys.executable, "-m", "engineroom_worker"], env=settings, stdout=stream, stderr=stream
         )
     try:
         yield
@@ -111,19 +111,19 @@ async def test_a_requests_ids_are_on_the_log_lines_of_its_job(
     job = await enqueue(api, token, namespace, "say")
     with worker(redis, f"{namespace}/mail", tmp_path / "log"):
         await until(api, job, "finished")
-    said = lines(tmp_path / "log")
-    [told] = [line for line in said if line["logger"] == "shop"]
-    assert told["request_id"] == "order-17"
-    assert told["trace_id"] == TRACE
-    assert (told["job_id"], told["object"]) == (job, f"{namespace}/mail")
-    assert (told["event"], told["level"]) == ("said password=[redacted]", "warning")
+    records = lines(tmp_path / "log")
+    [record] = [line for line in records if line["logger"] == "shop"]
+    assert record["request_id"] == "order-17"
+    assert record["trace_id"] == TRACE
+    assert (record["job_id"], record["object"]) == (job, f"{namespace}/mail")
+    assert (record["event"], record["level"]) == ("said password=[redacted]", "warning")
     assert "hunter2" not in (tmp_path / "log").read_text()
     # The worker's own lines of the job have them too, and those of before and after have not.
-    own = [line for line in said if line["logger"] == "rq.worker" and "request_id" in line]
+    own = [line for line in records if line["logger"] == "rq.worker" and "request_id" in line]
     assert own
     assert {line["job_id"] for line in own} == {job}
-    assert "request_id" not in said[0]
-    assert "request_id" not in said[-1]
+    assert "request_id" not in records[0]
+    assert "request_id" not in records[-1]
 
 
 async def test_one_trace_leads_from_the_request_to_the_job(
@@ -150,8 +150,8 @@ async def test_one_trace_leads_from_the_request_to_the_job(
     assert (ran.trace, ran.parent, ran.kind) == (TRACE, enqueued.id, CONSUMER)
     assert ran.service == "engineroom-worker"
     assert (ran.attributes["messaging.message.id"], ran.failed) == (job, True)
-    [told] = [line for line in lines(tmp_path / "log") if line["logger"] == "shop"]
-    assert (told["trace_id"], told["span_id"]) == (TRACE, ran.id)
+    [record] = [line for line in lines(tmp_path / "log") if line["logger"] == "shop"]
+    assert (record["trace_id"], record["span_id"]) == (TRACE, ran.id)
     assert not [s for s in collected.spans if "hunter2" in json.dumps(s.attributes)]
 
 
@@ -172,15 +172,15 @@ async def test_a_manifests_steps_and_a_failed_request_are_spans(
 
 async def test_a_reconcile_is_a_span_and_its_error_a_code(collected: Collector) -> None:
     queue = WorkQueue("pools", timeout=5.0)
-    seen: list[str] = []
+    names: list[str] = []
 
     async def reconcile(key: str) -> None:
-        seen.append(key)
+        names.append(key)
         raise LimitError("password=hunter2", retry_after=60.0)
 
     running = asyncio.create_task(queue.run(reconcile, workers=1))
     queue.add("shop/mail", urgent=True)
-    await eventually("a run", lambda: bool(seen), 5)
+    await eventually("a run", lambda: bool(names), 5)
     await queue.shutdown(1.0)
     await running
     span = collected.wait(lambda s: s.name == "reconcile", "span of the reconcile")

@@ -53,29 +53,29 @@ async def fail(api: Api, count: int, queue: str, function: str = ADD) -> list[st
     redis = api.services.redis
     async with redis.pipeline(transaction=True) as pipeline:
         pipeline.delete(f"rq:queue:{queue}")
-        for number, each in enumerate(done):
+        for number, item in enumerate(done):
             moment = "2026-01-01T00:00:00.000000Z"
-            said = {"status": "failed", "ended_at": moment}
-            pipeline.hset(f"rq:job:{each.job_id}", mapping=said)
-            pipeline.zadd(f"rq:failed:{queue}", {each.job_id: 1e12 + number})
+            fields = {"status": "failed", "ended_at": moment}
+            pipeline.hset(f"rq:job:{item.job_id}", mapping=fields)
+            pipeline.zadd(f"rq:failed:{queue}", {item.job_id: 1e12 + number})
         await pipeline.execute()
-    return [each.job_id for each in done]
+    return [item.job_id for item in done]
 
 
 async def ended(api: Api, token: str, path: str, within: float = 10) -> dict[str, Any]:
     async def look() -> dict[str, Any] | None:
-        shown = (await api.get(path, token)).json()
-        return None if shown["status"] == "running" else shown
+        operation = (await api.get(path, token)).json()
+        return None if operation["status"] == "running" else operation
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     async def good() -> bool:
-        seen = await look()
-        found.update(seen or {})
-        return seen is not None
+        latest = await look()
+        result.update(latest or {})
+        return latest is not None
 
     await eventually("the operation ends", good, within)
-    return found
+    return result
 
 
 # -- queues -----------------------------------------------------------------------------------
@@ -87,9 +87,9 @@ async def test_a_queue_is_paused_limited_and_resumed(
     operator = await stage(api, client, namespace, "mail", "bills")
     here = f"/namespaces/{namespace}/queues"
     page = (await api.get(f"{here}?limit=1", operator)).json()
-    assert [each["name"] for each in page["items"]] == ["bills"]
+    assert [item["name"] for item in page["items"]] == ["bills"]
     rest = (await api.get(f"{here}?limit=1&cursor={page['nextCursor']}", operator)).json()
-    assert ([each["name"] for each in rest["items"]], rest["nextCursor"]) == (["mail"], None)
+    assert ([item["name"] for item in rest["items"]], rest["nextCursor"]) == (["mail"], None)
     paused = await api.post(f"{here}/mail/pause", operator, {"reason": "upgrade"})
     assert (paused.json()["paused"], paused.json()["reason"]) == (True, "upgrade")
     assert (await api.post(f"{here}/mail/resume", operator)).json()["paused"] is False
@@ -134,10 +134,10 @@ async def test_a_job_is_shown_with_the_progress_that_it_reports(
     job = (await api.services.tasks.enqueue(Task(ADD, (1,), queue="mail"))).job_id
 
     async def said() -> tuple[Any, ...]:
-        shown = (await api.get(f"/namespaces/{namespace}/jobs/{job}", operator)).json()
+        job_view = (await api.get(f"/namespaces/{namespace}/jobs/{job}", operator)).json()
         names = ("progress", "progressCount", "progressTotal", "progressMessage")
-        assert (shown["progressAt"] is None) is (shown["progressCount"] is None)
-        return tuple(shown[name] for name in names)
+        assert (job_view["progressAt"] is None) is (job_view["progressCount"] is None)
+        return tuple(job_view[name] for name in names)
 
     assert await said() == (None, None, None, "")
     with Redis.from_url(redis.url) as connection:
@@ -153,9 +153,9 @@ async def test_a_schedule_is_created_changed_paused_run_and_deleted(
     operator = await stage(api, client, namespace, "mail")
     here = f"/namespaces/{namespace}/schedules"
     wanted = {"function": ADD, "args": [1], "queue": "mail", "every": 3600}
-    made = await api.call("PUT", f"{here}/nightly", operator, wanted)
-    assert (made.status_code, made.json()["version"]) == (200, 1), made.text
-    tag = made.headers["etag"]
+    created = await api.call("PUT", f"{here}/nightly", operator, wanted)
+    assert (created.status_code, created.json()["version"]) == (200, 1), created.text
+    tag = created.headers["etag"]
     changed = await api.call(
         "PUT", f"{here}/nightly", operator, {**wanted, "every": 60}, if_match=tag
     )
@@ -187,8 +187,8 @@ async def test_a_schedule_name_of_another_namespace_conflicts_and_is_unchanged(
     assert (taken.status_code, code(taken)) == (409, "schedule_owned")
     for method, path in (("POST", "/pause"), ("POST", "/run"), ("DELETE", "")):
         assert (await api.call(method, f"{here}{path}", operator)).status_code == 404
-    known = await tasks.schedule("theirs")
-    assert (known.queue, known.paused, known.version) == ("bills", False, 1)
+    before = await tasks.schedule("theirs")
+    assert (before.queue, before.paused, before.version) == ("bills", False, 1)
 
 
 # -- many by a filter -------------------------------------------------------------------------
@@ -212,22 +212,22 @@ async def test_failed_jobs_are_counted_and_requeued_by_a_filter(
     assert begun.status_code == 200, begun.text
     again = await api.post(f"{here}/retry", operator, wanted, idempotency_key="k")
     assert again.json()["id"] == begun.json()["id"]
-    shown = await ended(api, operator, f"{here}/{begun.json()['id']}")
-    assert (shown["status"], shown["done"], shown["skipped"]) == ("done", 120, 0)
-    records = [dict(each.body) for each in await api.services.audit.read(0, 500)]
-    [end] = [each for each in records if each["action"] == "operation.end"]
-    assert (end["who"], end["namespace"], end["outcome"]) == (shown["by"], namespace, "done")
+    finished = await ended(api, operator, f"{here}/{begun.json()['id']}")
+    assert (finished["status"], finished["done"], finished["skipped"]) == ("done", 120, 0)
+    records = [dict(item.body) for item in await api.services.audit.read(0, 500)]
+    [end] = [record for record in records if record["action"] == "operation.end"]
+    assert (end["who"], end["namespace"], end["outcome"]) == (finished["by"], namespace, "done")
     assert end["details"] == {
-        "operation": shown["id"], "action": "retry", "done": 120, "skipped": 0,
+        "operation": finished["id"], "action": "retry", "done": 120, "skipped": 0,
     }  # fmt: skip
     redis = api.services.redis
-    assert {each.decode() for each in await redis.lrange("rq:queue:mail", 0, -1)} == set(ours)
+    assert {item.decode() for item in await redis.lrange("rq:queue:mail", 0, -1)} == set(ours)
     assert await redis.zcard("rq:failed:bills") == 30
     assert await redis.zcard("rq:failed:elsewhere") == 5
     listed = (await api.get(here, operator)).json()["items"]
-    assert [each["id"] for each in listed] == [begun.json()["id"]]
+    assert [item["id"] for item in listed] == [begun.json()["id"]]
     stranger = await api.key("operator", "somewhere-else")
-    assert (await api.get(f"{here}/{shown['id']}", stranger)).status_code == 403
+    assert (await api.get(f"{here}/{finished['id']}", stranger)).status_code == 403
 
 
 async def test_unique_keys_are_separate_by_namespace(
@@ -235,7 +235,7 @@ async def test_unique_keys_are_separate_by_namespace(
 ) -> None:
     operator = await stage(api, client, namespace, "mail")
     redis, where = api.services.redis, f"/namespaces/{namespace}/jobs"
-    # Another tenant's work, enqueued by his application; the key is easy to guess.
+    # Another tenant's job, enqueued by its application; the key is easy to guess.
     theirs = await api.services.tasks.enqueue(
         Task(ADD, (1,), queue="theirs", unique=Unique("invoice:42"))
     )
@@ -245,18 +245,18 @@ async def test_unique_keys_are_separate_by_namespace(
     assert (first["queue"], first["id"] == theirs.job_id) == ("mail", False)
     again = (await api.post(where, operator, wanted)).json()
     assert again == {**first, "created": False}
-    # What is claimed here keeps nobody else's work away, by no spelling.
+    # A key claimed here blocks no other namespace's job, in any spelling.
     for key in ("invoice:42", f"{namespace}:invoice:42"):
         other = await api.services.tasks.enqueue(
             Task(ADD, (1,), queue="mail2", unique=Unique(f"{key}:new"))
         )
         assert other.created
-    # The job went with its pool's queue to somebody else: it is not told which it is.
+    # The job moved to another namespace with its pool's queue: its id is not revealed.
     await redis.hset(f"rq:job:{first['id']}", "origin", "theirs")
-    gone = await api.post(where, operator, wanted)
-    assert (gone.status_code, code(gone)) == (409, "job_exists")
-    assert first["id"] not in gone.text
-    assert "theirs" not in gone.text
+    response = await api.post(where, operator, wanted)
+    assert (response.status_code, code(response)) == (409, "job_exists")
+    assert first["id"] not in response.text
+    assert "theirs" not in response.text
     # An id is the installation's: that it is taken is all that is said.
     named = await api.post(where, operator, {**wanted, "uniqueKey": "x", "jobId": theirs.job_id})
     assert (named.status_code, code(named)) == (409, "job_exists")
@@ -274,20 +274,20 @@ async def test_cancelling_leaves_other_namespaces_jobs_alone(
         """Return our job, another namespace's dependent, our dependent of that one, and one more of
         ours.
         """
-        made: list[str] = []
+        job_ids: list[str] = []
         for queue, parent in (("mail", None), ("theirs", 0), ("bills", 1), ("bills", 0)):
-            waits = () if parent is None else (made[parent],)
+            waits = () if parent is None else (job_ids[parent],)
             done = await tasks.enqueue(Task(ADD, (1,), queue=queue, depends_on=waits))
-            made.append(done.job_id)
-        return made
+            job_ids.append(done.job_id)
+        return job_ids
 
     async def statuses(ids: list[str]) -> list[bytes | None]:
-        return [await api.services.redis.hget(f"rq:job:{each}", "status") for each in ids]
+        return [await api.services.redis.hget(f"rq:job:{item}", "status") for item in ids]
 
-    one = await family()
-    done = await api.post(f"{here}/jobs/{one[0]}/cancel", operator, {})
-    assert done.json() == {"canceled": [one[0], one[3]], "running": [], "skipped": 1}
-    assert await statuses(one) == [b"canceled", b"deferred", b"deferred", b"canceled"]
+    first = await family()
+    done = await api.post(f"{here}/jobs/{first[0]}/cancel", operator, {})
+    assert done.json() == {"canceled": [first[0], first[3]], "running": [], "skipped": 1}
+    assert await statuses(first) == [b"canceled", b"deferred", b"deferred", b"canceled"]
     many = await family()
     begun = await api.post(f"{here}/operations/cancel", operator,
                            {"state": "waiting", "queue": "mail", "all": True})  # fmt: skip
@@ -303,15 +303,15 @@ async def test_waiting_jobs_are_cancelled_by_a_filter(
     operator = await stage(api, client, namespace, "mail")
     tasks = api.services.tasks
     await tasks.enqueue_many([Task(ADD, (n,), queue="mail") for n in range(260)])
-    kept = await tasks.enqueue(Task("tests.integration.tasks.work.step", (1,), queue="mail"))
+    later = await tasks.enqueue(Task("tests.integration.tasks.work.step", (1,), queue="mail"))
     here = f"/namespaces/{namespace}/operations"
     wanted = {"state": "waiting", "function": ADD, "atMost": 260}
     begun = await api.post(f"{here}/cancel", operator, wanted)
     assert begun.status_code == 200, begun.text
-    shown = await ended(api, operator, f"{here}/{begun.json()['id']}")
-    assert (shown["status"], shown["done"], shown["skipped"]) == ("done", 260, 0)
-    assert await api.services.redis.lrange("rq:queue:mail", 0, -1) == [kept.job_id.encode()]
-    ended_already = await api.call("DELETE", f"{here}/{shown['id']}", operator)
+    finished = await ended(api, operator, f"{here}/{begun.json()['id']}")
+    assert (finished["status"], finished["done"], finished["skipped"]) == ("done", 260, 0)
+    assert await api.services.redis.lrange("rq:queue:mail", 0, -1) == [later.job_id.encode()]
+    ended_already = await api.call("DELETE", f"{here}/{finished['id']}", operator)
     assert ended_already.json()["status"] == "done"
 
 
@@ -343,7 +343,7 @@ async def test_after_a_crash_at_any_step_another_replica_finishes_without_repeti
         else:
             await api.services.tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * jobs)
         state = State.FAILED if action is Action.RETRY else State.WAITING
-        known = Operation(
+        operation = Operation(
             "ab" * 16, namespace, action, state, ("mail",), JobFilter(), "test",
             SystemClock().now().timestamp(), jobs,
         )  # fmt: skip
@@ -357,17 +357,17 @@ async def test_after_a_crash_at_any_step_another_replica_finishes_without_repeti
         store = OperationStore(redis, SECRET)
         first = OperationRunner(OperationStore(mortal, SECRET), AsyncTasks(mortal), on_end=on_end)
         second = OperationRunner(store, AsyncTasks(redis), on_end=on_end)
-        await second.start(known)
-        with_lease = first.execute(known.id)
+        await second.start(operation)
+        with_lease = first.execute(operation.id)
         await asyncio.gather(with_lease, return_exceptions=True)
-        await redis.delete(f"engineroom:console:operation:{known.id}:lease")  # it runs out
-        await second.execute(known.id)
-        ends = await store.get(known.id)
+        await redis.delete(f"engineroom:console:operation:{operation.id}:lease")  # it runs out
+        await second.execute(operation.id)
+        ends = await store.get(operation.id)
         assert ends is not None
         assert ends.status is Status.DONE, allowed
         # Twice where one died between telling and noting it, never not at all.
-        assert {each.status for each in told} == {Status.DONE}, allowed
-        waiting = {each.decode() for each in await redis.lrange("rq:queue:mail", 0, -1)}
+        assert {item.status for item in told} == {Status.DONE}, allowed
+        waiting = {item.decode() for item in await redis.lrange("rq:queue:mail", 0, -1)}
         if action is Action.RETRY:
             assert (len(waiting), ends.done) == (jobs, jobs), allowed
             assert await redis.llen("rq:queue:mail") == jobs
@@ -383,19 +383,19 @@ async def test_one_replica_at_a_time_executes_an_operation_and_a_stop_ends_it(
     await stage(api, client, namespace, "mail")
     redis = api.services.redis
     both = [OperationStore(redis, SECRET) for _ in range(2)]
-    known = Operation(
+    operation = Operation(
         "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), JobFilter(), "test",
         SystemClock().now().timestamp(), 0,
     )  # fmt: skip
-    await both[0].start(known)
-    assert await both[0].acquire(known.id, LEASE)
-    assert not await both[1].acquire(known.id, LEASE)
-    assert await both[1].stop(known.id)
-    assert not await both[0].acquire(known.id, LEASE)
-    found = await both[0].get(known.id)
-    assert found is not None
-    assert found.status is Status.STOPPED
-    assert not await both[1].stop(known.id)
+    await both[0].start(operation)
+    assert await both[0].acquire(operation.id, LEASE)
+    assert not await both[1].acquire(operation.id, LEASE)
+    assert await both[1].stop(operation.id)
+    assert not await both[0].acquire(operation.id, LEASE)
+    stored = await both[0].get(operation.id)
+    assert stored is not None
+    assert stored.status is Status.STOPPED
+    assert not await both[1].stop(operation.id)
 
 
 # -- pools ------------------------------------------------------------------------------------
@@ -406,8 +406,8 @@ async def test_a_pool_and_its_pods_are_drained_and_undrained(
 ) -> None:
     operator = await stage(api, client, namespace, "mail")
     here = f"/namespaces/{namespace}/pools/mail"
-    shown = await api.post(f"{here}/drain", operator)
-    assert (shown.json()["draining"], shown.json()["held"]) == (True, None), shown.text
+    drained = await api.post(f"{here}/drain", operator)
+    assert (drained.json()["draining"], drained.json()["held"]) == (True, None), drained.text
     assert (await api.call("DELETE", f"{here}/drain", operator)).json()["draining"] is False
     unknown = await api.post(f"{here}/pods/mail-1-x/drain", operator)
     assert unknown.status_code == 404
@@ -416,8 +416,8 @@ async def test_a_pool_and_its_pods_are_drained_and_undrained(
               "last_heartbeat": "2999-01-01T00:00:00.000000Z", "queues": "mail"}  # fmt: skip
     await redis.hset("rq:worker:w1", mapping=record)
     await redis.sadd("rq:workers", "rq:worker:w1")
-    asked = await api.post(f"{here}/pods/mail-1-x/drain", operator)
-    assert asked.json()["pods"] == ["mail-1-x"], asked.text
+    drained_pod = await api.post(f"{here}/pods/mail-1-x/drain", operator)
+    assert drained_pod.json()["pods"] == ["mail-1-x"], drained_pod.text
     live = await client.get(WORKERPOOLS, namespace, "mail")
     assert live["metadata"]["annotations"][ANNOTATION_DRAIN_PODS] == "mail-1-x"
     back = await api.call("DELETE", f"{here}/pods/mail-1-x/drain", operator)
@@ -427,8 +427,8 @@ async def test_a_pool_and_its_pods_are_drained_and_undrained(
         ("w1", "mail", "well")
     ]
     stranger = await api.key("operator", "somewhere-else")
-    others = await api.get("/namespaces/somewhere-else/workers", stranger)
-    assert others.json()["items"] == []
+    elsewhere = await api.get("/namespaces/somewhere-else/workers", stranger)
+    assert elsewhere.json()["items"] == []
 
 
 async def test_a_pool_explains_its_size(api: Api, client: Client, namespace: str) -> None:
@@ -448,11 +448,11 @@ async def test_a_pool_explains_its_size(api: Api, client: Client, namespace: str
     await client.merge_patch(
         WORKERPOOLS, namespace, "mail", {"status": status}, subresource="status"
     )
-    told = (await api.get(here, operator)).json()
-    assert (told["current"], told["decision"], told["desired"]) == (
+    explained = (await api.get(here, operator)).json()
+    assert (explained["current"], explained["decision"], explained["desired"]) == (
         True, "3 jobs / 1 per worker = 3", 3,
     )  # fmt: skip
-    assert [each["what"] for each in told["findings"]] == ["Ready=False"]
+    assert [finding["what"] for finding in explained["findings"]] == ["Ready=False"]
 
 
 # -- rate limits ------------------------------------------------------------------------------

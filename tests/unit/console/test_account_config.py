@@ -31,24 +31,26 @@ SHOP = [{"role": "viewer", "namespaces": ["shop"]}]
 
 def made(document: Any = None, **hashes: str) -> AccountConfig:
     text = json.dumps(document if document is not None else {}).encode()
-    return parse(ConfigFiles(text, tuple((name, kept.encode()) for name, kept in hashes.items())))
+    return parse(
+        ConfigFiles(text, tuple((name, hashed.encode()) for name, hashed in hashes.items()))
+    )
 
 
 def problems(document: Any, **hashes: str) -> dict[str, str]:
     with pytest.raises(InvalidInputError) as raised:
         made(document, **hashes)
-    return {each.field: f"{each.problem}; {each.fix}" for each in raised.value.problems}
+    return {problem.field: f"{problem.problem}; {problem.fix}" for problem in raised.value.problems}
 
 
 def test_an_empty_configuration_has_three_roles_and_no_accounts() -> None:
     for source in (ConfigFiles(), ConfigFiles(b"{}"), ConfigFiles(b"roles: []\naccounts:\n")):
-        found = parse(source)
-        assert sorted(found.policy.roles) == ["admin", "operator", "viewer"]
-        assert (found.accounts, found.mapping) == ({}, ())
+        config = parse(source)
+        assert sorted(config.policy.roles) == ["admin", "operator", "viewer"]
+        assert (config.accounts, config.mapping) == ({}, ())
 
 
 def test_roles_accounts_and_groups() -> None:
-    found = made(
+    config = made(
         {
             "roles": [
                 {"name": "retrier", "permissions": ["namespace:jobs:retry", "self:identity:read"]},
@@ -65,15 +67,15 @@ def test_roles_accounts_and_groups() -> None:
         },
         ada=f"{HASH}\n",
     )
-    assert found.policy.roles["retrier"].permissions == {
+    assert config.policy.roles["retrier"].permissions == {
         Permission.NAMESPACE_JOBS_RETRY,
         Permission.SELF_IDENTITY_READ,
     }
-    assert found.policy.roles["reader"].permissions > found.policy.roles["viewer"].permissions
-    assert found.accounts["ada"].grants == (Grant("retrier", frozenset({"shop", "mail"})),)
-    assert (found.accounts["ada"].hashed, found.accounts["b.ob"].hashed) == (HASH, "")
-    assert [g.role for g in found.grants_of_groups(["ops", "x"])] == ["operator", "viewer"]
-    assert found.grants_of_groups(["x"]) == ()
+    assert config.policy.roles["reader"].permissions > config.policy.roles["viewer"].permissions
+    assert config.accounts["ada"].grants == (Grant("retrier", frozenset({"shop", "mail"})),)
+    assert (config.accounts["ada"].hashed, config.accounts["b.ob"].hashed) == (HASH, "")
+    assert [g.role for g in config.grants_of_groups(["ops", "x"])] == ["operator", "viewer"]
+    assert config.grants_of_groups(["x"]) == ()
 
 
 @pytest.mark.parametrize(
@@ -134,11 +136,13 @@ def test_a_problem_names_its_field(document: Any, field: str, told: str) -> None
 
 
 def test_all_problems_are_reported() -> None:
-    found = problems(
+    problems_by_field = problems(
         {"roles": [{"name": "X"}], "accounts": [{"name": "ada", "grants": [{"role": "no"}]}]},
         ada="plain",
     )
-    assert {"roles[0].name", "accounts[0].grants[0].role", "passwords.ada"} <= set(found)
+    assert {"roles[0].name", "accounts[0].grants[0].role", "passwords.ada"} <= set(
+        problems_by_field
+    )
 
 
 def test_a_hash_is_argon2id_within_cost_limits() -> None:
@@ -146,12 +150,12 @@ def test_a_hash_is_argon2id_within_cost_limits() -> None:
     other = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1, type=Type.I).hash("x")
     dear = HASH.replace("m=64", "m=1048576")
     for hashed in ("plain", "$2b$12$" + "x" * 53, other, dear, "$argon2id$v=19$m=64"):
-        told = problems(ada, ada=hashed)
-        assert "engineroom.auth.login.passwords" in told["passwords.ada"]
-        assert hashed not in str(told)
+        reported = problems(ada, ada=hashed)
+        assert "engineroom.auth.login.passwords" in reported["passwords.ada"]
+        assert hashed not in str(reported)
     assert made(ada, ada=HASH).accounts["ada"].hashed == HASH
     assert HASH not in repr(made(ada, ada=HASH))
-    # A hash of nobody is no problem: the Secret may come before the values, or stay after them.
+    # A hash without an account is valid: the Secret may come before the values, or stay after them.
     assert made({}, eve="plain").accounts == {}
 
 
@@ -161,10 +165,10 @@ def test_changes_between_configurations() -> None:
     before = made(people, gone=HASH, kept=HASH, changed=HASH, cleared=HASH)
     people["accounts"][0]["name"] = "back"
     after = made(people, back=HASH, kept=HASH, changed=other, set=HASH)
-    found = changes_between(before, after)
-    assert found.removed == {"user:gone"}
-    assert found.changed == {"user:changed", "user:cleared"}
-    assert found.added == {"user:back"}
+    changes = changes_between(before, after)
+    assert changes.removed == {"user:gone"}
+    assert changes.changed == {"user:changed", "user:cleared"}
+    assert changes.added == {"user:back"}
 
 
 def test_files_are_read_as_kubernetes_mounts_them(tmp_path: Path) -> None:
@@ -206,11 +210,11 @@ _JSON = st.recursive(
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from(["roles", "accounts", "roleMapping"]), _JSON))
 def test_no_document_crashes_the_parser(document: Any) -> None:
-    found = AccountConfig()
+    config = AccountConfig()
     with contextlib.suppress(InvalidInputError):
-        found = made(document)
-    for account in found.accounts.values():
-        assert all(grant.role in found.policy.roles for grant in account.grants)
+        config = made(document)
+    for account in config.accounts.values():
+        assert all(grant.role in config.policy.roles for grant in account.grants)
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xfe", b"a: [", b"&a [*a]", b"--- {}\n--- {}", b"!x {}"])

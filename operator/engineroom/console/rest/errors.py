@@ -29,27 +29,6 @@ class PreconditionFailedError(ConflictError):
     retryable = False
 
 
-class IdempotencyReusedError(EngineroomError):
-    """An Idempotency-Key was used for another request; use a new key."""
-
-    code = "idempotency_key_reused"
-    category = Category.VALIDATION
-    http_status = 422
-
-
-class IdempotencyBusyError(ConflictError):
-    """The first request with this Idempotency-Key is still running; try again."""
-
-    code = "idempotency_key_busy"
-
-
-class IdempotencySecretError(ConflictError):
-    """The first request succeeded; its response held a secret, which is not stored."""
-
-    code = "idempotency_secret_shown"
-    retryable = False
-
-
 class StreamsError(LimitError):
     """Too many event streams are open; close one."""
 
