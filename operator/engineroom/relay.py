@@ -1,9 +1,9 @@
-"""The outbox's relay as a process of its own: ``python -m engineroom.relay``, in the application.
+"""The outbox's relay as a process of the application: ``python -m engineroom.relay``.
 
-It needs what the application has and the operator has not: the database's credentials. Any number
-may run at once, and each may be killed at any time. Needs ``engineroom[postgres]``, and for
-``/metrics`` ``engineroom[metrics]``. The table is looked at again and again instead of being
-listened to: NOTIFY takes a lock that all of a database's commits wait for, one after the other.
+It needs the database's credentials, which the operator does not have. Any number may run at once,
+and each may be killed at any time. It needs ``engineroom[postgres]``, and ``engineroom[metrics]``
+for ``/metrics``. It polls the table, because NOTIFY takes a lock that serialises all commits of the
+database.
 """
 
 from __future__ import annotations
@@ -37,22 +37,21 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EXIT_OK, EXIT_CONFIG = 0, 2
-#: Seconds between looks at an empty table, unless told otherwise.
+#: Default of the seconds between two looks at an empty table.
 POLL = 0.2
-#: Seconds without a turn of the loop after which a restart would help; a turn that goes well is
-#: never longer ago than the other while the relay is ready.
+#: Seconds without a turn of the loop after which the relay is stuck, and without a successful turn
+#: after which it is not ready.
 STUCK, UNREADY = 90.0, 15.0
-#: What is wrong and does not heal by trying, such as a table that is missing: so long between
-#: tries (seconds).
-PATIENCE = 5.0
-#: What waits in the table is asked for so often (seconds).
+#: Pause after an error that retrying does not solve, such as a missing table (seconds).
+ERROR_PAUSE = 5.0
+#: Interval of the measurements of waiting rows (seconds).
 OLDEST_EVERY = 5.0
-#: Bounds of single steps, in seconds: less than STUCK together.
+#: Time limits of single steps, together less than STUCK (seconds).
 CONNECT_TIMEOUT, STATEMENT_TIMEOUT, REDIS_TIMEOUT = 5, 20, 5.0
 _DATABASE_OPTIONS = (
     f"-c statement_timeout={STATEMENT_TIMEOUT}s -c idle_in_transaction_session_timeout=60s"
 )
-_AGAIN = RetryPolicy(attempts=6, base=0.2, longest=PATIENCE, total=60.0)
+_RETRY = RetryPolicy(attempts=6, base=0.2, longest=ERROR_PAUSE, total=60.0)
 _WAITING = (
     "SELECT (SELECT extract(epoch FROM clock_timestamp() - created_at) FROM engineroom_outbox "
     "WHERE problem IS NULL ORDER BY id LIMIT 1), "
@@ -67,37 +66,37 @@ _OUTCOMES = {
 
 
 class RelayMetrics(Protocol):
-    """Where the relay counts."""
+    """The metrics that the relay updates."""
 
     def carried(self, jobs: Sequence[Enqueued]) -> None:
-        """Jobs were written, or found written before."""
+        """Count jobs that were written now, or had been written before."""
         ...
 
     def waiting(self, oldest: float, set_aside: int) -> None:
-        """Age in seconds of the oldest row to be carried; how many cannot be carried."""
+        """Set the age in seconds of the oldest waiting row, and the number of rows set aside."""
         ...
 
     def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         ...
 
 
 class NoMetrics:
-    """Counts nothing; where prometheus-client is not installed."""
+    """Counts nothing, without prometheus-client."""
 
     def carried(self, jobs: Sequence[Enqueued]) -> None:
-        """Not counted."""
+        """Count nothing."""
 
     def waiting(self, oldest: float, set_aside: int) -> None:
-        """Not kept."""
+        """Set nothing."""
 
     def exposition(self) -> bytes:
-        """Why there is nothing."""
+        """Return a comment on how to get metrics."""
         return b"# pip install engineroom[metrics]\n"
 
 
 class PrometheusMetrics:
-    """``engineroom_outbox_*``, and the errors of ``engineroom.core.prometheus``."""
+    """The metrics ``engineroom_outbox_*``, and those of ``engineroom.core.prometheus``."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -123,24 +122,24 @@ class PrometheusMetrics:
         self.recovery = PrometheusRecovery(self.registry)
 
     def carried(self, jobs: Sequence[Enqueued]) -> None:
-        """Jobs were written, or found written before."""
+        """Count jobs that were written now, or had been written before."""
         for job in jobs:
             self._carried.labels(_OUTCOMES[job.reason]).inc()
 
     def waiting(self, oldest: float, set_aside: int) -> None:
-        """Age in seconds of the oldest row to be carried; how many cannot be carried."""
+        """Set the age in seconds of the oldest waiting row, and the number of rows set aside."""
         self._oldest.set(oldest)
         self._set_aside.set(set_aside)
 
     def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
 
 
 class Host:
-    """Runs a relay until told to stop, through outages of both sides."""
+    """Runs a relay until told to stop, through outages of PostgreSQL and Redis."""
 
     def __init__(
         self,
@@ -157,7 +156,7 @@ class Host:
         from redis.retry import Retry
 
         self._database_url = database_url
-        # A second try inside the client would be one in a transaction that holds rows.
+        # The client must not retry inside a transaction that locks rows.
         self._redis = Redis.from_url(
             redis_url,
             socket_timeout=REDIS_TIMEOUT,
@@ -172,56 +171,56 @@ class Host:
         self._recovery = Recovery(
             "outbox relay",
             policies=dict.fromkeys((Category.DEPENDENCY, Category.TRANSIENT, Category.CONFLICT),
-                                   _AGAIN),
+                                   _RETRY),
             metrics=recovery_metrics or NullMetrics(),
             clock=self._clock,
             sleep=lambda seconds: self._rest(seconds),
         )  # fmt: skip
         self._connection: Any = None
-        self._asked = float("-inf")
-        self._turned = self._went_well = self._clock.monotonic()
-        #: What went wrong last; "" while all is well.
+        self._measured_at = float("-inf")
+        self._turned_at = self._succeeded_at = self._clock.monotonic()
+        #: The last error; empty after a success.
         self.trouble = "not connected yet"
 
     def stop(self) -> None:
-        """End ``run`` after the transaction that is under way."""
+        """End ``run`` after the current transaction."""
         self._stop.set()
 
     def run(self) -> None:
-        """Carry jobs until ``stop``."""
+        """Move jobs until ``stop``."""
         while not self._stop.is_set():
-            self._turned = self._clock.monotonic()
+            self._turned_at = self._clock.monotonic()
             try:
-                carried = self._recovery.call(self._turn)
+                moved = self._recovery.call(self._turn)
             except EngineroomError as error:
-                self._complain(str(error))
-                self._rest(PATIENCE)
+                self._report(str(error))
+                self._rest(ERROR_PAUSE)
                 continue
             if self.trouble:
                 log.info("outbox is relayed")
             self.trouble, self._went_well = "", self._clock.monotonic()
-            if carried < CHUNK:
+            if moved < CHUNK:
                 self._rest(self._poll)
         self._disconnect()
         self._redis.close()
 
     def health(self) -> str:
-        """What a restart would help against; "" for nothing."""
-        silent = self._clock.monotonic() - self._turned
+        """Return the problem that a restart may solve, or ""."""
+        silent = self._clock.monotonic() - self._turned_at
         return f"the loop is stuck for {silent:.0f} s" if silent > STUCK else ""
 
     def readiness(self) -> str:
-        """What keeps jobs from being carried; "" for nothing."""
+        """Return the problem that keeps the relay from moving jobs, or ""."""
         if self.trouble:
             return self.trouble
-        silent = self._clock.monotonic() - self._went_well
+        silent = self._clock.monotonic() - self._succeeded_at
         return f"nothing was looked at for {silent:.0f} s" if silent > UNREADY else ""
 
     def _turn(self) -> int:
-        """One look; how many jobs were carried. The connection goes with any error of it."""
+        """Move the waiting jobs once; return their number. A driver error closes the connection."""
         import psycopg
 
-        self._turned = self._clock.monotonic()
+        self._turned_at = self._clock.monotonic()
         try:
             if self._connection is None:
                 self._connection = psycopg.connect(
@@ -234,32 +233,32 @@ class Host:
             with tracing.span("relay") as span:
                 jobs = Relay(self._connection, self._redis, self._clock).once()
                 span.note(messaging__batch__message_count=len(jobs))
-            self._look_at_what_waits()
+            self._measure_waiting()
         except psycopg.Error as error:
             self._disconnect()
-            self._complain(describe(error))
+            self._report(describe(error))
             raise
         except EngineroomError as error:
-            self._complain(str(error))
+            self._report(str(error))
             raise
         self._metrics.carried(jobs)
         return len(jobs)
 
-    def _look_at_what_waits(self) -> None:
+    def _measure_waiting(self) -> None:
         now = self._clock.monotonic()
-        if now - self._asked < OLDEST_EVERY:
+        if now - self._measured_at < OLDEST_EVERY:
             return
-        self._asked = now
+        self._measured_at = now
         oldest, set_aside = self._connection.execute(_WAITING).fetchone()
         self._metrics.waiting(max(0.0, float(oldest or 0)), set_aside)
 
-    def _complain(self, trouble: str) -> None:
+    def _report(self, trouble: str) -> None:
         if trouble != self.trouble:
             log.warning("outbox cannot be relayed", error=trouble)
         self.trouble = trouble
 
     def _rest(self, seconds: float) -> None:
-        self._turned = self._clock.monotonic()
+        self._turned_at = self._clock.monotonic()
         self._stop.wait(seconds)
 
     def _disconnect(self) -> None:
@@ -270,16 +269,16 @@ class Host:
 
 
 def serve(host: Host, metrics: RelayMetrics, address: tuple[str, int]) -> ThreadingHTTPServer:
-    """``/healthz``, ``/readyz`` and ``/metrics``, in a thread of their own."""
+    """Serve ``/healthz``, ``/readyz`` and ``/metrics`` from a thread."""
 
     class Handler(BaseHTTPRequestHandler):
-        """Answers GET."""
+        """Answers GET requests."""
 
         def do_GET(self) -> None:
-            """One of the three."""
-            told = {"/healthz": host.health, "/readyz": host.readiness}.get(self.path)
-            if told is not None:
-                trouble = told()
+            """Answer one of the three paths."""
+            probe = {"/healthz": host.health, "/readyz": host.readiness}.get(self.path)
+            if probe is not None:
+                trouble = probe()
                 self._answer(503 if trouble else 200, f"{trouble or 'ok'}\n".encode())
             elif self.path == "/metrics":
                 self._answer(200, metrics.exposition())
@@ -293,8 +292,8 @@ def serve(host: Host, metrics: RelayMetrics, address: tuple[str, int]) -> Thread
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
-            """Probes are not worth a line."""
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+            """Log no requests."""
 
     server = ThreadingHTTPServer(address, Handler)
     threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
@@ -302,43 +301,47 @@ def serve(host: Host, metrics: RelayMetrics, address: tuple[str, int]) -> Thread
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    made = argparse.ArgumentParser(
+    """Return the command's argument parser."""
+    arguments = argparse.ArgumentParser(
         prog="python -m engineroom.relay",
         description="Carry jobs from the outbox in PostgreSQL to Redis. URLs come from files, or "
         "from ENGINEROOM_DATABASE_URL and ENGINEROOM_REDIS_URL.",
     )
-    made.add_argument("--database-url-file", type=Path, help="file with the PostgreSQL URL")
-    made.add_argument("--redis-url-file", type=Path, help="file with the Redis URL")
-    made.add_argument(
+    arguments.add_argument("--database-url-file", type=Path, help="file with the PostgreSQL URL")
+    arguments.add_argument("--redis-url-file", type=Path, help="file with the Redis URL")
+    arguments.add_argument(
         "--poll", type=float, default=POLL, help=f"seconds between looks when idle [{POLL:g}]"
     )
-    made.add_argument("--host", default="0.0.0.0", help="address of the probes [all]")  # noqa: S104 # nosec B104 - the kubelet asks from outside the pod
-    made.add_argument("--port", type=int, default=8081, help="port of the probes [8081]")
-    made.add_argument(
+    arguments.add_argument("--host", default="0.0.0.0", help="address of the probes [all]")  # noqa: S104 # nosec B104 - the kubelet connects from outside the pod
+    arguments.add_argument("--port", type=int, default=8081, help="port of the probes [8081]")
+    arguments.add_argument(
         "--log-repeat", type=int, default=REPEATED,
         help=f"lines of the same message that are written in ten seconds; 0: all [{REPEATED}]",
     )  # fmt: skip
-    return made
+    return arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
-    wanted = parser().parse_args(arguments)
-    configure(repeat=(max(0, wanted.log_repeat), REPEAT_SECONDS))
+    """Run until SIGTERM or SIGINT; return the exit code."""
+    options = parser().parse_args(arguments)
+    configure(repeat=(max(0, options.log_repeat), REPEAT_SECONDS))
     try:
-        database_url = _url("database", wanted.database_url_file)
-        redis_url = _url("redis", wanted.redis_url_file)
-        _check(wanted.poll)
+        database_url = _url("database", options.database_url_file)
+        redis_url = _url("redis", options.redis_url_file)
+        _check(options.poll)
         metrics: NoMetrics | PrometheusMetrics = NoMetrics()
-        counted: RecoveryMetrics = NullMetrics()
+        recovery_metrics: RecoveryMetrics = NullMetrics()
         if importlib.util.find_spec("prometheus_client") is not None:
             metrics = PrometheusMetrics()
-            counted = metrics.recovery
+            recovery_metrics = metrics.recovery
         host = Host(
-            database_url, redis_url, poll=wanted.poll, metrics=metrics, recovery_metrics=counted
+            database_url,
+            redis_url,
+            poll=options.poll,
+            metrics=metrics,
+            recovery_metrics=recovery_metrics,
         )
-        server = serve(host, metrics, (wanted.host, wanted.port))
+        server = serve(host, metrics, (options.host, options.port))
     except (ValueError, OSError) as error:
         log.error("the relay cannot start", problem=str(error))  # noqa: TRY400
         return EXIT_CONFIG
@@ -354,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(poll: float) -> None:
-    """Raises ValueError where it could not run."""
+    """Raise ValueError for options with which the relay cannot run."""
     if not 0.01 <= poll <= 60:
         raise ValueError("--poll: use 0.01 to 60 seconds")
     if importlib.util.find_spec("psycopg") is None:
@@ -362,12 +365,12 @@ def _check(poll: float) -> None:
 
 
 def _url(name: str, file: Path | None) -> str:
-    """From the file, else from the environment. Raises ValueError, OSError."""
+    """Return the URL from the file or from the environment. Raises ValueError, OSError."""
     variable = f"ENGINEROOM_{name.upper()}_URL"
-    said = file.read_text().strip() if file is not None else os.environ.get(variable, "")
-    if not said:
+    url = file.read_text().strip() if file is not None else os.environ.get(variable, "")
+    if not url:
         raise ValueError(f"no {name} URL: set --{name}-url-file or {variable}")
-    return said
+    return url
 
 
 if __name__ == "__main__":

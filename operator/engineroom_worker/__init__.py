@@ -1,8 +1,8 @@
-"""The runtime that Engineroom puts into users' images: an RQ worker that never drops a job.
+"""The runtime that Engineroom copies into users' images: an RQ worker that loses no job.
 
-Imports the standard library and what is in the user's image already (RQ, redis-py) and nothing
-else, and stays importable on Python 3.9.  ``python -m engineroom_worker`` is its only entry point;
-it is configured by the environment (see ``config``).
+It imports only the standard library and what the user's image contains (RQ, redis-py), and runs on
+Python 3.9 and newer. ``python -m engineroom_worker`` is its only entry point; the environment
+configures it (see ``config``).
 """
 
 from engineroom_worker.version import VERSION

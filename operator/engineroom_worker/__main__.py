@@ -1,4 +1,4 @@
-"""``python -m engineroom_worker``: the workers of one pod, configured by the environment."""
+"""``python -m engineroom_worker``: runs the workers of one pod, configured by the environment."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from engineroom_worker.config import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Where the kubelet looks for what a container has to say about its end.
+#: The file from which the kubelet reads a container's termination message.
 TERMINATION_LOG = Path("/dev/termination-log")
 
-#: The oldest RQ whose executions and intermediate queue work as the runtime needs them.
+#: The oldest RQ with the executions and the intermediate queue that the runtime needs.
 OLDEST_RQ = (2, 4)
 
 log = logging.getLogger("rq.worker")
 
 
 def main() -> int:
-    """Run until told to end; returns the exit code."""
-    # The container's first program held these back until somebody could hear them: from here on.
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _leave)
+    """Run until told to stop; return the exit code."""
+    # The container's first program blocked these signals until a handler exists.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         settings = from_environment()
@@ -46,68 +46,68 @@ def main() -> int:
 
     logs.configure()
 
-    from engineroom_worker.metrics import Board, MetricsServer
+    from engineroom_worker.metrics import MetricsServer, SharedMetrics
     from engineroom_worker.supervisor import Supervisor
 
-    board = Board(settings.workers)
-    out_of_memory.begin(board)
+    metrics = SharedMetrics(settings.workers)
+    out_of_memory.set_baseline(metrics)
     try:
-        server = MetricsServer(board, settings.pool, settings.metrics_port)
+        server = MetricsServer(metrics, settings.pool, settings.metrics_port)
     except OSError as error:
         return _refuse(f"ENGINEROOM_METRICS_PORT: cannot listen on it: {error}")
     server.start()
 
     def work(slot: int) -> int:
-        return run_worker(settings, slot, board, server.forget)
+        return run_worker(settings, slot, metrics, server.close_inherited)
 
     try:
         if settings.workers == 1:
             return work(0)
-        return Supervisor(settings.workers, board, work).run()
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
+        return Supervisor(settings.workers, metrics, work).run()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
 
 
-def _leave(signum: int, frame: Any) -> None:
-    """Until a worker has handlers of its own it holds nothing, and may go at once."""
+def _exit(signum: int, frame: Any) -> None:
+    """Exit at once: before a worker has its own handlers, it holds no job."""
     raise SystemExit(0)
 
 
 def run_worker(
     settings: Settings,
     slot: int,
-    board: Any,
-    forget: Callable[[], None],
+    metrics: Any,
+    close_inherited: Callable[[], None],
     worker_class: Any | None = None,
 ) -> int:
-    """One worker from birth to end; waits for Redis for as long as it takes."""
+    """Run one worker until its end; wait for Redis without a limit."""
     from redis.exceptions import RedisError
 
-    from engineroom_worker.transactions import Patience, is_outage
+    from engineroom_worker.transactions import RedisRetry, is_outage
     from engineroom_worker.watchdog import watch
     from engineroom_worker.worker import PoolWorker
 
     name = f"{settings.pod_name}.{slot}.{uuid.uuid4().hex[:8]}"
     connection = connect(settings)
-    patience = Patience(log.warning, name)
+    retry = RedisRetry(log.warning, name)
     while True:
         try:
             connection.ping()
             worker = (worker_class or PoolWorker)(
-                settings, connection, name, board=board, slot=slot, forget=forget
+                settings, connection, name, metrics, slot, close_inherited
             )
             break
         except RedisError as error:
             if not is_outage(error):
                 raise
-            patience.wait(error)
-    watch(board, slot)
+            retry.wait(error)
+    watch(metrics, slot)
     worker.work()
     return 0
 
 
 def connect(settings: Settings) -> Any:
-    """A client as the worker needs it: no hidden retries, RESP2 (redis-py of any age)."""
+    """Return a client without hidden retries, with RESP2 for any version of redis-py."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -117,8 +117,8 @@ def connect(settings: Settings) -> Any:
         options["protocol"] = 2
     options["retry"] = Retry(NoBackoff(), 0)
     with contextlib.suppress(ImportError):
-        # redis-py 8 looks up its own version for each connection, which takes longer than a job's
-        # whole bookkeeping, and every work horse makes one; told once, it need not.
+        # Each work horse opens a connection, for which redis-py 8 looks up its own version. That
+        # takes longer than all bookkeeping of a job, unless the version is passed.
         from redis.driver_info import DriverInfo
 
         options["driver_info"] = DriverInfo()
@@ -150,10 +150,10 @@ def _check_serializer(settings: Settings) -> None:
 
 
 def _refuse(message: str) -> int:
-    """One line for people, on stderr and where the operator reads it."""
+    """Write the message to stderr and to the termination message; return the exit code."""
     line = " ".join(message.split())
     sys.stderr.write(f"engineroom_worker: {line}\n")
-    # Where it is not writable, stderr has to do; where the kubelet has not made it, it is not made.
+    # The kubelet creates the file; if it is missing or not writable, stderr has to suffice.
     with contextlib.suppress(OSError):
         if TERMINATION_LOG.exists():
             TERMINATION_LOG.write_text(line)

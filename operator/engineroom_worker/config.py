@@ -1,4 +1,4 @@
-"""What the operator tells a worker, read from the environment once at the start."""
+"""The worker's settings, which the operator passes in the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: ``sysexits.h``: something is wrong with the configuration; trying again cannot help.
+#: ``sysexits.h``: a configuration error, which a restart does not fix.
 EX_CONFIG = 78
 
 STRATEGIES = ("Priority", "RoundRobin", "Random")
@@ -24,9 +24,9 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a worker process is told.
+    """The settings of a worker process; durations are seconds.
 
-    Durations are seconds.  ``queues`` stand in the order in which they are looked at.
+    ``queues`` have the order in which the worker looks at them.
     """
 
     redis_url: str
@@ -47,7 +47,7 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """Read ``ENGINEROOM_*``; raises ConfigError for the first thing that is wrong."""
+    """Read the variables ``ENGINEROOM_*``. Raises ConfigError for the first invalid one."""
     env = os.environ if environment is None else environment
     if env.get("RQ_KEY_PREFIX", "rq") != "rq":
         raise ConfigError("RQ_KEY_PREFIX: Engineroom looks at RQ's keys under 'rq'; unset it")
@@ -76,9 +76,9 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def connection_options(settings: Settings) -> Mapping[str, Any]:
-    """Keyword arguments for ``Redis.from_url`` beyond the URL itself."""
+    """Return the keyword arguments for ``Redis.from_url``."""
     options: dict[str, Any] = {
-        # Long enough for any single command; a half-open connection is noticed within it.
+        # Long enough for any command; also the time to notice a half-open connection (seconds).
         "socket_timeout": 15,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
@@ -102,7 +102,7 @@ def _required(env: Mapping[str, str], name: str) -> str:
 def _redis_url(env: Mapping[str, str]) -> str:
     url = _required(env, "ENGINEROOM_REDIS_URL")
     if not url.startswith(("redis://", "rediss://", "unix://")):
-        # The value itself holds credentials and is not repeated.
+        # The message omits the value, which holds credentials.
         raise ConfigError(
             "ENGINEROOM_REDIS_URL: must start with redis://, rediss:// or unix://; fix the Secret"
         )

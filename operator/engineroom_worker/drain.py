@@ -1,7 +1,7 @@
-"""What the operator asks of a worker, as plain data: suspended, draining, retired or nothing.
+"""The operator's requests to a worker: suspend, drain or retire.
 
-The requests are levels, not messages: keys that are read at the top of every loop.  A nudge over
-RQ's pubsub channel only makes the worker look sooner.
+Requests are levels and not messages: the worker reads their keys in each turn of its loop. A nudge
+over RQ's pubsub channel only makes it look sooner.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-#: Command on RQ's own pubsub channel that makes a worker look at its keys now.
+#: Command on the worker's pubsub channel that makes it read its keys at once.
 WAKE_COMMAND = "engineroom-wake"
 
 DRAINING = "draining"
@@ -18,50 +18,51 @@ RETIRED = "retired"
 
 
 def suspended_key(pool: str) -> str:
-    """Key whose presence keeps the pool's workers from taking jobs."""
+    """Return the key that exists while the pool's workers must take no jobs."""
     return "engineroom:suspended:{" + pool + "}"
 
 
 def paused_key(queue: str) -> str:
-    """Key whose presence keeps workers of every pool from taking jobs of the queue."""
+    """Return the key that exists while the queue is paused for all pools."""
     return f"engineroom:paused:{queue}"
 
 
 def workers_key(pool: str) -> str:
-    """Set of the names of the pool's workers."""
+    """Return the key of the set of the pool's worker names."""
     return "engineroom:workers:{" + pool + "}"
 
 
 def drain_key(worker: str) -> str:
-    """Key holding ``drain:<id>`` or ``retire:<id>`` while that is wanted of the worker."""
+    """Return the key that holds ``drain:<id>`` or ``retire:<id>`` while requested."""
     return f"engineroom:drain:{worker}"
 
 
 def stats_key(queue: str) -> str:
-    """Hash of what the queue's workers have done: finished, failed, busy_ms, wait_ms."""
+    """Return the key of the queue's totals: finished, failed, busy_ms, wait_ms."""
     return f"engineroom:stats:{queue}"
 
 
 def settle_key(queue: str) -> str:
-    """List of jobs that the operator failed for a dead worker and whose callbacks, dependents and
-    rate-limit slots a living worker sees to.
+    """Return the key of the list of jobs that the operator failed for dead workers.
+
+    A living worker runs their callbacks and dependents, and releases their rate-limit slots.
     """
     return f"engineroom:settle:{queue}"
 
 
 def settling_key(job: str) -> str:
-    """Held by the worker that sees to such a job."""
+    """Return the key that names the worker which currently settles such a job."""
     return f"engineroom:settling:{job}"
 
 
 def strays_key(queue: str) -> str:
-    """Hash of when each entry of the queue's intermediate list was first seen lying there."""
+    """Return the key of the hash of times at which intermediate entries were first seen."""
     return f"engineroom:intermediate:{queue}"
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What is asked of the worker at one moment."""
+    """The requests to the worker at one moment."""
 
     rq_suspended: bool = False
     pool_suspended: bool = False
@@ -70,22 +71,22 @@ class Controls:
 
     @property
     def suspended(self) -> bool:
-        """Whether RQ or the pool is suspended."""
+        """True if RQ or the pool is suspended."""
         return self.rq_suspended or self.pool_suspended
 
     @property
     def leaving(self) -> bool:
-        """Whether the worker is to take no further job until told otherwise."""
+        """True if the worker must take no further job."""
         return bool(self.drain)
 
     @property
     def retired(self) -> bool:
-        """Whether the worker is never to take a job again."""
+        """True if the worker must never take a job again."""
         return self.drain == RETIRED
 
     @classmethod
     def read(cls, rq_suspended: Any, pool_suspended: Any, request: Any) -> Controls:
-        """Make sense of the three values; an unknown request counts as a drain."""
+        """Return the controls of three Redis values; an unknown request counts as a drain."""
         text: str = _text(request) or ""
         verb, _, request_id = text.partition(":")
         drain = "" if not text else RETIRED if verb == "retire" else DRAINED

@@ -1,9 +1,9 @@
-"""What RQ does beside running jobs, inside the worker and without doubling any.
+"""RQ's side work inside the worker: promotion of scheduled jobs, and maintenance.
 
-Scheduled jobs are promoted by whichever worker holds RQ's own scheduler lock, from its loop; RQ
-would fork a process per worker for that.  RQ's maintenance runs as ever, except for the two parts
-of it that decide what becomes of a job in several steps: here each decision is one transaction,
-which only the first of all who try can apply.
+The worker that holds RQ's own scheduler lock promotes scheduled jobs from its loop; RQ would fork a
+process per worker for that. RQ's maintenance runs unchanged, except for the two parts that decide
+a job's outcome in several steps. Here each decision is one transaction, which only one worker can
+apply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import rq
 from redis.exceptions import RedisError
 from rq import worker_registration
 from rq.exceptions import AbandonedJobError, NoSuchJobError
@@ -24,33 +23,31 @@ from rq.queue import Queue
 from rq.registry import StartedJobRegistry, clean_registries
 from rq.scheduler import RQScheduler
 
-from engineroom_worker import drain, limits
-from engineroom_worker.priority import LATEST, TO_PLACES
-from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, Patience
+from engineroom_worker import drain, executions, limits
+from engineroom_worker.executions import RQ_MAJOR
+from engineroom_worker.priority import MAX_SEARCH, MOVE_BY_PRIORITY
+from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, RedisRetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-RQ_MAJOR = int(rq.__version__.split(".")[0])
-
-#: Without a heartbeat for so long an execution is taken for abandoned by maintenance.
-EXECUTION_TTL = 90
-#: Scheduled jobs are looked for so often by the worker that holds RQ's scheduler lock,
+#: Interval at which the holder of RQ's scheduler lock promotes scheduled jobs (seconds).
 PROMOTE_SECONDS = 1.0
-#: which it refreshes, and others try to get, so often,
+#: Interval at which the holder refreshes the lock, and others try to acquire it (seconds).
 LOCK_SECONDS = 15.0
-#: and which RQ's scripts let expire after 61 s: a holder that could not refresh it lets go before.
+#: Age at which a holder that could not refresh the lock gives it up; RQ's scripts let the lock
+#: expire after 61 s (seconds).
 LOCK_TRUST_SECONDS = 50.0
-#: A job that was taken and not started for so long is put back.
+#: Time after which a job that was taken and not started is put back (seconds).
 STRAY_SECONDS = 60.0
-#: Who settles a job for the dead is given so long, its failure callback included.
+#: Time limit for settling a dead worker's job, including its failure callback (seconds).
 SETTLING_SECONDS = 300
 
-#: Put back what has been in the intermediate list for too long.  The entry is the right to start
-#: the job, so a worker that is merely slow finds itself without it and drops the job: no double.
-#: KEYS: queue, intermediate list, hash of when each entry was first seen, registry of started jobs
-#: (stock RQ workers leave the entry in the list until the job has begun).
-#: ARGV: now, seconds, prefix of job keys.
+#: Put back jobs that have been in the intermediate list for too long. The entry is the right to
+#: start the job, so a worker that is only slow loses that right and drops the job: nothing doubles.
+#: KEYS: queue, intermediate list, hash of the time at which each entry was first seen, registry of
+#: started jobs (stock RQ workers leave the entry in the list until the job has started).
+#: ARGV: time, seconds, prefix of job keys.
 RETURN_STRAYS = """
 local seen, present, returned = {}, {}, {}
 local flat = redis.call('HGETALL', KEYS[3])
@@ -84,48 +81,49 @@ log = logging.getLogger("rq.worker")
 
 
 class _Scheduler(RQScheduler):
-    """RQ's own, which also tells what it is about to enqueue."""
+    """RQ's scheduler; calls ``on_promotion`` with queue and job ids before it enqueues them."""
 
-    def __init__(self, told: Callable[[str, list[str]], None], *args: Any, **kwargs: Any) -> None:
-        self._told = told
+    def __init__(
+        self, on_promotion: Callable[[str, list[str]], None], *args: Any, **kwargs: Any
+    ) -> None:
+        self._on_promotion = on_promotion
         super().__init__(*args, **kwargs)
 
     def prepare_registries(self, *names: Any) -> None:
-        """Make the registries that RQ asks for what is due."""
+        """Prepare the registries from which RQ reads the due jobs."""
         super().prepare_registries(*names)
         for registry in self._scheduled_job_registries:
-            self._listen(registry)
+            self._observe(registry)
 
-    def _listen(self, registry: Any) -> None:
-        asked = registry.get_jobs_to_schedule
+    def _observe(self, registry: Any) -> None:
+        original = registry.get_jobs_to_schedule
 
         def get_jobs_to_schedule(*args: Any, **kwargs: Any) -> Any:
-            jobs = asked(*args, **kwargs)
-            self._told(registry.name, jobs)
+            jobs = original(*args, **kwargs)
+            self._on_promotion(registry.name, jobs)
             return jobs
 
         registry.get_jobs_to_schedule = get_jobs_to_schedule
 
 
 class Housekeeper:
-    """The side work of one worker."""
+    """Promotes scheduled jobs and maintains queues for one worker."""
 
-    def __init__(self, worker: Any, patience: Patience) -> None:
+    def __init__(self, worker: Any, retry: RedisRetry) -> None:
         self._worker = worker
-        self._patience = patience
+        self._retry = retry
         self._scheduler: Any = None
         self._next_promotion = self._next_lock = self._locked_at = 0.0
-        self._failures = 0
-        self._freed = worker.connection.register_script(limits.FREED)
-        self._to_places = worker.connection.register_script(TO_PLACES)
+        self._announce_slot = worker.connection.register_script(limits.ANNOUNCE_FREE_SLOT)
+        self._move = worker.connection.register_script(MOVE_BY_PRIORITY)
         self._promoted: dict[str, list[str]] = {}
 
     def due(self) -> float:
-        """When to call ``promote`` next, in monotonic seconds."""
+        """Return the monotonic time at which to call ``promote`` next."""
         return self._next_promotion if self._holds_locks() else self._next_lock
 
     def promote(self) -> None:
-        """Enqueue scheduled jobs that are due; never raises, the loop notices an outage itself."""
+        """Enqueue scheduled jobs that are due. Raises nothing: the loop notices outages itself."""
         at = time.monotonic()
         if at < self.due():
             return
@@ -134,46 +132,46 @@ class Housekeeper:
             if at >= self._next_lock:
                 self._next_lock = at + LOCK_SECONDS
                 self._hold_locks(at)
-                self._settle_for_the_dead()
+                self._settle_failed_jobs()
             if self._holds_locks():
                 if at - self._locked_at > LOCK_TRUST_SECONDS:
-                    self.outage()
+                    self.on_outage()
                     return
                 self._scheduler.enqueue_scheduled_jobs()
                 promoted, self._promoted = self._promoted, {}
                 for name, jobs in promoted.items():
-                    self.to_places(Queue.redis_queue_namespace_prefix + name, jobs)
+                    self.move_by_priority(Queue.redis_queue_namespace_prefix + name, jobs)
         except RedisError as error:
             log.debug("Worker %s: no promotion: %s", self._worker.name, error)
         except Exception:
             log.exception("Worker %s: could not enqueue scheduled jobs", self._worker.name)
 
-    def to_places(self, queue_key: str, jobs: Sequence[str]) -> None:
-        """Take jobs that RQ has just put at the end of a queue to where their priority says."""
+    def move_by_priority(self, queue_key: str, jobs: Sequence[str]) -> None:
+        """Move jobs that RQ put at the end of a queue to the position of their priority."""
         prefix = Job.redis_job_namespace_prefix
-        for start in range(0, len(jobs), LATEST // 10):
-            chunk = jobs[start : start + LATEST // 10]
-            self._to_places(keys=[queue_key], args=[prefix, LATEST, *chunk])
+        for start in range(0, len(jobs), MAX_SEARCH // 10):
+            chunk = jobs[start : start + MAX_SEARCH // 10]
+            self._move(keys=[queue_key], args=[prefix, MAX_SEARCH, *chunk])
 
-    def freed(self, limit: str) -> None:
-        """Say that a job has given up its place of the limit."""
-        self._freed(keys=[limits.holding_key(limit)], args=[limit])
+    def announce_free_slot(self, limit: str) -> None:
+        """Let workers look at once at queues with held jobs of the limit's key."""
+        self._announce_slot(keys=[limits.holding_key(limit)], args=[limit])
 
-    def outage(self) -> None:
-        """Redis was away: another may hold the locks by now."""
+    def on_outage(self) -> None:
+        """Give up the scheduler locks, which another worker may hold after the outage."""
         if self._holds_locks():
             self._scheduler._acquired_locks = set()
             self._scheduler._scheduled_job_registries = []
         self._next_lock = time.monotonic() + PROMOTE_SECONDS
 
     def leave(self) -> None:
-        """Let another worker promote at once."""
+        """Release the scheduler locks, so that another worker can promote at once."""
         if self._holds_locks():
             with contextlib.suppress(RedisError):
                 self._scheduler.stop()
 
     def promote_ready(self) -> None:
-        """Enqueue dependents that RQ 3 has marked ready and that nobody has enqueued."""
+        """Enqueue dependents that RQ 3 has marked ready and has not enqueued."""
         if RQ_MAJOR < 3:
             return
         from rq.registry import ReadyJobRegistry
@@ -184,7 +182,7 @@ class Housekeeper:
                 ReadyJobRegistry(queue=queue).cleanup()
 
     def clean(self, queue: Queue) -> None:
-        """Maintain one queue, unless another worker does so just now."""
+        """Maintain one queue, unless another worker holds its maintenance lock."""
         if not queue.acquire_maintenance_lock():
             return
         try:
@@ -215,10 +213,10 @@ class Housekeeper:
         worker = self._worker
         named: dict[str, Any] = {}
         if "name" in inspect.signature(RQScheduler.__init__).parameters:
-            # The lock then carries the worker's name, and who finds the worker dead can free it.
+            # The lock then holds the worker's name, so that recovery can release a dead worker's.
             named["name"] = worker.name
         scheduler = _Scheduler(
-            self._promoted_from,
+            self._on_promotion,
             worker.queues,
             worker.connection,
             logging_level=log.level or logging.INFO,
@@ -228,22 +226,22 @@ class Housekeeper:
         scheduler._connection = worker.connection
         return scheduler
 
-    def _promoted_from(self, queue: str, jobs: list[str]) -> None:
+    def _on_promotion(self, queue: str, jobs: list[str]) -> None:
         if jobs:
             self._promoted.setdefault(queue, []).extend(jobs)
 
-    def _settle_for_the_dead(self) -> None:
-        """What the operator leaves undone for jobs that it failed: it runs nobody's code."""
+    def _settle_failed_jobs(self) -> None:
+        """Run callbacks and dependents of jobs that the operator failed: it runs no users' code."""
         worker = self._worker
         for queue in worker.queues:
             while self._settle_next(queue):
                 pass
 
     def _settle_next(self, queue: Queue) -> bool:
-        """Settle the queue's next such job; False if there is none, or another is at it.
+        """Settle the queue's next such job; return False if there is none, or another claimed it.
 
-        The entry goes when all is done: who dies in between leaves it to another, whose claim
-        waits for that of the dead to expire. A failure callback may so be called twice.
+        The entry is removed at the end. If this worker dies before, another settles the job after
+        the claim has expired, and may call a failure callback a second time.
         """
         worker = self._worker
         waiting = drain.settle_key(queue.name)
@@ -296,14 +294,14 @@ class Housekeeper:
             member=lambda: member,
             token=lambda: repr(at),
             extra=lambda: [("ZREM", registry_key, member), ("DEL", f"rq:execution:{member}")],
-            patience=self._patience,
+            retry=self._retry,
         )
-        # Left over from a job that has ended otherwise: nothing to decide.
+        # The entry of a job that has ended otherwise is only removed.
         held = job.get_status(refresh=False) == JobStatus.STARTED
         retry = held and job.should_retry
         if job.failure_ttl is None:
             job.failure_ttl = worker.settings.dead_letter_ttl
-        reason = f"Job abandoned: its worker sent no heartbeat for {EXECUTION_TTL} s."
+        reason = f"Job abandoned: its worker sent no heartbeat for {executions.EXECUTION_TTL} s."
         bind_status(job, guard)
         try:
             with GuardedConnection(worker.connection, guard).pipeline() as pipeline:
@@ -324,7 +322,7 @@ class Housekeeper:
             self._after_death(job, queue, reason)
 
     def _after_death(self, job: Job, queue: Queue, reason: str) -> None:
-        """The failure callback, dependents, webhooks and rate-limit slot of an abandoned job."""
+        """Run the failure callback, dependents, webhooks and rate-limit release of a dead job."""
         worker = self._worker
         error = AbandonedJobError()
         try:
@@ -363,10 +361,10 @@ class Housekeeper:
 
 
 def bind_status(job: Job, guard: Guard) -> None:
-    """Have RQ set the job's status in the guarded transaction.
+    """Have RQ write the job's status in the guarded transaction.
 
-    ``Job.retry`` with an interval writes the status SCHEDULED by itself, ahead of the transaction
-    that schedules; a crash in between would leave a job that is scheduled nowhere.
+    ``Job.retry`` with an interval writes the status SCHEDULED before the transaction that schedules
+    the job. A crash in between would leave a job with that status in no registry.
     """
 
     def set_status(status: JobStatus, pipeline: Any = None) -> None:

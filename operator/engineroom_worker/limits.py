@@ -1,49 +1,50 @@
-"""How many jobs of a queue, or of a key that jobs name, may run at once and begin in a time.
+"""Limits of concurrency and rate, for the jobs of a queue or of a key.
 
-Kept by the script that takes a job. A queue at its limit is passed over, as a paused one. A job
-whose own key is at its limit is set aside, into a list of its key and queue in the same order, so
-that it stands in nobody's way; it is taken from there, before what stands in the queue, when there
-is room.
-A job that holds a place of its key has a lease on it, which heartbeats renew and the end of the job
-gives back: that of a dead worker ends by itself.
+The script that takes a job enforces them. It skips a queue at its limit, like a paused one. It
+moves a job whose key is at its limit to a list of that key and queue, in the same order, so that
+the job does not block those behind it. When the key has room, the job is taken from there, before
+the jobs of the queue.
+
+A running job holds a slot of its key by a lease. Heartbeats renew the lease and the end of the job
+releases it; the lease of a dead worker expires.
 """
 
 from __future__ import annotations
 
 from engineroom_worker.priority import PUT
 
-#: A place is believed in so long without a heartbeat (seconds), as an execution is.
+#: Time to live of a lease without a heartbeat, as of an execution (seconds).
 LEASE = 90
-#: A key without room is looked at again after so long at most (seconds), should nobody have said
-#: that there is some.
-AGAIN = 10
-#: Jobs that one look sets aside at most, and keys with set-aside jobs that it looks at.
-MOST_HELD, MOST_KEYS = 200, 20
+#: The longest time until the next look at a key without room, if no free slot is announced
+#: (seconds).
+RECHECK_SECONDS = 10
+#: Jobs that one look holds at most, and keys with held jobs that it reads.
+MAX_HELD, MAX_KEYS = 200, 20
 
 
 def limit_key(queue: str) -> str:
-    """Hash of a queue's limits: concurrency, and count for each so many ms."""
+    """Return the key of the queue's limits: concurrency, and count per ms."""
     return f"engineroom:limit:{queue}"
 
 
 def limited_key(queue: str) -> str:
-    """Sorted set of the keys of which the queue has jobs set aside, by when there may be room."""
+    """Return the key of the sorted set of limit keys with held jobs, by when there may be room."""
     return f"engineroom:limited:{queue}"
 
 
 def slots_key(key: str) -> str:
-    """Sorted set of the jobs that hold a place of the key, by when their lease ends."""
+    """Return the key of the sorted set of jobs that hold a slot, by the end of their lease."""
     return f"engineroom:slots:{key}"
 
 
 def holding_key(key: str) -> str:
-    """Set of the queues that have set aside jobs of the key."""
+    """Return the key of the set of queues with held jobs of the limit key."""
     return f"engineroom:holding:{key}"
 
 
-#: KEYS: queues that have set aside jobs of the key. ARGV: the key. To be run when one of its jobs
-#: has ended, so that whatever queue is next looks now.
-FREED = """
+#: KEYS: queues with held jobs of the key. ARGV: the key. Runs when one of the key's jobs has ended:
+#: workers then look at these queues at once.
+ANNOUNCE_FREE_SLOT = """
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   local index = 'engineroom:limited:' .. name
   if redis.call('ZSCORE', index, ARGV[1]) then
@@ -54,13 +55,13 @@ for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
 end
 """
 
-#: Lua for the script that takes jobs. ``room`` and ``spend`` are GCRA: a bucket of ``count`` that
-#: is filled anew within ``ms``. ``soon(seconds)`` notes when to look again at the latest.
+#: Lua for the script that takes jobs. ``room`` and ``spend`` implement GCRA: a bucket of ``count``
+#: that refills within ``ms``. ``soon(seconds)`` sets the latest time of the next look.
 LIMITS = (
     PUT
     + f"""
 local now, again
-local function tell_time()
+local function read_time()
   if now then return end
   local clock = redis.call('TIME')
   now = clock[1] + clock[2] / 1000000
@@ -77,14 +78,14 @@ local function spend(key, count, ms)
   redis.call('SET', key, string.format('%.3f', free), 'PX', math.ceil(free - now * 1000) + 1)
 end
 local function queue_is_open(name, intermediate)
-  tell_time()
+  read_time()
   local limit = redis.call('HMGET', 'engineroom:limit:' .. name, 'concurrency', 'count', 'ms')
   local most, count = tonumber(limit[1] or ''), tonumber(limit[2] or '')
   local ms = tonumber(limit[3] or '')
   if not most and not count then return true end
   local started = most and redis.call('ZCOUNT', 'rq:wip:' .. name, now, '+inf')
   if most and started + redis.call('LLEN', intermediate) >= most then
-    -- What is on its way to a worker may go back in a moment: BLMOVE knows no limits.
+    -- A job between queue and worker may return soon: BLMOVE checks no limits.
     soon(started >= most and 1 or 0.05)
     return false
   end
@@ -93,14 +94,14 @@ local function queue_is_open(name, intermediate)
   return wait == 0, count, ms
 end
 local function fields(hash)
-  local found = {{}}
+  local selected = {{}}
   for at = 1, #hash, 2 do
     local name = hash[at]
     if name == 'enqueued_at' or name == 'status' or string.sub(name, 1, 3) == 'er_' then
-      found[name] = hash[at + 1]
+      selected[name] = hash[at + 1]
     end
   end
-  return found
+  return selected
 end
 local function admit(id, job)
   local key, most = job.er_limit, tonumber(job.er_limit_concurrency or '')
@@ -110,7 +111,7 @@ local function admit(id, job)
     redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
     if redis.call('ZCARD', slots) >= most and not redis.call('ZSCORE', slots, id) then
       local first = redis.call('ZRANGE', slots, 0, 0, 'WITHSCORES')
-      return false, math.min(tonumber(first[2]), now + {AGAIN})
+      return false, math.min(tonumber(first[2]), now + {RECHECK_SECONDS})
     end
   end
   local wait = count and room(rate, count, ms) or 0
@@ -125,11 +126,11 @@ end
 local function held_list(name, key)
   return 'engineroom:held:' .. #name .. ':' .. name .. ':' .. key
 end
--- The first of the set-aside jobs of which there is room, as {{id, hash}}.
+-- The first held job whose key has room, as id and hash.
 local function released(name, prefix)
   local index = 'engineroom:limited:' .. name
-  local keys = redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, {MOST_KEYS})
-  local left = {MOST_HELD}
+  local keys = redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, {MAX_KEYS})
+  local left = {MAX_HELD}
   for _, key in ipairs(keys) do
     local held = held_list(name, key)
     while left > 0 do
@@ -141,7 +142,7 @@ local function released(name, prefix)
       end
       local hash = redis.call('HGETALL', prefix .. id)
       local job = fields(hash)
-      -- Whoever has enqueued it anew, cancelled or deleted it did not know that it is here.
+      -- Skip a job that was enqueued again, cancelled or deleted while it was held.
       if job.status == 'queued' and job.er_limit and job.er_held == job.enqueued_at then
         local yes, at = admit(id, job)
         if not yes then
@@ -159,15 +160,15 @@ local function released(name, prefix)
   local first = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')
   if #first > 0 then soon(math.min(1, first[2] - now)) end
 end
--- Whether a job off the list may be taken; if not it is set aside.
+-- Whether a job of the queue may be taken; otherwise it is held.
 local function admitted(name, id, hash, prefix)
   local limited
   for at = 1, #hash, 2 do limited = limited or hash[at] == 'er_limit' end
   if not limited then return true end
-  tell_time()
+  read_time()
   local job = fields(hash)
   local held, index = held_list(name, job.er_limit), 'engineroom:limited:' .. name
-  -- Those that came before it come first.
+  -- Held jobs that came before it go first.
   if redis.call('EXISTS', held) == 0 then
     local yes, at = admit(id, job)
     if yes then return true end

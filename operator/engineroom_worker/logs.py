@@ -1,8 +1,8 @@
-"""Log lines: JSON in pods, with the ids of the job in hand, and without credentials.
+"""Log lines: JSON in pods, with the ids of the current job, and without credentials.
 
-Who enqueued a job through Engineroom left the ids of its request and trace in the job's meta. They
-are put on every record of the standard library's logging while the job is in hand, in the worker
-and in the work horse, whoever logs and however it is formatted.
+Engineroom stores the ids of request and trace in the job's meta. While the job runs, this module
+adds them to each record of the standard library's logging, in the worker and in the work horse, for
+all loggers and formatters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: Where the ids stand in a job's meta.
+#: The key of the ids in a job's meta.
 META_KEY = "engineroom_context"
 IDS = ("request_id", "trace_id", "span_id", "object", "job_id")
 FORMATS = ("auto", "json", "console")
@@ -40,25 +40,25 @@ _SECRETS = (
     ),
 )
 
-# One job at a time: the ids are the process', and a work horse has them from its worker.
+# A worker runs one job at a time, so the ids are global; a work horse inherits them.
 _ids: dict[str, str] = {}
 
 
 def ids_of(meta: Any) -> dict[str, str]:
-    """The ids in a job's meta; what is no plain id is left out, for anybody may have written it."""
-    found = meta.get(META_KEY) if isinstance(meta, dict) else None
-    if not isinstance(found, dict):
+    """Return the valid ids in a job's meta, which any program may have written."""
+    ids = meta.get(META_KEY) if isinstance(meta, dict) else None
+    if not isinstance(ids, dict):
         return {}
     return {
         name: value
         for name in IDS
-        if isinstance(value := found.get(name), str) and _PLAIN.fullmatch(value)
+        if isinstance(value := ids.get(name), str) and _PLAIN.fullmatch(value)
     }
 
 
 @contextlib.contextmanager
 def bound(**ids: str) -> Iterator[None]:
-    """Put ids on every log record of the block."""
+    """Add ids to each log record of the block."""
     before = dict(_ids)
     _ids.update(ids)
     try:
@@ -69,60 +69,61 @@ def bound(**ids: str) -> Iterator[None]:
 
 
 class Record(logging.LogRecord):
-    """A record that takes the ids over when it is formatted.
+    """A record that gets the ids when it is formatted.
 
-    Not when it is made: logging refuses an ``extra`` of a name that a record has already, and RQ
-    itself logs with ``job_id``. What is said with a line wins.
+    It cannot get them on creation: logging refuses an ``extra`` with a name that the record already
+    has, and RQ itself logs with ``job_id``. Values of the log call take precedence.
     """
 
-    def getMessage(self) -> str:  # noqa: N802 - its name there
-        """The message; every formatter asks for it before it looks at the rest."""
+    def getMessage(self) -> str:  # noqa: N802 - the library's name
+        """Return the message; formatters call this before they read other attributes."""
         for name, value in _ids.items():
             self.__dict__.setdefault(name, value)
         return super().getMessage()
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line, with the keys that the other processes of Engineroom use."""
+    """Formats a record as a JSON object, with the keys of Engineroom's other processes."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC)
-        said: dict[str, Any] = {
+        line: dict[str, Any] = {
             "event": redacted(record.getMessage()),
             "level": record.levelname.lower(),
             "logger": record.name,
             "timestamp": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
-        said.update({name: getattr(record, name) for name in IDS if hasattr(record, name)})
+        line.update({name: getattr(record, name) for name in IDS if hasattr(record, name)})
         if record.exc_info:
-            said["exception"] = redacted(self.formatException(record.exc_info))
-        return json.dumps(said, ensure_ascii=False, default=str)
+            line["exception"] = redacted(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class TextFormatter(logging.Formatter):
-    """For people, at a terminal."""
+    """Formats a record as text, for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         return redacted(super().format(record))
 
 
 def redacted(text: str) -> str:
-    """``text`` without credentials; the same patterns as in ``engineroom.core.redaction``."""
+    """Return the text without credentials, by the patterns of ``engineroom.core.redaction``."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def configure(environment: Mapping[str, str] | None = None, stream: IO[str] | None = None) -> None:
-    """Set up logging for the process: ``ENGINEROOM_LOG_FORMAT`` auto, json or console.
+    """Configure the process' logging by ``ENGINEROOM_LOG_FORMAT``: auto, json or console.
 
-    "auto" is text at a terminal and JSON anywhere else.
+    "auto" means text on a terminal and JSON otherwise.
     """
     out = sys.stderr if stream is None else stream
-    said = (os.environ if environment is None else environment).get("ENGINEROOM_LOG_FORMAT", "")
-    as_text = said == "console" or (said != "json" and out.isatty())
+    variables = os.environ if environment is None else environment
+    log_format = variables.get("ENGINEROOM_LOG_FORMAT", "")
+    as_text = log_format == "console" or (log_format != "json" and out.isatty())
     handler = logging.StreamHandler(out)
     handler.setFormatter(TextFormatter("%(asctime)s %(message)s") if as_text else JsonFormatter())
     logging.setLogRecordFactory(Record)

@@ -1,8 +1,8 @@
-"""What the pod's workers do, as Prometheus text on a small HTTP server of the standard library.
+"""Prometheus metrics of the pod's workers, on an HTTP server of the standard library.
 
-The numbers live in memory that is shared by the processes of the pod (supervisor, workers, work
-horses), so no request ever asks Redis or waits for a worker.  Each process writes its own cells:
-the work horse counts jobs, the worker reports its state.
+The values are in memory that the pod's processes share (supervisor, workers, work horses), so a
+request neither reads Redis nor waits for a worker. Each process writes its own cells: the work
+horse counts jobs, and the worker reports its state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engineroom_worker.version import VERSION
 
@@ -27,17 +27,17 @@ _FIELDS = (
     "alive",  # 1 while the worker process lives
     "state",  # index in STATES
     "drain",  # index in DRAIN_STATES
-    "heartbeat",  # unix seconds of the last heartbeat that reached Redis
+    "heartbeat",  # Unix seconds of the last heartbeat that reached Redis
     "memory",  # bytes
-    "cpu",  # cores, lately
+    "cpu",  # cores, recently
     "cpu_seconds",
-    "started",  # unix seconds of the start of the job in hand, 0 when idle
+    "started",  # Unix seconds of the start of the current job, 0 when idle
     "finished",
     "failed",
     "busy_seconds",
     "outages",
     "restarts",
-    "oom_kills",  # processes of the container killed for memory, as far as reported
+    "oom_kills",  # processes of the container killed for memory, as last read
     "looped",  # monotonic seconds of the last turn of the loop
 )
 _CELL = struct.Struct("d")
@@ -46,168 +46,211 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 STATES = ("idle", "busy", "suspended")
 DRAIN_STATES = ("", "draining", "drained", "retired")
 
-#: A worker that has not turned its loop for so long hangs, Redis or not. Longer than the callbacks
-#: of abandoned jobs, which RQ runs in the worker and stops after a minute each.
+#: Time without a turn of the loop after which a worker hangs, even in an outage of Redis (seconds).
+#: It is longer than the callbacks of abandoned jobs, each of which RQ stops after a minute.
 STUCK_SECONDS = 300.0
 
 
-class Board:
-    """The shared numbers, one slot a worker."""
+class SharedMetrics:
+    """The shared values, one slot per worker."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._memory = mmap.mmap(-1, _SLOT * slots)
 
     def get(self, slot: int, field: str) -> float:
-        """Value of one cell."""
+        """Return the value of one cell."""
         (value,) = _CELL.unpack_from(self._memory, self._offset(slot, field))
         return float(value)
 
     def set(self, slot: int, field: str, value: float) -> None:
-        """Set one cell; a cell has one writer at a time."""
+        """Set one cell; it must have one writer at a time."""
         _CELL.pack_into(self._memory, self._offset(slot, field), value)
 
     def add(self, slot: int, field: str, value: float = 1.0) -> None:
-        """Add to one cell."""
+        """Add to one cell; it must have one writer at a time."""
         self.set(slot, field, self.get(slot, field) + value)
 
     def healthy(self, now: float) -> bool:
-        """Whether no living worker has been stuck; ``now`` is monotonic."""
+        """Return whether no running worker is stuck; ``now`` is monotonic."""
         return not any(self.stuck(slot, now) for slot in range(self.slots))
 
     def stuck(self, slot: int, now: float) -> bool:
-        """Whether the slot's worker lives and its loop has not turned for too long."""
+        """Return whether the slot's worker runs and its loop has not turned for too long."""
         return bool(self.get(slot, "alive")) and now - self.get(slot, "looped") >= STUCK_SECONDS
 
     def _offset(self, slot: int, field: str) -> int:
         return slot * _SLOT + _FIELDS.index(field) * _CELL.size
 
 
-def render(board: Board, pool: str, now: float) -> str:
-    """The board as Prometheus text; ``now`` is in unix seconds."""
+class SlotMetrics:
+    """The shared values of one worker."""
+
+    def __init__(self, metrics: SharedMetrics, slot: int) -> None:
+        self._metrics = metrics
+        self._slot = slot
+
+    def get(self, field: str) -> float:
+        """Return a value."""
+        return self._metrics.get(self._slot, field)
+
+    def set(self, field: str, value: float) -> None:
+        """Set a value."""
+        self._metrics.set(self._slot, field, value)
+
+    def add(self, field: str, value: float = 1.0) -> None:
+        """Add to a value."""
+        self._metrics.add(self._slot, field, value)
+
+
+class Family(NamedTuple):
+    """A metric family; ``samples`` are label sets and values."""
+
+    name: str
+    kind: str
+    help: str
+    samples: list[tuple[str, float]]
+    format: Callable[[float], str]
+
+
+def render(metrics: SharedMetrics, pool: str, now: float) -> str:
+    """Return all metrics as Prometheus text; ``now`` is in Unix seconds."""
     lines: list[str] = []
-
-    def family(
-        name: str, kind: str, text: str, samples: list[tuple[str, float]], unit: Callable[..., str]
-    ) -> None:
-        lines.append(f"# HELP {name} {text}")
-        lines.append(f"# TYPE {name} {kind}")
-        lines.extend(f"{name}{{{labels}}} {unit(value)}" for labels, value in samples)
-
-    slots = range(board.slots)
     base = f'pool="{_escape(pool)}"'
+    for family in (*_pool_families(metrics, base), *_worker_families(metrics, base, now)):
+        lines.append(f"# HELP {family.name} {family.help}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        lines.extend(
+            f"{family.name}{{{labels}}} {family.format(value)}" for labels, value in family.samples
+        )
+    return "\n".join(lines) + "\n"
 
-    def each(field: str) -> list[tuple[str, float]]:
-        return [(f'{base},slot="{slot}"', board.get(slot, field)) for slot in slots]
+
+def _pool_families(metrics: SharedMetrics, base: str) -> list[Family]:
+    """Return the metrics of the pod as a whole."""
+    slots = range(metrics.slots)
+
+    def total(field: str) -> float:
+        return sum(metrics.get(slot, field) for slot in slots)
 
     states = dict.fromkeys(STATES, 0)
     for slot in slots:
-        if board.get(slot, "alive"):
-            states[STATES[int(board.get(slot, "state"))]] += 1
-    family(
-        "rq_workers",
-        "gauge",
-        "Workers of this pod by state.",
-        [(f'{base},state="{state}"', float(count)) for state, count in states.items()],
-        _whole,
-    )
-    finished = sum(board.get(slot, "finished") for slot in slots)
-    failed = sum(board.get(slot, "failed") for slot in slots)
-    family(
-        "rq_workers_success_total",
-        "counter",
-        "Jobs that ended well in this pod.",
-        [(base, finished)],
-        _whole,
-    )
-    family(
-        "rq_workers_failed_total",
-        "counter",
-        "Jobs that failed in this pod.",
-        [(base, failed)],
-        _whole,
-    )
-    family(
-        "rq_workers_working_time_total",
-        "counter",
-        "Seconds that jobs have run in this pod.",
-        [(base, sum(board.get(slot, "busy_seconds") for slot in slots))],
-        _plain,
-    )
-    busy = [(labels, float(value == 1)) for labels, value in each("state")]
-    family("engineroom_worker_busy", "gauge", "Whether the worker has a job.", busy, _whole)
-    family(
-        "engineroom_worker_memory_bytes",
-        "gauge",
-        "Resident memory of worker and work horse.",
-        each("memory"),
-        _whole,
-    )
-    family(
-        "engineroom_worker_cpu_seconds_total",
-        "counter",
-        "Processor time of worker and work horses.",
-        each("cpu_seconds"),
-        _plain,
-    )
-    ages = [
-        (f'{base},slot="{slot}"', now - board.get(slot, "started"))
-        for slot in slots
-        if board.get(slot, "started")
+        if metrics.get(slot, "alive"):
+            states[STATES[int(metrics.get(slot, "state"))]] += 1
+    return [
+        Family(
+            "rq_workers",
+            "gauge",
+            "Workers of this pool by state.",
+            [(f'{base},state="{state}"', float(count)) for state, count in states.items()],
+            _whole,
+        ),
+        Family(
+            "rq_workers_success_total",
+            "counter",
+            "Jobs that ended well in this pod.",
+            [(base, total("finished"))],
+            _whole,
+        ),
+        Family(
+            "rq_workers_failed_total",
+            "counter",
+            "Jobs that failed in this pod.",
+            [(base, total("failed"))],
+            _whole,
+        ),
+        Family(
+            "rq_workers_working_time_total",
+            "counter",
+            "Seconds that jobs have run in this pod.",
+            [(base, total("busy_seconds"))],
+            _decimal,
+        ),
+        Family(
+            "engineroom_worker_oom_kills_total",
+            "counter",
+            "Processes of the container killed for memory.",
+            [(base, max(metrics.get(slot, "oom_kills") for slot in slots))],
+            _whole,
+        ),
+        Family(
+            "engineroom_worker_info",
+            "gauge",
+            "Version of the runtime.",
+            [(f'{base},version="{VERSION}"', 1.0)],
+            _whole,
+        ),
     ]
-    family("engineroom_worker_job_age_seconds", "gauge", "Age of the job in hand.", ages, _plain)
+
+
+def _worker_families(metrics: SharedMetrics, base: str, now: float) -> list[Family]:
+    """Return the metrics of the pod's workers."""
+    slots = range(metrics.slots)
+
+    def by_slot(field: str) -> list[tuple[str, float]]:
+        return [(f'{base},slot="{slot}"', metrics.get(slot, field)) for slot in slots]
+
+    ages = [(labels, now - started) for labels, started in by_slot("started") if started]
     drains = [
-        (
-            f'{base},slot="{slot}",state="{state or "none"}"',
-            float(int(board.get(slot, "drain")) == index),
-        )
-        for slot in slots
+        (f'{labels},state="{state or "none"}"', float(int(value) == index))
+        for labels, value in by_slot("drain")
         for index, state in enumerate(DRAIN_STATES)
     ]
-    family("engineroom_worker_drain", "gauge", "Which drain state holds.", drains, _whole)
-    family(
-        "engineroom_worker_heartbeat_timestamp_seconds",
-        "gauge",
-        "When a heartbeat last reached Redis.",
-        each("heartbeat"),
-        _plain,
-    )
-    family(
-        "engineroom_worker_redis_outages_total",
-        "counter",
-        "How often Redis was found away.",
-        each("outages"),
-        _whole,
-    )
-    family(
-        "engineroom_worker_restarts_total",
-        "counter",
-        "How often the supervisor started the worker anew.",
-        each("restarts"),
-        _whole,
-    )
-    family(
-        "engineroom_worker_oom_kills_total",
-        "counter",
-        "Processes of the container killed for memory.",
-        [(base, max(board.get(slot, "oom_kills") for slot in slots))],
-        _whole,
-    )
-    family(
-        "engineroom_worker_info",
-        "gauge",
-        "Version of the runtime.",
-        [(f'{base},version="{VERSION}"', 1.0)],
-        _whole,
-    )
-    return "\n".join(lines) + "\n"
+    return [
+        Family(
+            "engineroom_worker_busy",
+            "gauge",
+            "Whether the worker has a job.",
+            [(labels, float(value == STATES.index("busy"))) for labels, value in by_slot("state")],
+            _whole,
+        ),
+        Family(
+            "engineroom_worker_memory_bytes",
+            "gauge",
+            "Resident memory of worker and work horse.",
+            by_slot("memory"),
+            _whole,
+        ),
+        Family(
+            "engineroom_worker_cpu_seconds_total",
+            "counter",
+            "Processor time of worker and work horses.",
+            by_slot("cpu_seconds"),
+            _decimal,
+        ),
+        Family(
+            "engineroom_worker_job_age_seconds", "gauge", "Age of the job in hand.", ages, _decimal
+        ),
+        Family("engineroom_worker_drain", "gauge", "Which drain state holds.", drains, _whole),
+        Family(
+            "engineroom_worker_heartbeat_timestamp_seconds",
+            "gauge",
+            "When a heartbeat last reached Redis.",
+            by_slot("heartbeat"),
+            _decimal,
+        ),
+        Family(
+            "engineroom_worker_redis_outages_total",
+            "counter",
+            "How often Redis was found away.",
+            by_slot("outages"),
+            _whole,
+        ),
+        Family(
+            "engineroom_worker_restarts_total",
+            "counter",
+            "How often the supervisor started the worker anew.",
+            by_slot("restarts"),
+            _whole,
+        ),
+    ]
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        # Without HTTPServer's look-up of the machine's full name, which can take seconds.
+        # HTTPServer would look up the machine's full name, which can take seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", self.server_address[1]
 
@@ -223,8 +266,8 @@ class _DualStackServer(_Server):
 class MetricsServer:
     """Serves ``/metrics`` and ``/healthz`` from a daemon thread."""
 
-    def __init__(self, board: Board, pool: str, port: int) -> None:
-        handler = type("Handler", (_Handler,), {"board": board, "pool": pool})
+    def __init__(self, metrics: SharedMetrics, pool: str, port: int) -> None:
+        handler = type("Handler", (_Handler,), {"metrics": metrics, "pool": pool})
         try:
             self._server: _Server = _DualStackServer(("::", port), handler)
         except OSError:
@@ -232,37 +275,37 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
+        """The port of the server."""
         return int(self._server.server_address[1])
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Answer requests in a thread."""
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
-    def forget(self) -> None:
-        """In a forked child: drop the listening socket, which is the parent's."""
+    def close_inherited(self) -> None:
+        """Close the listening socket in a forked child."""
         self._server.socket.close()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    board: Board
+    metrics: SharedMetrics
     pool: str
-    # A client that connects and says nothing must not hold a thread for ever.
+    # A silent client must not hold a thread forever (seconds).
     timeout = 10
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            text = render(self.board, self.pool, time.time())
+            text = render(self.metrics, self.pool, time.time())
             self._answer(200, "text/plain; version=0.0.4; charset=utf-8", text)
         elif path == "/healthz":
-            healthy = self.board.healthy(time.monotonic())
+            healthy = self.metrics.healthy(time.monotonic())
             self._answer(200 if healthy else 503, "text/plain", "ok\n" if healthy else "stuck\n")
         else:
             self._answer(404, "text/plain", "not found\n")
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
-        """Scrapes are no news."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Log no scrapes."""
 
     def _answer(self, status: int, content_type: str, text: str) -> None:
         body = text.encode()
@@ -274,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def resident_bytes(*pids: int) -> int:
-    """Resident memory of the processes; those that are gone count nothing."""
+    """Return the resident memory of the processes that exist."""
     total = 0
     for pid in pids:
         try:
@@ -286,7 +329,7 @@ def resident_bytes(*pids: int) -> int:
 
 
 def cpu_seconds(*pids: int) -> float:
-    """Processor time of this process and of its children that have ended, and of ``pids``."""
+    """Return the processor seconds of this process, its ended children, and ``pids``."""
     total = sum(os.times()[:4])
     for pid in pids:
         try:
@@ -305,5 +348,5 @@ def _whole(value: float) -> str:
     return str(int(value))
 
 
-def _plain(value: float) -> str:
+def _decimal(value: float) -> str:
     return f"{value:.3f}"

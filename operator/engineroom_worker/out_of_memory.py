@@ -1,8 +1,8 @@
-"""Processes of this container that the kernel killed for memory.
+"""Processes of this container that the kernel killed for lack of memory.
 
-Often it is the work horse alone that goes: on cgroup v1, and wherever the kubelet is told so
-(``singleProcessOOMKill``). The container then stays, and its status never tells of the kill; the
-kernel's own count does.
+On cgroup v1, and with the kubelet's ``singleProcessOOMKill``, the kernel often kills only the work
+horse. The container then keeps running, and its status does not show the kill. The kernel's own
+counter does.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engineroom_worker.metrics import Board
+    from engineroom_worker.metrics import SharedMetrics, SlotMetrics
 
 ROOT = Path("/sys/fs/cgroup")
-#: Where version 2 and version 1 keep count and limit, seen from inside the container.
+#: Files with counter and limit in cgroup v2 and v1, as seen from inside the container.
 _COUNTS = ("memory.events", "memory/memory.oom_control")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
-#: What version 1 says where there is no limit is a little below 2 to the power of 63.
+#: Version 1 reports a value slightly below 2 to the power of 63 if there is no limit.
 _NO_LIMIT = 2**62
 
 
 def kills(root: Path = ROOT) -> int:
-    """How many processes were killed since the container began; 0 where nobody counts."""
+    """Return the number of kills since the container's start; 0 without a counter."""
     for line in _read(root, _COUNTS).splitlines():
         name, _, count = line.partition(" ")
         if name == "oom_kill" and count.strip().isdigit():
@@ -32,27 +32,27 @@ def kills(root: Path = ROOT) -> int:
 
 
 def limit(root: Path = ROOT) -> int:
-    """The container's memory limit in bytes, 0 for none."""
+    """Return the container's memory limit in bytes, 0 for none."""
     text = _read(root, _LIMITS).strip()
     number = int(text) if text.isdigit() else 0
     return number if number < _NO_LIMIT else 0
 
 
-def begin(board: Board, root: Path = ROOT) -> None:
-    """Kills so far are none of this supervisor's workers."""
-    for slot in range(board.slots):
-        board.set(slot, "oom_kills", kills(root))
+def set_baseline(metrics: SharedMetrics, root: Path = ROOT) -> None:
+    """Store the kills before the first worker, which are not reported."""
+    for slot in range(metrics.slots):
+        metrics.set(slot, "oom_kills", kills(root))
 
 
-def news(board: Board, slot: int, root: Path = ROOT) -> dict[str, Any]:
-    """Fields of the worker's record when somebody was killed since the last time; else none.
+def new_kill_fields(metrics: SlotMetrics, root: Path = ROOT) -> dict[str, Any]:
+    """Return fields of the worker's record if there was a kill since the last call, else {}.
 
-    The board remembers across workers of the slot: the one killed may have been the worker.
+    The shared metrics outlive the slot's worker, which may be the process that was killed.
     """
     count = kills(root)
-    if count <= board.get(slot, "oom_kills"):
+    if count <= metrics.get("oom_kills"):
         return {}
-    board.set(slot, "oom_kills", count)
+    metrics.set("oom_kills", count)
     return {"er_oom_at": f"{time.time():.0f}", "er_oom_limit": limit(root)}
 
 

@@ -1,12 +1,12 @@
-"""Jobs with a priority that RQ has put at the end of a queue, taken to their places."""
+"""The script that moves jobs from the end of a queue to the position of their priority."""
 
 from __future__ import annotations
 
-#: Entries at the end of the list among which a job is looked for that was put there just now.
-LATEST = 1000
+#: Entries at the end of the list among which a job is searched for.
+MAX_SEARCH = 1000
 
-#: The same script as in ``engineroom.queue.priority``, which explains it; this package imports
-#: nothing of ``engineroom``.
+#: A copy of the script in ``engineroom.queue.priority``, which explains it; this package must not
+#: import ``engineroom``.
 PUT = """
 local walk = 150000
 local function seconds(stamp)
@@ -24,7 +24,7 @@ local function came(id)
   local hash = redis.call('HMGET', 'rq:job:' .. id, 'er_place', 'enqueued_at')
   local time, stamp = string.match(hash[1] or '', '^([^@]+)@(.*)$')
   if time and stamp == (hash[2] or '') then return tonumber(time) end
-  -- What is left of a job that is gone may be overtaken by any.
+  -- Any job may overtake a job whose hash is missing.
   return seconds(hash[2]) or math.huge
 end
 local function insert(list, id, mine)
@@ -64,17 +64,18 @@ local function put(list, id, priority, stamp, now)
 end
 """
 
-#: KEYS: queue. ARGV: prefix of job keys, how far at the end to look, then ids. A job that was taken
-#: meanwhile, or whose place was given by whoever enqueued it, is left alone.
-TO_PLACES = (
+#: KEYS: queue. ARGV: prefix of job keys, entries at the end to search, then job ids. The script
+#: skips a job that a worker has taken, and one whose position is already set for its time of
+#: enqueueing.
+MOVE_BY_PRIORITY = (
     PUT
     + """
 for at = 3, #ARGV do
   local id = ARGV[at]
   local hash = redis.call('HMGET', ARGV[1] .. id, 'er_priority', 'enqueued_at', 'er_place',
                           'status')
-  local given = string.match(hash[3] or '', '@(.*)$')
-  if hash[1] and hash[2] and hash[4] == 'queued' and given ~= hash[2]
+  local placed_for = string.match(hash[3] or '', '@(.*)$')
+  if hash[1] and hash[2] and hash[4] == 'queued' and placed_for ~= hash[2]
      and redis.call('LPOS', KEYS[1], id, 'RANK', -1, 'MAXLEN', ARGV[2]) then
     redis.call('LREM', KEYS[1], -1, id)
     put(KEYS[1], id, hash[1], hash[2])

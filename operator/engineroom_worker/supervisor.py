@@ -1,4 +1,4 @@
-"""Several workers in one pod: starts them, passes signals on, collects them, starts them anew."""
+"""Supervision of several workers in one pod: start, signals, exit and restart."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom_worker.metrics import Board
+    from engineroom_worker.metrics import SharedMetrics
 
 log = logging.getLogger("engineroom.supervisor")
 
-#: A worker that lived so long starts its back-off afresh.
+#: Run time of a worker after which its restart delay starts over (seconds).
 STEADY_SECONDS = 60.0
+#: The longest restart delay (seconds).
 MAX_DELAY = 30.0
 
 
 class Supervisor:
-    """Keeps one process per slot; ``run_worker`` is what each does, and returns its exit code."""
+    """Keeps one process per slot, which runs ``run_worker(slot)`` and exits with its result."""
 
-    def __init__(self, slots: int, board: Board, run_worker: Callable[[int], int]) -> None:
-        self._board = board
+    def __init__(
+        self, slots: int, metrics: SharedMetrics, run_worker: Callable[[int], int]
+    ) -> None:
+        self._metrics = metrics
         self._run_worker = run_worker
         self._slots = slots
         self._pids: dict[int, int] = {}
-        self._born: dict[int, float] = {}
+        self._started: dict[int, float] = {}
         self._delays: dict[int, float] = {}
         self._due: dict[int, float] = dict.fromkeys(range(slots), 0.0)
         self._stopping = False
@@ -39,10 +42,10 @@ class Supervisor:
             os.set_blocking(descriptor, False)
 
     def run(self) -> int:
-        """Until told to end by SIGTERM or SIGINT, and every worker has ended."""
+        """Run until SIGTERM or SIGINT and the end of all workers; return the exit code."""
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, self._stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         while True:
             self._reap()
@@ -67,14 +70,14 @@ class Supervisor:
             if due > time.monotonic() or self._stopping:
                 continue
             del self._due[slot]
-            # A signal that comes while forking is dealt with on either side of the fork, not in it.
+            # Block signals during the fork, so that each process handles them after it.
             blocked = {signal.SIGTERM, signal.SIGINT}
             signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             pid = os.fork()
             if pid == 0:
                 self._become_worker(slot, blocked)
             self._pids[slot] = pid
-            self._born[slot] = time.monotonic()
+            self._started[slot] = time.monotonic()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
     def _become_worker(self, slot: int, blocked: Any) -> None:
@@ -82,12 +85,12 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, _leave)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _exit)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
             code = self._run_worker(slot)
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 1
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
         except BaseException:
             log.exception("worker in slot %d failed", slot)
         finally:
@@ -101,22 +104,22 @@ class Supervisor:
                 return
             if not pid:
                 return
-            slot = next((slot for slot, mine in self._pids.items() if mine == pid), None)
+            slot = next((slot for slot, child in self._pids.items() if child == pid), None)
             if slot is not None:
-                self._ended(slot, status)
+                self._schedule_restart(slot, status)
 
-    def _ended(self, slot: int, status: int) -> None:
+    def _schedule_restart(self, slot: int, status: int) -> None:
         del self._pids[slot]
-        self._board.set(slot, "alive", 0)
+        self._metrics.set(slot, "alive", 0)
         if self._stopping:
             return
-        lived = time.monotonic() - self._born[slot]
+        run_time = time.monotonic() - self._started[slot]
         code: int | None = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        steady = code == 0 or lived > STEADY_SECONDS
+        steady = code == 0 or run_time > STEADY_SECONDS
         delay = 0.0 if steady else min(MAX_DELAY, max(1.0, 2 * self._delays.get(slot, 0.0)))
         self._delays[slot] = delay
         self._due[slot] = time.monotonic() + delay
-        self._board.add(slot, "restarts")
+        self._metrics.add(slot, "restarts")
         log.warning(
             "worker in slot %d ended (%s), started anew in %.0f s",
             slot,
@@ -125,6 +128,6 @@ class Supervisor:
         )
 
 
-def _leave(signum: int, frame: Any) -> None:
-    """Until the worker has handlers of its own it holds nothing, and may go at once."""
+def _exit(signum: int, frame: Any) -> None:
+    """Exit at once: before the worker has its own handlers, it holds no job."""
     raise SystemExit(0)

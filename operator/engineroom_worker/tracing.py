@@ -1,7 +1,7 @@
-"""A span for each job, where the image has OpenTelemetry and an endpoint is configured.
+"""A span for each job, if the image has OpenTelemetry and an endpoint is configured.
 
-Nothing is imported otherwise. The span belongs to the worker; the work horse is forked within it,
-so that what the job's own code traces comes to stand below it.
+Otherwise nothing is imported. The worker opens the span before it forks the work horse, so spans of
+the job's own code become its children.
 """
 
 from __future__ import annotations
@@ -27,31 +27,35 @@ log = logging.getLogger("rq.worker")
 
 
 def configured(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the environment says where spans go."""
-    said = os.environ if environment is None else environment
-    if said.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    """Return whether the environment configures an endpoint for spans."""
+    variables = os.environ if environment is None else environment
+    if variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    if said.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
+    if variables.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
         return False
-    return any(said.get(name, "").strip() for name in _ENDPOINTS)
+    return any(variables.get(name, "").strip() for name in _ENDPOINTS)
 
 
 class Tracing:
     """Spans of one worker process."""
 
     def __init__(self, pool: str, version: str) -> None:
-        def of(name: str) -> Any:
+        def load(name: str) -> Any:
             return importlib.import_module(f"opentelemetry.{name}")
 
-        exporter = of("exporter.otlp.proto.http.trace_exporter")
-        sdk, processors, resources = of("sdk.trace"), of("sdk.trace.export"), of("sdk.resources")
-        self._context, self._trace = of("context"), of("trace")
-        self._propagator = of("trace.propagation.tracecontext").TraceContextTextMapPropagator()
-        said = {"service.version": version, "engineroom.pool": pool}
+        exporter = load("exporter.otlp.proto.http.trace_exporter")
+        sdk, processors, resources = (
+            load("sdk.trace"),
+            load("sdk.trace.export"),
+            load("sdk.resources"),
+        )
+        self._context, self._trace = load("context"), load("trace")
+        self._propagator = load("trace.propagation.tracecontext").TraceContextTextMapPropagator()
+        attributes = {"service.version": version, "engineroom.pool": pool}
         if not os.environ.get("OTEL_SERVICE_NAME"):
-            said["service.name"] = "engineroom-worker"
+            attributes["service.name"] = "engineroom-worker"
         self._provider = sdk.TracerProvider(
-            resource=resources.Resource.create(said), shutdown_on_exit=False
+            resource=resources.Resource.create(attributes), shutdown_on_exit=False
         )
         self._provider.add_span_processor(
             processors.BatchSpanProcessor(exporter.OTLPSpanExporter())
@@ -60,14 +64,14 @@ class Tracing:
 
     @contextlib.contextmanager
     def job(self, job: Any, queue: str) -> Iterator[dict[str, str]]:
-        """The span of a job; gives the ids for its log lines."""
-        outer = None
-        parent = _parent(job.meta)
+        """Open the span of a job; yield the ids for its log lines."""
+        parent_context = None
+        parent = _traceparent(job.meta)
         if parent:
-            outer = self._propagator.extract({"traceparent": parent})
+            parent_context = self._propagator.extract({"traceparent": parent})
         span = self._tracer.start_span(
             f"job {_function(job)}",
-            outer,
+            parent_context,
             kind=self._trace.SpanKind.CONSUMER,
             attributes={
                 "messaging.system": "rq",
@@ -75,12 +79,12 @@ class Tracing:
                 "messaging.message.id": job.id,
             },
         )
-        token = self._context.attach(self._trace.set_span_in_context(span, outer))
-        told = span.get_span_context()
+        token = self._context.attach(self._trace.set_span_in_context(span, parent_context))
+        context = span.get_span_context()
         try:
-            yield {"trace_id": f"{told.trace_id:032x}", "span_id": f"{told.span_id:016x}"}
+            yield {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         finally:
-            # The work horse has written it, and this process knows only whether that one died.
+            # Only Redis has the outcome, which the work horse wrote.
             status = _status(job)
             span.set_attribute("rq.job.status", status.rpartition(".")[2].lower())
             if "fail" in status.lower():
@@ -89,25 +93,25 @@ class Tracing:
             span.end()
 
     def stop(self) -> None:
-        """Send what is left, for a few seconds at most."""
+        """Send the remaining spans, for at most a few seconds."""
         self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
 
 
 class NoTracing:
-    """Where nobody looks."""
+    """Traces nothing."""
 
     @contextlib.contextmanager
     def job(self, job: Any, queue: str) -> Iterator[dict[str, str]]:
-        """No span."""
+        """Yield no ids."""
         yield {}
 
     def stop(self) -> None:
-        """Nothing to send."""
+        """Do nothing."""
 
 
 def start(pool: str, version: str) -> Tracing | NoTracing:
-    """Spans if they are configured and OpenTelemetry is there."""
+    """Return Tracing if it is configured and OpenTelemetry is installed, else NoTracing."""
     if not configured():
         return NoTracing()
     try:
@@ -121,7 +125,7 @@ def start(pool: str, version: str) -> Tracing | NoTracing:
 
 
 def _function(job: Any) -> str:
-    """The dotted name; "?" for a job that cannot be read, which its work horse will find out."""
+    """Return the job's function; "?" if it cannot be read, on which its work horse will fail."""
     try:
         return str(job.func_name)
     except DeserializationError:
@@ -129,15 +133,15 @@ def _function(job: Any) -> str:
 
 
 def _status(job: Any) -> str:
-    """What became of the job; "" while Redis is away, or when it is gone already."""
+    """Return the job's status; "" if Redis is unavailable or the job no longer exists."""
     try:
         return str(job.get_status(refresh=True) or "")
     except (RedisError, InvalidJobOperation):
         return ""
 
 
-def _parent(meta: Any) -> str:
-    """The traceparent that whoever enqueued the job left."""
-    found = meta.get("engineroom_context") if isinstance(meta, dict) else None
-    said = found.get("traceparent") if isinstance(found, dict) else None
-    return said if isinstance(said, str) and _TRACEPARENT.fullmatch(said) else ""
+def _traceparent(meta: Any) -> str:
+    """Return the valid traceparent in a job's meta, or ""."""
+    ids = meta.get("engineroom_context") if isinstance(meta, dict) else None
+    value = ids.get("traceparent") if isinstance(ids, dict) else None
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""

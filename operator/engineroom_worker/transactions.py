@@ -1,13 +1,14 @@
-"""RQ's transactions, made conditional on still holding the job, and safe to send twice.
+"""RQ's transactions, applied only while the worker holds the job, and safe to send twice.
 
-RQ books the start and the end of a job by MULTI/EXEC.  Two things go wrong with that: a reply lost
-on the way leaves nobody knowing whether it was applied, and a worker that was taken for dead comes
-back and books over what has become of its job.  Both end here: what RQ queues on its pipeline is
-sent as one script that first looks whether the job is still held.
+RQ writes the start and the end of a job by MULTI/EXEC, which has two problems. After a lost reply
+the worker cannot know whether the transaction was applied, and a worker that was taken for dead may
+return and overwrite the outcome of its job. This module sends the commands of RQ's pipeline as one
+script that first checks whether the worker still holds the job.
 
-Held means, for a job that was taken and not started: its id stands in the queue's intermediate
-list; whoever removes that entry owns the job.  For a started job: the registry of started jobs has
-the entry ``<job id>:<execution id>``; whoever removes it decides what becomes of the job.
+A worker holds a job that it took and has yet to start while the job's id is in the queue's
+intermediate list; removing that entry is the right to start the job. A worker holds a started job
+while the registry of started jobs has the entry ``<job id>:<execution id>``; removing that entry is
+the right to decide the job's outcome.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 
 Command = tuple[Any, ...]
 
-#: ARGV: "start" | "end" | "abandoned", registry member, job id (start), execution id (end) or time
-#: by which it expired (abandoned), then the commands, each as its number of words followed by the
-#: words.  KEYS: start: intermediate list, registry of started jobs; else: registry, worker hash.
-#: Returns {0} not held, {2} applied before, {1, replies...} applied now.
+#: ARGV: "start", "end" or "abandoned", registry member, job id (start), execution id (end) or time
+#: by which the entry expired (abandoned), then the commands, each as its number of words followed
+#: by the words. KEYS: for "start" the intermediate list and the registry of started jobs, otherwise
+#: the registry and the worker hash. Returns {0} not held, {2} applied before, {1, replies...}
+#: applied now.
 GUARDED = """
 local held
 if ARGV[1] == 'start' then
@@ -52,24 +54,24 @@ end
 return replies
 """
 
-#: Scripts may not call scripts: these run beside the guarded ones, in the same transaction.
+#: A script cannot call a script: these commands run in the same transaction, beside the guard.
 _UNSCRIPTABLE = ("EVAL", "EVALSHA")
 
-#: What Redis says while it cannot serve for a while: error codes, and redis-py's classes for them.
+#: Redis' error codes of temporary conditions, and redis-py's classes for them.
 _PASSING = ("LOADING ", "READONLY ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF ", "OOM ", "BUSY ")
 _PASSING_CLASSES = ("ReadOnlyError", "MasterDownError", "OutOfMemoryError")
 
 
 class NotHeldError(Exception):
-    """The job is no longer this worker's: it was put back, recovered, cancelled or deleted."""
+    """The worker no longer holds the job: it was put back, recovered, cancelled or deleted."""
 
 
 class OutageError(Exception):
-    """Redis has been away for longer than there is time to wait."""
+    """Redis was unavailable for longer than the limit."""
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the error says that Redis cannot serve now and may later."""
+    """Return whether the error is temporary: Redis is unavailable or cannot serve for now."""
     if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
         return True
     if type(error).__name__ in _PASSING_CLASSES:
@@ -77,8 +79,8 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and any(word in str(error) for word in _PASSING)
 
 
-class Patience:
-    """Waits through an outage of Redis with a capped back-off, for at most ``limit`` seconds."""
+class RedisRetry:
+    """Waits through an outage of Redis with capped back-off, for at most ``limit`` seconds."""
 
     def __init__(
         self,
@@ -96,18 +98,23 @@ class Patience:
 
     @property
     def waiting(self) -> bool:
-        """Whether the last thing heard of was an outage."""
+        """True during an outage."""
         return self._since is not None
 
     def over(self) -> None:
-        """Redis has answered."""
+        """End the outage, after an answer of Redis."""
         if self._since is not None:
             self._log("Worker %s: Redis is back", self._name)
         self._since = None
         self._delay = 0.05
 
+    def limit_to(self, seconds: float) -> None:
+        """Set the limit for a work horse, which sleeps without the worker's wake-up pipe."""
+        self._limit = seconds
+        self._sleep = time.sleep
+
     def wait(self, error: BaseException) -> None:
-        """Sleep before the next try; raises OutageError when the time is up."""
+        """Sleep before the next attempt. Raises OutageError after the limit."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
@@ -119,7 +126,7 @@ class Patience:
 
 
 class Guard:
-    """Which job a transaction is about, and what goes with it."""
+    """The condition of a transaction, and the commands to add to it."""
 
     def __init__(
         self,
@@ -128,23 +135,23 @@ class Guard:
         member: Callable[[], str],
         token: Callable[[], str],
         extra: Callable[[], list[Command]],
-        patience: Patience,
+        retry: RedisRetry,
     ) -> None:
         self.mode = mode
         self.keys = keys
         self.member = member
         self.token = token
         self.extra = extra
-        self.patience = patience
-        #: Set once the transaction is known to be in; what follows on the pipeline is plain.
+        self.retry = retry
+        #: Whether the transaction has been applied; later commands run without a guard.
         self.applied = False
-        #: Set when the transaction had been in before, its reply lost.
+        #: Whether the transaction had been applied before, and its reply was lost.
         self.repeated = False
-        #: The pipeline that RQ is filling.
+        #: The pipeline that RQ currently fills.
         self.pipeline: GuardedPipeline | None = None
 
     def command(self, commands: Sequence[Command]) -> Command:
-        """The one EVAL that carries ``commands``."""
+        """Return the EVAL command that runs ``commands`` if the job is held."""
         words: list[Any] = ["EVAL", GUARDED, len(self.keys), *self.keys]
         words += [self.mode, self.member(), self.token()]
         for command in [*commands, *self.extra()]:
@@ -154,15 +161,15 @@ class Guard:
 
 
 class GuardedPipeline(Pipeline):  # type: ignore[type-arg, unused-ignore]
-    """A pipeline whose first execution goes through a Guard."""
+    """A pipeline whose first execution runs through a Guard."""
 
     guard: Guard
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Apply what was queued if the job is still held.
+        """Run the queued commands if the job is still held. Raises NotHeldError otherwise.
 
-        Raises NotHeldError otherwise.  Waits through outages, except on a pipeline that watches
-        keys: there the caller has to read again, so the error is its.
+        Waits through outages, unless the pipeline watches keys: the caller then has to read them
+        again.
         """
         guard = self.guard
         stack = list(self.command_stack)
@@ -175,28 +182,28 @@ class GuardedPipeline(Pipeline):  # type: ignore[type-arg, unused-ignore]
             self.command_stack = [(command, {}), *loose]
             self.scripts = scripts
             try:
-                reply = super().execute(raise_on_error)[0]
+                result = super().execute(raise_on_error)[0]
             except RedisError as error:
                 if watching or not is_outage(error):
                     raise
-                guard.patience.wait(error)
+                guard.retry.wait(error)
                 continue
-            guard.patience.over()
+            guard.retry.over()
             break
-        if reply[0] == 0:
+        if result[0] == 0:
             raise NotHeldError(guard.member())
         guard.applied = True
-        guard.repeated = reply[0] == 2
-        replies = list(reply[1:])
+        guard.repeated = result[0] == 2
+        replies = list(result[1:])
         if raise_on_error:
-            for each in replies:
-                if isinstance(each, Exception):
-                    raise each
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
         return replies
 
 
 class GuardedConnection:
-    """The worker's connection, except that its pipelines are guarded."""
+    """The worker's connection with guarded pipelines."""
 
     def __init__(self, connection: Any, guard: Guard) -> None:
         self._connection = connection
@@ -206,7 +213,7 @@ class GuardedConnection:
         return getattr(self._connection, name)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> GuardedPipeline:
-        """A pipeline that applies once, and only while the job is held."""
+        """Return a pipeline that runs once, and only while the job is held."""
         pipeline = GuardedPipeline(
             self._connection.connection_pool,
             self._connection.response_callbacks,
@@ -219,7 +226,7 @@ class GuardedConnection:
 
 
 def recorded(connection: Any, fill: Callable[[Any], None]) -> list[Command]:
-    """The commands that ``fill`` puts on a pipeline, which is never executed."""
+    """Return the commands that ``fill`` puts on a pipeline, without running them."""
     pipeline = connection.pipeline()
     fill(pipeline)
     return [_words(entry) for entry in pipeline.command_stack]

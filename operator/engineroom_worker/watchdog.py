@@ -1,8 +1,8 @@
-"""Ends a worker whose loop does not turn any more, so that a fresh one takes its place.
+"""Exits a worker whose loop hangs, so that a new one replaces it.
 
-A worker that hangs (in a lock, in a read of a file that never comes, in somebody's exception
-handler) sends no heartbeat and takes no job, while its pod looks well to everybody. Its work horse,
-if it has one, dies with it; the operator gives the job back as that of any dead worker.
+A worker that hangs, for example in a lock or in a read that never returns, sends no heartbeat and
+takes no job, while its pod looks healthy. Its work horse dies with it, and the operator recovers
+the job.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engineroom_worker.metrics import Board
+    from engineroom_worker.metrics import SharedMetrics
 
-#: ``sysexits.h``: an internal error, tried again by whoever started the process.
+#: ``sysexits.h``: an internal error; the supervisor or the kubelet starts the process again.
 EX_SOFTWARE = 70
-#: The loop is looked at so often (seconds).
+#: Interval of the checks (seconds).
 PACE = 10.0
 
 log = logging.getLogger("rq.worker")
 
 
-def watch(board: Board, slot: int, pace: float = PACE) -> None:
-    """Watch over this process' worker from a thread; work horses do not inherit it."""
+def watch(metrics: SharedMetrics, slot: int, pace: float = PACE) -> None:
+    """Check this process' worker from a thread, which work horses do not inherit."""
 
     def look() -> None:
         while True:
             time.sleep(pace)
-            if board.stuck(slot, time.monotonic()):
+            if metrics.stuck(slot, time.monotonic()):
                 log.critical("the worker in slot %d is stuck, started anew", slot)
-                # Nothing of the worker can be trusted to run any more, its clean-up least of all.
+                # Skip the worker's clean-up, which could hang too.
                 os._exit(EX_SOFTWARE)
 
     threading.Thread(target=look, name="watchdog", daemon=True).start()

@@ -166,7 +166,8 @@ def recovered(lab: Lab, name: str) -> recovery.Action:
             dead = recovery.DeadWorker(
                 name, POOL, datetime.fromisoformat(heartbeat).timestamp(), ("default",)
             )
-            return (await recovery.recover(client, dead, recovery.Policy(), time.time())).action
+            policy = recovery.RecoveryPolicy()
+            return (await recovery.recover(client, dead, policy, time.time())).action
 
     return asyncio.run(recover())
 

@@ -16,7 +16,7 @@ from rq import Queue
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import MeasurementError
 from engineroom.queue import keys
-from engineroom.queue.invalidations import QueuePush
+from engineroom.queue.invalidations import InvalidationListener
 from engineroom.queue.observe import Observer
 from tests.integration.pools import eventually
 from tests.support import redis_server
@@ -99,7 +99,7 @@ async def test_pushes_name_the_queue_and_come_back_after_a_restart(server, clien
     heard: list[str] = []
     ups: list[float] = []
     downs: list[str] = []
-    push = QueuePush(
+    push = InvalidationListener(
         client, on_queue=heard.append, on_up=lambda: ups.append(time.time()), on_down=downs.append
     )
     task = asyncio.create_task(push.run())

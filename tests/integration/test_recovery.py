@@ -15,15 +15,15 @@ import redis.asyncio
 
 from engineroom.queue import keys, recovery
 from engineroom.queue.observe import _time
-from engineroom.queue.recovery import Action, DeadWorker, Outcome, Policy
+from engineroom.queue.recovery import Action, DeadWorker, RecoveryOutcome, RecoveryPolicy
 from tests.integration import rq_versions
 from tests.integration.runtime.lab import HERE, POOL, Lab, WorkerProcess, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-ALWAYS = Policy(requeue_orphans="Always")
-NEVER = Policy(requeue_orphans="Never")
+ALWAYS = RecoveryPolicy(requeue_orphans="Always")
+NEVER = RecoveryPolicy(requeue_orphans="Never")
 
 
 @pytest.fixture(params=rq_versions.versions(), scope="module")
@@ -54,9 +54,13 @@ def dead(lab: Lab, name: str, queues: tuple[str, ...] = ("default",)) -> DeadWor
     return DeadWorker(name, POOL, beat, queues)
 
 
-def recover(lab: Lab, worker: DeadWorker, policy: Policy = Policy()) -> Outcome:  # noqa: B008
+def recover(
+    lab: Lab,
+    worker: DeadWorker,
+    policy: RecoveryPolicy = RecoveryPolicy(),  # noqa: B008
+) -> RecoveryOutcome:
     outcome = with_redis(lab, lambda client: recovery.recover(client, worker, policy, time.time()))
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, RecoveryOutcome)
     return outcome
 
 
@@ -398,7 +402,7 @@ def test_recovery_from_many_sides_at_once_decides_once(lab: Lab) -> None:
             for _ in range(12):
                 await asyncio.gather(
                     *(
-                        recovery.recover(client, dead(lab, name), Policy(), time.time())
+                        recovery.recover(client, dead(lab, name), RecoveryPolicy(), time.time())
                         for name, _ in orphans
                         for _ in range(3)
                     )

@@ -52,12 +52,12 @@ def test_a_worker_tells_its_job_its_time_memory_and_processor(lab: Lab) -> None:
 
 _HANGS = """
 import time
-from engineroom_worker.metrics import STUCK_SECONDS, Board
+from engineroom_worker.metrics import STUCK_SECONDS, SharedMetrics
 from engineroom_worker.watchdog import watch
-board = Board(1)
-board.set(0, "looped", time.monotonic() - STUCK_SECONDS - {late})
-board.set(0, "alive", {alive})
-watch(board, 0, pace=0.05)
+metrics = SharedMetrics(1)
+metrics.set(0, "looped", time.monotonic() - STUCK_SECONDS - {late})
+metrics.set(0, "alive", {alive})
+watch(metrics, 0, pace=0.05)
 time.sleep(1)
 """
 

@@ -1,1 +1,1 @@
-"""RQ and its keys, read without side effects."""
+"""RQ's keys in Redis: names, observation, recovery, and commands to workers."""

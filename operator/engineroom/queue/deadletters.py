@@ -1,4 +1,4 @@
-"""How many failed jobs a queue keeps. Those that wait, run or are scheduled are never touched."""
+"""Deletion of a queue's oldest failed jobs beyond a maximum."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: Jobs that go in one step; Redis serves nobody else meanwhile, for less than 2 ms.
+#: Jobs that one step deletes; a step blocks Redis for less than 2 ms.
 STEP = 100
 
 
 async def trim(redis: Redis, queue: str, keep: int) -> int:
-    """Drop the oldest failed jobs beyond ``keep``, STEP at most; returns how many went.
+    """Delete the oldest failed jobs beyond ``keep``, at most STEP; return their number.
 
-    The oldest are those that would expire first. Jobs that are kept for ever (``failure_ttl=-1``)
-    neither count nor go, nor does one that has been requeued in the meantime.
+    The oldest jobs are those that expire first. Jobs without an expiry (``failure_ttl=-1``) do not
+    count and stay, and so does a job that was requeued meanwhile.
     """
     pending = cast(
         "Awaitable[int]",

@@ -1,8 +1,8 @@
-"""Redis says when a queue changes: client-side caching's invalidations as wake-up calls.
+"""Notifications of changed queues, by the invalidation messages of client-side caching.
 
-`CLIENT TRACKING ON BCAST` (Redis 6+, no server setting needed) sends a message for each change of
-a key under the given prefixes. A message is a hint and can be lost; whoever listens looks for
-himself, and looks again from time to time all the same.
+``CLIENT TRACKING ON BCAST`` (Redis 6 and newer, without a server setting) sends a message for each
+change of a key with the given prefixes. A message is a hint and may be lost, so listeners read the
+queue themselves, and also from time to time without a message.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: A PING keeps the connection honest: without an answer in this time it is opened anew (seconds).
+#: Interval of a PING; without an answer within it, the connection is opened again (seconds).
 PING_INTERVAL = 5.0
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 5.0
 
 
-class QueuePush:
-    """Listens on a connection of its own and calls ``on_queue(name)`` for each changed queue.
+class InvalidationListener:
+    """Listens on its own connection and calls ``on_queue(name)`` for each changed queue.
 
-    ``on_up`` is called after each (re)connect: whatever happened meanwhile was not heard.
-    ``on_down`` gets one line for people when the connection breaks.
+    ``on_up`` is called after each connect, because changes before it were not notified. ``on_down``
+    gets a description of the error when the connection breaks.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class QueuePush:
         self._on_down = on_down
 
     async def run(self) -> None:
-        """Listen until cancelled; failures are retried for ever, with capped back-off."""
+        """Listen until cancelled; retry after failures without a limit, with capped back-off."""
         backoff = BACKOFF_FIRST
         while True:
             connection = self._connection()
@@ -88,7 +88,7 @@ class QueuePush:
                 if (name := keys.queue_of(key)) is not None:
                     self._on_queue(name)
 
-        # redis-py offers no public way to hear invalidations on a connection of one's own.
+        # redis-py has no public API for invalidations on a dedicated connection.
         parser: Any = connection._parser
         parser.set_invalidation_push_handler(invalidated)
         prefixes = [part for prefix in keys.PUSH_PREFIXES for part in ("PREFIX", prefix)]
@@ -96,11 +96,11 @@ class QueuePush:
         await connection.read_response()
 
     async def _listen(self, connection: AbstractConnection) -> None:
-        """Read until the connection breaks; a PING that stays unanswered is a break too."""
+        """Read until the connection breaks, or a PING stays unanswered."""
         unanswered = False
         while True:
             started = time.monotonic()
-            # A push and a time-out both come back as None; how long it took tells them apart.
+            # A push and a timeout both return None; the elapsed time distinguishes them.
             answer = await connection.read_response(
                 push_request=True, timeout=PING_INTERVAL, disconnect_on_error=False
             )

@@ -1,129 +1,129 @@
-"""Names of keys in Redis: RQ's own (the same in RQ 2 and 3) and ours beside them."""
+"""Names of keys in Redis: RQ's own, which are the same in RQ 2 and 3, and Engineroom's."""
 
 from __future__ import annotations
 
 _QUEUE = "rq:queue:"
 _SCHEDULED = "rq:scheduled:"
 
-#: Prefixes whose changes mean that a pool may have work.
+#: Prefixes of keys whose changes mean that a pool may have work.
 PUSH_PREFIXES = (_QUEUE, _SCHEDULED)
 
 
 def queue(name: str) -> str:
-    """RQ's list of waiting job ids."""
+    """Return the key of RQ's list of waiting job ids."""
     return f"{_QUEUE}{name}"
 
 
 def intermediate(name: str) -> str:
-    """RQ's list of job ids that were taken and not started yet."""
+    """Return the key of RQ's list of job ids that were taken and have yet to start."""
     return f"{_QUEUE}{name}:intermediate"
 
 
 def started(name: str) -> str:
-    """RQ's sorted set of `job:execution`, scored by when it counts as abandoned."""
+    """Return the key of RQ's sorted set of ``job:execution``, by the time of abandonment."""
     return f"rq:wip:{name}"
 
 
 def scheduled(name: str) -> str:
-    """RQ's sorted set of job ids, scored by when they are due."""
+    """Return the key of RQ's sorted set of scheduled job ids, by due time."""
     return f"{_SCHEDULED}{name}"
 
 
 def failed(name: str) -> str:
-    """RQ's sorted set of failed job ids, scored by when they expire."""
+    """Return the key of RQ's sorted set of failed job ids, by expiry time."""
     return f"rq:failed:{name}"
 
 
 def job(job_id: str) -> str:
-    """RQ's hash of one job."""
+    """Return the key of RQ's hash of a job."""
     return f"rq:job:{job_id}"
 
 
 def worker(name: str) -> str:
-    """RQ's hash of one worker."""
+    """Return the key of RQ's hash of a worker."""
     return f"rq:worker:{name}"
 
 
 def executions_of_worker(name: str) -> str:
-    """RQ 3's set of a worker's executions."""
+    """Return the key of RQ 3's set of a worker's executions."""
     return f"rq:worker:{name}:executions"
 
 
 def worker_channel(name: str) -> str:
-    """RQ's channel of commands to one worker."""
+    """Return RQ's channel for commands to a worker."""
     return f"rq:pubsub:{name}"
 
 
 def pool_workers(pool: str) -> str:
-    """Set of the names of the pool's workers; ``pool`` is ``namespace/name``."""
+    """Return the key of the set of the pool's worker names; ``pool`` is ``namespace/name``."""
     return f"engineroom:workers:{{{pool}}}"
 
 
 def pool_suspended(pool: str) -> str:
-    """Exists while the pool's workers take no job."""
+    """Return the key that exists while the pool's workers must take no jobs."""
     return f"engineroom:suspended:{{{pool}}}"
 
 
 def paused(queue_name: str) -> str:
-    """Exists while no worker of ours takes a job from the queue; holds the reason given."""
+    """Return the key that exists while the queue is paused; it holds the reason."""
     return f"engineroom:paused:{queue_name}"
 
 
 def emptying(queue_name: str) -> str:
-    """Hash of the lists of jobs that were taken out of the queue to be deleted.
+    """Return the key of the hash of lists of jobs that were taken out of the queue for deletion.
 
-    Each with when that was, "" for those that were aside.
+    Its values are the time of removal, or "" for jobs that a limit held.
     """
     return f"engineroom:emptying:{queue_name}"
 
 
 def limit(queue_name: str) -> str:
-    """Hash of a queue's limits: concurrency, and count jobs for each so many ms."""
+    """Return the key of the queue's limits: concurrency, and count per ms."""
     return f"engineroom:limit:{queue_name}"
 
 
 def limited(queue_name: str) -> str:
-    """Sorted set of the keys of which jobs are set aside, by when there may be room (seconds)."""
+    """Return the key of the sorted set of limit keys with held jobs, by when there may be room."""
     return f"engineroom:limited:{queue_name}"
 
 
 def held(queue_name: str, key: str) -> str:
-    """List of the queue's jobs that are set aside until their limit ``key`` has room."""
+    """Return the key of the list of jobs that wait until their limit ``key`` has room."""
     return f"engineroom:held:{len(queue_name.encode())}:{queue_name}:{key}"
 
 
 def slots(key: str) -> str:
-    """Sorted set of the jobs that hold a place of the limit ``key``, by when their lease ends."""
+    """Return the key of the sorted set of jobs that hold a slot, by the end of their lease."""
     return f"engineroom:slots:{key}"
 
 
 def drain(worker_name: str) -> str:
-    """What the operator wants of one worker: ``drain:<id>`` or ``retire:<id>``."""
+    """Return the key of the request to a worker: ``drain:<id>`` or ``retire:<id>``."""
     return f"engineroom:drain:{worker_name}"
 
 
 def stats(queue_name: str) -> str:
-    """Hash of a queue's totals: finished, failed, busy_ms, wait_ms."""
+    """Return the key of the queue's totals: finished, failed, busy_ms, wait_ms."""
     return f"engineroom:stats:{queue_name}"
 
 
 def crashes(job_id: str) -> str:
-    """How often the job took its worker down within the poison window."""
+    """Return the key of the number of workers that the job crashed within the poison window."""
     return f"engineroom:crashes:{job_id}"
 
 
 def settle(queue_name: str) -> str:
-    """List of jobs failed by the operator whose callbacks and dependents a worker sees to."""
+    """Return the key of the list of jobs that the operator failed, for workers to settle."""
     return f"engineroom:settle:{queue_name}"
 
 
 def strays(queue_name: str) -> str:
-    """Hash of when each entry of the intermediate list was first seen lying there."""
+    """Return the key of the hash of times at which intermediate entries were first seen."""
     return f"engineroom:intermediate:{queue_name}"
 
 
 def queue_of(key: bytes | str) -> str | None:
-    """The queue whose waiting list or schedule ``key`` is; None for any other key."""
+    """Return the queue of a waiting list or schedule; None for any other key."""
     text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
     if text.startswith(_QUEUE):
         name = text[len(_QUEUE) :]

@@ -1,7 +1,7 @@
-"""Seeing queues and workers in Redis: reads only, batched, without RQ's counting methods.
+"""Observation of queues and workers in Redis, read-only and in batches.
 
-RQ's registries clean up as they count, and so write and call users' callbacks; this module reads
-the keys instead. All looks that are asked for in one turn of the event loop travel in one pipeline.
+RQ's registries clean up while they count, which writes to Redis and calls users' callbacks. This
+module reads the keys instead. All looks that start in one turn of the event loop share a pipeline.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: A look that takes longer than this counts as failed (seconds).
+#: Time limit of a look (seconds).
 LOOK_TIMEOUT = 3.0
-#: Keys in one EXISTS; a command stays well under a millisecond in Redis.
+#: Keys in one EXISTS command, which takes Redis well under a millisecond.
 EXISTS_CHUNK = 400
-#: Looks in one pipeline; bounds how long one reply is parsed without yielding.
+#: Looks in one pipeline; bounds the time of parsing the reply, which blocks the event loop.
 PIPELINE_CHUNK = 200
 
 
 @dataclass(frozen=True, slots=True)
 class QueueFacts:
-    """One queue at one moment. Counts are jobs, times are Unix seconds, totals grow for ever."""
+    """One queue at one moment. Counts are jobs, times are Unix seconds, totals only grow."""
 
     name: str
     waiting: int = 0
@@ -43,33 +43,32 @@ class QueueFacts:
     running: int = 0
     due: int = 0
     scheduled: int = 0
-    #: Failed by recovery; their callbacks and dependents wait for a living worker.
+    #: Jobs that recovery failed, whose callbacks and dependents a worker has to run.
     unsettled: int = 0
     failed: int = 0
-    #: When a scheduled job is due or a limit may have room, whichever comes first.
+    #: The next time at which a scheduled job is due or a limit may have room.
     next_due: float | None = None
     oldest_enqueued: float | None = None
     finished_total: int = 0
     failed_total: int = 0
     busy_ms_total: int = 0
     wait_ms_total: int = 0
-    #: No worker takes a job from it until it is resumed.
+    #: Whether workers take no jobs from it.
     paused: bool = False
-    #: Limit keys with jobs set aside, and those of them that may have room: a job each.
+    #: Number of limit keys with held jobs, and of those keys that may have room for a job.
     limited_keys: int = 0
     ready_keys: int = 0
-    #: The queue's own limits: jobs at once, jobs that begin in a second, and of those at once.
+    #: The queue's own limits: concurrent jobs, jobs that start per second, and the burst.
     concurrency: int | None = None
     rate: float | None = None
     burst: int | None = None
 
     @property
     def backlog(self) -> int:
-        """What waits for a worker: listed, taken but not started, due, or to be settled.
+        """The jobs that a worker could handle now: waiting, taken but not started, due, unsettled.
 
-        Of a paused queue only what is to be settled: no worker could do anything about the rest.
-        Nor of what a limit holds back: beyond the queue's concurrency nothing counts, and of jobs
-        that are set aside one for each key that may have room.
+        A paused queue counts unsettled jobs only. Jobs beyond the queue's concurrency do not count,
+        and held jobs count one for each limit key that may have room.
         """
         if self.paused:
             return self.unsettled
@@ -86,7 +85,7 @@ class QueueFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """One worker as it described itself; times are Unix seconds, memory is bytes."""
+    """A worker's record; times are Unix seconds, memory is bytes."""
 
     name: str
     pod: str = ""
@@ -102,28 +101,28 @@ class WorkerFacts:
     birth: float | None = None
     memory: int = 0
     version: str = ""
-    #: When a process of its pod was last killed for memory, and the limit then in bytes (0: none).
+    #: Time of the last kill for memory in its pod, and the limit then in bytes (0: none).
     killed_at: float | None = None
     killed_limit: int = 0
-    #: Seconds that its job may run; None without a job, or without such a bound.
+    #: Timeout of its job in seconds; None without a job or a timeout.
     job_timeout: float | None = None
-    #: Cores in use, work horse included, since it weighed itself before; None: not said.
+    #: Cores in use, including the work horse, since the last measurement; None if unknown.
     cpu: float | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether it holds a job; a worker that is between states counts as busy."""
+        """True if it holds a job; a worker between states counts as busy."""
         return bool(self.job) or bool(self.execution) or self.state == "busy"
 
     @property
     def slot(self) -> str:
-        """Which of the pod's worker processes this is."""
+        """The number of the worker process in its pod."""
         return self.name.rsplit(".", 2)[-2] if self.name.count(".") >= 2 else ""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """All that one look told about one pool."""
+    """The result of one look at a pool."""
 
     at: float
     queues: tuple[QueueFacts, ...]
@@ -142,7 +141,7 @@ class PoolFacts:
 
     @property
     def quiet(self) -> bool:
-        """Nothing waits, runs or is scheduled, and no worker is registered."""
+        """True if nothing waits, runs or is scheduled, and no worker is registered."""
         return not self.workers and all(
             queue.demand == 0 and queue.scheduled == 0 and queue.limited_keys == 0
             for queue in self.queues
@@ -150,39 +149,39 @@ class PoolFacts:
 
 
 @dataclass(slots=True)
-class _Ask:
+class _Request:
     pool: str
     queues: tuple[str, ...]
     future: asyncio.Future[PoolFacts]
 
 
 class Observer:
-    """Looks at pools on one Redis; looks asked for together share a pipeline."""
+    """Observes pools on one Redis; concurrent looks share a pipeline."""
 
     def __init__(self, redis: Redis, clock: Clock) -> None:
         self._redis = redis
         self._clock = clock
-        self._asks: list[_Ask] = []
+        self._requests: list[_Request] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def look(self, pool: str, queues: Sequence[str]) -> PoolFacts:
-        """Everything about the pool ``namespace/name`` and its queues, now.
+        """Return the present state of the pool ``namespace/name`` and its queues.
 
-        Raises MeasurementError when Redis does not answer in time or with an error.
+        Raises MeasurementError if Redis does not answer in time or answers with an error.
         """
-        ask = _Ask(pool, tuple(queues), asyncio.get_running_loop().create_future())
-        self._asks.append(ask)
-        if len(self._asks) == 1:
+        request = _Request(pool, tuple(queues), asyncio.get_running_loop().create_future())
+        self._requests.append(request)
+        if len(self._requests) == 1:
             task = asyncio.create_task(self._flush())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await ask.future
+        return await request.future
 
     async def quiet(self, queues: Iterable[str]) -> set[str]:
-        """Those of ``queues`` on which nothing waits, runs or is scheduled.
+        """Return the queues on which nothing waits, runs or is scheduled.
 
-        Costs one EXISTS for a hundred queues as long as all are quiet, which is what makes ten
-        thousand idle pools cheap. Raises MeasurementError.
+        One EXISTS command checks about a hundred queues if all are quiet, which keeps ten thousand
+        idle pools cheap. Raises MeasurementError.
         """
         names = list(dict.fromkeys(queues))
         quiet: set[str] = set()
@@ -206,38 +205,38 @@ class Observer:
         return quiet
 
     async def _flush(self) -> None:
-        asks, self._asks = self._asks, []
-        for chunk in _chunks(asks, PIPELINE_CHUNK):
+        requests, self._requests = self._requests, []
+        for chunk in _chunks(requests, PIPELINE_CHUNK):
             try:
                 async with asyncio.timeout(LOOK_TIMEOUT):
                     answers = await self._read(chunk)
             except (RedisError, OSError, TimeoutError) as error:
-                for ask in chunk:
-                    if not ask.future.done():
+                for request in chunk:
+                    if not request.future.done():
                         failure = MeasurementError(describe(error))
                         failure.__cause__ = error
-                        ask.future.set_exception(failure)
+                        request.future.set_exception(failure)
             except BaseException as error:
-                for ask in chunk:
-                    if not ask.future.done():
-                        ask.future.set_exception(error)
+                for request in chunk:
+                    if not request.future.done():
+                        request.future.set_exception(error)
                 raise
             else:
-                for ask, facts in zip(chunk, answers, strict=True):
-                    if not ask.future.done():
-                        ask.future.set_result(facts)
+                for request, facts in zip(chunk, answers, strict=True):
+                    if not request.future.done():
+                        request.future.set_result(facts)
 
-    async def _read(self, asks: Sequence[_Ask]) -> list[PoolFacts]:
+    async def _read(self, requests: Sequence[_Request]) -> list[PoolFacts]:
         at = self._clock.now().timestamp()
-        names = list(dict.fromkeys(name for ask in asks for name in ask.queues))
-        # A script each, so that what one answer leads to is read without another round trip:
-        # between a job and its first worker every one of them counts.
+        names = list(dict.fromkeys(name for request in requests for name in request.queues))
+        # Scripts avoid a second round trip for values that depend on the first: each round trip
+        # delays a pool's first worker.
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
             its_keys = _keys(_QUEUE_KEYS, name)
             pipeline.eval(_LOOK_AT_QUEUE, len(its_keys), *its_keys, *_STATS, repr(at))
-        for ask in asks:
-            its_keys = [keys.pool_workers(ask.pool), keys.pool_suspended(ask.pool)]
+        for request in requests:
+            its_keys = [keys.pool_workers(request.pool), keys.pool_suspended(request.pool)]
             pipeline.eval(_LOOK_AT_POOL, len(its_keys), *its_keys, *_WORKER)
         replies = await pipeline.execute()
 
@@ -245,11 +244,11 @@ class Observer:
         return [
             PoolFacts(
                 at=at,
-                queues=tuple(facts[name] for name in ask.queues),
+                queues=tuple(facts[name] for name in request.queues),
                 workers=tuple(sorted(map(_worker, workers), key=lambda worker: worker.name)),
                 suspended=bool(suspended),
             )
-            for ask, (suspended, workers) in zip(asks, replies[len(names) :], strict=True)
+            for request, (suspended, workers) in zip(requests, replies[len(names) :], strict=True)
         ]
 
 
@@ -259,7 +258,7 @@ _WORKER = (
     "er_drain", "er_drain_id", "last_heartbeat", "birth", "er_memory", "er_version",
     "er_oom_at", "er_oom_limit", "er_job_timeout", "er_cpu",
 )  # fmt: skip
-#: One of these is there as long as anything waits, runs or is scheduled.
+#: At least one of these keys exists while anything waits, runs or is scheduled.
 _LIVE_KEYS = (
     keys.queue, keys.intermediate, keys.started, keys.scheduled, keys.settle, keys.limited,
 )  # fmt: skip
@@ -292,8 +291,8 @@ return {redis.call('EXISTS', KEYS[2]), workers}
 """
 
 
-def _keys(kinds: Iterable[Callable[[str], str]], queue: str) -> list[str]:
-    return [kind(queue) for kind in kinds]
+def _keys(key_functions: Iterable[Callable[[str], str]], queue: str) -> list[str]:
+    return [key_of(queue) for key_of in key_functions]
 
 
 def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
@@ -330,7 +329,7 @@ def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
 def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
     name, row = _text(reply[0]), reply[1]
     if all(value is None for value in row):
-        # Only the name is left: the hash expired. Kept, so that whoever asks can prune it.
+        # The hash has expired. The worker is still returned, so that the caller can remove it.
         return WorkerFacts(name=name, pod=name.rsplit(".", 2)[0], state="expired")
     text = [_text(value) if value is not None else "" for value in row]
     return WorkerFacts(
@@ -356,7 +355,7 @@ def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
 
 
 def _time(value: bytes | str | None) -> float | None:
-    """RQ's `2026-01-31T12:00:00.000000Z` as Unix seconds; None when absent or not a time."""
+    """Return RQ's timestamp in Unix seconds; None if absent or invalid."""
     if not value:
         return None
     try:
@@ -376,7 +375,7 @@ def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 
 
 def describe(error: BaseException) -> str:
-    """One line for people about a failed call to Redis, without the URL's credentials."""
+    """Describe a failed call to Redis in one line, without the URL's credentials."""
     if isinstance(error, TimeoutError):
         return f"Redis did not answer within {LOOK_TIMEOUT:g} s"
     return f"{type(error).__name__}: {str(error)[:200]}"

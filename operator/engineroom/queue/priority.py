@@ -1,33 +1,33 @@
-"""Where in a queue a job of some priority stands: docs/decisions/0008.
+"""The position of a job with a priority in its queue; see docs/decisions/0008.
 
-A job counts as come as many seconds earlier as its priority is worth, and jobs stand in RQ's list
-by that time. Nothing beside the list says so: the place is found in the list itself by bisection,
-with what stands in the jobs' hashes.
+A priority counts as an earlier arrival by a number of seconds, and RQ's list is sorted by that
+arrival time. There is no index beside the list: a bisection of the list finds the position, from
+the times in the jobs' hashes.
 """
 
 from __future__ import annotations
 
-#: Priorities go from 0, which is what any job of plain RQ has, to this.
+#: The highest priority; 0 is the lowest, and that of jobs of plain RQ.
 MAX_PRIORITY = 9
-#: So many seconds of waiting each step of priority is worth; the highest an hour.
+#: Seconds of waiting that one step of priority is worth; the highest priority is worth an hour.
 SECONDS = 400
-#: The longest that a job which comes later can have been given (seconds).
+#: Seconds of waiting that the highest priority is worth.
 MAX_BOOST = MAX_PRIORITY * SECONDS
 
-#: Entries that one script may walk over to put jobs in their places; Redis serves nobody else
-#: meanwhile, for 2 to 3 ms (LINSERT: 15 ns an entry).
+#: List entries that one script may walk over to insert jobs; it blocks Redis for 2 to 3 ms (LINSERT
+#: takes 15 ns per entry).
 WALK = 150_000
-#: What taking an entry off the end of the list and putting it back costs, in entries walked over.
+#: Cost of removing an entry from the end of the list and appending it, in entries walked over.
 LIFT = 50
 
-#: Lua: ``put(list, id, priority, enqueued_at, now)`` puts a job that is in no list into its place;
-#: ``now`` is given where it counts as come at another time than the one in its hash.
-#: ``insert(list, id, time)`` does so for the time at which a job counts as come, ``came(id)``.
-#: ``er_place`` says what time the job counts as come, and is good for the time of enqueueing that
-#: it names: whoever else enqueues the job anew puts it at the end, where it counts as come then.
-#: The search begins at the end, so that disorder at the head (jobs that went back there) is not
-#: looked at. Where the place is too deep to walk to, the job goes as far ahead from the end as the
-#: walk allows: never before a job that it must not overtake.
+#: Lua: ``put(list, id, priority, enqueued_at, now)`` inserts a job that is in no list at its
+#: position; ``now`` overrides the time of enqueueing in its hash. ``insert(list, id, time)``
+#: inserts by arrival time, and ``came(id)`` returns a job's arrival time.
+#: The field ``er_place`` holds the arrival time, and the time of enqueueing for which it is valid:
+#: another program that enqueues the job again appends it, and then it counts as arrived at that
+#: time. The search starts at the end of the list, so it does not read jobs that were put back at
+#: the head, which are unsorted. If the position is too far to walk to, the job is inserted as far
+#: from the end as the walk allows, and never before a job that it must not overtake.
 PUT = f"""
 local walk = {WALK}
 local function seconds(stamp)
@@ -45,7 +45,7 @@ local function came(id)
   local hash = redis.call('HMGET', 'rq:job:' .. id, 'er_place', 'enqueued_at')
   local time, stamp = string.match(hash[1] or '', '^([^@]+)@(.*)$')
   if time and stamp == (hash[2] or '') then return tonumber(time) end
-  -- What is left of a job that is gone may be overtaken by any.
+  -- Any job may overtake a job whose hash is missing.
   return seconds(hash[2]) or math.huge
 end
 local function insert(list, id, mine)

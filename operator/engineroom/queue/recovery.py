@@ -1,19 +1,21 @@
-"""What becomes of the jobs of a worker that died.
+"""Recovery of the jobs of dead workers.
 
-The operator calls ``recover`` when it has established that a worker is dead; everything is decided
-and done in one script, which first looks whether the worker is still silent and the job still its.
-So two operators, a worker that comes back, and RQ's own maintenance find the job settled or settle
-it themselves, and never both:
+The operator calls ``recover`` for a worker that it has found dead. One script decides and writes
+everything, after a check that the worker is still silent and still holds the job. A second
+operator, a worker that returns, and RQ's own maintenance therefore either find the job settled or
+settle it themselves, but never both:
 
-- A started job is whose entry stands in the registry of started jobs; removing the entry decides.
-- RQ's maintenance takes entries that have expired, in several steps. An expired entry is therefore
-  first renewed, which hides it from RQ, and decided on only when anybody who had read it before
-  must have finished; until then ``recover`` says DEFERRED.
-- A job that was taken and not started stands in its queue's intermediate list; the entry is the
-  right to start it, so putting it back takes that right from a worker that was only slow.
+- A worker holds a started job by its entry in the registry of started jobs; removing the entry is
+  the right to decide.
+- RQ's maintenance handles expired entries in several steps. The script therefore first renews an
+  expired entry, which hides it from RQ, and decides only after any process that had read the entry
+  must have finished. Until then ``recover`` returns DEFERRED.
+- A job that was taken and not started has an entry in its queue's intermediate list. The entry is
+  the right to start the job, so putting the job back takes that right from a worker that is slow.
 
-The operator runs nobody's code and reads no payload: failure callbacks, dependents, webhooks and
-rate-limit slots of a job that is failed here are left to the next living worker (``keys.settle``).
+The operator runs no users' code and reads no payload: the next living worker runs failure
+callbacks, dependents and webhooks of a failed job, and releases its rate-limit slot
+(``keys.settle``).
 """
 
 from __future__ import annotations
@@ -32,29 +34,29 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: An expired entry that was renewed is decided on so many seconds later.
+#: Time between the renewal of an expired entry and the decision (seconds).
 SETTLING_SECONDS = 2
-#: A job that was taken and not started for so long is put back.
+#: Time after which a job that was taken and not started is put back (seconds).
 STRAY_SECONDS = 15
 
 _RENEWAL_SECONDS = 100
 
 
 class Action(StrEnum):
-    """What ``recover`` found or did."""
+    """The result of ``recover``."""
 
-    ALIVE = "alive"  # the worker has been heard of since: nothing was done
-    DEFERRED = "deferred"  # look again, and call again in SETTLING_SECONDS or later
+    ALIVE = "alive"  # the worker has sent a heartbeat since: nothing was done
+    DEFERRED = "deferred"  # observe again, and call again after SETTLING_SECONDS
     NOTHING = "nothing"  # it held no job
-    SETTLED = "settled"  # its job had ended, or another had decided
+    SETTLED = "settled"  # its job had ended, or another process had settled it
     RETURNED = "returned"  # taken and not started: back at the head of its queue
     REQUEUED = "requeued"
     SCHEDULED = "scheduled"  # its Retry has an interval
     FAILED = "failed"
-    POISONED = "poisoned"  # took down too many workers: failed, whatever its Retry says
+    POISONED = "poisoned"  # crashed too many workers: failed, regardless of its Retry
 
 
-#: The actions that changed what becomes of a job.
+#: The actions that decided a job's outcome.
 DECISIVE = frozenset(
     {Action.RETURNED, Action.REQUEUED, Action.SCHEDULED, Action.FAILED, Action.POISONED}
 )
@@ -62,10 +64,10 @@ DECISIVE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class DeadWorker:
-    """A worker as the operator last read it.
+    """A dead worker, as the operator last read it.
 
-    ``heartbeat`` is in Unix seconds, None when its record has expired; ``why`` is how it is known
-    to be dead, as the middle of a sentence. What it held is read in the moment of deciding.
+    ``heartbeat`` is in Unix seconds, None if the record has expired. ``why`` is the evidence of the
+    death, as a part of a sentence. The script itself reads which job the worker held.
     """
 
     name: str
@@ -76,15 +78,15 @@ class DeadWorker:
 
     @property
     def pod(self) -> str:
-        """The pod's name, by how workers name themselves."""
+        """The pod's name, which is the first part of the worker's name."""
         return self.name.rsplit(".", 2)[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RecoveryPolicy:
     """The pool's ``recovery`` and ``deadLetter``; durations in seconds.
 
-    ``requeue_orphans`` is one of the spec's words: FollowRetry, Always, Never.
+    ``requeue_orphans`` is a value of the spec: FollowRetry, Always or Never.
     """
 
     requeue_orphans: str = "FollowRetry"
@@ -94,10 +96,10 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What was done; ``job`` and ``queue`` are empty unless the action is DECISIVE.
+class RecoveryOutcome:
+    """The result of a recovery; ``job`` and ``queue`` are empty unless the action is DECISIVE.
 
-    ``crashes`` counts the workers that the job has taken down within the poison window.
+    ``crashes`` counts the workers that the job has crashed within the poison window.
     """
 
     action: Action
@@ -106,14 +108,16 @@ class Outcome:
     crashes: int = 0
 
 
-async def recover(redis: Redis, worker: DeadWorker, policy: Policy, at: float) -> Outcome:
-    """Settle the job of a dead worker and remove all traces of the worker; ``at`` is now.
+async def recover(
+    redis: Redis, worker: DeadWorker, policy: RecoveryPolicy, at: float
+) -> RecoveryOutcome:
+    """Settle the job of a dead worker and remove the worker; ``at`` is the time in Unix seconds.
 
-    Idempotent: called again, by whomever, it finds nothing left to do.
+    Idempotent, also for concurrent callers.
     """
-    held = ("", "", "")
+    held_job = ("", "", "")
     if worker.heartbeat is None:
-        held = await _held_by(redis, worker)
+        held_job = await _find_held_job(redis, worker)
     died = f"Worker {worker.name} of pod {worker.pod} died ({worker.why})."
     poison = (
         f"{died} The job is set aside: it has taken down {policy.poison_threshold} workers or more "
@@ -137,9 +141,9 @@ async def recover(redis: Redis, worker: DeadWorker, policy: Policy, at: float) -
             policy.poison_threshold,
             round(policy.poison_window),
             round(policy.dead_letter_ttl),
-            _packed(died),
-            _packed(poison),
-            *held,
+            _compress(died),
+            _compress(poison),
+            *held_job,
             _RENEWAL_SECONDS,
             SETTLING_SECONDS,
             *worker.queues,
@@ -147,17 +151,17 @@ async def recover(redis: Redis, worker: DeadWorker, policy: Policy, at: float) -
     )
     action = Action(_text(reply[0]))
     if action not in DECISIVE:
-        return Outcome(action)
-    return Outcome(action, _text(reply[1]), _text(reply[2]), int(reply[3]))
+        return RecoveryOutcome(action)
+    return RecoveryOutcome(action, _text(reply[1]), _text(reply[2]), int(reply[3]))
 
 
 async def return_strays(
     redis: Redis, queues: Sequence[str], at: float, age: float = STRAY_SECONDS
 ) -> dict[str, list[str]]:
-    """Put back jobs that have been taken and not started for ``age`` seconds.
+    """Put back jobs that were taken and not started for ``age`` seconds; return ids by queue.
 
-    Finds those whose taker died before it could say what it took. Must be called repeatedly: the
-    first call that sees an entry starts its clock. Returns the ids that were put back, by queue.
+    This finds jobs of workers that died before they could record the job. Call it repeatedly: the
+    first call that sees an entry starts its age.
     """
     returned: dict[str, list[str]] = {}
     for name in queues:
@@ -172,10 +176,10 @@ async def return_strays(
     return returned
 
 
-async def _held_by(redis: Redis, worker: DeadWorker) -> tuple[str, str, str]:
-    """(job, execution, queue) of a worker whose record has expired, by the started jobs."""
+async def _find_held_job(redis: Redis, worker: DeadWorker) -> tuple[str, str, str]:
+    """Return job, execution and queue of a worker without a record, from the started jobs."""
     for name in worker.queues:
-        members = [_text(each) for each in await redis.zrange(keys.started(name), 0, -1)]
+        members = [_text(member) for member in await redis.zrange(keys.started(name), 0, -1)]
         async with redis.pipeline(transaction=False) as pipeline:
             for member in members:
                 pipeline.hget(keys.job(member.rpartition(":")[0]), "worker_name")
@@ -197,12 +201,12 @@ async def _run(
 
 
 def _stamp(seconds: float) -> str:
-    """As RQ writes a time; microseconds survive the way through a float."""
+    """Return the time as RQ writes it; a float preserves its microseconds."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _packed(text: str) -> str:
-    """As RQ stores an exception's text in a result."""
+def _compress(text: str) -> str:
+    """Return the text as RQ stores an exception in a result."""
     return b64encode(zlib.compress(text.encode())).decode()
 
 
@@ -222,26 +226,26 @@ for at = 16, #ARGV do queues[#queues + 1] = ARGV[at] end
 local record = redis.call('HMGET', worker_key, 'last_heartbeat', 'er_job', 'er_execution',
                           'er_queue', 'er_taken', 'er_taken_from', 'queues')
 if record[1] and record[1] ~= expected then return {'alive', '', '', 0} end
--- Expired since it was read: look again, for what it held must be found another way.
+-- The record has expired since: the operator has to find the held job another way.
 if not record[1] and expected ~= '' then return {'deferred', '', '', 0} end
 local job, execution, queue = ARGV[11], ARGV[12], ARGV[13]
 if record[1] then job, execution, queue = record[2] or '', record[3] or '', record[4] or '' end
 if record[7] then
-  for each in string.gmatch(record[7], '[^,]+') do queues[#queues + 1] = each end
+  for queue_name in string.gmatch(record[7], '[^,]+') do queues[#queues + 1] = queue_name end
 end
 
--- The place that the job had by its limit, which its worker can renew no more.
-local function free_place(job_key, id)
+-- Release the slot of the job's limit.
+local function free_slot(job_key, id)
   local limit = redis.call('HGET', job_key, 'er_limit')
   if not limit then return end
   redis.call('ZREM', 'engineroom:slots:' .. limit, id)
-  for _, each in ipairs(redis.call('SMEMBERS', 'engineroom:holding:' .. limit)) do
-    redis.call('ZADD', 'engineroom:limited:' .. each, 'XX', 0, limit)
+  for _, holding in ipairs(redis.call('SMEMBERS', 'engineroom:holding:' .. limit)) do
+    redis.call('ZADD', 'engineroom:limited:' .. holding, 'XX', 0, limit)
   end
 end
 
 local outcome, crashes = 'nothing', 0
-local told_job, told_queue = job, queue
+local result_job, result_queue = job, queue
 
 if job ~= '' then
   local job_key, started = 'rq:job:' .. job, 'rq:wip:' .. queue
@@ -251,7 +255,7 @@ if job ~= '' then
   if score then
     local left = (tonumber(score) or now + 60) - now
     if left < 5 then
-      -- Somebody running RQ's maintenance may have read it: hide it, and come back.
+      -- A worker that runs RQ's maintenance may have read the entry: hide it, and decide later.
       redis.call('ZADD', started, 'XX', now + renewal, member)
       return {'deferred', job, queue, 0}
     elseif left <= renewal and left > renewal - settling then
@@ -262,9 +266,9 @@ if job ~= '' then
     redis.call('ZREM', started, member)
     redis.call('DEL', 'rq:execution:' .. member)
     redis.call('ZREM', 'rq:executions:' .. job, execution)
-    free_place(job_key, job)
+    free_slot(job_key, job)
     local scheduled = 'rq:scheduled:' .. queue
-    -- RQ says scheduled a moment before it schedules: without the entry the job was running still.
+    -- RQ writes this status before it schedules the job: without the entry, the job was running.
     if hash[1] == 'started'
        or (hash[1] == 'scheduled' and not redis.call('ZSCORE', scheduled, job)) then
       local crash_key = 'engineroom:crashes:' .. job
@@ -298,7 +302,7 @@ if job ~= '' then
           redis.call('ZADD', scheduled, math.floor(now) + interval, job)
         else
           redis.call('HSET', job_key, 'status', 'queued', 'enqueued_at', iso)
-          -- It has waited before: to the head.
+          -- The job has waited before, so it goes to the head.
           redis.call('LPUSH', 'rq:queue:' .. queue, job)
           local ttl = tonumber(hash[4] or '') or 0
           if ttl > 0 then redis.call('EXPIRE', job_key, ttl) end
@@ -327,27 +331,27 @@ end
 
 local taken, taken_from = record[5] or '', record[6] or ''
 if taken ~= '' and redis.call('LREM', taken_from .. ':intermediate', 1, taken) > 0 then
-  free_place('rq:job:' .. taken, taken)
+  free_slot('rq:job:' .. taken, taken)
   if redis.call('HGET', 'rq:job:' .. taken, 'status') == 'queued' then
     redis.call('LPUSH', taken_from, taken)
-    outcome, told_job = 'returned', taken
-    told_queue = string.gsub(taken_from, '^rq:queue:', '')
+    outcome, result_job = 'returned', taken
+    result_queue = string.gsub(taken_from, '^rq:queue:', '')
   end
 end
 
 redis.call('DEL', worker_key, worker_executions, drain_key, 'rq:scheduler:' .. name)
 redis.call('SREM', 'rq:workers', worker_key)
 redis.call('SREM', pool_workers, name)
-for _, each in ipairs(queues) do
-  redis.call('SREM', 'rq:workers:' .. each, worker_key)
-  -- It may have promoted scheduled jobs: free the lock for another.
-  local lock = 'rq:scheduler-lock:' .. each
+for _, queue_name in ipairs(queues) do
+  redis.call('SREM', 'rq:workers:' .. queue_name, worker_key)
+  -- Release the scheduler lock, which the worker may have held.
+  local lock = 'rq:scheduler-lock:' .. queue_name
   if redis.call('GET', lock) == name then redis.call('DEL', lock) end
 end
-return {outcome, told_job, told_queue, crashes}
+return {outcome, result_job, result_queue, crashes}
 """
 
-#: The same script as the runtime's (engineroom_worker.housekeeping), which imports nothing of ours.
+#: A copy of the script in ``engineroom_worker.housekeeping``, which must not import ``engineroom``.
 _RETURN_STRAYS = """
 local seen, present, returned = {}, {}, {}
 local flat = redis.call('HGETALL', KEYS[3])

@@ -1,8 +1,8 @@
-"""Workers that are on RQ's lists and are no more: ghosts.
+"""Removal of stale workers, which are registered with RQ and no longer exist.
 
-RQ takes a worker off its lists when the worker says farewell, and otherwise when another worker of
-the queue does its maintenance, which at zero workers nobody does. And what writes to the hash of a
-worker after it expired makes a new one that never does.
+RQ unregisters a worker when it exits, or when another worker of the queue runs maintenance, which
+does not happen with zero workers. A write to a worker's hash after its expiry also creates a hash
+that never expires.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: A hash that does not expire by itself, without a heartbeat for so long, is a ghost's (seconds).
+#: Time without a heartbeat after which a hash without expiry is stale (seconds).
 SILENT_RECORD = 600
-#: Workers looked at in one step; Redis serves nobody else meanwhile, for less than 2 ms.
+#: Workers that one step checks; a step blocks Redis for less than 2 ms.
 STEP = 200
 
 WORKERS = "rq:workers"
 
-#: KEYS: all workers. ARGV: heartbeats before this are too old, number of queues, the queues, then
-#: the workers' keys. A hash that names a job is left to recovery, which gives the job back. Returns
-#: the names of those that were taken off the lists.
+#: KEYS: set of all workers. ARGV: oldest valid heartbeat, number of queues, the queues, then the
+#: workers' keys. A hash with a job stays for recovery, which returns the job. Returns the names of
+#: the removed workers.
 CLEAR = """
 local cleared, first = {}, 3 + tonumber(ARGV[2])
 for at = first, #ARGV do
   local key = ARGV[at]
   local ttl = redis.call('TTL', key)
-  local gone = ttl == -2
+  local stale = ttl == -2
   if ttl == -1 then
     local hash = redis.call('HMGET', key, 'last_heartbeat', 'er_job', 'er_taken', 'queues')
-    gone = (not hash[1] or hash[1] < ARGV[1]) and (hash[2] or '') == '' and (hash[3] or '') == ''
-    if gone then
+    stale = (not hash[1] or hash[1] < ARGV[1]) and (hash[2] or '') == '' and (hash[3] or '') == ''
+    if stale then
       for queue in string.gmatch(hash[4] or '', '[^,]+') do
         redis.call('SREM', 'rq:workers:' .. queue, key)
       end
       redis.call('DEL', key)
     end
   end
-  if gone then
+  if stale then
     redis.call('SREM', KEYS[1], key)
     for queue = 3, first - 1 do redis.call('SREM', 'rq:workers:' .. ARGV[queue], key) end
     cleared[#cleared + 1] = string.sub(key, 11)
@@ -52,13 +52,13 @@ return cleared
 
 
 def arguments(queues: Sequence[str], workers: Sequence[Any], at: datetime) -> list[Any]:
-    """What the script is given, for STEP ``workers`` at most."""
+    """Return the script's arguments for at most STEP ``workers``."""
     oldest = (at - timedelta(seconds=SILENT_RECORD)).astimezone(UTC)
     return [oldest.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), len(queues), *queues, *workers]
 
 
 async def clear(redis: Redis, queues: Sequence[str], at: datetime) -> list[str]:
-    """Take ghosts off the lists of the queues' workers; their names, sorted."""
+    """Remove stale workers of the queues; return their names, sorted."""
     pipeline = redis.pipeline(transaction=False)
     for queue in queues:
         pipeline.smembers(f"rq:workers:{queue}")

@@ -169,7 +169,7 @@ async def recover_dead(
                 queues=plan.queues,
                 why=one.why,
             ),
-            recovery.Policy(
+            recovery.RecoveryPolicy(
                 requeue_orphans=plan.requeue_orphans.value,
                 poison_threshold=plan.poison_threshold,
                 poison_window=plan.poison_window,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core import reasons
 from engineroom.core.errors import SecretError
 from engineroom.kube.client.secrets import Secrets
-from engineroom.queue.invalidations import QueuePush
+from engineroom.queue.invalidations import InvalidationListener
 from engineroom.queue.observe import Observer
 from engineroom.redis.address import Address, open_client, reason_of
 
@@ -43,7 +43,7 @@ class Link:
         self.trouble = ""
         self._on_queue = on_queue
         self._on_turn = on_turn
-        self._push = QueuePush(
+        self._push = InvalidationListener(
             self.redis, on_queue=self._changed, on_up=self._went_up, on_down=self._went_down
         )
         self._task = asyncio.create_task(self._push.run())

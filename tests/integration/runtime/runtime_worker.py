@@ -11,19 +11,19 @@ import signal
 import sys
 
 from engineroom_worker import __main__ as entry
-from engineroom_worker import dequeue, housekeeping, worker
+from engineroom_worker import executions, housekeeping, loop, waiting, worker
 from engineroom_worker.config import from_environment
-from engineroom_worker.metrics import Board
+from engineroom_worker.metrics import SharedMetrics
 
 
 def main(options):
     directory = options["directory"]
     chosen = options.get("stop_at")
-    for name in ("EXECUTION_TTL", "STRAY_SECONDS", "LOCK_SECONDS", "SETTLING_SECONDS"):
+    for name in ("STRAY_SECONDS", "LOCK_SECONDS", "SETTLING_SECONDS"):
         if name in options:
             setattr(housekeeping, name, options[name])
     if "EXECUTION_TTL" in options:
-        worker.EXECUTION_TTL = options["EXECUTION_TTL"]
+        executions.EXECUTION_TTL = options["EXECUTION_TTL"]
 
     def point(name):
         marker = pathlib.Path(directory, f"stopped-{name}")
@@ -33,7 +33,7 @@ def main(options):
             new.rename(marker)
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    read = dequeue._Channel.read
+    read = waiting.WaitingConnection.read
 
     def read_and_stop(self):
         reply = read(self)
@@ -41,7 +41,7 @@ def main(options):
             point("blmoved")
         return reply
 
-    dequeue._Channel.read = read_and_stop
+    waiting.WaitingConnection.read = read_and_stop
 
     after_death = housekeeping.Housekeeper._after_death
 
@@ -51,13 +51,17 @@ def main(options):
 
     housekeeping.Housekeeper._after_death = stop_and_settle
 
+    run_job = loop.WorkLoop._run_job
+
+    def stop_and_run(self, taken):
+        point("taken")
+        return run_job(self, taken)
+
+    loop.WorkLoop._run_job = stop_and_run
+
     class Worker(worker.PoolWorker):
         retired_seconds = options.get("retired_seconds", worker.RETIRED_SECONDS)
         maintenance_grace = options.get("grace", worker.GRACE_SECONDS)
-
-        def _run(self, taken):
-            point("taken")
-            return super()._run(taken)
 
         def prepare_execution(self, job):
             execution = super().prepare_execution(job)
@@ -85,7 +89,7 @@ def main(options):
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, leave)
-    sys.exit(entry.run_worker(from_environment(), 0, Board(1), lambda: None, Worker))
+    sys.exit(entry.run_worker(from_environment(), 0, SharedMetrics(1), lambda: None, Worker))
 
 
 main(json.loads(sys.argv[1]))

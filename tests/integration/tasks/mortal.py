@@ -22,7 +22,7 @@ from redis.connection import ConnectionPool
 
 from engineroom.core.clock import FakeClock
 from engineroom.queue import keys, recovery
-from engineroom.queue.recovery import DeadWorker, Policy
+from engineroom.queue.recovery import DeadWorker, RecoveryPolicy
 from engineroom.tasks import (
     Every,
     JobFilter,
@@ -271,7 +271,7 @@ def recover(life: Life) -> None:
                 beat = life.aside().hget(f"rq:worker:{worker}", "last_heartbeat")
                 at = datetime.fromisoformat(beat.decode()).timestamp() if beat else None
                 gone = DeadWorker(worker, "apps/mail", at, ("default",))
-                await recovery.recover(client, gone, Policy(), START.timestamp())
+                await recovery.recover(client, gone, RecoveryPolicy(), START.timestamp())
             for wait in (0, 60):
                 at = START.timestamp() + wait
                 await recovery.return_strays(client, ["default"], at)

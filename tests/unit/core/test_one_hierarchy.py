@@ -46,10 +46,13 @@ SILENT = {
     ("engineroom/core/validation/template_process.py", "_outcome"): "told to the parent process",
     ("engineroom/core/validation/template_process.py", "serve"): "told to the parent process",
     ("engineroom/kube/runtime/queue.py", "_run_one"): "logged by _failed, with the key",
-    ("engineroom/tasks/enqueueing/task.py", "_culprit"): "looks for the one argument that fails",
     (
-        "engineroom/tasks/enqueueing/task.py",
-        "_short",
+        "engineroom/tasks/enqueueing/encode.py",
+        "_unserialisable_field",
+    ): "any error names the argument that cannot be serialised",
+    (
+        "engineroom/tasks/enqueueing/encode.py",
+        "_describe_value",
     ): "a description for people is no reason to refuse a job",
 }
 _WORDS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})

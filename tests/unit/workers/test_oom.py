@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom_worker import out_of_memory
-from engineroom_worker.metrics import Board, render
+from engineroom_worker.metrics import SharedMetrics, SlotMetrics, render
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,16 +34,16 @@ def version_2(root: Path, kills: int, limit: int | str = LIMIT) -> None:
 @pytest.mark.parametrize("hierarchy", [version_1, version_2])
 def test_each_kill_is_told_once_by_each_slot(tmp_path, hierarchy):
     hierarchy(tmp_path, 2)
-    board = Board(2)
-    out_of_memory.begin(board, tmp_path)
-    assert out_of_memory.news(board, 0, tmp_path) == {}
+    metrics = SharedMetrics(2)
+    out_of_memory.set_baseline(metrics, tmp_path)
+    assert out_of_memory.new_kill_fields(SlotMetrics(metrics, 0), tmp_path) == {}
     hierarchy(tmp_path, 3)
     for slot in (0, 1):
-        told = out_of_memory.news(board, slot, tmp_path)
-        assert told["er_oom_limit"] == LIMIT
-        assert float(told["er_oom_at"]) > 1.7e9
-        assert out_of_memory.news(board, slot, tmp_path) == {}
-    assert 'engineroom_worker_oom_kills_total{pool="a/b"} 3' in render(board, "a/b", 0.0)
+        fields = out_of_memory.new_kill_fields(SlotMetrics(metrics, slot), tmp_path)
+        assert fields["er_oom_limit"] == LIMIT
+        assert float(fields["er_oom_at"]) > 1.7e9
+        assert out_of_memory.new_kill_fields(SlotMetrics(metrics, slot), tmp_path) == {}
+    assert 'engineroom_worker_oom_kills_total{pool="a/b"} 3' in render(metrics, "a/b", 0.0)
 
 
 def test_no_limit_is_none(tmp_path):
@@ -54,7 +54,7 @@ def test_no_limit_is_none(tmp_path):
 
 
 def test_where_nobody_counts_nothing_is_told(tmp_path):
-    board = Board(1)
-    out_of_memory.begin(board, tmp_path)
+    metrics = SharedMetrics(1)
+    out_of_memory.set_baseline(metrics, tmp_path)
     assert out_of_memory.kills(tmp_path) == 0
-    assert out_of_memory.news(board, 0, tmp_path) == {}
+    assert out_of_memory.new_kill_fields(SlotMetrics(metrics, 0), tmp_path) == {}

@@ -127,7 +127,7 @@ def detail(job_id: str, now: datetime) -> Steps[JobDetail]:
 
 @dataclass(frozen=True, slots=True)
 class _RawDetail:
-    """What Redis holds about a job beside its row; ``expires_in`` is milliseconds, as of PTTL."""
+    """Values of a job beside its row; ``expires_in`` is milliseconds, as of PTTL."""
 
     fields: dict[str, str]
     data_size: int

@@ -138,7 +138,7 @@ class Impact:
 
     @property
     def complete(self) -> bool:
-        """Whether all jobs in the state were scanned."""
+        """True if all jobs in the state were scanned."""
         return self.scanned >= self.total
 
 

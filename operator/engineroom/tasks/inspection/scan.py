@@ -57,7 +57,7 @@ class Row:
 
     @property
     def exists(self) -> bool:
-        """Whether the job's hash exists."""
+        """True if the job's hash exists."""
         return bool(self.fields["status"] or self.fields["origin"])
 
 
