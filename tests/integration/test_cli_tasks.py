@@ -362,7 +362,7 @@ def test_a_schedule_is_made_looked_at_and_steered(line: Line) -> None:
         "Europe/Berlin", "run_once", False,
     )  # fmt: skip
     assert made["next"].endswith("Z")
-    assert "is as said" in line(*nightly, "--cron", "30 2 * * *", "--zone", "Europe/Berlin")
+    assert "is up to date" in line(*nightly, "--cron", "30 2 * * *", "--zone", "Europe/Berlin")
     line("schedules", "add", "sync", name, "--every", "5m", "--jitter", "30s", "-q", "mail")
     line("schedules", "add", "later", name, "--at", "2h", "-q", "mail", "--missed", "skip")
     assert line("schedules", "list", "-o", "name").split()[0] == "sync"

@@ -433,7 +433,7 @@ async def test_jobs_and_schedules_are_created_through_the_api(
     fields = connection.hgetall(f"rq:job:{first}")
     connection.close()
     assert (fields[b"er_priority"], fields[b"ttl"]) == (b"4", b"3600")
-    assert "is as said" in admin.run(*add, "--every", "1h", "--missed", "run-all").stdout
+    assert "is up to date" in admin.run(*add, "--every", "1h", "--missed", "run-all").stdout
     changed = admin.json("schedules", "show", name)
     assert (changed["missed"], changed["version"]) == ("run_all", 2)
     assert admin.json("schedules", "pause", name)["paused"] is True
