@@ -35,7 +35,7 @@ class MemoryCluster:
 
     def __init__(self, *pools: Document, pods: list[Document] | None = None) -> None:
         self.documents = {
-            (one["metadata"]["namespace"], one["metadata"]["name"]): one for one in pools
+            (pool["metadata"]["namespace"], pool["metadata"]["name"]): pool for pool in pools
         }
         self.pod_documents = list(pods or [])
         self.event_documents: list[Document] = []
@@ -64,14 +64,14 @@ class MemoryCluster:
     def pods(self, namespace: str | None, pool: str | None = None) -> tuple[Pod, ...]:
         pods = map(parse_pod, self.pod_documents)
         return tuple(
-            one for one in pods if namespace in (None, one.namespace) and pool in (None, one.pool)
+            pod for pod in pods if namespace in (None, pod.namespace) and pool in (None, pod.pool)
         )
 
     def pod(self, namespace: str, name: str) -> Pod:
         self.before_read(self)
-        for one in self.pods(namespace):
-            if one.name == name:
-                return one
+        for pod in self.pods(namespace):
+            if pod.name == name:
+                return pod
         raise NotFoundError(f"pod {namespace}/{name} is not there")
 
     def events(self, pool: Pool) -> tuple[Event, ...]:
@@ -110,7 +110,8 @@ class MemoryCluster:
         if not dry_run:
             self.writes.append(("annotate", pod.name, dict(annotations)))
             self.pod_documents = [
-                after if one["metadata"]["name"] == pod.name else one for one in self.pod_documents
+                after if pod_document["metadata"]["name"] == pod.name else pod_document
+                for pod_document in self.pod_documents
             ]
         return parse_pod(after)
 

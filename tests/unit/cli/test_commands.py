@@ -66,7 +66,10 @@ def test_get_prints_objects_as_the_api_has_them_without_managed_fields() -> None
     assert "managedFields" not in document["metadata"]
     trial = Trial(trial.cluster)
     get(trial.context, ["mail", "other"], output=Output.JSON)
-    assert [one["metadata"]["name"] for one in json.loads(trial.out)["items"]] == ["mail", "other"]
+    assert [item["metadata"]["name"] for item in json.loads(trial.out)["items"]] == [
+        "mail",
+        "other",
+    ]
 
 
 def test_get_of_nothing_says_so_beside_the_answer() -> None:
@@ -442,10 +445,10 @@ def test_top_of_pools_and_of_one_pools_workers() -> None:
     )
     trial = Trial(cluster)
     top(trial.context, output=Report.JSON)
-    assert [one["name"] for one in json.loads(trial.out)["pools"]] == ["mail", "web"]
+    assert [pool["name"] for pool in json.loads(trial.out)["pools"]] == ["mail", "web"]
     trial = Trial(cluster)
     top(trial.context, What.WORKERS, "web", output=Report.JSON)
-    assert [one["name"] for one in json.loads(trial.out)["workers"]] == ["w"]
+    assert [worker["name"] for worker in json.loads(trial.out)["workers"]] == ["w"]
     with pytest.raises(UsageError):
         top(trial.context, What.POOLS, "web")
 

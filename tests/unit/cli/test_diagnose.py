@@ -16,7 +16,7 @@ AUTO: dict[str, Any] = {"minReplicas": 0, "maxReplicas": 10}
 
 
 def findings(document: dict[str, Any], *pods: dict[str, Any]) -> tuple[Finding, ...]:
-    return pool_findings(parse_pool(document), [parse_pod(one) for one in pods], NOW, "engineroom")
+    return pool_findings(parse_pool(document), [parse_pod(pod) for pod in pods], NOW, "engineroom")
 
 
 def broken(kind: str, status: str, reason: str, **more: Any) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_problems_come_before_warnings() -> None:
         "queues": [{"name": "default", "depth": 3, "oldestJobAge": "2m"}],
         "conditions": [condition("Ready", "False", "PodsNotReady", "")],
     }
-    severities = [one.severity for one in findings(pool(autoscaling=AUTO, status=late))]
+    severities = [finding.severity for finding in findings(pool(autoscaling=AUTO, status=late))]
     assert severities == ["problem", "warning"]
 
 

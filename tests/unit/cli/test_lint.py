@@ -37,7 +37,7 @@ WRONG = GOOD.replace("- name: mail\n", "- name: mail\n      priority: high\n")
 
 def told(text: str, level: Level = Level.RESTRICTED) -> list[str]:
     report = check([("f.yaml", text)], level)
-    return [f"{one.line}: {one.level}: {one.text}" for one in report.findings]
+    return [f"{finding.line}: {finding.level}: {finding.text}" for finding in report.findings]
 
 
 def test_good_file_has_no_findings() -> None:
@@ -86,13 +86,13 @@ def test_list_is_looked_into() -> None:
 def test_json_with_tabs_is_read() -> None:
     text = json.dumps(next(iter(read(WRONG))).value, indent="\t")
 
-    assert [one.split(": ")[2] for one in told(text)] == ["spec.queues[0].priority"]
+    assert [entry.split(": ")[2] for entry in told(text)] == ["spec.queues[0].priority"]
 
 
 def test_same_name_twice_is_an_error() -> None:
     report = check([("a.yaml", GOOD), ("b.yaml", GOOD)])
 
-    assert [f"{one.file}:{one.line}: {one.text}" for one in report.findings] == [
+    assert [f"{finding.file}:{finding.line}: {finding.text}" for finding in report.findings] == [
         (
             'b.yaml:4: metadata.name: "mail" is already defined at a.yaml:4; give it another name '
             "or remove it"
@@ -225,7 +225,9 @@ def test_template_that_is_named_is_an_error(folder: Path) -> None:
 def test_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     report = lint_files([str(tmp_path / "none.yaml")])
 
-    assert [one.problem for one in report.findings] == ["cannot be read: No such file or directory"]
+    assert [finding.problem for finding in report.findings] == [
+        "cannot be read: No such file or directory"
+    ]
 
 
 def test_text_output(folder: Path) -> None:

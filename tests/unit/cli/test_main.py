@@ -132,7 +132,7 @@ def every_command() -> list[tuple[str, Entry]]:
         if isinstance(one, Entry):
             found.append((one.name, one))
         else:
-            found += [(f"{one.name} {each.name}", each) for each in one.entries]
+            found += [(f"{one.name} {entry.name}", entry) for entry in one.entries]
     return [(name, entry) for name, entry in found if entry.present]
 
 
@@ -148,7 +148,7 @@ def test_every_command_has_help(
         assert ended.value.code == 0, shown.err
         assert f"engineroom {name}" in shown.out
         assert ("--redis-url" in shown.out) == entry.redis
-    assert [one.name for one in ENTRIES if one.present] == group.list_commands(None)  # type: ignore[attr-defined]
+    assert [entry.name for entry in ENTRIES if entry.present] == group.list_commands(None)  # type: ignore[attr-defined]
 
 
 def test_the_documentation_is_what_the_application_says() -> None:
@@ -241,8 +241,8 @@ def test_the_completion_of_the_plugin_is_a_script_that_kubectl_can_run(tmp_path:
     plugin.write_text(f"#!{sys.executable}\n{script}\n")
     complete = tmp_path / "kubectl_complete-engineroom"
     complete.write_text(run("completion", "kubectl").stdout)
-    for one in (plugin, complete):
-        one.chmod(0o755)
+    for entry in (plugin, complete):
+        entry.chmod(0o755)
     done = subprocess.run(
         [complete, "dr"],
         env=os.environ

@@ -54,7 +54,7 @@ def test_every_number_of_the_api_is_read() -> None:
         read.status.jobs_per_minute,
     )
     assert numbers == (5, 6, 7, 8, 9, 10)
-    found = next(one for one in read.queues if one.name == "default")
+    found = next(queue for queue in read.queues if queue.name == "default")
     assert (found.depth, found.running, found.scheduled, found.failed) == (1, 2, 3, 4)
 
 

@@ -82,9 +82,9 @@ class Objects(MemoryCluster):
         self.port = 0
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
-        for one in self.read_all(resource, namespace):
-            if one["metadata"]["name"] == name:
-                return one
+        for entry in self.read_all(resource, namespace):
+            if entry["metadata"]["name"] == name:
+                return entry
         raise NotFoundError(f"{resource.plural} {namespace}/{name} is not there")
 
     def read_all(
@@ -94,10 +94,10 @@ class Objects(MemoryCluster):
             raise ForbiddenError(f"you may not do this with {resource.plural}")
         wanted = dict(part.split("=") for part in (selector or "").split(",") if part)
         return [
-            one
-            for one in self.objects.get(resource.plural, [])
-            if namespace in (None, one["metadata"].get("namespace", "default"))
-            and wanted.items() <= (one["metadata"].get("labels") or {}).items()
+            entry
+            for entry in self.objects.get(resource.plural, [])
+            if namespace in (None, entry["metadata"].get("namespace", "default"))
+            and wanted.items() <= (entry["metadata"].get("labels") or {}).items()
         ]
 
     def open_port(self, namespace: str, pod: str, port: int) -> socket.socket:

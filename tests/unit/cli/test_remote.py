@@ -375,7 +375,7 @@ def test_tls_of_the_pod_is_undone_inside_the_tunnel(tmp_path: Path) -> None:
                 assert Api(Account(way.url, "token", access="x")).get("/whoami") == {}
                 with ThreadPoolExecutor(8) as threads:
                     asked = [threads.submit(fetched, way.url, body) for _ in range(40)]
-                    assert all(each.result() == body for each in asked)
+                    assert all(entry.result() == body for entry in asked)
         finally:
             running.shutdown()
             thread.join()

@@ -52,7 +52,13 @@ def invoke(function: Callable[..., None], *arguments: str) -> tuple[int, str]:
 
 def test_each_field_of_a_group_is_an_option_in_the_place_of_the_group() -> None:
     parameters, groups = expand_groups(send)
-    assert [one.name for one in parameters] == ["target", "count", "delay", "label", "force"]
+    assert [parameter.name for parameter in parameters] == [
+        "target",
+        "count",
+        "delay",
+        "label",
+        "force",
+    ]
     assert groups == {"retry": NamedRetryOptions}
 
 

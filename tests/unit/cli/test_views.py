@@ -125,7 +125,7 @@ def test_explain_for_programs_is_json_with_null_for_the_unknown() -> None:
     document = explain_document(explanation())
     assert document["decision"].startswith("7 pods")
     assert document["pods"][1]["usage"] is None
-    assert [one["depth"] for one in document["queues"]] == [10, 830]
+    assert [queue["depth"] for queue in document["queues"]] == [10, 830]
     assert document["findings"][0]["fix"].startswith("check the image")
     unseen = replace(explanation(), pool=parse_pool(pool()))
     assert explain_document(unseen)["busyWorkers"] is None

@@ -210,7 +210,7 @@ the decision service |
 def render() -> str:
     """The page."""
     group: Any = typer.main.get_command(create())
-    which = [one.name for one in shared_parameters(redis=True)]
+    which = [parameter.name for parameter in shared_parameters(redis=True)]
     shared = set(which)
     parts = [_INTRODUCTION, "## Exit codes\n", "| code | means |\n|---|---|"]
     parts[-1] += "".join(f"\n| {code.value} | {code.meaning} |" for code in ExitCode) + "\n"
@@ -218,11 +218,11 @@ def render() -> str:
     parts.append(
         "They may stand before the command's name or, but for `lint` and `completion`, after it.\n"
     )
-    parts.append(_options([one for one in group.params if one.name in shared]))
+    parts.append(_options([parameter for parameter in group.params if parameter.name in shared]))
     parts.append(_WHICH_REDIS)
     enqueue = group.get_command(None, "enqueue")
     only = {"redis_url", "pool"}
-    parts.append(_options([one for one in enqueue.params if one.name in only]))
+    parts.append(_options([parameter for parameter in enqueue.params if parameter.name in only]))
     parts.append("## Commands\n")
     for entry in ENTRIES:
         if not entry.present:
@@ -243,7 +243,7 @@ def render() -> str:
 def _command(entry: Entry, name: str, command: Any, shared: set[str]) -> list[str]:
     parts = [f"### engineroom {_usage(name, command)}\n"]
     parts.append(f"{paragraphs(inspect.getdoc(entry.function()) or '')}\n")
-    own = [one for one in command.params if one.name not in shared | {"help"}]
+    own = [parameter for parameter in command.params if parameter.name not in shared | {"help"}]
     if own:
         parts.append(_options(own))
     return parts
@@ -251,31 +251,31 @@ def _command(entry: Entry, name: str, command: Any, shared: set[str]) -> list[st
 
 def _usage(name: str, command: Any) -> str:
     words = [name]
-    for one in command.params:
-        if one.param_type_name == "argument":
-            metavar = (one.metavar or one.name.upper()).removesuffix("...")
-            metavar += "..." if one.nargs == -1 else ""
-            words.append(metavar if one.required else f"[{metavar}]")
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            metavar = (parameter.metavar or parameter.name.upper()).removesuffix("...")
+            metavar += "..." if parameter.nargs == -1 else ""
+            words.append(metavar if parameter.required else f"[{metavar}]")
     return " ".join(words)
 
 
 def _options(parameters: list[Any]) -> str:
     lines = ["| option | |", "|---|---|"]
-    for one in parameters:
-        if one.param_type_name == "argument":
-            label = f"`{_escape(one.metavar or one.name.upper())}`"
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            label = f"`{_escape(parameter.metavar or parameter.name.upper())}`"
         else:
-            names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
-            value = "" if one.is_flag else f" {_value(one)}"
+            names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+            value = "" if parameter.is_flag else f" {_value(parameter)}"
             label = f"{names}{value}"
-        text = one.help or ""
-        if one.param_type_name == "option" and _shown(one.default):
-            text += f" Default: {one.default}."
+        text = parameter.help or ""
+        if parameter.param_type_name == "option" and _is_printable(parameter.default):
+            text += f" Default: {parameter.default}."
         lines.append(f"| {label} | {text} |".replace("<", "&lt;"))
     return "\n".join(lines) + "\n"
 
 
-def _shown(default: object) -> bool:
+def _is_printable(default: object) -> bool:
     return isinstance(default, str | int | float) and not isinstance(default, bool)
 
 
@@ -284,7 +284,7 @@ def _value(option: Any) -> str:
         return f"`{_escape(option.metavar)}`"
     choices = getattr(option.type_descriptor, "choices", None)
     if choices:
-        return f"`{_escape('|'.join(str(one.value) for one in choices))}`"
+        return f"`{_escape('|'.join(str(choice.value) for choice in choices))}`"
     return "`N`"
 
 

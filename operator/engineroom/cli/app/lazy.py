@@ -46,10 +46,10 @@ class Entry:
 
     def function(self) -> Callable[..., None]:
         """The command's function, imported."""
-        found: Callable[..., None] = getattr(
+        function: Callable[..., None] = getattr(
             importlib.import_module(self.module), self.attribute or self.name
         )
-        return found
+        return function
 
     def load(self) -> Any:
         """The command with its options."""

@@ -356,8 +356,8 @@ def create() -> typer.Typer:
     return app
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from engineroom import __version__
 
         typer.echo(f"engineroom {__version__}")
@@ -401,37 +401,37 @@ def show_error(error: CliError) -> None:
         err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
 
 
-def _help_of_family(given: list[str]) -> None:
+def _help_of_family(words: list[str]) -> None:
     """Show the help of a family at once: going through its parent's options costs a third more."""
-    if len(given) != 2 or given[1] not in ("--help", "-h"):
+    if len(words) != 2 or words[1] not in ("--help", "-h"):
         return
     for entry in ENTRIES:
-        if isinstance(entry, Family) and entry.name == given[0]:
+        if isinstance(entry, Family) and entry.name == words[0]:
             entry.load()(args=["--help"], prog_name=f"{program()} {entry.name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--no-color" in given:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--no-color" in words:
         # Before anything is printed, so that help and usage errors follow it too.
         os.environ["NO_COLOR"] = "1"
     try:
-        _help_of_family(given)
-        create()(args=given, prog_name=program(), complete_var=COMPLETE_VARIABLE)
+        _help_of_family(words)
+        create()(args=words, prog_name=program(), complete_var=COMPLETE_VARIABLE)
     except CliError as error:
-        if "--debug" in given:
+        if "--debug" in words:
             raise
         show_error(error)
         sys.exit(error.exit_code)
     except EngineroomError as error:
-        if "--debug" in given:
+        if "--debug" in words:
             raise
         outcome = command_outcome(error)
         console(sys.stderr).print(outcome.text, soft_wrap=True, markup=False)
         sys.exit(outcome.exit_code)
     except Exception as error:
-        if "--debug" in given:
+        if "--debug" in words:
             raise
         show_error(
             CliError(

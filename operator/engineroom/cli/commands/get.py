@@ -21,7 +21,8 @@ def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
     context = CommandContext.of_completion(ctx)
     try:
         names = [
-            one["metadata"]["name"] for one in list_policies(context.cluster, context.namespace)
+            policy["metadata"]["name"]
+            for policy in list_policies(context.cluster, context.namespace)
         ]
     except Exception:  # noqa: BLE001 - a shell that completes must never see an error
         return []
@@ -58,7 +59,7 @@ def get(
         _print_policies(context, wanted, output, selector, all_namespaces=all_namespaces)
         return
     if wanted:
-        pools = tuple(context.cluster.pool(context.namespace, pool_name(one)) for one in wanted)
+        pools = tuple(context.cluster.pool(context.namespace, pool_name(entry)) for entry in wanted)
     else:
         pools = context.cluster.pools(context.scope(all_namespaces), selector)
     _print(context, pools, output, single=len(wanted) == 1, namespaces=all_namespaces)
@@ -96,16 +97,16 @@ def _print_policies(
 ) -> None:
     cluster = context.cluster
     if names:
-        found = [get_policy(cluster, context.namespace, one) for one in names]
+        policy_list = [get_policy(cluster, context.namespace, name) for name in names]
     else:
-        found = list_policies(cluster, context.scope(all_namespaces), selector)
+        policy_list = list_policies(cluster, context.scope(all_namespaces), selector)
     # Imported here: the library's model takes a moment, and pools do not need it.
     from engineroom.cli.views.ratelimits import policies_table
 
     wide = output is Output.WIDE
     present(
-        context, output, found[0] if len(names) == 1 else listing(found),
-        [f"{POLICY_RESOURCE}/{one['metadata']['name']}" for one in found],
-        lambda: policies_table(found, context.clock.now(), namespaces=all_namespaces, wide=wide),
+        context, output, policy_list[0] if len(names) == 1 else listing(policy_list),
+        [f"{POLICY_RESOURCE}/{entry['metadata']['name']}" for entry in policy_list],
+        lambda: policies_table(policy_list, context.clock.now(), namespaces=all_namespaces, wide=wide),
         none=f"no policies in {_where(context, all_namespaces)}",
     )  # fmt: skip

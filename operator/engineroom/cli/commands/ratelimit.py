@@ -128,21 +128,21 @@ def try_request(
     Ends with 1 when any of the policies refuses the request, with 4 when there is no such policy.
     """
     simulated = request.request()
-    wanted = [policy_name(one) for one in names or ()]
+    wanted = [policy_name(name) for name in names or ()]
     namespace = context.namespace
     spec = redis_of(context.connections, wanted[0] if wanted else None)
     with context.connections.redis(namespace, spec) as redis:
         policies = chosen(
             read_policies(redis, namespace), wanted, attachment.target, attachment.labels
         )
-        done = [dry_run(one.policy, redis, simulated) for one in policies]
+        done = [dry_run(policy.policy, redis, simulated) for policy in policies]
     if output in (Report.JSON, Report.YAML):
         context.show(dump(rehearsals_document(done), output))
     elif not done:
         context.note("no policy is for that: the request is not limited")
     else:
         context.show(rehearsals_text(done))
-    if not all(one.decision.allowed for one in done):
+    if not all(entry.decision.allowed for entry in done):
         raise typer.Exit(ExitCode.PROBLEM)
 
 
@@ -176,22 +176,22 @@ def top(
     """
     wanted = policy_name(name) if name else None
     namespace = context.namespace if wanted else context.options.namespace
-    found = top_keys(lambda: context.cluster, limiter, seconds, 1000)
-    kept = [
-        one
-        for one in found.keys
-        if namespace in (None, one.namespace) and wanted in (None, one.policy)
+    recorded = top_keys(lambda: context.cluster, limiter, seconds, 1000)
+    matching = [
+        key
+        for key in recorded.keys
+        if namespace in (None, key.namespace) and wanted in (None, key.policy)
     ]
-    found = replace(found, keys=tuple(kept[:keys]))
-    for failure in found.failures:
+    recorded = replace(recorded, keys=tuple(matching[:keys]))
+    for failure in recorded.failures:
         context.note(f"not counted: {failure}")
     if output in (Report.JSON, Report.YAML):
-        context.show(dump(top_document(found), output))
+        context.show(dump(top_document(recorded), output))
         return
-    if not found.keys:
+    if not recorded.keys:
         context.note(f"nothing was asked for in {seconds:g} s")
         return
-    context.show(top_text(found))
+    context.show(top_text(recorded))
 
 
 def explain(

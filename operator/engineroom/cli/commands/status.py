@@ -72,13 +72,16 @@ def _through_api(context: CommandContext, selector: str | None) -> Overview:
     except ForbiddenError:
         parts.append(Check("queues", Severity.WARNING, "you may not look at them"))
     else:
-        waiting, failed = sum(one.waiting for one in counts), sum(one.failed for one in counts)
-        said = f"{count(len(counts), 'queue')}, {waiting} waiting, {failed} failed"
-        parts.append(Check("queues", Severity.OK, said))
-    unreached = [one.name for one in pools if one.status and _cut_off(one.status)]
+        waiting, failed = (
+            sum(count.waiting for count in counts),
+            sum(count.failed for count in counts),
+        )
+        summary = f"{count(len(counts), 'queue')}, {waiting} waiting, {failed} failed"
+        parts.append(Check("queues", Severity.OK, summary))
+    unreached = [pool.name for pool in pools if pool.status and _cut_off(pool.status)]
     if unreached:
-        said = f"not reached for {', '.join(unreached[:5])}"
-        parts.append(Check("Redis", Severity.PROBLEM, said, "see the pools below"))
+        summary = f"not reached for {', '.join(unreached[:5])}"
+        parts.append(Check("Redis", Severity.PROBLEM, summary, "see the pools below"))
     installation = Installation(context.api.server, "", None)
     return Overview(
         installation, pools, (), scope, context.clock.now(), program(), through_api=tuple(parts)

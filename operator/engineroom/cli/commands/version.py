@@ -42,8 +42,8 @@ def version_document(installation: "Installation | None") -> dict[str, Any]:
     return {
         **document,
         "operator": [
-            {"namespace": one.namespace, "name": one.name, "image": one.image}
-            for one in installation.role("operator")
+            {"namespace": entry.namespace, "name": entry.name, "image": entry.image}
+            for entry in installation.role("operator")
         ],
         "api": list(definition.served) if definition else [],
         "kubernetes": {"server": installation.server, "version": installation.server_version},

@@ -58,7 +58,7 @@ def _chosen(contexts: list[Document], name: str) -> Document:
     for context in contexts:
         if context["name"] == name:
             return context
-    names = ", ".join(sorted(one["name"] for one in contexts)) or "none"
+    names = ", ".join(sorted(context["name"] for context in contexts)) or "none"
     raise UsageError(
         f"there is no context {name}",
         why=f"the kubeconfig has: {names}",

@@ -97,7 +97,7 @@ class KubernetesCluster:
     def pods(self, namespace: str | None, pool: str | None = None) -> tuple[Pod, ...]:
         """The worker pods of a pool or of all pools, with their use where it is measured."""
         selector = f"{LABEL_POOL}={pool}" if pool else LABEL_POOL
-        pods = [parse_pod(one) for one in self._list(PODS, namespace, labelSelector=selector)]
+        pods = [parse_pod(entry) for entry in self._list(PODS, namespace, labelSelector=selector)]
         usage = self._usage(namespace, selector) if pods else {}
         measured = (replace(pod, usage=usage.get((pod.namespace, pod.name))) for pod in pods)
         return tuple(sorted(measured, key=lambda pod: (pod.namespace, pod.pool, pod.name)))
@@ -109,8 +109,8 @@ class KubernetesCluster:
         except CliError:
             return {}
         return {
-            (one["metadata"]["namespace"], one["metadata"]["name"]): parse_usage(one)
-            for one in documents
+            (document["metadata"]["namespace"], document["metadata"]["name"]): parse_usage(document)
+            for document in documents
         }
 
     def pod(self, namespace: str, name: str) -> Pod:
@@ -125,10 +125,10 @@ class KubernetesCluster:
         except ForbiddenError:
             return ()
         events = [
-            parse_event(one)
-            for one in documents
+            parse_event(document)
+            for document in documents
             # A pool deleted and made anew has the name of the old one, not its history.
-            if one["involvedObject"].get("uid", pool.uid) in (pool.uid, "")
+            if document["involvedObject"].get("uid", pool.uid) in (pool.uid, "")
         ]
         return tuple(
             sorted(events, key=lambda event: event.last.timestamp() if event.last else 0.0)[::-1]
@@ -143,7 +143,7 @@ class KubernetesCluster:
             *_allowed(denied, "Deployments", lambda: self._components(DEPLOYMENTS), none),
             *_allowed(denied, "StatefulSets", lambda: self._components(_STATEFUL_SETS), none),
         ]
-        operators = [one for one in components if one.role == "operator"]
+        operators = [component for component in components if component.role == "operator"]
         return Installation(
             server=self.server,
             server_version=str(version.get("gitVersion", "")),
@@ -157,17 +157,19 @@ class KubernetesCluster:
     def _definition(self) -> Definition | None:
         """By discovery, which every account may use; the release only for who may read CRDs."""
         try:
-            found = self._ask("GET", f"/apis/{API_VERSION}", "discovery")
+            discovery = self._ask("GET", f"/apis/{API_VERSION}", "discovery")
         except NotFoundError:
             return None
-        if not any(one["name"] == WORKERPOOLS.plural for one in found["resources"]):
+        if not any(resource["name"] == WORKERPOOLS.plural for resource in discovery["resources"]):
             return None
         try:
             document = self._get(CRDS, None, RESOURCE)
         except (ForbiddenError, NotFoundError):
             return Definition(served=(VERSION,))
         labels = document["metadata"].get("labels") or {}
-        served = tuple(one["name"] for one in document["spec"]["versions"] if one.get("served"))
+        served = tuple(
+            version["name"] for version in document["spec"]["versions"] if version.get("served")
+        )
         return Definition(served=served, release=labels.get("app.kubernetes.io/version", ""))
 
     def _components(self, resource: Resource) -> list[Component]:
@@ -179,7 +181,7 @@ class KubernetesCluster:
             webhooks = document.get("webhooks") or []
             rules = [rule for webhook in webhooks for rule in webhook.get("rules") or []]
             if any(GROUP in (rule.get("apiGroups") or []) for rule in rules):
-                signed = sum(bool(one["clientConfig"].get("caBundle")) for one in webhooks)
+                signed = sum(bool(webhook["clientConfig"].get("caBundle")) for webhook in webhooks)
                 return Admission(document["metadata"]["name"], len(webhooks), signed)
         return None
 
@@ -336,8 +338,8 @@ class KubernetesCluster:
         from urllib3.exceptions import HTTPError
         from urllib3.util import Timeout
 
-        given = {name: value for name, value in (query or {}).items() if value is not None}
-        url = f"{self.server}{quote(path)}" + (f"?{urlencode(given)}" if given else "")
+        parameters = {name: value for name, value in (query or {}).items() if value is not None}
+        url = f"{self.server}{quote(path)}" + (f"?{urlencode(parameters)}" if parameters else "")
         headers = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
         headers |= self._authorization()
         data = None

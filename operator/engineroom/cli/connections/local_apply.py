@@ -140,13 +140,13 @@ class FileBundles:
 
     async def put(self, transaction: str, objects: list[Planned]) -> None:
         """See Bundles."""
-        said = json.dumps([asdict(each) for each in objects])
+        text = json.dumps([asdict(document) for document in objects])
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
             descriptor = os.open(self._path(transaction), flags, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(said)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -157,8 +157,8 @@ class FileBundles:
     async def get(self, transaction: str) -> list[Planned]:
         """See Bundles."""
         try:
-            said = self._path(transaction).read_text(encoding="utf-8")
-            return [Planned(**each) for each in json.loads(said)]
+            text = self._path(transaction).read_text(encoding="utf-8")
+            return [Planned(**document) for document in json.loads(text)]
         except (OSError, ValueError, TypeError) as error:
             raise ManifestChangedError(
                 "transaction: its objects are not kept any more; look anew"
@@ -233,29 +233,30 @@ class LocalApply:
         objects = read_objects(namespace, text)
         writer = KubeWriter(self._cluster)
         try:
-            found = await level(writer, namespace, objects)
+            pod_security = await level(writer, namespace, objects)
         except Forbidden:
             # Who may not read the namespace: admission knows its level, and decides.
-            found = Level.PRIVILEGED
-        check(objects, found)
+            pod_security = Level.PRIVILEGED
+        check(objects, pod_security)
         return await rehearse(writer, namespace, objects, force=force)
 
     def run(self, namespace: str, planned: list[Planned], *, force: bool) -> str:
         """Write all or nothing; the transaction's id. Raises ManifestUndoneError."""
         transaction = secrets.token_hex(16)
-        said = {
+        details = {
             "namespace": namespace,
             "force": force,
             "server": self._cluster.server,
             "objects": [
-                {"kind": each.kind, "name": each.name, "action": each.action} for each in planned
+                {"kind": entry.kind, "name": entry.name, "action": entry.action}
+                for entry in planned
             ],
         }
         name = f"{SAGA}.{len(planned)}"
 
         async def all_or_nothing() -> None:
             await self._bundles.put(transaction, planned)
-            await self._coordinator.run(name, transaction, said, by=_me())
+            await self._coordinator.run(name, transaction, details, by=_me())
             await self._bundles.drop(transaction)
 
         # Asked to end it ends like by Ctrl-C: what was written is put back first.
@@ -264,8 +265,8 @@ class LocalApply:
             asyncio.run(all_or_nothing())
         except SagaUndoneError as error:
             asyncio.run(self._bundles.drop(transaction))
-            told = f"manifest: {error}; see transaction {transaction}"
-            raise ManifestUndoneError(told) from error
+            problem = f"manifest: {error}; see transaction {transaction}"
+            raise ManifestUndoneError(problem) from error
         except KeyboardInterrupt:
             self._note("interrupted: putting back what was written")
             self.recover()
@@ -285,18 +286,18 @@ class LocalApply:
                 if record.status == "stuck":
                     await self._coordinator.resume(record.id)
             await self._coordinator.recover()
-            found = []
+            recovered = []
             for record in left:
                 now = await self.log.read(record.id)
                 if now is not None:
-                    found.append(now)
+                    recovered.append(now)
                     if now.status in ("rolled_back", "committed"):
                         await self._bundles.drop(now.id)
-            return found
+            return recovered
 
-        found = asyncio.run(all_of_them())
+        recovered = asyncio.run(all_of_them())
         self._bundles.sweep(time.time(), self.log.exists)
-        return found
+        return recovered
 
     def refuse_if_left(self) -> None:
         """Raises RefusedError while something is to be put back: it would be put back over this."""
@@ -329,13 +330,13 @@ def objects_of(planned: list[Planned]) -> list[Document]:
     """A plan as the API tells it."""
     return [
         {
-            "apiVersion": each.api_version,
-            "kind": each.kind,
-            "name": each.name,
-            "action": each.action,
-            "changes": [asdict(change) for change in changes(each)],
+            "apiVersion": entry.api_version,
+            "kind": entry.kind,
+            "name": entry.name,
+            "action": entry.action,
+            "changes": [asdict(change) for change in changes(entry)],
         }
-        for each in planned
+        for entry in planned
     ]
 
 
@@ -344,18 +345,18 @@ def local_transactions(server: str, namespace: str) -> list[Document]:
     log = FileSagaLog(state_directory(server))
 
     async def every() -> list[SagaRecord]:
-        found: list[SagaRecord] = []
+        records: list[SagaRecord] = []
         cursor = None
         while True:
             page = await log.page(cursor=cursor, count=200)
-            found += page.records
+            records += page.records
             cursor = page.cursor
             if cursor is None:
-                return found
+                return records
 
     records = asyncio.run(every())
-    told = [transaction_document(record) for record in records]
-    return [one for one in told if one["namespace"] == namespace]
+    documents = [transaction_document(record) for record in records]
+    return [entry for entry in documents if entry["namespace"] == namespace]
 
 
 def local_transaction(server: str, identity: str) -> Document:
@@ -371,17 +372,17 @@ def local_transaction(server: str, identity: str) -> Document:
 
 def transaction_document(record: SagaRecord) -> Document:
     """A transaction as the API tells it."""
-    said = record.input if isinstance(record.input, dict) else {}
+    details = record.input if isinstance(record.input, dict) else {}
     return {
         "id": record.id,
         "name": record.name,
         "by": record.by,
-        "namespace": said.get("namespace", ""),
+        "namespace": details.get("namespace", ""),
         "status": record.status,
         "started": record.started,
         "duration": record.duration,
         "objects": [
-            f"{each['action']} {each['kind']}/{each['name']}" for each in said.get("objects", ())
+            f"{document['action']} {document['kind']}/{document['name']}" for document in details.get("objects", ())
         ],
         "steps": [
             {"kind": line.kind.value, "step": line.step, "at": line.at,

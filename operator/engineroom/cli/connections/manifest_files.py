@@ -34,11 +34,11 @@ class Manifest:
     text: str
     parts: tuple[tuple[int, str], ...]
 
-    def told(self, message: str) -> str:
+    def in_files(self, message: str) -> str:
         """A message that names lines of the whole, with the files' own instead."""
 
-        def own(found: re.Match[str]) -> str:
-            line = int(found[1])
+        def own(match: re.Match[str]) -> str:
+            line = int(match[1])
             before, name = max((part for part in self.parts if part[0] < line), default=(0, ""))
             return f"{name}, document at line {line - before}"
 
@@ -80,11 +80,13 @@ def _read(name: str, recursive: bool) -> list[tuple[str, str]]:
     path = Path(name)
     try:
         if path.is_dir():
-            found = path.rglob("*") if recursive else path.glob("*")
-            paths = sorted(one for one in found if one.suffix in _ENDINGS and one.is_file())
+            entries = path.rglob("*") if recursive else path.glob("*")
+            paths = sorted(
+                entry for entry in entries if entry.suffix in _ENDINGS and entry.is_file()
+            )
         else:
             paths = [path]
-        return [(str(one), _text(str(one), _head(one))) for one in paths[: MAX_FILES + 1]]
+        return [(str(path), _text(str(path), _head(path))) for path in paths[: MAX_FILES + 1]]
     except OSError as error:
         raise UsageError(f"{name} cannot be read", why=error.strerror or str(error)) from error
 
@@ -101,13 +103,13 @@ def _text(name: str, data: bytes) -> str:
         raise UsageError(f"{name} is no text", why="it is not UTF-8") from error
 
 
-def namespace_of(manifest: Manifest, given: str | None) -> str | None:
+def namespace_of(manifest: Manifest, chosen: str | None) -> str | None:
     """Where the objects go: what -n says, else the one namespace that they name, else None.
 
     Raises UsageError where they name several: a transaction is of one namespace.
     """
-    if given is not None:
-        return given
+    if chosen is not None:
+        return chosen
     from engineroom.core.validation.documents import read
 
     named: set[str] = set()
@@ -129,12 +131,14 @@ def namespace_of(manifest: Manifest, given: str | None) -> str | None:
 def differences(objects: Sequence[Document]) -> RenderableType:
     """What becomes of each object, field by field."""
     parts: list[Text] = []
-    for one in objects:
-        if one["action"] == "unchanged":
+    for document in objects:
+        if document["action"] == "unchanged":
             continue
-        style = "green" if one["action"] == "create" else "yellow"
-        parts.append(Text.assemble((one["action"], style), f" {one['kind']}/{one['name']}"))
-        parts += [_change(change) for change in one["changes"]]
+        style = "green" if document["action"] == "create" else "yellow"
+        parts.append(
+            Text.assemble((document["action"], style), f" {document['kind']}/{document['name']}")
+        )
+        parts += [_change(change) for change in document["changes"]]
     return Group(*parts) if parts else Text("nothing differs")
 
 

@@ -77,7 +77,7 @@ class Status:
 
     def condition(self, kind: str) -> Condition | None:
         """The condition of that type, if the operator wrote one."""
-        return next((one for one in self.conditions if one.type == kind), None)
+        return next((condition for condition in self.conditions if condition.type == kind), None)
 
     def holds(self, kind: str, status: str = "True") -> Condition | None:
         """The condition of that type if it has that status."""
@@ -126,8 +126,8 @@ class Pool:
     def total(self, what: str) -> int | None:
         """Sum of a number over the queues (depth, running, ...); None when unknown."""
         values = [getattr(queue, what) for queue in self.queues]
-        known = [value for value in values if value is not None]
-        return sum(known) if known else None
+        reported = [value for value in values if value is not None]
+        return sum(reported) if reported else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +242,4 @@ class Installation:
 
     def role(self, role: str) -> tuple[Component, ...]:
         """The components with that ``app.kubernetes.io/component``."""
-        return tuple(one for one in self.components if one.role == role)
+        return tuple(component for component in self.components if component.role == role)

@@ -90,9 +90,9 @@ def _autoscaling(spec: Document) -> Autoscaling:
         idle_timeout=spec.get("idleTimeout", "1m"),
         pause=spec.get("pause", "None"),
         schedules=tuple(
-            f"{one.get('name')}: at least {one.get('minReplicas')} pods for "
-            f"{one.get('duration', '1h')} from {one.get('cron')} {one.get('timeZone', 'UTC')}"
-            for one in spec.get("schedules") or ()
+            f"{schedule.get('name')}: at least {schedule.get('minReplicas')} pods for "
+            f"{schedule.get('duration', '1h')} from {schedule.get('cron')} {schedule.get('timeZone', 'UTC')}"
+            for schedule in spec.get("schedules") or ()
         ),
     )
 
@@ -100,13 +100,13 @@ def _autoscaling(spec: Document) -> Autoscaling:
 def _status(status: Document) -> Status:
     conditions = tuple(
         Condition(
-            type=one.get("type", ""),
-            status=one.get("status", "Unknown"),
-            reason=one.get("reason", ""),
-            message=one.get("message", ""),
-            since=parse_time(one.get("lastTransitionTime")),
+            type=condition.get("type", ""),
+            status=condition.get("status", "Unknown"),
+            reason=condition.get("reason", ""),
+            message=condition.get("message", ""),
+            since=parse_time(condition.get("lastTransitionTime")),
         )
-        for one in status.get("conditions") or ()
+        for condition in status.get("conditions") or ()
     )
     return Status(
         observed_generation=status.get("observedGeneration", 0),
@@ -127,11 +127,11 @@ def _queues(spec: Document, status: Document) -> tuple[Queue, ...]:
     default = (spec.get("autoscaling") or {}).get("targetLatency")
     if spec.get("autoscaling") is not None and default is None:
         default = "30s"
-    seen = {one.get("name"): one for one in status.get("queues") or ()}
+    observed = {queue.get("name"): queue for queue in status.get("queues") or ()}
     queues = []
     for one in spec.get("queues") or ():
         queue = Queue(one["name"], one.get("priority", 0), one.get("targetLatency", default))
-        if (look := seen.get(queue.name)) is not None:
+        if (look := observed.get(queue.name)) is not None:
             queue = replace(
                 queue,
                 depth=look.get("depth", 0),
@@ -147,15 +147,15 @@ def _queues(spec: Document, status: Document) -> tuple[Queue, ...]:
 
 def _image(template: Document) -> str:
     containers = (template.get("spec") or {}).get("containers") or []
-    named = [one for one in containers if one.get("name") == "worker"]
-    return next((str(one.get("image", "")) for one in named or containers), "")
+    named = [container for container in containers if container.get("name") == "worker"]
+    return next((str(entry.get("image", "")) for entry in named or containers), "")
 
 
 def parse_pod(document: Document) -> Pod:
     """A Pod object as facts."""
     metadata, status = document["metadata"], document.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    conditions = {one.get("type"): one for one in status.get("conditions") or ()}
+    conditions = {condition.get("type"): condition for condition in status.get("conditions") or ()}
     trouble, message = _trouble(status, conditions)
     evict = annotations.get(ANNOTATION_SAFE_TO_EVICT)
     return Pod(
@@ -166,7 +166,9 @@ def parse_pod(document: Document) -> Pod:
         created=parse_time(metadata.get("creationTimestamp")),
         phase=status.get("phase", "Unknown"),
         ready=(conditions.get("Ready") or {}).get("status") == "True",
-        restarts=sum(one.get("restartCount", 0) for one in status.get("containerStatuses") or ()),
+        restarts=sum(
+            container.get("restartCount", 0) for container in status.get("containerStatuses") or ()
+        ),
         node=(document.get("spec") or {}).get("nodeName", ""),
         trouble=trouble,
         trouble_message=message,
@@ -187,11 +189,11 @@ def _trouble(status: Document, conditions: dict[Any, Document]) -> tuple[str, st
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return "Unschedulable", str(scheduled.get("message", ""))
     initial, main = status.get("initContainerStatuses"), status.get("containerStatuses")
-    for one in [*(initial or ()), *(main or ())]:
-        waiting = (one.get("state") or {}).get("waiting") or {}
-        ended = (one.get("lastState") or {}).get("terminated") or {}
+    for entry in [*(initial or ()), *(main or ())]:
+        waiting = (entry.get("state") or {}).get("waiting") or {}
+        ended = (entry.get("lastState") or {}).get("terminated") or {}
         if ended.get("reason") == "OOMKilled":
-            return "OOMKilled", f"container {one.get('name')} used more memory than its limit"
+            return "OOMKilled", f"container {entry.get('name')} used more memory than its limit"
         if waiting.get("reason") and waiting["reason"] not in _STARTING:
             return str(waiting["reason"]), str(waiting.get("message", ""))
     return "", ""
@@ -258,8 +260,8 @@ def parse_quantity(text: str) -> float:
 def parse_usage(document: Document) -> Usage:
     """A PodMetrics object as one sum over its containers."""
     containers = document.get("containers") or []
-    usages = [one.get("usage") or {} for one in containers]
+    usages = [container.get("usage") or {} for container in containers]
     return Usage(
-        memory=round(sum(parse_quantity(one.get("memory", "0")) for one in usages)),
-        cpu=round(sum(parse_quantity(one.get("cpu", "0")) for one in usages) * 1000),
+        memory=round(sum(parse_quantity(usage.get("memory", "0")) for usage in usages)),
+        cpu=round(sum(parse_quantity(usage.get("cpu", "0")) for usage in usages) * 1000),
     )

@@ -53,8 +53,10 @@ def list_policies(
     cluster: Cluster, namespace: str | None, selector: str | None = None
 ) -> list[Document]:
     """The policies of a namespace, of all where it is None, oldest first as conflicts go."""
-    found = cluster.read_all(RATELIMITPOLICIES, namespace, selector)
-    return sorted(found, key=lambda one: (one["metadata"]["namespace"], one["metadata"]["name"]))
+    policies = cluster.read_all(RATELIMITPOLICIES, namespace, selector)
+    return sorted(
+        policies, key=lambda policy: (policy["metadata"]["namespace"], policy["metadata"]["name"])
+    )
 
 
 def get_policy(cluster: Cluster, namespace: str, name: str) -> Document:
@@ -65,10 +67,10 @@ def get_policy(cluster: Cluster, namespace: str, name: str) -> Document:
 def condition(policy: Document, kind: str) -> Document:
     """A condition that speaks of the policy as it is now; else one of status Unknown."""
     generation = policy["metadata"].get("generation")
-    for each in (policy.get("status") or {}).get("conditions") or ():
-        if each["type"] == kind:
-            if each.get("observedGeneration") == generation:
-                return dict(each)
+    for condition in (policy.get("status") or {}).get("conditions") or ():
+        if condition["type"] == kind:
+            if condition.get("observedGeneration") == generation:
+                return dict(condition)
             message = "the operator has not looked at the last change yet"
             return {"type": kind, "status": "Unknown", "reason": "Outdated", "message": message}
     message = "no operator has looked at the policy yet"
@@ -86,21 +88,21 @@ def state_of(policy: Document) -> str:
 
 def rate_limits(policies: Sequence[Document], program: str) -> Check:
     """All policies in one line, and the first of those that nobody enforces as they are."""
-    states = [(one["metadata"], state_of(one)) for one in policies]
+    states = [(policy["metadata"], state_of(policy)) for policy in policies]
     bad = [(metadata, state) for metadata, state in states if state != "Ready"]
-    told = f"{len(states)} {'policy' if len(states) == 1 else 'policies'}"
-    degraded = [one for one in policies if condition(one, "Degraded")["status"] == "True"]
+    total = f"{len(states)} {'policy' if len(states) == 1 else 'policies'}"
+    degraded = [policy for policy in policies if condition(policy, "Degraded")["status"] == "True"]
     if not bad and degraded:
         first, why = degraded[0]["metadata"], condition(degraded[0], "Degraded")["reason"]
         return Check(
             "rate limits",
             Severity.WARNING,
-            f"{told}, {len(degraded)} decided without Redis: "
+            f"{total}, {len(degraded)} decided without Redis: "
             f"{first['namespace']}/{first['name']} ({why})",
             f"{program} ratelimit explain {first['name']} -n {first['namespace']}",
         )
     if not bad:
-        return Check("rate limits", Severity.OK, f"{told}, all enforced")
+        return Check("rate limits", Severity.OK, f"{total}, all enforced")
     metadata, state = bad[0]
     name = f"{metadata['namespace']}/{metadata['name']}"
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -108,7 +110,7 @@ def rate_limits(policies: Sequence[Document], program: str) -> Check:
         "rate limits",
         # Some stop being enforced for a moment at each roll-out.
         Severity.WARNING if state in _PASSING else Severity.PROBLEM,
-        f"{told}, {len(bad)} not enforced: {name} ({state}){more}",
+        f"{total}, {len(bad)} not enforced: {name} ({state}){more}",
         f"{program} ratelimit explain {metadata['name']} -n {metadata['namespace']}",
     )
 
@@ -122,13 +124,13 @@ def redis_of(connections: Connections, name: str | None) -> Document | None:
     if options.redis_url or options.pool:
         return None
     if name is not None:
-        found: Document | None = get_policy(connections.cluster, connections.namespace, name)[
+        redis: Document | None = get_policy(connections.cluster, connections.namespace, name)[
             "spec"
         ].get("redis")
-        return found
+        return redis
     named = {
-        json.dumps(one["spec"].get("redis"), sort_keys=True)
-        for one in list_policies(connections.cluster, connections.namespace)
+        json.dumps(policy["spec"].get("redis"), sort_keys=True)
+        for policy in list_policies(connections.cluster, connections.namespace)
     }
     if len(named) > 1:
         raise UsageError(
@@ -180,9 +182,11 @@ def enforcers_of(roster: EnforcerRoster, policies: PolicySnapshot, name: str) ->
     """Names of those who can enforce a policy, of all who follow the namespace."""
     from engineroom.ratelimit.reconcile.decide import EnforcerAssignment
 
-    rows = [({"name": one.name, "selector": one.selector}, one.hash) for one in policies.entries]
+    rows = [
+        ({"name": entry.name, "selector": entry.selector}, entry.hash) for entry in policies.entries
+    ]
     return frozenset(
-        each.identity for each in EnforcerAssignment(roster.enforcers, rows).of(name).members
+        member.identity for member in EnforcerAssignment(roster.enforcers, rows).of(name).members
     )
 
 
@@ -190,7 +194,7 @@ def chosen(
     policies: PolicySnapshot, names: Sequence[str], target: str | None, labels: str | None
 ) -> list[CompiledPolicy]:
     """The policies that names, a target (``Kind/name[/section]``) or labels mean; else all."""
-    if sum(bool(each) for each in (names, target, labels)) > 1:
+    if sum(bool(entry) for entry in (names, target, labels)) > 1:
         raise UsageError("names, --target and --labels exclude each other", fix="give one of them")
     if target:
         kind, slash, rest = target.partition("/")
@@ -200,14 +204,14 @@ def chosen(
         attached = policies.for_target(kind, name, section)
         return [attached] if attached is not None else []
     if labels:
-        pairs = [each.partition("=") for each in labels.split(",")]
+        pairs = [entry.partition("=") for entry in labels.split(",")]
         if any(not key or not equals for key, equals, _ in pairs):
             raise UsageError(f"--labels={labels} is no list of labels", fix="write app=shop,tier=a")
-        found = policies.for_labels({key: value for key, _, value in pairs})
-        return [found] if found is not None else []
+        attached_policy = policies.for_labels({key: value for key, _, value in pairs})
+        return [attached_policy] if attached_policy is not None else []
     if not names:
         return list(policies.entries)
-    made = []
+    entries = []
     for each in map(policy_name, names):
         entry = policies.get(each)
         if entry is None:
@@ -216,8 +220,8 @@ def chosen(
                 why="it is misspelt, not accepted, or not programmed yet",
                 fix=f"`engineroom ratelimit explain {each}` says which",
             )
-        made.append(entry)
-    return made
+        entries.append(entry)
+    return entries
 
 
 def simulated_request(
@@ -243,9 +247,9 @@ def simulated_request(
             raise UsageError(
                 f"--client-ip={client_ip} is no address", fix="write 192.0.2.7 or 2001:db8::7"
             ) from None
-    found: dict[str, str] = {} if host is None else {"host": host}
-    for one in headers or ():
-        name, colon, value = one.partition(":")
+    parsed_headers: dict[str, str] = {} if host is None else {"host": host}
+    for header in headers or ():
+        name, colon, value = header.partition(":")
         key = name.strip().lower()
         if not colon or not key:
             raise UsageError(
@@ -254,14 +258,20 @@ def simulated_request(
                 fix="write -H 'X-Api-Key: k'",
             )
         joint = "; " if key == "cookie" else ","
-        found[key] = f"{found[key]}{joint}{value.strip()}" if key in found else value.strip()
-    told: dict[str, str] = {}
-    for one in claims or ():
-        name, equals, value = one.partition("=")
+        parsed_headers[key] = (
+            f"{parsed_headers[key]}{joint}{value.strip()}"
+            if key in parsed_headers
+            else value.strip()
+        )
+    parsed_claims: dict[str, str] = {}
+    for header in claims or ():
+        name, equals, value = header.partition("=")
         if not equals or not name:
             raise UsageError("a --claim is no claim", fix="write --claim plan=gold")
-        told[name] = value
-    return SimulatedRequest(path, method, found, client_ip, tenant, route, told, cost, consume)
+        parsed_claims[name] = value
+    return SimulatedRequest(
+        path, method, parsed_headers, client_ip, tenant, route, parsed_claims, cost, consume
+    )
 
 
 # -- top keys -----------------------------------------------------------------------------------
@@ -300,16 +310,16 @@ def top_keys(cluster: Callable[[], Cluster], limiter: str | None, seconds: float
     target = f"/top?seconds={seconds:g}&keys={many}"
     doors = [_at(limiter)] if limiter else _pods(cluster())
     with ThreadPoolExecutor(max_workers=min(32, len(doors))) as threads:
-        told = list(threads.map(lambda door: _ask(door, target, seconds + _MORE), doors))
-    bodies = [each for each in told if isinstance(each, bytes)]
-    failures = [each for each in told if isinstance(each, str)]
+        answers = list(threads.map(lambda door: _ask(door, target, seconds + _MORE), doors))
+    bodies = [entry for entry in answers if isinstance(entry, bytes)]
+    failures = [entry for entry in answers if isinstance(entry, str)]
     if not bodies:
         raise UnreachableError(
             "no decision service answers", why=failures[0],
             fix="`kubectl get pods -A -l app.kubernetes.io/component=limiter` shows them",
         )  # fmt: skip
     merged = json.loads(merge_top(bodies, many))
-    keys = tuple(_key(each) for each in merged["keys"])
+    keys = tuple(_key(key) for key in merged["keys"])
     return Top(seconds, int(merged["total"]), keys, len(doors), tuple(failures))
 
 
@@ -335,9 +345,9 @@ def _at(address: str) -> Callable[[], socket]:
 
 def _pods(cluster: Cluster) -> list[Callable[[], socket]]:
     pods = [
-        one["metadata"]
-        for one in cluster.read_all(PODS, None, _LIMITERS)
-        if one.get("status", {}).get("phase") == "Running"
+        entry["metadata"]
+        for entry in cluster.read_all(PODS, None, _LIMITERS)
+        if entry.get("status", {}).get("phase") == "Running"
     ]
     if not pods:
         raise NotFoundError(

@@ -95,10 +95,10 @@ class Forward:
             pass
         finally:
             self._places.release()
-            for one in (near, far):
-                if one is not None:
+            for entry in (near, far):
+                if entry is not None:
                     with contextlib.suppress(OSError):
-                        one.close()
+                        entry.close()
 
 
 class _Tls:
@@ -196,17 +196,19 @@ def _unverified() -> ssl.SSLContext:
 def find(cluster: Cluster, namespace: str | None) -> Document:
     """The Service of the API process. Raises NotFoundError, ForbiddenError, UsageError."""
     try:
-        found = cluster.read_all(SERVICES, namespace, LABELS)
+        services = cluster.read_all(SERVICES, namespace, LABELS)
     except ForbiddenError:
         if namespace is not None:
             raise
-        found = []
+        services = []
         for name in NAMESPACES:
             with contextlib.suppress(ForbiddenError):
-                found += cluster.read_all(SERVICES, name, LABELS)
+                services += cluster.read_all(SERVICES, name, LABELS)
     # Beside it stands the Service that metrics are read by, with the same labels.
-    found = [one for one in found if any(p.get("name") == _PORT for p in one["spec"]["ports"])]
-    if not found:
+    services = [
+        entry for entry in services if any(p.get("name") == _PORT for p in entry["spec"]["ports"])
+    ]
+    if not services:
         raise NotFoundError(
             "there is no API process in this cluster",
             why=f"no Service with the labels {LABELS}"
@@ -214,14 +216,14 @@ def find(cluster: Cluster, namespace: str | None) -> Document:
             fix="install it by the chart's `api.enabled=true`, or name the namespace it is in with "
             "-n",
         )
-    if len(found) > 1:
-        names = ", ".join(f"{s['metadata']['namespace']}/{s['metadata']['name']}" for s in found)
+    if len(services) > 1:
+        names = ", ".join(f"{s['metadata']['namespace']}/{s['metadata']['name']}" for s in services)
         raise UsageError(
-            f"there are {len(found)} API processes in this cluster",
+            f"there are {len(services)} API processes in this cluster",
             why=names,
             fix=f"say which: `{program()} ui -n NAMESPACE`",
         )
-    return found[0]
+    return services[0]
 
 
 def forward(cluster: Cluster, service: Document) -> Forward:
@@ -249,8 +251,8 @@ def admin_password(cluster: Cluster, service: Document) -> str | None:
                 if volume["name"] != "secrets":
                     continue
                 secret = cluster.read(SECRETS, namespace, volume["secret"]["secretName"])
-                said = (secret.get("data") or {}).get("admin-password")
-                return base64.b64decode(said).decode().strip() or None if said else None
+                password = (secret.get("data") or {}).get("admin-password")
+                return base64.b64decode(password).decode().strip() or None if password else None
     except (ForbiddenError, NotFoundError):
         return None
     return None

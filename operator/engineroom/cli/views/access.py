@@ -29,8 +29,8 @@ def _stamp(at: float) -> str:
 
 
 def _grants(key: Document) -> str:
-    said = "; ".join(f"{g['role']} in {','.join(g['namespaces'])}" for g in key["grants"])
-    return said or ABSENT
+    text = "; ".join(f"{g['role']} in {','.join(g['namespaces'])}" for g in key["grants"])
+    return text or ABSENT
 
 
 def keys_table(keys: Sequence[Document], now: datetime, *, wide: bool = False) -> Table:
@@ -55,10 +55,10 @@ def sessions_table(sessions: Sequence[Document], now: datetime) -> Table:
     """One line a session."""
     columns = ["HANDLE", "WHO", "SIGNED IN", "LAST USED", "ENDS", "ADDRESS", "BROWSER"]
     rows = [
-        (one["handle"], one["subject"], when(_time(one["created"]), now),
-         when(_time(one["seen"]), now), when(_time(one["ends"]), now), one["address"],
-         clip(one["agent"], 60) or ABSENT)
-        for one in sessions
+        (session["handle"], session["subject"], when(_time(session["created"]), now),
+         when(_time(session["seen"]), now), when(_time(session["ends"]), now), session["address"],
+         clip(session["agent"], 60) or ABSENT)
+        for session in sessions
     ]  # fmt: skip
     return table(columns, rows)
 
@@ -67,9 +67,9 @@ def signing_keys_table(keys: Sequence[Document], now: datetime) -> Table:
     """One line a signing key."""
     columns = ["KEY", "ALGORITHM", "STATE", "SIGNS FROM", "VERIFIES UNTIL"]
     rows = [
-        (one["kid"], one["jwk"]["alg"], one["state"], when(_time(one["signsFrom"]), now),
-         when(_time(one["verifiesUntil"]), now))
-        for one in keys
+        (key["kid"], key["jwk"]["alg"], key["state"], when(_time(key["signsFrom"]), now),
+         when(_time(key["verifiesUntil"]), now))
+        for key in keys
     ]  # fmt: skip
     return table(columns, rows)
 
@@ -80,10 +80,10 @@ def audit_table(records: Sequence[Document], *, wide: bool = False) -> Table:
     if wide:
         columns += ["HOW", "ADDRESS", "REQUEST", "REASON"]
     rows: list[list[str | Text]] = []
-    for one in records:
-        body = one["body"]
+    for record in records:
+        body = record["body"]
         row: list[str | Text] = [
-            str(one["sequence"]), _stamp(one["at"]), body.get("who", ABSENT),
+            str(record["sequence"]), _stamp(record["at"]), body.get("who", ABSENT),
             body.get("action", ABSENT), body.get("target", ABSENT),
             word(body.get("outcome", ABSENT)),
         ]  # fmt: skip
@@ -93,58 +93,64 @@ def audit_table(records: Sequence[Document], *, wide: bool = False) -> Table:
     return table(columns, rows, right=("NO",))
 
 
-def transactions_table(found: Sequence[Document], now: datetime) -> Table:
+def transactions_table(transactions: Sequence[Document], now: datetime) -> Table:
     """One line a transaction."""
     columns = ["ID", "STATUS", "BY", "BEGUN", "TOOK", "OBJECTS"]
     rows: list[list[str | Text]] = [
-        [one["id"], word(one["status"]), one["by"], when(_time(one["started"]), now),
-         ABSENT if one["duration"] is None else f"{one['duration']:.2f}s",
-         ", ".join(one["objects"][:3]) + (", ..." if len(one["objects"]) > 3 else "")]
-        for one in found
+        [entry["id"], word(entry["status"]), entry["by"], when(_time(entry["started"]), now),
+         ABSENT if entry["duration"] is None else f"{entry['duration']:.2f}s",
+         ", ".join(entry["objects"][:3]) + (", ..." if len(entry["objects"]) > 3 else "")]
+        for entry in transactions
     ]  # fmt: skip
     return table(columns, rows)
 
 
-def operations_table(found: Sequence[Document], now: datetime) -> Table:
+def operations_table(operations: Sequence[Document], now: datetime) -> Table:
     """One line a change of many jobs."""
     columns = ["ID", "ACTION", "STATUS", "DONE", "QUEUES", "BY", "BEGUN"]
     rows: list[list[str | Text]] = [
-        [one["id"], f"{one['action']} {one['state']}", word(one["status"]),
-         f"{one['done']} of {one['matched']}",
-         ", ".join(one["queues"][:3]) + (", ..." if len(one["queues"]) > 3 else ""),
-         one["by"], when(_time(one["started"]), now)]
-        for one in found
+        [entry["id"], f"{entry['action']} {entry['state']}", word(entry["status"]),
+         f"{entry['done']} of {entry['matched']}",
+         ", ".join(entry["queues"][:3]) + (", ..." if len(entry["queues"]) > 3 else ""),
+         entry["by"], when(_time(entry["started"]), now)]
+        for entry in operations
     ]  # fmt: skip
     return table(columns, rows)
 
 
-def operation_text(one: Document) -> str:
+def operation_text(operation: Document) -> str:
     """A change of many jobs in a sentence."""
-    said = (
-        f"operation {one['id']} ({one['action']} {one['state']} jobs of "
-        f"{', '.join(one['queues'])}) is {one['status']}: {one['done']} of {one['matched']} done"
+    text = (
+        f"operation {operation['id']} ({operation['action']} {operation['state']} jobs of "
+        f"{', '.join(operation['queues'])}) is {operation['status']}: {operation['done']} of {operation['matched']} done"
     )
-    if one["skipped"]:
-        said += f", {one['skipped']} left alone"
-    return f"{said}; {one['problem']}" if one["problem"] else said
+    if operation["skipped"]:
+        text += f", {operation['skipped']} left alone"
+    return f"{text}; {operation['problem']}" if operation["problem"] else text
 
 
-def transaction_view(one: Document, now: datetime) -> Group:
+def transaction_view(transaction: Document, now: datetime) -> Group:
     """A transaction with its steps."""
     facts = [
-        ("by", one["by"]),
-        ("namespace", one["namespace"]),
-        ("begun", f"{_stamp(one['started'])} UTC, {when(_time(one['started']), now)}"),
-        ("took", ABSENT if one["duration"] is None else f"{one['duration']:.3f}s"),
-        *(("object" if not number else "", said) for number, said in enumerate(one["objects"])),
+        ("by", transaction["by"]),
+        ("namespace", transaction["namespace"]),
+        (
+            "begun",
+            f"{_stamp(transaction['started'])} UTC, {when(_time(transaction['started']), now)}",
+        ),
+        ("took", ABSENT if transaction["duration"] is None else f"{transaction['duration']:.3f}s"),
+        *(
+            ("object" if not number else "", text)
+            for number, text in enumerate(transaction["objects"])
+        ),
     ]
     steps = [
         (f"{datetime.fromtimestamp(step['at'], UTC):%H:%M:%S.%f}", step["kind"], step["step"],
          step["detail"] or "")
-        for step in one["steps"]
+        for step in transaction["steps"]
     ]  # fmt: skip
     return Group(
-        Text.assemble((one["id"], "bold"), "  ", word(one["status"])),
+        Text.assemble((transaction["id"], "bold"), "  ", word(transaction["status"])),
         table(["", ""], facts, header=False),
         Text("\nSteps", style="bold"),
         Indent(table(["", "", "", ""], steps, header=False)),

@@ -309,7 +309,7 @@ def _registered(admission: Admission | None) -> str:
 def _redis(installation: Installation, pools: Sequence[Pool]) -> Check:
     looked = [pool for pool in pools if pool.status is not None]
     unreached = [
-        one for one in looked if one.status and one.status.holds("RedisReachable", "False")
+        entry for entry in looked if entry.status and entry.status.holds("RedisReachable", "False")
     ]
     reached = f"reached for {len(looked) - len(unreached)} of {count(len(looked), 'pool')}"
     bundled = installation.role("redis")
@@ -345,17 +345,19 @@ def _absent(
 
 def _deployed(part: str, components: Sequence[Component], more: str) -> Check:
     texts, severity, fix = [], Severity.OK, ""
-    for one in components:
-        version = f", {one.version}" if one.version else ""
-        texts.append(f"{one.namespace}/{one.name} {one.ready}/{one.wanted} ready{version}")
-        if one.ready < one.wanted or not one.wanted:
-            down = one.ready == 0
+    for component in components:
+        version = f", {component.version}" if component.version else ""
+        texts.append(
+            f"{component.namespace}/{component.name} {component.ready}/{component.wanted} ready{version}"
+        )
+        if component.ready < component.wanted or not component.wanted:
+            down = component.ready == 0
             severity = Severity.PROBLEM if down else max(severity, Severity.WARNING, key=_weight)
             fix = (
-                f"kubectl scale -n {one.namespace} {one.kind.lower()}/{one.name} --replicas=1"
-                if not one.wanted
-                else f"kubectl describe -n {one.namespace} {one.kind.lower()}/{one.name}; "
-                f"kubectl logs -n {one.namespace} {one.kind.lower()}/{one.name}"
+                f"kubectl scale -n {component.namespace} {component.kind.lower()}/{component.name} --replicas=1"
+                if not component.wanted
+                else f"kubectl describe -n {component.namespace} {component.kind.lower()}/{component.name}; "
+                f"kubectl logs -n {component.namespace} {component.kind.lower()}/{component.name}"
             )
     return Check(part, severity, "; ".join(texts) + more, fix)
 

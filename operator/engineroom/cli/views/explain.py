@@ -97,15 +97,15 @@ def arithmetic(pool: Pool, now: datetime) -> tuple[tuple[str, str], ...]:
 def levers(pool: Pool, program: str) -> tuple[str, ...]:
     """What would change the size, the nearest hindrance first."""
     here = f"{pool.name} -n {pool.namespace}"
-    found = []
+    sentences = []
     if pool.suspend:
-        found.append(f"Suspended: its workers take no job until `{program} resume {here}`.")
+        sentences.append(f"Suspended: its workers take no job until `{program} resume {here}`.")
     if pool.autoscaling is None:
-        found.append(
+        sentences.append(
             f"Sized by hand: only `{program} scale {here} N` (or kubectl scale) changes it; add "
             "spec.autoscaling to let it follow the work."
         )
-        return tuple(found)
+        return tuple(sentences)
     auto, status = pool.autoscaling, pool.status
     held = {
         "All": "The size is held",
@@ -113,21 +113,21 @@ def levers(pool: Pool, program: str) -> tuple[str, ...]:
         "ScaleOut": "It shrinks but does not grow",
     }.get(auto.pause)
     if held is not None:
-        found.append(f"{held} (pause {auto.pause}) until `{program} resume {here}`.")
+        sentences.append(f"{held} (pause {auto.pause}) until `{program} resume {here}`.")
     if status is not None and status.desired >= auto.maximum:
-        found.append(
+        sentences.append(
             f"It is at maxReplicas ({auto.maximum}); `{program} scale {here} --max N` lets it grow "
             "further."
         )
     elif status is not None and auto.target_backlog is not None:
         most = status.desired * pool.workers_per_pod * auto.target_backlog
-        found.append(f"It grows when more than {count(most, 'job')} wait or run.")
+        sentences.append(f"It grows when more than {count(most, 'job')} wait or run.")
     elif status is not None:
-        found.append(
+        sentences.append(
             f"It grows when, at the measured pace, jobs would wait longer than {_targets(pool)}."
         )
     if status is not None and status.desired <= auto.minimum:
-        found.append(
+        sentences.append(
             f"It is at minReplicas ({auto.minimum}) and shrinks no further."
             if auto.minimum
             else "It is at zero: the first job wakes it."
@@ -139,12 +139,12 @@ def levers(pool: Pool, program: str) -> tuple[str, ...]:
             else ""
         )
         last = f"; the last pod goes when idle for {auto.idle_timeout}" if auto.minimum == 0 else ""
-        found.append(
+        sentences.append(
             f"It shrinks to {_needed(pool)} when less has been needed for "
             f"{auto.stabilization_window}{speed}{last}. A pod that holds a job stays until the job "
             "is done."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def _targets(pool: Pool) -> str:
@@ -258,15 +258,21 @@ def explain_text(explanation: Explanation) -> RenderableType:
     parts += _section("Queues", _queues(pool))
     if pool.status is not None and pool.status.conditions:
         rows = [
-            (one.type, one.status, one.reason, age(one.since, now), one.message)
-            for one in pool.status.conditions
+            (
+                condition.type,
+                condition.status,
+                condition.reason,
+                age(condition.since, now),
+                condition.message,
+            )
+            for condition in pool.status.conditions
         ]
         columns = ("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
         parts += _section("Conditions", table(columns, rows))
     if explanation.pods:
-        shown = explanation.pods[:_PODS_SHOWN]
-        more = len(explanation.pods) - len(shown)
-        body = pods_table(shown, pool.workers_per_pod, now)
+        first_pods = explanation.pods[:_PODS_SHOWN]
+        more = len(explanation.pods) - len(first_pods)
+        body = pods_table(first_pods, pool.workers_per_pod, now)
         parts += _section("Pods", body)
         if more:
             parts.append(
@@ -274,8 +280,8 @@ def explain_text(explanation: Explanation) -> RenderableType:
             )
     if explanation.events:
         rows = [
-            (age(one.last, now), one.type, one.reason, str(one.count), one.message)
-            for one in explanation.events[:_EVENTS_SHOWN]
+            (age(event.last, now), event.type, event.reason, str(event.count), event.message)
+            for event in explanation.events[:_EVENTS_SHOWN]
         ]
         columns = ("LAST", "TYPE", "REASON", "COUNT", "MESSAGE")
         parts += _section("Events", table(columns, rows, right=("COUNT",)))
@@ -363,12 +369,12 @@ def explain_document(explanation: Explanation) -> dict[str, Any]:
         if explanation.events is None
         else [
             {
-                "type": one.type,
-                "reason": one.reason,
-                "message": one.message,
-                "count": one.count,
-                "last": one.last.isoformat() if one.last else None,
+                "type": event.type,
+                "reason": event.reason,
+                "message": event.message,
+                "count": event.count,
+                "last": event.last.isoformat() if event.last else None,
             }
-            for one in explanation.events
+            for event in explanation.events
         ],
     }

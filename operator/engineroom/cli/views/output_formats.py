@@ -96,7 +96,7 @@ class Grid(Table):
         """The table, at least as wide as its names and numbers."""
         wide = options.update(max_width=max(options.max_width, self.least))
         segments = (
-            one for one in super().__rich_console__(console, wide) if isinstance(one, Segment)
+            entry for entry in super().__rich_console__(console, wide) if isinstance(entry, Segment)
         )
         for line in Segment.split_lines(segments):
             # Blanks that fill a line's end are in the way of whoever copies or greps it.
@@ -171,7 +171,7 @@ def listing(documents: Sequence[Document]) -> Document:
 
 def difference(before: Document, after: Document, name: str) -> Text:
     """What would change, as a unified diff of the YAML without secrets; empty when nothing does."""
-    now, then = (_yaml(redact_object(each)).splitlines() for each in (before, after))
+    now, then = (_yaml(redact_object(entry)).splitlines() for entry in (before, after))
     lines = difflib.unified_diff(now, then, f"{name} (now)", f"{name} (then)", lineterm="")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     text = Text()

@@ -80,8 +80,8 @@ def policies_table(
 
 
 def _enforcers(policy: Document) -> str:
-    told = (policy.get("status") or {}).get("enforcers")
-    return f"{told.get('ready', 0)}/{told.get('total', 0)}" if told else ABSENT
+    enforcers = (policy.get("status") or {}).get("enforcers")
+    return f"{enforcers.get('ready', 0)}/{enforcers.get('total', 0)}" if enforcers else ABSENT
 
 
 def attached_to(spec: Document) -> str:
@@ -90,8 +90,12 @@ def attached_to(spec: Document) -> str:
     if selector:
         return "applications with " + ",".join(f"{k}={v}" for k, v in sorted(selector.items()))
     return ", ".join(
-        "/".join(part for part in (one["kind"], one["name"], one.get("sectionName")) if part)
-        for one in spec.get("targetRefs") or ()
+        "/".join(
+            part
+            for part in (reference["kind"], reference["name"], reference.get("sectionName"))
+            if part
+        )
+        for reference in spec.get("targetRefs") or ()
     )
 
 
@@ -112,19 +116,19 @@ def source_text(source: object, value: str | None) -> str:
     return f"{kind}{f' {name}' if name else ''}={redacted(source, value)}"
 
 
-def _key_text(asked: LimitOutcome) -> str:
-    if not asked.key:
-        return "" if asked.limit.key else "all requests"
-    pairs = zip(asked.limit.key, asked.key, strict=True)
+def _key_text(outcome: LimitOutcome) -> str:
+    if not outcome.key:
+        return "" if outcome.limit.key else "all requests"
+    pairs = zip(outcome.limit.key, outcome.key, strict=True)
     return " ".join(source_text(source, value) for source, value in pairs)
 
 
 def rehearsals_text(rehearsals: Sequence[DryRunResult]) -> RenderableType:
     """Each policy's answer, and below it each of its limits."""
     parts: list[RenderableType] = []
-    for each in rehearsals:
+    for rehearsal in rehearsals:
         parts += [Text()] if parts else []
-        parts += [_answer(each), Indent(_limits(each))]
+        parts += [_answer(rehearsal), Indent(_limits(rehearsal))]
     return Group(*parts)
 
 
@@ -132,16 +136,16 @@ def _answer(rehearsal: DryRunResult) -> Text:
     decision = rehearsal.decision
     verb = "is" if rehearsal.consumed else "would be"
     verdict = ("admitted", "green") if decision.allowed else ("refused", "bold red")
-    told = Text.assemble((decision.policy, "bold"), f"  {verb} ", verdict)
+    text = Text.assemble((decision.policy, "bold"), f"  {verb} ", verdict)
     status = response_status(rehearsal)
-    told.append(f" ({decision.reason.value}" + (f", {status})" if status else ")"))
+    text.append(f" ({decision.reason.value}" + (f", {status})" if status else ")"))
     if not decision.allowed:
-        told.append(f" by limit {decision.limit}")
+        text.append(f" by limit {decision.limit}")
         wait = decision.retry_after
-        told.append(": waiting does not help" if wait is None else f": try again in {wait:.3g} s")
+        text.append(": waiting does not help" if wait is None else f": try again in {wait:.3g} s")
     if decision.shadowed:
-        told.append(f"; in the shadow it is refused by {', '.join(decision.shadowed)}")
-    return told
+        text.append(f"; in the shadow it is refused by {', '.join(decision.shadowed)}")
+    return text
 
 
 def response_status(rehearsal: DryRunResult) -> int | None:
@@ -156,67 +160,67 @@ def response_status(rehearsal: DryRunResult) -> int | None:
 def _limits(rehearsal: DryRunResult) -> RenderableType:
     columns = ("LIMIT", "SAYS", "LEFT", "OF", "NEEDS", "FULL IN", "MODE", "KEY")
     rows = []
-    for asked in rehearsal.limits:
-        limit = asked.limit
-        if asked.not_applied:
-            told = f"does not apply: {asked.not_applied}"
-            rows.append((limit.name, "-", ABSENT, ABSENT, ABSENT, ABSENT, limit.mode.value, told))
+    for outcome in rehearsal.limits:
+        limit = outcome.limit
+        if outcome.not_applied:
+            reason = f"does not apply: {outcome.not_applied}"
+            rows.append((limit.name, "-", ABSENT, ABSENT, ABSENT, ABSENT, limit.mode.value, reason))
             continue
-        left = ABSENT if asked.left is None else str(asked.left)
-        full = ABSENT if asked.left is None else f"{asked.reset:.3g}s"
+        left = ABSENT if outcome.left is None else str(outcome.left)
+        full = ABSENT if outcome.left is None else f"{outcome.reset:.3g}s"
         rows.append(
             (
-                limit.name, says(asked), left, str(limit.burst), str(asked.needed), full,
-                limit.mode.value, _key_text(asked),
+                limit.name, says(outcome), left, str(limit.burst), str(outcome.needed), full,
+                limit.mode.value, _key_text(outcome),
             )
         )  # fmt: skip
     return table(columns, rows, right=("LEFT", "OF", "NEEDS"))
 
 
-def says(asked: LimitOutcome) -> str:
+def says(outcome: LimitOutcome) -> str:
     """What one limit says by itself."""
-    if asked.wait is None:
+    if outcome.wait is None:
         return "never"
-    return f"wait {asked.wait:.3g}s" if asked.wait > 0 else "admits"
+    return f"wait {outcome.wait:.3g}s" if outcome.wait > 0 else "admits"
 
 
 def rehearsals_document(rehearsals: Sequence[DryRunResult]) -> dict[str, Any]:
     """The same for programs; times in seconds."""
     return {
-        "allowed": all(each.decision.allowed for each in rehearsals),
+        "allowed": all(rehearsal.decision.allowed for rehearsal in rehearsals),
         "policies": [
             {
-                "policy": each.decision.policy,
-                "allowed": each.decision.allowed,
-                "consumed": each.consumed,
-                "reason": each.decision.reason.value,
-                "status": response_status(each),
-                "limit": each.decision.limit,
-                "retryAfter": each.decision.retry_after,
-                "shadowed": list(each.decision.shadowed),
-                "limits": [_limit_document(asked) for asked in each.limits],
+                "policy": rehearsal.decision.policy,
+                "allowed": rehearsal.decision.allowed,
+                "consumed": rehearsal.consumed,
+                "reason": rehearsal.decision.reason.value,
+                "status": response_status(rehearsal),
+                "limit": rehearsal.decision.limit,
+                "retryAfter": rehearsal.decision.retry_after,
+                "shadowed": list(rehearsal.decision.shadowed),
+                "limits": [_limit_document(outcome) for outcome in rehearsal.limits],
             }
-            for each in rehearsals
+            for rehearsal in rehearsals
         ],
     }
 
 
-def _limit_document(asked: LimitOutcome) -> dict[str, Any]:
-    limit = asked.limit
-    told: dict[str, Any] = {"limit": limit.name, "applies": not asked.not_applied}
-    if asked.not_applied:
-        return {**told, "why": asked.not_applied}
-    pairs = zip(limit.key, asked.key, strict=True)
+def _limit_document(outcome: LimitOutcome) -> dict[str, Any]:
+    limit = outcome.limit
+    document: dict[str, Any] = {"limit": limit.name, "applies": not outcome.not_applied}
+    if outcome.not_applied:
+        return {**document, "why": outcome.not_applied}
+    pairs = zip(limit.key, outcome.key, strict=True)
     return {
-        **told,
+        **document,
         "mode": limit.mode.value,
         "algorithm": limit.algorithm.value,
         "key": [source_text(source, value) for source, value in pairs],
-        "left": asked.left,
+        "left": outcome.left,
         "quota": limit.burst,
-        "needed": asked.needed,
-        "wait": asked.wait,
-        "reset": asked.reset,
+        "needed": outcome.needed,
+        "wait": outcome.wait,
+        "reset": outcome.reset,
     }
 
 
@@ -307,14 +311,14 @@ def explanation_text(explanation: PolicyExplanation) -> RenderableType:
     conditions = [condition(policy, kind) for kind in _KINDS]
     rows = [
         (
-            one["type"], str(one["status"]), word(str(one["reason"])),
-            age(_time(one.get("lastTransitionTime")), now), str(one.get("message", "")),
+            condition["type"], str(condition["status"]), word(str(condition["reason"])),
+            age(_time(condition.get("lastTransitionTime")), now), str(condition.get("message", "")),
         )
-        for one in conditions
+        for condition in conditions
     ]  # fmt: skip
     parts.append(table(("CONDITION", "STATUS", "REASON", "FOR", "MESSAGE"), rows))
     fixes_now = {**_FIXES, "NoEnforcers": _NOBODY[bool(spec.get("selector"))]}
-    fixes = dict.fromkeys(fixes_now.get(str(one["reason"]), "") for one in conditions)
+    fixes = dict.fromkeys(fixes_now.get(str(condition["reason"]), "") for condition in conditions)
     parts += [Text(f"fix: {fix}") for fix in fixes if fix]
     ancestors = (policy.get("status") or {}).get("ancestors") or ()
     if ancestors:
@@ -327,14 +331,14 @@ def explanation_text(explanation: PolicyExplanation) -> RenderableType:
 
 def _targets(ancestors: Iterable[Document]) -> RenderableType:
     rows = []
-    for one in ancestors:
-        reference, told = one["ancestorRef"], (one.get("conditions") or [{}])[0]
+    for ancestor in ancestors:
+        reference, status = ancestor["ancestorRef"], (ancestor.get("conditions") or [{}])[0]
         place = (reference["kind"], reference["name"], reference.get("sectionName"))
         rows.append(
             (
                 "/".join(part for part in place if part),
-                str(told.get("reason", "")),
-                str(told.get("message", "")),
+                str(status.get("reason", "")),
+                str(status.get("message", "")),
             )
         )
     return table(("TARGET", "REASON", "MESSAGE"), rows)
@@ -343,37 +347,41 @@ def _targets(ancestors: Iterable[Document]) -> RenderableType:
 def _enforcing(explanation: PolicyExplanation) -> RenderableType:
     roster = explanation.roster
     if roster is None:
-        told = _enforcers(explanation.policy)
-        return Text(f"enforcers: {told} by status; Redis was not asked: {explanation.blind}", "dim")
-    if not any(each.live and enforces(explanation, each) for each in roster.enforcers):
+        counts = _enforcers(explanation.policy)
+        return Text(
+            f"enforcers: {counts} by status; Redis was not asked: {explanation.blind}", "dim"
+        )
+    if not any(enforcer.live and enforces(explanation, enforcer) for enforcer in roster.enforcers):
         who = (
             "application with labels that the selector has"
             if explanation.policy["spec"].get("selector")
             else "decision service"
         )
-        told = f"enforcers: no {who} follows this namespace, so nothing is limited"
-        others = [_followers(explanation, roster)] if roster.enforcers else []
-        return Group(Text(told, "bold red"), *others)
+        counts = f"enforcers: no {who} follows this namespace, so nothing is limited"
+        followers = [_followers(explanation, roster)] if roster.enforcers else []
+        return Group(Text(counts, "bold red"), *followers)
     return _followers(explanation, roster)
 
 
 def _followers(explanation: PolicyExplanation, roster: EnforcerRoster) -> RenderableType:
     rows = []
-    for each in sorted(roster.enforcers, key=lambda one: one.identity):
-        has = acknowledged(explanation, each)
+    for enforcer in sorted(roster.enforcers, key=lambda enforcer: enforcer.identity):
+        has = acknowledged(explanation, enforcer)
         state = {True: "acknowledged", False: "not yet", None: "follows"}[has]
-        if not enforces(explanation, each):
+        if not enforces(explanation, enforcer):
             state = "enforces others"
-        elif not each.live:
+        elif not enforcer.live:
             state = f"lost, {state}"
-        found = each.acknowledgement
+        acknowledgement = enforcer.acknowledgement
         rows.append(
             (
-                each.identity,
-                found.role if found is not None else ABSENT,
+                enforcer.identity,
+                acknowledgement.role if acknowledgement is not None else ABSENT,
                 Text(state, "yellow" if has is False else ""),
-                f"{each.silent:.1f}s ago",
-                "its acknowledgement cannot be read" if found is None else found.problem,
+                f"{enforcer.silent:.1f}s ago",
+                "its acknowledgement cannot be read"
+                if acknowledgement is None
+                else acknowledgement.problem,
             )
         )
     return table(("ENFORCER", "ROLE", "STATE", "HEARD OF", "TROUBLE"), rows)
@@ -415,15 +423,15 @@ def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
         if roster is None
         else [
             {
-                "name": each.identity,
-                "role": each.acknowledgement.role if each.acknowledgement is not None else None,
-                "enforces": enforces(explanation, each),
-                "live": each.live,
-                "acknowledged": acknowledged(explanation, each),
-                "silentSeconds": round(each.silent, 3),
-                "trouble": None if each.acknowledgement is None else each.acknowledgement.problem,
+                "name": enforcer.identity,
+                "role": enforcer.acknowledgement.role if enforcer.acknowledgement is not None else None,
+                "enforces": enforces(explanation, enforcer),
+                "live": enforcer.live,
+                "acknowledged": acknowledged(explanation, enforcer),
+                "silentSeconds": round(enforcer.silent, 3),
+                "trouble": None if enforcer.acknowledgement is None else enforcer.acknowledgement.problem,
             }
-            for each in sorted(roster.enforcers, key=lambda one: one.identity)
+            for enforcer in sorted(roster.enforcers, key=lambda enforcer: enforcer.identity)
         ],
         "distribution": None if compiled is None else compiled.policy.distribution.mode.value,
         "limits": [

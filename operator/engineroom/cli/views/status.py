@@ -62,14 +62,16 @@ class Overview:
     def troubled(self) -> tuple[tuple[Pool, tuple[Finding, ...]], ...]:
         """The pools with findings, worst first."""
         groups = by_pool(self.pods)
-        found = []
+        troubled = []
         for pool in self.pools:
             own = groups.get((pool.namespace, pool.name), [])
             findings = pool_findings(pool, own, self.now, self.program)
             if findings:
-                found.append((pool, findings))
+                troubled.append((pool, findings))
         order = list(Severity)
-        return tuple(sorted(found, key=lambda pair: (order.index(pair[1][0].severity), pair[0].id)))
+        return tuple(
+            sorted(troubled, key=lambda pair: (order.index(pair[1][0].severity), pair[0].id))
+        )
 
     @property
     def healthy(self) -> bool:
@@ -132,15 +134,15 @@ def status_document(overview: Overview) -> dict[str, Any]:
         if overview.through_api is not None
         else [
             {
-                "kind": one.kind,
-                "namespace": one.namespace,
-                "name": one.name,
-                "role": one.role,
-                "image": one.image,
-                "wanted": one.wanted,
-                "ready": one.ready,
+                "kind": component.kind,
+                "namespace": component.namespace,
+                "name": component.name,
+                "role": component.role,
+                "image": component.image,
+                "wanted": component.wanted,
+                "ready": component.ready,
             }
-            for one in installation.components
+            for component in installation.components
         ],
         "pools": {
             "count": len(overview.pools),

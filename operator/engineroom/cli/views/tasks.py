@@ -42,7 +42,7 @@ TRACEBACK_LINES = 15
 def document(value: Any) -> Any:
     """A value of ``engineroom.tasks`` as what JSON has."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {_camel(one.name): document(getattr(value, one.name)) for one in fields(value)}
+        return {_camel(field.name): document(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, Enum):
@@ -61,7 +61,7 @@ def _camel(name: str) -> str:
 
 def page_document(items: Sequence[Any], following: str | None) -> dict[str, Any]:
     """A page of a list: ``items``, and what ``--after`` takes for the next page or null."""
-    return {"items": [document(one) for one in items], "next": following}
+    return {"items": [document(item) for item in items], "next": following}
 
 
 def jobs_table(jobs: Sequence[JobSummary], now: datetime, *, wide: bool = False) -> Table:
@@ -88,8 +88,8 @@ def jobs_table(jobs: Sequence[JobSummary], now: datetime, *, wide: bool = False)
 
 def about(job: JobSummary, *, wide: bool = False) -> str:
     """What is worth a word: why it failed, else what it was called with."""
-    said = f"{job.exception}: {job.message}" if job.exception else job.description
-    return " ".join(clip(said, 200 if wide else 60).split()) or ABSENT
+    text = f"{job.exception}: {job.message}" if job.exception else job.description
+    return " ".join(clip(text, 200 if wide else 60).split()) or ABSENT
 
 
 def when(at: datetime | None, now: datetime) -> str:
@@ -112,7 +112,7 @@ def job_view(detail: JobDetail, now: datetime, *, wide: bool = False) -> Group:
     parts += [_title("Time line"), Indent(_timeline(detail, now))]
     for name, linked in (("Waits for", detail.depends_on), ("Waited for by", detail.dependents)):
         if linked:
-            rows = [(one.job_id, word(one.status or "gone")) for one in linked]
+            rows = [(entry.job_id, word(entry.status or "gone")) for entry in linked]
             parts += [_title(name), Indent(table(["ID", "STATE"], rows, header=False))]
     if detail.attempts and detail.attempts[-1].traceback:
         lines = detail.attempts[-1].traceback.rstrip().splitlines()
@@ -127,9 +127,9 @@ def _facts(detail: JobDetail, now: datetime) -> Table:
     job = detail.job
     tries = number(job.retries_left)
     if detail.retry_intervals:
-        shown = ", ".join(f"{one}s" for one in detail.retry_intervals[:5])
-        tries += f" (after {shown}{', ...' if len(detail.retry_intervals) > 5 else ''})"
-    kept = ABSENT if detail.expires_at is None else when(detail.expires_at, now)
+        intervals = ", ".join(f"{retry_interval}s" for retry_interval in detail.retry_intervals[:5])
+        tries += f" (after {intervals}{', ...' if len(detail.retry_intervals) > 5 else ''})"
+    expires = ABSENT if detail.expires_at is None else when(detail.expires_at, now)
     rows = [
         ("id", job.job_id),
         ("queue", job.queue + (f", {detail.ahead} ahead" if detail.ahead is not None else "")),
@@ -144,7 +144,7 @@ def _facts(detail: JobDetail, now: datetime) -> Table:
         ("worker", job.worker or ABSENT),
         ("tries left", tries),
         ("timeout", _seconds(detail.timeout)),
-        ("expires", kept),
+        ("expires", expires),
     ]
     if detail.schedule:
         rows.append(("schedule", detail.schedule))
@@ -173,22 +173,22 @@ def _arguments(detail: JobDetail) -> Text:
 
 def _timeline(detail: JobDetail, now: datetime) -> Table:
     rows = [
-        (one.at.strftime("%Y-%m-%d %H:%M:%S"), when(one.at, now), one.what, one.note)
-        for one in detail.timeline
+        (entry.at.strftime("%Y-%m-%d %H:%M:%S"), when(entry.at, now), entry.what, entry.note)
+        for entry in detail.timeline
     ]
     return table(["", "", "", ""], rows, header=False)
 
 
 def progress_text(progress: Progress, now: datetime) -> str:
     """``40 of 100 (40%), importing; 3s ago``."""
-    said = f"{progress.count:g}"
+    text = f"{progress.count:g}"
     if progress.total is not None:
-        said += f" of {progress.total:g}"
+        text += f" of {progress.total:g}"
     if progress.fraction is not None:
-        said += f" ({progress.fraction:.0%})"
+        text += f" ({progress.fraction:.0%})"
     if progress.message:
-        said += f", {progress.message}"
-    return f"{said}; {age(progress.at, now)} ago"
+        text += f", {progress.message}"
+    return f"{text}; {age(progress.at, now)} ago"
 
 
 def _title(text: str) -> Text:
@@ -210,13 +210,13 @@ def queues_table(queues: Sequence[QueueCounts], *, wide: bool = False) -> Table:
     figures = columns[2:]
     columns += ["LIMIT", "REASON"]
     rows: list[list[str | Text]] = []
-    for one in queues:
-        counts = [one.waiting, one.running, one.scheduled, one.deferred, one.failed]
+    for queue in queues:
+        counts = [queue.waiting, queue.running, queue.scheduled, queue.deferred, queue.failed]
         if wide:
-            counts += [one.due, one.finished, one.canceled, one.held]
-        row: list[str | Text] = [one.name, word("Paused") if one.paused else "open"]
+            counts += [queue.due, queue.finished, queue.canceled, queue.held]
+        row: list[str | Text] = [queue.name, word("Paused") if queue.paused else "open"]
         row += map(str, counts)
-        row += [_limit(one.limit), clip(one.reason, 60) or ABSENT]
+        row += [_limit(queue.limit), clip(queue.reason, 60) or ABSENT]
         rows.append(row)
     return table(columns, rows, right=figures)
 
@@ -224,8 +224,8 @@ def queues_table(queues: Sequence[QueueCounts], *, wide: bool = False) -> Table:
 def _limit(limit: QueueLimit | None) -> str:
     if limit is None:
         return ABSENT
-    said = [] if limit.concurrency is None else [f"{limit.concurrency} at once"]
-    return ", ".join([*said, *([limit.rate] if limit.rate else [])])
+    limits = [] if limit.concurrency is None else [f"{limit.concurrency} at once"]
+    return ", ".join([*limits, *([limit.rate] if limit.rate else [])])
 
 
 def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = False) -> Table:
@@ -234,27 +234,27 @@ def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = Fals
     if wide:
         columns += ["QUEUES", "CPU", "PID", "FINISHED", "FAILED", "AGE", "RQ"]
     rows: list[list[str | Text]] = []
-    for one in workers:
+    for worker in workers:
         row: list[str | Text] = [
-            one.name,
-            word(one.health.value),
-            word(one.state or ABSENT),
-            one.job or ABSENT,
-            age(one.job_started, now),
-            when(one.heartbeat, now),
-            memory(one.memory),
-            one.pool or ABSENT,
-            one.pod or one.host or ABSENT,
+            worker.name,
+            word(worker.health.value),
+            word(worker.state or ABSENT),
+            worker.job or ABSENT,
+            age(worker.job_started, now),
+            when(worker.heartbeat, now),
+            memory(worker.memory),
+            worker.pool or ABSENT,
+            worker.pod or worker.host or ABSENT,
         ]
         if wide:
             row += [
-                clip(",".join(one.queues), 40) or ABSENT,
-                ABSENT if one.cpu is None else cpu(round(one.cpu * 1000)),
-                number(one.pid),
-                str(one.finished),
-                str(one.failed),
-                age(one.birth, now),
-                one.rq_version or ABSENT,
+                clip(",".join(worker.queues), 40) or ABSENT,
+                ABSENT if worker.cpu is None else cpu(round(worker.cpu * 1000)),
+                number(worker.pid),
+                str(worker.finished),
+                str(worker.failed),
+                age(worker.birth, now),
+                worker.rq_version or ABSENT,
             ]
         rows.append(row)
     return table(columns, rows, right=("MEMORY", "CPU", "PID", "FINISHED", "FAILED"))
@@ -262,24 +262,24 @@ def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = Fals
 
 def trigger_text(trigger: Trigger) -> str:
     """When a schedule ticks, in a few words."""
-    said = document(trigger)
-    if isinstance(said, str):
+    spec = document(trigger)
+    if isinstance(spec, str):
         # As the API told it.
-        return said
-    later = f" (up to {span(said['jitter'])} later)" if said.get("jitter") else ""
-    if "line" in said:
-        return f"{said['line']} {said['zone']}{later}"
-    if "seconds" in said:
-        return f"every {span(said['seconds'])}{later}"
-    return f"once at {datetime.fromtimestamp(said['at'], UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return spec
+    later = f" (up to {span(spec['jitter'])} later)" if spec.get("jitter") else ""
+    if "line" in spec:
+        return f"{spec['line']} {spec['zone']}{later}"
+    if "seconds" in spec:
+        return f"every {span(spec['seconds'])}{later}"
+    return f"once at {datetime.fromtimestamp(spec['at'], UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def schedule_document(known: ScheduleInfo) -> dict[str, Any]:
+def schedule_document(schedule: ScheduleInfo) -> dict[str, Any]:
     """A schedule as JSON has it, its times like all others."""
-    said: dict[str, Any] = document(known)
+    values: dict[str, Any] = document(schedule)
     for name in ("next", "last"):
-        said[name] = document(_moment(said[name]))
-    return said
+        values[name] = document(_moment(values[name]))
+    return values
 
 
 def _moment(at: float | None) -> datetime | None:
@@ -295,46 +295,55 @@ def schedules_table(
         columns += ["MISSED", "GRACE", "DROPPED", "LAST JOB"]
     columns.append("CALL")
     rows: list[list[str | Text]] = []
-    for one in schedules:
+    for schedule in schedules:
         row: list[str | Text] = [
-            one.name,
-            word("Paused") if one.paused else "on",
-            trigger_text(one.trigger),
-            when(_moment(one.next), now),
-            when(_moment(one.last), now),
-            one.queue,
-            one.owner or ABSENT,
+            schedule.name,
+            word("Paused") if schedule.paused else "on",
+            trigger_text(schedule.trigger),
+            when(_moment(schedule.next), now),
+            when(_moment(schedule.last), now),
+            schedule.queue,
+            schedule.owner or ABSENT,
         ]
         if wide:
-            row += [one.missed.value, span(one.grace), str(one.dropped), one.last_job or ABSENT]
-        row.append(clip(one.description, 60))
+            row += [
+                schedule.missed.value,
+                span(schedule.grace),
+                str(schedule.dropped),
+                schedule.last_job or ABSENT,
+            ]
+        row.append(clip(schedule.description, 60))
         rows.append(row)
     return table(columns, rows, right=("DROPPED",))
 
 
-def schedule_view(known: ScheduleInfo, now: datetime) -> Group:
+def schedule_view(schedule: ScheduleInfo, now: datetime) -> Group:
     """One schedule, and its next ticks."""
     facts = [
-        ("when", trigger_text(known.trigger)),
-        ("state", "paused" if known.paused else "on"),
-        ("owner", f"WorkerPool {known.owner}" if known.owner else "made at run time"),
-        ("queue", known.queue),
-        ("calls", known.description),
-        ("if missed", f"{known.missed.value}, when later than {span(known.grace)}"),
-        ("last", when(_moment(known.last), now) + (f" ({known.last_job})" * bool(known.last_job))),
-        ("dropped", str(known.dropped)),
+        ("when", trigger_text(schedule.trigger)),
+        ("state", "paused" if schedule.paused else "on"),
+        ("owner", f"WorkerPool {schedule.owner}" if schedule.owner else "made at run time"),
+        ("queue", schedule.queue),
+        ("calls", schedule.description),
+        ("if missed", f"{schedule.missed.value}, when later than {span(schedule.grace)}"),
+        (
+            "last",
+            when(_moment(schedule.last), now)
+            + (f" ({schedule.last_job})" * bool(schedule.last_job)),
+        ),
+        ("dropped", str(schedule.dropped)),
     ]
     ticks: list[tuple[str, str]] = []
-    at = known.next
+    at = schedule.next
     while at is not None and len(ticks) < 5:
         moment = datetime.fromtimestamp(at, UTC)
         ticks.append((f"{moment:%Y-%m-%d %H:%M:%S} UTC", when(moment, now)))
         # What comes through the API is a text and knows no more than the next one.
-        after = getattr(known.trigger, "after", None)
-        at = after(at, known.name) if after is not None else None
+        after = getattr(schedule.trigger, "after", None)
+        at = after(at, schedule.name) if after is not None else None
     following = table(["", ""], ticks, header=False) if ticks else Text("none")
     return Group(
-        Text(known.name, style="bold"),
+        Text(schedule.name, style="bold"),
         table(["", ""], facts, header=False),
         _title("Next ticks"),
         Indent(following),

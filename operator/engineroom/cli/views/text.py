@@ -38,8 +38,8 @@ def span(length: float) -> str:
     if not parts:
         return "0s"
     # Two hours ago need no seconds; ten minutes neither.
-    shown = parts[:2] if parts[0][0] < 10 else parts[:1]
-    return "".join(f"{value}{unit}" for value, unit in shown if value)
+    largest = parts[:2] if parts[0][0] < 10 else parts[:1]
+    return "".join(f"{value}{unit}" for value, unit in largest if value)
 
 
 def age(since: datetime | None, now: datetime) -> str:

@@ -80,11 +80,11 @@ def _busiest(pools: Sequence[Pool]) -> list[Pool]:
 
 def summary(pools: Sequence[Pool]) -> str:
     """All pools in one line."""
-    seen = [pool for pool in pools if pool.status is not None]
-    busy_workers = sum(pool.status.busy_workers for pool in seen if pool.status)
-    workers = count(sum(pool.workers or 0 for pool in seen), "worker")
-    rate = sum(pool.status.jobs_per_minute for pool in seen if pool.status)
-    waiting = count(sum(pool.total("depth") or 0 for pool in seen), "job")
+    reported = [pool for pool in pools if pool.status is not None]
+    busy_workers = sum(pool.status.busy_workers for pool in reported if pool.status)
+    workers = count(sum(pool.workers or 0 for pool in reported), "worker")
+    rate = sum(pool.status.jobs_per_minute for pool in reported if pool.status)
+    waiting = count(sum(pool.total("depth") or 0 for pool in reported), "job")
     return (
         f"{count(len(pools), 'pool')}: {busy_workers} of {workers} busy, {waiting} waiting, "
         f"{rate} finished in the last minute"

@@ -17,7 +17,7 @@ def version_table(document: dict[str, Any]) -> Table:
     if kubernetes is not None:
         unknown = "unknown: you may not list Deployments"
         none = unknown if "Deployments" in document["notAllowedToRead"] else "not installed"
-        operators = ", ".join(one["image"] for one in document["operator"]) or none
+        operators = ", ".join(entry["image"] for entry in document["operator"]) or none
         rows += [
             ("operator", operators),
             ("API", ", ".join(document["api"]) or "not installed"),

@@ -34,17 +34,17 @@ def list_audit(
 
     The oldest first. With -o json it is what `audit verify --file` reads.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     place: int | None = after
-    while place is not None and (everything or len(found) < limit):
-        most = 200 if everything else min(200, limit - len(found))
+    while place is not None and (everything or len(records) < limit):
+        most = 200 if everything else min(200, limit - len(records))
         page = context.api.get("/audit", after=place, limit=most)
-        found += page["items"]
+        records += page["items"]
         place = page["nextAfter"]
     if output in (Report.JSON, Report.YAML):
-        context.show(dump({"items": found}, output))
-    elif found:
-        context.show(audit_table(found, wide=output is Report.WIDE))
+        context.show(dump({"items": records}, output))
+    elif records:
+        context.show(audit_table(records, wide=output is Report.WIDE))
     else:
         context.note("no records")
     if place is not None and not everything:
@@ -90,27 +90,27 @@ def verify(
     noted = None if anchor is None else _anchor(anchor)
     if file is None:
         query = {} if noted is None else {"sequence": noted[0], "mac": noted[1]}
-        found = context.api.get("/audit/check", **query)
+        check = context.api.get("/audit/check", **query)
     else:
-        found = _exported(file, _secret(secret_file), noted)
+        check = _exported(file, _secret(secret_file), noted)
     if output in (Report.JSON, Report.YAML):
-        context.show(dump(found, output))
+        context.show(dump(check, output))
     else:
-        for one in found["problems"]:
-            context.show(Text(one))
-        state = "intact" if found["intact"] else "NOT as it was written"
+        for problem in check["problems"]:
+            context.show(Text(problem))
+        state = "intact" if check["intact"] else "NOT as it was written"
         context.show(
-            Text(f"{found['records']} records, {state}; ends at {found['sequence']}:{found['mac']}")
+            Text(f"{check['records']} records, {state}; ends at {check['sequence']}:{check['mac']}")
         )
-    first = found["sequence"] - found["records"] + 1
-    if file is not None and found["intact"] and first > 1 and noted is None:
+    first = check["sequence"] - check["records"] + 1
+    if file is not None and check["intact"] and first > 1 and noted is None:
         context.note(f"it begins at record {first}: what was before it, it cannot tell")
-    if not found["intact"]:
+    if not check["intact"]:
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def _anchor(said: str) -> tuple[int, str]:
-    number, _, mac = said.partition(":")
+def _anchor(anchor: str) -> tuple[int, str]:
+    number, _, mac = anchor.partition(":")
     if not number.isascii() or not number.isdigit() or len(mac) != 64 or len(number) > 15:
         raise UsageError(
             "--anchor is none", fix="write NUMBER:MAC, as `audit verify` ends its answer with"
@@ -121,15 +121,15 @@ def _anchor(said: str) -> tuple[int, str]:
 def _secret(path: Path | None) -> bytes:
     named = path or (Path(os.environ[_SECRET_FILE]) if os.environ.get(_SECRET_FILE) else None)
     try:
-        said = named.read_text().strip() if named else os.environ.get(_SECRET, "").strip()
+        secret = named.read_text().strip() if named else os.environ.get(_SECRET, "").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("the secret cannot be read", why=type(error).__name__) from error
-    if len(said) < 32:
+    if len(secret) < 32:
         raise UsageError(
             "an export can only be checked with the installation's secret",
             fix=f"give --secret-file, or {_SECRET_FILE}: the key `secret` of the API's Secret",
         )
-    return said.encode()
+    return secret.encode()
 
 
 def _exported(file: Path, secret: bytes, anchor: tuple[int, str] | None) -> dict[str, Any]:
@@ -159,19 +159,21 @@ def _records(file: Path) -> list[tuple[dict[str, Any], str]]:
         document = None
     if isinstance(document, dict) and isinstance(document.get("items"), list):
         return [
-            (one["body"], str(one.get("mac", "")))
-            for one in document["items"]
-            if isinstance(one, dict) and isinstance(one.get("body"), dict)
+            (item["body"], str(item.get("mac", "")))
+            for item in document["items"]
+            if isinstance(item, dict) and isinstance(item.get("body"), dict)
         ]
-    found: list[tuple[dict[str, Any], str]] = []
+    records: list[tuple[dict[str, Any], str]] = []
     for line in text.splitlines():
         # Between the records stand the process's other lines.
         if '"audit"' not in line[:4096] or len(line) > _MAX_LINE:
             continue
         try:
-            said = json.loads(line)["audit"]
+            record = json.loads(line)["audit"]
         except (ValueError, RecursionError, KeyError, TypeError):
             continue
-        if isinstance(said, dict) and said.get("chained") is not False:
-            found.append(({k: v for k, v in said.items() if k != "mac"}, str(said.get("mac", ""))))
-    return found
+        if isinstance(record, dict) and record.get("chained") is not False:
+            records.append(
+                ({k: v for k, v in record.items() if k != "mac"}, str(record.get("mac", "")))
+            )
+    return records

@@ -24,10 +24,10 @@ Of = Annotated[
 
 def list_keys(context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE) -> None:
     """List API keys: one's own, or somebody's."""
-    found = context.api.get(f"{_base(of)}/keys")["items"]
+    keys = context.api.get(f"{_base(of)}/keys")["items"]
     present(
-        context, output, {"items": found}, [one["id"] for one in found],
-        lambda: keys_table(found, context.clock.now(), wide=output is Output.WIDE),
+        context, output, {"items": keys}, [entry["id"] for entry in keys],
+        lambda: keys_table(keys, context.clock.now(), wide=output is Output.WIDE),
         none="no API keys",
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def create(
         body["grants"] = [{"role": role, "namespaces": where or ["*"]}]
     if scopes:
         body["scopes"] = scopes
-    _made(context, context.api.post("/keys", body), output)
+    _print_created(context, context.api.post("/keys", body), output)
 
 
 def rotate(
@@ -81,7 +81,7 @@ def rotate(
 ) -> None:
     """Replace an API key; the old one goes on for a while."""
     body = {"overlap": int(parse_length("--overlap", overlap))}
-    _made(context, context.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
+    _print_created(context, context.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
 
 
 def revoke(
@@ -97,15 +97,17 @@ def revoke(
     print_result(context, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
 
 
-def _made(context: CommandContext, made: dict[str, Any], output: Output) -> None:
+def _print_created(context: CommandContext, created: dict[str, Any], output: Output) -> None:
     if output in (Output.JSON, Output.YAML):
-        context.show(dump(made, output))
+        context.show(dump(created, output))
     elif output is Output.NAME:
-        context.show(Text(made["key"]["id"]))
+        context.show(Text(created["key"]["id"]))
         context.note("the key itself was not shown, and will not be: revoke it and make another")
     else:
-        context.note(f"key {made['key']['id']}, {made['key']['name']}; it is shown this once:")
-        context.show(Text(made["secret"]))
+        context.note(
+            f"key {created['key']['id']}, {created['key']['name']}; it is shown this once:"
+        )
+        context.show(Text(created["secret"]))
 
 
 def _base(of: str | None) -> str:

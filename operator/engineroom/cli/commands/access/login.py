@@ -72,7 +72,7 @@ def login(
     elif user is not None or password_stdin:
         if user is None:
             raise UsageError("whose password is it?", fix="give --user NAME")
-        password = _line("password") if password_stdin else _asked(context, user)
+        password = _line("password") if password_stdin else _prompt_password(context, user)
         pair = Api(plain, store).ask(
             "POST", "/tokens", body={"name": user, "password": password}, credentials=False
         )
@@ -104,16 +104,16 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _line(what: str) -> str:
-    said = sys.stdin.read(_MOST + 1)
-    found = said.strip() if what == "token" else said.rstrip("\r\n")
-    if not found or len(said) > _MOST or "\n" in found:
+    text = sys.stdin.read(_MOST + 1)
+    secret = text.strip() if what == "token" else text.rstrip("\r\n")
+    if not secret or len(text) > _MOST or "\n" in secret:
         raise UsageError(
             f"standard input holds no {what}", fix=f"give the {what} alone, on one line"
         )
-    return found
+    return secret
 
 
-def _asked(context: CommandContext, user: str) -> str:
+def _prompt_password(context: CommandContext, user: str) -> str:
     if not context.interactive:
         raise UsageError(
             f"the password of {user} is not known", fix="give it with --password-stdin"

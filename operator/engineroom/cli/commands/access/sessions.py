@@ -19,10 +19,10 @@ def list_sessions(
     context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE
 ) -> None:
     """List sessions: one's own, or somebody's."""
-    found = context.api.get(f"{_base(of)}/sessions")["items"]
+    sessions = context.api.get(f"{_base(of)}/sessions")["items"]
     present(
-        context, output, {"items": found}, [one["handle"] for one in found],
-        lambda: sessions_table(found, context.clock.now()), none="no sessions",
+        context, output, {"items": sessions}, [entry["handle"] for entry in sessions],
+        lambda: sessions_table(sessions, context.clock.now()), none="no sessions",
     )  # fmt: skip
 
 

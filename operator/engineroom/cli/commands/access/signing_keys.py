@@ -11,7 +11,7 @@ from engineroom.cli.views.output_formats import Output
 
 def list_signing_keys(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
     """List the keys that sign the API's tokens, and those that still verify some."""
-    _shown(context, context.api.get("/signing-keys"), output)
+    _print_keys(context, context.api.get("/signing-keys"), output)
 
 
 def rotate(context: CommandContext, yes: Yes = False, output: OutputOption = Output.TABLE) -> None:
@@ -21,12 +21,12 @@ def rotate(context: CommandContext, yes: Yes = False, output: OutputOption = Out
     change the API's secret instead: an old key goes on verifying.
     """
     context.confirm("Sign tokens with a new key?", yes=yes)
-    _shown(context, context.api.post("/signing-keys/rotate"), output)
+    _print_keys(context, context.api.post("/signing-keys/rotate"), output)
 
 
-def _shown(context: CommandContext, found: Document, output: Output) -> None:
-    items = found["items"]
+def _print_keys(context: CommandContext, keys: Document, output: Output) -> None:
+    items = keys["items"]
     present(
-        context, output, found, [one["kid"] for one in items],
+        context, output, keys, [item["kid"] for item in items],
         lambda: signing_keys_table(items, context.clock.now()), none="no signing keys",
     )  # fmt: skip

@@ -46,5 +46,7 @@ def whoami(
     parts: list[RenderableType] = [table(["", ""], rows, header=False)]
     for name, permissions in may.items():
         parts.append(Text(f"\nIn {name}", style="bold"))
-        parts.append(Text("\n".join(f"  {one}" for one in permissions) or "  nothing"))
+        parts.append(
+            Text("\n".join(f"  {permission}" for permission in permissions) or "  nothing")
+        )
     context.show(Group(*parts))

@@ -105,7 +105,7 @@ def diff(
         try:
             done = context.api.post(f"/namespaces/{namespace}/manifests/diff", body)
         except CliError as error:
-            error.what, error.why = manifest.told(error.what), manifest.told(error.why)
+            error.what, error.why = manifest.in_files(error.what), manifest.in_files(error.why)
             raise
     else:
         done = _directly(context, manifest, namespace, force=force, dry_run=True)
@@ -115,7 +115,7 @@ def diff(
         _names(context, done["objects"])
     else:
         context.show(differences(done["objects"]))
-    if any(one["action"] != "unchanged" for one in done["objects"]):
+    if any(document["action"] != "unchanged" for document in done["objects"]):
         raise typer.Exit(ExitCode.PROBLEM)
 
 
@@ -139,14 +139,14 @@ def _through_api(
         try:
             return context.api.post(path, body, key)
         except (UnreachableError, RefusedError) as error:
-            said: Any = error.context.get("code")
-            lost = isinstance(error, UnreachableError) and said is None
-            if left == 0 or not (lost or said == "idempotency_key_busy"):
+            code: Any = error.context.get("code")
+            lost = isinstance(error, UnreachableError) and code is None
+            if left == 0 or not (lost or code == "idempotency_key_busy"):
                 raise
             context.note(f"{error.what}; asking again")
             context.sleep(2.0 ** (_TRIES - left - 2))
         except CliError as error:
-            error.what, error.why = manifest.told(error.what), manifest.told(error.why)
+            error.what, error.why = manifest.in_files(error.what), manifest.in_files(error.why)
             raise
     raise AssertionError
 
@@ -164,10 +164,10 @@ def _directly(
         planned = local.plan(namespace, manifest.text, force=force)
     except InvalidInputError as error:
         raise type(error)(
-            [Problem(manifest.told(p.field), p.problem, p.fix) for p in error.problems]
+            [Problem(manifest.in_files(p.field), p.problem, p.fix) for p in error.problems]
         ) from error
     objects = objects_of(planned)
-    changing = [each for each in planned if each.action != "unchanged"]
+    changing = [entry for entry in planned if entry.action != "unchanged"]
     if dry_run or not changing:
         outcome = "planned" if dry_run else "unchanged"
         return {"outcome": outcome, "transaction": None, "objects": objects}
@@ -187,8 +187,8 @@ def _report(context: CommandContext, done: "Document", namespace: str, output: O
     else:
         words = {"create": "created", "update": "configured"}
         lines = [
-            f"{one['kind']}/{one['name']} {words.get(one['action'], one['action'])}"
-            for one in objects
+            f"{document['kind']}/{document['name']} {words.get(document['action'], document['action'])}"
+            for document in objects
         ]
         context.show(Text("\n".join(lines)))
         if done["transaction"]:
@@ -197,7 +197,7 @@ def _report(context: CommandContext, done: "Document", namespace: str, output: O
 
 def _names(context: CommandContext, objects: "list[Document]") -> None:
     if objects:
-        lines = [f"{one['kind'].lower()}.{GROUP}/{one['name']}" for one in objects]
+        lines = [f"{document['kind'].lower()}.{GROUP}/{document['name']}" for document in objects]
         context.show(Text("\n".join(lines)))
 
 
@@ -210,14 +210,14 @@ def _recover(context: CommandContext, output: Output) -> None:
             why="its replicas look for what one of them left",
             fix="for an `apply` by a kubeconfig name its context with --context",
         )
-    found = [
+    transactions = [
         transaction_document(record)
         for record in LocalApply(context.cluster, context.note).recover()
     ]
     present(
-        context, output, {"items": found}, [one["id"] for one in found],
-        lambda: Text("\n".join(f"{one['id']} {one['status']}" for one in found)),
+        context, output, {"items": transactions}, [entry["id"] for entry in transactions],
+        lambda: Text("\n".join(f"{entry['id']} {entry['status']}" for entry in transactions)),
         none="there is nothing to put back",
     )  # fmt: skip
-    if any(one["status"] not in ("rolled_back", "committed") for one in found):
+    if any(entry["status"] not in ("rolled_back", "committed") for entry in transactions):
         raise typer.Exit(ExitCode.PROBLEM)

@@ -131,11 +131,11 @@ def render(report: Report, output: LintOutput) -> Iterator[str]:
 
 
 def _summary(report: Report) -> str:
-    told = [f"{_count(report.checked, 'object')} checked in {_count(report.files, 'file')}"]
+    parts = [f"{_count(report.checked, 'object')} checked in {_count(report.files, 'file')}"]
     if report.skipped:
-        told.append(f"{_count(report.skipped, 'document')} of other kinds passed over")
-    told += [_count(report.errors, "error"), _count(report.warnings, "warning")]
-    return ", ".join(told)
+        parts.append(f"{_count(report.skipped, 'document')} of other kinds passed over")
+    parts += [_count(report.errors, "error"), _count(report.warnings, "warning")]
+    return ", ".join(parts)
 
 
 def _count(number: int, noun: str) -> str:

@@ -28,14 +28,14 @@ def list_transactions(
     """
     if context.through_api:
         path = f"/namespaces/{context.namespace}/transactions"
-        found: list[Document] = list(context.api.items(path, limit))
+        transactions: list[Document] = list(context.api.items(path, limit))
     else:
         from engineroom.cli.connections.local_apply import local_transactions
 
-        found = local_transactions(context.cluster.server, context.namespace)[:limit]
+        transactions = local_transactions(context.cluster.server, context.namespace)[:limit]
     present(
-        context, output, {"items": found}, [one["id"] for one in found],
-        lambda: transactions_table(found, context.clock.now()),
+        context, output, {"items": transactions}, [entry["id"] for entry in transactions],
+        lambda: transactions_table(transactions, context.clock.now()),
         none=f"no transactions in namespace {context.namespace}",
     )  # fmt: skip
 
@@ -47,12 +47,12 @@ def show(
 ) -> None:
     """Show one transaction with all its steps."""
     if context.through_api:
-        found = context.api.get(f"/namespaces/{context.namespace}/transactions/{transaction}")
+        document = context.api.get(f"/namespaces/{context.namespace}/transactions/{transaction}")
     else:
         from engineroom.cli.connections.local_apply import local_transaction
 
-        found = local_transaction(context.cluster.server, transaction)
+        document = local_transaction(context.cluster.server, transaction)
     present(
-        context, output, found, [found["id"]],
-        lambda: transaction_view(found, context.clock.now()),
+        context, output, document, [document["id"]],
+        lambda: transaction_view(document, context.clock.now()),
     )  # fmt: skip

@@ -69,7 +69,7 @@ def _call_back(context: CommandContext, pool: Pool, name: str, dry_run: bool) ->
     named = _named(pool)
     if not context.through_api and name in named:
         # Asked through the API, which notes it at the pool.
-        rest = ",".join(one for one in named if one != name) or None
+        rest = ",".join(entry for entry in named if entry != name) or None
         patch = {"metadata": {"annotations": {ANNOTATION_DRAIN_PODS: rest}}}
         context.cluster.patch_pool(pool, patch, dry_run=dry_run)
     elif not pod.drain_requested:
@@ -84,5 +84,5 @@ def _call_back(context: CommandContext, pool: Pool, name: str, dry_run: bool) ->
 
 
 def _named(pool: Pool) -> list[str]:
-    said = (pool.document["metadata"].get("annotations") or {}).get(ANNOTATION_DRAIN_PODS) or ""
-    return [one.strip() for one in said.split(",") if one.strip()]
+    names = (pool.document["metadata"].get("annotations") or {}).get(ANNOTATION_DRAIN_PODS) or ""
+    return [entry.strip() for entry in names.split(",") if entry.strip()]

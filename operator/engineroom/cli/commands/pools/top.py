@@ -80,8 +80,10 @@ def _look(
         pools = (cluster.pool(scope or context.namespace, pool),)
     else:
         pools = cluster.pools(scope, selector)
-    known = {(one.namespace, one.name): one.workers_per_pod for one in pools}
-    pods = tuple(pod for pod in cluster.pods(scope, pool) if (pod.namespace, pod.pool) in known)
+    workers_per_pod = {(pool.namespace, pool.name): pool.workers_per_pod for pool in pools}
+    pods = tuple(
+        pod for pod in cluster.pods(scope, pool) if (pod.namespace, pod.pool) in workers_per_pod
+    )
     if output in (Report.JSON, Report.YAML):
         document = top_pools_document(pools, pods) if what is What.POOLS else (
             top_workers_document(pods)
@@ -90,7 +92,7 @@ def _look(
     namespaces = scope is None
     if what is What.POOLS:
         return top_pools(pools, pods, namespaces=namespaces)
-    return top_workers(pods, known, context.clock.now(), namespaces=namespaces)
+    return top_workers(pods, workers_per_pod, context.clock.now(), namespaces=namespaces)
 
 
 def _live(

@@ -82,9 +82,9 @@ class BulkOperations:
             try:
                 return context.api.post(path, body, key)
             except (UnreachableError, RefusedError) as error:
-                said = error.context.get("code")
-                lost = isinstance(error, UnreachableError) and said is None
-                if left == 0 or not (lost or said == "idempotency_key_busy"):
+                code = error.context.get("code")
+                lost = isinstance(error, UnreachableError) and code is None
+                if left == 0 or not (lost or code == "idempotency_key_busy"):
                     raise
                 context.note(f"{error.what}; asking again")
                 context.sleep(1.0)
@@ -124,17 +124,17 @@ class BulkOperations:
 
     def _ended(self, operation: str) -> Document:
         context = self._context
-        seen = context.clock.monotonic()
+        last_answer = context.clock.monotonic()
         with progress_bar(context, f"Operation {operation[:8]}") as draw:
             while True:
                 try:
                     now = context.api.get(f"{self._path}/{quote(operation, safe='')}")
                 except UnreachableError:
                     # It goes on without us; an answer that does not come ends no watching.
-                    if context.clock.monotonic() - seen > _PATIENCE:
+                    if context.clock.monotonic() - last_answer > _PATIENCE:
                         raise
                 else:
-                    seen = context.clock.monotonic()
+                    last_answer = context.clock.monotonic()
                     if now["status"] != "running":
                         return now
                     settled = now["done"] + now["skipped"]
@@ -144,9 +144,9 @@ class BulkOperations:
 
 def selection(queue: str, where: JobFilter) -> Document:
     """A filter as the API reads it."""
-    given: Document = {name: getattr(where, name) for name in _FILTERS}
-    given = {name: value for name, value in given.items() if value is not None}
+    options: Document = {name: getattr(where, name) for name in _FILTERS}
+    options = {name: value for name, value in options.items() if value is not None}
     for name in ("before", "after"):
-        if name in given:
-            given[name] = given[name].isoformat()
-    return {"queue": queue, **(given or {"all": True})}
+        if name in options:
+            options[name] = options[name].isoformat()
+    return {"queue": queue, **(options or {"all": True})}

@@ -52,7 +52,7 @@ def cancel(
     """
     from engineroom.tasks import State
 
-    filtered = everything or filters.given or queue is not None or state is not None
+    filtered = everything or filters.any_given or queue is not None or state is not None
     if bool(job_ids) == filtered:
         raise UsageError(
             "say either ids or a filter",
@@ -64,14 +64,14 @@ def cancel(
             context.confirm(
                 f"Cancel {count(len(job_ids), 'job')} and what waits for them?", yes=yes
             )
-            _each(context, connection.tasks, job_ids, stop, output)
+            _cancel_all(context, connection.tasks, job_ids, stop, output)
         return
     if queue is None or state not in _STATES:
         raise UsageError(
             "a filter is for the jobs of one queue in one state",
             fix=f"give --queue and --state, one of {', '.join(_STATES)}",
         )
-    if everything == filters.given:
+    if everything == filters.any_given:
         raise UsageError(
             f"which {state} jobs of {queue}?", fix="give a filter, or --all for every one of them"
         )
@@ -83,8 +83,8 @@ def cancel(
                 "cancel", State(state), queue, job_filter, output, yes=yes, stop=stop
             )
             return
-        found = _matching(context, connection, queue, State(state), job_filter, yes)
-        _each(context, connection.tasks, found, stop, output)
+        matching = _matching(context, connection, queue, State(state), job_filter, yes)
+        _cancel_all(context, connection.tasks, matching, stop, output)
 
 
 def _matching(
@@ -106,21 +106,21 @@ def _matching(
         )
     context.note(f"matches {impact_text(impact)} of queue {queue}")
     context.confirm(f"Cancel {impact_text(impact)} and what waits for them?", yes=yes)
-    found: list[str] = []
+    matching: list[str] = []
     cursor = None
     with progress_bar(context, "Looking") as draw:
         while True:
             page = connection.tasks.jobs(
                 [state], job_filter, queues=[queue], cursor=cursor, limit=500
             )
-            found += [job.job_id for job in page.jobs]
+            matching += [job.job_id for job in page.jobs]
             cursor = page.cursor
-            draw(len(found), None, "found")
+            draw(len(matching), None, "found")
             if cursor is None:
-                return found
+                return matching
 
 
-def _each(
+def _cancel_all(
     context: CommandContext, tasks: "Tasks", job_ids: list[str], stop: bool, output: Output
 ) -> None:
     """Cancel one after the other; what is not there any more is told, and raised at the end."""

@@ -53,7 +53,7 @@ class FilterOptions:
     ] = None
 
     @property
-    def given(self) -> bool:
+    def any_given(self) -> bool:
         """Whether any of the options is given."""
         return any(getattr(self, option.name) is not None for option in fields(self))
 

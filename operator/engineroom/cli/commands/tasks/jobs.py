@@ -49,31 +49,31 @@ def list_jobs(
     from engineroom.tasks import State
 
     chosen = []
-    for said in states or [one.value for one in State]:
-        if said not in list(State):
+    for name in states or [entry.value for entry in State]:
+        if name not in list(State):
             raise UsageError(
-                f"--state {said[:50]} is unknown",
-                fix=f"use one of {', '.join(one.value for one in State)}",
+                f"--state {name[:50]} is unknown",
+                fix=f"use one of {', '.join(entry.value for entry in State)}",
             )
-        chosen.append(State(said))
+        chosen.append(State(name))
     job_filter = filters.job_filter(context.clock.now())
     with context.tasks() as connection:
         queues = [require_queue(connection, queue)] if queue else queue_names(connection)
         began = context.clock.monotonic()
-        found: list[JobSummary] = []
+        jobs: list[JobSummary] = []
         cursor = after
         while True:
             page = connection.tasks.jobs(
-                chosen, job_filter, queues=queues, cursor=cursor, limit=limit - len(found)
+                chosen, job_filter, queues=queues, cursor=cursor, limit=limit - len(jobs)
             )
-            found += page.jobs
+            jobs += page.jobs
             cursor = page.cursor
             waited = context.clock.monotonic() - began
-            if cursor is None or len(found) >= limit or waited > _PATIENCE:
+            if cursor is None or len(jobs) >= limit or waited > _PATIENCE:
                 break
     present(
-        context, output, page_document(found, cursor), [job.job_id for job in found],
-        lambda: jobs_table(found, context.clock.now(), wide=output is Output.WIDE),
+        context, output, page_document(jobs, cursor), [job.job_id for job in jobs],
+        lambda: jobs_table(jobs, context.clock.now(), wide=output is Output.WIDE),
         none="no such jobs" if cursor is None else "no such jobs so far",
     )  # fmt: skip
     if cursor is not None and output not in (Output.JSON, Output.YAML):

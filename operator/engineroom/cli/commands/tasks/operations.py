@@ -25,10 +25,10 @@ def list_operations(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List changes of many jobs, newest first."""
-    found = list(context.api.items(f"/namespaces/{context.namespace}/operations", limit))
+    operations = list(context.api.items(f"/namespaces/{context.namespace}/operations", limit))
     present(
-        context, output, {"items": found}, [one["id"] for one in found],
-        lambda: operations_table(found, context.clock.now()),
+        context, output, {"items": operations}, [entry["id"] for entry in operations],
+        lambda: operations_table(operations, context.clock.now()),
         none=f"no operations in namespace {context.namespace}",
     )  # fmt: skip
 
@@ -61,5 +61,5 @@ def _path(context: CommandContext, operation: str) -> str:
     return f"/namespaces/{context.namespace}/operations/{quote(operation, safe='')}"
 
 
-def _print(context: CommandContext, found: "Document", output: Output) -> None:
-    present(context, output, found, [found["id"]], lambda: Text(operation_text(found)))
+def _print(context: CommandContext, operation: "Document", output: Output) -> None:
+    present(context, output, operation, [operation["id"]], lambda: Text(operation_text(operation)))

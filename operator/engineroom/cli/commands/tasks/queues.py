@@ -38,7 +38,7 @@ def list_queues(
         counts = connection.tasks.counts(chosen or queue_names(connection))
         title = connection.title
     present(
-        context, output, page_document(counts, None), [one.name for one in counts],
+        context, output, page_document(counts, None), [count.name for count in counts],
         lambda: queues_table(counts, wide=output is Output.WIDE), none=f"no queues in {title}",
     )  # fmt: skip
 
@@ -95,10 +95,10 @@ def limit(
             require_queue(connection, name), concurrency=concurrency, rate=rate
         )
     done = {"name": name, "concurrency": concurrency, "rate": rate}
-    said = [f"{concurrency} at once"] if concurrency is not None else []
-    said += [rate] if rate is not None else []
+    limits = [f"{concurrency} at once"] if concurrency is not None else []
+    limits += [rate] if rate is not None else []
     undo = f"`{program()} queues unlimit {name}` undoes it"
-    print_result(context, done, f"queue {name} is limited to {' and '.join(said)}; {undo}", output,
+    print_result(context, done, f"queue {name} is limited to {' and '.join(limits)}; {undo}", output,
            name=name)  # fmt: skip
 
 

@@ -50,16 +50,16 @@ def retry(
     """
     from engineroom.tasks import State
 
-    filtered = everything or queue is not None or filters.given
+    filtered = everything or queue is not None or filters.any_given
     if sum((bool(job_ids), filtered, resume is not None)) != 1:
         raise UsageError(
             "say either ids, or a filter, or --resume",
             fix=f"`{program()} jobs retry ID`, `{program()} jobs retry --queue mail --error "
             "'*Timeout*'`, or with --all all of a queue",
         )
-    if everything and filters.given:
+    if everything and filters.any_given:
         raise UsageError("--all and a filter exclude each other", fix="leave out one of them")
-    if queue is not None and not everything and not filters.given:
+    if queue is not None and not everything and not filters.any_given:
         raise UsageError(
             f"which failed jobs of {queue}?", fix="give a filter, or --all for every one of them"
         )
@@ -92,8 +92,8 @@ def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: 
                 context.note(str(refused))
             refused = error
     if done:
-        lines = "\n".join(f"job {one['jobId']} is back on {one['queue']}" for one in done)
-        names = "\n".join(one["jobId"] for one in done)
+        lines = "\n".join(f"job {entry['jobId']} is back on {entry['queue']}" for entry in done)
+        names = "\n".join(entry["jobId"] for entry in done)
         print_result(context, {"requeued": done}, lines, output, name=names)
     if refused is not None:
         raise refused
@@ -106,7 +106,7 @@ def _queue(connection: "TasksConnection", queue: str | None) -> str:
     if queue is not None:
         return require_queue(connection, queue)
     counts = connection.tasks.counts(queue_names(connection))
-    failed = [one.name for one in counts if one.failed]
+    failed = [count.name for count in counts if count.failed]
     if len(failed) > 1:
         raise UsageError(
             f"there are failed jobs in {count(len(failed), 'queue')}",
@@ -144,10 +144,10 @@ def _begin(
 def _carry_on(context: CommandContext, tasks: "Tasks", operation: str, output: Output) -> None:
     with progress_bar(context, "Putting back") as draw:
 
-        def told(so_far: "Requeueing") -> None:
+        def report(so_far: "Requeueing") -> None:
             draw(so_far.scanned, max(so_far.total, so_far.scanned), f"{so_far.requeued} put back")
 
-        done = tasks.carry_on_requeueing(operation, told)
+        done = tasks.carry_on_requeueing(operation, report)
     text = f"{count(done.requeued, 'job')} put back on {done.queue}"
     if done.skipped:
         text += (

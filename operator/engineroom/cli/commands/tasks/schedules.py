@@ -52,14 +52,14 @@ def list_schedules(
     Those that pools declare and those made at run time; the ones that will not tick stand last.
     """
     with context.tasks() as connection:
-        known = connection.tasks.schedules(after=after or "", limit=limit)
+        schedules = connection.tasks.schedules(after=after or "", limit=limit)
         title = connection.title
-    following = known[-1].name if len(known) == limit else None
+    following = schedules[-1].name if len(schedules) == limit else None
     now = context.clock.now()
     present(
-        context, output, page_document([schedule_document(one) for one in known], following),
-        [one.name for one in known],
-        lambda: schedules_table(known, now, wide=output is Output.WIDE),
+        context, output, page_document([schedule_document(entry) for entry in schedules], following),
+        [entry.name for entry in schedules],
+        lambda: schedules_table(schedules, now, wide=output is Output.WIDE),
         none=f"no schedules in {title}" if after is None else "no more schedules",
     )  # fmt: skip
     if following is not None and output not in (Output.JSON, Output.YAML):
@@ -69,10 +69,10 @@ def list_schedules(
 def show(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Show one schedule and its next ticks."""
     with context.tasks() as connection:
-        known = connection.tasks.schedule(name)
+        schedule = connection.tasks.schedule(name)
     present(
-        context, output, schedule_document(known), [known.name],
-        lambda: schedule_view(known, context.clock.now()),
+        context, output, schedule_document(schedule), [schedule.name],
+        lambda: schedule_view(schedule, context.clock.now()),
     )  # fmt: skip
 
 
@@ -166,11 +166,11 @@ def add(
     with context.tasks() as connection:
         tasks = job.writer(connection)
         new = tasks.put_schedule(schedule)
-        known = tasks.schedule(name)
+        stored = tasks.schedule(name)
     text = f"schedule {name} {'created' if new else 'is up to date'}"
-    if known.next is not None:
-        text += f"; next tick {_time(known.next)}"
-    print_result(context, schedule_document(known), text, output, name=name)
+    if stored.next is not None:
+        text += f"; next tick {_time(stored.next)}"
+    print_result(context, schedule_document(stored), text, output, name=name)
 
 
 def pause(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
@@ -180,19 +180,21 @@ def pause(context: CommandContext, name: Name, output: OutputOption = Output.TAB
     """
     with context.tasks() as connection:
         connection.tasks.pause_schedule(name)
-        known = connection.tasks.schedule(name)
-    print_result(context, schedule_document(known), f"schedule {name} is paused", output, name=name)
+        schedule = connection.tasks.schedule(name)
+    print_result(
+        context, schedule_document(schedule), f"schedule {name} is paused", output, name=name
+    )
 
 
 def resume(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
     """Let a schedule tick again."""
     with context.tasks() as connection:
         connection.tasks.resume_schedule(name)
-        known = connection.tasks.schedule(name)
+        schedule = connection.tasks.schedule(name)
     text = f"schedule {name} is resumed"
-    if known.next is not None:
-        text += f"; next tick {_time(known.next)}"
-    print_result(context, schedule_document(known), text, output, name=name)
+    if schedule.next is not None:
+        text += f"; next tick {_time(schedule.next)}"
+    print_result(context, schedule_document(schedule), text, output, name=name)
 
 
 def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:

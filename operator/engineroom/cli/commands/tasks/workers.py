@@ -20,7 +20,7 @@ def list_workers(context: CommandContext, output: OutputOption = Output.TABLE) -
         workers = connection.tasks.workers()
         title = connection.title
     present(
-        context, output, page_document(workers, None), [one.name for one in workers],
+        context, output, page_document(workers, None), [worker.name for worker in workers],
         lambda: workers_table(workers, context.clock.now(), wide=output is Output.WIDE),
         none=f"no workers in {title}",
     )  # fmt: skip

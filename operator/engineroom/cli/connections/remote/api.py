@@ -74,13 +74,13 @@ class Api:
     def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Document]:
         """The entries of a list, page by page, up to ``limit``."""
         cursor: str | None = None
-        given = 0
+        yielded = 0
         while True:
             page = self.get(path, cursor=cursor, limit=min(200, limit or 200), **query)
-            for one in page["items"]:
-                yield one
-                given += 1
-                if given == limit:
+            for item in page["items"]:
+                yield item
+                yielded += 1
+                if yielded == limit:
                     return
             cursor = page.get("nextCursor")
             if cursor is None:
@@ -131,20 +131,22 @@ class Api:
         from urllib3.util import Timeout
 
         connect, answer = _TIMEOUT
-        given = {k: str(v) for k, v in (query or {}).items() if v not in (None, "", 0, False)}
-        url = f"{BASE}{quote(path, safe='/:@+')}" + (f"?{urlencode(given)}" if given else "")
-        said = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
-        said |= headers or {}
+        parameters = {k: str(v) for k, v in (query or {}).items() if v not in (None, "", 0, False)}
+        url = f"{BASE}{quote(path, safe='/:@+')}" + (
+            f"?{urlencode(parameters)}" if parameters else ""
+        )
+        all_headers = {"Accept": "application/json", "User-Agent": f"engineroom-cli/{__version__}"}
+        all_headers |= headers or {}
         if credentials:
-            said["Authorization"] = f"Bearer {self._token()}"
+            all_headers["Authorization"] = f"Bearer {self._token()}"
         data = None
         if body is not None:
-            said["Content-Type"] = "application/json"
+            all_headers["Content-Type"] = "application/json"
             data = json.dumps(body).encode()
         try:
             # Nothing is followed: a token goes to the server that was named, and to no other.
             response = self._connections().request(
-                method, url, body=data, headers=said, retries=False, redirect=False,
+                method, url, body=data, headers=all_headers, retries=False, redirect=False,
                 timeout=Timeout(connect=connect, read=answer), preload_content=False,
             )  # fmt: skip
             try:
@@ -198,22 +200,22 @@ class Api:
         """Renew the tokens, or take those that another program has just got."""
         before = self.account
         with self._store.locked():
-            known = self._store.accounts().get(before.server)
-            if known is None or known.kind != "tokens":
+            stored = self._store.accounts().get(before.server)
+            if stored is None or stored.kind != "tokens":
                 raise _logged_out(before.server)
-            known = replace(known, ca_file=before.ca_file)
-            fresh = known.expires - self._now() >= _EARLY
-            if fresh and (not force or known.access != before.access):
-                self.account = known
+            stored = replace(stored, ca_file=before.ca_file)
+            fresh = stored.expires - self._now() >= _EARLY
+            if fresh and (not force or stored.access != before.access):
+                self.account = stored
                 return
             try:
                 pair = self.ask(
-                    "POST", "/tokens/refresh", body={"refresh": known.refresh}, credentials=False
+                    "POST", "/tokens/refresh", body={"refresh": stored.refresh}, credentials=False
                 )
             except ForbiddenError as error:
                 raise _logged_out(before.server) from error
             self.account = replace(
-                known, access=pair["access"], refresh=pair["refresh"], expires=pair["expires"]
+                stored, access=pair["access"], refresh=pair["refresh"], expires=pair["expires"]
             )
             # Before it is used: the old one is void already.
             self._store.put(self.account)
@@ -260,18 +262,18 @@ _BY_CATEGORY: dict[str, type[CliError]] = {
 def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
     """A problem document (RFC 9457) as an error that says what, why and what to do."""
     try:
-        said = json.loads(data)
+        document = json.loads(data)
     except ValueError:
-        said = None
-    if not isinstance(said, dict) or not isinstance(said.get("code"), str):
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("code"), str):
         return UnreachableError(
             f"{server} answered {status} {reason}".rstrip(),
             why=data[:200].decode(errors="replace").strip(),
             fix="check the URL; what answers may be a proxy and not Engineroom's API",
         )
-    code, detail = said["code"], str(said.get("detail") or said.get("title") or "")
-    kind = _BY_CATEGORY.get(str(said.get("category")), CliError)
-    errors = [one for one in said.get("errors") or () if isinstance(one, dict)]
+    code, detail = document["code"], str(document.get("detail") or document.get("title") or "")
+    kind = _BY_CATEGORY.get(str(document.get("category")), CliError)
+    errors = [error for error in document.get("errors") or () if isinstance(error, dict)]
     fix = ""
     if errors:
         what = f"{len(errors)} to correct [{code}]"
@@ -284,12 +286,12 @@ def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
         fix, why = why, ""
     if status == 401:
         fix = f"`{program()} login --server {server}`"
-    elif said.get("retry_after"):
-        fix = f"try again in {said['retry_after']} s"
+    elif document.get("retry_after"):
+        fix = f"try again in {document['retry_after']} s"
     elif kind is UnreachableError and not fix:
         fix = "try again"
     error = kind(what, why=why, fix=fix)
-    error.context = {"code": code, "status": status, "retry_after": said.get("retry_after")}
+    error.context = {"code": code, "status": status, "retry_after": document.get("retry_after")}
     return error
 
 

@@ -48,11 +48,11 @@ class ApiCluster:
         """The pools of a namespace; sorted by id."""
         if namespace is None:
             refuse("looking at all namespaces at once")
-        found = map(parse_pool, self._api.items(f"/namespaces/{namespace}/objects"))
+        parsed = map(parse_pool, self._api.items(f"/namespaces/{namespace}/objects"))
         wanted = labels_of(selector)
         return tuple(
             sorted(
-                (pool for pool in found if wanted.items() <= _labels(pool).items()),
+                (pool for pool in parsed if wanted.items() <= _labels(pool).items()),
                 key=lambda pool: pool.id,
             )
         )
@@ -72,7 +72,7 @@ class ApiCluster:
         for worker in self._api.items(f"/namespaces/{namespace}/workers", pool=pool or ""):
             if worker["pod"] and worker["health"] != "ghost":
                 groups.setdefault(worker["pod"], []).append(worker)
-        return tuple(_pod(namespace, name, found, ()) for name, found in sorted(groups.items()))
+        return tuple(_pod(namespace, name, workers, ()) for name, workers in sorted(groups.items()))
 
     def pod(self, namespace: str, name: str) -> Pod:
         """A pod by the workers that say they run in it. Raises NotFoundError where none does.
@@ -80,9 +80,9 @@ class ApiCluster:
         Of workers in a pool's own Redis the API knows nothing.
         """
         workers = [
-            one
-            for one in self._api.items(f"/namespaces/{namespace}/workers")
-            if one["pod"] == name and one["health"] != "ghost"
+            item
+            for item in self._api.items(f"/namespaces/{namespace}/workers")
+            if item["pod"] == name and item["health"] != "ghost"
         ]
         if not workers:
             raise NotFoundError(
@@ -92,8 +92,8 @@ class ApiCluster:
                 fix=f"`{program()} workers list -o wide -n {namespace}` shows where they are",
             )
         pool = workers[0]["pool"]
-        asked = self._api.get(f"/namespaces/{namespace}/pools/{pool}/drain")["pods"]
-        return _pod(namespace, name, workers, asked)
+        leaving = self._api.get(f"/namespaces/{namespace}/pools/{pool}/drain")["pods"]
+        return _pod(namespace, name, workers, leaving)
 
     def events(self, pool: Pool) -> tuple[Event, ...]:
         """None: the API process reads no events."""
@@ -147,9 +147,9 @@ class ApiCluster:
         if annotations.keys() != {ANNOTATION_DRAIN}:
             refuse("annotating a pod")
         path = f"/namespaces/{pod.namespace}/pools/{pod.pool}/pods/{pod.name}/drain"
-        asked = annotations[ANNOTATION_DRAIN] is not None
-        self._api.ask("POST" if asked else "DELETE", path)
-        return replace(pod, drain_requested=asked)
+        requested = annotations[ANNOTATION_DRAIN] is not None
+        self._api.ask("POST" if requested else "DELETE", path)
+        return replace(pod, drain_requested=requested)
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
         """Refused: objects of other kinds are not the API's."""
@@ -185,7 +185,7 @@ def _pod(namespace: str, name: str, workers: Sequence[Document], leaving: Collec
         trouble="",
         trouble_message="",
         deleting=False,
-        busy=any(one["job"] for one in workers),
+        busy=any(worker["job"] for worker in workers),
         drain_requested=name in leaving,
         drained=False,
         usage=_usage(workers),
@@ -194,11 +194,11 @@ def _pod(namespace: str, name: str, workers: Sequence[Document], leaving: Collec
 
 def _usage(workers: Sequence[Document]) -> Usage | None:
     """What they use together; None where one does not say."""
-    told = [(one["memory"], one["cpu"]) for one in workers]
-    if any(memory is None or cores is None for memory, cores in told):
+    usages = [(worker["memory"], worker["cpu"]) for worker in workers]
+    if any(memory is None or cores is None for memory, cores in usages):
         return None
     return Usage(
-        sum(int(memory) for memory, _ in told), round(sum(cores for _, cores in told) * 1000)
+        sum(int(memory) for memory, _ in usages), round(sum(cores for _, cores in usages) * 1000)
     )
 
 

@@ -52,7 +52,7 @@ class Account:
     context: str | None = None
 
 
-_FIELDS = frozenset(one.name for one in fields(Account)) - {"server"}
+_FIELDS = frozenset(field.name for field in fields(Account)) - {"server"}
 
 
 class Store:
@@ -64,8 +64,8 @@ class Store:
     def accounts(self) -> dict[str, Account]:
         """Every account by its server. Raises UsageError for a file that cannot be used."""
         return {
-            server: Account(server, **{k: v for k, v in said.items() if k in _FIELDS})
-            for server, said in self._read().get("servers", {}).items()
+            server: Account(server, **{k: v for k, v in values.items() if k in _FIELDS})
+            for server, values in self._read().get("servers", {}).items()
         }
 
     def current(self) -> str | None:
@@ -75,8 +75,8 @@ class Store:
     def put(self, account: Account, *, choose: bool = False) -> None:
         """Keep an account; under ``locked`` only."""
         document = self._read()
-        said = {k: v for k, v in asdict(account).items() if k != "server" and v not in (None, "")}
-        document.setdefault("servers", {})[account.server] = said
+        values = {k: v for k, v in asdict(account).items() if k != "server" and v not in (None, "")}
+        document.setdefault("servers", {})[account.server] = values
         if choose:
             document["current"] = account.server
         self._write(document)
@@ -105,8 +105,8 @@ class Store:
     def _read(self) -> dict[str, Any]:
         try:
             with self.path.open("rb") as file:
-                seen = os.fstat(file.fileno())
-                if seen.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or seen.st_uid != os.geteuid():
+                status = os.fstat(file.fileno())
+                if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid != os.geteuid():
                     raise UsageError(
                         f"{self.path} can be read by others",
                         why="it holds credentials",
@@ -144,8 +144,8 @@ class Store:
 def _sound(document: Mapping[str, Any]) -> bool:
     servers = document.get("servers", {})
     return isinstance(servers, dict) and all(
-        isinstance(one, dict) and one.get("kind") in ("token", "tokens", "kube")
-        for one in servers.values()
+        isinstance(value, dict) and value.get("kind") in ("token", "tokens", "kube")
+        for value in servers.values()
     )
 
 
@@ -217,14 +217,14 @@ def account_of(server: str, shared: ConnectionOptions, store: Store | None = Non
     ca_file = shared.ca_file or os.environ.get(CA_FILE) or None
     if token := os.environ.get(TOKEN):
         return Account(server, "token", ca_file=ca_file, access=token.strip())
-    known = (store or Store()).accounts().get(server)
-    if known is None:
+    account = (store or Store()).accounts().get(server)
+    if account is None:
         raise ForbiddenError(
             f"you are not logged in at {server}",
             fix=f"`{program()} login --server {server}`, or give a token or key in {TOKEN}",
         )
     if ca_file is None:
-        return known
+        return account
     from dataclasses import replace
 
-    return replace(known, ca_file=ca_file)
+    return replace(account, ca_file=ca_file)

@@ -95,7 +95,7 @@ class ApiTasks:
 
     def queue_names(self) -> list[str]:
         """The queues of the namespace."""
-        return [one["name"] for one in self._queues()]
+        return [queue["name"] for queue in self._queues()]
 
     def counts(self, names: Sequence[str] | None = None) -> list[QueueCounts]:
         """Their counts."""
@@ -103,9 +103,9 @@ class ApiTasks:
 
         wanted = None if names is None else set(names)
         return [
-            QueueCounts(**{key: one[key] for key in _COUNTS}, limit=_limit(one["limit"]))
-            for one in self._queues()
-            if wanted is None or one["name"] in wanted
+            QueueCounts(**{key: queue[key] for key in _COUNTS}, limit=_limit(queue["limit"]))
+            for queue in self._queues()
+            if wanted is None or queue["name"] in wanted
         ]
 
     def pause_queue(self, name: str, reason: str = "") -> bool:
@@ -135,8 +135,8 @@ class ApiTasks:
 
     def workers(self, queue: str | None = None) -> list[Worker]:
         """The workers of the namespace's pools, by name."""
-        found = self._api.items(f"{self._here}/workers", queue=queue)
-        return [_worker(one, self._namespace) for one in found]
+        workers = self._api.items(f"{self._here}/workers", queue=queue)
+        return [_worker(entry, self._namespace) for entry in workers]
 
     def enqueue(self, task: Task) -> Enqueued:
         """Enqueue a job. Raises InvalidTaskError before anything is sent."""
@@ -154,9 +154,9 @@ class ApiTasks:
         }
         if task.unique is not None:
             body |= {"uniqueKey": task.unique.key, "uniqueWindow": task.unique.window}
-        made = self._api.post(f"{self._here}/jobs", body)
-        reason = Reason.CREATED if made["created"] else Reason.UNIQUE
-        return Enqueued(made["id"], made["queue"], reason)
+        created = self._api.post(f"{self._here}/jobs", body)
+        reason = Reason.CREATED if created["created"] else Reason.UNIQUE
+        return Enqueued(created["id"], created["queue"], reason)
 
     def jobs(
         self,
@@ -174,8 +174,8 @@ class ApiTasks:
             refuse("filtering by category, time or id")
         if len(states) not in (1, len(State)):
             refuse("asking for several states at once")
-        known = self.queue_names()
-        if len(queues) != 1 and set(queues) != set(known):
+        names = self.queue_names()
+        if len(queues) != 1 and set(queues) != set(names):
             refuse("asking for several queues at once")
         page = self._api.get(
             f"{self._here}/jobs",
@@ -187,8 +187,8 @@ class ApiTasks:
             cursor=cursor,
             limit=min(limit, 200),
         )
-        found = tuple(_summary(one) for one in page["items"])
-        return JobPage(found, page["nextCursor"], len(found))
+        jobs = tuple(_summary(item) for item in page["items"])
+        return JobPage(jobs, page["nextCursor"], len(jobs))
 
     def job(self, job_id: str) -> JobDetail:
         """All that the API tells of one job."""
@@ -210,19 +210,19 @@ class ApiTasks:
         if after:
             return []
         del limit
-        found: list[ScheduleInfo] = []
+        schedules: list[ScheduleInfo] = []
         cursor: str | None = None
         while True:
             page = self._api.get(f"{self._here}/schedules", cursor=cursor)
-            found += map(_known, page["items"])
+            schedules += map(_schedule_info, page["items"])
             cursor = page.get("nextCursor")
             if cursor is None:
-                return found
+                return schedules
 
     def schedule(self, name: str) -> ScheduleInfo:
         """One schedule. Raises NotFoundError."""
         try:
-            return _known(self._api.get(self._schedule(name)))
+            return _schedule_info(self._api.get(self._schedule(name)))
         except NotFoundError as error:
             raise NotFoundError(
                 f"schedule {name[:100]} is not there", fix="`schedules list` shows those that are"
@@ -305,116 +305,122 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _summary(one: Document) -> JobSummary:
+def _summary(job: Document) -> JobSummary:
     from engineroom.tasks import JobSummary, State
 
     return JobSummary(
-        job_id=one["id"],
-        queue=one["queue"],
-        state=State(one["state"]),
-        function=one["function"],
-        description=one["description"],
-        created_at=_time(one["createdAt"]),
-        enqueued_at=_time(one["enqueuedAt"]),
-        started_at=_time(one["startedAt"]),
-        ended_at=_time(one["endedAt"]),
-        due_at=_time(one["dueAt"]),
-        worker=one["worker"],
-        exception=one["exception"],
-        message=one["message"],
-        category=one["category"],
-        crashes=one["crashes"],
-        retries_left=one["retriesLeft"],
+        job_id=job["id"],
+        queue=job["queue"],
+        state=State(job["state"]),
+        function=job["function"],
+        description=job["description"],
+        created_at=_time(job["createdAt"]),
+        enqueued_at=_time(job["enqueuedAt"]),
+        started_at=_time(job["startedAt"]),
+        ended_at=_time(job["endedAt"]),
+        due_at=_time(job["dueAt"]),
+        worker=job["worker"],
+        exception=job["exception"],
+        message=job["message"],
+        category=job["category"],
+        crashes=job["crashes"],
+        retries_left=job["retriesLeft"],
     )
 
 
-def _detail(said: Document) -> JobDetail:
+def _detail(document: Document) -> JobDetail:
     from engineroom.tasks.inspection.arguments import Call
     from engineroom.tasks.inspection.failures import Attempt
     from engineroom.tasks.inspection.job_detail import JobDetail, Linked, Moment
 
-    job = _summary(said["job"])
-    call = Call(job.function, tuple(said["args"]), dict(said["kwargs"]), said["unreadable"])
+    job = _summary(document["job"])
+    call = Call(
+        job.function, tuple(document["args"]), dict(document["kwargs"]), document["unreadable"]
+    )
     return JobDetail(
         job=job,
-        status=said["status"],
+        status=document["status"],
         call=call,
-        timeline=tuple(Moment(_moment(m["at"]), m["what"], m["note"]) for m in said["timeline"]),
+        timeline=tuple(
+            Moment(_moment(m["at"]), m["what"], m["note"]) for m in document["timeline"]
+        ),
         attempts=tuple(
             Attempt(_moment(a["at"]), a["exception"], a["message"], a["category"], a["traceback"])
-            for a in said["attempts"]
+            for a in document["attempts"]
         ),
-        progress=_progress(said),
-        depends_on=tuple(Linked(one["id"], one["status"]) for one in said["dependsOn"]),
-        dependents=tuple(Linked(one["id"], one["status"]) for one in said["dependents"]),
+        progress=_progress(document),
+        depends_on=tuple(Linked(entry["id"], entry["status"]) for entry in document["dependsOn"]),
+        dependents=tuple(
+            Linked(dependent["id"], dependent["status"]) for dependent in document["dependents"]
+        ),
         more_linked=False,
-        ahead=said["ahead"],
-        timeout=said["timeout"],
+        ahead=document["ahead"],
+        timeout=document["timeout"],
         ttl=None,
         result_ttl=None,
         failure_ttl=None,
         retry_intervals=(),
-        schedule=said["schedule"],
-        expires_at=_time(said["expiresAt"]),
+        schedule=document["schedule"],
+        expires_at=_time(document["expiresAt"]),
     )
 
 
-def _progress(said: Document) -> Progress | None:
+def _progress(job: Document) -> Progress | None:
     from engineroom.tasks import Progress
 
-    at = _time(said.get("progressAt"))
+    at = _time(job.get("progressAt"))
     if at is None:
         return None
-    return Progress(said["progressCount"], said["progressTotal"], said["progressMessage"], at)
+    return Progress(job["progressCount"], job["progressTotal"], job["progressMessage"], at)
 
 
-def _known(one: Document) -> ScheduleInfo:
+def _schedule_info(schedule: Document) -> ScheduleInfo:
     from engineroom.tasks.schedules.model import ScheduleInfo
     from engineroom.tasks.triggers import Missed
 
     return ScheduleInfo(
-        name=one["name"],
+        name=schedule["name"],
         # Its text: the API tells no more of it.
-        trigger=one["trigger"],
-        queue=one["queue"],
-        description=one["description"],
-        missed=Missed(one["missed"]),
-        grace=one["grace"],
-        next=one["next"],
-        last=one["last"],
-        paused=one["paused"],
-        owner=one["owner"],
-        last_job=one["lastJob"],
-        dropped=one["dropped"],
-        version=one["version"],
+        trigger=schedule["trigger"],
+        queue=schedule["queue"],
+        description=schedule["description"],
+        missed=Missed(schedule["missed"]),
+        grace=schedule["grace"],
+        next=schedule["next"],
+        last=schedule["last"],
+        paused=schedule["paused"],
+        owner=schedule["owner"],
+        last_job=schedule["lastJob"],
+        dropped=schedule["dropped"],
+        version=schedule["version"],
     )
 
 
-def _limit(said: Document | None) -> QueueLimit | None:
+def _limit(limit: Document | None) -> QueueLimit | None:
     from engineroom.tasks import QueueLimit
 
-    return None if said is None else QueueLimit(said["concurrency"], said["rate"])
+    return None if limit is None else QueueLimit(limit["concurrency"], limit["rate"])
 
 
-def _worker(one: Document, namespace: str) -> Worker:
+def _worker(worker: Document, namespace: str) -> Worker:
     from engineroom.tasks import Worker
     from engineroom.tasks.inspection.workers import Health
 
     return Worker(
-        name=one["name"],
-        health=Health(one["health"]),
-        state=one["state"],
-        queues=tuple(one["queues"]),
-        job=one["job"],
-        job_started=_time(one["jobStarted"]),
-        heartbeat=_time(one["heartbeat"]),
-        memory=one["memory"],
-        cpu=one["cpu"],
-        pool=f"{namespace}/{one['pool']}",
-        pod=one["pod"],
-        rq_version=one["rqVersion"],
-        finished=one["finished"],
-        failed=one["failed"],
+        name=worker["name"],
+        health=Health(worker["health"]),
+        state=worker["state"],
+        queues=tuple(worker["queues"]),
+        job=worker["job"],
+        job_started=_time(worker["jobStarted"]),
+        heartbeat=_time(worker["heartbeat"]),
+        memory=worker["memory"],
+        cpu=worker["cpu"],
+        pool=f"{namespace}/{worker['pool']}",
+        pod=worker["pod"],
+        rq_version=worker["rqVersion"],
+        finished=worker["finished"],
+        failed=worker["failed"],
     )
 
 
@@ -422,11 +428,11 @@ def _when(schedule: Schedule) -> Document:
     """When it ticks, as the API reads it."""
     from engineroom.tasks.triggers import Cron, Every
 
-    said: Document = {"missed": schedule.missed.value, "grace": schedule.grace}
+    document: Document = {"missed": schedule.missed.value, "grace": schedule.grace}
     match schedule.trigger:
         case Cron(line, zone, jitter):
-            return said | {"cron": line, "zone": zone, "jitter": jitter}
+            return document | {"cron": line, "zone": zone, "jitter": jitter}
         case Every(seconds, jitter):
-            return said | {"every": seconds, "jitter": jitter}
+            return document | {"every": seconds, "jitter": jitter}
         case once:
-            return said | {"at": datetime.fromtimestamp(once.at, UTC).isoformat()}
+            return document | {"at": datetime.fromtimestamp(once.at, UTC).isoformat()}
