@@ -1,8 +1,7 @@
-"""What goes wrong on the command line: what happened, why, and what to do about it.
+"""Errors of the command line: what happened, why, and the fix.
 
-Exit codes are a promise to scripts; ``ExitCode`` is the whole list and docs/cli.md prints it. Which
-error ends with which is decided by its category, in ``engineroom.core.error_responses`` and nowhere
-else.
+Scripts rely on exit codes; ``ExitCode`` is the whole list, which docs/cli.md prints. The category
+of an error determines its exit code, in ``engineroom.core.error_responses``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ INSTALL = "helm install engineroom charts/engineroom -n engineroom-system --crea
 
 
 class ExitCode(IntEnum):
-    """What the exit status says."""
+    """Exit codes of the program."""
 
     OK = 0
     PROBLEM = 1
@@ -79,7 +78,7 @@ class RefusedError(CliError):
 
 
 class TimedOutError(CliError):
-    """What was waited for did not come to be in the time allowed."""
+    """The awaited state was not reached within the time-out."""
 
     code = "cli_timed_out"
     category = Category.LIMIT
@@ -120,7 +119,7 @@ class ForbiddenError(CliError):
 
 
 def program() -> str:
-    """How the user called us, for texts that name a command to type next."""
+    """Return the name that the user called the program by, for commands in messages."""
     if PurePath(sys.argv[0] if sys.argv else "").name == PLUGIN:
         return PLUGIN.replace("-", " ")
     return PROGRAM

@@ -1,4 +1,4 @@
-"""Where the program begins: what can be said at once is said before anything is imported."""
+"""The entry point: answers --version before it imports anything else."""
 
 from __future__ import annotations
 

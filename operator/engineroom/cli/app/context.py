@@ -73,7 +73,7 @@ class CommandContext:
 
     @property
     def through_api(self) -> bool:
-        """Whether commands go through the API process instead of the kubeconfig."""
+        """True if commands go through the API process instead of the kubeconfig."""
         return self.connections.through_api
 
     @property

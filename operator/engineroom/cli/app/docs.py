@@ -104,8 +104,9 @@ at the API, the queues and the pools, not at what is installed, and a pod is kno
 `top` has neither nodes nor restarts, nor what a pod uses beside its workers.
 
 `jobs retry` and `jobs cancel` with a filter first say how many jobs that is, and ask. The change is
-then the server's, as an operation with progress; somebody who was asked gets no more changed than
-was said: if more match by then, it is refused. Ctrl-C ends the watching, not the operation:
+then an operation of the server, with progress. After a confirmation the server changes no more
+jobs than the question named: if more match by then, it refuses. Ctrl-C ends the watching, not the
+operation:
 
 ```console
 $ engineroom jobs cancel --queue mail --state waiting --function 'shop.mail.*'
@@ -144,8 +145,8 @@ By the kubeconfig the log is on this machine, in `$XDG_STATE_HOME/engineroom`, w
 they were while a transaction runs (mode 0600); every line is on the disk before the step it is
 about. `apply --recover` finds there what no living process works on and puts it back; until then
 `apply` refuses to begin another one in that cluster. It has to be the same machine and the same
-user, and a home on a local disk, whose locks are the kernel's. Where nobody would come back to
-recover, as in a CI job whose machine is thrown away, go through the API.
+user, and a home on a local disk, whose locks are the kernel's. In a CI job, whose machine is
+deleted afterwards, go through the API.
 
 ## Is the audit log what was written?
 
@@ -231,9 +232,12 @@ def render() -> str:
         if isinstance(entry, Entry):
             parts += _command(entry, entry.name, command, shared)
             continue
-        for one in entry.entries:
+        for member in entry.entries:
             parts += _command(
-                one, f"{entry.name} {one.name}", command.get_command(None, one.name), shared
+                member,
+                f"{entry.name} {member.name}",
+                command.get_command(None, member.name),
+                shared,
             )
     parts.append(_API)
     parts.append(_REST)

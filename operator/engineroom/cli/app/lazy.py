@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def present(self) -> bool:
-        """Whether the module is installed."""
+        """True if the module is installed."""
         return importlib.util.find_spec(self.module) is not None
 
     def function(self) -> Callable[..., None]:
@@ -72,7 +72,7 @@ class Family:
 
     @property
     def present(self) -> bool:
-        """Whether its modules are installed."""
+        """True if all its modules are installed."""
         return all(entry.present for entry in self.entries)
 
     def load(self) -> Any:

@@ -220,7 +220,7 @@ ENTRIES: tuple[Entry | Family, ...] = (
         API,
         "List API keys, make, replace and revoke them.",
         (
-            _api("list", "access.keys", "list_keys", "List API keys: one's own, or somebody's."),
+            _api("list", "access.keys", "list_keys", "List API keys: your own, or those of --of."),
             _api("create", "access.keys", "create", "Make an API key; it is shown this once."),
             _api(
                 "rotate",
@@ -240,13 +240,13 @@ ENTRIES: tuple[Entry | Family, ...] = (
                 "list",
                 "access.sessions",
                 "list_sessions",
-                "List sessions: one's own, or somebody's.",
+                "List sessions: your own, or those of --of.",
             ),
             _api(
                 "end",
                 "access.sessions",
                 "end",
-                "End a session, or all that somebody signed in with.",
+                "End one session, or all sessions of a subject.",
             ),
         ),
     ),
@@ -390,7 +390,7 @@ def _before(
 
 
 def show_error(error: CliError) -> None:
-    """What, why, fix: on standard error."""
+    """Print an error, its cause and its fix to standard error."""
     from rich.text import Text
 
     err = console(sys.stderr)

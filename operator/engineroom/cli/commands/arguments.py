@@ -64,7 +64,7 @@ def pool_name(text: str) -> str:
 
 
 def is_dry_run(text: str) -> bool:
-    """Whether only a rehearsal is wanted."""
+    """Return whether --dry-run is `server`. Raises UsageError for an unknown value."""
     if text not in ("none", "server"):
         raise UsageError(
             f"--dry-run={text} is unknown", fix="use --dry-run=server, or leave the option out"

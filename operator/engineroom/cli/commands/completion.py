@@ -17,7 +17,7 @@ echo :4"""
 
 
 class Shell(StrEnum):
-    """Who completes."""
+    """Programs that complete command lines."""
 
     BASH = "bash"
     ZSH = "zsh"

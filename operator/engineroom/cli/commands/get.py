@@ -107,6 +107,8 @@ def _print_policies(
     present(
         context, output, policy_list[0] if len(names) == 1 else listing(policy_list),
         [f"{POLICY_RESOURCE}/{entry['metadata']['name']}" for entry in policy_list],
-        lambda: policies_table(policy_list, context.clock.now(), namespaces=all_namespaces, wide=wide),
+        lambda: policies_table(
+            policy_list, context.clock.now(), namespaces=all_namespaces, wide=wide
+        ),
         none=f"no policies in {_where(context, all_namespaces)}",
     )  # fmt: skip

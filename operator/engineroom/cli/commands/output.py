@@ -1,4 +1,4 @@
-"""What was found, in the shape that ``-o`` asks for."""
+"""Prints results in the format of ``-o``."""
 
 from __future__ import annotations
 

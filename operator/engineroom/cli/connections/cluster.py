@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Cluster(Protocol):
-    """What commands ask of a cluster. All methods raise CliError."""
+    """The operations of commands on a cluster. All methods raise CliError."""
 
     @property
     def server(self) -> str:
-        """URL of the API server."""
+        """The URL of the API server."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class Cluster(Protocol):
         ...
 
     def installation(self) -> Installation:
-        """What of Engineroom is there."""
+        """Return the parts of Engineroom that are installed."""
         ...
 
     def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:

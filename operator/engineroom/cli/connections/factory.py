@@ -55,7 +55,7 @@ class Connections:
 
     @property
     def through_api(self) -> bool:
-        """Whether commands go through the API process instead of the kubeconfig."""
+        """True if commands go through the API process instead of the kubeconfig."""
         from engineroom.cli.connections.remote.credentials import selected_server
 
         return selected_server(self.options) is not None

@@ -70,7 +70,7 @@ _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def _in_cluster() -> bool:
-    """Whether this runs in a pod and nobody said otherwise."""
+    """Return whether to use the pod's service account: in a pod, without a kubeconfig."""
     if os.environ.get("KUBECONFIG") or (Path.home() / ".kube" / "config").exists():
         return False
     return Path(_SERVICE_ACCOUNT, "token").exists()

@@ -135,7 +135,7 @@ class KubernetesCluster:
         )
 
     def installation(self) -> Installation:
-        """What of Engineroom is there; what the account may not read is named, not guessed."""
+        """Return the installed parts of Engineroom, with names of what the account may not read."""
         denied: list[str] = []
         version = self._ask("GET", "/version", "the API server's version")
         none: list[Component] = []
@@ -361,7 +361,7 @@ def _called(resource: Resource, namespace: str | None, name: str) -> str:
 
 
 def _allowed(denied: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
-    """What ``read`` gives; where that is forbidden, ``otherwise``, and a note of it."""
+    """Return the result of ``read``; if it is forbidden, ``otherwise``, and note ``what``."""
     try:
         return read()
     except ForbiddenError:

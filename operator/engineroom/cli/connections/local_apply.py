@@ -1,8 +1,8 @@
 """Applying by the kubeconfig: the API's own transaction, its log on this machine.
 
 The same plan, the same steps and the same undo as in the API process, with the rights of the
-kubeconfig and nobody else's. What is different is who finishes the work of a process that was
-killed: the API has replicas that look for it, here somebody has to run ``apply --recover``.
+kubeconfig alone. Recovery differs: replicas of the API finish the work of a killed process, while
+here the user runs ``apply --recover``.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class LocalApply:
         self._coordinator = Coordinator(self.log, applier.sagas(), lease=LEASE)
 
     def plan(self, namespace: str, text: str, *, force: bool) -> list[Planned]:
-        """What is to be done; nothing is written."""
+        """Return the planned changes; writes nothing."""
         return asyncio.run(self._plan(namespace, text, force))
 
     async def _plan(self, namespace: str, text: str, force: bool) -> list[Planned]:
@@ -311,7 +311,7 @@ class LocalApply:
 
 
 def state_directory(server: str) -> Path:
-    """Where the log of transactions on one cluster is."""
+    """Return the directory of the transaction log of one cluster."""
     base = os.environ.get("XDG_STATE_HOME") or ""
     root = Path(base) if base.startswith("/") else Path("~/.local/state").expanduser()
     return root / "engineroom" / hashlib.sha256(server.encode()).hexdigest()[:16]
@@ -382,7 +382,8 @@ def transaction_document(record: SagaRecord) -> Document:
         "started": record.started,
         "duration": record.duration,
         "objects": [
-            f"{document['action']} {document['kind']}/{document['name']}" for document in details.get("objects", ())
+            f"{document['action']} {document['kind']}/{document['name']}"
+            for document in details.get("objects", ())
         ],
         "steps": [
             {"kind": line.kind.value, "step": line.step, "at": line.at,

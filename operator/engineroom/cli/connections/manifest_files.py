@@ -104,7 +104,7 @@ def _text(name: str, data: bytes) -> str:
 
 
 def namespace_of(manifest: Manifest, chosen: str | None) -> str | None:
-    """Where the objects go: what -n says, else the one namespace that they name, else None.
+    """Return the namespace of the objects: that of -n, else the only one that they name, or None.
 
     Raises UsageError where they name several: a transaction is of one namespace.
     """
@@ -129,7 +129,7 @@ def namespace_of(manifest: Manifest, chosen: str | None) -> str | None:
 
 
 def differences(objects: Sequence[Document]) -> RenderableType:
-    """What becomes of each object, field by field."""
+    """Return the change of each object, field by field."""
     parts: list[Text] = []
     for document in objects:
         if document["action"] == "unchanged":

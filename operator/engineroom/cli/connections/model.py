@@ -1,8 +1,6 @@
-"""What the command line knows of a cluster: frozen facts, read leniently.
+"""The objects of a cluster as the command line shows them, immutable.
 
-The API's own pydantic models refuse unknown fields, which is right for a spec and wrong here: a
-client one version behind must still show the status that a newer operator writes. What the cluster
-did not say is None, never zero.
+A value that the cluster did not report is None, never zero.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ class Autoscaling:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the operator last wrote about a pool."""
+    """The status that the operator last wrote for a pool."""
 
     observed_generation: int
     replicas: int
@@ -120,7 +118,7 @@ class Pool:
 
     @property
     def answered(self) -> bool:
-        """Whether the status speaks of the spec as it is now."""
+        """True if the operator has observed the current generation of the spec."""
         return self.status is not None and self.status.observed_generation >= self.generation
 
     def total(self, what: str) -> int | None:
@@ -132,7 +130,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a pod uses now: bytes and millicores."""
+    """The current usage of a pod: bytes and millicores."""
 
     memory: int
     cpu: int
@@ -230,7 +228,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What of Engineroom is in the cluster; ``denied`` names what the account may not read."""
+    """The installed parts of Engineroom; ``denied`` names what the account may not read."""
 
     server: str
     server_version: str

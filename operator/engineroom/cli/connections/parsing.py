@@ -91,7 +91,8 @@ def _autoscaling(spec: Document) -> Autoscaling:
         pause=spec.get("pause", "None"),
         schedules=tuple(
             f"{schedule.get('name')}: at least {schedule.get('minReplicas')} pods for "
-            f"{schedule.get('duration', '1h')} from {schedule.get('cron')} {schedule.get('timeZone', 'UTC')}"
+            f"{schedule.get('duration', '1h')} from {schedule.get('cron')} "
+            f"{schedule.get('timeZone', 'UTC')}"
             for schedule in spec.get("schedules") or ()
         ),
     )
@@ -129,8 +130,10 @@ def _queues(spec: Document, status: Document) -> tuple[Queue, ...]:
         default = "30s"
     observed = {queue.get("name"): queue for queue in status.get("queues") or ()}
     queues = []
-    for one in spec.get("queues") or ():
-        queue = Queue(one["name"], one.get("priority", 0), one.get("targetLatency", default))
+    for declared in spec.get("queues") or ():
+        queue = Queue(
+            declared["name"], declared.get("priority", 0), declared.get("targetLatency", default)
+        )
         if (look := observed.get(queue.name)) is not None:
             queue = replace(
                 queue,

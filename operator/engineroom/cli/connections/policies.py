@@ -87,7 +87,7 @@ def state_of(policy: Document) -> str:
 
 
 def rate_limits(policies: Sequence[Document], program: str) -> Check:
-    """All policies in one line, and the first of those that nobody enforces as they are."""
+    """Return a check of all policies that names the first one that is not enforced."""
     states = [(policy["metadata"], state_of(policy)) for policy in policies]
     bad = [(metadata, state) for metadata, state in states if state != "Ready"]
     total = f"{len(states)} {'policy' if len(states) == 1 else 'policies'}"
@@ -163,7 +163,7 @@ def read_policies(redis: Redis, namespace: str) -> PolicySnapshot:
 
 
 def read_roster(redis: Redis, namespace: str) -> EnforcerRoster:
-    """Who follows the namespace's policies. Raises DependencyError."""
+    """Return the enforcers that follow the namespace's policies. Raises DependencyError."""
     from redis.exceptions import RedisError
 
     from engineroom.core.errors import MeasurementError

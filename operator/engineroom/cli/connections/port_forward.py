@@ -54,7 +54,7 @@ class Forward:
 
     @property
     def url(self) -> str:
-        """Where a browser goes."""
+        """The URL of the listener."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Forward:
@@ -127,7 +127,7 @@ class _Tls:
         self._send(None)
 
     def recv(self, size: int) -> bytes:
-        """What comes next; b"" at the end."""
+        """Return the next bytes; b"" at the end."""
         while True:
             try:
                 with self._state:

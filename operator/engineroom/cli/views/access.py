@@ -122,7 +122,8 @@ def operation_text(operation: Document) -> str:
     """A change of many jobs in a sentence."""
     text = (
         f"operation {operation['id']} ({operation['action']} {operation['state']} jobs of "
-        f"{', '.join(operation['queues'])}) is {operation['status']}: {operation['done']} of {operation['matched']} done"
+        f"{', '.join(operation['queues'])}) is {operation['status']}: "
+        f"{operation['done']} of {operation['matched']} done"
     )
     if operation["skipped"]:
         text += f", {operation['skipped']} left alone"

@@ -1,4 +1,4 @@
-"""What is wrong, and what to do: pure functions from facts to findings.
+"""Diagnosis of pools and of the installation: pure functions that return findings.
 
 Condition types and their meaning are those of ``WorkerPoolStatus.conditions``; the operator's own
 message is always shown, the fix is what it cannot know: which command to type next.
@@ -25,7 +25,7 @@ _FIRST_LOOK_SECONDS = 15.0
 
 
 class Severity(StrEnum):
-    """How bad it is: only problems make an exit code."""
+    """Severity of a finding; only problems change the exit code."""
 
     PROBLEM = "problem"
     WARNING = "warning"
@@ -77,7 +77,7 @@ def pool_state(pool: Pool) -> str:
 def pool_findings(
     pool: Pool, pods: Sequence[Pod], now: datetime, program: str
 ) -> tuple[Finding, ...]:
-    """What is wrong with one pool, worst first. ``pods`` are the pool's own."""
+    """Return the findings of one pool, worst first. ``pods`` are the pool's own."""
     if pool.deleting:
         return ()
     if pool.status is None:
@@ -332,13 +332,13 @@ def _absent(
     fix: str,
     severity: Severity = Severity.PROBLEM,
 ) -> Check:
-    """What was not found counts as missing only where it was allowed to look."""
+    """Return a check of a missing part; unknown if the account may not list Deployments."""
     if "Deployments" in installation.denied:
         return Check(
             part,
             Severity.WARNING,
             "unknown: you may not list Deployments",
-            "ask whoever runs the cluster, or for the right to list Deployments",
+            "ask an administrator for the right to list Deployments",
         )
     return Check(part, severity, summary, fix)
 
@@ -348,15 +348,18 @@ def _deployed(part: str, components: Sequence[Component], more: str) -> Check:
     for component in components:
         version = f", {component.version}" if component.version else ""
         texts.append(
-            f"{component.namespace}/{component.name} {component.ready}/{component.wanted} ready{version}"
+            f"{component.namespace}/{component.name} {component.ready}/{component.wanted} "
+            f"ready{version}"
         )
         if component.ready < component.wanted or not component.wanted:
             down = component.ready == 0
             severity = Severity.PROBLEM if down else max(severity, Severity.WARNING, key=_weight)
             fix = (
-                f"kubectl scale -n {component.namespace} {component.kind.lower()}/{component.name} --replicas=1"
+                f"kubectl scale -n {component.namespace} "
+                f"{component.kind.lower()}/{component.name} --replicas=1"
                 if not component.wanted
-                else f"kubectl describe -n {component.namespace} {component.kind.lower()}/{component.name}; "
+                else f"kubectl describe -n {component.namespace} "
+                f"{component.kind.lower()}/{component.name}; "
                 f"kubectl logs -n {component.namespace} {component.kind.lower()}/{component.name}"
             )
     return Check(part, severity, "; ".join(texts) + more, fix)

@@ -1,4 +1,4 @@
-"""Why a pool has the size it has, as text and as a document."""
+"""The explanation of a pool's size, as text and as a document."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Explanation:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What is wrong with it."""
+        """The findings of the pool."""
         return pool_findings(self.pool, self.pods or (), self.now, self.program)
 
 
@@ -95,7 +95,7 @@ def arithmetic(pool: Pool, now: datetime) -> tuple[tuple[str, str], ...]:
 
 
 def levers(pool: Pool, program: str) -> tuple[str, ...]:
-    """What would change the size, the nearest hindrance first."""
+    """Return the actions that would change the size, the nearest obstacle first."""
     here = f"{pool.name} -n {pool.namespace}"
     sentences = []
     if pool.suspend:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Output(StrEnum):
-    """What ``-o`` can say where objects are listed or changed."""
+    """Formats of ``-o`` for commands that list or change objects."""
 
     TABLE = "table"
     WIDE = "wide"
@@ -32,7 +32,7 @@ class Output(StrEnum):
 
 
 class Report(StrEnum):
-    """What ``-o`` can say where a report is given."""
+    """Formats of ``-o`` for reports."""
 
     TABLE = "table"
     WIDE = "wide"
@@ -99,7 +99,7 @@ class Grid(Table):
             entry for entry in super().__rich_console__(console, wide) if isinstance(entry, Segment)
         )
         for line in Segment.split_lines(segments):
-            # Blanks that fill a line's end are in the way of whoever copies or greps it.
+            # Trailing blanks disturb copying and grep.
             while line and not line[-1].text.strip():
                 line.pop()
             if line:
@@ -110,7 +110,7 @@ class Grid(Table):
 
 
 class Indent:
-    """What is in it, two columns further right; unlike Padding it cuts nothing off."""
+    """A renderable indented by two columns; unlike Padding, it cuts nothing off."""
 
     def __init__(self, renderable: RenderableType) -> None:
         self._renderable = renderable
@@ -170,7 +170,7 @@ def listing(documents: Sequence[Document]) -> Document:
 
 
 def difference(before: Document, after: Document, name: str) -> Text:
-    """What would change, as a unified diff of the YAML without secrets; empty when nothing does."""
+    """Return a unified diff of the YAML without secrets; empty if nothing changes."""
     now, then = (_yaml(redact_object(entry)).splitlines() for entry in (before, after))
     lines = difflib.unified_diff(now, then, f"{name} (now)", f"{name} (then)", lineterm="")
     styles = {"+": "green", "-": "red", "@": "cyan"}

@@ -85,7 +85,7 @@ def _enforcers(policy: Document) -> str:
 
 
 def attached_to(spec: Document) -> str:
-    """What a policy is for, in one line."""
+    """Return the targets or the selector of a policy in one line."""
     selector = (spec.get("selector") or {}).get("matchLabels") or {}
     if selector:
         return "applications with " + ",".join(f"{k}={v}" for k, v in sorted(selector.items()))
@@ -149,7 +149,7 @@ def _answer(rehearsal: DryRunResult) -> Text:
 
 
 def response_status(rehearsal: DryRunResult) -> int | None:
-    """What the client gets from a middleware; None for what is admitted."""
+    """Return the status code of a middleware's response; None for an admitted request."""
     from engineroom.ratelimit.limits.middleware import status_of
 
     if rehearsal.decision.allowed:
@@ -178,7 +178,7 @@ def _limits(rehearsal: DryRunResult) -> RenderableType:
 
 
 def says(outcome: LimitOutcome) -> str:
-    """What one limit says by itself."""
+    """Return the decision of one limit by itself."""
     if outcome.wait is None:
         return "never"
     return f"wait {outcome.wait:.3g}s" if outcome.wait > 0 else "admits"
@@ -278,7 +278,7 @@ class PolicyExplanation:
 
 
 def enforces(explanation: PolicyExplanation, enforcer: Enforcer) -> bool:
-    """Whether an enforcer can enforce this policy; as far as it is known."""
+    """Return whether an enforcer can enforce this policy; True if that is unknown."""
     return explanation.enforcers is None or enforcer.identity in explanation.enforcers
 
 
@@ -424,12 +424,16 @@ def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
         else [
             {
                 "name": enforcer.identity,
-                "role": enforcer.acknowledgement.role if enforcer.acknowledgement is not None else None,
+                "role": None
+                if enforcer.acknowledgement is None
+                else enforcer.acknowledgement.role,
                 "enforces": enforces(explanation, enforcer),
                 "live": enforcer.live,
                 "acknowledged": acknowledged(explanation, enforcer),
                 "silentSeconds": round(enforcer.silent, 3),
-                "trouble": None if enforcer.acknowledgement is None else enforcer.acknowledgement.problem,
+                "trouble": None
+                if enforcer.acknowledgement is None
+                else enforcer.acknowledgement.problem,
             }
             for enforcer in sorted(roster.enforcers, key=lambda enforcer: enforcer.identity)
         ],

@@ -75,7 +75,7 @@ class Overview:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is a problem; warnings are none."""
+        """True if no check has a problem; warnings do not count."""
         return all(check.severity is not Severity.PROBLEM for check in self.checks)
 
 

@@ -87,7 +87,7 @@ def jobs_table(jobs: Sequence[JobSummary], now: datetime, *, wide: bool = False)
 
 
 def about(job: JobSummary, *, wide: bool = False) -> str:
-    """What is worth a word: why it failed, else what it was called with."""
+    """Return the error of a failed job, else its call."""
     text = f"{job.exception}: {job.message}" if job.exception else job.description
     return " ".join(clip(text, 200 if wide else 60).split()) or ABSENT
 
@@ -261,7 +261,7 @@ def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = Fals
 
 
 def trigger_text(trigger: Trigger) -> str:
-    """When a schedule ticks, in a few words."""
+    """Return a trigger in a few words."""
     spec = document(trigger)
     if isinstance(spec, str):
         # As the API told it.

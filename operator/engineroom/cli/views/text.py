@@ -43,7 +43,7 @@ def span(length: float) -> str:
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, or a dash."""
+    """Return the time since then, or a dash."""
     return ABSENT if since is None else span((now - since).total_seconds())
 
 

@@ -18,12 +18,14 @@ from engineroom.cli.views.output_formats import Output, dump
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, not the key itself.")]
 Of = Annotated[
     str | None,
-    typer.Option("--of", metavar="SUBJECT", help="Somebody's instead of one's own: user:admin."),
+    typer.Option(
+        "--of", metavar="SUBJECT", help="Subject to act on instead of yourself: user:admin."
+    ),
 ]
 
 
 def list_keys(context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE) -> None:
-    """List API keys: one's own, or somebody's."""
+    """List API keys: your own, or those of --of."""
     keys = context.api.get(f"{_base(of)}/keys")["items"]
     present(
         context, output, {"items": keys}, [entry["id"] for entry in keys],

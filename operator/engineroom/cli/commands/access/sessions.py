@@ -18,7 +18,7 @@ from engineroom.cli.views.output_formats import Output
 def list_sessions(
     context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """List sessions: one's own, or somebody's."""
+    """List sessions: your own, or those of --of."""
     sessions = context.api.get(f"{_base(of)}/sessions")["items"]
     present(
         context, output, {"items": sessions}, [entry["handle"] for entry in sessions],
@@ -38,7 +38,7 @@ def end(
     yes: Yes = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """End a session, or all that somebody signed in with."""
+    """End one session, or all sessions of a subject."""
     if (handle is None) is not everything:
         raise UsageError("which session?", fix="give a handle, or --all with --of SUBJECT")
     if handle is not None:

@@ -31,8 +31,8 @@ def ui(
 ) -> None:
     """Sign in to the API in a browser, by a link that is good once.
 
-    The link signs in whoever opens it first within a minute as you; it stands behind # in the
-    address, which no browser sends. With a login or --server it leads to that server, and the
+    The first browser to open the link within a minute is signed in as you. The secret follows # in
+    the address, which no browser sends. With a login or --server it leads to that server, and the
     command ends. With a kubeconfig alone a port of this machine is forwarded to the API process in
     the cluster for as long as the command runs: Ctrl-C ends it. Without --namespace the process is
     looked for everywhere.

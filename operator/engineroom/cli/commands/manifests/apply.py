@@ -187,7 +187,8 @@ def _report(context: CommandContext, done: "Document", namespace: str, output: O
     else:
         words = {"create": "created", "update": "configured"}
         lines = [
-            f"{document['kind']}/{document['name']} {words.get(document['action'], document['action'])}"
+            f"{document['kind']}/{document['name']} "
+            f"{words.get(document['action'], document['action'])}"
             for document in objects
         ]
         context.show(Text("\n".join(lines)))

@@ -21,7 +21,7 @@ STDIN = "-"
 
 
 class LintOutput(StrEnum):
-    """How findings are told."""
+    """Formats of the findings."""
 
     TEXT = "text"
     JSON = "json"
@@ -46,7 +46,7 @@ def lint(
         ),
     ],
     output: Annotated[
-        LintOutput, typer.Option("--output", "-o", help="How findings are told.")
+        LintOutput, typer.Option("--output", "-o", help="Format of the findings.")
     ] = LintOutput.TEXT,
     pod_security: Annotated[
         PodSecurity,

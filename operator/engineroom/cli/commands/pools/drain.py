@@ -31,7 +31,7 @@ from engineroom.cli.views.output_formats import Output, difference
 from engineroom.cli.views.text import count, seconds, span
 
 _LOOK_EVERY = 1.0
-#: A status that shows nobody busy must stay so for as long: a job taken in the moment before the
+#: Seconds for which a status must show no busy worker: a job taken in the moment before the
 #: suspension reached the worker shows up in the operator's next look.
 _SETTLE = 2.0
 #: Beyond the longest job: what the operator needs to see and to write.
@@ -40,7 +40,7 @@ _GRACE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a drain is. ``held`` is None while the operator has not answered."""
+    """The progress of a drain. ``held`` is None while the operator has not answered."""
 
     held: int | None
     of: int
@@ -48,12 +48,12 @@ class Progress:
 
     @property
     def done(self) -> bool:
-        """Whether nobody holds a job."""
+        """True if no worker holds a job."""
         return self.held == 0
 
 
 def pool_progress(pool: Pool, pods: tuple[Pod, ...]) -> Progress:
-    """How far a suspended pool is with finishing its jobs."""
+    """Return the progress of a suspended pool in finishing its jobs."""
     if not pool.answered or pool.status is None:
         return Progress(None, 0, "waiting for the operator to see it")
     marked = sum(bool(pod.busy) for pod in pods)
@@ -63,7 +63,7 @@ def pool_progress(pool: Pool, pods: tuple[Pod, ...]) -> Progress:
 
 
 def pod_progress(before: Pod, pod: Pod | None) -> Progress:
-    """How far a pod is: gone, drained, or still at it."""
+    """Return the progress of one pod: gone, drained, or still working."""
     if pod is None or pod.uid != before.uid:
         return Progress(0, 1, "gone")
     if pod.drained:

@@ -21,7 +21,7 @@ from engineroom.cli.views.top import (
 
 
 class What(StrEnum):
-    """What ``top`` shows a line of."""
+    """Kinds of lines that ``top`` shows."""
 
     POOLS = "pools"
     WORKERS = "workers"

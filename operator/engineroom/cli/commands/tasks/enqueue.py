@@ -32,7 +32,7 @@ class UniqueUntil(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """When a job may start, and the jobs that it waits for."""
+    """The earliest start of a job, and the jobs that it waits for."""
 
     delay: Annotated[
         str | None,

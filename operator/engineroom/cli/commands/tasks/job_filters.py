@@ -54,7 +54,7 @@ class FilterOptions:
 
     @property
     def any_given(self) -> bool:
-        """Whether any of the options is given."""
+        """True if any of the options is given."""
         return any(getattr(self, option.name) is not None for option in fields(self))
 
     def job_filter(self, now: datetime) -> JobFilter:

@@ -98,7 +98,8 @@ def limit(
     limits = [f"{concurrency} at once"] if concurrency is not None else []
     limits += [rate] if rate is not None else []
     undo = f"`{program()} queues unlimit {name}` undoes it"
-    print_result(context, done, f"queue {name} is limited to {' and '.join(limits)}; {undo}", output,
+    text = f"queue {name} is limited to {' and '.join(limits)}; {undo}"
+    print_result(context, done, text, output,
            name=name)  # fmt: skip
 
 

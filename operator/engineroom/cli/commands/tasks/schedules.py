@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class MissedPolicy(StrEnum):
-    """What happens to ticks that no scheduler ran in time."""
+    """Handling of ticks that no scheduler ran in time."""
 
     SKIP = "skip"
     RUN_ONCE = "run-once"
@@ -57,7 +57,8 @@ def list_schedules(
     following = schedules[-1].name if len(schedules) == limit else None
     now = context.clock.now()
     present(
-        context, output, page_document([schedule_document(entry) for entry in schedules], following),
+        context, output,
+        page_document([schedule_document(entry) for entry in schedules], following),
         [entry.name for entry in schedules],
         lambda: schedules_table(schedules, now, wide=output is Output.WIDE),
         none=f"no schedules in {title}" if after is None else "no more schedules",
@@ -78,7 +79,7 @@ def show(context: CommandContext, name: Name, output: OutputOption = Output.TABL
 
 @dataclass(frozen=True, slots=True)
 class TriggerOptions:
-    """When a schedule ticks: a cron line, an interval or one time."""
+    """The trigger of a schedule: a cron line, an interval or one time."""
 
     cron: Annotated[
         str | None,
@@ -129,7 +130,7 @@ class TriggerOptions:
 
 @dataclass(frozen=True, slots=True)
 class MissedOptions:
-    """What happens to ticks that no scheduler ran in time."""
+    """Handling of ticks that no scheduler ran in time."""
 
     missed: Annotated[
         MissedPolicy, typer.Option("--missed", help="What happens to missed ticks.")

@@ -193,7 +193,7 @@ def _pod(namespace: str, name: str, workers: Sequence[Document], leaving: Collec
 
 
 def _usage(workers: Sequence[Document]) -> Usage | None:
-    """What they use together; None where one does not say."""
+    """Return their total usage; None if one of them does not report its own."""
     usages = [(worker["memory"], worker["cpu"]) for worker in workers]
     if any(memory is None or cores is None for memory, cores in usages):
         return None

@@ -1,7 +1,8 @@
-"""What `engineroom login` keeps: one file, readable by its owner alone, written as a whole.
+"""The credentials file of `engineroom login`, readable by its owner alone.
 
-``$XDG_CONFIG_HOME/engineroom/credentials.json``. Whoever changes it holds a lock: a refresh token
-is good once, and of two programs that refresh at the same time the second takes what the first got.
+``$XDG_CONFIG_HOME/engineroom/credentials.json`` is replaced as a whole, under a lock. A refresh
+token can be used once: of two programs that refresh at the same time, the second one reads the
+tokens of the first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Kind = Literal["token", "tokens", "kube"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who somebody is at one server.
+    """An account at one server.
 
     ``token``: a token or API key that was given. ``tokens``: those of a sign-in, refreshed when
     they are due. ``kube``: no secret at all; the kubeconfig's own token is asked for each time.
@@ -150,7 +151,7 @@ def _sound(document: Mapping[str, Any]) -> bool:
 
 
 def default_path() -> Path:
-    """Where the file is unless told otherwise."""
+    """Return the default path of the file."""
     base = os.environ.get("XDG_CONFIG_HOME") or ""
     root = Path(base) if base.startswith("/") else Path("~/.config").expanduser()
     return root / "engineroom" / "credentials.json"
@@ -213,7 +214,7 @@ def server_of(shared: ConnectionOptions, store: Store) -> str | None:
 
 
 def account_of(server: str, shared: ConnectionOptions, store: Store | None = None) -> Account:
-    """Who asks at the server. Raises ForbiddenError for nobody."""
+    """Return the account for the server. Raises ForbiddenError if not logged in."""
     ca_file = shared.ca_file or os.environ.get(CA_FILE) or None
     if token := os.environ.get(TOKEN):
         return Account(server, "token", ca_file=ca_file, access=token.strip())

@@ -56,7 +56,7 @@ def api_tasks(api: Api, namespace: str, clock: Clock) -> TasksConnection:
 
 
 class ApiTasks:
-    """What of ``Tasks`` the API has routes for; anything else is refused with the way round."""
+    """The methods of ``Tasks`` that the API has routes for; any other raises UsageError."""
 
     def __init__(
         self,
@@ -229,7 +229,10 @@ class ApiTasks:
             ) from error
 
     def put_schedule(self, schedule: Schedule) -> bool:
-        """Make or change a schedule, if nobody else changes it meanwhile; whether it is new."""
+        """Create or change a schedule; return whether it is new.
+
+        Raises RefusedError if another client changes it at the same time.
+        """
         try:
             before = self._api.get(self._schedule(schedule.name))
         except NotFoundError:
@@ -256,7 +259,7 @@ class ApiTasks:
         self._api.delete(self._schedule(name))
 
     def _work(self, task: Task) -> Document:
-        """What is run, as the API reads it. Raises InvalidTaskError."""
+        """Return the task as the API reads it. Raises InvalidTaskError."""
         from engineroom.tasks import JSONSerializer
         from engineroom.tasks.enqueueing.encode import encode, resolve
         from engineroom.tasks.enqueueing.task import Rules
@@ -425,7 +428,7 @@ def _worker(worker: Document, namespace: str) -> Worker:
 
 
 def _when(schedule: Schedule) -> Document:
-    """When it ticks, as the API reads it."""
+    """Return the trigger of a schedule as the API reads it."""
     from engineroom.tasks.triggers import Cron, Every
 
     document: Document = {"missed": schedule.missed.value, "grace": schedule.grace}
