@@ -144,7 +144,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
         (BOMB, 6, "has more than 50000 values"),
         ("a: &a 1\n" + "b:\n" + "- *a\n" * 100, 67, "has more than 64 aliases"),
         ("? [a]\n: b\n", 1, "has a map or a list as a key"),
-        ("a: 1\n<<: 5\n", 2, "<< takes in what is no map"),
+        ("a: 1\n<<: 5\n", 2, "<< merges something other than a map"),
         ("---\na: 1\n" * 1001, 2001, "has over 1000 documents"),
         ("a: " + "x" * 1_100_000, 1, "is larger than 1048576 bytes"),
     ],

@@ -299,8 +299,8 @@ def test_manifests_keep_the_lines_of_their_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     found = gather([str(tmp_path)])
     assert found.text == "a: 1\n---\nb: 1\n---\n# c\nc: 1\n"
-    assert found.told("document at line 6: x") == f"{tmp_path}/b.yml, document at line 2: x"
-    assert found.told("document at line 3: x") == f"{tmp_path}/a.yaml, document at line 3: x"
+    assert found.in_files("document at line 6: x") == f"{tmp_path}/b.yml, document at line 2: x"
+    assert found.in_files("document at line 3: x") == f"{tmp_path}/a.yaml, document at line 3: x"
     assert "{}" in gather([str(tmp_path)], recursive=True).text
     for bad in ([str(tmp_path / "nothing")], [str(tmp_path / "below" / "x")], []):
         with pytest.raises(UsageError):
