@@ -13,7 +13,7 @@ from engineroom.tasks.schedules.model import Schedule
 from engineroom.tasks.schedules.scheduler import AsyncScheduler
 from engineroom.tasks.serializers import JSONSerializer, PickleSerializer
 from engineroom.tasks.triggers import Cron, Every, Missed, Once
-from engineroom.workers.job_schedules.declarations import JobPlan, ScheduleFacts, Ticking
+from engineroom.workers.job_schedules.declarations import ScheduleFacts, ScheduleLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.tasks.triggers import Trigger
+    from engineroom.workers.job_plans import JobPlan
 
 _MISSED = {"Skip": Missed.SKIP, "RunOnce": Missed.RUN_ONCE, "RunAll": Missed.RUN_ALL}
 
@@ -89,6 +90,6 @@ class TaskSchedules:
         """See ScheduleStore."""
         return await run_async(redis, store.owners())
 
-    def ticking(self, redis: Redis, behind: Callable[[], float]) -> Ticking:
+    def ticking(self, redis: Redis, behind: Callable[[], float]) -> ScheduleLoop:
         """See ScheduleStore."""
         return AsyncScheduler(redis, self._clock, behind=behind)

@@ -13,6 +13,7 @@ WITHIN_RANGE: Final = "WithinRange"
 NOT_DRAINING: Final = "NotDraining"
 
 # Under way.
+ROLLING_OUT: Final = "RollingOut"
 SCALING: Final = "Scaling"
 SCALED_UP: Final = "ScaledUp"
 SCALED_DOWN: Final = "ScaledDown"
@@ -34,6 +35,7 @@ QUOTA_EXCEEDED: Final = "QuotaExceeded"
 
 # The spec or what it refers to.
 INVALID_SPEC: Final = "InvalidSpec"
+PROGRESS_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 SECRET_NOT_FOUND: Final = "SecretNotFound"  # noqa: S105 # nosec B105 - a reason, not a secret
 SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"  # noqa: S105 # nosec B105 - a reason, not a secret
 SECRET_FORBIDDEN: Final = "SecretForbidden"  # noqa: S105 # nosec B105 - a reason, not a secret
@@ -100,6 +102,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     RECONCILED: "The state matches the spec.",
     WITHIN_RANGE: "The desired size is within minReplicas and maxReplicas.",
     NOT_DRAINING: "No pod is draining.",
+    ROLLING_OUT: "The spec is coming into force; the message names what is awaited.",
     SCALING: "The number of ready pods is moving to the desired number.",
     SCALED_UP: "The pool grew; the message shows the calculation.",
     SCALED_DOWN: "The pool shrank by pods that had drained.",
@@ -115,6 +118,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     RATE_LIMITED: "The pool shrinks at the limit of scaleDown.maxPodsPerMinute.",
     QUOTA_EXCEEDED: "A ResourceQuota refuses more pods; raise it or lower maxReplicas.",
     INVALID_SPEC: "The spec breaks a rule; the message names field, problem and fix.",
+    PROGRESS_DEADLINE_EXCEEDED: "The spec did not come into force within 10 minutes; see message.",
     SECRET_NOT_FOUND: "A Secret that the spec refers to does not exist.",
     SECRET_KEY_NOT_FOUND: "The Secret exists but has no such key.",
     SECRET_FORBIDDEN: "The operator may not read the Secret; grant get in that namespace.",

@@ -1,4 +1,4 @@
-"""A pool's objects in the cluster: made, kept as the spec says, resized. All writes but status."""
+"""Writes of a pool's objects: Deployment, account, budget, Redis Secret, and marks on pods."""
 
 from __future__ import annotations
 
@@ -28,221 +28,165 @@ if TYPE_CHECKING:
 
     from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.client.client import Client
-    from engineroom.kube.client.resources import Resource
+    from engineroom.kube.client.resources import ObjectRef, Resource
     from engineroom.kube.runtime.events import Recorder
-    from engineroom.kube.runtime.informer import Informer
-    from engineroom.workers.decide import Decision
     from engineroom.workers.objects import Runtime
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import PodView
-    from engineroom.workers.state import Pool
 
 log = structlog.get_logger(__name__)
 
 
-class Children:
-    """Writes a pool's Deployment, ServiceAccount, budget, Redis Secret, and marks on pods."""
+class ChildWriter:
+    """Writes the objects of pools; every method returns what the API server has afterwards."""
 
-    def __init__(
-        self,
-        client: Client,
-        recorder: Recorder,
-        *,
-        deployments: Informer[DeploymentView],
-        runtime: Runtime,
-        redis_url: str,
-    ) -> None:
+    def __init__(self, client: Client, *, runtime: Runtime, redis_url: str) -> None:
         self._client = client
-        self._recorder = recorder
-        self._deployments = deployments
         self._runtime = runtime
         self._redis_url = redis_url
 
-    def deployment(self, pool: Pool) -> DeploymentView | None:
-        """The Deployment as last seen or as our last write returned it, whichever is newer."""
-        cached = self._deployments.get(pool.namespace, pool.name)
-        written = pool.written
-        if written is None:
-            return cached
-        if cached is not None and int(cached.resource_version) >= int(written.resource_version):
-            pool.written = None
-            return cached
-        return written
+    def inputs(self, pool: ObjectRef, plan: Plan, spec: Mapping[str, Any]) -> str:
+        """Return the fingerprint of what the objects are made from; "" while there is no Redis."""
+        secret = self._worker_secret(pool, plan)
+        return "" if secret is None else objects.inputs_hash(spec, self._runtime, secret)
 
     async def resize(
-        self,
-        pool: Pool,
-        before: DeploymentView,
-        replicas: int,
-        decision: Decision,
+        self, pool: ObjectRef, before: DeploymentView, replicas: int, inputs: str
     ) -> DeploymentView:
-        """Set the size, smaller ones only if the Deployment is still as it was seen.
+        """Set the size; a smaller one only if the Deployment is still as it was seen.
 
-        Raises NotFound, and ConflictError when it changed meanwhile.
+        Raises NotFound, and ConflictError if it changed meanwhile.
         """
-        try:
-            if replicas > before.replicas and self.equipped(pool, before):
-                after = await self._scale_up(pool, before, replicas)
-            else:
-                metadata: dict[str, Any] = {"annotations": {ANNOTATION_EQUIPPED: pool.inputs}}
-                if replicas < before.replicas:
-                    metadata = {"resourceVersion": before.resource_version}
-                patch = {"metadata": metadata, "spec": {"replicas": replicas}}
-                after = deployment_view(
-                    await self._client.merge_patch(DEPLOYMENTS, pool.namespace, pool.name, patch)
-                )
-        except (NotFound, ConflictError):
-            pool.written = None
-            raise
-        return self._wrote(pool, after, before, decision)
+        if replicas > before.replicas and equipped(before, inputs):
+            return await self._scale_up(pool, before, replicas)
+        metadata: dict[str, Any] = {"annotations": {ANNOTATION_EQUIPPED: inputs}}
+        if replicas < before.replicas:
+            metadata = {"resourceVersion": before.resource_version}
+        patch = {"metadata": metadata, "spec": {"replicas": replicas}}
+        return deployment_view(
+            await self._client.merge_patch(DEPLOYMENTS, pool.namespace, pool.name, patch)
+        )
 
-    async def _scale_up(self, pool: Pool, before: DeploymentView, replicas: int) -> DeploymentView:
-        """Through the scale subresource: the API server has less to merge while somebody waits.
+    async def _scale_up(
+        self, pool: ObjectRef, before: DeploymentView, replicas: int
+    ) -> DeploymentView:
+        """Use the scale subresource: the API server has less to merge while a job waits.
 
-        Its answer has no generation, so the next is assumed. Where that is wrong, because somebody
-        else wrote in between, the Deployment looks edited and is applied once more.
+        The answer has no generation, so the next one is assumed. If another write came in between,
+        that is wrong: the Deployment then looks edited and is applied once more.
         """
         patch = {"spec": {"replicas": replicas}}
-        answer = await self._client.merge_patch(
+        scale = await self._client.merge_patch(
             DEPLOYMENTS, pool.namespace, pool.name, patch, subresource="scale"
         )
         return dataclasses.replace(
             before,
-            resource_version=answer["metadata"]["resourceVersion"],
+            resource_version=scale["metadata"]["resourceVersion"],
             generation=before.generation + 1,
-            replicas=answer["spec"]["replicas"],
+            replicas=scale["spec"]["replicas"],
         )
 
-    async def ensure(
-        self,
-        pool: Pool,
-        plan: Plan,
-        spec: dict[str, Any],
-        before: DeploymentView | None,
-        decision: Decision,
-    ) -> DeploymentView | None:
-        """All objects as the spec says; writes nothing when they are.
-
-        A pool that never had work has no objects at all: ten thousand of them cost the cluster
-        their own entry and nothing else. Returns None then, and while no Redis is known.
-        """
+    async def apply(
+        self, pool: ObjectRef, plan: Plan, model: WorkerPool, replicas: int, inputs: str
+    ) -> DeploymentView:
+        """Apply the Deployment with ``replicas`` pods, and before it what its pods need."""
         secret = self._worker_secret(pool, plan)
-        if secret is None or (before is None and decision.replicas == 0):
-            return before
-        if before is not None and not pool.own_generation:
-            # A restarted operator trusts what it finds; from here on an edit by others shows.
-            pool.own_generation = before.generation
-        if (
-            before is not None
-            and before.inputs_hash == pool.inputs
-            and before.generation == pool.own_generation
-        ):
-            return before
-        model = pool.parse(spec)
-        replicas = decision.replicas if before is None else before.replicas
+        assert secret is not None  # noqa: S101 # nosec B101 - inputs are "" without
         if replicas:
             await self.equip(pool, plan, model)
-        answer = await self._client.apply(
-            DEPLOYMENTS,
-            objects.deployment(
-                model,
-                pool.uid,
-                replicas=replicas,
-                runtime=self._runtime,
-                redis_secret=secret,
-                inputs=pool.inputs,
-            ),
+        return deployment_view(
+            await self._client.apply(
+                DEPLOYMENTS,
+                objects.deployment(
+                    model,
+                    pool.uid,
+                    replicas=replicas,
+                    runtime=self._runtime,
+                    redis_secret=secret,
+                    inputs=inputs,
+                ),
+            )
         )
-        return self._wrote(pool, deployment_view(answer), before, decision)
 
-    def prepare(self, pool: Pool, plan: Plan, spec: dict[str, Any]) -> None:
-        """Know what the objects are made from; cheap when nothing changed."""
-        secret = self._worker_secret(pool, plan)
-        if secret is not None and not pool.inputs:
-            pool.inputs = objects.inputs_hash(spec, self._runtime, secret)
+    async def equip(self, pool: ObjectRef, plan: Plan, model: WorkerPool) -> None:
+        """Create what only pods need: account, budget, Redis Secret.
 
-    def equipped(self, pool: Pool, deployment: DeploymentView) -> bool:
-        """Whether what pods need beside the Deployment was made for the present spec."""
-        return bool(pool.inputs) and deployment.equipped == pool.inputs
-
-    async def equip(self, pool: Pool, plan: Plan, model: WorkerPool) -> None:
-        """What only pods need: account, budget, Redis Secret. Made with the first pod.
-
-        Ten thousand idle pools are so a third of the objects. That it was done stands in an
-        annotation of the Deployment, written with the size: a restarted operator sees it there.
+        They are made with the first pod, so ten thousand idle pools are a third of the objects. An
+        annotation of the Deployment, written with the size, says that they exist: a restarted
+        operator reads it there.
         """
-        wanted = [
+        children = [
             (SERVICE_ACCOUNTS, objects.service_account(model, pool.uid)),
             (PDBS, objects.disruption_budget(model, pool.uid)),
         ]
-        if plan.redis_secret is None and self._redis_url:
-            # The operator may create Secrets and read none, so there is no looking first.
+        if plan.redis is None and self._redis_url:
+            # The operator may create Secrets and read none, so it cannot look first.
             secret = objects.redis_secret(model, pool.uid, self._redis_url)
-            wanted.append((SECRETS, secret))
-        await asyncio.gather(*(self._create(pool, kind, obj) for kind, obj in wanted))
+            children.append((SECRETS, secret))
+        await asyncio.gather(*(self._create(kind, obj) for kind, obj in children))
 
-    async def mark(self, pool: Pool, pod: PodView) -> None:
+    async def mark(self, pool: ObjectRef, pod: PodView) -> None:
         """Make the pod the cheapest to delete."""
-        cost = {DELETION_COST: str(RETIRED_COST)}
-        try:
-            await self._client.merge_patch(
-                PODS,
-                pool.namespace,
-                pod.name,
-                {"metadata": {"uid": pod.uid, "annotations": cost}},
-            )
-        except (NotFound, ConflictError):
-            log.debug("pod went before it was marked", pool=pool.key, pod=pod.name)
+        await self._annotate(pool, pod, {DELETION_COST: str(RETIRED_COST)})
 
-    async def protect(self, pool: Pool, pod: PodView, *, busy: bool) -> None:
-        """Tell node autoscalers whether the pod may be moved right now."""
+    async def protect(self, pool: ObjectRef, pod: PodView, *, busy: bool) -> None:
+        """Tell node autoscalers whether the pod may be moved now."""
         annotations = {
             SAFE_TO_EVICT: "false" if busy else "true",
             DO_NOT_DISRUPT: "true" if busy else None,
         }
-        try:
-            await self._client.merge_patch(
-                PODS,
-                pool.namespace,
-                pod.name,
-                {"metadata": {"uid": pod.uid, "annotations": annotations}},
-            )
-        except (NotFound, ConflictError):
-            log.debug("pod went before it was annotated", pool=pool.key, pod=pod.name)
+        await self._annotate(pool, pod, annotations)
 
-    def _worker_secret(self, pool: Pool, plan: Plan) -> tuple[str, str] | None:
-        """Secret and key that give workers the URL; None while there is no Redis at all."""
-        if plan.redis_secret is not None:
-            return plan.redis_secret
+    async def _annotate(
+        self, pool: ObjectRef, pod: PodView, annotations: Mapping[str, str | None]
+    ) -> None:
+        patch = {"metadata": {"uid": pod.uid, "annotations": annotations}}
+        try:
+            await self._client.merge_patch(PODS, pool.namespace, pod.name, patch)
+        except (NotFound, ConflictError):
+            log.debug("pod disappeared before it was annotated", pool=pool.name, pod=pod.name)
+
+    def _worker_secret(self, pool: ObjectRef, plan: Plan) -> tuple[str, str] | None:
+        """Return Secret and key that give workers the URL; None without any Redis."""
+        if plan.redis is not None:
+            return plan.redis.url
         if not self._redis_url:
             return None
         return objects.redis_secret_name(pool.name, self._redis_url), objects.REDIS_SECRET_KEY
 
-    async def _create(self, pool: Pool, kind: Resource, obj: Mapping[str, Any]) -> None:
+    async def _create(self, kind: Resource, obj: Mapping[str, Any]) -> None:
         try:
             await self._client.create(kind, obj)
         except AlreadyExists:
-            log.debug("object is there already", pool=pool.key, kind=kind.kind)
+            log.debug("object exists already", name=obj["metadata"]["name"], kind=kind.kind)
 
-    def _wrote(
-        self,
-        pool: Pool,
-        after: DeploymentView,
-        before: DeploymentView | None,
-        decision: Decision,
-    ) -> DeploymentView:
-        pool.written = after
-        pool.own_generation = after.generation
-        was = before.replicas if before is not None else 0
-        if after.replicas != was:
-            pool.scaled = True
-            self._recorder.record(
-                pool.reference,
-                "Normal",
-                reasons.SCALED_UP if after.replicas > was else reasons.SCALED_DOWN,
-                f"from {was} to {after.replicas} pods; wanted {decision.sentence}",
-            )
-            log.info(
-                "scaled", pool=pool.key, before=was, after=after.replicas, why=decision.sentence
-            )
-        return after
+
+def equipped(deployment: DeploymentView, inputs: str) -> bool:
+    """Return whether what pods need beside the Deployment exists for the present spec."""
+    return bool(inputs) and deployment.equipped == inputs
+
+
+def newest(cached: DeploymentView | None, written: DeploymentView | None) -> DeploymentView | None:
+    """Return the newer of the cached Deployment and the one that our last write returned."""
+    if written is None or cached is None:
+        return written or cached
+    newer = int(cached.resource_version) >= int(written.resource_version)
+    return cached if newer else written
+
+
+def record_scaling(
+    recorder: Recorder, pool: ObjectRef, before: int, after: int, arithmetic: str
+) -> bool:
+    """Record an event if the size changed; returns whether it did."""
+    if after == before:
+        return False
+    recorder.record(
+        pool,
+        "Normal",
+        reasons.SCALED_UP if after > before else reasons.SCALED_DOWN,
+        f"from {before} to {after} pods; wanted {arithmetic}",
+    )
+    log.info(
+        "scaled", pool=f"{pool.namespace}/{pool.name}", before=before, after=after, why=arithmetic
+    )
+    return True

@@ -1,4 +1,4 @@
-"""How large the pool should be, and why: arithmetic only, the time is in the observation."""
+"""The size of a pool and the arithmetic behind it; the time is part of the input."""
 
 from __future__ import annotations
 
@@ -13,89 +13,91 @@ from engineroom.workers.demand import most_by_limit
 
 if TYPE_CHECKING:
     from engineroom.queue.observe import PoolFacts, QueueFacts
-    from engineroom.workers.demand import Memory, QueueRates
+    from engineroom.workers.demand import DemandHistory, QueueRates
     from engineroom.workers.plan import Plan
 
-#: However long a job has waited already, its target never counts as shorter than this share.
+#: However long a job has waited, at least this share of its target is left.
 LEAST_SHARE_OF_TARGET = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What is there: ``facts`` is None when Redis could not be measured (``outage`` says why)."""
+class SizeInputs:
+    """What is seen; ``facts`` is None while Redis cannot be measured, for the reason ``outage``."""
 
     at: float
     facts: PoolFacts | None
     #: Size that the Deployment asks for; None before the first one.
     current: int | None
-    #: Pods that hold a job right now and are not leaving.
+    #: Pods that hold a job and are not leaving.
     busy_pods: int = 0
     outage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """The size, in pods, and one sentence of arithmetic."""
+class SizeDecision:
+    """The size in pods, and one sentence of arithmetic."""
 
     replicas: int
     sentence: str
-    #: What the work alone would ask for, before minimum, maximum and pauses.
+    #: What the work alone asks for, before minimum, maximum and pauses.
     wanted: int
-    #: "" when within range, else one of AtMaxReplicas, AtMinReplicas, Paused, RateLimited.
+    #: "" within range, else AtMaxReplicas, AtMinReplicas, Paused or RateLimited.
     limited: str = ""
-    #: Seconds until the same observation would lead to another decision; None: never by time.
+    #: Seconds until time alone changes the decision; None: never.
     again_in: float | None = None
 
 
-def decide(plan: Plan, observation: Observation, memory: Memory) -> Decision:
-    """Size the pool. ``memory`` already contains this observation's facts."""
+def decide_size(plan: Plan, seen: SizeInputs, history: DemandHistory) -> SizeDecision:
+    """Return the size of the pool. ``history`` already contains the facts of ``seen``."""
     if not plan.autoscaled:
         return _by_hand(plan)
     if plan.suspend:
-        size = plan.min_replicas if observation.current is None else observation.current
-        return Decision(size, f"{_pods(size)}: kept while spec.suspend is true", size)
-    if observation.facts is None:
-        return _blind(plan, observation)
-    return _by_work(plan, observation, observation.facts, memory)
+        size = plan.min_replicas if seen.current is None else seen.current
+        return SizeDecision(size, f"{_pods(size)}: kept while spec.suspend is true", size)
+    if seen.facts is None:
+        return _blind(plan, seen)
+    return _by_work(plan, seen, seen.facts, history)
 
 
-def _by_hand(plan: Plan) -> Decision:
+def _by_hand(plan: Plan) -> SizeDecision:
     size = plan.manual_replicas
-    return Decision(size, f"{_pods(size)}: set by hand in spec.replicas", size)
+    return SizeDecision(size, f"{_pods(size)}: set by hand in spec.replicas", size)
 
 
-def _blind(plan: Plan, observation: Observation) -> Decision:
-    """A failed measurement is never a zero: the size stays, or goes to the declared fallback."""
-    why = observation.outage or "Redis cannot be measured"
+def _blind(plan: Plan, seen: SizeInputs) -> SizeDecision:
+    """Size a pool whose Redis cannot be measured: as it is, or by the declared fallback."""
+    why = seen.outage or "Redis cannot be measured"
     if plan.fallback_replicas is not None and plan.pause is Pause.NONE:
         size = min(max(plan.fallback_replicas, plan.min_replicas), plan.max_replicas)
-        return Decision(size, f"{_pods(size)}: metricOutage.replicas while blind ({why})", size)
-    size = plan.min_replicas if observation.current is None else observation.current
-    return Decision(size, f"{_pods(size)}: kept while blind ({why})", size)
+        return SizeDecision(size, f"{_pods(size)}: metricOutage.replicas while blind ({why})", size)
+    size = plan.min_replicas if seen.current is None else seen.current
+    return SizeDecision(size, f"{_pods(size)}: kept while blind ({why})", size)
 
 
-def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Memory) -> Decision:
-    at = observation.at
-    current = observation.current or 0
-    workers, sentence = _workers_wanted(plan, facts, memory)
+def _by_work(
+    plan: Plan, seen: SizeInputs, facts: PoolFacts, history: DemandHistory
+) -> SizeDecision:
+    at = seen.at
+    current = seen.current or 0
+    workers, sentence = _workers_wanted(plan, facts, history)
     wanted = math.ceil(workers / plan.workers_per_pod)
-    if wanted < observation.busy_pods:
-        wanted = observation.busy_pods
+    if wanted < seen.busy_pods:
+        wanted = seen.busy_pods
         sentence = f"{_count(wanted, 'pod')} busy"
 
     floor, floor_name = plan.min_replicas, "minReplicas"
-    peak = scaling_windows.active(plan.schedules, at)
+    peak = scaling_windows.active(plan.windows, at)
     if peak is not None and peak.min_replicas > floor:
         floor, floor_name = peak.min_replicas, f"schedule {peak.name}"
 
-    # Without a past the present size counts as wanted, unless the floor alone explains it.
-    past = current if current > floor else wanted
-    held = memory.stabilized(wanted, past, plan.stabilization, at)
-    again = memory.next_change(plan.stabilization, at)
-    size = max(wanted, min(current, held))
+    # Without a history the present size counts as wanted, unless the floor alone explains it.
+    before = current if current > floor else wanted
+    stabilized = history.stabilized(wanted, before, plan.stabilization, at)
+    again = history.next_change(plan.stabilization, at)
+    size = max(wanted, min(current, stabilized))
     if size > wanted:
         sentence += f"; {size} kept, {_seconds(plan.stabilization)} window"
-    idle = at - memory.last_busy if memory.last_busy is not None else 0.0
+    idle = at - history.last_busy if history.last_busy is not None else 0.0
     if size == 0 and current > 0 and floor == 0 and idle < plan.idle_timeout:
         size = 1
         again = plan.idle_timeout - idle
@@ -109,7 +111,7 @@ def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Mem
         size, limited = plan.max_replicas, reasons.AT_MAX_REPLICAS
         sentence += f"; at most {plan.max_replicas} by maxReplicas"
     if size < current:
-        left = memory.removals_left(plan.max_pods_per_minute, at)
+        left = history.removals_left(plan.max_pods_per_minute, at)
         if left is not None and current - size > left:
             size, limited, again = current - left, reasons.RATE_LIMITED, 5.0
             sentence += f"; at most {plan.max_pods_per_minute} pods leave a minute"
@@ -117,9 +119,9 @@ def _by_work(plan: Plan, observation: Observation, facts: PoolFacts, memory: Mem
     if _paused(plan.pause, size, current):
         sentence += f"; kept at {current} by pause {plan.pause.value}"
         size, limited = current, reasons.PAUSED
-    change = scaling_windows.next_change(plan.schedules, at)
+    change = scaling_windows.next_change(plan.windows, at)
     moments = [m for m in (again, change) if m is not None]
-    return Decision(
+    return SizeDecision(
         size, f"{_pods(size)}: {sentence}", wanted, limited, min(moments) if moments else None
     )
 
@@ -132,8 +134,8 @@ def _paused(pause: Pause, size: int, current: int) -> bool:
     )
 
 
-def _workers_wanted(plan: Plan, facts: PoolFacts, memory: Memory) -> tuple[float, str]:
-    """Workers that keep every queue's promise together, and the arithmetic behind it."""
+def _workers_wanted(plan: Plan, facts: PoolFacts, history: DemandHistory) -> tuple[float, str]:
+    """Return the workers that keep every queue's target together, and the arithmetic."""
     total = 0.0
     demand = sum(queue.demand for queue in facts.queues)
     parts: list[str] = []
@@ -142,8 +144,8 @@ def _workers_wanted(plan: Plan, facts: PoolFacts, memory: Memory) -> tuple[float
             workers = queue.demand / plan.backlog_per_worker
             part = f"{queue.demand} waiting or running / {plan.backlog_per_worker} a worker"
         else:
-            workers, part = _by_latency(queue, latency, memory.rates.get(queue.name), facts.at)
-        workers, part = _within_limit(queue, memory.rates.get(queue.name), workers, part)
+            workers, part = _by_latency(queue, latency, history.rates.get(queue.name), facts.at)
+        workers, part = _within_limit(queue, history.rates.get(queue.name), workers, part)
         total += workers
         if queue.demand or workers >= 0.05:
             parts.append(part if len(facts.queues) == 1 else f"{queue.name}: {part}")
@@ -158,7 +160,7 @@ def _workers_wanted(plan: Plan, facts: PoolFacts, memory: Memory) -> tuple[float
 def _within_limit(
     queue: QueueFacts, rates: QueueRates | None, workers: float, part: str
 ) -> tuple[float, str]:
-    """No more workers than the queue's own limit lets work, and never fewer than work now."""
+    """Cap the workers by the queue's own limit, but never below those that work now."""
     most = most_by_limit(queue, rates.duration if rates else None)
     if most is None or not queue.demand:
         return workers, part
@@ -169,10 +171,10 @@ def _within_limit(
 def _by_latency(
     queue: QueueFacts, latency: float, rates: QueueRates | None, at: float
 ) -> tuple[float, str]:
-    """Workers so that the backlog starts within the latency and arrivals are kept up with.
+    """Return the workers that start the backlog within the latency and keep up with arrivals.
 
-    Little's law for the steady part (arrivals x duration are busy at any time) plus what drains
-    the backlog within what is left of the target. Never more workers than jobs at hand.
+    Little's law gives the steady part (arrivals x duration are busy at any time); to it comes what
+    drains the backlog within the rest of the target. Never more workers than jobs at hand.
     """
     duration = rates.duration if rates else None
     if queue.demand and duration is None:
@@ -183,7 +185,7 @@ def _by_latency(
     left = max(latency * LEAST_SHARE_OF_TARGET, latency - waited)
     steady = min(rates.arrivals * duration, queue.demand) if queue.demand else 0.0
     workers = min(float(queue.demand), queue.backlog * duration / left + max(steady, 0.0))
-    # Who runs a job now is needed until it ends, whatever the average says.
+    # A worker that runs a job is needed until the job ends, whatever the average says.
     workers = max(workers, min(queue.running, queue.demand) if queue.backlog == 0 else workers)
     part = f"{queue.backlog} waiting x {_number(duration)} s each within {_seconds(left)}"
     if queue.running:

@@ -1,4 +1,4 @@
-"""How much work there is, over time: rates from totals, and the memory that shrinking needs.
+"""Demand over time: rates from totals, and the history that scaling down needs.
 
 Pure state: each look is folded in with its time; nothing here reads a clock.
 """
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engineroom.queue.observe import PoolFacts, QueueFacts
 
-#: Averages forget with this half-life (seconds): long enough to be calm, short enough to follow.
+#: Half-life of the averages (seconds): long enough to be calm, short enough to follow.
 HALF_LIFE = 30.0
 
 
 def most_by_limit(facts: QueueFacts, duration: float | None) -> tuple[int, str] | None:
-    """Workers beyond which the queue's own limit leaves nothing to do, and which limit it is.
+    """Return the most workers that the queue's own limit keeps busy, and that limit in words.
 
-    A rate keeps rate x duration workers busy (Little's law); as long as no duration is known, as
-    many as may begin at once. None without a limit.
+    A rate keeps rate x duration workers busy (Little's law); while the duration is unknown, as many
+    as may begin at once. None without a limit.
     """
     limits: list[tuple[int, str]] = []
     if facts.concurrency is not None:
@@ -45,10 +45,10 @@ class QueueRates:
     _at: float = 0.0
 
     def fold(self, facts: QueueFacts, at: float) -> None:
-        """Take one look into account. Totals that went back (Redis flushed) start over."""
+        """Take one look into account. Totals that went back (Redis was flushed) start over."""
         finished = facts.finished_total + facts.failed_total
         if self._finished < 0 or finished < self._finished or facts.busy_ms_total < self._busy_ms:
-            # First sight: the totals of the past still tell how long jobs take.
+            # The first look: the totals still tell how long jobs take.
             if finished:
                 self.duration = facts.busy_ms_total / 1000.0 / finished
             self._remember(facts, finished, at)
@@ -57,16 +57,16 @@ class QueueRates:
         if elapsed < 0.25:
             return
         done = finished - self._finished
-        keep = math.exp2(-elapsed / HALF_LIFE)
+        decay = math.exp2(-elapsed / HALF_LIFE)
         if done:
             mean = (facts.busy_ms_total - self._busy_ms) / 1000.0 / done
-            # A handful of jobs must not outweigh what thousands have told.
-            weight = max(1.0 - keep, min(1.0, done / 100.0)) if self.duration is not None else 1.0
+            # A handful of jobs must not outweigh thousands.
+            weight = max(1.0 - decay, min(1.0, done / 100.0)) if self.duration is not None else 1.0
             before = self.duration if self.duration is not None else mean
             self.duration = before + (mean - before) * min(1.0, weight)
         arrived = max(0, done + facts.demand - self._present)
-        self.arrivals += (arrived / elapsed - self.arrivals) * (1.0 - keep)
-        self.completions += (done / elapsed - self.completions) * (1.0 - keep)
+        self.arrivals += (arrived / elapsed - self.arrivals) * (1.0 - decay)
+        self.completions += (done / elapsed - self.completions) * (1.0 - decay)
         self._remember(facts, finished, at)
 
     def _remember(self, facts: QueueFacts, finished: int, at: float) -> None:
@@ -75,11 +75,11 @@ class QueueRates:
 
 
 @dataclass(slots=True)
-class Memory:
+class DemandHistory:
     """What the sizing of one pool remembers between looks. Times are Unix seconds.
 
-    Lost with the process, and safe to lose: without a past the present size counts as wanted,
-    so that a restart never shrinks a pool.
+    Safe to lose: without a history the present size counts as wanted, so a restart never shrinks a
+    pool.
     """
 
     rates: dict[str, QueueRates] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Memory:
     removals: deque[float] = field(default_factory=deque)
 
     def fold(self, facts: PoolFacts, busy: bool) -> None:
-        """Take one look into account; ``busy``: something waits, runs or is held by a worker."""
+        """Take one look into account; ``busy``: a job waits, runs or is held by a worker."""
         for queue in facts.queues:
             rates = self.rates.get(queue.name)
             if rates is None:
@@ -99,7 +99,7 @@ class Memory:
             self.last_busy = facts.at
 
     def stabilized(self, wanted: int, current: int, window: float, at: float) -> int:
-        """The largest size wanted within ``window`` seconds before ``at``, this one included."""
+        """Return the largest size wanted in the ``window`` seconds up to ``at``, with this one."""
         if not self.wanted:
             self.wanted.append((at, max(current, wanted)))
         while self.wanted and self.wanted[-1][1] <= wanted:
@@ -112,7 +112,7 @@ class Memory:
         return self.wanted[0][1]
 
     def removals_left(self, per_minute: int | None, at: float) -> int | None:
-        """How many pods may still go in this minute; None: as many as wanted."""
+        """Return how many more pods may leave in this minute; None: any number."""
         if per_minute is None:
             return None
         while self.removals and self.removals[0] < at - 60.0:
@@ -120,7 +120,7 @@ class Memory:
         return max(0, per_minute - len(self.removals))
 
     def next_change(self, window: float, at: float) -> float | None:
-        """Seconds until the window lets go of its largest size; None when it holds just one."""
+        """Return the seconds until the window loses its largest size; None if it has just one."""
         if len(self.wanted) < 2:
             return None
         return max(0.0, self.wanted[0][0] + window - at)

@@ -1,26 +1,30 @@
-"""A WorkerPool's spec boiled down to what every look needs: small, frozen, numbers in seconds.
+"""A WorkerPool's spec reduced to what every look needs: small, frozen, numbers in seconds.
 
-Ten thousand of these are kept in memory, so that the pydantic model is parsed only when the
-spec's generation changes.
+Ten thousand of these stay in memory; the pydantic model is parsed only when the spec changes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans
-from engineroom.workers.job_schedules.declarations import JobPlan, job_plans
+from engineroom.api import validation
+from engineroom.api.v1alpha1.workerpool import MetricOutageMode, Pause, RequeueOrphans, WorkerPool
+from engineroom.kube.client.resources import WORKERPOOLS
+from engineroom.kube.runtime.redis_addresses import RedisReference, redis_reference
+from engineroom.workers.job_plans import JobPlan, job_plans
 from engineroom.workers.objects import worker_container
 from engineroom.workers.rightsizing.recommendation import SizingPlan, sizing_plan
 
 if TYPE_CHECKING:
-    from engineroom.api.v1alpha1.workerpool import WorkerPool
+    from collections.abc import Mapping
+
+    from engineroom.api.validation.pod_security import Level
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulePlan:
-    """A known peak; ``duration`` in seconds."""
+class ScalingWindow:
+    """A recurring time with a larger minimum; ``duration`` in seconds."""
 
     name: str
     cron: str
@@ -31,7 +35,7 @@ class SchedulePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to decide by. Durations are seconds; sizes are pods."""
+    """The spec with all defaults resolved. Durations are seconds; sizes are pods."""
 
     queues: tuple[str, ...]
     #: How long a job of the queue at the same place may wait.
@@ -46,7 +50,7 @@ class Plan:
     stabilization: float
     max_pods_per_minute: int | None
     idle_timeout: float
-    schedules: tuple[SchedulePlan, ...]
+    windows: tuple[ScalingWindow, ...]
     pause: Pause
     suspend: bool
     max_job_duration: float
@@ -57,25 +61,20 @@ class Plan:
     #: Failed jobs that a queue keeps at most; None: as many as there are.
     dead_letter_jobs: int | None
     fallback_replicas: int | None
-    #: (Secret, key) of the Redis URL; None: the chart's own Redis.
-    redis_secret: tuple[str, str] | None
-    redis_ca_secret: tuple[str, str] | None
-    redis_insecure: bool
+    #: None: the installation's own Redis.
+    redis: RedisReference | None
     right_sizing: SizingPlan
-    #: Jobs that are enqueued by the clock.
+    #: Jobs that are enqueued on a schedule.
     jobs: tuple[JobPlan, ...] = ()
 
 
 def plan_of(pool: WorkerPool) -> Plan:
-    """The plan of a valid pool; defaults resolved."""
+    """Return the plan of a valid pool."""
     spec = pool.spec
     auto = spec.autoscaling
     outage = spec.metric_outage
-    redis = spec.redis
     ordered = sorted(spec.queues, key=lambda queue: -queue.priority)
     target = auto.target_latency.seconds if auto else 30.0
-    tls = redis.tls if redis else None
-    ca = tls.ca_secret_ref if tls else None
     return Plan(
         queues=tuple(queue.name for queue in ordered),
         latencies=tuple(
@@ -90,8 +89,8 @@ def plan_of(pool: WorkerPool) -> Plan:
         stabilization=auto.scale_down.stabilization_window.seconds if auto else 0.0,
         max_pods_per_minute=auto.scale_down.max_pods_per_minute if auto else None,
         idle_timeout=auto.idle_timeout.seconds if auto else 0.0,
-        schedules=tuple(
-            SchedulePlan(s.name, s.cron, s.time_zone, s.duration.seconds, s.min_replicas)
+        windows=tuple(
+            ScalingWindow(s.name, s.cron, s.time_zone, s.duration.seconds, s.min_replicas)
             for s in (auto.schedules if auto else ())
         ),
         pause=auto.pause if auto else Pause.NONE,
@@ -103,12 +102,34 @@ def plan_of(pool: WorkerPool) -> Plan:
         dead_letter_ttl=spec.dead_letter.ttl.seconds,
         dead_letter_jobs=spec.dead_letter.max_jobs,
         fallback_replicas=outage.replicas if outage.mode is MetricOutageMode.FALLBACK else None,
-        redis_secret=(redis.url_secret_ref.name, redis.url_secret_ref.key) if redis else None,
-        redis_ca_secret=(ca.name, ca.key) if ca else None,
-        redis_insecure=bool(tls and tls.insecure_skip_verify),
+        redis=redis_reference(spec.redis),
         right_sizing=sizing_plan(
             spec.right_sizing,
             worker_container(spec.template["spec"]["containers"]).get("resources"),
         ),
         jobs=job_plans(spec),
     )
+
+
+def parse_pool(obj: Mapping[str, Any], level: Level) -> WorkerPool:
+    """Return the model of a pool in a namespace of that Pod Security level.
+
+    Raises InvalidSpecError with every problem.
+    """
+    return validation.parse(WorkerPool, _document(obj), validation.ValidationContext(level))
+
+
+def needs_namespace(obj: Mapping[str, Any]) -> bool:
+    """Return whether the pool's template asks for more than the restricted Pod Security level."""
+    return bool(validation.escalations(_document(obj)))
+
+
+def _document(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of the object that validation reads."""
+    metadata = {name: obj["metadata"].get(name) for name in ("namespace", "name", "uid")}
+    return {
+        "apiVersion": WORKERPOOLS.api_version,
+        "kind": WORKERPOOLS.kind,
+        "metadata": metadata,
+        "spec": obj.get("spec") or {},
+    }

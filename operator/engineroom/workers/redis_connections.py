@@ -1,29 +1,31 @@
-"""Connections to the Redis of each pool: one observer and one push listener an address."""
+"""Connections to the Redis servers of pools: one observer and one push listener an address."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineroom.core import reasons
 from engineroom.core.errors import SecretError
-from engineroom.kube.client.secrets import Secrets
 from engineroom.queue.invalidations import InvalidationListener
 from engineroom.queue.observe import Observer
-from engineroom.redis.address import Address, open_client, reason_of
+from engineroom.redis.address import open_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engineroom.core.clock import Clock
+    from engineroom.redis.address import Address
 
-__all__ = ["Address", "Link", "Links", "Secrets", "open_client", "reason_of"]
 
+class SharedConnection:
+    """One Redis and the pools that read its queues.
 
-class Link:
-    """One Redis: commands, looks and pushes. ``subscribers`` are pools by queue name."""
+    ``on_queue(key)`` is called for each pool that reads a queue that changed;
+    ``on_state(connection)`` when pushes stop arriving or arrive again.
+    """
 
     def __init__(
         self,
@@ -31,18 +33,18 @@ class Link:
         clock: Clock,
         *,
         on_queue: Callable[[str], None],
-        on_turn: Callable[[Link], None],
+        on_state: Callable[[SharedConnection], None],
     ) -> None:
         self.address = address
         self.redis = open_client(address)
         self.observer = Observer(self.redis, clock)
+        #: Keys of pools by queue name.
         self.subscribers: dict[str, set[str]] = {}
         self.pools = 0
-        #: Whether pushes are heard; "" or what the connection said last.
+        #: Whether pushes arrive.
         self.up = False
-        self.trouble = ""
         self._on_queue = on_queue
-        self._on_turn = on_turn
+        self._on_state = on_state
         self._push = InvalidationListener(
             self.redis, on_queue=self._changed, on_up=self._went_up, on_down=self._went_down
         )
@@ -76,58 +78,60 @@ class Link:
             self._on_queue(pool)
 
     def _went_up(self) -> None:
-        self.up, self.trouble = True, ""
-        self._on_turn(self)
+        self.up = True
+        self._on_state(self)
 
-    def _went_down(self, why: str) -> None:
-        was_up, self.up, self.trouble = self.up, False, why
+    def _went_down(self, _problem: str) -> None:
+        was_up, self.up = self.up, False
         if was_up:
-            self._on_turn(self)
+            self._on_state(self)
 
 
-class Links:
-    """All connections, shared by the pools that name the same address."""
+class SharedConnections:
+    """All connections by address; the last pool that leaves one closes it."""
 
     def __init__(
         self,
         clock: Clock,
         *,
         on_queue: Callable[[str], None],
-        on_turn: Callable[[Link], None],
+        on_state: Callable[[SharedConnection], None],
     ) -> None:
         self._clock = clock
         self._on_queue = on_queue
-        self._on_turn = on_turn
-        self._links: dict[Address, Link] = {}
+        self._on_state = on_state
+        self._connections: dict[Address, SharedConnection] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def __iter__(self) -> Any:
-        return iter(list(self._links.values()))
+    def join(self, address: Address, pool: str, queues: tuple[str, ...]) -> SharedConnection:
+        """Return the connection of ``address``, with ``pool`` subscribed to its queues.
 
-    def join(self, address: Address, pool: str, queues: tuple[str, ...]) -> Link:
-        """The link of ``address``, with ``pool`` subscribed. Raises SecretError on a wrong URL."""
-        link = self._links.get(address)
-        if link is None:
+        Raises SecretError for an address that cannot be used.
+        """
+        connection = self._connections.get(address)
+        if connection is None:
             try:
-                link = Link(address, self._clock, on_queue=self._on_queue, on_turn=self._on_turn)
+                connection = SharedConnection(
+                    address, self._clock, on_queue=self._on_queue, on_state=self._on_state
+                )
             except (ValueError, ssl.SSLError) as error:
                 raise SecretError(
                     reasons.REDIS_URL_INVALID, f"the Redis address cannot be used: {error}"
                 ) from error
-            self._links[address] = link
-        link.subscribe(pool, queues)
-        return link
+            self._connections[address] = connection
+        connection.subscribe(pool, queues)
+        return connection
 
-    def leave(self, link: Link, pool: str, queues: tuple[str, ...]) -> None:
-        """Unsubscribe; the last one closes the connection."""
-        link.unsubscribe(pool, queues)
-        if link.pools <= 0:
-            self._links.pop(link.address, None)
-            task = asyncio.create_task(link.close())
+    def leave(self, connection: SharedConnection, pool: str, queues: tuple[str, ...]) -> None:
+        """Unsubscribe the pool."""
+        connection.unsubscribe(pool, queues)
+        if connection.pools <= 0:
+            self._connections.pop(connection.address, None)
+            task = asyncio.create_task(connection.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Close every connection."""
-        links, self._links = list(self._links.values()), {}
-        await asyncio.gather(*(link.close() for link in links), *self._closing)
+        connections, self._connections = list(self._connections.values()), {}
+        await asyncio.gather(*(connection.close() for connection in connections), *self._closing)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api.v1alpha1.workerpool import Pause, RightSizingMode
 from engineroom.core import reasons
-from engineroom.core.conditions import find, remove_condition, set_condition
+from engineroom.core.conditions import (
+    MESSAGE_LENGTH,
+    Rollout,
+    Trouble,
+    find,
+    remove_condition,
+    rolled_out,
+    set_condition,
+    summary_conditions,
+    timestamp,
+)
 from engineroom.workers.job_schedules import declarations
 from engineroom.workers.objects import selector
 
@@ -15,19 +25,35 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from engineroom.core.errors import InvalidSpecError
     from engineroom.queue.observe import PoolFacts
-    from engineroom.workers.decide import Decision
+    from engineroom.workers.decide import SizeDecision
     from engineroom.workers.job_schedules.declarations import ScheduleFacts
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import DeploymentView, PodView
-    from engineroom.workers.rightsizing.monitor import Sized
+    from engineroom.workers.rightsizing.monitor import SizingStatus
 
 Status = dict[str, Any]
+ConditionValue = tuple[str, str, str]
+
+#: Fields that change all the time while a pool works.
+FIGURES = (
+    "queues",
+    "schedules",
+    "waitingJobs",
+    "jobsPerMinute",
+    "busyWorkers",
+    "decision",
+    "readyReplicas",
+    "replicas",
+)
+#: The condition that says whether requests and limits are what the workers' use suggests.
+RIGHT_SIZED = "RightSized"
+#: Troubles with Redis that no spec and no other object of the cluster can cause.
+_OUTAGES = (reasons.REDIS_UNREACHABLE, reasons.REDIS_AUTH_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StatusInputs:
     """All that a status is made from."""
 
     generation: int
@@ -35,37 +61,28 @@ class Seen:
     deployment: DeploymentView | None
     pods: Sequence[PodView]
     facts: PoolFacts | None
-    decision: Decision
+    decision: SizeDecision
+    #: When this generation was first seen (Unix seconds), 0 if by an earlier process.
+    spec_seen: float = 0.0
+    #: Fingerprint of what the Deployment is made from; "" while unknown.
+    inputs_hash: str = ""
     leaving: int = 0
     busy_workers: int = 0
     jobs_per_minute: int = 0
     scaled: bool = False
-    #: The schedules, None when they could not be looked at, and who has which of their names.
+    #: The schedules, None while they cannot be read, and the owners of names that are taken.
     schedules: Sequence[ScheduleFacts] | None = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
-    #: (reason, message) of each thing that is wrong; see the functions below.
-    redis_trouble: tuple[str, str] | None = None
-    apply_trouble: tuple[str, str] | None = None
-    #: What the workers' use suggests; None when nothing new is known of it.
-    sized: Sized | None = None
+    refused_schedules: Mapping[str, str] = field(default_factory=dict)
+    redis_trouble: Trouble | None = None
+    #: A write that the API server refused.
+    refusal: Trouble | None = None
+    #: None if there is nothing new to report.
+    sizing: SizingStatus | None = None
 
 
-def invalid_status(
-    old: Mapping[str, Any], error: InvalidSpecError, generation: int, now: datetime
-) -> Status:
-    """Status of a pool whose spec got past admission and is wrong; everything else is kept."""
-    message = "; ".join(str(problem) for problem in error.problems)[:1024]
-    conditions = list(old.get("conditions") or ())
-    for kind, value in (("Stalled", "True"), ("Ready", "False"), ("Reconciling", "False")):
-        conditions = set_condition(
-            conditions, kind, value, reasons.INVALID_SPEC, message, generation, now
-        )
-    return {**_plain(old), "observedGeneration": generation, "conditions": conditions}
-
-
-def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> Status:
-    """The status to publish; equal to ``old`` at the fixed point."""
-    deployment, decision = seen.deployment, seen.decision
+def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: StatusInputs) -> Status:
+    """Return the status to publish; equal to ``old`` at the fixed point."""
+    deployment = seen.deployment
     status: Status = {
         "observedGeneration": seen.generation,
         "selector": selector(name),
@@ -77,36 +94,31 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: Seen) -> St
         "queues": _queues(old, seen.facts),
         "waitingJobs": _waiting(old, seen.facts),
         "jobsPerMinute": seen.jobs_per_minute,
-        "decision": decision.sentence,
+        "decision": seen.decision.sentence,
         "conditions": _conditions(plan, old, seen),
     }
-    scaled = _time(seen.now) if seen.scaled else old.get("lastScaleTime")
+    scaled = timestamp(seen.now) if seen.scaled else old.get("lastScaleTime")
     if scaled:
         status["lastScaleTime"] = scaled
     if plan.jobs:
-        status["schedules"] = declarations.rows(old, plan, seen.schedules)
-    status |= _sizes(plan, old, seen)
-    return status
+        status["schedules"] = declarations.status_rows(old, plan.jobs, seen.schedules)
+    return status | _recommendation(plan, old, seen)
 
 
-def _sizes(plan: Plan, old: Mapping[str, Any], seen: Seen) -> Status:
-    """What use suggests; while nothing is known, what was said before."""
+def _recommendation(plan: Plan, old: Mapping[str, Any], seen: StatusInputs) -> Status:
+    """Return the resource fields; unchanged if there is nothing new."""
     if plan.right_sizing.mode is RightSizingMode.OFF:
         return {}
     recommended, last_kill = old.get("recommendedResources"), old.get("lastOutOfMemoryTime")
-    if seen.sized is not None:
-        recommended = seen.sized.recommended or recommended
-        last_kill = seen.sized.last_kill or last_kill
-    said = {"recommendedResources": recommended, "lastOutOfMemoryTime": last_kill}
-    return {key: value for key, value in said.items() if value}
-
-
-def _plain(old: Mapping[str, Any]) -> Status:
-    return {key: value for key, value in old.items() if key != "conditions"}
+    if seen.sizing is not None:
+        recommended = seen.sizing.recommended or recommended
+        last_kill = seen.sizing.last_kill or last_kill
+    fields = {"recommendedResources": recommended, "lastOutOfMemoryTime": last_kill}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _queues(old: Mapping[str, Any], facts: PoolFacts | None) -> list[Status]:
-    """The queues as seen; while blind what was seen last stays, with Redis' condition beside."""
+    """Return the queues; unchanged while Redis cannot be measured."""
     if facts is None:
         return list(old.get("queues") or ())
     rows = []
@@ -128,52 +140,55 @@ def _waiting(old: Mapping[str, Any], facts: PoolFacts | None) -> int:
     return int(old.get("waitingJobs") or 0) if facts is None else facts.backlog
 
 
-def _conditions(plan: Plan, old: Mapping[str, Any], seen: Seen) -> list[Status]:
+def _conditions(plan: Plan, old: Mapping[str, Any], seen: StatusInputs) -> list[Status]:
     conditions = list(old.get("conditions") or ())
-    schedules: dict[str, Verdict] = {}
+    values: dict[str, ConditionValue] = {}
     if plan.jobs:
-        schedules["SchedulesActive"] = declarations.verdict(plan, seen.schedules, seen.refused)
+        values["SchedulesActive"] = declarations.schedules_condition(
+            plan.jobs, seen.schedules, seen.refused_schedules
+        )
     else:
         conditions = remove_condition(conditions, "SchedulesActive")
-    for kind, (value, reason, message) in {
-        **schedules,
+    values |= {
         "RedisReachable": _redis(seen),
         "ScalingActive": _active(plan, seen),
         "ScalingLimited": _limited(seen),
         "Draining": _draining(seen),
-        "Stalled": _stalled(seen),
-        "Reconciling": _reconciling(seen),
-        "Ready": _ready(seen),
-    }.items():
-        conditions = set_condition(
-            conditions, kind, value, reason, message, seen.generation, seen.now
-        )
+    }
+    for kind, value in values.items():
+        conditions = set_condition(conditions, kind, *value, seen.generation, seen.now)
+    conditions = summary_conditions(
+        conditions,
+        _rollout(conditions, seen),
+        _not_ready(seen),
+        generation=seen.generation,
+        now=seen.now,
+        since=seen.spec_seen,
+        working="the pool works",
+    )
+    return _right_sized(plan, conditions, seen)
+
+
+def _right_sized(plan: Plan, conditions: list[Status], seen: StatusInputs) -> list[Status]:
     if plan.right_sizing.mode is RightSizingMode.OFF:
         return remove_condition(conditions, RIGHT_SIZED)
-    known = find(conditions, RIGHT_SIZED)
-    if seen.sized is not None:
-        verdict = seen.sized.verdict
-    elif known is not None:
-        verdict = known["status"], known["reason"], known["message"]
+    before = find(conditions, RIGHT_SIZED)
+    if seen.sizing is not None:
+        value = seen.sizing.condition
+    elif before is not None:
+        value = before["status"], before["reason"], before["message"]
     else:
-        # A pool that never had a pod has nothing to be sized.
-        return conditions
-    return set_condition(conditions, RIGHT_SIZED, *verdict, seen.generation, seen.now)
+        return conditions  # a pool that never had a pod
+    return set_condition(conditions, RIGHT_SIZED, *value, seen.generation, seen.now)
 
 
-#: Whether requests and limits are what the workers' use suggests.
-RIGHT_SIZED = "RightSized"
-
-Verdict = tuple[str, str, str]
-
-
-def _redis(seen: Seen) -> Verdict:
+def _redis(seen: StatusInputs) -> ConditionValue:
     if seen.redis_trouble is not None:
         return "False", *seen.redis_trouble
     return "True", reasons.RECONCILED, "Redis answers"
 
 
-def _active(plan: Plan, seen: Seen) -> Verdict:
+def _active(plan: Plan, seen: StatusInputs) -> ConditionValue:
     if plan.suspend:
         return "False", reasons.SUSPENDED, "spec.suspend is true: workers stay but take no job"
     if not plan.autoscaled:
@@ -185,83 +200,97 @@ def _active(plan: Plan, seen: Seen) -> Verdict:
     return "True", reasons.RECONCILED, "size follows the work"
 
 
-def _limited(seen: Seen) -> Verdict:
+def _limited(seen: StatusInputs) -> ConditionValue:
     if seen.decision.limited:
         return "True", seen.decision.limited, seen.decision.sentence
     return "False", reasons.WITHIN_RANGE, "the size that the work asks for is within the limits"
 
 
-def _draining(seen: Seen) -> Verdict:
+def _draining(seen: StatusInputs) -> ConditionValue:
     if seen.leaving:
-        pods = "1 pod is" if seen.leaving == 1 else f"{seen.leaving} pods are"
-        return "True", reasons.DRAINING, f"{pods} finishing work before leaving"
+        return "True", reasons.DRAINING, f"{_pods(seen.leaving)} finishing work before leaving"
     return "False", reasons.NOT_DRAINING, "no pod is leaving"
 
 
-def _stalled(seen: Seen) -> Verdict:
-    if seen.apply_trouble is not None:
-        return "True", *seen.apply_trouble
-    return "False", reasons.RECONCILED, "nothing keeps the spec from being applied"
+def _rollout(conditions: Sequence[Mapping[str, Any]], seen: StatusInputs) -> Rollout:
+    """Return how far the spec is in force: applied, without pods of an older template, started.
 
-
-def _reconciling(seen: Seen) -> Verdict:
+    Once it is, load that adds pods, pods that drain, and pods that fail do not undo that.
+    """
+    if seen.refusal is not None:
+        if seen.refusal[0] == reasons.QUOTA_EXCEEDED:
+            return Rollout(complete=False, trouble=seen.refusal)
+        return Rollout(complete=False, stalled=seen.refusal)
     deployment = seen.deployment
-    if seen.apply_trouble is not None:
-        return "False", *seen.apply_trouble
-    if deployment is None and seen.decision.replicas:
-        return "True", reasons.SCALING, "the Deployment is being made"
-    if deployment is None or not (
-        deployment.replicas or deployment.status_replicas or seen.leaving
-    ):
-        return "False", reasons.RECONCILED, "the pool is as its spec says"
+    outdated = deployment is not None and (
+        (bool(seen.inputs_hash) and deployment.inputs_hash != seen.inputs_hash)
+        or deployment.updated < deployment.status_replicas
+    )
+    if not outdated and rolled_out(conditions, seen.generation):
+        return Rollout(complete=True)
+    trouble = pod_trouble(seen)
+    if seen.redis_trouble is not None and seen.redis_trouble[0] not in _OUTAGES:
+        trouble = seen.redis_trouble
+    if trouble is not None:
+        return Rollout(complete=False, trouble=trouble)
+    awaited = _awaited(deployment, seen.decision.replicas, outdated=outdated)
+    return Rollout(complete=not awaited, awaited=awaited)
+
+
+def _awaited(deployment: DeploymentView | None, wanted: int, *, outdated: bool) -> str:
+    """Return what the rollout waits for; "" if it is complete."""
+    if deployment is None:
+        return "the Deployment is being created" if wanted else ""
     if deployment.observed_generation < deployment.generation:
-        return "True", reasons.SCALING, "the Deployment is being rolled out"
-    wanted = deployment.replicas
-    if deployment.ready < wanted or deployment.updated < wanted or seen.leaving:
-        return "True", reasons.SCALING, f"{deployment.ready} of {wanted} pods are ready"
-    return "False", reasons.RECONCILED, "the pool is as its spec says"
+        return "the Deployment is being rolled out"
+    if outdated:
+        updated = min(deployment.updated, deployment.status_replicas)
+        return f"{updated} of {deployment.status_replicas} pods have the new template"
+    if deployment.replicas and not deployment.ready:
+        return f"0 of {_pods(deployment.replicas)} ready"
+    return ""
 
 
-def _ready(seen: Seen) -> Verdict:
-    """Whether the pool can do its work now; pods that are just starting do not make it unready."""
-    for trouble in (seen.apply_trouble, seen.redis_trouble, pod_trouble(seen)):
+def _not_ready(seen: StatusInputs) -> Trouble | None:
+    """Return what keeps the pool from doing its work; pods that are just starting do not."""
+    for trouble in (seen.refusal, seen.redis_trouble, pod_trouble(seen)):
         if trouble is not None:
-            return "False", *trouble
-    if seen.refused:
-        name, holder = min(seen.refused.items())
-        return "False", reasons.SCHEDULE_NAME_TAKEN, declarations.taken(name, holder)
+            return trouble
+    if seen.refused_schedules:
+        name, owner = min(seen.refused_schedules.items())
+        return reasons.SCHEDULE_NAME_TAKEN, declarations.name_taken(name, owner)
     if seen.deployment is None and seen.decision.replicas:
-        return "False", reasons.SCALING, "the Deployment is being made"
-    return "True", reasons.RECONCILED, "the pool works"
+        return reasons.ROLLING_OUT, "the Deployment is being created"
+    return None
 
 
-def pod_trouble(seen: Seen) -> tuple[str, str] | None:
-    """What keeps pods from running, in words that say what to do."""
+def pod_trouble(seen: StatusInputs) -> Trouble | None:
+    """Return what keeps pods from running."""
     deployment = seen.deployment
     if deployment is not None and deployment.replica_failure is not None:
         reason, message = deployment.replica_failure
         quota = "exceeded quota" in message
         return (
             reasons.QUOTA_EXCEEDED if quota else reasons.PODS_NOT_READY,
-            f"pods cannot be created ({reason}): {message}"[:1024],
+            f"pods cannot be created ({reason}): {message}"[:MESSAGE_LENGTH],
         )
     for pod in seen.pods:
         if pod.trouble is None or pod.deleting or pod.ready:
             continue
-        reason, said = pod.trouble
-        return _pod_reason(reason, said), f"pod {pod.name}: {reason}: {said}"[:1024]
+        reason, text = pod.trouble
+        return _pod_reason(reason, text), f"pod {pod.name}: {reason}: {text}"[:MESSAGE_LENGTH]
     return None
 
 
-def _pod_reason(reason: str, said: str) -> str:
+def _pod_reason(reason: str, text: str) -> str:
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
         return reasons.IMAGE_PULL_FAILED
-    if "RQ is not installed" in said:
+    if "RQ is not installed" in text:
         return reasons.NO_RQ_IN_IMAGE
-    if reason == "CreateContainerConfigError" and "secret" in said.lower():
+    if reason == "CreateContainerConfigError" and "secret" in text.lower():
         return reasons.SECRET_NOT_FOUND
     return reasons.PODS_NOT_READY
 
 
-def _time(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _pods(count: int) -> str:
+    return "1 pod is" if count == 1 else f"{count} pods are"

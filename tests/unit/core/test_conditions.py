@@ -12,11 +12,13 @@ from engineroom.core import reasons
 from engineroom.core.conditions import (
     Conditions,
     find,
+    invalid_conditions,
     is_true,
     progress,
     remove_condition,
     set_condition,
 )
+from engineroom.core.errors import InvalidSpecError, Problem
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
@@ -109,3 +111,17 @@ def test_every_reason_is_one_word_and_documented() -> None:
     assert constants == set(reasons.DESCRIPTIONS)
     assert all(reason.isalpha() and reason[0].isupper() for reason in constants)
     assert all(text.endswith(".") for text in reasons.DESCRIPTIONS.values())
+
+
+def test_an_invalid_spec_stalls_and_keeps_other_conditions() -> None:
+    error = InvalidSpecError([Problem("spec.queues[0].name", "is empty", "name the queue")])
+    before = set_condition(one(), "Draining", "False", reasons.NOT_DRAINING, "no", 1, NOW)
+    after = invalid_conditions(before, error, 2, LATER)
+    assert {c["type"]: (c["status"], c["reason"]) for c in after} == {
+        "Ready": ("False", "InvalidSpec"),
+        "Draining": ("False", "NotDraining"),
+        "Stalled": ("True", "InvalidSpec"),
+        "Reconciling": ("False", "InvalidSpec"),
+    }
+    assert "spec.queues[0].name: is empty; name the queue" in after[0]["message"]
+    assert invalid_conditions(after, error, 2, LATER + timedelta(hours=1)) == after

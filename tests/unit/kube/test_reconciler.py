@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engineroom.core import reasons
 from engineroom.core.errors import InvalidSpecError, Problem
 from engineroom.kube.client.errors import Cause, Forbidden, NotFound, Unreachable
 from engineroom.kube.client.resources import CONFIG_MAPS, Resource
@@ -96,7 +95,7 @@ class Toys(ObjectReconciler[ToyMemory, int, int, int, str]):
         metadata = {"namespace": memory.namespace, "name": memory.name}
         body = {"metadata": metadata, "data": {"size": str(do)}}
         work = self.context.client.apply(CONFIG_MAPS, body)
-        _, refusal = await unless_refused(work, {}, reasons.APPLY_REFUSED)
+        _, refusal = await unless_refused(work, {})
         return refusal[1] if refusal else ""
 
     def status(

@@ -48,7 +48,7 @@ def pod(name: str, **fields: Any) -> PodView:
         "ready": True,
         "deleting": False,
         "deletion_cost": 0,
-        "drain_asked": False,
+        "drain_requested": False,
         "created": NOW - 100,
         "restarts": 0,
     }

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.decide import Decision, Observation, decide
-from engineroom.workers.demand import Memory, QueueRates
+from engineroom.workers.decide import SizeDecision, SizeInputs, decide_size
+from engineroom.workers.demand import DemandHistory, QueueRates
 from engineroom.workers.plan import plan_of
 from tests.unit.workers.builders import NOW, facts, plan, pool
 
 
-def memory(duration: float | None = None, **queue: float) -> Memory:
-    kept = Memory()
+def memory(duration: float | None = None, **queue: float) -> DemandHistory:
+    kept = DemandHistory()
     if duration is not None:
         kept.rates["mail"] = QueueRates(duration=duration, **queue)
     return kept
@@ -26,10 +26,10 @@ def size(
     duration: float | None = None,
     current: int | None = 0,
     busy_pods: int = 0,
-    kept: Memory | None = None,
-) -> Decision:
-    observation = Observation(at=NOW, facts=facts(**seen), current=current, busy_pods=busy_pods)
-    return decide(plan(**spec), observation, kept or memory(duration))
+    kept: DemandHistory | None = None,
+) -> SizeDecision:
+    observation = SizeInputs(at=NOW, facts=facts(**seen), current=current, busy_pods=busy_pods)
+    return decide_size(plan(**spec), observation, kept or memory(duration))
 
 
 def test_an_empty_queue_wants_nobody():
@@ -88,7 +88,9 @@ def test_no_more_workers_than_a_limit_of_the_queue_lets_work():
 
 def test_several_workers_share_a_pod():
     wide = plan_of(pool(workersPerPod=4, autoscaling={}))
-    decision = decide(wide, Observation(at=NOW, facts=facts(waiting=9), current=0), Memory())
+    decision = decide_size(
+        wide, SizeInputs(at=NOW, facts=facts(waiting=9), current=0), DemandHistory()
+    )
     assert decision.replicas == 3
 
 
@@ -125,8 +127,8 @@ def test_pause_holds_the_direction_it_names(pause, up, down):
     assert size(spec, {}, current=4, kept=settled()).replicas == down
 
 
-def settled() -> Memory:
-    kept = Memory()
+def settled() -> DemandHistory:
+    kept = DemandHistory()
     kept.wanted.append((NOW - 1000, 0))
     kept.last_busy = NOW - 1000
     return kept
@@ -134,16 +136,16 @@ def settled() -> Memory:
 
 def test_shrinking_waits_for_the_window_and_then_for_the_idle_timeout():
     spec = {"scaleDown": {"stabilizationWindow": "60s"}, "idleTimeout": "100s"}
-    kept = Memory(last_busy=NOW)
+    kept = DemandHistory(last_busy=NOW)
     sizes = {}
     for after in (0, 30, 59, 61, 99, 101):
-        seen = Observation(at=NOW + after, facts=facts(at=NOW + after), current=5)
-        sizes[after] = decide(plan(**spec), seen, kept).replicas
+        seen = SizeInputs(at=NOW + after, facts=facts(at=NOW + after), current=5)
+        sizes[after] = decide_size(plan(**spec), seen, kept).replicas
     assert sizes == {0: 5, 30: 5, 59: 5, 61: 1, 99: 1, 101: 0}
 
 
 def test_a_restarted_operator_does_not_shrink_at_first_sight():
-    decision = size({}, {}, current=8, kept=Memory())
+    decision = size({}, {}, current=8, kept=DemandHistory())
     assert decision.replicas == 8
     assert "8 kept" in decision.sentence
 
@@ -151,7 +153,7 @@ def test_a_restarted_operator_does_not_shrink_at_first_sight():
 def test_a_restarted_operator_says_of_a_pool_at_its_floor_what_it_said_before():
     spec = {"minReplicas": 2}
     before = size(spec, {}, current=2, kept=settled())
-    assert size(spec, {}, current=2, kept=Memory()) == before
+    assert size(spec, {}, current=2, kept=DemandHistory()) == before
 
 
 def test_a_minute_lets_only_so_many_go():
@@ -163,27 +165,27 @@ def test_a_minute_lets_only_so_many_go():
 
 
 def test_redis_away_keeps_the_size():
-    seen = Observation(at=NOW, facts=None, current=6, outage="no answer")
-    decision = decide(plan(minReplicas=1), seen, Memory())
+    seen = SizeInputs(at=NOW, facts=None, current=6, outage="no answer")
+    decision = decide_size(plan(minReplicas=1), seen, DemandHistory())
     assert decision.replicas == 6
     assert decision.sentence == "6 pods: kept while blind (no answer)"
 
 
 def test_redis_away_with_a_declared_fallback():
     spec = pool(autoscaling={}, metricOutage={"mode": "Fallback", "replicas": 4})
-    seen = Observation(at=NOW, facts=None, current=1)
-    assert decide(plan_of(spec), seen, Memory()).replicas == 4
+    seen = SizeInputs(at=NOW, facts=None, current=1)
+    assert decide_size(plan_of(spec), seen, DemandHistory()).replicas == 4
 
 
 def test_suspended_pools_do_not_grow_on_the_backlog_they_hold_back():
     spec = pool(suspend=True, autoscaling={})
-    seen = Observation(at=NOW, facts=facts(waiting=500), current=2)
-    assert decide(plan_of(spec), seen, Memory()).replicas == 2
+    seen = SizeInputs(at=NOW, facts=facts(waiting=500), current=2)
+    assert decide_size(plan_of(spec), seen, DemandHistory()).replicas == 2
 
 
 def test_by_hand():
-    seen = Observation(at=NOW, facts=facts(waiting=500), current=1)
-    decision = decide(plan_of(pool(replicas=3)), seen, Memory())
+    seen = SizeInputs(at=NOW, facts=facts(waiting=500), current=1)
+    decision = decide_size(plan_of(pool(replicas=3)), seen, DemandHistory())
     assert (decision.replicas, decision.sentence) == (3, "3 pods: set by hand in spec.replicas")
 
 

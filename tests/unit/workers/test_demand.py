@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.queue.observe import QueueFacts
-from engineroom.workers.demand import Memory, QueueRates
+from engineroom.workers.demand import DemandHistory, QueueRates
 from tests.unit.workers.builders import NOW
 
 
@@ -52,7 +52,7 @@ def test_flushed_totals_start_over():
 
 @given(st.lists(st.tuples(st.floats(0.1, 30), st.integers(0, 50)), min_size=1, max_size=60))
 def test_the_window_holds_exactly_the_largest_wish_within_it(steps):
-    memory, history, at, window = Memory(), [], NOW, 60.0
+    memory, history, at, window = DemandHistory(), [], NOW, 60.0
     for pause, wish in steps:
         at += pause
         history.append((at, wish))
@@ -61,6 +61,6 @@ def test_the_window_holds_exactly_the_largest_wish_within_it(steps):
 
 
 def test_a_clock_set_back_does_not_freeze_the_pool():
-    memory = Memory()
+    memory = DemandHistory()
     memory.stabilized(50, 0, 60.0, NOW + 3600)
     assert memory.stabilized(1, 50, 60.0, NOW) == 1

@@ -8,27 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.workers.rightsizing.recommendation import NOTHING, Amounts
+from engineroom.workers.projections import ContainerView, container_view
+from engineroom.workers.resources import NO_RESOURCES, ResourceAmounts
 from engineroom.workers.rightsizing.resizing import (
-    Container,
-    container_of,
-    left_alone,
+    needing_restart,
     plan_resize,
     resize_patch,
     supported,
 )
 
 MEBI = 2.0**20
-PRESENT = Amounts(0.1, 128 * MEBI, None, 256 * MEBI)
+PRESENT = ResourceAmounts(0.1, 128 * MEBI, None, 256 * MEBI)
 
 
-def container(wish: Amounts = PRESENT, **fields: Any) -> Container:
-    return Container("app", **{"running": True, "wish": wish, **fields})
+def container(desired: ResourceAmounts = PRESENT, **fields: Any) -> ContainerView:
+    return ContainerView("app", **{"running": True, "desired": desired, **fields})
 
 
 def test_what_differs_is_asked_for_and_nothing_else():
-    found = plan_resize(container(), Amounts(0.2, 130 * MEBI, 1.0, 512 * MEBI), None)
-    assert found == Amounts(0.2, 128 * MEBI, None, 512 * MEBI)
+    found = plan_resize(container(), ResourceAmounts(0.2, 130 * MEBI, 1.0, 512 * MEBI), None)
+    assert found == ResourceAmounts(0.2, 128 * MEBI, None, 512 * MEBI)
     patch = resize_patch(container(), "uid-1", found)
     assert patch == {
         "metadata": {"uid": "uid-1"},
@@ -44,12 +43,14 @@ def test_what_differs_is_asked_for_and_nothing_else():
 
 
 def test_what_hardly_differs_is_left():
-    assert plan_resize(container(), Amounts(0.105, 130 * MEBI, None, 260 * MEBI), None) is None
+    assert (
+        plan_resize(container(), ResourceAmounts(0.105, 130 * MEBI, None, 260 * MEBI), None) is None
+    )
 
 
 def test_nothing_is_asked_for_without_a_recommendation_or_of_a_container_that_does_not_run():
-    assert plan_resize(container(), NOTHING, 1.0) is None
-    assert plan_resize(container(running=False), Amounts(cpu_request=1.0), 1.0) is None
+    assert plan_resize(container(), NO_RESOURCES, 1.0) is None
+    assert plan_resize(container(running=False), ResourceAmounts(cpu_request=1.0), 1.0) is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_nothing_is_asked_for_without_a_recommendation_or_of_a_container_that_do
     [(None, 256), (50 * MEBI, 64), (100 * MEBI, 120), (230 * MEBI, 256)],
 )
 def test_a_memory_limit_is_not_lowered_below_use(use, limit):
-    lower = Amounts(memory_request=64 * MEBI, memory_limit=64 * MEBI)
+    lower = ResourceAmounts(memory_request=64 * MEBI, memory_limit=64 * MEBI)
     found = plan_resize(container(), lower, use)
     assert found is not None
     assert found.memory_request == 64 * MEBI
@@ -65,37 +66,37 @@ def test_a_memory_limit_is_not_lowered_below_use(use, limit):
 
 
 def test_a_request_never_ends_up_above_the_limit():
-    only = plan_resize(container(), Amounts(memory_request=400 * MEBI), None)
+    only = plan_resize(container(), ResourceAmounts(memory_request=400 * MEBI), None)
     assert only is not None
     assert only.memory_request == only.memory_limit == 256 * MEBI
 
 
 def test_a_resource_that_would_restart_the_container_is_left_alone():
     picky = container(restarts_for=frozenset({"memory"}))
-    wanted = Amounts(0.2, 64 * MEBI, None, 512 * MEBI)
-    assert plan_resize(picky, wanted, None) == Amounts(0.2, 128 * MEBI, None, 256 * MEBI)
-    assert left_alone(picky, wanted) == ["memory"]
-    assert left_alone(picky, Amounts(cpu_request=0.2)) == []
-    assert left_alone(container(restarts_for=frozenset({"nvidia.com/gpu"})), wanted) == []
+    wanted = ResourceAmounts(0.2, 64 * MEBI, None, 512 * MEBI)
+    assert plan_resize(picky, wanted, None) == ResourceAmounts(0.2, 128 * MEBI, None, 256 * MEBI)
+    assert needing_restart(picky, wanted) == ["memory"]
+    assert needing_restart(picky, ResourceAmounts(cpu_request=0.2)) == []
+    assert needing_restart(container(restarts_for=frozenset({"nvidia.com/gpu"})), wanted) == []
 
 
 amounts = st.one_of(st.none(), st.floats(min_value=0.01, max_value=64))
 bytes_ = st.one_of(st.none(), st.floats(min_value=16 * MEBI, max_value=2.0**36))
-anything = st.builds(Amounts, amounts, bytes_, amounts, bytes_)
+anything = st.builds(ResourceAmounts, amounts, bytes_, amounts, bytes_)
 
 
 @given(anything, anything, bytes_)
-def test_asking_is_safe_and_comes_to_rest(wish, recommended, use):
-    if wish.memory_limit is not None and (wish.memory_request or 0) > wish.memory_limit:
+def test_asking_is_safe_and_comes_to_rest(desired, recommended, use):
+    if desired.memory_limit is not None and (desired.memory_request or 0) > desired.memory_limit:
         return
-    if wish.cpu_limit is not None and (wish.cpu_request or 0) > wish.cpu_limit:
+    if desired.cpu_limit is not None and (desired.cpu_request or 0) > desired.cpu_limit:
         return
-    found = plan_resize(container(wish), recommended, use)
+    found = plan_resize(container(desired), recommended, use)
     if found is None:
         return
     for name in ("cpu_limit", "memory_limit"):
-        assert (getattr(found, name) is None) == (getattr(wish, name) is None)
-    if found.memory_limit is not None and found.memory_limit < wish.memory_limit:
+        assert (getattr(found, name) is None) == (getattr(desired, name) is None)
+    if found.memory_limit is not None and found.memory_limit < desired.memory_limit:
         assert use is not None
         assert found.memory_limit >= use
     assert found.memory_limit is None or (found.memory_request or 0) <= found.memory_limit
@@ -124,13 +125,13 @@ def pod(**status: Any) -> dict[str, Any]:
 
 
 def test_the_worker_container_is_known_by_what_it_runs():
-    found = container_of(pod())
+    found = container_view(pod())
     assert found is not None
-    assert (found.name, found.running, found.killed) == ("app", False, None)
-    assert found.wish == Amounts(cpu_request=0.1, memory_limit=256 * MEBI)
+    assert (found.name, found.running, found.oom_killed) == ("app", False, None)
+    assert found.desired == ResourceAmounts(cpu_request=0.1, memory_limit=256 * MEBI)
     assert found.restarts_for == {"memory"}
-    assert container_of({"spec": {"containers": [{"name": "x"}]}}) is None
-    assert container_of({}) is None
+    assert container_view({"spec": {"containers": [{"name": "x"}]}}) is None
+    assert container_view({}) is None
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_the_worker_container_is_known_by_what_it_runs():
 )
 def test_what_became_of_a_resize(conditions, word):
     told = [{"type": t, "status": s, "reason": r, "message": "m"} for t, s, r in conditions]
-    found = container_of(pod(conditions=told))
+    found = container_view(pod(conditions=told))
     assert found is not None
     assert found.resize == word
     assert found.resize_message == ("m" if word else "")
@@ -165,10 +166,10 @@ def test_a_kill_for_memory_is_seen_and_another_end_is_not(state):
             "resources": {"limits": {"memory": "512Mi"}},
             state: {"terminated": ended},
         }
-        found = container_of(pod(containerStatuses=[status]))
+        found = container_view(pod(containerStatuses=[status]))
         assert found is not None
-        assert found.given.memory_limit == 512 * MEBI
-        return found.killed
+        assert found.actual.memory_limit == 512 * MEBI
+        return found.oom_killed
 
     assert told("OOMKilled") == 1795392000.0
     assert told("Error") is None

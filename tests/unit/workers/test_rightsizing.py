@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 from engineroom.api.quantity import parse_quantity
 from engineroom.api.v1alpha1.workerpool import RightSizing, RightSizingMode
 from engineroom.workers.plan import plan_of
+from engineroom.workers.resources import NO_RESOURCES, RESOURCE_NAMES, ResourceAmounts
 from engineroom.workers.rightsizing.recommendation import (
-    AMOUNTS,
     HEADROOM,
     LEAST_SAMPLES,
     MARGIN,
-    NOTHING,
     THRESHOLD,
-    Amounts,
-    Held,
+    PatientValue,
     Recommender,
     SizingPlan,
     rounded,
@@ -45,20 +43,22 @@ def plan(resources: object = TEMPLATE, **spec: object) -> SizingPlan:
 class Watch:
     """A recommender and its time."""
 
-    def __init__(self, sizing: SizingPlan, published: Amounts = NOTHING, at: float = 0.0) -> None:
+    def __init__(
+        self, sizing: SizingPlan, published: ResourceAmounts = NO_RESOURCES, at: float = 0.0
+    ) -> None:
         self.plan, self.at = sizing, at
         self.recommender = Recommender.begin(sizing, published, at)
 
-    def round(self, *samples: Sample) -> Amounts:
+    def round(self, *samples: Sample) -> ResourceAmounts:
         self.at += ROUND
         self.recommender.profile.fold(list(samples), self.at, ROUND)
         return self.look()
 
-    def look(self) -> Amounts:
+    def look(self) -> ResourceAmounts:
         return self.recommender.step(self.plan, self.at, PATIENCE)
 
-    def rounds(self, seconds: float, *samples: Sample) -> Amounts:
-        found = Amounts()
+    def rounds(self, seconds: float, *samples: Sample) -> ResourceAmounts:
+        found = ResourceAmounts()
         for _ in range(int(seconds / ROUND)):
             found = self.round(*samples)
         return found
@@ -94,7 +94,7 @@ def test_a_handful_of_samples_raises_no_request():
 
 
 def test_nine_of_ten_count_for_requests_and_all_for_limits():
-    watch, found = Watch(plan()), Amounts()
+    watch, found = Watch(plan()), ResourceAmounts()
     for turn in range(400):
         rare = turn % 20 == 0
         found = watch.round(Sample(2.0 if rare else 0.2, (200 if rare else 100) * MEBI))
@@ -135,13 +135,13 @@ def test_requests_that_are_limits_stay_so():
 
 def test_a_successor_goes_on_from_what_was_published():
     before = Watch(plan()).rounds(PATIENCE + 300, Sample(0.05, 60 * MEBI))
-    after = Watch(plan(), Amounts.of(before.resources()), at=2 * PATIENCE)
+    after = Watch(plan(), ResourceAmounts.of(before.resources()), at=2 * PATIENCE)
     assert after.look() == before
     assert after.rounds(1800, Sample(0.05, 60 * MEBI)) == before
 
 
 def test_a_limit_that_is_new_in_the_template_is_where_a_successor_begins():
-    published = Amounts.of({"requests": {"cpu": "100m", "memory": "128Mi"}})
+    published = ResourceAmounts.of({"requests": {"cpu": "100m", "memory": "128Mi"}})
     limited = plan({**TEMPLATE, "limits": {"cpu": "200m", "memory": "256Mi"}})
     found = Watch(limited, published).round(Sample(0.4, 60 * MEBI))
     assert found.cpu_limit >= 0.4
@@ -149,7 +149,7 @@ def test_a_limit_that_is_new_in_the_template_is_where_a_successor_begins():
 
 
 def test_a_published_peak_is_not_forgotten_by_a_restart_before_a_day():
-    published = Amounts.of({"limits": {"memory": "2Gi"}, "requests": {"memory": "128Mi"}})
+    published = ResourceAmounts.of({"limits": {"memory": "2Gi"}, "requests": {"memory": "128Mi"}})
     watch = Watch(plan(), published)
     assert watch.rounds(DAY - 3600, Sample(None, 60 * MEBI)).memory_limit == 2048 * MEBI
     assert watch.rounds(7200 + PATIENCE, Sample(None, 60 * MEBI)).memory_limit < 128 * MEBI
@@ -180,12 +180,12 @@ loads = st.lists(
 @settings(deadline=None, max_examples=60)
 def test_it_never_starves_never_hurries_down_and_keeps_its_bounds(load):
     sizing = plan(minAllowed={"cpu": "50m"}, maxAllowed={"cpu": "4", "memory": "2Gi"})
-    watch, lowered = Watch(sizing), dict.fromkeys(AMOUNTS, float("-inf"))
+    watch, lowered = Watch(sizing), dict.fromkeys(RESOURCE_NAMES, float("-inf"))
     before: dict[str, float | None] = {}
     for cpu, memory, rounds in load:
         for _ in range(rounds):
             found = watch.round(Sample(cpu, memory))
-            held = {name: each.value for name, each in watch.recommender.held.items()}
+            held = {name: each.value for name, each in watch.recommender.values.items()}
             watched = watch.recommender.profile.watched
             for name, value in held.items():
                 was = before.get(name)
@@ -196,7 +196,7 @@ def test_it_never_starves_never_hurries_down_and_keeps_its_bounds(load):
             if not found:
                 continue
             wanted = wants(watch.recommender.profile, sizing, watch.at)
-            for name in AMOUNTS:
+            for name in RESOURCE_NAMES:
                 now, want = getattr(found, name), getattr(wanted, name)
                 if now is not None:
                     assert now == sizing.bounded(name, now)
@@ -219,7 +219,7 @@ def test_steady_use_with_noise_comes_to_rest(cpu, memory, seed):
         noise = chance.uniform(0.9, 1.1)
         seen.append(watch.round(Sample(cpu * noise, memory * noise)))
     settled = seen[int(2 * PATIENCE / ROUND) :]
-    for name in AMOUNTS:
+    for name in RESOURCE_NAMES:
         values = [getattr(found, name) or 0.0 for found in settled]
         # A percentile near a bucket's edge may still move it up once, and never back.
         assert values == sorted(values)
@@ -227,7 +227,7 @@ def test_steady_use_with_noise_comes_to_rest(cpu, memory, seed):
 
 
 def test_work_that_comes_and_goes_does_not_make_it_flap():
-    watch, changes, before = Watch(plan()), 0, Amounts()
+    watch, changes, before = Watch(plan()), 0, ResourceAmounts()
     for turn in range(3 * 2880):
         busy = turn // 20 % 10 == 0  # a tenth of the time, which is where the percentile lies
         found = watch.round(Sample(1.0 if busy else 0.05, (400 if busy else 60) * MEBI))
@@ -245,12 +245,12 @@ def test_what_is_written_is_not_less_and_hardly_more(cpu, memory):
     assert rounded("memory_limit", memory) <= memory * 1.0625 + MEBI * 1.0625
     for name, value in (("cpu_request", cpu), ("memory_limit", memory)):
         assert rounded(name, rounded(name, value)) == rounded(name, value)
-    said = Amounts(cpu_request=rounded("cpu_request", cpu)).resources()["requests"]["cpu"]
+    said = ResourceAmounts(cpu_request=rounded("cpu_request", cpu)).resources()["requests"]["cpu"]
     assert float(parse_quantity(said)) == pytest.approx(rounded("cpu_request", cpu))
 
 
 def test_held_falls_to_the_most_that_was_wanted_meanwhile():
-    held = Held(10.0)
+    held = PatientValue(10.0)
     for watched, wanted in ((0, 2.0), (50, 5.0), (99, 3.0)):
         held.step(wanted, watched, 100.0)
         assert held.value == 10.0
@@ -260,7 +260,7 @@ def test_held_falls_to_the_most_that_was_wanted_meanwhile():
 
 def test_a_spec_without_resources_is_off_or_begins_from_nothing():
     made = plan_of(builders.pool(rightSizing={"mode": "Off"})).right_sizing
-    assert (made.mode, made.template) == (RightSizingMode.OFF, Amounts())
+    assert (made.mode, made.template) == (RightSizingMode.OFF, ResourceAmounts())
     watch = Watch(plan(None))
     assert not watch.rounds(PATIENCE - 60, Sample(0.05, 60 * MEBI))
     assert watch.rounds(120, Sample(0.05, 60 * MEBI)).memory_limit is not None

@@ -19,8 +19,8 @@ from engineroom.workers.rightsizing.usage import (
     RATIO,
     Histogram,
     Peak,
-    Profile,
     Sample,
+    UsageProfile,
 )
 
 MEBI = 2.0**20
@@ -119,7 +119,7 @@ def test_peaks_are_forgotten_after_eight_days():
 
 
 def test_a_kill_counts_as_more_than_the_limit():
-    profile = Profile()
+    profile = UsageProfile()
     profile.killed(64 * MEBI, 0.0, 1.0)
     assert profile.memory_peak.value(0.0) >= 64 * MEBI + 100e6
     profile.killed(4096 * MEBI, 0.0, 1.0)
@@ -127,7 +127,7 @@ def test_a_kill_counts_as_more_than_the_limit():
 
 
 def test_only_rounds_that_told_something_count_as_watched():
-    profile = Profile()
+    profile = UsageProfile()
     profile.fold([], 0.0, 30.0)
     profile.fold([Sample()], 30.0, 30.0)
     assert (profile.watched, profile.version) == (0.0, 0)
@@ -136,7 +136,7 @@ def test_only_rounds_that_told_something_count_as_watched():
 
 
 def test_a_profile_stays_small_whatever_it_sees():
-    profile = Profile()
+    profile = UsageProfile()
     for place in range(10_000):
         use = 0.01 * 1.002 ** (place % 5_000)
         profile.fold([Sample(use, use * 2.0**30, use * 2.0**30)], place * 60.0, 60.0)

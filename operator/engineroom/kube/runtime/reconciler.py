@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import structlog
 
-from engineroom.core.conditions import invalid_conditions
+from engineroom.core import reasons
+from engineroom.core.conditions import MESSAGE_LENGTH, Trouble, invalid_conditions
 from engineroom.core.errors import InvalidSpecError
 from engineroom.kube.client.errors import Forbidden, Invalid, NotFound
 from engineroom.kube.runtime.status_writer import FIGURES_INTERVAL, StatusWriter
@@ -341,9 +342,7 @@ class GroupReconciler(Reconciler[Memory]):
         return self._names.get(namespace, ())
 
 
-async def unless_refused(
-    work: Awaitable[Result], default: Result, reason: str
-) -> tuple[Result, tuple[str, str] | None]:
+async def unless_refused(work: Awaitable[Result], default: Result) -> tuple[Result, Trouble | None]:
     """Await writes; returns their result, and (reason, message) if the API server refused one.
 
     A namespace that is being deleted is no refusal: its Forbidden goes on to the reconciler.
@@ -353,7 +352,9 @@ async def unless_refused(
     except (Invalid, Forbidden) as error:
         if isinstance(error, Forbidden) and error.namespace_terminating:
             raise
-        return default, (reason, str(error)[:1024])
+        quota = isinstance(error, Forbidden) and error.quota
+        reason = reasons.QUOTA_EXCEEDED if quota else reasons.APPLY_REFUSED
+        return default, (reason, str(error)[:MESSAGE_LENGTH])
 
 
 def earliest(*waits: float | None) -> float | None:

@@ -1,10 +1,10 @@
-"""Who leaves when the pool shrinks, and what each leaver needs next: pure, one step at a time.
+"""Which pods leave when a pool shrinks, and the next step for each: pure, one step at a time.
 
-A worker is asked to drain (reversible), says drained, is told to retire (irrevocable), says
-retired; then its pod is marked as the cheapest to delete, and only then the Deployment shrinks, by
-exactly the number of marked pods. Every step is read back before the next, so the operator may
-die between any two. A pod that is deleted against this order still finishes its job: the runtime
-takes SIGTERM as "finish and go".
+A worker is asked to drain (reversible) and reports drained; it is told to retire (irrevocable) and
+reports retired. Then its pod is marked as the cheapest to delete, and only then does the Deployment
+shrink, by exactly the number of marked pods. Every step is read back before the next, so the
+operator may die between any two. A pod that is deleted against this order still finishes its job:
+the runtime takes SIGTERM as "finish and exit".
 """
 
 from __future__ import annotations
@@ -23,102 +23,109 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
-    """The next step of every leaver. Names are workers' names, except ``mark``."""
+class DrainPlan:
+    """The next step of every pod that leaves. Names are workers' names, except ``mark``."""
 
-    #: (worker, drain id): ask, or ask again before the request runs out.
+    #: (worker, drain id): to be asked, or asked again before the request expires.
     drain: tuple[tuple[str, str], ...] = ()
     cancel: tuple[str, ...] = ()
     retire: tuple[tuple[str, str], ...] = ()
     #: Pods to mark as the cheapest to delete.
     mark: tuple[PodView, ...] = ()
-    #: The Deployment may shrink by so many: that many marked pods wait to be deleted.
+    #: How much the Deployment may shrink: so many marked pods wait to be deleted.
     shrink_by: int = 0
-    #: Pods on their way out.
+    #: Pods that drain or are being deleted.
     leaving: int = 0
 
+    @property
+    def in_progress(self) -> bool:
+        """Whether a step was taken whose effect is read soon."""
+        return bool(self.drain or self.retire or self.mark or self.shrink_by)
 
-def named_to_leave(annotations: Mapping[str, str] | None) -> frozenset[str]:
-    """The pods that a pool's own annotations ask to leave."""
-    said = (annotations or {}).get(ANNOTATION_DRAIN_PODS)
-    if not said:
+
+def pods_to_drain(annotations: Mapping[str, str] | None) -> frozenset[str]:
+    """Return the names of the pods that the pool's own annotation asks to drain."""
+    names = (annotations or {}).get(ANNOTATION_DRAIN_PODS)
+    if not names:
         return frozenset()
-    return frozenset(filter(None, (each.strip() for each in said.split(","))))
+    return frozenset(filter(None, (name.strip() for name in names.split(","))))
 
 
-def with_named(pods: Sequence[PodView], named: frozenset[str]) -> Sequence[PodView]:
-    """The pods, with those named by the pool as if they had been asked themselves."""
-    if not named:
+def with_requested(pods: Sequence[PodView], requested: frozenset[str]) -> Sequence[PodView]:
+    """Return the pods; those named in ``requested`` as if they carried the annotation."""
+    if not requested:
         return pods
-    return [replace(pod, drain_asked=True) if pod.name in named else pod for pod in pods]
+    return [replace(pod, drain_requested=True) if pod.name in requested else pod for pod in pods]
 
 
 def retired_pods(
     pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]]
 ) -> list[PodView]:
-    """Pods that will never take a job again: marked, or with all of their workers retired."""
-    return [p for p in pods if p.present and (_marked(p) or _retired(workers.get(p.name, ())))]
+    """Return the pods that never take a job again: marked, or with all of their workers retired."""
+    return [
+        pod for pod in pods if pod.present and (_marked(pod) or _retired(workers.get(pod.name, ())))
+    ]
 
 
 def unaccounted(retired: Sequence[PodView], pods: Sequence[PodView], replicas: int) -> int:
-    """Of the retired pods, those that the Deployment's size still counts.
+    """Return how many retired pods the Deployment's size still counts.
 
-    After a size was lowered by them they are seen a little longer: the ReplicaSet has been told.
+    After the size was lowered they exist a little longer, until the ReplicaSet deletes them.
     """
     under_way = max(0, sum(pod.present for pod in pods) - replicas)
     return max(0, len(retired) - under_way)
 
 
-def plan_leave(
+def plan_drain(
     pods: Sequence[PodView],
     workers: Mapping[str, Sequence[WorkerFacts]],
     *,
     replicas: int,
     target: int,
     rolling: bool = False,
-) -> Leave:
-    """Next steps so that the pool gets from ``replicas`` pods to ``target``.
+) -> DrainPlan:
+    """Return the next steps that take the pool from ``replicas`` pods to ``target``.
 
     ``workers`` are the registered workers by pod name. With ``target`` at or above ``replicas``
-    whoever drains is called back; only the retired still go. While the Deployment is ``rolling``
-    from one template to the next there are two ReplicaSets, and which of them a smaller size
-    takes pods from is Kubernetes' choice: nobody is sent away then, unless everybody goes.
+    draining workers are called back; only retired ones still leave. While the Deployment is
+    ``rolling`` from one template to the next it has two ReplicaSets, and Kubernetes chooses from
+    which of them a smaller size takes pods: then no pod leaves, unless all do.
     """
     present = [pod for pod in pods if pod.present]
-    # Marked pods that the ReplicaSet is already told to delete, and has not yet.
+    # Marked pods that the ReplicaSet is about to delete.
     under_way = max(0, len(present) - replicas)
     retired = retired_pods(present, workers)
     excess = max(replicas - target, unaccounted(retired, pods, replicas), 0)
-    asked = [pod for pod in present if pod.drain_asked]
+    requested = [pod for pod in present if pod.drain_requested]
     ranked = sorted(present, key=lambda pod: _rank(pod, workers.get(pod.name, ())))
     if rolling and target:
-        # Of more pods than replicas the surplus is new ones coming up, and nobody's to leave.
+        # The surplus of pods over replicas is new pods coming up, and none of them leaves.
         excess = under_way = 0
-    victims = {pod.name: pod for pod in [*ranked[: excess + under_way], *asked]}
+    victims = {pod.name: pod for pod in [*ranked[: excess + under_way], *requested]}
 
     drain: list[tuple[str, str]] = []
     retire: list[tuple[str, str]] = []
     mark: list[PodView] = []
     marked = 0
     for pod in victims.values():
-        crew = workers.get(pod.name, ())
+        registered = workers.get(pod.name, ())
         if _marked(pod):
             marked += 1
             continue
-        if _retired(crew) or not crew:
-            # Without a registered worker there is nobody to ask; should one start in this very
-            # moment, it takes SIGTERM as "finish and go".
+        if _retired(registered) or not registered:
+            # A pod without a registered worker cannot be asked; if one starts at this very moment,
+            # it takes SIGTERM as "finish and exit".
             mark.append(pod)
             continue
-        for worker in crew:
+        for worker in registered:
             if worker.drain == "retired":
                 continue
             if worker.drain == "drained" and not worker.busy and not (rolling and target):
                 retire.append((worker.name, pod.uid))
             else:
                 drain.append((worker.name, pod.uid))
-    # Deleted already, by us or others. Should the signal not reach a worker, as through a shell of
-    # the user's that passes none on, it takes no more jobs all the same.
+    # Deleted already, by us or others. If the signal does not reach a worker, because a shell of
+    # the user's does not pass it on, the drain request still keeps it from taking jobs.
     drain += [
         (worker.name, pod.uid)
         for pod in pods
@@ -133,7 +140,7 @@ def plan_leave(
         for worker in workers.get(pod.name, ())
         if worker.drain in ("draining", "drained")
     ]
-    return Leave(
+    return DrainPlan(
         drain=tuple(drain),
         cancel=tuple(cancel),
         retire=tuple(retire),
@@ -145,27 +152,27 @@ def plan_leave(
     )
 
 
-#: A job that runs for so long makes its pod one not to be moved (seconds): a pod of short jobs
-#: would be written to all the time, and moving it costs no more than such a job's length.
+#: A job that runs for so long protects its pod from being moved (seconds): a pod of short jobs
+#: would be written to all the time, and moving it costs no more than one of them.
 LONG_JOB = 10.0
 
 
-def to_protect(
+def pods_to_protect(
     pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]], at: float
 ) -> list[tuple[PodView, bool]]:
-    """Pods whose protection against being moved is not as their work asks, with what it asks."""
+    """Return the pods whose protection from being moved has to change, with what it has to be."""
     changes = []
     for pod in pods:
-        crew = workers.get(pod.name, ())
-        long = any(w.busy and at - (w.job_started or at) >= LONG_JOB for w in crew)
-        idle = not any(w.busy for w in crew)
+        registered = workers.get(pod.name, ())
+        long = any(w.busy and at - (w.job_started or at) >= LONG_JOB for w in registered)
+        idle = not any(worker.busy for worker in registered)
         if pod.present and (long if not pod.protected else idle):
             changes.append((pod, long))
     return changes
 
 
 def busy_pods(pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFacts]]) -> int:
-    """Pods that hold a job and are not on their way out."""
+    """Return how many pods hold a job and are not leaving."""
     return sum(
         1
         for pod in pods
@@ -174,42 +181,42 @@ def busy_pods(pods: Sequence[PodView], workers: Mapping[str, Sequence[WorkerFact
 
 
 def _first_to_go(present: Sequence[PodView]) -> int:
-    """How many marked pods a ReplicaSet would delete before the first that is not marked.
+    """Return how many marked pods a ReplicaSet would delete before the first unmarked one.
 
-    It takes pods without a node first, then those that do not run, then those that are not ready,
-    and only among equals the cheapest (ActivePodsWithRanks in kubernetes/pkg/controller). A pod
-    that has just come up as a replacement would go before the one it replaces.
+    It deletes pods without a node first, then those that do not run, then those that are not
+    ready, and only among equals the cheapest (ActivePodsWithRanks in kubernetes/pkg/controller). A
+    replacement that has just come up would go before the pod that it replaces.
     """
     order = sorted(
         present,
         key=lambda pod: (pod.scheduled, pod.phase == "Running", pod.ready, pod.deletion_cost),
     )
-    return next((at for at, pod in enumerate(order) if not _marked(pod)), len(order))
+    return next((place for place, pod in enumerate(order) if not _marked(pod)), len(order))
 
 
 def _marked(pod: PodView) -> bool:
     return pod.deletion_cost <= RETIRED_COST
 
 
-def _retired(crew: Sequence[WorkerFacts]) -> bool:
-    return bool(crew) and all(worker.drain == "retired" for worker in crew)
+def _retired(workers: Sequence[WorkerFacts]) -> bool:
+    return bool(workers) and all(worker.drain == "retired" for worker in workers)
 
 
-def _rank(pod: PodView, crew: Sequence[WorkerFacts]) -> tuple[int, float, str]:
-    """Sooner leaves first: the ones already leaving, the idle, the unready, the youngest job."""
+def _rank(pod: PodView, workers: Sequence[WorkerFacts]) -> tuple[int, float, str]:
+    """Return the order of leaving: pods already leaving, idle, not ready, with the youngest job."""
     if _marked(pod):
         stage = 0
-    elif _retired(crew):
+    elif _retired(workers):
         stage = 1
-    elif crew and all(worker.drain in ("drained", "retired") for worker in crew):
+    elif workers and all(worker.drain in ("drained", "retired") for worker in workers):
         stage = 2
-    elif not crew and not pod.ready:
+    elif not workers and not pod.ready:
         stage = 3
-    elif any(worker.drain for worker in crew):
+    elif any(worker.drain for worker in workers):
         stage = 4
-    elif not any(worker.busy for worker in crew):
-        stage = 5 if crew else 6
+    elif not any(worker.busy for worker in workers):
+        stage = 5 if workers else 6
     else:
         stage = 7
-    youngest = max((w.job_started or 0.0 for w in crew if w.busy), default=0.0)
+    youngest = max((w.job_started or 0.0 for w in workers if w.busy), default=0.0)
     return stage, -youngest, pod.name

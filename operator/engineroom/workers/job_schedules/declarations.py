@@ -1,12 +1,11 @@
 """Schedules that pools declare: kept in Redis as their specs say, beside those made at run time.
 
-Redis decides whose a name is; here is only what a pool wants, and what it has to be told. What
-keeps schedules is another room's: see the protocols, which the entry point connects.
+Redis decides who owns a name. This module knows what a pool wants and what its status reports;
+``engineroom.tasks`` keeps and runs schedules; the entry point joins both by the protocols below.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,50 +21,23 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from engineroom.api.v1alpha1.jobschedule import JobSchedule
-    from engineroom.api.v1alpha1.workerpool import WorkerPoolSpec
+    from engineroom.kube.client.resources import ObjectRef
     from engineroom.kube.runtime.controller import Context
-    from engineroom.workers.plan import Plan
-    from engineroom.workers.redis_connections import Address, Link
-    from engineroom.workers.state import Pool
+    from engineroom.kube.runtime.events import Recorder
+    from engineroom.redis.address import Address
+    from engineroom.workers.job_plans import JobPlan
 
 log = structlog.get_logger(__name__)
 
-#: A refused name is tried again after so long: who has it may go (seconds).
+#: A refused name is tried again after this time, because its owner may give it up (seconds).
 TRY_AGAIN = 30.0
-#: What a pool left in a Redis that does not answer is tried so often; after that it is found when
-#: a pool names that Redis again.
+#: Attempts to remove schedules from a Redis that does not answer. What remains is removed when a
+#: pool names that Redis again.
 MOST_TRIES = 20
-#: A tick is told of so long after it was due, when it has surely been made (seconds).
+#: A tick is reported this long after it was due, when it has surely been made (seconds).
 AFTER_TICK = 0.7
 #: A pool with schedules is looked at no later than this (seconds).
 LOOK_AT_LEAST = 600.0
-#: How the runtime is told of another serializer than RQ's own.
-SERIALIZER = "ENGINEROOM_SERIALIZER"
-
-
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """One declared schedule; durations are seconds, ``at`` is Unix seconds."""
-
-    name: str
-    cron: str
-    every: float
-    at: float | None
-    time_zone: str
-    jitter: float
-    missed: str
-    suspend: bool
-    queue: str
-    function: str
-    #: Positional and named arguments, as one JSON list of both.
-    arguments: str
-    timeout: int
-    result_ttl: int | None
-    #: Tries after the first, and the waits before them; None without.
-    retry: tuple[int, tuple[int, ...]] | None
-    #: Whether the workers read JSON instead of pickle.
-    json: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +52,7 @@ class ScheduleFacts:
     version: int
 
 
-class Ticking(Protocol):
+class ScheduleLoop(Protocol):
     """A loop that enqueues what is due on one Redis."""
 
     fired: int
@@ -88,255 +60,258 @@ class Ticking(Protocol):
     trouble: str
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         ...
 
 
 class ScheduleStore(Protocol):
-    """Where schedules are kept. All methods raise EngineroomError when Redis does not answer."""
+    """Where schedules are kept. All methods raise EngineroomError while Redis does not answer."""
 
     async def declare(
         self, redis: Redis, owner: str, installation: str, jobs: Sequence[JobPlan]
     ) -> dict[str, str]:
-        """Make the owner's schedules exactly these, writing nothing where they are.
+        """Make the owner's schedules exactly these; writes nothing if they are.
 
-        Returns who has the name instead, by the names that somebody else has ("": made at run
-        time).
+        Returns the names that another owner has, with that owner ("": made at run time).
         """
         ...
 
     async def look(self, redis: Redis, owner: str) -> list[ScheduleFacts]:
-        """The owner's schedules by the names of the spec."""
+        """Return the owner's schedules, named as in the spec."""
         ...
 
     async def owners(self, redis: Redis) -> dict[str, str]:
-        """Whoever has schedules here, and the installation that looks after each."""
+        """Return the owners of schedules on this Redis, each with its installation."""
         ...
 
-    def ticking(self, redis: Redis, behind: Callable[[], float]) -> Ticking:
-        """A loop for this Redis that leaves what is due to others for ``behind()`` seconds."""
+    def ticking(self, redis: Redis, behind: Callable[[], float]) -> ScheduleLoop:
+        """Return a loop for this Redis that handles a tick ``behind()`` seconds after it is due."""
         ...
 
 
-def job_plans(spec: WorkerPoolSpec) -> tuple[JobPlan, ...]:
-    """What the spec declares, defaults resolved."""
-    if not spec.schedules:
-        return ()
-    as_json = "json" in _serializer(spec.template).lower()
-    return tuple(_job_plan(job, spec.queues[0].name, as_json) for job in spec.schedules)
-
-
-def _job_plan(job: JobSchedule, queue: str, as_json: bool) -> JobPlan:
-    retry = job.retry
-    waits = tuple(int(wait.seconds) for wait in retry.intervals) if retry else ()
-    return JobPlan(
-        name=job.name,
-        cron=job.cron or "",
-        every=job.every.seconds if job.every else 0.0,
-        at=datetime.fromisoformat(job.at).timestamp() if job.at else None,
-        time_zone=job.time_zone or "UTC",
-        jitter=job.jitter.seconds if job.jitter else 0.0,
-        missed=job.missed.value,
-        suspend=job.suspend,
-        queue=job.queue or queue,
-        function=job.function,
-        arguments=json.dumps([job.args, job.kwargs]),
-        timeout=int(job.timeout.seconds),
-        result_ttl=None if job.result_ttl is None else int(job.result_ttl.seconds),
-        retry=(retry.max, waits or (0,)) if retry else None,
-        json=as_json,
-    )
-
-
-def _serializer(template: Mapping[str, Any]) -> str:
-    """What the worker's container says of its serializer; "" where it says nothing."""
-    containers = (template.get("spec") or {}).get("containers") or ()
-    named = [each for each in containers if each.get("name") == "worker"] or containers
-    for variable in (named[0].get("env") or ()) if named else ():
-        if variable.get("name") == SERIALIZER:
-            return str(variable.get("value") or "")
-    return ""
-
-
-@dataclass(slots=True)
-class Declaration:
-    """What stands in Redis for a pool, as this process last made sure."""
+@dataclass(frozen=True, slots=True)
+class DeclaredSchedules:
+    """A pool's schedules in Redis, as this process last declared or found them."""
 
     address: Address
     generation: int
-    versions: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    #: Monotonic seconds of the last try.
-    tried: float = 0.0
+    versions: Mapping[str, int] = field(default_factory=dict)
+    #: Names that another owner has, with that owner.
+    refused: Mapping[str, str] = field(default_factory=dict)
+    #: When they were last declared (monotonic seconds).
+    declared_at: float = 0.0
 
 
 @dataclass(slots=True)
-class _Debt:
-    """Schedules that are still to be taken away; ``due`` is monotonic seconds."""
+class _Removal:
+    """Schedules that remain to be removed; ``due`` is monotonic seconds."""
 
     tries: int = 0
     due: float = float("-inf")
 
 
-class Declarations:
-    """Keeps the schedules of all pools; the leader's."""
+class ScheduleDeclarer:
+    """Keeps the schedules of all pools in Redis; used by the leader."""
 
     def __init__(self, context: Context, store: ScheduleStore) -> None:
         self._context = context
         self._store = store
-        #: Where pools that are gone, or that moved to another Redis, left theirs.
-        self._left: dict[str, dict[Address, _Debt]] = {}
+        #: Schedules left behind by pools that are gone, or moved to another Redis, by pool.
+        self._removals: dict[str, dict[Address, _Removal]] = {}
 
-    async def look(self, pool: Pool, plan: Plan, link: Link) -> tuple[ScheduleFacts, ...] | None:
-        """Make sure of the pool's schedules; what they are, or None when Redis does not say."""
-        self.leave(pool, unless=pool.address if plan.jobs else None)
-        await self.clear(pool.key)
-        if not plan.jobs or pool.address is None:
-            return ()
+    async def settle(
+        self,
+        pool: ObjectRef,
+        generation: int,
+        jobs: Sequence[JobPlan],
+        redis: Redis,
+        address: Address,
+        declared: DeclaredSchedules | None,
+    ) -> tuple[DeclaredSchedules | None, tuple[ScheduleFacts, ...] | None]:
+        """Declare the pool's schedules where they differ.
+
+        Returns what is declared now, and the schedules; None instead of them while Redis does not
+        answer.
+        """
+        key = f"{pool.namespace}/{pool.name}"
+        declared = self.leave(key, declared, unless=address if jobs else None)
+        await self.clear(key)
+        if not jobs:
+            return declared, ()
         try:
-            facts = await self._store.look(link.redis, pool.key)
-            if self._stands(pool, facts):
-                return tuple(facts)
-            await self._declare(pool, plan, link, pool.address)
-            facts = await self._store.look(link.redis, pool.key)
-        except EngineroomError as error:
-            log.warning("schedules not looked at", pool=pool.key, error=str(error))
-            return None
-        assert pool.declared is not None  # noqa: S101 # nosec B101 - _declare set it
-        pool.declared.versions = {each.name: each.version for each in facts}
-        return tuple(facts)
-
-    def _stands(self, pool: Pool, facts: Sequence[ScheduleFacts]) -> bool:
-        known = pool.declared
-        if known is None or known.generation != pool.generation:
-            return False
-        if known.refused and self._context.clock.monotonic() - known.tried > TRY_AGAIN:
-            return False
-        return known.versions == {each.name: each.version for each in facts}
-
-    async def _declare(self, pool: Pool, plan: Plan, link: Link, address: Address) -> None:
-        refused = await self._store.declare(
-            link.redis, pool.key, self._context.installation(), plan.jobs
-        )
-        before = pool.declared.refused if pool.declared else {}
-        now = self._context.clock.monotonic()
-        pool.declared = Declaration(address, pool.generation, refused=refused, tried=now)
-        for name, holder in refused.items():
-            if before.get(name) != holder:
-                self._context.recorder.record(
-                    pool.reference, "Warning", reasons.SCHEDULE_NAME_TAKEN, taken(name, holder)
+            facts = await self._store.look(redis, key)
+            if declared is None or not self._holds(declared, generation, facts):
+                refused = await self._store.declare(redis, key, self._context.installation(), jobs)
+                self._record_refused(pool, declared, refused)
+                facts = await self._store.look(redis, key)
+                declared = DeclaredSchedules(
+                    address,
+                    generation,
+                    {schedule.name: schedule.version for schedule in facts},
+                    refused,
+                    self._context.clock.monotonic(),
                 )
+        except EngineroomError as error:
+            log.warning("schedules not read", pool=key, error=str(error))
+            return declared, None
+        return declared, tuple(facts)
 
-    def leave(self, pool: Pool, unless: Address | None = None) -> None:
-        """The pool is gone, is to have no schedules, or has them elsewhere: at ``unless``."""
-        if pool.declared is not None and pool.declared.address != unless:
-            self._left.setdefault(pool.key, {})[pool.declared.address] = _Debt()
-            pool.declared = None
+    def _holds(
+        self, declared: DeclaredSchedules, generation: int, facts: Sequence[ScheduleFacts]
+    ) -> bool:
+        if declared.generation != generation:
+            return False
+        age = self._context.clock.monotonic() - declared.declared_at
+        if declared.refused and age > TRY_AGAIN:
+            return False
+        return declared.versions == {schedule.name: schedule.version for schedule in facts}
+
+    def _record_refused(
+        self, pool: ObjectRef, before: DeclaredSchedules | None, refused: Mapping[str, str]
+    ) -> None:
+        for name, owner in refused.items():
+            if before is None or before.refused.get(name) != owner:
+                message = name_taken(name, owner)
+                self._context.recorder.record(pool, "Warning", reasons.SCHEDULE_NAME_TAKEN, message)
+
+    def leave(
+        self, key: str, declared: DeclaredSchedules | None, unless: Address | None = None
+    ) -> DeclaredSchedules | None:
+        """Remove the declared schedules later, unless they are at the address ``unless``.
+
+        Returns what is still declared.
+        """
+        if declared is None or declared.address == unless:
+            return declared
+        self._removals.setdefault(key, {})[declared.address] = _Removal()
+        return None
 
     def owes(self, key: str) -> bool:
-        """Whether something of the pool's is still to be taken away."""
-        return key in self._left
+        """Return whether schedules of the pool remain to be removed."""
+        return key in self._removals
 
     async def clear(self, key: str) -> float | None:
-        """Take away what the pool left; the seconds until to try again, or None when all is gone.
+        """Remove what the pool left behind; returns the seconds until the next try, or None.
 
-        A Redis that does not answer any more must not keep a pool from its schedules elsewhere.
+        A Redis that does not answer does not keep a pool from its schedules elsewhere.
         """
-        debts = self._left.get(key)
-        if not debts:
+        removals = self._removals.get(key)
+        if not removals:
             return None
         now = self._context.clock.monotonic()
-        for address, debt in tuple(debts.items()):
-            if debt.due > now:
+        for address, removal in tuple(removals.items()):
+            if removal.due > now:
                 continue
             try:
                 client = open_client(address)
             except (SecretError, ValueError):
-                del debts[address]
+                del removals[address]
                 continue
             try:
                 await self._store.declare(client, key, "", ())
             except EngineroomError as error:
-                log.warning("schedules not taken away yet", pool=key, error=str(error))
-                debt.tries, debt.due = debt.tries + 1, now + TRY_AGAIN
+                log.warning("schedules not removed yet", pool=key, error=str(error))
+                removal.tries, removal.due = removal.tries + 1, now + TRY_AGAIN
             else:
-                del debts[address]
+                del removals[address]
             finally:
                 await client.aclose()
-            if debt.tries >= MOST_TRIES:
-                del debts[address]
-        if debts:
-            return max(0.1, min(debt.due for debt in debts.values()) - now)
-        del self._left[key]
+            if removal.tries >= MOST_TRIES:
+                del removals[address]
+        if removals:
+            return max(0.1, min(removal.due for removal in removals.values()) - now)
+        del self._removals[key]
         return None
 
 
-def next_look(facts: Sequence[ScheduleFacts] | None, plan: Plan, now: float) -> float | None:
-    """Seconds until the schedules will have something new to tell; None without any."""
-    if not plan.jobs:
+def next_look(
+    facts: Sequence[ScheduleFacts] | None, jobs: Sequence[JobPlan], now: float
+) -> float | None:
+    """Return the seconds until a schedule will have ticked; None without schedules."""
+    if not jobs:
         return None
-    moments = [each.next - now + AFTER_TICK for each in facts or () if each.next is not None]
-    return max(0.5, min([*moments, LOOK_AT_LEAST]))
+    ticks = [
+        schedule.next - now + AFTER_TICK for schedule in facts or () if schedule.next is not None
+    ]
+    return max(0.5, min([*ticks, LOOK_AT_LEAST]))
 
 
-def rows(
-    old: Mapping[str, Any], plan: Plan, facts: Sequence[ScheduleFacts] | None
+def status_rows(
+    old: Mapping[str, Any], jobs: Sequence[JobPlan], facts: Sequence[ScheduleFacts] | None
 ) -> list[dict[str, Any]]:
-    """``status.schedules``, in the spec's order; while blind what was seen last stays."""
-    if not plan.jobs:
+    """Return ``status.schedules`` in the spec's order; unchanged while Redis does not answer."""
+    if not jobs:
         return []
     if facts is None:
         return list(old.get("schedules") or ())
-    known = {each.name: each for each in facts}
-    made = []
-    for job in plan.jobs:
+    by_name = {schedule.name: schedule for schedule in facts}
+    rows = []
+    for job in jobs:
         row: dict[str, Any] = {"name": job.name}
-        found = known.get(job.name)
-        if found is not None:
-            if found.last is not None:
-                row["lastTime"] = _time(found.last)
-            if found.last_job:
-                row["lastJobID"] = found.last_job
-            if found.next is not None:
-                row["nextTime"] = _time(found.next)
-            row["missed"] = found.missed
-        made.append(row)
-    return made
+        schedule = by_name.get(job.name)
+        if schedule is not None:
+            if schedule.last is not None:
+                row["lastTime"] = _time(schedule.last)
+            if schedule.last_job:
+                row["lastJobID"] = schedule.last_job
+            if schedule.next is not None:
+                row["nextTime"] = _time(schedule.next)
+            row["missed"] = schedule.missed
+        rows.append(row)
+    return rows
 
 
 def newly_missed(
     old: Mapping[str, Any], facts: Sequence[ScheduleFacts] | None
 ) -> list[tuple[str, int]]:
-    """(name, ticks) of schedules whose count of missed ticks grew since ``old`` was told."""
+    """Return (name, ticks) of the schedules that missed ticks since the status ``old``."""
     before = {row.get("name"): row.get("missed", 0) for row in old.get("schedules") or ()}
     return [
-        (each.name, each.missed - before[each.name])
-        for each in facts or ()
-        if each.name in before and each.missed > before[each.name]
+        (schedule.name, schedule.missed - before[schedule.name])
+        for schedule in facts or ()
+        if schedule.name in before and schedule.missed > before[schedule.name]
     ]
 
 
-def verdict(
-    plan: Plan, facts: Sequence[ScheduleFacts] | None, refused: Mapping[str, str]
+def record_missed(
+    recorder: Recorder,
+    pool: ObjectRef,
+    old: Mapping[str, Any],
+    facts: Sequence[ScheduleFacts] | None,
+) -> None:
+    """Record an event for each schedule that missed ticks since the status ``old``."""
+    for name, count in newly_missed(old, facts):
+        ticks = "1 tick was" if count == 1 else f"{count} ticks were"
+        recorder.record(
+            pool,
+            "Warning",
+            reasons.SCHEDULE_MISSED,
+            f"schedule {name}: {ticks} missed and are not made up for, by the schedule's policy",
+        )
+
+
+def schedules_condition(
+    jobs: Sequence[JobPlan],
+    facts: Sequence[ScheduleFacts] | None,
+    refused: Mapping[str, str],
 ) -> tuple[str, str, str]:
-    """The condition SchedulesActive: status, reason, message."""
+    """Return status, reason and message of the condition SchedulesActive."""
     if refused:
-        name, holder = min(refused.items())
-        return "False", reasons.SCHEDULE_NAME_TAKEN, taken(name, holder)
+        name, owner = min(refused.items())
+        return "False", reasons.SCHEDULE_NAME_TAKEN, name_taken(name, owner)
     if facts is None:
-        return "Unknown", reasons.REDIS_UNREACHABLE, "the schedules cannot be looked at"
-    suspended = sum(job.suspend for job in plan.jobs)
-    if suspended == len(plan.jobs):
-        return "False", reasons.SUSPENDED, "every schedule says suspend: true"
-    count = len(plan.jobs) - suspended
-    return "True", reasons.RECONCILED, f"{count} of {len(plan.jobs)} schedules tick"
+        return "Unknown", reasons.REDIS_UNREACHABLE, "the schedules cannot be read"
+    suspended = sum(job.suspend for job in jobs)
+    if suspended == len(jobs):
+        return "False", reasons.SUSPENDED, "every schedule has suspend: true"
+    return "True", reasons.RECONCILED, f"{len(jobs) - suspended} of {len(jobs)} schedules tick"
 
 
-def taken(name: str, holder: str) -> str:
-    """What is told of a schedule whose name somebody else has."""
-    whose = f"belongs to WorkerPool {holder}" if holder else "was made at run time"
+def name_taken(name: str, owner: str) -> str:
+    """Return the message for a schedule whose name another owner has."""
+    holder = f"belongs to WorkerPool {owner}" if owner else "was made at run time"
     return (
-        f"schedule {name}: one of its name {whose} and was left alone; remove that one, or give "
+        f"schedule {name}: one of its name {holder} and was left alone; remove that one, or give "
         "this one another name"
     )
 

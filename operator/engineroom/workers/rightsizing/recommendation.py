@@ -1,107 +1,62 @@
-"""Which requests and limits the workers' use suggests: pure arithmetic on a profile of that use.
+"""Recommended requests and limits: pure arithmetic on a profile of the workers' use.
 
-Requests are what nine of ten samples stay below, and 15% more, as the Vertical Pod Autoscaler has
-it (kubernetes/autoscaler, ``pkg/recommender/logic/recommender.go``). Limits are the peak of the
-last eight days and 20% more. Up goes at once, down goes slowly: see ``Held``.
+A request is the 90th percentile of the samples plus 15%, as the Vertical Pod Autoscaler computes it
+(kubernetes/autoscaler, ``pkg/recommender/logic/recommender.go``). A limit is the peak of the last
+eight days plus 20%. Values rise at once and fall slowly: see ``PatientValue``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
-from engineroom.api.quantity import QuantityError, parse_quantity
+from engineroom.api.quantity import parse_quantity
 from engineroom.api.v1alpha1.workerpool import RightSizingMode
-from engineroom.workers.rightsizing.usage import Profile
+from engineroom.workers.resources import NO_RESOURCES, RESOURCE_NAMES, ResourceAmounts, shared
+from engineroom.workers.rightsizing.usage import UsageProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engineroom.api.v1alpha1.workerpool import RightSizing
 
-#: Requests: so much of all use lies below, and so much room above it.
+#: Requests: the percentile of all use, and the margin above it.
 PERCENTILE: Final = 0.9
 MARGIN: Final = 1.15
-#: Limits: room above the peak.
+#: Limits: the margin above the peak.
 HEADROOM: Final = 1.2
-#: A value that differs by less from the present one is no news.
+#: A relative difference below this does not change a value.
 THRESHOLD: Final = 0.1
-#: Fewer samples say nothing about a percentile.
+#: Fewer samples give no percentile.
 LEAST_SAMPLES: Final = 5
-#: Never recommended less: below, the kernel cannot keep to it or Python cannot start.
+#: The least that is recommended: below, the kernel cannot enforce it or Python cannot start.
 LEAST_CPU: Final = 0.01
 LEAST_MEMORY: Final = 16.0 * 2**20
 
 _MEBI = 2**20
 
-Frozen = TypeVar("Frozen")
-
-
-@dataclass(frozen=True, slots=True)
-class Amounts:
-    """Requests and limits of a container: cores and bytes. None: not set, or not known."""
-
-    cpu_request: float | None = None
-    memory_request: float | None = None
-    cpu_limit: float | None = None
-    memory_limit: float | None = None
-
-    def __bool__(self) -> bool:
-        """Whether anything is set."""
-        return any(getattr(self, name) is not None for name in AMOUNTS)
-
-    def resources(self) -> dict[str, dict[str, str]]:
-        """As a container's ``resources``; cores in thousandths, bytes in MiB where they are."""
-        found: dict[str, dict[str, str]] = {}
-        for name in AMOUNTS:
-            value = getattr(self, name)
-            if value is not None:
-                resource, kind = name.split("_")
-                found.setdefault(f"{kind}s", {})[resource] = quantity(resource, value)
-        return found
-
-    @classmethod
-    def of(cls, resources: Mapping[str, Any] | None) -> Amounts:
-        """Those of a container's ``resources``; what is no quantity counts as not set."""
-        found: dict[str, float] = {}
-        for name in AMOUNTS:
-            resource, kind = name.split("_")
-            value = ((resources or {}).get(f"{kind}s") or {}).get(resource)
-            if value is None:
-                continue
-            try:
-                found[name] = float(parse_quantity(value))
-            except QuantityError:
-                continue
-        return shared(cls(**found))
-
-
-AMOUNTS: Final = tuple(part.name for part in fields(Amounts))
-NOTHING: Final = Amounts()
-
 
 @dataclass(frozen=True, slots=True)
 class SizingPlan:
-    """``spec.rightSizing`` in numbers, and what the template says."""
+    """``spec.rightSizing`` in numbers, and the resources of the template."""
 
     mode: RightSizingMode = RightSizingMode.RECOMMEND
-    template: Amounts = NOTHING
+    template: ResourceAmounts = NO_RESOURCES
     least_cpu: float = LEAST_CPU
     least_memory: float = LEAST_MEMORY
     most_cpu: float = math.inf
     most_memory: float = math.inf
 
     def bounded(self, name: str, value: float) -> float:
-        """The value within what is allowed; the most wins over the least of ours."""
+        """Return the value within the bounds; the maximum wins over our own minimum."""
         if name.startswith("cpu"):
             return min(max(value, self.least_cpu), self.most_cpu)
         return min(max(value, self.least_memory), self.most_memory)
 
 
 def sizing_plan(spec: RightSizing, resources: Mapping[str, Any] | None) -> SizingPlan:
-    """The plan of a valid spec and the worker container's resources."""
+    """Return the plan of a valid spec and the worker container's resources."""
     least, most = spec.min_allowed or {}, spec.max_allowed or {}
 
     def amount(bounds: Mapping[str, str | int], name: str, otherwise: float) -> float:
@@ -110,7 +65,7 @@ def sizing_plan(spec: RightSizing, resources: Mapping[str, Any] | None) -> Sizin
     return shared(
         SizingPlan(
             mode=spec.mode,
-            template=Amounts.of(resources),
+            template=ResourceAmounts.of(resources),
             least_cpu=max(LEAST_CPU, amount(least, "cpu", LEAST_CPU)),
             least_memory=max(LEAST_MEMORY, amount(least, "memory", LEAST_MEMORY)),
             most_cpu=amount(most, "cpu", math.inf),
@@ -119,24 +74,13 @@ def sizing_plan(spec: RightSizing, resources: Mapping[str, Any] | None) -> Sizin
     )
 
 
-def shared(value: Frozen) -> Frozen:
-    """The first of all equal values: pools and pods have many of few kinds."""
-    first: Frozen = _first(value)
-    return first
-
-
-@lru_cache(maxsize=4096)
-def _first(value: Any) -> Any:
-    return value
-
-
 @dataclass(slots=True)
-class Held:
-    """A published value that rises when it must and falls only after long thought.
+class PatientValue:
+    """A published value that rises at once and falls slowly.
 
-    It rises at once when more is wanted than the threshold lets pass. It falls when less was wanted
-    all the time for ``patience`` seconds of watching, and then to the most that was wanted in them.
-    So it falls at most once in that time, and work that comes and goes moves nothing.
+    It rises as soon as the wanted value exceeds it by more than the threshold. It falls after
+    ``patience`` seconds of watching in which less was wanted all the time, to the largest value
+    wanted in them. So it falls at most once in that time, and recurring work does not move it.
     """
 
     value: float | None = None
@@ -144,7 +88,7 @@ class Held:
     since: float | None = None
 
     def step(self, wanted: float | None, watched: float, patience: float) -> None:
-        """Take in what is wanted after so many seconds of watching."""
+        """Take the wanted value into account, after ``watched`` seconds of watching in all."""
         if wanted is None:
             return
         if self.value is not None and wanted > self.value * (1 + THRESHOLD):
@@ -162,63 +106,65 @@ class Held:
 
 @dataclass(slots=True)
 class Recommender:
-    """What one pool's profile has led to so far. All of it may be lost: see ``begin``."""
+    """The recommendation for one pool and its history; safe to lose, see ``begin``."""
 
-    profile: Profile = field(default_factory=Profile)
-    template: Amounts = NOTHING
-    held: dict[str, Held] = field(default_factory=dict)
+    profile: UsageProfile = field(default_factory=UsageProfile)
+    template: ResourceAmounts = NO_RESOURCES
+    values: dict[str, PatientValue] = field(default_factory=dict)
     raised: bool = False
 
     @classmethod
-    def begin(cls, plan: SizingPlan, published: Amounts, at: float) -> Recommender:
-        """A new one: it goes on from what a predecessor ``published``, else from the template.
+    def begin(cls, plan: SizingPlan, published: ResourceAmounts, at: float) -> Recommender:
+        """Start from what an earlier process ``published``, else from the template.
 
-        What was published is not lowered before a whole patience has been watched, and its memory
+        A published value does not fall before a whole patience has been watched, and its memory
         limit counts as a peak for a day.
         """
-        made = cls(template=plan.template, raised=bool(published))
+        recommender = cls(template=plan.template, raised=bool(published))
         if published.memory_limit is not None:
-            made.profile.inherit(published.memory_limit / HEADROOM, at)
-        for name in AMOUNTS:
-            said = getattr(published, name)
-            made.held[name] = Held(getattr(plan.template, name) if said is None else said)
-        return made
+            recommender.profile.inherit(published.memory_limit / HEADROOM, at)
+        for name in RESOURCE_NAMES:
+            value = getattr(published, name)
+            recommender.values[name] = PatientValue(
+                getattr(plan.template, name) if value is None else value
+            )
+        return recommender
 
-    def step(self, plan: SizingPlan, at: float, patience: float) -> Amounts:
-        """The recommendation now; empty as long as too little is known for any."""
+    def step(self, plan: SizingPlan, at: float, patience: float) -> ResourceAmounts:
+        """Return the recommendation now; empty before enough use has been watched."""
         if plan.template != self.template:
             self._reconsider(plan.template)
         wanted = wants(self.profile, plan, at)
-        for name, held in self.held.items():
-            before = held.value
-            held.step(getattr(wanted, name), self.profile.watched, patience)
-            self.raised = self.raised or held.value != before
+        for name, patient in self.values.items():
+            before = patient.value
+            patient.step(getattr(wanted, name), self.profile.watched, patience)
+            self.raised = self.raised or patient.value != before
         if not self.raised and (not wanted or self.profile.watched < patience):
-            return NOTHING
+            return NO_RESOURCES
         return consistent(
             plan,
-            Amounts(
+            ResourceAmounts(
                 **{
-                    name: plan.bounded(name, rounded(name, held.value))
-                    for name, held in self.held.items()
-                    if held.value is not None
+                    name: plan.bounded(name, rounded(name, patient.value))
+                    for name, patient in self.values.items()
+                    if patient.value is not None
                 }
             ),
         )
 
-    def _reconsider(self, template: Amounts) -> None:
-        """Somebody wrote other resources: what they changed is where it goes on from."""
-        for name, held in self.held.items():
+    def _reconsider(self, template: ResourceAmounts) -> None:
+        """Start again from the resources that the author of the template changed."""
+        for name, patient in self.values.items():
             value = getattr(template, name)
             if value != getattr(self.template, name) and value is not None:
-                held.value, held.since = max(value, held.value or 0.0), None
+                patient.value, patient.since = max(value, patient.value or 0.0), None
         self.template = template
 
 
-def wants(profile: Profile, plan: SizingPlan, at: float) -> Amounts:
-    """What the use alone suggests now, within the bounds; None where too little is known.
+def wants(profile: UsageProfile, plan: SizingPlan, at: float) -> ResourceAmounts:
+    """Return what the use alone suggests, within the bounds; None where samples are too few.
 
-    A limit on CPU is suggested only where the template has one: it does nothing but slow down.
+    A CPU limit is suggested only where the template has one, because it can only slow jobs down.
     """
     cpu = memory = None
     if profile.cpu_samples >= LEAST_SAMPLES:
@@ -231,7 +177,7 @@ def wants(profile: Profile, plan: SizingPlan, at: float) -> Amounts:
     def suggested(name: str, value: float | None, room: float) -> float | None:
         return None if value is None else plan.bounded(name, value * room)
 
-    return Amounts(
+    return ResourceAmounts(
         cpu_request=suggested("cpu_request", cpu, MARGIN),
         memory_request=suggested("memory_request", memory, MARGIN),
         cpu_limit=suggested("cpu_limit", cpu_peak, HEADROOM),
@@ -239,8 +185,8 @@ def wants(profile: Profile, plan: SizingPlan, at: float) -> Amounts:
     )
 
 
-def consistent(plan: SizingPlan, amounts: Amounts) -> Amounts:
-    """No request above its limit, and both equal where the template has them equal."""
+def consistent(plan: SizingPlan, amounts: ResourceAmounts) -> ResourceAmounts:
+    """Raise limits to their requests, and keep both equal where the template has them equal."""
     for resource in ("cpu", "memory"):
         request, limit = f"{resource}_request", f"{resource}_limit"
         low, high = getattr(amounts, request), getattr(amounts, limit)
@@ -253,17 +199,17 @@ def consistent(plan: SizingPlan, amounts: Amounts) -> Amounts:
     return amounts
 
 
-def differ(one: float | None, other: float | None) -> bool:
-    """Whether the second is news to whoever has the first."""
-    if one is None or other is None:
-        return one is not other
-    return abs(other - one) > THRESHOLD * one
+def differ(present: float | None, other: float | None) -> bool:
+    """Return whether the second value differs from the first by more than the threshold."""
+    if present is None or other is None:
+        return present is not other
+    return abs(other - present) > THRESHOLD * present
 
 
 def rounded(name: str, value: float) -> float:
-    """Up to what a person would write: two digits of thousandths, or a sixteenth of a power of 2.
+    """Round up to a readable value: two digits of millicores, or a 16th of a power of 2 of MiB.
 
-    At most 10% more for CPU and 6.25% for memory, one MiB below 16.
+    Adds at most 10% for CPU and 6.25% for memory; below 16 MiB, less than 1 MiB.
     """
     if name.startswith("cpu"):
         thousandths = math.ceil(value * 1000 - 1e-6)
@@ -272,11 +218,3 @@ def rounded(name: str, value: float) -> float:
     mebibytes = max(1, math.ceil(value / _MEBI))
     step = 1 << max(0, mebibytes.bit_length() - 5)
     return float(math.ceil(mebibytes / step) * step * _MEBI)
-
-
-def quantity(resource: str, value: float) -> str:
-    """A Kubernetes quantity: ``120m``, ``96Mi``; bytes where it is no whole number of MiB."""
-    if resource == "cpu":
-        return f"{max(1, round(value * 1000))}m"
-    mebibytes, rest = divmod(int(value), _MEBI)
-    return str(int(value)) if rest else f"{mebibytes}Mi"

@@ -7,12 +7,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from engineroom.workers.plan import SchedulePlan
+from engineroom.workers.plan import ScalingWindow
 from engineroom.workers.scaling_windows import active, next_change
 
 
 def peak(cron: str = "0 9 * * 1-5", zone: str = "Europe/Berlin", hours: float = 8, least: int = 5):
-    return SchedulePlan("office", cron, zone, hours * 3600, least)
+    return ScalingWindow("office", cron, zone, hours * 3600, least)
 
 
 def at(text: str, zone: str = "Europe/Berlin") -> float:
@@ -40,7 +40,7 @@ def test_nine_o_clock_is_nine_o_clock_before_and_after_the_clock_changes(day):
 
 
 def test_the_largest_minimum_wins():
-    both = (peak(least=5), SchedulePlan("noon", "0 12 * * *", "Europe/Berlin", 3600, 20))
+    both = (peak(least=5), ScalingWindow("noon", "0 12 * * *", "Europe/Berlin", 3600, 20))
     chosen = active(both, at("2026-11-23T12:30:00"))
     assert chosen is not None
     assert chosen.min_replicas == 20

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from engineroom.queue.observe import PoolFacts
-from engineroom.workers.recovering import find_dead, find_stuck
+from engineroom.workers.job_recovery import find_dead, find_stuck
 from tests.unit.workers.builders import NOW, pod, worker
 
 
 def dead(workers, pods):
     found = find_dead(PoolFacts(at=NOW, queues=(), workers=tuple(workers)), pods)
-    return [(one.worker.pod, one.why) for one in found]
+    return [(one.worker.pod, one.evidence) for one in found]
 
 
 def test_pod_gone_and_silent():
@@ -51,7 +51,7 @@ def test_an_unready_pod_gets_a_minute():
 
 def stuck(workers, pods):
     found = find_stuck(PoolFacts(at=NOW, queues=(), workers=tuple(workers)), pods)
-    return [one.why for one in found]
+    return [one.evidence for one in found]
 
 
 def test_silent_in_a_pod_that_is_ready_is_stuck():

@@ -1,7 +1,8 @@
-"""Jobs of dead workers: who is dead is decided from pod and heartbeat together, never from one.
+"""Recovery of jobs of dead workers, and removal of stale workers and surplus failed jobs.
 
-Redis gone for a minute makes every heartbeat old, a slow API server hides a pod: only both at once
-mean that a worker is dead, and before anything is taken from it the pod is read live.
+A worker is dead if its pod and its heartbeat both say so. An outage of Redis makes every heartbeat
+old, and a slow API server hides pods, so neither alone is enough; and before a job is taken from a
+worker its pod is read live.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from engineroom.core import reasons
 from engineroom.core.errors import DependencyError
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import PODS
-from engineroom.queue import recovery, stale_workers
+from engineroom.queue import deadletters, recovery, stale_workers
 from engineroom.workers.projections import pod_view
 
 if TYPE_CHECKING:
@@ -33,16 +34,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: Workers report every 5 s; three reports missed, and the pod gone, is dead (seconds).
+#: Workers report every 5 s; after three missed reports one without a pod is dead (seconds).
 SILENT = 15.0
-#: A pod that is there but not ready, silent for so long: its node is gone (seconds).
+#: Silence after which a pod that exists and is not ready has lost its node (seconds).
 SILENT_UNREADY = 60.0
-#: A worker in a pod that is ready, silent for so long: it hangs (seconds).
+#: Silence after which a worker in a ready pod hangs (seconds).
 SILENT_READY = 60.0
-#: A worker ends its job a minute after the job's time-out; this much later it has failed to.
+#: A worker ends its job a minute after the job's time-out; so much later it has failed to.
 OVERDUE = 120.0
-#: Ghosts are looked for so often (seconds).
-GHOSTS_EVERY = 300.0
+#: Seconds between removals of stale workers.
+STALE_WORKERS_INTERVAL = 300.0
+
+POD_GONE = "its pod is gone"
 
 _REASONS = {
     "requeued": reasons.JOB_REQUEUED,
@@ -52,15 +55,15 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
-    """A worker that will not come back, and how that is known."""
+class WorkerDeath:
+    """A worker that will not come back, and the evidence."""
 
     worker: WorkerFacts
-    why: str
+    evidence: str
 
 
-def find_dead(facts: PoolFacts, pods: Sequence[PodView]) -> list[Dead]:
-    """The workers that both their heartbeat and their pod say are dead: pure."""
+def find_dead(facts: PoolFacts, pods: Sequence[PodView]) -> list[WorkerDeath]:
+    """Return the workers that are dead by their heartbeat and their pod."""
     by_name = {pod.name: pod for pod in pods}
     youngest: dict[tuple[str, str], float] = {}
     for worker in facts.workers:
@@ -73,72 +76,99 @@ def find_dead(facts: PoolFacts, pods: Sequence[PodView]) -> list[Dead]:
             continue
         pod = by_name.get(worker.pod)
         if pod is None or (worker.pod_uid and pod.uid != worker.pod_uid):
-            dead.append(Dead(worker, "its pod is gone"))
+            dead.append(WorkerDeath(worker, POD_GONE))
         elif pod.phase in ("Succeeded", "Failed"):
-            dead.append(Dead(worker, f"its pod is {pod.phase}"))
+            dead.append(WorkerDeath(worker, f"its pod is {pod.phase}"))
         elif (worker.birth or 0.0) < youngest[(worker.pod, worker.slot)]:
-            dead.append(Dead(worker, "its container was started anew"))
+            dead.append(WorkerDeath(worker, "its container was started anew"))
         elif not pod.ready and silence >= SILENT_UNREADY:
-            dead.append(Dead(worker, "its pod is not ready"))
+            dead.append(WorkerDeath(worker, "its pod is not ready"))
     return dead
 
 
 @dataclass(frozen=True, slots=True)
-class Stuck:
-    """A worker that is there and does not go on, and how that is known."""
+class StuckWorker:
+    """A worker whose pod is ready and that makes no progress, and the evidence."""
 
     worker: WorkerFacts
-    why: str
+    evidence: str
 
 
-def find_stuck(facts: PoolFacts, pods: Sequence[PodView]) -> list[Stuck]:
-    """Workers that are not dead, by their pod, and do not go on: pure.
+def find_stuck(facts: PoolFacts, pods: Sequence[PodView]) -> list[StuckWorker]:
+    """Return the workers that are alive, by their pod, and make no progress.
 
-    The runtime ends a worker that hangs by itself, after five minutes; what stays longer is in the
-    kernel's hands (a disk that does not answer), and a person has to look.
+    The runtime ends a hanging worker after five minutes. One that hangs longer waits in the kernel
+    (for a disk that does not answer, say) and needs a person.
     """
     ready = {pod.name: pod for pod in pods if pod.ready and not pod.deleting}
-    gone = {one.worker.name for one in find_dead(facts, pods)}
+    dead = {found.worker.name for found in find_dead(facts, pods)}
     stuck = []
     for worker in facts.workers:
         pod = ready.get(worker.pod)
-        if worker.heartbeat is None or worker.name in gone or pod is None:
+        if worker.heartbeat is None or worker.name in dead or pod is None:
             continue
         if worker.pod_uid and worker.pod_uid != pod.uid:
             continue
         if facts.at - worker.heartbeat >= SILENT_READY:
-            stuck.append(Stuck(worker, "has sent no heartbeat for a minute and its pod is ready"))
+            stuck.append(
+                StuckWorker(worker, "has sent no heartbeat for a minute and its pod is ready")
+            )
         elif worker.job_started is not None and worker.job_timeout is not None:
             over = facts.at - worker.job_started - worker.job_timeout
             if over > OVERDUE:
-                stuck.append(Stuck(worker, f"runs job {worker.job} beyond its time-out"))
+                stuck.append(StuckWorker(worker, f"runs job {worker.job} beyond its time-out"))
     return stuck
 
 
-def tell_stuck(
+def report_stuck(
     recorder: Recorder, reference: ObjectRef, facts: PoolFacts, pods: Sequence[PodView]
 ) -> None:
-    """An event for each worker that is stuck; repeats are a series."""
-    for one in find_stuck(facts, pods):
-        recorder.record(
-            reference, "Warning", reasons.WORKER_STUCK, f"worker {one.worker.name} {one.why}"
-        )
+    """Record an event for each stuck worker; repeats form a series."""
+    for stuck in find_stuck(facts, pods):
+        message = f"worker {stuck.worker.name} {stuck.evidence}"
+        recorder.record(reference, "Warning", reasons.WORKER_STUCK, message)
 
 
-async def clear_ghosts(
+async def remove_stale_workers(
     redis: Redis, recorder: Recorder, reference: ObjectRef, plan: Plan, facts: PoolFacts
 ) -> int:
-    """Take workers that are no more off RQ's lists of the pool's queues; returns how many."""
-    cleared = await stale_workers.clear(redis, plan.queues, datetime.fromtimestamp(facts.at, UTC))
-    if cleared:
-        shown = ", ".join(cleared[:5]) + (", ..." if len(cleared) > 5 else "")
+    """Remove workers that no longer exist from RQ's lists of the queues; returns how many."""
+    removed = await stale_workers.clear(redis, plan.queues, datetime.fromtimestamp(facts.at, UTC))
+    if removed:
+        names = ", ".join(removed[:5]) + (", ..." if len(removed) > 5 else "")
         recorder.record(
             reference,
             "Normal",
             reasons.GHOST_WORKERS_CLEARED,
-            f"{len(cleared)} workers of the pool's queues are no more: {shown}",
+            f"{len(removed)} workers of the pool's queues no longer exist: {names}",
         )
-    return len(cleared)
+    return len(removed)
+
+
+async def trim_failed_jobs(
+    redis: Redis, recorder: Recorder, reference: ObjectRef, plan: Plan, facts: PoolFacts
+) -> bool:
+    """Drop failed jobs beyond ``spec.deadLetter.maxJobs``, one step of each queue.
+
+    Returns whether jobs remain to be dropped.
+    """
+    if plan.dead_letter_jobs is None:
+        return False
+    more = False
+    for queue in facts.queues:
+        if queue.failed <= plan.dead_letter_jobs:
+            continue
+        dropped = await deadletters.trim(redis, queue.name, plan.dead_letter_jobs)
+        more = more or dropped == deadletters.STEP
+        if dropped:
+            recorder.record(
+                reference,
+                "Normal",
+                reasons.DEAD_LETTERS_DROPPED,
+                f"the oldest failed jobs of queue {queue.name} were dropped: it keeps "
+                f"{plan.dead_letter_jobs} by spec.deadLetter.maxJobs",
+            )
+    return more
 
 
 async def recover_dead(
@@ -150,24 +180,25 @@ async def recover_dead(
     facts: PoolFacts,
     pods: Sequence[PodView],
 ) -> int:
-    """Give back the jobs of dead workers and take the workers off the list; returns how many died.
+    """Requeue or fail the jobs of dead workers and remove the workers; returns their number.
 
     Each is recovered in one atomic step of Redis, so another operator doing the same, or RQ's own
-    maintenance, cannot make two of one job.
+    maintenance, cannot duplicate a job.
     """
     dead = find_dead(facts, pods)
     pool = f"{reference.namespace}/{reference.name}"
-    for one in dead:
-        if one.why == "its pod is gone" and await _alive(client, reference.namespace, one.worker):
+    for found in dead:
+        worker = found.worker
+        if found.evidence == POD_GONE and await _alive(client, reference.namespace, worker):
             continue
         outcome = await recovery.recover(
             redis,
             recovery.DeadWorker(
-                name=one.worker.name,
+                name=worker.name,
                 pool=pool,
-                heartbeat=one.worker.heartbeat,
+                heartbeat=worker.heartbeat,
                 queues=plan.queues,
-                why=one.why,
+                why=found.evidence,
             ),
             recovery.RecoveryPolicy(
                 requeue_orphans=plan.requeue_orphans.value,
@@ -182,12 +213,12 @@ async def recover_dead(
                 reference,
                 "Warning",
                 _REASONS.get(outcome.action, reasons.WORKER_LOST),
-                f"worker {one.worker.name} died ({one.why}) with job {outcome.job}: "
+                f"worker {worker.name} died ({found.evidence}) with job {outcome.job}: "
                 f"{outcome.action}",
             )
             log.warning(
-                "job of a dead worker", pool=pool, worker=one.worker.name, job=outcome.job,
-                action=outcome.action, why=one.why,
+                "job of a dead worker", pool=pool, worker=worker.name, job=outcome.job,
+                action=outcome.action, why=found.evidence,
             )  # fmt: skip
     if any(queue.intermediate for queue in facts.queues):
         strays = await recovery.return_strays(redis, plan.queues, facts.at)
@@ -203,7 +234,7 @@ async def recover_dead(
 
 
 async def _alive(client: Client, namespace: str, worker: WorkerFacts) -> bool:
-    """Whether the pod is there after all; an API server that does not answer counts as yes."""
+    """Return whether the pod exists after all; True while the API server does not answer."""
     try:
         pod = pod_view(await client.get(PODS, namespace, worker.pod))
     except NotFound:

@@ -12,8 +12,8 @@ from engineroom.workers.job_schedules.declarations import (
     ScheduleFacts,
     newly_missed,
     next_look,
-    rows,
-    verdict,
+    schedules_condition,
+    status_rows,
 )
 from engineroom.workers.plan import Plan, plan_of
 from tests.unit.workers.builders import NOW, pool
@@ -79,7 +79,9 @@ def test_workers_that_read_json_get_json() -> None:
 
 def test_status_tells_what_is_known_and_keeps_it_while_blind() -> None:
     two = plan(TICK, {**TICK, "name": "other"})
-    told = rows({}, two, [facts(missed=2), facts("other", next=None, last=None, last_job="")])
+    told = status_rows(
+        {}, two.jobs, [facts(missed=2), facts("other", next=None, last=None, last_job="")]
+    )
 
     assert told == [
         {
@@ -88,8 +90,8 @@ def test_status_tells_what_is_known_and_keeps_it_while_blind() -> None:
         },
         {"name": "other", "missed": 0},
     ]  # fmt: skip
-    assert rows({"schedules": told}, two, None) == told
-    assert rows({"schedules": told}, plan(), ()) == []
+    assert status_rows({"schedules": told}, two.jobs, None) == told
+    assert status_rows({"schedules": told}, plan().jobs, ()) == []
 
 
 def test_only_what_was_missed_since_is_news() -> None:
@@ -103,17 +105,20 @@ def test_only_what_was_missed_since_is_news() -> None:
 def test_verdicts() -> None:
     asleep = plan({**TICK, "suspend": True})
 
-    assert verdict(plan(TICK), [facts()], {})[:2] == ("True", reasons.RECONCILED)
-    assert verdict(asleep, [facts()], {})[:2] == ("False", reasons.SUSPENDED)
-    assert verdict(plan(TICK), None, {})[:2] == ("Unknown", reasons.REDIS_UNREACHABLE)
-    status, reason, message = verdict(plan(TICK), [], {"tick": "shop/other"})
+    assert schedules_condition(plan(TICK).jobs, [facts()], {})[:2] == ("True", reasons.RECONCILED)
+    assert schedules_condition(asleep.jobs, [facts()], {})[:2] == ("False", reasons.SUSPENDED)
+    assert schedules_condition(plan(TICK).jobs, None, {})[:2] == (
+        "Unknown",
+        reasons.REDIS_UNREACHABLE,
+    )
+    status, reason, message = schedules_condition(plan(TICK).jobs, [], {"tick": "shop/other"})
     assert (status, reason) == ("False", reasons.SCHEDULE_NAME_TAKEN)
     assert "belongs to WorkerPool shop/other" in message
 
 
 def test_the_next_look_is_just_after_the_next_tick() -> None:
-    assert next_look([facts(next=NOW + 5), facts(next=None)], plan(TICK), NOW) == 5.7
-    assert next_look([facts(next=NOW - 50)], plan(TICK), NOW) == 0.5
-    assert next_look([facts(next=None)], plan(TICK), NOW) == LOOK_AT_LEAST
-    assert next_look(None, plan(TICK), NOW) == LOOK_AT_LEAST
-    assert next_look((), plan(), NOW) is None
+    assert next_look([facts(next=NOW + 5), facts(next=None)], plan(TICK).jobs, NOW) == 5.7
+    assert next_look([facts(next=NOW - 50)], plan(TICK).jobs, NOW) == 0.5
+    assert next_look([facts(next=None)], plan(TICK).jobs, NOW) == LOOK_AT_LEAST
+    assert next_look(None, plan(TICK).jobs, NOW) == LOOK_AT_LEAST
+    assert next_look((), plan().jobs, NOW) is None

@@ -1,0 +1,44 @@
+"""Drain requests in Redis: sent where they are new or about to expire, and taken back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engineroom.kube.runtime.reconciler import NEVER
+from engineroom.queue import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis.asyncio import Redis
+
+    from engineroom.workers.drain.plan import DrainPlan
+
+#: A drain request lives this long in Redis, and is renewed after half of it (seconds).
+DRAIN_TTL = 60.0
+
+
+async def send_drain_requests(
+    redis: Redis,
+    plan: DrainPlan,
+    registered: set[str],
+    requests: Mapping[str, float],
+    now: float,
+) -> dict[str, float]:
+    """Put the next step of each worker into Redis; returns when each was last asked to drain.
+
+    ``requests`` are those times as of the last look, ``now`` is monotonic seconds. ``registered``
+    are the names of all workers of the pool.
+    """
+    draining = {name for name, _ in plan.drain}
+    leaving = draining | {name for name, _ in plan.retire}
+    due = [pair for pair in plan.drain if now - requests.get(pair[0], NEVER) > DRAIN_TTL / 2]
+    called_back = {*plan.cancel, *(requests.keys() & registered - leaving)}
+    if due:
+        await commands.request_drain(redis, due, ttl=DRAIN_TTL)
+    if called_back:
+        await commands.cancel_drain(redis, sorted(called_back))
+    if plan.retire:
+        await commands.retire(redis, plan.retire)
+    sent = {**requests, **{name: now for name, _ in due}}
+    return {name: at for name, at in sent.items() if name in leaving}

@@ -1,0 +1,46 @@
+"""When a pool is looked at again without an event that asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engineroom.workers.decide import SizeDecision
+    from engineroom.workers.drain.plan import DrainPlan
+    from engineroom.workers.observe import PoolObservation
+
+#: Seconds between looks at a pool that works, whose pods leave, and whose Redis does not answer.
+LOOK_ACTIVE, LOOK_LEAVING, LOOK_BLIND = 1.0, 0.2, 2.0
+#: Seconds between checks of idle pools against lost pushes.
+RESYNC = 10.0
+
+
+def next_look(
+    seen: PoolObservation,
+    decision: SizeDecision,
+    drain: DrainPlan,
+    *,
+    trimming: bool,
+    counting: bool,
+) -> float | None:
+    """Return the seconds until the next look; None when a push or a change of pods wakes the pool.
+
+    ``trimming``: failed jobs remain to be dropped. ``counting``: jobs ended in the last minute, so
+    that ``jobsPerMinute`` still has to fall to zero.
+    """
+    facts = seen.facts
+    if facts is None:
+        return LOOK_BLIND
+    waits: list[float] = []
+    if trimming or drain.in_progress:
+        waits.append(LOOK_LEAVING)
+    elif seen.pods or facts.workers or facts.backlog or facts.running:
+        waits.append(LOOK_ACTIVE)
+    if counting:
+        waits.append(RESYNC)
+    if decision.again_in is not None:
+        waits.append(max(0.05, decision.again_in))
+    due = [queue.next_due for queue in facts.queues if queue.next_due is not None]
+    if due:
+        waits.append(max(0.02, min(due) - facts.at))
+    return min(waits, default=None)
