@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.v1alpha1.workerpool import Pause, RightSizingMode
@@ -215,7 +215,8 @@ def _draining(seen: StatusInputs) -> ConditionValue:
 def _rollout(conditions: Sequence[Mapping[str, Any]], seen: StatusInputs) -> Rollout:
     """Return how far the spec is in force: applied, without pods of an older template, started.
 
-    Once it is, load that adds pods, pods that drain, and pods that fail do not undo that.
+    Once it is, pods that load adds, that drain or that fail do not undo it. Only a pool that cannot
+    have a single pod, because something that its spec refers to is missing, is rolled out again.
     """
     if seen.refusal is not None:
         if seen.refusal[0] == reasons.QUOTA_EXCEEDED:
@@ -226,15 +227,27 @@ def _rollout(conditions: Sequence[Mapping[str, Any]], seen: StatusInputs) -> Rol
         (bool(seen.inputs_hash) and deployment.inputs_hash != seen.inputs_hash)
         or deployment.updated < deployment.status_replicas
     )
-    if not outdated and rolled_out(conditions, seen.generation):
+    missing = _missing(seen)
+    started = deployment is not None and deployment.ready > 0
+    if not outdated and rolled_out(conditions, seen.generation) and (started or missing is None):
         return Rollout(complete=True)
-    trouble = pod_trouble(seen)
-    if seen.redis_trouble is not None and seen.redis_trouble[0] not in _OUTAGES:
-        trouble = seen.redis_trouble
+    trouble = missing or pod_trouble(seen)
     if trouble is not None:
         return Rollout(complete=False, trouble=trouble)
     awaited = _awaited(deployment, seen.decision.replicas, outdated=outdated)
     return Rollout(complete=not awaited, awaited=awaited)
+
+
+def _missing(seen: StatusInputs) -> Trouble | None:
+    """Return what the spec refers to and the cluster does not provide: Secret, account, quota."""
+    if seen.redis_trouble is not None and seen.redis_trouble[0] not in _OUTAGES:
+        return seen.redis_trouble
+    if seen.deployment is not None and seen.deployment.replica_failure is not None:
+        return pod_trouble(seen)
+    unstarted = [
+        pod for pod in seen.pods if pod.trouble and pod.trouble[0] == "CreateContainerConfigError"
+    ]
+    return pod_trouble(replace(seen, pods=unstarted)) if unstarted else None
 
 
 def _awaited(deployment: DeploymentView | None, wanted: int, *, outdated: bool) -> str:

@@ -186,6 +186,13 @@ def test_what_is_missing_is_named_and_stalls_after_ten_minutes(trouble, reason):
     assert condition(healed, "Ready") == ("True", "Reconciled")
 
 
+@pytest.mark.parametrize(("trouble", "reason"), TROUBLES)
+def test_a_pool_that_grew_from_zero_into_something_missing_stalls_too(trouble, reason):
+    idle = rolled_out_status(deployment=None, decision=SizeDecision(0, "0 pods", 0))
+    status = pool_status("mail", plan(), idle, seen(**{"deployment": deployed(ready=0), **trouble}))
+    assert condition(status, "Reconciling") == ("True", reason)
+
+
 def test_a_new_spec_gets_its_own_ten_minutes():
     trouble = TROUBLES[0][0]
     first = pool_status("mail", plan(), {}, seen(**trouble))
