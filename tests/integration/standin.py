@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from engineroom.core.logging import configure
 from engineroom.kube.client.resources import PODS, WORKERPOOLS
-from engineroom.main import Process, load_config
+from engineroom.kube.runtime.process import ControllerProcess
+from engineroom.main import load_config
 from engineroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class StandIn:
 async def main() -> int:
     settings = Settings()
     configure(settings.log_level, "console", sys.stderr)
-    process = Process(settings, load_config(settings), build=lambda _: StandIn())
+    process = ControllerProcess(settings, load_config(settings), [StandIn()])
 
     async def ports() -> None:
         await process.synced.wait()

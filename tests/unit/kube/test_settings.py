@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from engineroom.main import EXIT_CONFIG, main
+from engineroom.kube.runtime.process import EXIT_CONFIG
+from engineroom.main import main
 from engineroom.settings import Settings
 
 if TYPE_CHECKING:

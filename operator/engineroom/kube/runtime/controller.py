@@ -56,7 +56,7 @@ class Record:
         loaded: dict[str, Any] = orjson.loads(zlib.decompress(self.packed))
         return loaded
 
-    def same_wish(self, other: Record) -> bool:
+    def same_intent(self, other: Record) -> bool:
         """Whether nothing a user can wish for differs: spec, deletion, and the very object."""
         return (
             self.uid == other.uid
@@ -124,7 +124,7 @@ class RecordStore(ObjectStore[Record]):
         """
         record = record_of(obj)
         held = self.get(record.key)
-        if held is None or not held.same_wish(record):
+        if held is None or not held.same_intent(record):
             return
         if _number(record.resource_version) > _number(held.resource_version):
             self._replace(record.key, record.resource_version, record)
