@@ -101,10 +101,12 @@ class WorkerPoolController(
         *,
         use_interval: float = USE_INTERVAL,
         use_patience: float = USE_PATIENCE,
+        connections: type[SharedConnections] = SharedConnections,
     ) -> None:
         super().__init__()
         self._store = schedules
         self._runtime = runtime
+        self._connect = connections
         self._redis_url = redis_url
         self._use_interval, self._use_patience = use_interval, use_patience
         self._pods: Informer[PodView]
@@ -131,7 +133,7 @@ class WorkerPoolController(
         )
         self._children = ChildWriter(client, runtime=self._runtime, redis_url=self._redis_url)
         self._addresses = RedisAddresses(client, clock, self._redis_url)
-        self._connections = SharedConnections(
+        self._connections = self._connect(
             clock, on_queue=self._queue_changed, on_state=self._connection_changed
         )
         self._monitor = ResourceMonitor(
