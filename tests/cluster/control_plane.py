@@ -98,10 +98,11 @@ class ControlPlane:
         """
         self.etcd.start()
         self.apiserver.start()
+        # The controller manager gives up on an API server that is not ready within ten seconds.
+        self.wait_for_apiserver()
         self.controller_manager.start()
         if self.scheduler.configured:
             self.scheduler.start()
-        self.wait_for_apiserver()
         client = self.client()
         # Pods need their namespace's service account, which the controller manager makes.
         account = "/api/v1/namespaces/default/serviceaccounts/default"
