@@ -1,6 +1,7 @@
 """The operator process with a controller that only reports what it saw; run as a program.
 
-``STANDIN_SECONDS`` is how long one reconcile takes. It says what it does on standard output, a JSON
+``STANDIN_SECONDS`` is how long one reconcile takes; with ``STANDIN_POLICIES`` it runs a second
+controller, of policies. It says what it does on standard output, a JSON
 object a line: {"did": "reconciled", "key": ..., "generation": ... or null}.
 """
 
@@ -13,12 +14,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from engineroom.core.logging import configure
-from engineroom.kube.client.resources import PODS, WORKERPOOLS
+from engineroom.kube.client.resources import PODS, RATELIMITPOLICIES, WORKERPOOLS
 from engineroom.kube.runtime.process import ControllerProcess
 from engineroom.main import load_config
 from engineroom.settings import Settings
 
 if TYPE_CHECKING:
+    from engineroom.kube.client.resources import Resource
     from engineroom.kube.runtime.controller import Context, Record
 
 
@@ -29,9 +31,8 @@ def say(**words: object) -> None:
 class StandIn:
     """Publishes the generation it saw as ``status.observedGeneration``, when that differs."""
 
-    kind = WORKERPOOLS
-
-    def __init__(self) -> None:
+    def __init__(self, kind: Resource = WORKERPOOLS) -> None:
+        self.kind = kind
         self.seconds = float(os.environ.get("STANDIN_SECONDS", "0"))
 
     async def start(self, context: Context) -> None:
@@ -54,7 +55,7 @@ class StandIn:
             metadata = {"namespace": record.namespace, "name": record.name}
             status = {"observedGeneration": record.generation}
             answer = await self.context.client.apply_status(
-                WORKERPOOLS, {"metadata": metadata, "status": status}
+                self.kind, {"metadata": metadata, "status": status}
             )
             self.context.store.wrote(answer)
         say(did="reconciled", key=key, generation=record.generation)
@@ -67,7 +68,10 @@ class StandIn:
 async def main() -> int:
     settings = Settings()
     configure(settings.log_level, "console", sys.stderr)
-    process = ControllerProcess(settings, load_config(settings), [StandIn()])
+    controllers = [StandIn()]
+    if os.environ.get("STANDIN_POLICIES"):
+        controllers.append(StandIn(RATELIMITPOLICIES))
+    process = ControllerProcess(settings, load_config(settings), controllers)
 
     async def ports() -> None:
         await process.synced.wait()

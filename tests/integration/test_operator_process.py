@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 import pytest
+import yaml
 
-from engineroom.kube.client.resources import EVENTS, LEASES, WORKERPOOLS
+from engineroom.core.errors import ConflictError
+from engineroom.kube.client.errors import NotFound
+from engineroom.kube.client.resources import CRDS, EVENTS, LEASES, RATELIMITPOLICIES, WORKERPOOLS
 from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request, Verdict
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -361,6 +365,78 @@ async def test_it_waits_for_the_crd(
         assert not operator.did("synced")
         absent()
         await operator.until("reconciled")
+
+
+def policy(namespace: str, name: str) -> dict[str, Any]:
+    limit = {"name": "all", "rate": {"requests": 5, "period": "1m"}}
+    selector = {"matchLabels": {"app": "shop"}}
+    return {
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"selector": selector, "limits": [limit]},
+    }
+
+
+async def test_a_deleted_kind_stops_no_other_and_returns_with_its_crd(
+    kubeconfig: Path, client: Client, namespace: str
+) -> None:
+    """One CRD is deleted while pools change all the time."""
+    crd = yaml.safe_load((ROOT / "crds" / "ratelimitpolicies.engineroom.dev.yaml").read_text())
+    name = crd["metadata"]["name"]
+    async with Operator(kubeconfig, namespace, "one", STANDIN_POLICIES="1") as operator:
+        await client.apply(RATELIMITPOLICIES, policy(namespace, "first"))
+        await operator.until("reconciled", key=f"{namespace}/first")
+        generation = 0
+
+        async def change_pools(times: int) -> None:
+            nonlocal generation
+            for _ in range(times):
+                generation += 1
+                await client.apply(WORKERPOOLS, pool(namespace, replicas=generation))
+                await operator.until(
+                    "reconciled", within=10, key=f"{namespace}/mail", generation=generation
+                )
+
+        try:
+            await change_pools(3)
+            await client.delete(CRDS, None, name)
+            await change_pools(20)
+            await operator.until("gone", key=f"{namespace}/first")
+            status, _ = await operator.get(operator.probes, "/healthz")
+            assert status == 200
+        finally:
+            await eventually_applied(client, crd)
+        await change_pools(3)
+        await applied(client, policy(namespace, "second"))
+        await operator.until("reconciled", key=f"{namespace}/second")
+        await change_pools(3)
+        changes = len(operator.did("changed", key=f"{namespace}/second"))
+        await client.delete(RATELIMITPOLICIES, namespace, "second")
+        await until(lambda: len(operator.did("changed", key=f"{namespace}/second")) > changes)
+
+
+async def eventually_applied(client: Client, crd: dict[str, Any]) -> None:
+    """Create the CRD again, once its predecessor is really gone."""
+    name = crd["metadata"]["name"]
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(NotFound):
+                found = await client.get(CRDS, None, name)
+                if "deletionTimestamp" not in found["metadata"]:
+                    return
+                await asyncio.sleep(0.1)
+                continue
+            with contextlib.suppress(ConflictError):
+                await client.create(CRDS, crd)
+
+
+async def applied(client: Client, obj: dict[str, Any]) -> None:
+    """Apply a policy, once the API server serves its kind again."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(NotFound):
+                await client.apply(RATELIMITPOLICIES, obj)
+                return
+            await asyncio.sleep(0.1)
 
 
 async def test_at_rest_nothing_is_written_and_little_is_asked(
