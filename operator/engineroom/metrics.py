@@ -85,8 +85,8 @@ class Metrics:
 
     def histogram(self, name: str, documentation: str) -> Callable[[float], None]:
         """A histogram of seconds; returns what observes."""
-        made = Histogram(name, documentation, buckets=_SECONDS, registry=self.registry)
-        return made.observe
+        histogram = Histogram(name, documentation, buckets=_SECONDS, registry=self.registry)
+        return histogram.observe
 
     def request(self, verb: str, status: int, seconds: float) -> None:
         """One request to the API server took that long."""
@@ -98,7 +98,7 @@ class Metrics:
 
 
 class QueueMetrics:
-    """What a work queue tells about itself, as Prometheus has it."""
+    """Metrics of one work queue."""
 
     def __init__(self, metrics: Metrics, queue: str) -> None:
         self._wait = metrics.wait.labels(queue)

@@ -80,10 +80,10 @@ class TaskSchedules:
         prefix = len(stored_name(owner, ""))
         return [
             ScheduleFacts(
-                known.name[prefix:], known.next, known.last, known.last_job, known.dropped,
-                known.version,
+                schedule.name[prefix:], schedule.next, schedule.last, schedule.last_job,
+                schedule.dropped, schedule.version,
             )
-            for known in await run_async(redis, store.owned(owner))
+            for schedule in await run_async(redis, store.owned(owner))
         ]  # fmt: skip
 
     async def owners(self, redis: Redis) -> dict[str, str]:

@@ -17,7 +17,7 @@ from engineroom.core.logging import REPEATED
 
 
 class Settings(BaseSettings):
-    """What can be set; the description of each field says what it does."""
+    """Settings of the operator; each field's description says what it does."""
 
     model_config = SettingsConfigDict(env_prefix="ENGINEROOM_", extra="ignore", frozen=True)
 

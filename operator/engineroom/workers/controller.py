@@ -40,7 +40,7 @@ from engineroom.workers.job_schedules.declarations import ScheduleDeclarer
 from engineroom.workers.job_schedules.schedule_runner import ScheduleRunner
 from engineroom.workers.memory import PoolMemory
 from engineroom.workers.next_look import RESYNC, next_look
-from engineroom.workers.observe import PoolObservation, ended_last_minute, observation
+from engineroom.workers.observe import PoolObservation, combine, ended_last_minute
 from engineroom.workers.plan import Plan, needs_namespace, parse_pool, plan_of
 from engineroom.workers.projections import deployment_view, pod_view
 from engineroom.workers.quiet import not_quiet
@@ -75,7 +75,7 @@ USE_INTERVAL, USE_PATIENCE = 30.0, 3600.0
 
 @dataclass(frozen=True, slots=True)
 class PoolOutcome:
-    """What a look did."""
+    """The results of the writes of one look."""
 
     drain: DrainPlan
     #: (reason, message) if the API server refused a write.
@@ -273,7 +273,7 @@ class WorkerPoolController(
         requested = pods_to_drain(obj["metadata"].get("annotations"))
         pods = with_requested(self._pods.by_index(memory.key), requested)
         now = self.context.clock.now().timestamp()
-        return observation(now, facts, trouble, deployment, pods)
+        return combine(now, facts, trouble, deployment, pods)
 
     async def _measure(
         self, memory: PoolMemory, plan: Plan
@@ -313,18 +313,18 @@ class WorkerPoolController(
         memory: PoolMemory,
         plan: Plan,
         obj: Mapping[str, Any],
-        seen: PoolObservation,
-        do: SizeDecision,
+        observation: PoolObservation,
+        decision: SizeDecision,
     ) -> PoolOutcome:
         """See ObjectReconciler. Growing comes before everything else: jobs wait for it."""
         old = obj.get("status") or {}
         drain, refusal = await unless_refused(
-            self._apply_objects(memory, plan, obj, seen, do), DrainPlan()
+            self._apply_objects(memory, plan, obj, observation, decision), DrainPlan()
         )
-        schedules = await self._declare_schedules(memory, plan, seen, old)
+        schedules = await self._declare_schedules(memory, plan, observation, old)
         pool = self.reference(memory)
         memory.usage, sizing = await self._monitor.settle(
-            pool, memory.usage, plan.right_sizing, old, seen.pods, seen.facts
+            pool, memory.usage, plan.right_sizing, old, observation.pods, observation.facts
         )
         return PoolOutcome(drain, refusal, schedules, sizing)
 
@@ -333,38 +333,40 @@ class WorkerPoolController(
         memory: PoolMemory,
         plan: Plan,
         obj: Mapping[str, Any],
-        seen: PoolObservation,
-        do: SizeDecision,
+        observation: PoolObservation,
+        decision: SizeDecision,
     ) -> DrainPlan:
-        pool, deployment = self.reference(memory), seen.deployment
+        pool, deployment = self.reference(memory), observation.deployment
         memory.inputs = memory.inputs or self._children.inputs(pool, plan, obj.get("spec") or {})
-        size = do.replicas + seen.retired
+        size = decision.replicas + observation.retired
         if deployment is not None and size > deployment.replicas:
             if not equipped(deployment, memory.inputs):
                 await self._children.equip(pool, plan, parse_pool(obj, memory.level))
-            deployment = await self._resize(memory, deployment, size, do)
-        if self._must_apply(memory, deployment, do):
-            replicas = do.replicas if deployment is None else deployment.replicas
+            deployment = await self._resize(memory, deployment, size, decision)
+        if self._must_apply(memory, deployment, decision):
+            replicas = decision.replicas if deployment is None else deployment.replicas
             model: WorkerPool = parse_pool(obj, memory.level)
             applied = await self._children.apply(pool, plan, model, replicas, memory.inputs)
-            deployment = self._wrote(memory, deployment, applied, do)
-        if deployment is None or seen.facts is None or memory.connection is None:
+            deployment = self._wrote(memory, deployment, applied, decision)
+        if deployment is None or observation.facts is None or memory.connection is None:
             return DrainPlan()
-        drain = await self._shrink(memory, memory.connection, deployment, seen, seen.facts, do)
-        for pod, busy in pods_to_protect(seen.pods, seen.workers, seen.at):
+        drain = await self._shrink(
+            memory, memory.connection, deployment, observation, observation.facts, decision
+        )
+        for pod, busy in pods_to_protect(observation.pods, observation.workers, observation.at):
             await self._children.protect(pool, pod, busy=busy)
-        await self._tend_jobs(memory, memory.connection, plan, seen, seen.facts)
+        await self._tend_jobs(memory, memory.connection, plan, observation, observation.facts)
         return drain
 
     def _must_apply(
-        self, memory: PoolMemory, deployment: DeploymentView | None, do: SizeDecision
+        self, memory: PoolMemory, deployment: DeploymentView | None, decision: SizeDecision
     ) -> bool:
         """Return whether the Deployment is missing, outdated or edited.
 
         A pool that never had work has no objects at all. A restarted operator trusts what it finds;
         later edits by others show in the generation.
         """
-        if not memory.inputs or (deployment is None and do.replicas == 0):
+        if not memory.inputs or (deployment is None and decision.replicas == 0):
             return False
         if deployment is None:
             return True
@@ -375,7 +377,7 @@ class WorkerPoolController(
         )
 
     async def _resize(
-        self, memory: PoolMemory, before: DeploymentView, replicas: int, do: SizeDecision
+        self, memory: PoolMemory, before: DeploymentView, replicas: int, decision: SizeDecision
     ) -> DeploymentView:
         pool = self.reference(memory)
         try:
@@ -383,19 +385,19 @@ class WorkerPoolController(
         except (NotFound, ConflictError):
             memory.written = None
             raise
-        return self._wrote(memory, before, after, do)
+        return self._wrote(memory, before, after, decision)
 
     def _wrote(
         self,
         memory: PoolMemory,
         before: DeploymentView | None,
         after: DeploymentView,
-        do: SizeDecision,
+        decision: SizeDecision,
     ) -> DeploymentView:
         memory.written, memory.own_generation = after, after.generation
         size = before.replicas if before is not None else 0
         pool = self.reference(memory)
-        if record_scaling(self.context.recorder, pool, size, after.replicas, do.sentence):
+        if record_scaling(self.context.recorder, pool, size, after.replicas, decision.sentence):
             memory.scaled = True
         return after
 
@@ -404,16 +406,16 @@ class WorkerPoolController(
         memory: PoolMemory,
         connection: SharedConnection,
         deployment: DeploymentView,
-        seen: PoolObservation,
+        observation: PoolObservation,
         facts: PoolFacts,
-        do: SizeDecision,
+        decision: SizeDecision,
     ) -> DrainPlan:
         """Take one step with every pod that leaves; the next look takes the next one."""
         drain = plan_drain(
-            seen.pods,
-            seen.workers,
+            observation.pods,
+            observation.workers,
             replicas=deployment.replicas,
-            target=do.replicas,
+            target=decision.replicas,
             rolling=deployment.rolling,
         )
         registered = {worker.name for worker in facts.workers}
@@ -424,13 +426,13 @@ class WorkerPoolController(
         for pod in drain.mark:
             await self._children.mark(self.reference(memory), pod)
         by = drain.shrink_by
-        if not by and not seen.pods and not facts.workers:
+        if not by and not observation.pods and not facts.workers:
             # Pods that never came to be (quota, admission) need no drain.
-            by = max(0, deployment.replicas - do.replicas)
+            by = max(0, deployment.replicas - decision.replicas)
         if by:
             try:
                 # What was counted must still hold: otherwise a pod at work would go.
-                await self._resize(memory, deployment, max(0, deployment.replicas - by), do)
+                await self._resize(memory, deployment, max(0, deployment.replicas - by), decision)
             except ConflictError:
                 log.debug("deployment changed before it shrank", pool=memory.key)
             else:
@@ -442,7 +444,7 @@ class WorkerPoolController(
         memory: PoolMemory,
         connection: SharedConnection,
         plan: Plan,
-        seen: PoolObservation,
+        observation: PoolObservation,
         facts: PoolFacts,
     ) -> None:
         """Suspend or resume workers, recover dead workers' jobs, drop surplus failed jobs."""
@@ -453,20 +455,20 @@ class WorkerPoolController(
             await command(redis, memory.key, names)
         memory.trimming = await job_recovery.trim_failed_jobs(redis, recorder, pool, plan, facts)
         await job_recovery.recover_dead(
-            redis, self.context.client, recorder, pool, plan, facts, seen.pods
+            redis, self.context.client, recorder, pool, plan, facts, observation.pods
         )
-        job_recovery.report_stuck(recorder, pool, facts, seen.pods)
+        job_recovery.report_stuck(recorder, pool, facts, observation.pods)
         if facts.at - memory.stale_workers_removed >= job_recovery.STALE_WORKERS_INTERVAL:
             memory.stale_workers_removed = facts.at
             await job_recovery.remove_stale_workers(redis, recorder, pool, plan, facts)
 
     async def _declare_schedules(
-        self, memory: PoolMemory, plan: Plan, seen: PoolObservation, old: Mapping[str, Any]
+        self, memory: PoolMemory, plan: Plan, observation: PoolObservation, old: Mapping[str, Any]
     ) -> Sequence[ScheduleFacts] | None:
         """Declare the pool's schedules and return them; None while Redis does not answer."""
         if not plan.jobs and memory.schedules is None and not self._declarer.owes(memory.key):
             return ()
-        if seen.facts is None or memory.connection is None or memory.address is None:
+        if observation.facts is None or memory.connection is None or memory.address is None:
             return None
         pool = self.reference(memory)
         memory.schedules, facts = await self._declarer.settle(
@@ -487,12 +489,12 @@ class WorkerPoolController(
         memory: PoolMemory,
         plan: Plan,
         old: Mapping[str, Any],
-        seen: PoolObservation,
-        do: SizeDecision,
+        observation: PoolObservation,
+        decision: SizeDecision,
         outcome: PoolOutcome,
     ) -> dict[str, Any]:
         """See ObjectReconciler."""
-        per_minute, memory.ended_jobs = ended_last_minute(seen.facts, memory.ended_jobs)
+        per_minute, memory.ended_jobs = ended_last_minute(observation.facts, memory.ended_jobs)
         scaled, memory.scaled = memory.scaled, False
         inputs = StatusInputs(
             generation=memory.generation,
@@ -500,16 +502,16 @@ class WorkerPoolController(
             spec_seen=memory.spec_seen,
             deployment=self._deployment(memory),
             inputs_hash=memory.inputs,
-            pods=seen.pods,
-            facts=seen.facts,
-            decision=do,
+            pods=observation.pods,
+            facts=observation.facts,
+            decision=decision,
             leaving=outcome.drain.leaving,
-            busy_workers=seen.busy_workers,
+            busy_workers=observation.busy_workers,
             jobs_per_minute=per_minute,
             scaled=scaled,
             schedules=outcome.schedules,
             refused_schedules=memory.schedules.refused if memory.schedules else {},
-            redis_trouble=seen.redis_trouble,
+            redis_trouble=observation.redis_trouble,
             refusal=outcome.refusal,
             sizing=outcome.sizing,
         )
@@ -519,16 +521,16 @@ class WorkerPoolController(
         self,
         memory: PoolMemory,
         plan: Plan,
-        seen: PoolObservation,
-        do: SizeDecision,
+        observation: PoolObservation,
+        decision: SizeDecision,
         outcome: PoolOutcome,
     ) -> float | None:
         """See ObjectReconciler."""
         now = self.context.clock.now().timestamp()
         wait = earliest(
             next_look(
-                seen,
-                do,
+                observation,
+                decision,
                 outcome.drain,
                 trimming=memory.trimming,
                 counting=bool(memory.ended_jobs),

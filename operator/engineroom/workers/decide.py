@@ -22,7 +22,7 @@ LEAST_SHARE_OF_TARGET = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SizeInputs:
-    """What is seen; ``facts`` is None while Redis cannot be measured, for the reason ``outage``."""
+    """The state to size by; ``facts`` is None while Redis cannot be measured (``outage``)."""
 
     at: float
     facts: PoolFacts | None
@@ -47,16 +47,16 @@ class SizeDecision:
     again_in: float | None = None
 
 
-def decide_size(plan: Plan, seen: SizeInputs, history: DemandHistory) -> SizeDecision:
-    """Return the size of the pool. ``history`` already contains the facts of ``seen``."""
+def decide_size(plan: Plan, inputs: SizeInputs, history: DemandHistory) -> SizeDecision:
+    """Return the size of the pool. ``history`` already contains the facts of ``inputs``."""
     if not plan.autoscaled:
         return _by_hand(plan)
     if plan.suspend:
-        size = plan.min_replicas if seen.current is None else seen.current
+        size = plan.min_replicas if inputs.current is None else inputs.current
         return SizeDecision(size, f"{_pods(size)}: kept while spec.suspend is true", size)
-    if seen.facts is None:
-        return _blind(plan, seen)
-    return _by_work(plan, seen, seen.facts, history)
+    if inputs.facts is None:
+        return _blind(plan, inputs)
+    return _by_work(plan, inputs, inputs.facts, history)
 
 
 def _by_hand(plan: Plan) -> SizeDecision:
@@ -64,25 +64,25 @@ def _by_hand(plan: Plan) -> SizeDecision:
     return SizeDecision(size, f"{_pods(size)}: set by hand in spec.replicas", size)
 
 
-def _blind(plan: Plan, seen: SizeInputs) -> SizeDecision:
+def _blind(plan: Plan, inputs: SizeInputs) -> SizeDecision:
     """Size a pool whose Redis cannot be measured: as it is, or by the declared fallback."""
-    why = seen.outage or "Redis cannot be measured"
+    why = inputs.outage or "Redis cannot be measured"
     if plan.fallback_replicas is not None and plan.pause is Pause.NONE:
         size = min(max(plan.fallback_replicas, plan.min_replicas), plan.max_replicas)
         return SizeDecision(size, f"{_pods(size)}: metricOutage.replicas while blind ({why})", size)
-    size = plan.min_replicas if seen.current is None else seen.current
+    size = plan.min_replicas if inputs.current is None else inputs.current
     return SizeDecision(size, f"{_pods(size)}: kept while blind ({why})", size)
 
 
 def _by_work(
-    plan: Plan, seen: SizeInputs, facts: PoolFacts, history: DemandHistory
+    plan: Plan, inputs: SizeInputs, facts: PoolFacts, history: DemandHistory
 ) -> SizeDecision:
-    at = seen.at
-    current = seen.current or 0
+    at = inputs.at
+    current = inputs.current or 0
     workers, sentence = _workers_wanted(plan, facts, history)
     wanted = math.ceil(workers / plan.workers_per_pod)
-    if wanted < seen.busy_pods:
-        wanted = seen.busy_pods
+    if wanted < inputs.busy_pods:
+        wanted = inputs.busy_pods
         sentence = f"{_count(wanted, 'pod')} busy"
 
     floor, floor_name = plan.min_replicas, "minReplicas"

@@ -76,7 +76,7 @@ class QueueRates:
 
 @dataclass(slots=True)
 class DemandHistory:
-    """What the sizing of one pool remembers between looks. Times are Unix seconds.
+    """The history that the sizing of one pool needs. Times are Unix seconds.
 
     Safe to lose: without a history the present size counts as wanted, so a restart never shrinks a
     pool.

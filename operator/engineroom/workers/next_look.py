@@ -1,4 +1,4 @@
-"""When a pool is looked at again without an event that asks for it."""
+"""The time of the next look at a pool that no event asks for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESYNC = 10.0
 
 
 def next_look(
-    seen: PoolObservation,
+    observation: PoolObservation,
     decision: SizeDecision,
     drain: DrainPlan,
     *,
@@ -28,13 +28,13 @@ def next_look(
     ``trimming``: failed jobs remain to be dropped. ``counting``: jobs ended in the last minute, so
     that ``jobsPerMinute`` still has to fall to zero.
     """
-    facts = seen.facts
+    facts = observation.facts
     if facts is None:
         return LOOK_BLIND
     waits: list[float] = []
     if trimming or drain.in_progress:
         waits.append(LOOK_LEAVING)
-    elif seen.pods or facts.workers or facts.backlog or facts.running:
+    elif observation.pods or facts.workers or facts.backlog or facts.running:
         waits.append(LOOK_ACTIVE)
     if counting:
         waits.append(RESYNC)

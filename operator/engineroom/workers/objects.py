@@ -63,7 +63,7 @@ _OBJECTS_VERSION = 2
 
 
 def owner_reference(name: str, uid: str) -> Object:
-    """What makes Kubernetes delete a child with its pool."""
+    """Return the reference that makes Kubernetes delete a child with its pool."""
     return {
         "apiVersion": API_VERSION,
         "kind": kinds.WORKER_POOL.kind,
@@ -228,7 +228,7 @@ def _equip(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -
     # `start` keeps a SIGTERM that comes before Python can hear it; see deploy/worker-runtime.
     container["command"] = [f"{RUNTIME_PATH}/start", *interpreter, "-m", "engineroom_worker"]
     container.pop("args", None)
-    # And `heard` has the kubelet wait with the signal until somebody can hear or keep it.
+    # `heard` makes the kubelet hold the signal back until a process can handle it.
     lifecycle = container.setdefault("lifecycle", {})
     lifecycle.setdefault("preStop", {"exec": {"command": [f"{RUNTIME_PATH}/heard"]}})
     spec = pool.spec

@@ -1,4 +1,4 @@
-"""What a look at a pool sees: Redis, the Deployment and the pods, gathered into one value."""
+"""One look at a pool: Redis, the Deployment and the pods, gathered into one value."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PoolObservation:
 
     @property
     def size_inputs(self) -> SizeInputs:
-        """What the size is decided by."""
+        """The inputs of the decision on the size."""
         deployment = self.deployment
         return SizeInputs(
             at=self.at,
@@ -60,7 +60,7 @@ class PoolObservation:
         )
 
 
-def observation(
+def combine(
     now: float,
     facts: PoolFacts | None,
     redis_trouble: Trouble | None,

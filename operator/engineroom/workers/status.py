@@ -1,4 +1,4 @@
-"""A pool's status from what was seen and decided: pure; times change only on transitions."""
+"""A pool's status from an observation and a decision; times change only on transitions."""
 
 from __future__ import annotations
 
@@ -80,39 +80,39 @@ class StatusInputs:
     sizing: SizingStatus | None = None
 
 
-def pool_status(name: str, plan: Plan, old: Mapping[str, Any], seen: StatusInputs) -> Status:
+def pool_status(name: str, plan: Plan, old: Mapping[str, Any], inputs: StatusInputs) -> Status:
     """Return the status to publish; equal to ``old`` at the fixed point."""
-    deployment = seen.deployment
+    deployment = inputs.deployment
     status: Status = {
-        "observedGeneration": seen.generation,
+        "observedGeneration": inputs.generation,
         "selector": selector(name),
         "replicas": deployment.status_replicas if deployment else 0,
         "readyReplicas": deployment.ready if deployment else 0,
-        "desiredReplicas": seen.decision.replicas,
-        "busyWorkers": seen.busy_workers,
-        "drainingReplicas": seen.leaving,
-        "queues": _queues(old, seen.facts),
-        "waitingJobs": _waiting(old, seen.facts),
-        "jobsPerMinute": seen.jobs_per_minute,
-        "decision": seen.decision.sentence,
-        "conditions": _conditions(plan, old, seen),
+        "desiredReplicas": inputs.decision.replicas,
+        "busyWorkers": inputs.busy_workers,
+        "drainingReplicas": inputs.leaving,
+        "queues": _queues(old, inputs.facts),
+        "waitingJobs": _waiting(old, inputs.facts),
+        "jobsPerMinute": inputs.jobs_per_minute,
+        "decision": inputs.decision.sentence,
+        "conditions": _conditions(plan, old, inputs),
     }
-    scaled = timestamp(seen.now) if seen.scaled else old.get("lastScaleTime")
+    scaled = timestamp(inputs.now) if inputs.scaled else old.get("lastScaleTime")
     if scaled:
         status["lastScaleTime"] = scaled
     if plan.jobs:
-        status["schedules"] = declarations.status_rows(old, plan.jobs, seen.schedules)
-    return status | _recommendation(plan, old, seen)
+        status["schedules"] = declarations.status_rows(old, plan.jobs, inputs.schedules)
+    return status | _recommendation(plan, old, inputs)
 
 
-def _recommendation(plan: Plan, old: Mapping[str, Any], seen: StatusInputs) -> Status:
+def _recommendation(plan: Plan, old: Mapping[str, Any], inputs: StatusInputs) -> Status:
     """Return the resource fields; unchanged if there is nothing new."""
     if plan.right_sizing.mode is RightSizingMode.OFF:
         return {}
     recommended, last_kill = old.get("recommendedResources"), old.get("lastOutOfMemoryTime")
-    if seen.sizing is not None:
-        recommended = seen.sizing.recommended or recommended
-        last_kill = seen.sizing.last_kill or last_kill
+    if inputs.sizing is not None:
+        recommended = inputs.sizing.recommended or recommended
+        last_kill = inputs.sizing.last_kill or last_kill
     fields = {"recommendedResources": recommended, "lastOutOfMemoryTime": last_kill}
     return {name: value for name, value in fields.items() if value}
 
@@ -140,114 +140,114 @@ def _waiting(old: Mapping[str, Any], facts: PoolFacts | None) -> int:
     return int(old.get("waitingJobs") or 0) if facts is None else facts.backlog
 
 
-def _conditions(plan: Plan, old: Mapping[str, Any], seen: StatusInputs) -> list[Status]:
+def _conditions(plan: Plan, old: Mapping[str, Any], inputs: StatusInputs) -> list[Status]:
     conditions = list(old.get("conditions") or ())
     values: dict[str, ConditionValue] = {}
     if plan.jobs:
         values["SchedulesActive"] = declarations.schedules_condition(
-            plan.jobs, seen.schedules, seen.refused_schedules
+            plan.jobs, inputs.schedules, inputs.refused_schedules
         )
     else:
         conditions = remove_condition(conditions, "SchedulesActive")
     values |= {
-        "RedisReachable": _redis(seen),
-        "ScalingActive": _active(plan, seen),
-        "ScalingLimited": _limited(seen),
-        "Draining": _draining(seen),
+        "RedisReachable": _redis(inputs),
+        "ScalingActive": _active(plan, inputs),
+        "ScalingLimited": _limited(inputs),
+        "Draining": _draining(inputs),
     }
     for kind, value in values.items():
-        conditions = set_condition(conditions, kind, *value, seen.generation, seen.now)
+        conditions = set_condition(conditions, kind, *value, inputs.generation, inputs.now)
     conditions = summary_conditions(
         conditions,
-        _rollout(conditions, seen),
-        _not_ready(seen),
-        generation=seen.generation,
-        now=seen.now,
-        since=seen.spec_seen,
+        _rollout(conditions, inputs),
+        _not_ready(inputs),
+        generation=inputs.generation,
+        now=inputs.now,
+        since=inputs.spec_seen,
         working="the pool works",
     )
-    return _right_sized(plan, conditions, seen)
+    return _right_sized(plan, conditions, inputs)
 
 
-def _right_sized(plan: Plan, conditions: list[Status], seen: StatusInputs) -> list[Status]:
+def _right_sized(plan: Plan, conditions: list[Status], inputs: StatusInputs) -> list[Status]:
     if plan.right_sizing.mode is RightSizingMode.OFF:
         return remove_condition(conditions, RIGHT_SIZED)
     before = find(conditions, RIGHT_SIZED)
-    if seen.sizing is not None:
-        value = seen.sizing.condition
+    if inputs.sizing is not None:
+        value = inputs.sizing.condition
     elif before is not None:
         value = before["status"], before["reason"], before["message"]
     else:
         return conditions  # a pool that never had a pod
-    return set_condition(conditions, RIGHT_SIZED, *value, seen.generation, seen.now)
+    return set_condition(conditions, RIGHT_SIZED, *value, inputs.generation, inputs.now)
 
 
-def _redis(seen: StatusInputs) -> ConditionValue:
-    if seen.redis_trouble is not None:
-        return "False", *seen.redis_trouble
+def _redis(inputs: StatusInputs) -> ConditionValue:
+    if inputs.redis_trouble is not None:
+        return "False", *inputs.redis_trouble
     return "True", reasons.RECONCILED, "Redis answers"
 
 
-def _active(plan: Plan, seen: StatusInputs) -> ConditionValue:
+def _active(plan: Plan, inputs: StatusInputs) -> ConditionValue:
     if plan.suspend:
         return "False", reasons.SUSPENDED, "spec.suspend is true: workers stay but take no job"
     if not plan.autoscaled:
         return "False", reasons.MANUAL_SIZE, "sized by hand; set spec.autoscaling to follow work"
     if plan.pause is not Pause.NONE:
         return "False", reasons.PAUSED, f"spec.autoscaling.pause is {plan.pause.value}"
-    if seen.facts is None:
+    if inputs.facts is None:
         return "False", reasons.METRIC_OUTAGE, "Redis cannot be measured; see RedisReachable"
     return "True", reasons.RECONCILED, "size follows the work"
 
 
-def _limited(seen: StatusInputs) -> ConditionValue:
-    if seen.decision.limited:
-        return "True", seen.decision.limited, seen.decision.sentence
+def _limited(inputs: StatusInputs) -> ConditionValue:
+    if inputs.decision.limited:
+        return "True", inputs.decision.limited, inputs.decision.sentence
     return "False", reasons.WITHIN_RANGE, "the size that the work asks for is within the limits"
 
 
-def _draining(seen: StatusInputs) -> ConditionValue:
-    if seen.leaving:
-        return "True", reasons.DRAINING, f"{_pods(seen.leaving)} finishing work before leaving"
+def _draining(inputs: StatusInputs) -> ConditionValue:
+    if inputs.leaving:
+        return "True", reasons.DRAINING, f"{_pods(inputs.leaving)} finishing work before leaving"
     return "False", reasons.NOT_DRAINING, "no pod is leaving"
 
 
-def _rollout(conditions: Sequence[Mapping[str, Any]], seen: StatusInputs) -> Rollout:
+def _rollout(conditions: Sequence[Mapping[str, Any]], inputs: StatusInputs) -> Rollout:
     """Return how far the spec is in force: applied, without pods of an older template, started.
 
     Once it is, pods that load adds, that drain or that fail do not undo it. Only a pool that cannot
     have a single pod, because something that its spec refers to is missing, is rolled out again.
     """
-    if seen.refusal is not None:
-        if seen.refusal[0] == reasons.QUOTA_EXCEEDED:
-            return Rollout(complete=False, trouble=seen.refusal)
-        return Rollout(complete=False, stalled=seen.refusal)
-    deployment = seen.deployment
+    if inputs.refusal is not None:
+        if inputs.refusal[0] == reasons.QUOTA_EXCEEDED:
+            return Rollout(complete=False, trouble=inputs.refusal)
+        return Rollout(complete=False, stalled=inputs.refusal)
+    deployment = inputs.deployment
     outdated = deployment is not None and (
-        (bool(seen.inputs_hash) and deployment.inputs_hash != seen.inputs_hash)
+        (bool(inputs.inputs_hash) and deployment.inputs_hash != inputs.inputs_hash)
         or deployment.updated < deployment.status_replicas
     )
-    missing = _missing(seen)
+    missing = _missing(inputs)
     started = deployment is not None and deployment.ready > 0
-    if not outdated and rolled_out(conditions, seen.generation) and (started or missing is None):
+    if not outdated and rolled_out(conditions, inputs.generation) and (started or missing is None):
         return Rollout(complete=True)
-    trouble = missing or pod_trouble(seen)
+    trouble = missing or pod_trouble(inputs)
     if trouble is not None:
         return Rollout(complete=False, trouble=trouble)
-    awaited = _awaited(deployment, seen.decision.replicas, outdated=outdated)
+    awaited = _awaited(deployment, inputs.decision.replicas, outdated=outdated)
     return Rollout(complete=not awaited, awaited=awaited)
 
 
-def _missing(seen: StatusInputs) -> Trouble | None:
+def _missing(inputs: StatusInputs) -> Trouble | None:
     """Return what the spec refers to and the cluster does not provide: Secret, account, quota."""
-    if seen.redis_trouble is not None and seen.redis_trouble[0] not in _OUTAGES:
-        return seen.redis_trouble
-    if seen.deployment is not None and seen.deployment.replica_failure is not None:
-        return pod_trouble(seen)
+    if inputs.redis_trouble is not None and inputs.redis_trouble[0] not in _OUTAGES:
+        return inputs.redis_trouble
+    if inputs.deployment is not None and inputs.deployment.replica_failure is not None:
+        return pod_trouble(inputs)
     unstarted = [
-        pod for pod in seen.pods if pod.trouble and pod.trouble[0] == "CreateContainerConfigError"
+        pod for pod in inputs.pods if pod.trouble and pod.trouble[0] == "CreateContainerConfigError"
     ]
-    return pod_trouble(replace(seen, pods=unstarted)) if unstarted else None
+    return pod_trouble(replace(inputs, pods=unstarted)) if unstarted else None
 
 
 def _awaited(deployment: DeploymentView | None, wanted: int, *, outdated: bool) -> str:
@@ -264,22 +264,22 @@ def _awaited(deployment: DeploymentView | None, wanted: int, *, outdated: bool) 
     return ""
 
 
-def _not_ready(seen: StatusInputs) -> Trouble | None:
+def _not_ready(inputs: StatusInputs) -> Trouble | None:
     """Return what keeps the pool from doing its work; pods that are just starting do not."""
-    for trouble in (seen.refusal, seen.redis_trouble, pod_trouble(seen)):
+    for trouble in (inputs.refusal, inputs.redis_trouble, pod_trouble(inputs)):
         if trouble is not None:
             return trouble
-    if seen.refused_schedules:
-        name, owner = min(seen.refused_schedules.items())
+    if inputs.refused_schedules:
+        name, owner = min(inputs.refused_schedules.items())
         return reasons.SCHEDULE_NAME_TAKEN, declarations.name_taken(name, owner)
-    if seen.deployment is None and seen.decision.replicas:
+    if inputs.deployment is None and inputs.decision.replicas:
         return reasons.ROLLING_OUT, "the Deployment is being created"
     return None
 
 
-def pod_trouble(seen: StatusInputs) -> Trouble | None:
+def pod_trouble(inputs: StatusInputs) -> Trouble | None:
     """Return what keeps pods from running."""
-    deployment = seen.deployment
+    deployment = inputs.deployment
     if deployment is not None and deployment.replica_failure is not None:
         reason, message = deployment.replica_failure
         quota = "exceeded quota" in message
@@ -287,7 +287,7 @@ def pod_trouble(seen: StatusInputs) -> Trouble | None:
             reasons.QUOTA_EXCEEDED if quota else reasons.PODS_NOT_READY,
             f"pods cannot be created ({reason}): {message}"[:MESSAGE_LENGTH],
         )
-    for pod in seen.pods:
+    for pod in inputs.pods:
         if pod.trouble is None or pod.deleting or pod.ready:
             continue
         reason, text = pod.trouble

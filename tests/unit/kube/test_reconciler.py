@@ -88,12 +88,12 @@ class Toys(ObjectReconciler[ToyMemory, int, int, int, str]):
         return plan
 
     async def apply(
-        self, memory: ToyMemory, plan: int, obj: Mapping[str, Any], seen: int, do: int
+        self, memory: ToyMemory, plan: int, obj: Mapping[str, Any], observation: int, decision: int
     ) -> str:
-        if seen == do:
+        if observation == decision:
             return ""
         metadata = {"namespace": memory.namespace, "name": memory.name}
-        body = {"metadata": metadata, "data": {"size": str(do)}}
+        body = {"metadata": metadata, "data": {"size": str(decision)}}
         work = self.context.client.apply(CONFIG_MAPS, body)
         _, refusal = await unless_refused(work, {})
         return refusal[1] if refusal else ""
@@ -103,14 +103,14 @@ class Toys(ObjectReconciler[ToyMemory, int, int, int, str]):
         memory: ToyMemory,
         plan: int,
         old: Mapping[str, Any],
-        seen: int,
-        do: int,
+        observation: int,
+        decision: int,
         outcome: str,
     ) -> dict[str, Any]:
         return {"observedGeneration": memory.generation, "refusal": outcome, "looks": memory.looks}
 
     def next_look(
-        self, memory: ToyMemory, plan: int, seen: int, do: int, outcome: str
+        self, memory: ToyMemory, plan: int, observation: int, decision: int, outcome: str
     ) -> float | None:
         return 5.0 if outcome else None
 

@@ -1,4 +1,4 @@
-"""Where the API server is and how to prove who we are: kubeconfig or the pod's service account."""
+"""The API server's address and our credentials: kubeconfig or the pod's service account."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN_MAX_AGE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
-    """How to reach one API server. Secrets are kept out of ``repr``."""
+    """Address and credentials of one API server. Secrets are kept out of ``repr``."""
 
     server: str
     ca_data: bytes | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""What the API server says when it says no, as types; the text of its Status object is kept."""
+"""Error responses of the API server as types; each keeps the text of its Status object."""
 
 # The names are Kubernetes' own reasons, which every reader knows, so they end without "Error".
 # ruff: noqa: N818
@@ -104,7 +104,7 @@ class Conflict(ApiError, ConflictError):
 
 
 class AlreadyExists(Conflict):
-    """409 at a create: somebody made an object of that name first."""
+    """409 at a create: an object of that name exists."""
 
     code = "kubernetes_already_exists"
 

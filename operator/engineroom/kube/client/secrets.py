@@ -24,20 +24,20 @@ class Secrets:
     def __init__(self, client: Client, clock: Clock) -> None:
         self._client = client
         self._clock = clock
-        self._known: dict[tuple[str, str], tuple[float, dict[str, str] | SecretError]] = {}
+        self._cache: dict[tuple[str, str], tuple[float, dict[str, str] | SecretError]] = {}
 
     async def value(self, namespace: str, name: str, key: str) -> str:
         """The decoded value. Raises SecretError with a reason and what to do."""
         now = self._clock.monotonic()
-        known = self._known.get((namespace, name))
-        if known is None or known[0] <= now:
-            known = await self._read(namespace, name, now)
-            self._known[(namespace, name)] = known
-        data = known[1]
+        cached = self._cache.get((namespace, name))
+        if cached is None or cached[0] <= now:
+            cached = await self._read(namespace, name, now)
+            self._cache[(namespace, name)] = cached
+        data = cached[1]
         if isinstance(data, SecretError):
             raise data
         if key not in data:
-            self._known[(namespace, name)] = (now + SECRET_RETRY, data)
+            self._cache[(namespace, name)] = (now + SECRET_RETRY, data)
             there = ", ".join(sorted(data)) or "none"
             raise SecretError(
                 reasons.SECRET_KEY_NOT_FOUND,
@@ -52,11 +52,11 @@ class Secrets:
             ) from error
 
     def doubt(self, namespace: str, name: str) -> None:
-        """What the Secret says does not work: read it again soon, somebody may correct it."""
-        known = self._known.get((namespace, name))
-        if known is not None:
+        """Read the Secret again soon, because its value does not work and may be corrected."""
+        cached = self._cache.get((namespace, name))
+        if cached is not None:
             soon = self._clock.monotonic() + SECRET_RETRY
-            self._known[(namespace, name)] = (min(known[0], soon), known[1])
+            self._cache[(namespace, name)] = (min(cached[0], soon), cached[1])
 
     async def _read(
         self, namespace: str, name: str, now: float

@@ -1,4 +1,4 @@
-"""What a kind's controller is to the process that runs it, and what it gets from it."""
+"""The interface between a kind's controller and the process that runs it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Record:
         return loaded
 
     def same_intent(self, other: Record) -> bool:
-        """Whether nothing a user can wish for differs: spec, deletion, and the very object."""
+        """Return whether spec, deletion and identity, which users decide, are the same."""
         return (
             self.uid == other.uid
             and self.generation == other.generation
@@ -68,10 +68,10 @@ class Record:
 def record_of(obj: dict[str, Any]) -> Record:
     """Project an object of ours for the cache."""
     metadata = obj["metadata"]
-    kept = {key: value for key, value in metadata.items() if key != "managedFields"}
-    annotations = kept.get("annotations")
+    stored = {key: value for key, value in metadata.items() if key != "managedFields"}
+    annotations = stored.get("annotations")
     if annotations and LAST_APPLIED in annotations:
-        kept["annotations"] = {k: v for k, v in annotations.items() if k != LAST_APPLIED}
+        stored["annotations"] = {k: v for k, v in annotations.items() if k != LAST_APPLIED}
     return Record(
         namespace=metadata.get("namespace") or "",
         name=metadata["name"],
@@ -79,7 +79,7 @@ def record_of(obj: dict[str, Any]) -> Record:
         generation=int(metadata.get("generation") or 0),
         resource_version=metadata.get("resourceVersion") or "",
         deleting=bool(metadata.get("deletionTimestamp")),
-        packed=zlib.compress(orjson.dumps({**obj, "metadata": kept}), level=1),
+        packed=zlib.compress(orjson.dumps({**obj, "metadata": stored}), level=1),
     )
 
 
@@ -117,10 +117,10 @@ class RecordStore(ObjectStore[Record]):
             self.remove(obj)
 
     def wrote(self, obj: dict[str, Any]) -> None:
-        """Take in what one of our own writes returned, so that its echo wakes nobody.
+        """Store the result of one of our own writes, so its echo causes no look.
 
-        Ignored when the watch was faster, or when the answer also carries somebody's new wish:
-        the watch will tell of that.
+        Ignored if the watch was faster, or if the result also contains a user's change: the watch
+        delivers that.
         """
         record = record_of(obj)
         held = self.get(record.key)
@@ -134,7 +134,7 @@ class RecordStore(ObjectStore[Record]):
         return self._clock.monotonic() - self._heard
 
     def deaf(self) -> bool:
-        """Whether a comparison found news that the watch has not told within its grace."""
+        """Return whether the watch missed, beyond the grace period, a change seen in a list."""
         if not self._unheard:
             return False
         return self._clock.monotonic() - min(self._unheard.values()) > GRACE
@@ -183,7 +183,7 @@ def _number(version: str) -> int:
 
 @dataclass(slots=True)
 class Context:
-    """What the process gives a controller at its start."""
+    """The services of the process for a controller."""
 
     client: Client
     clock: Clock

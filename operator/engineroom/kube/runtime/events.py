@@ -36,7 +36,7 @@ NOTE_BYTES = 1024
 
 
 class Recorder(Protocol):
-    """Where controllers say what happened to an object."""
+    """Records events about objects for controllers."""
 
     def record(
         self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
@@ -46,7 +46,7 @@ class Recorder(Protocol):
 
 
 class NullRecorder:
-    """Tells nobody."""
+    """Discards events."""
 
     def record(
         self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Report:
-    """What a probe answers: the facts, and what of them is wrong."""
+    """The answer of a probe: facts, and the problems among them."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -76,14 +76,15 @@ def probe(report: Callable[[], Report]) -> Callable[[web.Request], Awaitable[web
     """A route that answers with a report."""
 
     async def answer(_request: web.Request) -> web.Response:
-        made = report()
-        return web.Response(status=made.status, body=made.body(), content_type="application/json")
+        result = report()
+        body = result.body()
+        return web.Response(status=result.status, body=body, content_type="application/json")
 
     return answer
 
 
 class LoopLag:
-    """How late the event loop wakes what sleeps: the worst of the last half to full minute."""
+    """The worst delay of the event loop during the last half to full minute."""
 
     def __init__(self, clock: Clock, period: float = 0.25, window: float = 30.0) -> None:
         self._clock = clock

@@ -33,7 +33,7 @@ SERVED_INTERVAL, SERVED_WINDOW = 2.0, 60.0
 
 
 class KindState(StrEnum):
-    """How far a kind is."""
+    """The progress of a kind."""
 
     #: The API server has not said yet whether it serves the kind.
     UNKNOWN = "unknown"

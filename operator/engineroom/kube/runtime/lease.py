@@ -45,7 +45,7 @@ class LeaseTimes:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What the Lease says; ``version`` is its resourceVersion."""
+    """The content of the Lease; ``version`` is its resourceVersion."""
 
     holder: str
     duration: float
@@ -81,7 +81,7 @@ def decide(
     *,
     held: bool,
 ) -> LeaseRecord | None:
-    """The record to write, or None while somebody else holds the lease.
+    """Return the record to write, or None while another process holds the lease.
 
     ``observed_at`` is when this process first saw ``record``, on its own monotonic clock; ``held``
     says whether this process is the leader already. A new process under an old identity (a
@@ -150,7 +150,7 @@ class Elector:
     def is_leader(self) -> bool:
         """Whether the lease is ours at this moment, by our own clock.
 
-        False as soon as the lease would have run out, even when nobody has noticed yet (after a
+        False as soon as the lease would have run out, even before that is noticed (after a
         pause of the whole process).
         """
         return (
@@ -165,7 +165,7 @@ class Elector:
 
     @property
     def holder(self) -> str:
-        """Who held the lease when we last looked; empty when nobody did."""
+        """The holder of the lease at the last look; "" if there was none."""
         return self._record.holder if self._record else ""
 
     async def run(
@@ -241,7 +241,7 @@ class Elector:
         return True
 
     async def _try(self) -> bool:
-        """One attempt to take or renew; False when somebody else holds it."""
+        """Try once to take or renew the lease; returns False while another process holds it."""
         sent = self._clock.monotonic()
         if self._renewed_at is None:
             await self._look()

@@ -38,7 +38,7 @@ NUDGE = 1.0
 
 
 class QueueMetrics(Protocol):
-    """What a queue tells about itself; all durations in seconds."""
+    """Metrics of a queue; all durations in seconds."""
 
     def started(self, waited: float) -> None:
         """A run began that long after its key became due."""
@@ -58,7 +58,7 @@ class QueueMetrics(Protocol):
 
 
 class NullQueueMetrics:
-    """Tells nobody."""
+    """Discards metrics."""
 
     def started(self, waited: float) -> None:
         """Ignore."""
@@ -108,23 +108,23 @@ def backoff(failures: int, base: float, cap: float, jitter: float) -> float:
 
 
 class Lane(IntEnum):
-    """Who goes first."""
+    """The order of keys."""
 
     URGENT = 0
     NORMAL = 1
 
 
 class _Timer(IntEnum):
-    """Why a key is on the heap."""
+    """The reason for a key on the heap."""
 
-    LATER = 0  # somebody asked with add_after
+    LATER = 0  # requested with add_after
     AGAIN = 1  # the last run asked to look again
     RETRY = 2  # the last run failed
 
 
 @dataclass(slots=True)
 class _Key:
-    """What is known about one key; exists only while there is something to know."""
+    """The state of one key; exists only while the key is queued, runs, fails or has a timer."""
 
     queued: Lane | None = None
     since: float = 0.0  # when it became due
@@ -348,8 +348,8 @@ class WorkQueue:
     """Runs a reconcile for each key that is due, at most one at a time a key.
 
     ``timeout`` is the hard limit of one run in seconds. ``gate``, if given, is asked before each
-    run whether this process may (shards, leadership); a key it refuses is dropped, because whoever
-    may looks at it on his own. Not thread-safe: use it from the event loop it runs on.
+    run whether this process may (shards, leadership); a key it refuses is dropped, because the
+    process that may looks at it anyway. Not thread-safe: use it from the event loop it runs on.
     """
 
     def __init__(

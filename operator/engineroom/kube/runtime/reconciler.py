@@ -49,7 +49,7 @@ Status = dict[str, Any]
 
 @dataclass(slots=True)
 class ObjectMemory(Generic[Plan]):
-    """What a reconciler remembers of one object between two looks.
+    """The memory of one object between two looks.
 
     Losing it costs one more look and nothing else. Kinds extend it.
     """
@@ -77,7 +77,7 @@ Memory = TypeVar("Memory", bound=ObjectMemory[Any])
 
 
 class Reconciler(ABC, Generic[Memory]):
-    """What both forms share: memory, status, periodic tasks, errors by type."""
+    """The common part of both forms: memory, status, periodic tasks, errors by type."""
 
     #: The kind that is reconciled.
     kind: ClassVar[Resource]
@@ -222,7 +222,12 @@ class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, De
 
     @abstractmethod
     async def apply(
-        self, memory: Memory, plan: Plan, obj: Mapping[str, Any], seen: Observation, do: Decision
+        self,
+        memory: Memory,
+        plan: Plan,
+        obj: Mapping[str, Any],
+        observation: Observation,
+        decision: Decision,
     ) -> Outcome:
         """Make the cluster and Redis as decided; returns what the status needs to know of it."""
 
@@ -232,15 +237,20 @@ class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, De
         memory: Memory,
         plan: Plan,
         old: Mapping[str, Any],
-        seen: Observation,
-        do: Decision,
+        observation: Observation,
+        decision: Decision,
         outcome: Outcome,
     ) -> Status:
         """Return the whole status; equal to ``old`` when nothing changed."""
 
     @abstractmethod
     def next_look(
-        self, memory: Memory, plan: Plan, seen: Observation, do: Decision, outcome: Outcome
+        self,
+        memory: Memory,
+        plan: Plan,
+        observation: Observation,
+        decision: Decision,
+        outcome: Outcome,
     ) -> float | None:
         """Return the seconds until the next look; None when an event wakes the object."""
 
@@ -263,13 +273,13 @@ class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, De
         if plan is None:
             await self.publish(memory, old, self.invalid_status(memory, old))
             return self.look_at_invalid(memory, obj)
-        seen = await self.observe(memory, plan, obj)
-        do = self.decide(memory, plan, seen)
-        outcome = await self.apply(memory, plan, obj, seen, do)
+        observation = await self.observe(memory, plan, obj)
+        decision = self.decide(memory, plan, observation)
+        outcome = await self.apply(memory, plan, obj, observation, decision)
         held_back = await self.publish(
-            memory, old, self.status(memory, plan, old, seen, do, outcome)
+            memory, old, self.status(memory, plan, old, observation, decision, outcome)
         )
-        return earliest(held_back, self.next_look(memory, plan, seen, do, outcome))
+        return earliest(held_back, self.next_look(memory, plan, observation, decision, outcome))
 
     def invalid_status(self, memory: Memory, old: Mapping[str, Any]) -> Status:
         """Return the status of an object whose spec passed admission and is invalid.

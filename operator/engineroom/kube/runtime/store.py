@@ -138,7 +138,7 @@ class ObjectStore(Generic[T]):
         return True
 
     def _replace(self, key: str, version: str, value: T) -> None:
-        """A newer state of a known object that nobody needs to be told of; its label stays."""
+        """Replace an object by a newer state without a notification; its label stays."""
         self._objects[key] = self._objects[key]._replace(version=version, value=value)
 
     def _index_of(self, metadata: dict[str, Any]) -> str | None:

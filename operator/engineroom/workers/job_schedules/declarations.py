@@ -65,7 +65,7 @@ class ScheduleLoop(Protocol):
 
 
 class ScheduleStore(Protocol):
-    """Where schedules are kept. All methods raise EngineroomError while Redis does not answer."""
+    """A store of schedules. All methods raise EngineroomError while Redis does not answer."""
 
     async def declare(
         self, redis: Redis, owner: str, installation: str, jobs: Sequence[JobPlan]

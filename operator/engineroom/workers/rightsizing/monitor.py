@@ -48,7 +48,7 @@ __all__ = ["PoolUsage", "ResourceMonitor", "SizingStatus"]
 
 @dataclass(frozen=True, slots=True)
 class SizingStatus:
-    """What the status reports."""
+    """The part of the status about resources."""
 
     recommended: dict[str, Any] | None
     #: (status, reason, message) of the condition RightSized.

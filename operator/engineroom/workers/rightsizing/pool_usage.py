@@ -1,4 +1,4 @@
-"""What the resource monitor remembers of one pool that has had pods; safe to lose."""
+"""The resource monitor's memory of one pool that has had pods; safe to lose."""
 
 from __future__ import annotations
 
