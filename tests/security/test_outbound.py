@@ -371,7 +371,7 @@ def test_a_jwks_is_read_with_care(clock: FakeClock) -> None:
     for broken in (b"", b"[]", b"{}", b'{"keys": {}}', b"[" * 100_000):
         with pytest.raises(KeyStoreError):
             read_jwks(broken, every)
-    with pytest.raises(KeyStoreError, match="one id"):
+    with pytest.raises(KeyStoreError, match="same id"):
         read_jwks(json.dumps({"keys": [key, key]}).encode(), every)
     with pytest.raises(KeyStoreError, match="at most"):
         read_jwks(json.dumps({"keys": [key] * 51}).encode(), every)
