@@ -252,7 +252,10 @@ async def test_the_audit_log_is_verified_at_the_server_and_in_an_export(
     edited = json.loads(json.dumps(document))
     edited["items"][1]["body"]["who"] = "user:nobody"
     shortened = {"items": document["items"][:1] + document["items"][2:]}
-    for said, problem in ((edited, "record 2: edited"), (shortened, "record 2: missing")):
+    for said, problem in (
+        (edited, "record 2: it or an earlier record was edited"),
+        (shortened, "record 2: missing"),
+    ):
         export.write_text(json.dumps(said))
         assert problem in admin.run(*offline, code=1, **secret).stdout
     export.write_text("{}")
