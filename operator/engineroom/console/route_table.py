@@ -16,6 +16,7 @@ from engineroom.console.resources import (
     audit,
     bulk,
     drain,
+    events,
     explain,
     jobs,
     manifests,
@@ -24,7 +25,7 @@ from engineroom.console.resources import (
     queues,
     schedules,
 )
-from engineroom.console.rest import meta, stream
+from engineroom.console.rest import meta
 
 ROUTES = (
     *meta.ROUTES,
@@ -46,5 +47,5 @@ ROUTES = (
     *schedules.ROUTES,
     *manifests.ROUTES,
     *audit.ROUTES,
-    *stream.ROUTES,
+    *events.ROUTES,
 )

@@ -26,6 +26,7 @@ from engineroom.auth.middleware import (
     current_principal,
     principal_of_session,
 )
+from engineroom.auth.permissions import Permission
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
@@ -36,6 +37,7 @@ from engineroom.console.accounts.authorizer import Authorizer
 from engineroom.console.accounts.config_watcher import AccountConfigWatcher
 from engineroom.console.accounts.oidc_users import OidcUsers
 from engineroom.console.background.completion_audit import CompletionAudit
+from engineroom.console.background.event_hub import EventHub, WatchedKind
 from engineroom.console.background.housekeeping import Housekeeping
 from engineroom.console.background.operation_store import OperationStore
 from engineroom.console.background.operations import OperationRunner
@@ -44,7 +46,7 @@ from engineroom.console.background.unauthenticated import UnauthenticatedFailure
 from engineroom.console.cursors import SealedCursors
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.rest.stream import Hub
+from engineroom.console.resources.pools import view
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
@@ -53,7 +55,7 @@ from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.client import Client
-from engineroom.kube.client.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from engineroom.kube.client.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS, WORKERPOOLS
 from engineroom.manifests.apply import LEASE, Applier, RedisBundles
 from engineroom.ratelimit.limits.limiter import AsyncLimiter
 from engineroom.ratelimit.limits.model import Failure, Limit, Rate
@@ -112,7 +114,7 @@ class Services:
     password_login: SignIn
     login_links: LoginLinks
     tasks: AsyncTasks
-    hub: Hub
+    hub: EventHub
     sagas: SagaLog
     bundles: RedisBundles
     coordinator: Coordinator
@@ -238,8 +240,8 @@ async def open_services(
         _add_gauges(metrics, services)
         await stack.enter_async_context(services.limiter)
         await services.signing_keys.ensure()
-        await services.hub.pools.start()
-        stack.push_async_callback(services.hub.pools.stop)
+        await services.hub.start()
+        stack.push_async_callback(services.hub.stop)
         stopping = asyncio.Event()
         recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
         revocations = asyncio.create_task(services.revocations.run(), name="revocations")
@@ -325,7 +327,7 @@ async def _build(
         password_login=SignIn(counter, passwords, accounts.find),
         login_links=LoginLinks(redis, clock, derive_secret(secret, "links"), on_broken=tampering),
         tasks=AsyncTasks(redis),
-        hub=Hub(client, settings.namespaces),
+        hub=EventHub(client, _watched_kinds(), settings.namespaces),
         sagas=sagas,
         bundles=bundles,
         coordinator=coordinator,
@@ -374,6 +376,10 @@ def _add_gauges(metrics: ApiMetrics, services: Services) -> None:
          services.hub.pools.age),
     ):  # fmt: skip
         metrics.gauge(name, help_text, value)
+
+
+def _watched_kinds() -> tuple[WatchedKind, ...]:
+    return (WatchedKind("pool", "gone", WORKERPOOLS, view, Permission.NAMESPACE_EVENTS_READ),)
 
 
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:

@@ -14,9 +14,9 @@ import pytest_asyncio
 from engineroom.auth.login.sessions import COOKIE, SessionLimits
 from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.auth.permissions import Grant
+from engineroom.console.background.event_hub import BEHIND, MOST_EACH, Event, Stream
 from engineroom.console.main import server
-from engineroom.console.rest import stream as streaming
-from engineroom.console.rest.stream import BEHIND, MOST_EACH, Event, Stream
+from engineroom.console.resources import events as event_routes
 from engineroom.kube.client.resources import WORKERPOOLS
 from tests.integration.console.api import BINDINGS, POOLS, Api, pool, swept
 from tests.integration.pools import eventually
@@ -42,7 +42,7 @@ class Served(Api):
 async def served(
     settings: ApiSettings, api_config: ApiConfig, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Served]:
-    monkeypatch.setattr(streaming, "HEARTBEAT", 0.3)
+    monkeypatch.setattr(event_routes, "HEARTBEAT", 0.3)
     port = free_port()
     changed = settings.model_copy(update={"listen_port": port, "listen_host": "127.0.0.1"})
     running = server(changed, api_config)
@@ -165,10 +165,10 @@ async def test_the_streams_of_one_caller_are_limited(served: Served, namespace: 
 
 
 async def test_a_slow_reader_is_disconnected_and_frees_memory() -> None:
-    stream = Stream("shop")
+    stream = Stream("shop", ["pool"])
     for number in range(BEHIND + 10):
-        stream.offer(Event(str(number), "pool", "shop", "{}"))
-        stream.offer(Event(str(number), "pool", "other", "{}"))
+        stream.offer(Event(str(number), "pool", "pool", "shop", "{}"))
+        stream.offer(Event(str(number), "pool", "pool", "other", "{}"))
     assert stream.lost
     assert stream._waiting.qsize() == BEHIND
 

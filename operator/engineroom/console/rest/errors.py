@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engineroom.core.errors import Category, ConflictError, EngineroomError, LimitError
+from engineroom.core.errors import Category, ConflictError, EngineroomError
 
 
 class MethodNotAllowedError(EngineroomError):
@@ -27,12 +27,6 @@ class PreconditionFailedError(ConflictError):
     code = "precondition_failed"
     http_status = 412
     retryable = False
-
-
-class StreamsError(LimitError):
-    """Too many event streams are open; close one."""
-
-    code = "too_many_streams"
 
 
 class PoolSizingError(EngineroomError):
