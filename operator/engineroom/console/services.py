@@ -46,7 +46,7 @@ from engineroom.console.background.unauthenticated import UnauthenticatedFailure
 from engineroom.console.cursors import SealedCursors
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.resources.pools import view
+from engineroom.console.resources.pools import pool_view
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
@@ -379,7 +379,7 @@ def _add_gauges(metrics: ApiMetrics, services: Services) -> None:
 
 
 def _watched_kinds() -> tuple[WatchedKind, ...]:
-    return (WatchedKind("pool", "gone", WORKERPOOLS, view, Permission.NAMESPACE_EVENTS_READ),)
+    return (WatchedKind("pool", "gone", WORKERPOOLS, pool_view, Permission.NAMESPACE_EVENTS_READ),)
 
 
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:

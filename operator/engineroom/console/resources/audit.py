@@ -1,4 +1,4 @@
-"""What was done: the audit log and the log of transactions."""
+"""The audit log and the log of transactions."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engineroom.core.errors import InvalidInputError, MissingError, Problem
 if TYPE_CHECKING:
     from engineroom.core.transactions.journal import SagaRecord
 
-#: Transactions that one page looks at, however few are of its namespace.
+#: Transactions that one page reads at most, of all namespaces.
 MAX_SCANNED = 400
 
 
 class AuditQuery(Model):
-    """From where on."""
+    """The start and size of a page."""
 
-    after: Annotated[int, Field(ge=0, le=2**53, description="Number of the record before.")] = 0
+    after: Annotated[int, Field(ge=0, le=2**53, description="Number of the previous record.")] = 0
     limit: Limit = 100
 
 
 class AuditRecord(Model):
-    """One record; `at` is Unix seconds, `mac` chains it to the one before."""
+    """One record; `at` is Unix seconds, `mac` chains it to the previous record."""
 
     sequence: int
     at: float
@@ -36,21 +36,21 @@ class AuditRecord(Model):
 
 
 class AuditPage(Model):
-    """Records in order; `nextAfter` leads on."""
+    """Records in order; `nextAfter` is the `after` of the next page."""
 
     items: list[AuditRecord]
     next_after: int | None
 
 
 class AnchorQuery(Model):
-    """A record noted earlier, with which a log that was set back is found."""
+    """A record that was saved earlier, to detect a log that was reset to an older state."""
 
     sequence: Annotated[int, Field(ge=0, le=2**53, description="Its number; 0: none.")] = 0
     mac: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$", description="Its `mac`.")] = ""
 
 
 class AuditCheck(Model):
-    """What reading the whole log found."""
+    """The result of a check of the whole log."""
 
     intact: bool
     records: int
@@ -60,7 +60,7 @@ class AuditCheck(Model):
 
 
 class TransactionsQuery(Paged):
-    """Which page."""
+    """The requested page."""
 
     limit: Limit = 50
     cursor: Cursor = ""
@@ -76,7 +76,7 @@ class TransactionStep(Model):
 
 
 class Transaction(Model):
-    """Who did what when, and how each step went. `duration` is seconds."""
+    """A transaction with its author, objects and steps. `duration` is seconds."""
 
     id: str
     name: str
@@ -90,73 +90,75 @@ class Transaction(Model):
 
 
 class Transactions(Model):
-    """A page of transactions, the newest first. May be short and not the last."""
+    """A page of transactions, newest first. It may be short without being the last."""
 
     items: list[Transaction]
     next_cursor: str | None
 
 
-async def audit(call: Call) -> Answer:
-    """A page of the audit log."""
-    wanted: AuditQuery = call.query
-    found = await call.services.audit.read(wanted.after, wanted.limit)
-    items = [AuditRecord(sequence=r.sequence, at=r.at, body=dict(r.body), mac=r.mac) for r in found]
-    after = items[-1].sequence if len(items) == wanted.limit else None
+async def list_audit(call: Call) -> Answer:
+    """Return a page of the audit log."""
+    query: AuditQuery = call.query
+    records = await call.services.audit.read(query.after, query.limit)
+    items = [
+        AuditRecord(sequence=record.sequence, at=record.at, body=dict(record.body), mac=record.mac)
+        for record in records
+    ]
+    after = items[-1].sequence if len(items) == query.limit else None
     return Answer(AuditPage(items=items, next_after=after))
 
 
 async def check_audit(call: Call) -> Answer:
-    """Read the whole audit log and say whether it is as it was written."""
-    wanted: AnchorQuery = call.query
-    if bool(wanted.sequence) is not bool(wanted.mac):
-        told = Problem("query.mac", "does not stand with sequence", "send both or neither")
-        raise InvalidInputError([told])
-    anchor = AuditHead(wanted.sequence, wanted.mac) if wanted.sequence else None
-    found = await call.services.audit.verify(anchor)
+    """Verify the chain of the whole audit log."""
+    query: AnchorQuery = call.query
+    if bool(query.sequence) is not bool(query.mac):
+        problem = Problem("query.mac", "needs sequence, and sequence needs it", "send both or none")
+        raise InvalidInputError([problem])
+    anchor = AuditHead(query.sequence, query.mac) if query.sequence else None
+    result = await call.services.audit.verify(anchor)
     return Answer(
         AuditCheck(
-            intact=found.intact,
-            records=found.records,
-            sequence=found.head.sequence,
-            mac=found.head.mac,
-            problems=list(found.problems),
+            intact=result.intact,
+            records=result.records,
+            sequence=result.head.sequence,
+            mac=result.head.mac,
+            problems=list(result.problems),
         )
     )
 
 
 async def list_transactions(call: Call) -> Answer:
-    """A page of a namespace's transactions."""
+    """Return a page of a namespace's transactions."""
     cursors = call.services.cursors
     limit, cursor = call.query.limit, cursors.decode(call.query.cursor) or None
     items: list[Transaction] = []
     scanned = 0
     while True:
-        # No more than still fit: where the log's page ends, ours may end.
+        # No more than fit into this page, because its cursor is that of the log's page.
         page = await call.services.sagas.page(cursor=cursor, count=limit - len(items))
         scanned += len(page.records)
-        here = [r for r in page.records if _namespace(r) == call.namespace]
-        items += map(_transaction, here)
+        items += [_transaction(r) for r in page.records if _namespace(r) == call.namespace]
         cursor = page.cursor
         if cursor is None or len(items) == limit or scanned >= MAX_SCANNED:
             return Answer(Transactions(items=items, next_cursor=cursors.encode(cursor)))
 
 
 async def show_transaction(call: Call) -> Answer:
-    """One transaction."""
+    """Return one transaction."""
     record = await call.services.sagas.read(call.path["transaction"])
     if record is None or _namespace(record) != call.namespace:
-        raise MissingError("transaction: there is none of that id here; look at the list")
+        raise MissingError("transaction: no transaction of this namespace has that id; list them")
     return Answer(_transaction(record))
 
 
 def _namespace(record: SagaRecord) -> str:
-    said = record.input.get("namespace") if isinstance(record.input, dict) else None
-    return said if isinstance(said, str) else ""
+    namespace = record.input.get("namespace") if isinstance(record.input, dict) else None
+    return namespace if isinstance(namespace, str) else ""
 
 
 def _transaction(record: SagaRecord) -> Transaction:
-    said = record.input if isinstance(record.input, dict) else {}
-    objects = said.get("objects")
+    arguments = record.input if isinstance(record.input, dict) else {}
+    objects = arguments.get("objects")
     return Transaction(
         id=record.id,
         name=record.name,
@@ -166,9 +168,9 @@ def _transaction(record: SagaRecord) -> Transaction:
         started=record.started,
         duration=record.duration,
         objects=[
-            f"{each.get('action')} {each.get('kind')}/{each.get('name')}"
-            for each in (objects if isinstance(objects, list) else ())
-            if isinstance(each, dict)
+            f"{obj.get('action')} {obj.get('kind')}/{obj.get('name')}"
+            for obj in (objects if isinstance(objects, list) else ())
+            if isinstance(obj, dict)
         ],
         steps=[
             TransactionStep(
@@ -185,22 +187,22 @@ def _transaction(record: SagaRecord) -> Transaction:
 _TRANSACTIONS = f"{BASE}/namespaces/{{namespace}}/transactions"
 ROUTES = (
     Route(
-        method="GET", path=f"{BASE}/audit", needs=Permission.CLUSTER_AUDIT_READ, handler=audit,
-        summary="The audit log", tag="audit", query=AuditQuery, answer=AuditPage,
+        method="GET", path=f"{BASE}/audit", needs=Permission.CLUSTER_AUDIT_READ, handler=list_audit,
+        summary="List the audit log", tag="audit", query=AuditQuery, answer=AuditPage,
     ),
     Route(
         method="GET", path=f"{BASE}/audit/check", needs=Permission.CLUSTER_AUDIT_READ,
-        handler=check_audit, summary="Whether the audit log is as it was written", tag="audit",
+        handler=check_audit, summary="Verify the audit log", tag="audit",
         query=AnchorQuery, answer=AuditCheck, cost=50,
     ),
     Route(
         method="GET", path=_TRANSACTIONS, needs=Permission.NAMESPACE_TRANSACTIONS_READ,
-        handler=list_transactions, summary="Transactions of a namespace", tag="transactions",
-        query=TransactionsQuery, answer=Transactions, cost=5,
+        handler=list_transactions, summary="List the transactions of a namespace",
+        tag="transactions", query=TransactionsQuery, answer=Transactions, cost=5,
     ),
     Route(
         method="GET", path=f"{_TRANSACTIONS}/{{transaction}}",
         needs=Permission.NAMESPACE_TRANSACTIONS_READ, handler=show_transaction,
-        summary="One transaction", tag="transactions", answer=Transaction, errors=(404,),
+        summary="Read one transaction", tag="transactions", answer=Transaction, errors=(404,),
     ),
 )  # fmt: skip

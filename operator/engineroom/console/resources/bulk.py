@@ -1,4 +1,4 @@
-"""Many jobs by a filter: counted first, then retried or cancelled by an operation with progress."""
+"""Bulk changes: count the jobs that match a filter, then retry or cancel them in the background."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 from engineroom.auth.permissions import Permission
 from engineroom.console.background.operation_store import Action, Operation
 from engineroom.console.cursors import decode_cursor, encode_cursor
-from engineroom.console.resources.queues import owned
+from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.errors import ImpactError
 from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -26,11 +26,10 @@ _FILTERS = ("function", "exception", "category", "text", "prefix", "before", "af
 
 
 class Selection(Model):
-    """Which jobs: all that is given has to hold. Names are shell patterns (`mail.*`).
+    """A filter for jobs; all given fields must match. Names are shell patterns (`mail.*`).
 
-    Without any filter `all` has to be true. `queue` is one of the namespace; without it all are
-    meant. With `dryRun` they are counted only. `atMost` is what was seen by whoever decided: if
-    more match, nothing is done.
+    Without any filter, `all` must be true. Without `queue`, all queues of the namespace are
+    searched. `dryRun` only counts the jobs. If more than `atMost` jobs match, nothing is changed.
     """
 
     queue: _Text | None = None
@@ -49,17 +48,17 @@ class Selection(Model):
 
 
 class BulkCancel(Selection):
-    """Which jobs, of one state: and with `stop` those that they find running meanwhile."""
+    """A filter for jobs of one state; `stop` also stops jobs that have started meanwhile."""
 
     state: Literal["waiting", "scheduled", "deferred"]
     stop: bool = False
 
 
 class OperationView(Model):
-    """How far a bulk change is; counts are jobs, `started` is Unix seconds.
+    """A bulk change and its progress; counts are jobs, `started` is Unix seconds.
 
-    `id` is null for one that was only counted. Where `complete` is false there were more jobs than
-    were looked at, and `matched` is what matched of the first.
+    `id` is null for a dry run. If `complete` is false, there were more jobs than were searched, and
+    `matched` counts the matches among the first of them.
     """
 
     id: str | None
@@ -77,26 +76,26 @@ class OperationView(Model):
 
 
 class OperationList(Model):
-    """A page of operations, the newest first."""
+    """A page of operations, newest first."""
 
     items: list[OperationView]
     next_cursor: str | None
 
 
 async def retry_jobs(call: Call) -> Answer:
-    """Put failed jobs back on their queues."""
+    """Requeue failed jobs."""
     return await _begin(call, Action.RETRY, State.FAILED)
 
 
 async def cancel_jobs(call: Call) -> Answer:
-    """Cancel jobs, and what waits for them."""
-    wanted: BulkCancel = call.body
-    return await _begin(call, Action.CANCEL, State(wanted.state), stop=wanted.stop)
+    """Cancel jobs and their dependents."""
+    request: BulkCancel = call.body
+    return await _begin(call, Action.CANCEL, State(request.state), stop=request.stop)
 
 
 async def _begin(call: Call, action: Action, state: State, *, stop: bool = False) -> Answer:
-    wanted: Selection = call.body
-    where, queues = _where(wanted), _queues(call, wanted)
+    request: Selection = call.body
+    where, queues = _where(request), _queues(call, request)
     impact = await call.services.tasks.count_jobs(state, where, queues=queues)
     now = call.services.clock.now().timestamp()
     operation = Operation(
@@ -105,13 +104,13 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
         where=where, by=call.principal.subject, started=now, total=impact.matched, stop=stop,
         allowed=tuple(sorted(call.services.hub.queues(call.namespace))),
     )  # fmt: skip
-    if wanted.dry_run:
-        shown = _view(operation, counted=True, complete=impact.complete)
-        return Answer(shown, details={"dryRun": True})
-    if wanted.at_most is not None and (impact.matched > wanted.at_most or not impact.complete):
+    if request.dry_run:
+        view = _view(operation, counted=True, complete=impact.complete)
+        return Answer(view, details={"dryRun": True})
+    if request.at_most is not None and (impact.matched > request.at_most or not impact.complete):
         raise ImpactError(
             f"atMost: {impact.matched} jobs match{'' if impact.complete else ' and maybe more'}, "
-            f"more than {wanted.at_most}; count them again and decide anew",
+            f"more than {request.at_most}; count them again",
             context={"matched": impact.matched},
         )
     begun = await call.services.operation_runner.start(operation)
@@ -120,65 +119,65 @@ async def _begin(call: Call, action: Action, state: State, *, stop: bool = False
 
 
 async def list_operations(call: Call) -> Answer:
-    """A page of the namespace's bulk changes."""
+    """Return a page of the namespace's bulk changes."""
     limit, after = call.query.limit, decode_cursor(call.query.cursor)
-    found = await call.services.operations.list(call.namespace, after, limit)
-    cursor = found[-1].id if len(found) == limit else None
-    items = [_view(each) for each in found]
+    operations = await call.services.operations.list(call.namespace, after, limit)
+    cursor = operations[-1].id if len(operations) == limit else None
+    items = [_view(operation) for operation in operations]
     return Answer(OperationList(items=items, next_cursor=encode_cursor(cursor)))
 
 
 async def show_operation(call: Call) -> Answer:
-    """One bulk change."""
-    return Answer(_view(await _here(call)))
+    """Return one bulk change."""
+    return Answer(_view(await _read_operation(call)))
 
 
 async def stop_operation(call: Call) -> Answer:
-    """End it after the step it is at; what is done stays done."""
-    found = await _here(call)
-    await call.services.operations.stop(found.id)
-    return Answer(_view(await _here(call)))
+    """Stop a bulk change after its current step; completed steps are not undone."""
+    operation = await _read_operation(call)
+    await call.services.operations.stop(operation.id)
+    return Answer(_view(await _read_operation(call)))
 
 
-async def _here(call: Call) -> Operation:
-    found = await call.services.operations.get(call.path["operation"])
-    if found is None or found.namespace != call.namespace:
-        raise MissingError("operation: there is none of that id here; look at the list")
-    return found
+async def _read_operation(call: Call) -> Operation:
+    operation = await call.services.operations.get(call.path["operation"])
+    if operation is None or operation.namespace != call.namespace:
+        raise MissingError("operation: no operation of this namespace has that id; list them")
+    return operation
 
 
-def _where(wanted: Selection) -> JobFilter:
-    given = {name: getattr(wanted, name) for name in _FILTERS}
-    if not wanted.all and all(value is None for value in given.values()):
-        told = Problem("body", "has no filter", "send one, or all: true")
-        raise InvalidInputError([told])
-    return JobFilter(**given)
+def _where(request: Selection) -> JobFilter:
+    filters = {name: getattr(request, name) for name in _FILTERS}
+    if not request.all and all(value is None for value in filters.values()):
+        problem = Problem("body", "has no filter", "send one, or all: true")
+        raise InvalidInputError([problem])
+    return JobFilter(**filters)
 
 
-def _queues(call: Call, wanted: Selection) -> Sequence[str]:
-    """Raises MissingError where there is nothing to choose from."""
-    if wanted.queue is not None:
-        return [owned(call, wanted.queue)]
+def _queues(call: Call, request: Selection) -> Sequence[str]:
+    """Return the queues to search. Raises MissingError if there are none."""
+    if request.queue is not None:
+        return [require_queue(call, request.queue)]
     names = sorted(call.services.hub.queues(call.namespace))
     if not names:
-        raise MissingError("queue: no pool of this namespace reads one")
+        raise MissingError("queue: no pool of this namespace reads a queue")
     return names
 
 
-def _view(known: Operation, *, counted: bool = False, complete: bool = True) -> OperationView:
+def _view(operation: Operation, *, counted: bool = False, complete: bool = True) -> OperationView:
     return OperationView(
-        id=None if counted else known.id,
-        action=known.action.value,
-        state=known.state.value,
-        queues=list(known.queues),
-        by=known.by,
-        status="counted" if counted else known.status.value,
-        started=known.started,
-        matched=known.total,
+        id=None if counted else operation.id,
+        action=operation.action.value,
+        state=operation.state.value,
+        queues=list(operation.queues),
+        by=operation.by,
+        status="counted" if counted else operation.status.value,
+        started=operation.started,
+        matched=operation.total,
         complete=complete,
-        done=known.done,
-        skipped=known.skipped,
-        problem=known.problem,
+        done=operation.done,
+        skipped=operation.skipped,
+        problem=operation.problem,
     )
 
 
@@ -187,7 +186,7 @@ _OPERATION = f"{_OPERATIONS}/{{operation}}"
 ROUTES = (
     Route(
         method="POST", path=f"{_OPERATIONS}/retry", needs=Permission.NAMESPACE_JOBS_RETRY,
-        handler=retry_jobs, summary="Put failed jobs back by a filter", tag="operations",
+        handler=retry_jobs, summary="Requeue failed jobs by a filter", tag="operations",
         body=Selection, answer=OperationView, action="jobs.retry", cost=20, errors=(404, 409),
     ),
     Route(
@@ -197,12 +196,12 @@ ROUTES = (
     ),
     Route(
         method="GET", path=_OPERATIONS, needs=Permission.NAMESPACE_JOBS_READ,
-        handler=list_operations, summary="Bulk changes, the newest first", tag="operations",
+        handler=list_operations, summary="List bulk changes", tag="operations",
         query=Paged, answer=OperationList, cost=2,
     ),
     Route(
         method="GET", path=_OPERATION, needs=Permission.NAMESPACE_JOBS_READ,
-        handler=show_operation, summary="How far a bulk change is", tag="operations",
+        handler=show_operation, summary="Read one bulk change", tag="operations",
         answer=OperationView, errors=(404,),
     ),
     Route(

@@ -1,7 +1,7 @@
-"""Draining: a pool, or one of its pods, finishes its jobs and takes no more.
+"""Drains: a pool, or one of its pods, finishes its jobs and takes no more.
 
-A pool is suspended, and its workers stay. A pod is named in an annotation of its pool, which the
-operator heeds: so this process needs no rights to pods, with which it could run anything anywhere.
+Draining a pool suspends it; its workers stay. Draining a pod adds its name to an annotation of the
+pool, which the operator acts on, so this process needs no rights to pods.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engineroom.api import ANNOTATION_DRAIN_PODS
 from engineroom.auth.permissions import Permission
-from engineroom.console.resources.pools import change, read
+from engineroom.console.resources.pools import patch_pool, read_pool
 from engineroom.console.rest.errors import PoolSizingError
 from engineroom.console.rest.pagination import etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -21,93 +21,93 @@ from engineroom.core.errors import MissingError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Pods of one pool that may be asked at a time.
+#: Pods of one pool that can be drained at a time.
 MAX_PODS = 50
 
 
 class DrainView(Model):
-    """How far a drain is. `held` is null while the operator has not answered.
+    """The progress of a drain. `held` is null until the operator has seen the change.
 
-    `pods` are those that were named; one that is gone stays named, which does no harm.
+    `pods` are the names in the annotation; they may include pods that no longer exist.
     """
 
-    draining: bool = Field(description="Whether the pool as a whole takes no more jobs.")
-    held: int | None = Field(description="Workers that have a job in hand.")
+    draining: bool = Field(description="Whether the whole pool is suspended.")
+    held: int | None = Field(description="Workers that run a job.")
     pods_leaving: int
     done: bool
     pods: list[str]
 
 
 async def drain_pool(call: Call) -> Answer:
-    """Suspend the pool: its workers finish their jobs and take no more, and jobs wait."""
+    """Suspend the pool: its workers finish their jobs and take no more."""
     return await _suspend(call, suspend=True)
 
 
 async def undrain_pool(call: Call) -> Answer:
-    """Let its workers take jobs again."""
+    """Resume the pool: its workers take jobs again."""
     return await _suspend(call, suspend=False)
 
 
 async def show_drain(call: Call) -> Answer:
-    """How far it is."""
-    return _shown(await read(call))
+    """Return the progress of a drain."""
+    return _answer(await read_pool(call))
 
 
 async def drain_pod(call: Call) -> Answer:
-    """Have a pod finish its job and go; where the work needs it, a new one comes."""
-    pool, name = await read(call), call.path["pod"]
-    asked = _asked(pool)
-    if name in asked:
-        return _shown(pool, pod=name)
+    """Drain a pod; if its capacity is still needed, a new pod replaces it."""
+    pool, name = await read_pool(call), call.path["pod"]
+    leaving = _draining_pods(pool)
+    if name in leaving:
+        return _answer(pool, pod=name)
     if not (pool.get("spec") or {}).get("redis"):
-        # Of a pool with a Redis of its own nothing is known here but what the operator says.
-        workers = await call.services.tasks.workers()
-        whole = f"{call.namespace}/{call.path['pool']}"
-        if not any(each.pool == whole and each.pod == name for each in workers):
-            raise MissingError("pod: no worker of this pool runs in one of that name")
-        alive = {each.pod for each in workers if each.pool == whole}
-        asked = [each for each in asked if each in alive]
-    if len(asked) >= MAX_PODS:
-        raise PoolSizingError(f"pod: {MAX_PODS} of the pool are asked already; scale it instead")
-    return await _annotate(call, pool, [*asked, name])
+        # The workers of a pool with its own Redis cannot be read here.
+        owner = f"{call.namespace}/{call.path['pool']}"
+        workers = [w for w in await call.services.tasks.workers() if w.pool == owner]
+        if not any(worker.pod == name for worker in workers):
+            raise MissingError("pod: no worker of this pool runs in a pod of that name")
+        alive = {worker.pod for worker in workers}
+        leaving = [pod for pod in leaving if pod in alive]
+    if len(leaving) >= MAX_PODS:
+        raise PoolSizingError(f"pod: {MAX_PODS} of the pool drain already; scale it instead")
+    return await _annotate(call, pool, [*leaving, name])
 
 
 async def undrain_pod(call: Call) -> Answer:
-    """Call it back, if it has not gone yet."""
-    pool, name = await read(call), call.path["pod"]
-    asked = _asked(pool)
-    if name not in asked:
-        raise MissingError("pod: none of that name was asked to leave")
-    return await _annotate(call, pool, [each for each in asked if each != name])
+    """Cancel the drain of a pod that still runs."""
+    pool, name = await read_pool(call), call.path["pod"]
+    leaving = _draining_pods(pool)
+    if name not in leaving:
+        raise MissingError("pod: none of that name is being drained")
+    return await _annotate(call, pool, [pod for pod in leaving if pod != name])
 
 
 async def _suspend(call: Call, *, suspend: bool) -> Answer:
-    changed = await change(call, await read(call), {"spec": {"suspend": suspend}})
-    return _shown(changed, suspend=suspend)
+    changed = await patch_pool(call, await read_pool(call), {"spec": {"suspend": suspend}})
+    return _answer(changed, suspend=suspend)
 
 
 async def _annotate(call: Call, pool: Mapping[str, Any], pods: list[str]) -> Answer:
-    said = {ANNOTATION_DRAIN_PODS: ",".join(pods) or None}
-    changed = await change(call, pool, {"metadata": {"annotations": said}})
-    return _shown(changed, pod=call.path["pod"])
+    annotations = {ANNOTATION_DRAIN_PODS: ",".join(pods) or None}
+    changed = await patch_pool(call, pool, {"metadata": {"annotations": annotations}})
+    return _answer(changed, pod=call.path["pod"])
 
 
-def _asked(pool: Mapping[str, Any]) -> list[str]:
-    said = (pool["metadata"].get("annotations") or {}).get(ANNOTATION_DRAIN_PODS) or ""
-    return [each for each in said.split(",") if each]
+def _draining_pods(pool: Mapping[str, Any]) -> list[str]:
+    annotations = pool["metadata"].get("annotations") or {}
+    return [name for name in (annotations.get(ANNOTATION_DRAIN_PODS) or "").split(",") if name]
 
 
-def _shown(pool: Mapping[str, Any], **details: Any) -> Answer:
+def _answer(pool: Mapping[str, Any], **details: Any) -> Answer:
     metadata, status = pool["metadata"], pool.get("status") or {}
-    answered = status.get("observedGeneration") == metadata.get("generation")
+    observed = status.get("observedGeneration") == metadata.get("generation")
     draining = bool((pool.get("spec") or {}).get("suspend"))
-    held = int(status.get("busyWorkers") or 0) if answered else None
+    held = int(status.get("busyWorkers") or 0) if observed else None
     view = DrainView(
         draining=draining,
         held=held,
         pods_leaving=int(status.get("drainingReplicas") or 0),
         done=draining and held == 0,
-        pods=_asked(pool),
+        pods=_draining_pods(pool),
     )
     return Answer(view, headers={"etag": etag(metadata["resourceVersion"])}, details=details)
 
@@ -117,27 +117,27 @@ _DRAIN = Permission.NAMESPACE_POOLS_DRAIN
 ROUTES = (
     Route(
         method="GET", path=f"{_POOL}/drain", needs=Permission.NAMESPACE_POOLS_READ,
-        handler=show_drain, summary="How far a drain is", tag="pools", answer=DrainView,
+        handler=show_drain, summary="The progress of a drain", tag="pools", answer=DrainView,
         conditional=True, errors=(404,),
     ),
     Route(
         method="POST", path=f"{_POOL}/drain", needs=_DRAIN, handler=drain_pool,
-        summary="Have a pool finish its jobs and take no more", tag="pools", answer=DrainView,
+        summary="Drain a pool", tag="pools", answer=DrainView,
         action="pool.drain", conditional=True, errors=(404, 409, 412),
     ),
     Route(
         method="DELETE", path=f"{_POOL}/drain", needs=_DRAIN, handler=undrain_pool,
-        summary="Let a pool work again", tag="pools", answer=DrainView, action="pool.undrain",
+        summary="End the drain of a pool", tag="pools", answer=DrainView, action="pool.undrain",
         conditional=True, errors=(404, 409, 412),
     ),
     Route(
         method="POST", path=f"{_POOL}/pods/{{pod}}/drain", needs=_DRAIN, handler=drain_pod,
-        summary="Have a pod finish its job and go", tag="pools", answer=DrainView,
+        summary="Drain a pod", tag="pools", answer=DrainView,
         action="pod.drain", conditional=True, errors=(404, 409, 412),
     ),
     Route(
         method="DELETE", path=f"{_POOL}/pods/{{pod}}/drain", needs=_DRAIN, handler=undrain_pod,
-        summary="Call a pod back", tag="pools", answer=DrainView, action="pod.undrain",
+        summary="Cancel the drain of a pod", tag="pools", answer=DrainView, action="pod.undrain",
         conditional=True, errors=(404, 409, 412),
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Why a pool has its size, and who works in it."""
+"""The reasons for a pool's size, and the workers of a namespace."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.cursors import decode_cursor, encode_cursor
-from engineroom.console.resources.pools import Condition, read, view
-from engineroom.console.resources.queues import owned
+from engineroom.console.resources.pools import Condition, pool_view, read_pool
+from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.pagination import Paged, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core import reasons
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from engineroom.tasks.inspection.workers import Worker
 
-#: Conditions that are as they should be in this state, by type; others speak of a normal course.
+#: The healthy status of conditions that report problems; other types report progress.
 _GOOD = {"Ready": "True", "RedisReachable": "True", "SchedulesActive": "True", "Stalled": "False"}
 
 
-class SeenQueue(Model):
-    """A queue as the operator saw it when it last wrote the pool's status."""
+class ObservedQueue(Model):
+    """A queue as the operator last observed it."""
 
     name: str
     depth: int
@@ -36,7 +36,7 @@ class SeenQueue(Model):
 
 
 class Finding(Model):
-    """Something that is not as it should be, in the operator's words."""
+    """A problem that a condition of the pool reports."""
 
     what: str
     reason: str
@@ -44,10 +44,10 @@ class Finding(Model):
     since: str | None
 
 
-class Why(Model):
-    """Why the pool has its size: the operator's own arithmetic, and what is in its way.
+class PoolExplanation(Model):
+    """The operator's decision about the pool's size, its inputs, and problems.
 
-    `current` says whether the operator has answered the pool's newest generation.
+    `current` says whether the operator has observed the pool's newest generation.
     """
 
     name: str
@@ -67,20 +67,20 @@ class Why(Model):
     last_scale_time: str | None
     last_out_of_memory_time: str | None
     recommended_resources: dict[str, Any] | None
-    queues: list[SeenQueue]
+    queues: list[ObservedQueue]
     findings: list[Finding]
     conditions: list[Condition]
 
 
 class WorkersQuery(Paged):
-    """Which workers: of a pool, of a queue, or of all of the namespace."""
+    """A filter for workers: by pool, by queue, or none."""
 
     pool: Annotated[str, Field(max_length=63)] = ""
     queue: Annotated[str, Field(max_length=200)] = ""
 
 
 class WorkerView(Model):
-    """A worker as it describes itself. `memory` is bytes, `cpu` cores lately."""
+    """A worker as it reports itself. `memory` is bytes, `cpu` recent use in cores."""
 
     name: str
     pool: str
@@ -99,44 +99,43 @@ class WorkerView(Model):
 
 
 class WorkerList(Model):
-    """A page of workers, by name."""
+    """A page of workers, sorted by name."""
 
     items: list[WorkerView]
     next_cursor: str | None
 
 
 async def explain_pool(call: Call) -> Answer:
-    """Why it has its size."""
-    pool = await read(call)
+    """Explain a pool's size."""
+    pool = await read_pool(call)
     tag = {"etag": etag(pool["metadata"]["resourceVersion"])}
-    return Answer(why(pool), headers=tag)
+    return Answer(explanation_of(pool), headers=tag)
 
 
 async def list_workers(call: Call) -> Answer:
-    """A page of the workers of the namespace's pools, in the Redis of the installation."""
-    wanted: WorkersQuery = call.query
-    queue = owned(call, wanted.queue) if wanted.queue else None
-    after, limit = decode_cursor(wanted.cursor), wanted.limit
+    """Return a page of workers of the namespace that use the installation's Redis."""
+    query: WorkersQuery = call.query
+    queue = require_queue(call, query.queue) if query.queue else None
+    after, limit = decode_cursor(query.cursor), query.limit
     prefix = f"{call.namespace}/"
-    pools = {f"{prefix}{wanted.pool}"} if wanted.pool else None
-    found = [
-        each
-        for each in await call.services.tasks.workers(queue)
-        if each.name > after and each.pool.startswith(prefix)
-        if pools is None or each.pool in pools
+    workers = [
+        worker
+        for worker in await call.services.tasks.workers(queue)
+        if worker.name > after and worker.pool.startswith(prefix)
+        if not query.pool or worker.pool == f"{prefix}{query.pool}"
     ]
-    cursor = found[limit - 1].name if len(found) > limit else None
-    items = [_worker(each) for each in found[:limit]]
+    cursor = workers[limit - 1].name if len(workers) > limit else None
+    items = [_worker(worker) for worker in workers[:limit]]
     return Answer(WorkerList(items=items, next_cursor=encode_cursor(cursor)))
 
 
-def why(pool: Mapping[str, Any]) -> Why:
-    """What an object of the API server says of its size. Pure."""
+def explanation_of(pool: Mapping[str, Any]) -> PoolExplanation:
+    """Explain the size of a WorkerPool object by its status."""
     metadata, spec = pool["metadata"], pool.get("spec") or {}
     status = pool.get("status") or {}
-    shown = view(pool)
-    auto = shown.autoscaling
-    return Why(
+    view = pool_view(pool)
+    auto = view.autoscaling
+    return PoolExplanation(
         name=metadata["name"],
         current=status.get("observedGeneration") == metadata.get("generation"),
         decision=status.get("decision") or "",
@@ -155,34 +154,34 @@ def why(pool: Mapping[str, Any]) -> Why:
         last_out_of_memory_time=status.get("lastOutOfMemoryTime"),
         recommended_resources=status.get("recommendedResources"),
         queues=[
-            SeenQueue(
-                name=each["name"],
-                depth=each.get("depth") or 0,
-                running=each.get("running") or 0,
-                scheduled=each.get("scheduled") or 0,
-                failed=each.get("failed") or 0,
-                oldest_job_age=each.get("oldestJobAge"),
+            ObservedQueue(
+                name=queue["name"],
+                depth=queue.get("depth") or 0,
+                running=queue.get("running") or 0,
+                scheduled=queue.get("scheduled") or 0,
+                failed=queue.get("failed") or 0,
+                oldest_job_age=queue.get("oldestJobAge"),
             )
-            for each in status.get("queues") or ()
+            for queue in status.get("queues") or ()
         ],
         findings=list(_findings(status)),
-        conditions=shown.conditions,
+        conditions=view.conditions,
     )
 
 
 def _findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     if not status:
-        told = "its status is empty; look whether an operator runs and watches this namespace"
-        yield Finding(what="Unseen", reason="Unseen", message=told, since=None)
-    for each in status.get("conditions") or ():
-        kind, said = each["type"], each["status"]
-        limited = kind == "ScalingLimited" and said == "True"
-        if not limited and _GOOD.get(kind, said) == said:
+        message = "its status is empty; check that an operator runs and watches this namespace"
+        yield Finding(what="Unseen", reason="Unseen", message=message, since=None)
+    for condition in status.get("conditions") or ():
+        kind, state = condition["type"], condition["status"]
+        limited = kind == "ScalingLimited" and state == "True"
+        if not limited and _GOOD.get(kind, state) == state:
             continue
-        reason = each.get("reason") or ""
-        message = each.get("message") or reasons.DESCRIPTIONS.get(reason, "")
-        since = each.get("lastTransitionTime")
-        yield Finding(what=f"{kind}={said}", reason=reason, message=message, since=since)
+        reason = condition.get("reason") or ""
+        message = condition.get("message") or reasons.DESCRIPTIONS.get(reason, "")
+        since = condition.get("lastTransitionTime")
+        yield Finding(what=f"{kind}={state}", reason=reason, message=message, since=since)
 
 
 def _worker(worker: Worker) -> WorkerView:
@@ -208,12 +207,12 @@ _HERE = f"{BASE}/namespaces/{{namespace}}"
 ROUTES = (
     Route(
         method="GET", path=f"{_HERE}/pools/{{pool}}/why", needs=Permission.NAMESPACE_POOLS_READ,
-        handler=explain_pool, summary="Why a pool has its size", tag="pools", answer=Why,
-        conditional=True, errors=(404,),
+        handler=explain_pool, summary="Explain the size of a pool", tag="pools",
+        answer=PoolExplanation, conditional=True, errors=(404,),
     ),
     Route(
         method="GET", path=f"{_HERE}/workers", needs=Permission.NAMESPACE_POOLS_READ,
-        handler=list_workers, summary="Workers and how they are", tag="pools",
+        handler=list_workers, summary="List workers and their health", tag="pools",
         query=WorkersQuery, answer=WorkerList, cost=5,
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A call of a function as requests describe it: for a job now, and for each job of a schedule."""
+"""The description of a job in requests that enqueue it now or by a schedule."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engineroom.tasks.serializers import JSONSerializer, PickleSerializer
 if TYPE_CHECKING:
     from engineroom.console.rest.routing import Call
 
-#: Bytes that function, arguments and meta may have together.
-MAX_WORK = 256 * 1024
+#: Largest size of function, arguments and meta together, in bytes.
+MAX_JOB = 256 * 1024
 
 _Seconds = Annotated[int, Field(ge=1, le=MAX_SECONDS)]
-_Kept = Annotated[int, Field(ge=-1, le=MAX_SECONDS)]
+_Lifetime = Annotated[int, Field(ge=-1, le=MAX_SECONDS)]
 
 
 class RetryRule(Model):
-    """How often a job that raised is tried again, and after how many seconds each time."""
+    """The number of retries of a failed job, and the seconds before each."""
 
     maximum: Annotated[int, Field(ge=1, le=1000)]
     intervals: Annotated[
@@ -35,11 +35,11 @@ class RetryRule(Model):
     ] = Field(default_factory=lambda: [0])
 
 
-class Work(Model):
+class JobRequest(Model):
     """A function by its dotted path, with plain arguments. Durations are seconds.
 
-    `serializer` is how the queue's workers read arguments. What the API writes is plain data in
-    either, and it never reads a pickle.
+    `serializer` is the one that the queue's workers use. The API writes plain data with either,
+    and never reads a pickle.
     """
 
     function: Annotated[str, Field(min_length=1, max_length=200)]
@@ -48,15 +48,15 @@ class Work(Model):
     queue: Annotated[str, Field(min_length=1, max_length=200)]
     timeout: _Seconds = DEFAULT_TIMEOUT
     ttl: _Seconds | None = None
-    result_ttl: _Kept | None = None
-    failure_ttl: _Kept | None = None
+    result_ttl: _Lifetime | None = None
+    failure_ttl: _Lifetime | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
     retry: RetryRule | None = None
     serializer: Literal["pickle", "json"] = "pickle"
     description: Annotated[str, Field(min_length=1, max_length=500)] | None = None
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of a Task."""
+        """Return the keyword arguments of a ``Task``."""
         retry = self.retry
         return {
             "queue": self.queue,
@@ -70,6 +70,6 @@ class Work(Model):
         }
 
     def tasks(self, call: Call) -> AsyncTasks:
-        """A client that writes as the queue's workers read."""
-        form = JSONSerializer if self.serializer == "json" else PickleSerializer
-        return AsyncTasks(call.services.redis, max_bytes=MAX_WORK, serializer=form)
+        """Return a client with the serializer of the queue's workers."""
+        serializer = JSONSerializer if self.serializer == "json" else PickleSerializer
+        return AsyncTasks(call.services.redis, max_bytes=MAX_JOB, serializer=serializer)

@@ -1,8 +1,8 @@
 """Jobs of a namespace: those of the queues that its pools read.
 
-A queue belongs to a namespace where a WorkerPool there reads it in the installation's Redis. What
-is of another namespace is answered like what does not exist. Pools with a Redis of their own are
-seen to by the command line, which has their owner's rights.
+A queue belongs to each namespace in which a pool reads it from the installation's Redis. A job of
+another namespace is reported as missing. The command line manages the jobs of pools with their own
+Redis, with the rights of its user.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.idempotency import MARK_SECONDS
-from engineroom.console.resources.job_request import Work
-from engineroom.console.resources.queues import owned
+from engineroom.console.resources.job_request import JobRequest
+from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.pagination import Paged
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import JobMissingError
@@ -28,7 +28,7 @@ from engineroom.tasks.redis_steps import run_async
 
 if TYPE_CHECKING:
     from engineroom.tasks.inspection.failures import Attempt
-    from engineroom.tasks.inspection.job_detail import JobDetail
+    from engineroom.tasks.inspection.job_detail import JobDetail, Linked
     from engineroom.tasks.inspection.jobs import JobSummary
 
 
@@ -36,7 +36,7 @@ _Filter = Annotated[str, Field(max_length=200)]
 
 
 class JobsQuery(Paged):
-    """Which jobs: of all states and queues unless said otherwise. Names are shell patterns."""
+    """A filter for jobs; empty fields match all. Function and exception are shell patterns."""
 
     state: Literal[
         "", "running", "waiting", "scheduled", "deferred", "failed", "finished", "canceled"
@@ -48,7 +48,7 @@ class JobsQuery(Paged):
 
 
 class JobView(Model):
-    """A job as it is listed."""
+    """A job in a list."""
 
     id: str
     queue: str
@@ -69,14 +69,14 @@ class JobView(Model):
 
 
 class JobList(Model):
-    """A page of jobs. With a filter it may be short and not the last."""
+    """A page of jobs. A filtered page may be short without being the last."""
 
     items: list[JobView]
     next_cursor: str | None
 
 
 class AttemptView(Model):
-    """One run that did not succeed."""
+    """A failed attempt to run the job."""
 
     at: datetime
     exception: str
@@ -85,49 +85,49 @@ class AttemptView(Model):
     traceback: str
 
 
-class MomentView(Model):
-    """Something that happened, or will."""
+class TimelineEntry(Model):
+    """A past or expected event in the life of the job."""
 
     at: datetime
     what: str
     note: str
 
 
-class LinkView(Model):
-    """A job that this one waits for, or that waits for it."""
+class RelatedJob(Model):
+    """A dependency or a dependent of the job."""
 
     id: str
     status: str
 
 
-class JobShown(Model):
-    """All that is known of one job; arguments are read, never run. Durations are seconds."""
+class JobDetailView(Model):
+    """A job in full; its arguments are decoded without running code. Durations are seconds."""
 
     job: JobView
     status: str
     args: list[Any]
     kwargs: dict[str, Any]
-    unreadable: str = Field(description="Why there are no arguments; empty where there are.")
-    timeline: list[MomentView]
+    unreadable: str = Field(description="The reason why the arguments cannot be decoded, or empty.")
+    timeline: list[TimelineEntry]
     attempts: list[AttemptView]
-    progress: float | None = Field(description="From 0 to 1; null without a total.")
+    progress: float | None = Field(description="From 0 to 1; null if the job reports no total.")
     progress_count: float | None
     progress_total: float | None
     progress_message: str
     progress_at: datetime | None
-    depends_on: list[LinkView]
-    dependents: list[LinkView]
+    depends_on: list[RelatedJob]
+    dependents: list[RelatedJob]
     ahead: int | None
     timeout: int | None
     schedule: str
     expires_at: datetime | None
 
 
-class Enqueue(Work):
-    """A job: now, or `delay` seconds from now, or `at` a time.
+class Enqueue(JobRequest):
+    """A job to enqueue now, after `delay` seconds, or `at` a time.
 
-    With `uniqueKey` a second one of that key within `uniqueWindow` seconds is the same job. Keys
-    are the namespace's: what applications enqueue by themselves is not compared.
+    Requests with the same `uniqueKey` within `uniqueWindow` seconds get the same job. Keys apply to
+    the namespace; jobs that applications enqueue directly are not compared.
     """
 
     delay: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | None = None
@@ -138,14 +138,14 @@ class Enqueue(Work):
 
 
 class EnqueuedJob(Model):
-    """The job that does the work; `created` is false where an earlier one stands for it."""
+    """The enqueued job; `created` is false if an earlier job has the same `uniqueKey`."""
 
     id: str
     queue: str
     created: bool
 
 
-class Retried(Model):
+class RetriedJob(Model):
     """Where a failed job went."""
 
     id: str
@@ -153,16 +153,16 @@ class Retried(Model):
 
 
 class Cancel(Model):
-    """What to cancel: with `stop` a job that runs as well."""
+    """Options for cancelling a job; `stop` also stops a running one."""
 
     stop: bool = False
 
 
 class Canceled(Model):
-    """Ids of the jobs that will not run: the job, and those that waited for it.
+    """The ids of cancelled jobs: the job and its dependents.
 
-    `running` are those that run already, or that only RQ itself can take out. `skipped` is how many
-    of other namespaces' queues wait for it; they stay, in vain.
+    `running` are jobs that run already or that only RQ itself can remove. `skipped` counts
+    dependents on queues of other namespaces; they are not cancelled and will never run.
     """
 
     canceled: list[str]
@@ -171,91 +171,93 @@ class Canceled(Model):
 
 
 async def list_jobs(call: Call) -> Answer:
-    """A page of jobs, state by state, queue by queue."""
-    wanted: JobsQuery = call.query
+    """Return a page of jobs, by state, then by queue."""
+    query: JobsQuery = call.query
     names = call.services.hub.queues(call.namespace)
-    if wanted.queue:
-        names &= {wanted.queue}
+    if query.queue:
+        names &= {query.queue}
     if not names:
         return Answer(JobList(items=[], next_cursor=None))
     where = JobFilter(
-        function=wanted.function or None,
-        exception=wanted.exception or None,
-        text=wanted.text or None,
+        function=query.function or None,
+        exception=query.exception or None,
+        text=query.text or None,
     )
     page = await call.services.tasks.jobs(
-        [State(wanted.state)] if wanted.state else list(State),
+        [State(query.state)] if query.state else list(State),
         where,
         queues=sorted(names),
-        cursor=wanted.cursor or None,
-        limit=wanted.limit,
+        cursor=query.cursor or None,
+        limit=query.limit,
     )
-    return Answer(JobList(items=[_job(each) for each in page.jobs], next_cursor=page.cursor))
+    return Answer(JobList(items=[_job(job) for job in page.jobs], next_cursor=page.cursor))
 
 
 async def enqueue_job(call: Call) -> Answer:
-    """Enqueue a job; its worker logs under the ids of this request."""
-    wanted: Enqueue = call.body
-    owned(call, wanted.queue)
+    """Enqueue a job; its worker logs the ids of this request."""
+    request: Enqueue = call.body
+    require_queue(call, request.queue)
     unique = None
-    if wanted.unique_key is not None:
-        # Of the namespace: else whoever guesses another's key learns of his job, or keeps it away.
-        unique = Unique(f"api:{call.namespace}:{wanted.unique_key}", wanted.unique_window)
+    if request.unique_key is not None:
+        # Per namespace: a guessed key of another namespace must not reveal or block its job.
+        unique = Unique(f"api:{call.namespace}:{request.unique_key}", request.unique_window)
     task = Task(
-        wanted.function, wanted.args, wanted.kwargs, delay=wanted.delay, at=wanted.at,
-        job_id=wanted.job_id, unique=unique, **wanted.options(),
+        request.function, request.args, request.kwargs, delay=request.delay, at=request.at,
+        job_id=request.job_id, unique=unique, **request.options(),
     )  # fmt: skip
-    tasks, job_id = wanted.tasks(call), call.idempotent_id
-    if job_id is None or wanted.job_id is not None:
-        done = await tasks.enqueue(task)
+    tasks, job_id = request.tasks(call), call.idempotent_id
+    if job_id is None or request.job_id is not None:
+        enqueued = await tasks.enqueue(task)
     else:
         now = call.services.clock.now()
         steps = idempotent.enqueue(task, job_id, tasks.rules, now, MARK_SECONDS)
-        done = await run_async(call.services.redis, steps)
-    if done.queue not in call.services.hub.queues(call.namespace):
-        raise JobExistsError("unique_key: another job stands for this work; use another key")
+        enqueued = await run_async(call.services.redis, steps)
+    if enqueued.queue not in call.services.hub.queues(call.namespace):
+        raise JobExistsError("unique_key: a job of another namespace has this key; use another one")
     return Answer(
-        EnqueuedJob(id=done.job_id, queue=done.queue, created=done.created),
-        details={"job": done.job_id, "queue": done.queue, "function": wanted.function},
+        EnqueuedJob(id=enqueued.job_id, queue=enqueued.queue, created=enqueued.created),
+        details={"job": enqueued.job_id, "queue": enqueued.queue, "function": request.function},
     )
 
 
 async def show_job(call: Call) -> Answer:
-    """One job with all that is known of it."""
-    return Answer(_shown(await _here(call)))
+    """Return one job in full."""
+    return Answer(_detail(await _read_job(call)))
 
 
 async def retry_job(call: Call) -> Answer:
-    """Put a failed job back on its queue."""
-    found = await _here(call)
-    queue = await call.services.tasks.requeue(found.job.job_id)
-    return Answer(Retried(id=found.job.job_id, queue=queue), details={"queue": queue})
+    """Requeue a failed job."""
+    detail = await _read_job(call)
+    queue = await call.services.tasks.requeue(detail.job.job_id)
+    return Answer(RetriedJob(id=detail.job.job_id, queue=queue), details={"queue": queue})
 
 
 async def cancel_job(call: Call) -> Answer:
-    """Cancel a job, and those that wait for it."""
-    found = await _here(call)
+    """Cancel a job and its dependents."""
+    detail = await _read_job(call)
     queues = call.services.hub.queues(call.namespace)
-    done = await call.services.tasks.cancel(found.job.job_id, stop=call.body.stop, queues=queues)
+    result = await call.services.tasks.cancel(detail.job.job_id, stop=call.body.stop, queues=queues)
     return Answer(
         Canceled(
-            canceled=list(done.canceled), running=list(done.running), skipped=len(done.skipped)
+            canceled=list(result.canceled),
+            running=list(result.running),
+            skipped=len(result.skipped),
         ),
-        details={"jobs": len(done.canceled)},
+        details={"jobs": len(result.canceled)},
     )
 
 
-async def _here(call: Call) -> JobDetail:
-    """The job of the path, if its queue is one of the namespace. Raises JobMissingError."""
+async def _read_job(call: Call) -> JobDetail:
+    """Return the job of the path. Raises JobMissingError unless the namespace has its queue."""
     queues = call.services.hub.queues(call.namespace)
-    gone = JobMissingError("job: there is none of that id here; look at the list")
+    missing = JobMissingError("job: no job of this namespace has that id; list the jobs")
     try:
-        found = await call.services.tasks.job(call.path["job"])
+        detail = await call.services.tasks.job(call.path["job"])
     except JobMissingError as error:
-        raise gone from error
-    if found.job.queue not in queues:
-        raise gone
-    return found
+        raise missing from error
+    if detail.job.queue not in queues:
+        raise missing
+    return detail
 
 
 def _job(job: JobSummary) -> JobView:
@@ -279,28 +281,32 @@ def _job(job: JobSummary) -> JobView:
     )
 
 
-def _shown(found: JobDetail) -> JobShown:
-    progress = found.progress
-    return JobShown(
-        job=_job(found.job),
-        status=found.status,
-        args=list(found.call.args),
-        kwargs=found.call.kwargs or {},
-        unreadable=found.call.problem,
-        timeline=[MomentView(at=m.at, what=m.what, note=m.note) for m in found.timeline],
-        attempts=[_attempt(each) for each in found.attempts],
+def _detail(detail: JobDetail) -> JobDetailView:
+    progress = detail.progress
+    return JobDetailView(
+        job=_job(detail.job),
+        status=detail.status,
+        args=list(detail.call.args),
+        kwargs=detail.call.kwargs or {},
+        unreadable=detail.call.problem,
+        timeline=[TimelineEntry(at=m.at, what=m.what, note=m.note) for m in detail.timeline],
+        attempts=[_attempt(attempt) for attempt in detail.attempts],
         progress=None if progress is None else progress.fraction,
         progress_count=None if progress is None else progress.count,
         progress_total=None if progress is None else progress.total,
         progress_message="" if progress is None else progress.message,
         progress_at=None if progress is None else progress.at,
-        depends_on=[LinkView(id=each.job_id, status=each.status) for each in found.depends_on],
-        dependents=[LinkView(id=each.job_id, status=each.status) for each in found.dependents],
-        ahead=found.ahead,
-        timeout=found.timeout,
-        schedule=found.schedule,
-        expires_at=found.expires_at,
+        depends_on=[_related(link) for link in detail.depends_on],
+        dependents=[_related(link) for link in detail.dependents],
+        ahead=detail.ahead,
+        timeout=detail.timeout,
+        schedule=detail.schedule,
+        expires_at=detail.expires_at,
     )
+
+
+def _related(link: Linked) -> RelatedJob:
+    return RelatedJob(id=link.job_id, status=link.status)
 
 
 def _attempt(attempt: Attempt) -> AttemptView:
@@ -317,7 +323,7 @@ _HERE = f"{BASE}/namespaces/{{namespace}}"
 ROUTES = (
     Route(
         method="GET", path=f"{_HERE}/jobs", needs=Permission.NAMESPACE_JOBS_READ,
-        handler=list_jobs, summary="Jobs in any state", tag="jobs", query=JobsQuery,
+        handler=list_jobs, summary="List jobs", tag="jobs", query=JobsQuery,
         answer=JobList, cost=5,
     ),
     Route(
@@ -327,11 +333,11 @@ ROUTES = (
     ),
     Route(
         method="GET", path=f"{_HERE}/jobs/{{job}}", needs=Permission.NAMESPACE_JOBS_READ,
-        handler=show_job, summary="One job", tag="jobs", answer=JobShown, errors=(404,),
+        handler=show_job, summary="Read one job", tag="jobs", answer=JobDetailView, errors=(404,),
     ),
     Route(
         method="POST", path=f"{_HERE}/jobs/{{job}}/retry", needs=Permission.NAMESPACE_JOBS_RETRY,
-        handler=retry_job, summary="Put a failed job back", tag="jobs", answer=Retried,
+        handler=retry_job, summary="Requeue a failed job", tag="jobs", answer=RetriedJob,
         action="job.retry", errors=(404,),
     ),
     Route(
@@ -339,7 +345,7 @@ ROUTES = (
         path=f"{_HERE}/jobs/{{job}}/cancel",
         needs=Permission.NAMESPACE_JOBS_CANCEL,
         handler=cancel_job,
-        summary="Cancel a job and those that wait for it",
+        summary="Cancel a job and its dependents",
         tag="jobs",
         body=Cancel,
         answer=Canceled,

@@ -1,4 +1,4 @@
-"""WorkerPools: listed, shown, scaled, paused, from and in the API server."""
+"""WorkerPools: read them, set their size, pause and resume their scaling."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _PAUSES = {"all": "All", "in": "ScaleIn", "out": "ScaleOut"}
 
 
 class Autoscaling(Model):
-    """The range of a pool that scales by itself."""
+    """The range of an autoscaled pool."""
 
     min_replicas: int
     max_replicas: int
-    pause: str = Field(description="None, All, ScaleIn or ScaleOut: which direction is held.")
+    pause: str = Field(description="The paused direction: None, All, ScaleIn or ScaleOut.")
 
 
 class Condition(Model):
-    """A condition of the object, as Kubernetes has it."""
+    """A condition in the status of an object."""
 
     type: str
     status: str
@@ -41,7 +41,7 @@ class Condition(Model):
 
 
 class Pool(Model):
-    """A WorkerPool. Its template is not part of it: that may hold what readers must not see."""
+    """A WorkerPool without its pod template, which may hold secrets."""
 
     namespace: str
     name: str
@@ -49,8 +49,8 @@ class Pool(Model):
     generation: int
     observed_generation: int | None
     queues: list[str]
-    own_redis: bool = Field(description="Whether its queues are in a Redis of its own.")
-    replicas: int | None = Field(description="Pods by hand; null where the pool scales by itself.")
+    own_redis: bool = Field(description="Whether the pool names its own Redis.")
+    replicas: int | None = Field(description="The fixed size in pods; null if autoscaled.")
     autoscaling: Autoscaling | None
     current_replicas: int | None
     ready_replicas: int | None
@@ -65,21 +65,21 @@ class Pools(Model):
 
 
 class Scale(Model):
-    """Pods for a pool sized by hand, or the range of one that scales by itself."""
+    """The number of pods of a pool with a fixed size, or the range of an autoscaled pool."""
 
     replicas: Annotated[int, Field(ge=0, le=_MOST)] | None = None
     min_replicas: Annotated[int, Field(ge=0, le=_MOST)] | None = None
     max_replicas: Annotated[int, Field(ge=1, le=_MOST)] | None = None
 
 
-class Hold(Model):
-    """Which direction of scaling is held."""
+class Pause(Model):
+    """The direction of scaling to pause."""
 
     direction: Literal["all", "in", "out"] = "all"
 
 
-def view(obj: Mapping[str, Any]) -> Pool:
-    """An object of the API server as the API gives it."""
+def pool_view(obj: Mapping[str, Any]) -> Pool:
+    """Return the API's representation of a WorkerPool object."""
     metadata, spec = obj["metadata"], obj.get("spec") or {}
     status = obj.get("status") or {}
     # Below 1: the operator has not written a status yet.
@@ -99,12 +99,12 @@ def view(obj: Mapping[str, Any]) -> Pool:
         ready_replicas=status.get("readyReplicas"),
         conditions=[
             Condition(
-                type=each["type"],
-                status=each["status"],
-                reason=each.get("reason") or "",
-                message=each.get("message") or "",
+                type=condition["type"],
+                status=condition["status"],
+                reason=condition.get("reason") or "",
+                message=condition.get("message") or "",
             )
-            for each in status.get("conditions") or ()
+            for condition in status.get("conditions") or ()
         ],
     )
 
@@ -130,78 +130,81 @@ async def list_pools(call: Call) -> Answer:
             raise
         raise bad_cursor() from error
     cursor = (found.get("metadata") or {}).get("continue")
-    items = [view(item) for item in found.get("items") or ()]
+    items = [pool_view(item) for item in found.get("items") or ()]
     return Answer(Pools(items=items, next_cursor=cursor or None))
 
 
 async def show_pool(call: Call) -> Answer:
     """One pool."""
-    return _shown(await read(call))
+    return _answer(await read_pool(call))
 
 
 async def scale_pool(call: Call) -> Answer:
-    """Set its size, or its range."""
-    wanted: Scale = call.body
-    by_hand = wanted.replicas is not None
-    if by_hand is (wanted.min_replicas is not None or wanted.max_replicas is not None):
-        told = Problem(
-            "body", "says not one thing", "send replicas, or minReplicas and maxReplicas"
+    """Set the pool's size or range."""
+    request: Scale = call.body
+    fixed = request.replicas is not None
+    if fixed is (request.min_replicas is not None or request.max_replicas is not None):
+        problem = Problem(
+            "body", "needs a size or a range", "send replicas, or minReplicas and maxReplicas"
         )
-        raise InvalidInputError([told])
-    pool = await read(call)
+        raise InvalidInputError([problem])
+    pool = await read_pool(call)
     auto = (pool.get("spec") or {}).get("autoscaling")
-    call_name = call.path["pool"]
-    if by_hand:
+    name = call.path["pool"]
+    if fixed:
         if auto is not None:
             raise PoolSizingError(
-                f"replicas: {call_name} scales by itself; send minReplicas and maxReplicas"
+                f"replicas: {name} is autoscaled; send minReplicas and maxReplicas"
             )
-        patch: dict[str, Any] = {"spec": {"replicas": wanted.replicas}}
-        changed = await change(call, pool, patch, subresource="scale")
-        return _shown(changed, replicas=wanted.replicas)
+        patch: dict[str, Any] = {"spec": {"replicas": request.replicas}}
+        changed = await patch_pool(call, pool, patch, subresource="scale")
+        return _answer(changed, replicas=request.replicas)
     if auto is None:
-        raise PoolSizingError(f"minReplicas: {call_name} is sized by hand; send replicas")
-    known = _autoscaling(auto)
-    low = known.min_replicas if wanted.min_replicas is None else wanted.min_replicas
-    high = known.max_replicas if wanted.max_replicas is None else wanted.max_replicas
+        raise PoolSizingError(f"minReplicas: {name} has a fixed size; send replicas")
+    current = _autoscaling(auto)
+    low = current.min_replicas if request.min_replicas is None else request.min_replicas
+    high = current.max_replicas if request.max_replicas is None else request.max_replicas
     if low > high:
         raise PoolSizingError(f"minReplicas: {low} is above maxReplicas {high}; send both")
     sizes = {"minReplicas": low, "maxReplicas": high}
-    changed = await change(call, pool, {"spec": {"autoscaling": sizes}})
-    return _shown(changed, minReplicas=low, maxReplicas=high)
+    changed = await patch_pool(call, pool, {"spec": {"autoscaling": sizes}})
+    return _answer(changed, minReplicas=low, maxReplicas=high)
 
 
 async def pause_pool(call: Call) -> Answer:
-    """Hold its size; its workers go on working."""
-    return await _hold(call, _PAUSES[call.body.direction])
+    """Pause the pool's scaling; its workers continue."""
+    return await _set_pause(call, _PAUSES[call.body.direction])
 
 
 async def resume_pool(call: Call) -> Answer:
-    """Let it scale again."""
-    return await _hold(call, "None")
+    """Resume the pool's scaling."""
+    return await _set_pause(call, "None")
 
 
-async def _hold(call: Call, pause: str) -> Answer:
-    pool = await read(call)
+async def _set_pause(call: Call, pause: str) -> Answer:
+    pool = await read_pool(call)
     if (pool.get("spec") or {}).get("autoscaling") is None:
         raise PoolSizingError(
-            f"pause: {call.path['pool']} is sized by hand, so it has no scaling to hold"
+            f"pause: {call.path['pool']} has a fixed size, so there is no scaling to pause"
         )
-    changed = await change(call, pool, {"spec": {"autoscaling": {"pause": pause}}})
-    return _shown(changed, pause=pause)
+    changed = await patch_pool(call, pool, {"spec": {"autoscaling": {"pause": pause}}})
+    return _answer(changed, pause=pause)
 
 
-async def read(call: Call) -> dict[str, Any]:
-    """The pool of the path as the API server has it."""
+async def read_pool(call: Call) -> dict[str, Any]:
+    """Return the object of the pool in the path."""
     return await call.services.client.get(WORKERPOOLS, call.namespace, call.path["pool"])
 
 
-async def change(
+async def patch_pool(
     call: Call, pool: Mapping[str, Any], patch: dict[str, Any], *, subresource: str | None = None
 ) -> dict[str, Any]:
-    """Patch what was read, and nothing newer: what was checked is what is changed."""
+    """Patch the pool if it is still the version that was read and checked.
+
+    Raises PreconditionFailedError or Conflict if it has changed.
+    """
     version = pool["metadata"]["resourceVersion"]
-    asked = check_match(call.request, version)
+    conditional = check_match(call.request, version)
     patch = {**patch, "metadata": {**patch.get("metadata", {}), "resourceVersion": version}}
     client, name = call.services.client, call.path["pool"]
     try:
@@ -210,15 +213,15 @@ async def change(
             field_manager=MANAGER,
         )  # fmt: skip
     except Conflict as error:
-        if not asked:
+        if not conditional:
             raise
-        raise PreconditionFailedError("if-match: the object has just changed; read it") from error
-    return await read(call) if subresource else changed
+        raise PreconditionFailedError("if-match: the pool has changed; read it again") from error
+    return await read_pool(call) if subresource else changed
 
 
-def _shown(pool: Mapping[str, Any], **details: Any) -> Answer:
-    shown = view(pool)
-    return Answer(shown, headers={"etag": etag(shown.resource_version)}, details=details)
+def _answer(pool: Mapping[str, Any], **details: Any) -> Answer:
+    view = pool_view(pool)
+    return Answer(view, headers={"etag": etag(view.resource_version)}, details=details)
 
 
 _POOLS = f"{BASE}/namespaces/{{namespace}}/pools"
@@ -239,12 +242,12 @@ ROUTES = (
     ),
     Route(
         method="POST", path=f"{_POOL}/pause", needs=Permission.NAMESPACE_POOLS_PAUSE,
-        handler=pause_pool, summary="Hold the size of a pool", tag="pools", body=Hold, answer=Pool,
-        action="pool.pause", conditional=True, errors=(404, 409, 412),
+        handler=pause_pool, summary="Pause the scaling of a pool", tag="pools", body=Pause,
+        answer=Pool, action="pool.pause", conditional=True, errors=(404, 409, 412),
     ),
     Route(
         method="POST", path=f"{_POOL}/resume", needs=Permission.NAMESPACE_POOLS_PAUSE,
-        handler=resume_pool, summary="Let a pool scale again", tag="pools", answer=Pool,
+        handler=resume_pool, summary="Resume the scaling of a pool", tag="pools", answer=Pool,
         action="pool.resume", conditional=True, errors=(404, 409, 412),
     ),
 )  # fmt: skip

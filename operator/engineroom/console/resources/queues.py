@@ -1,6 +1,7 @@
-"""Queues of a namespace: seen, paused, limited. Which those are, ``jobs`` says.
+"""Queues of a namespace: count their jobs, pause and limit them.
 
-A queue that pools of several namespaces read is one queue, and what is said of it holds for all.
+A queue belongs to each namespace in which a pool reads it from the installation's Redis. If pools
+of several namespaces read a queue, a pause or limit applies to all of them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class QueueLimitView(Model):
-    """A queue's limit; either is null where there is none."""
+    """A queue's limit; null means no limit."""
 
     concurrency: int | None
     rate: str | None
 
 
 class QueueView(Model):
-    """How many jobs of a queue are where."""
+    """The number of a queue's jobs in each state."""
 
     name: str
     waiting: int
@@ -39,97 +40,97 @@ class QueueView(Model):
     finished: int
     failed: int
     canceled: int
-    held: int = Field(description="Set aside until the limit of their key has room.")
+    held: int = Field(description="Waiting until the limit of their key has room.")
     paused: bool
     reason: str
     limit: QueueLimitView | None
 
 
 class QueuesQuery(Paged):
-    """Which page."""
+    """The requested page."""
 
     limit: Limit = 200
     cursor: Cursor = ""
 
 
 class QueueList(Model):
-    """A page of the queues of a namespace, by name."""
+    """A page of the queues of a namespace, sorted by name."""
 
     items: list[QueueView]
     next_cursor: str | None
 
 
 class QueuePause(Model):
-    """Why; whoever looks at the queue is told."""
+    """The reason for the pause, shown with the queue."""
 
     reason: Annotated[str, Field(max_length=500)] = ""
 
 
 class QueueLimit(Model):
-    """At least one of the two, and instead of any limit that the queue has."""
+    """The queue's new limit; at least one field is needed."""
 
     concurrency: (
         Annotated[int, Field(ge=1, le=MAX_CONCURRENCY, description="Jobs that run at once.")] | None
     ) = None
     rate: (
-        Annotated[str, Field(max_length=20, description="Jobs that begin, as in 10/s.")] | None
+        Annotated[str, Field(max_length=20, description="Jobs that start, such as 10/s.")] | None
     ) = None
 
 
-def owned(call: Call, name: str) -> str:
-    """The queue's name, if a pool of the namespace reads it. Raises MissingError."""
+def require_queue(call: Call, name: str) -> str:
+    """Return ``name``. Raises MissingError unless a pool of the namespace reads that queue."""
     if name not in call.services.hub.queues(call.namespace):
-        raise MissingError("queue: no pool of this namespace reads one of that name")
+        raise MissingError("queue: no pool of this namespace reads a queue of that name")
     return name
 
 
 async def list_queues(call: Call) -> Answer:
-    """A page of queues with their counts."""
+    """Return a page of queues with their counts."""
     after, limit = decode_cursor(call.query.cursor), call.query.limit
     names = sorted(n for n in call.services.hub.queues(call.namespace) if n > after)
     counts = await call.services.tasks.counts(names[:limit]) if names else []
     cursor = names[limit - 1] if len(names) > limit else None
     return Answer(
-        QueueList(items=[_queue(each) for each in counts], next_cursor=encode_cursor(cursor))
+        QueueList(items=[_queue(queue) for queue in counts], next_cursor=encode_cursor(cursor))
     )
 
 
 async def show_queue(call: Call) -> Answer:
-    """One queue."""
-    return Answer(await _look(call, owned(call, call.path["queue"])))
+    """Return one queue."""
+    return Answer(await _read_queue(call, require_queue(call, call.path["queue"])))
 
 
 async def pause_queue(call: Call) -> Answer:
-    """Have the workers of pools take no job from it."""
-    name = owned(call, call.path["queue"])
+    """Pause a queue: the workers of pools take no jobs from it."""
+    name = require_queue(call, call.path["queue"])
     await call.services.tasks.pause_queue(name, call.body.reason)
-    return Answer(await _look(call, name))
+    return Answer(await _read_queue(call, name))
 
 
 async def resume_queue(call: Call) -> Answer:
-    """Let them take jobs again."""
-    name = owned(call, call.path["queue"])
+    """Resume a queue."""
+    name = require_queue(call, call.path["queue"])
     await call.services.tasks.resume_queue(name)
-    return Answer(await _look(call, name))
+    return Answer(await _read_queue(call, name))
 
 
 async def limit_queue(call: Call) -> Answer:
-    """Have the workers of pools keep to a limit."""
-    wanted: QueueLimit = call.body
-    name = owned(call, call.path["queue"])
-    await call.services.tasks.limit_queue(name, concurrency=wanted.concurrency, rate=wanted.rate)
-    details: dict[str, Any] = {"concurrency": wanted.concurrency, "rate": wanted.rate}
-    return Answer(await _look(call, name), details=details)
+    """Limit a queue; the workers of pools enforce the limit."""
+    limit: QueueLimit = call.body
+    name = require_queue(call, call.path["queue"])
+    await call.services.tasks.limit_queue(name, concurrency=limit.concurrency, rate=limit.rate)
+    details: dict[str, Any] = {"concurrency": limit.concurrency, "rate": limit.rate}
+    return Answer(await _read_queue(call, name), details=details)
 
 
 async def unlimit_queue(call: Call) -> Answer:
-    """Take the limit away."""
-    name = owned(call, call.path["queue"])
+    """Remove the limit of a queue."""
+    name = require_queue(call, call.path["queue"])
     await call.services.tasks.unlimit_queue(name)
-    return Answer(await _look(call, name))
+    return Answer(await _read_queue(call, name))
 
 
-async def _look(call: Call, name: str) -> QueueView:
+async def _read_queue(call: Call, name: str) -> QueueView:
     (counts,) = await call.services.tasks.counts([name])
     return _queue(counts)
 
@@ -160,31 +161,31 @@ _QUEUE = f"{_QUEUES}/{{queue}}"
 ROUTES = (
     Route(
         method="GET", path=_QUEUES, needs=Permission.NAMESPACE_QUEUES_READ,
-        handler=list_queues, summary="Queues with their counts", tag="queues", query=QueuesQuery,
-        answer=QueueList,
+        handler=list_queues, summary="List queues with their counts", tag="queues",
+        query=QueuesQuery, answer=QueueList,
     ),
     Route(
         method="GET", path=_QUEUE, needs=Permission.NAMESPACE_QUEUES_READ, handler=show_queue,
-        summary="One queue", tag="queues", answer=QueueView, errors=(404,),
+        summary="Read one queue", tag="queues", answer=QueueView, errors=(404,),
     ),
     Route(
         method="POST", path=f"{_QUEUE}/pause", needs=Permission.NAMESPACE_QUEUES_PAUSE,
-        handler=pause_queue, summary="Have workers take no job from a queue", tag="queues",
+        handler=pause_queue, summary="Pause a queue", tag="queues",
         body=QueuePause, answer=QueueView, action="queue.pause", errors=(404,),
     ),
     Route(
         method="POST", path=f"{_QUEUE}/resume", needs=Permission.NAMESPACE_QUEUES_PAUSE,
-        handler=resume_queue, summary="Let workers take jobs again", tag="queues",
+        handler=resume_queue, summary="Resume a queue", tag="queues",
         answer=QueueView, action="queue.resume", errors=(404,),
     ),
     Route(
         method="PUT", path=f"{_QUEUE}/limit", needs=Permission.NAMESPACE_QUEUES_LIMIT,
-        handler=limit_queue, summary="Limit how many of its jobs run and begin", tag="queues",
+        handler=limit_queue, summary="Limit the jobs of a queue that run or start", tag="queues",
         body=QueueLimit, answer=QueueView, action="queue.limit", errors=(404,),
     ),
     Route(
         method="DELETE", path=f"{_QUEUE}/limit", needs=Permission.NAMESPACE_QUEUES_LIMIT,
-        handler=unlimit_queue, summary="Take a queue's limit away", tag="queues",
+        handler=unlimit_queue, summary="Remove the limit of a queue", tag="queues",
         answer=QueueView, action="queue.unlimit", errors=(404,),
     ),
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Schedules that enqueue to a namespace's queues: listed, made, changed, paused, run, forgotten.
+"""Schedules that enqueue to a namespace's queues: read, write, pause, run and delete them.
 
-Those that pools declare are shown, and changed in the pool's ``spec.schedules`` only. Names are of
-the whole installation: one that another namespace's queue has is taken, and no more is said of it.
+Schedules that pools declare can be read here; they are changed in the pool's ``spec.schedules``.
+Names are unique in the installation: a name that another namespace uses is taken.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.idempotency import MARK_SECONDS
-from engineroom.console.resources.job_request import Work
-from engineroom.console.resources.queues import owned
+from engineroom.console.resources.job_request import JobRequest
+from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.errors import PreconditionFailedError
 from engineroom.console.rest.pagination import Paged, check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from engineroom.tasks.schedules.model import ScheduleInfo
     from engineroom.tasks.triggers import Trigger
 
-#: Schedules that one page looks at, however few are of its namespace; and at a time.
+#: Schedules that one page reads at most, of all namespaces; and schedules read at a time.
 MAX_SCANNED, CHUNK = 5_000, 1_000
 _YEAR = 366 * 86_400
 
 
 class ScheduleView(Model):
-    """A schedule; times are Unix seconds. `owner` is the pool that declares it, if one does."""
+    """A schedule; times are Unix seconds. `owner` is the pool that declares it, or empty."""
 
     name: str
     queue: str
@@ -52,27 +52,27 @@ class ScheduleView(Model):
     next: float | None
     last: float | None
     last_job: str
-    dropped: int = Field(description="Ticks that the policy for missed ones did not run.")
+    dropped: int = Field(description="Missed ticks that were not run, by the policy `missed`.")
     paused: bool
     owner: str
     version: int
 
 
 class ScheduleList(Model):
-    """A page of schedules by their next tick. May be short and not the last."""
+    """A page of schedules, sorted by next tick. It may be short without being the last."""
 
     items: list[ScheduleView]
     next_cursor: str | None
 
 
-class ScheduleWanted(Work):
-    """What is run, and when: by exactly one of `cron`, `every` (seconds) and `at`.
+class ScheduleRequest(JobRequest):
+    """A job and its times: exactly one of `cron`, `every` (seconds) and `at`.
 
-    A tick that is later than `grace` seconds counts as missed.
+    A tick that is more than `grace` seconds late counts as missed.
     """
 
     cron: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    zone: Annotated[str, Field(min_length=1, max_length=64, description="Of a cron line.")] = "UTC"
+    zone: Annotated[str, Field(min_length=1, max_length=64, description="Of `cron`.")] = "UTC"
     every: Annotated[float, Field(ge=1, le=_YEAR)] | None = None
     at: AwareDatetime | None = None
     jitter: Annotated[float, Field(ge=0, le=MAX_JITTER)] = 0.0
@@ -81,162 +81,163 @@ class ScheduleWanted(Work):
 
 
 class ScheduleRun(Model):
-    """The job that was enqueued."""
+    """The enqueued job."""
 
     id: str
 
 
 async def list_schedules(call: Call) -> Answer:
-    """A page of the schedules that enqueue to the namespace's queues."""
+    """Return a page of the schedules that enqueue to the namespace's queues."""
     queues, cursors = call.services.hub.queues(call.namespace), call.services.cursors
     limit, after = call.query.limit, cursors.decode(call.query.cursor)
-    found: list[ScheduleInfo] = []
+    schedules: list[ScheduleInfo] = []
     scanned = 0
     while queues and scanned < MAX_SCANNED:
         page = await call.services.tasks.schedules(after=after, limit=CHUNK)
-        for each in page:
-            scanned, after = scanned + 1, each.name
-            if each.queue in queues:
-                found.append(each)
-                if len(found) == limit:
-                    return _listed(found, cursors.encode(after))
+        for schedule in page:
+            scanned, after = scanned + 1, schedule.name
+            if schedule.queue in queues:
+                schedules.append(schedule)
+                if len(schedules) == limit:
+                    return _page(schedules, cursors.encode(after))
         if len(page) < CHUNK:
-            return _listed(found, None)
-    return _listed(found, cursors.encode(after) if queues else None)
+            return _page(schedules, None)
+    return _page(schedules, cursors.encode(after) if queues else None)
 
 
-def _listed(found: list[ScheduleInfo], cursor: str | None) -> Answer:
-    return Answer(ScheduleList(items=[_schedule(each) for each in found], next_cursor=cursor))
+def _page(schedules: list[ScheduleInfo], cursor: str | None) -> Answer:
+    items = [_view(schedule) for schedule in schedules]
+    return Answer(ScheduleList(items=items, next_cursor=cursor))
 
 
 async def show_schedule(call: Call) -> Answer:
-    """One schedule."""
-    return _shown(await _here(call))
+    """Return one schedule."""
+    return _answer(await _read_schedule(call))
 
 
 async def put_schedule(call: Call) -> Answer:
-    """Make it, or change it; the same again changes nothing."""
-    wanted: ScheduleWanted = call.body
-    owned(call, wanted.queue)
+    """Create or replace a schedule; an identical request changes nothing."""
+    request: ScheduleRequest = call.body
+    require_queue(call, request.queue)
     name = call.path["schedule"]
-    task = Task(wanted.function, wanted.args, wanted.kwargs, **wanted.options())
-    schedule = Schedule(name, _trigger(wanted), task, Missed(wanted.missed), wanted.grace)
-    known = await _known(call)
-    if known is not None and known.queue not in call.services.hub.queues(call.namespace):
-        # Whose it is, and what, is not for this namespace to know.
+    task = Task(request.function, request.args, request.kwargs, **request.options())
+    schedule = Schedule(name, _trigger(request), task, Missed(request.missed), request.grace)
+    existing = await _find(call)
+    if existing is not None and existing.queue not in call.services.hub.queues(call.namespace):
+        # Another namespace's: its owner is not disclosed.
         raise ScheduleOwnedError(name, "")
-    if known is None and "if-match" in call.request.headers:
-        raise PreconditionFailedError("if-match: there is no schedule of that name; send none")
-    asked = known is not None and check_match(call.request, str(known.version))
-    expected = 0 if known is None else known.version
+    if existing is None and "if-match" in call.request.headers:
+        raise PreconditionFailedError("if-match: no schedule has that name; leave the header out")
+    conditional = existing is not None and check_match(call.request, str(existing.version))
+    expected = 0 if existing is None else existing.version
     try:
-        await wanted.tasks(call).put_schedule(schedule, expected=expected)
+        await request.tasks(call).put_schedule(schedule, expected=expected)
     except ScheduleChangedError as error:
-        if not asked:
+        if not conditional:
             raise
-        raise _moved() from error
-    details = {"queue": wanted.queue, "function": wanted.function}
-    return _shown(await _here(call), **details)
+        raise _changed() from error
+    details = {"queue": request.queue, "function": request.function}
+    return _answer(await _read_schedule(call), **details)
 
 
 async def remove_schedule(call: Call) -> Answer:
-    """Forget a schedule; jobs that it has made stay."""
-    known = await _here(call)
-    asked = check_match(call.request, str(known.version))
+    """Delete a schedule; jobs that it has enqueued stay."""
+    schedule = await _read_schedule(call)
+    conditional = check_match(call.request, str(schedule.version))
     try:
-        await call.services.tasks.remove_schedule(known.name, expected=known.version)
+        await call.services.tasks.remove_schedule(schedule.name, expected=schedule.version)
     except ScheduleNotFoundError as error:
         raise _missing() from error
     except ScheduleChangedError as error:
-        if not asked:
+        if not conditional:
             raise
-        raise _moved() from error
+        raise _changed() from error
     return Answer()
 
 
 async def pause_schedule(call: Call) -> Answer:
-    """Have it not tick; what it misses meanwhile is not made up for."""
-    known = await _here(call)
-    await call.services.tasks.pause_schedule(known.name)
-    return _shown(await _here(call))
+    """Pause a schedule; ticks that it misses are not made up for."""
+    schedule = await _read_schedule(call)
+    await call.services.tasks.pause_schedule(schedule.name)
+    return _answer(await _read_schedule(call))
 
 
 async def resume_schedule(call: Call) -> Answer:
-    """Let it tick again."""
-    known = await _here(call)
-    await call.services.tasks.resume_schedule(known.name)
-    return _shown(await _here(call))
+    """Resume a schedule."""
+    schedule = await _read_schedule(call)
+    await call.services.tasks.resume_schedule(schedule.name)
+    return _answer(await _read_schedule(call))
 
 
 async def run_schedule(call: Call) -> Answer:
-    """Enqueue its job now, beside its ticks, paused or not."""
-    known = await _here(call)
+    """Enqueue the schedule's job now, also if it is paused; its ticks are unaffected."""
+    schedule = await _read_schedule(call)
     run, services = call.idempotent_id, call.services
     if run is None:
-        job = await services.tasks.run_schedule(known.name)
+        job = await services.tasks.run_schedule(schedule.name)
     else:
-        steps = idempotent.run_schedule(known.name, run, services.clock.now(), MARK_SECONDS)
+        steps = idempotent.run_schedule(schedule.name, run, services.clock.now(), MARK_SECONDS)
         job = await run_async(services.redis, steps)
     return Answer(ScheduleRun(id=job), details={"job": job})
 
 
-def _trigger(wanted: ScheduleWanted) -> Trigger:
-    ways = (wanted.cron, wanted.every, wanted.at)
-    if sum(each is not None for each in ways) != 1:
-        told = Problem("body", "says not one time", "send cron, every or at")
-        raise InvalidInputError([told])
-    if wanted.cron is not None:
-        return Cron(wanted.cron, wanted.zone, wanted.jitter)
-    if wanted.every is not None:
-        return Every(wanted.every, wanted.jitter)
-    at: datetime | None = wanted.at
-    assert at is not None  # noqa: S101 - one of the three is there
+def _trigger(request: ScheduleRequest) -> Trigger:
+    times = (request.cron, request.every, request.at)
+    if sum(time is not None for time in times) != 1:
+        problem = Problem("body", "needs exactly one time", "send cron, every or at")
+        raise InvalidInputError([problem])
+    if request.cron is not None:
+        return Cron(request.cron, request.zone, request.jitter)
+    if request.every is not None:
+        return Every(request.every, request.jitter)
+    at: datetime | None = request.at
+    assert at is not None  # noqa: S101 - exactly one of the three is set
     return Once(at.timestamp())
 
 
-async def _known(call: Call) -> ScheduleInfo | None:
+async def _find(call: Call) -> ScheduleInfo | None:
     try:
         return await call.services.tasks.schedule(call.path["schedule"])
     except ScheduleNotFoundError:
         return None
 
 
-async def _here(call: Call) -> ScheduleInfo:
-    """The schedule of the path, if its queue is one of the namespace. Raises MissingError."""
-    known = await _known(call)
-    if known is None or known.queue not in call.services.hub.queues(call.namespace):
+async def _read_schedule(call: Call) -> ScheduleInfo:
+    """Return the schedule of the path. Raises MissingError unless the namespace has its queue."""
+    schedule = await _find(call)
+    if schedule is None or schedule.queue not in call.services.hub.queues(call.namespace):
         raise _missing()
-    return known
+    return schedule
 
 
 def _missing() -> MissingError:
-    return MissingError("schedule: there is none of that name here; look at the list")
+    return MissingError("schedule: no schedule of this namespace has that name; list the schedules")
 
 
-def _moved() -> PreconditionFailedError:
-    return PreconditionFailedError("if-match: the schedule has just changed; read it")
+def _changed() -> PreconditionFailedError:
+    return PreconditionFailedError("if-match: the schedule has changed; read it again")
 
 
-def _shown(known: ScheduleInfo, **details: str) -> Answer:
-    tag = {"etag": etag(str(known.version))}
-    return Answer(_schedule(known), headers=tag, details=dict(details))
+def _answer(schedule: ScheduleInfo, **details: str) -> Answer:
+    tag = {"etag": etag(str(schedule.version))}
+    return Answer(_view(schedule), headers=tag, details=dict(details))
 
 
-def _schedule(known: ScheduleInfo) -> ScheduleView:
+def _view(schedule: ScheduleInfo) -> ScheduleView:
     return ScheduleView(
-        name=known.name,
-        queue=known.queue,
-        description=known.description,
-        trigger=str(known.trigger),
-        missed=known.missed.value,
-        grace=known.grace,
-        next=known.next,
-        last=known.last,
-        last_job=known.last_job,
-        dropped=known.dropped,
-        paused=known.paused,
-        owner=known.owner,
-        version=known.version,
+        name=schedule.name,
+        queue=schedule.queue,
+        description=schedule.description,
+        trigger=str(schedule.trigger),
+        missed=schedule.missed.value,
+        grace=schedule.grace,
+        next=schedule.next,
+        last=schedule.last,
+        last_job=schedule.last_job,
+        dropped=schedule.dropped,
+        paused=schedule.paused,
+        owner=schedule.owner,
+        version=schedule.version,
     )
 
 
@@ -246,32 +247,32 @@ _WRITE = Permission.NAMESPACE_SCHEDULES_WRITE
 ROUTES = (
     Route(
         method="GET", path=_SCHEDULES, needs=Permission.NAMESPACE_SCHEDULES_READ,
-        handler=list_schedules, summary="Schedules", tag="schedules", query=Paged,
+        handler=list_schedules, summary="List schedules", tag="schedules", query=Paged,
         answer=ScheduleList, cost=2,
     ),
     Route(
         method="GET", path=_SCHEDULE, needs=Permission.NAMESPACE_SCHEDULES_READ,
-        handler=show_schedule, summary="One schedule", tag="schedules", answer=ScheduleView,
+        handler=show_schedule, summary="Read one schedule", tag="schedules", answer=ScheduleView,
         conditional=True, errors=(404,),
     ),
     Route(
         method="PUT", path=_SCHEDULE, needs=_WRITE, handler=put_schedule,
-        summary="Make or change a schedule", tag="schedules", body=ScheduleWanted,
+        summary="Create or replace a schedule", tag="schedules", body=ScheduleRequest,
         answer=ScheduleView, action="schedule.put", conditional=True, errors=(404, 409, 412),
     ),
     Route(
         method="DELETE", path=_SCHEDULE, needs=_WRITE, handler=remove_schedule,
-        summary="Forget a schedule", tag="schedules", status=204, action="schedule.remove",
+        summary="Delete a schedule", tag="schedules", status=204, action="schedule.remove",
         conditional=True, errors=(404, 409, 412),
     ),
     Route(
         method="POST", path=f"{_SCHEDULE}/pause", needs=_WRITE, handler=pause_schedule,
-        summary="Have a schedule not tick", tag="schedules", answer=ScheduleView,
+        summary="Pause a schedule", tag="schedules", answer=ScheduleView,
         action="schedule.pause", errors=(404, 409),
     ),
     Route(
         method="POST", path=f"{_SCHEDULE}/resume", needs=_WRITE, handler=resume_schedule,
-        summary="Let a schedule tick again", tag="schedules", answer=ScheduleView,
+        summary="Resume a schedule", tag="schedules", answer=ScheduleView,
         action="schedule.resume", errors=(404, 409),
     ),
     Route(
