@@ -192,7 +192,7 @@ def test_permissions_that_open_nothing_yet_are_written_down() -> None:
     assert idle == {
         "namespace:alerts:acknowledge", "namespace:alerts:read", "namespace:alerts:silence",
         "namespace:jobs:delete",
-        "namespace:limits:read", "namespace:limits:test",
+        "namespace:limits:test",
         "namespace:logs:read",
         "namespace:maintenance:read", "namespace:maintenance:restore", "namespace:maintenance:run",
     }  # fmt: skip

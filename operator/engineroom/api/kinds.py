@@ -138,6 +138,13 @@ class Roles:
     admin: tuple[str, ...] = ()
 
 
+#: Views of kinds that have none of their own.
+_GENERAL_REST = DottedName("engineroom.console.resources.objects:general_view")
+_GENERAL_TABLE = DottedName("engineroom.cli.views.kinds:general_table")
+_GENERAL_EXPLAIN = DottedName("engineroom.cli.commands.explain:general_explanation")
+_GENERAL_STATUS = DottedName("engineroom.cli.views.kinds:general_status")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind: its names, its code by dotted names, its rights and its guarded fields."""
@@ -170,9 +177,14 @@ class Kind:
     #: A function of the process's settings that returns the controller.
     controller: DottedName
     process: Process = Process.OPERATOR
-    #: Functions of the command line; without one, general views are used.
-    explain_view: DottedName | None = None
-    status_view: DottedName | None = None
+    #: A function of the kind that returns its ``RestView``.
+    rest_view: DottedName = _GENERAL_REST
+    #: A ``TableView`` of the command line: a table of objects.
+    table_view: DottedName = _GENERAL_TABLE
+    #: An ``ExplainView`` of the command line: the state of one object and what to do about it.
+    explain_view: DottedName = _GENERAL_EXPLAIN
+    #: A ``StatusView`` of the command line: one line about all objects.
+    status_view: DottedName = _GENERAL_STATUS
 
     # Rights.
     permissions: Permissions
@@ -221,7 +233,7 @@ class Kind:
     @property
     def names(self) -> tuple[DottedName, ...]:
         """Every dotted name of the declaration."""
-        views = [view for view in (self.explain_view, self.status_view) if view is not None]
+        views = (self.rest_view, self.table_view, self.explain_view, self.status_view)
         return (self.model, self.schema, self.rules, self.controller, *views)
 
 
@@ -308,9 +320,13 @@ WORKER_POOL = Kind(
     schema=DottedName("engineroom.api.schema.workerpool:SCHEMA"),
     rules=DottedName("engineroom.api.validation.workerpool:RULES"),
     controller=DottedName("engineroom.main:pools"),
-    explain_view=DottedName("engineroom.cli.views.explain:explain_text"),
-    status_view=DottedName("engineroom.cli.views.pools:pools_table"),
-    permissions=Permissions.to_read("namespace:pools:read"),
+    rest_view=DottedName("engineroom.console.resources.pools:rest_view"),
+    table_view=DottedName("engineroom.cli.views.pools:pools_table"),
+    explain_view=DottedName("engineroom.cli.commands.pools.explain:explain_pool"),
+    status_view=DottedName("engineroom.cli.views.status:pools_status"),
+    permissions=Permissions(
+        get="namespace:pools:read", list="namespace:pools:read", watch="namespace:events:read"
+    ),
     guarded=GuardedPaths(
         pod_templates=("spec.template",),
         secrets=("spec.redis",),
@@ -364,7 +380,7 @@ RATE_LIMIT_POLICY = Kind(
     kind="RateLimitPolicy",
     plural="ratelimitpolicies",
     short_names=("rlp",),
-    rest_path="policies",
+    rest_path="ratelimitpolicies",
     noun="policy",
     plural_noun="policies",
     aliases=("rlps",),
@@ -372,8 +388,9 @@ RATE_LIMIT_POLICY = Kind(
     schema=DottedName("engineroom.api.schema.ratelimitpolicy:SCHEMA"),
     rules=DottedName("engineroom.api.validation.ratelimitpolicy:RULES"),
     controller=DottedName("engineroom.main:policies"),
-    explain_view=DottedName("engineroom.cli.views.ratelimits:explanation_text"),
-    status_view=DottedName("engineroom.cli.views.ratelimits:policies_table"),
+    table_view=DottedName("engineroom.cli.views.ratelimits:policies_table"),
+    explain_view=DottedName("engineroom.cli.commands.ratelimit:explain_policy"),
+    status_view=DottedName("engineroom.cli.views.ratelimits:policies_status"),
     permissions=Permissions.to_read("namespace:limits:read"),
     guarded=GuardedPaths(secrets=("spec.redis",)),
     access=(

@@ -143,11 +143,14 @@ class KubernetesIdentity:
         *,
         audiences: Sequence[str] = (),
         keep: float = CACHE_SECONDS,
+        objects: Mapping[str, ResourceAttributes] | None = None,
     ) -> None:
         """Set up reviews; a token needs one of ``audiences``, by default the API server's.
 
-        ``keep`` is the time in seconds for which answers are cached.
+        ``keep`` is the time in seconds for which answers are cached. ``objects`` maps further
+        permissions to what RBAC is asked, see ``attributes_of``.
         """
+        self._objects = dict(objects or {})
         self._reviewer = reviewer
         self._audiences = tuple(audiences)
         self._keep = keep
@@ -211,7 +214,8 @@ class KubernetesIdentity:
             return AccessDecision(
                 False, f"{permission} is decided per namespace and none was named"
             )
-        return await self.allows(principal, attributes_of(permission), namespace)
+        wanted = self._objects.get(permission) or attributes_of(permission)
+        return await self.allows(principal, wanted, namespace)
 
     async def allows(
         self,

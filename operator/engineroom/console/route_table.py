@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engineroom.api import kinds
 from engineroom.console.identity import (
     api_keys,
     login_links,
@@ -37,6 +38,7 @@ ROUTES = (
     *signing_keys.ROUTES,
     *oidc.ROUTES,
     *users.ROUTES,
+    *objects.routes_of(kinds.registry()),
     *pools.ROUTES,
     *explain.ROUTES,
     *objects.ROUTES,

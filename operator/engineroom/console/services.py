@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
+from engineroom.api import kinds
 from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.audit.log import AuditLog
-from engineroom.auth.kubernetes import KubernetesIdentity
+from engineroom.auth.kubernetes import KubernetesIdentity, ResourceAttributes
 from engineroom.auth.login.credential_throttle import CredentialThrottle
 from engineroom.auth.login.lockout import RedisCounter, SignIn
 from engineroom.auth.login.login_links import LoginLinks
@@ -26,7 +27,6 @@ from engineroom.auth.middleware import (
     current_principal,
     principal_of_session,
 )
-from engineroom.auth.permissions import Permission
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
@@ -46,7 +46,6 @@ from engineroom.console.background.unauthenticated import UnauthenticatedFailure
 from engineroom.console.cursors import SealedCursors
 from engineroom.console.idempotency import Idempotency
 from engineroom.console.metrics import ApiMetrics
-from engineroom.console.resources.pools import pool_view
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
@@ -55,7 +54,11 @@ from engineroom.core.sealing import Sealer
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.client import Client
-from engineroom.kube.client.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS, WORKERPOOLS
+from engineroom.kube.client.resources import (
+    SUBJECT_ACCESS_REVIEWS,
+    TOKEN_REVIEWS,
+    resource_of,
+)
 from engineroom.manifests.apply import LEASE, Applier, RedisBundles
 from engineroom.ratelimit.limits.limiter import AsyncLimiter
 from engineroom.ratelimit.limits.model import Failure, Limit, Rate
@@ -280,7 +283,10 @@ async def _build(
     kubernetes = None
     if settings.kubernetes_identities:
         kubernetes = KubernetesIdentity(
-            ClusterReviewer(client), clock, audiences=settings.audiences
+            ClusterReviewer(client),
+            clock,
+            audiences=settings.audiences,
+            objects=_kind_attributes(),
         )
     counter = RedisCounter(redis, clock)
     passwords = Passwords()
@@ -378,8 +384,27 @@ def _add_gauges(metrics: ApiMetrics, services: Services) -> None:
         metrics.gauge(name, help_text, value)
 
 
+def _kind_attributes() -> dict[str, ResourceAttributes]:
+    """Return the verb and resource of the cluster's RBAC for each permission to read a kind."""
+    attributes: dict[str, ResourceAttributes] = {}
+    for kind in kinds.registry():
+        for verb in ("get", "list", "watch"):
+            permission = getattr(kind.permissions, verb)
+            attributes.setdefault(
+                permission, ResourceAttributes(verb, kind.plural, group=kind.group)
+            )
+    return attributes
+
+
 def _watched_kinds() -> tuple[WatchedKind, ...]:
-    return (WatchedKind("pool", "gone", WORKERPOOLS, pool_view, Permission.NAMESPACE_EVENTS_READ),)
+    watched = []
+    for kind in kinds.registry():
+        rest = kind.rest_view.load()(kind)
+        permission = kind.permissions.watch
+        watched.append(
+            WatchedKind(kind.noun, rest.deleted_event, resource_of(kind), rest.view, permission)
+        )
+    return tuple(watched)
 
 
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:

@@ -18,13 +18,14 @@ from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.connections.parsing import parse_event, parse_pod, parse_pool
 from engineroom.cli.errors import NotFoundError
 from engineroom.core.clock import FakeClock
+from engineroom.kube.client.resources import WORKERPOOLS
 
 from .samples import NOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from engineroom.kube.client.resources import Resource
+    from engineroom.kube.client.resources import ObjectRef, Resource
 
 
 class MemoryCluster:
@@ -74,20 +75,24 @@ class MemoryCluster:
                 return pod
         raise NotFoundError(f"pod {namespace}/{name} is not there")
 
-    def events(self, pool: Pool) -> tuple[Event, ...]:
-        del pool
+    def events(self, obj: ObjectRef) -> tuple[Event, ...]:
+        del obj
         return tuple(map(parse_event, self.event_documents))
 
     def installation(self) -> Installation:
         return self.parts
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
+        if resource == WORKERPOOLS and namespace is not None:
+            return self.pool(namespace, name).document
         raise NotFoundError(f"{resource.kind} {namespace}/{name} is not there")
 
     def read_all(
         self, resource: Resource, namespace: str | None, selector: str | None = None
     ) -> list[Document]:
-        return []
+        if resource != WORKERPOOLS:
+            return []
+        return [pool.document for pool in self.pools(namespace, selector)]
 
     def patch_pool(self, pool: Pool, patch: Document, *, dry_run: bool = False) -> Pool:
         after = merge(pool, patch)

@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from engineroom.api import ANNOTATION_DRAIN, ANNOTATION_DRAIN_PODS
+from engineroom.cli.commands.explain import explain
 from engineroom.cli.commands.get import get
 from engineroom.cli.commands.pools.drain import drain, pod_progress, pool_progress
-from engineroom.cli.commands.pools.explain import explain
 from engineroom.cli.commands.pools.patch import merge, report
 from engineroom.cli.commands.pools.pause import Direction, pause
 from engineroom.cli.commands.pools.resume import resume
@@ -99,10 +99,10 @@ def test_get_by_label() -> None:
 
 def test_explain_in_both_shapes() -> None:
     trial = Trial(MemoryCluster(pool(autoscaling=AUTO, status={}), pods=[pod()]))
-    explain(trial.context, "mail")
+    explain(trial.context, ["mail"])
     assert trial.out.startswith("default/mail: 7 pods, 7 ready")
     trial = Trial(trial.cluster)
-    explain(trial.context, "mail", output=Report.JSON)
+    explain(trial.context, ["mail"], output=Report.JSON)
     assert json.loads(trial.out)["pods"][0]["name"] == "mail-1"
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from engineroom.api.kinds import WORKER_POOL
 from engineroom.cli.connections.model import Admission, Definition, Installation, Usage
 from engineroom.cli.connections.parsing import parse_component, parse_event, parse_pod, parse_pool
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
@@ -25,12 +26,12 @@ AUTO = {"minReplicas": 0, "maxReplicas": 10, "targetLatency": "30s"}
 
 def test_pools_are_one_line_each_and_unknown_is_a_dash() -> None:
     pools = [
-        parse_pool(pool("mail", autoscaling=AUTO, status={})),
-        parse_pool(pool("new", replicas=2)),
-        parse_pool(pool("odd", suspend=True, status={"busyWorkers": 0, "queues": []})),
+        pool("mail", autoscaling=AUTO, status={}),
+        pool("new", replicas=2),
+        pool("odd", suspend=True, status={"busyWorkers": 0, "queues": []}),
     ]
     assert (
-        text_of(pools_table(pools, NOW, namespaces=False))
+        text_of(pools_table(WORKER_POOL, pools, NOW, namespaces=False))
         == """\
 NAME   STATE       PODS   BUSY   WAITING   OLDEST   JOBS/MIN   SIZE   AGE
 mail   Ready       7/7    3/7        840   12s           120   0-10   2d
@@ -43,7 +44,8 @@ odd    Suspended   7/7    0/7          -   -             120   =1     2d
 def test_wide_adds_queues_image_and_decision() -> None:
     text = text_of(
         pools_table(
-            [parse_pool(pool(autoscaling=AUTO, status={"decision": "why"}))],
+            WORKER_POOL,
+            [pool(autoscaling=AUTO, status={"decision": "why"})],
             NOW,
             namespaces=True,
             wide=True,

@@ -38,8 +38,7 @@ OUTSIDE = {
 #: `except Exception` that neither logs nor raises, each with why.
 SILENT = {
     ("engineroom/cli/commands/arguments.py", "complete_pods"): "a shell that completes",
-    ("engineroom/cli/commands/arguments.py", "complete_pools"): "a shell that completes",
-    ("engineroom/cli/commands/get.py", "complete_policies"): "a shell that completes",
+    ("engineroom/cli/commands/arguments.py", "object_names"): "a shell that completes",
     ("engineroom/cli/commands/tasks/shared.py", "complete_queues"): "a shell that completes",
     ("engineroom/core/transactions/saga.py", "_do"): "written to the saga's log, and undone",
     ("engineroom/core/transactions/twophase.py", "_rollback"): "raised after the others' turn",

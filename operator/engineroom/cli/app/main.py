@@ -53,13 +53,13 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "get",
         f"{_COMMANDS}.get",
         LOOK,
-        "Show pools: their state, size, load and age; or RateLimitPolicies.",
+        "Show pools: their state, size, load and age; or objects of another kind.",
     ),
     Entry(
         "explain",
-        f"{_COMMANDS}.pools.explain",
+        f"{_COMMANDS}.explain",
         LOOK,
-        "Say why a pool has its size, and what would change it.",
+        "Explain the state of an object: why a pool has its size, whether a policy is enforced.",
     ),
     Entry(
         "top", f"{_COMMANDS}.pools.top", LOOK, "Show what pools or workers do now, once or live."

@@ -1,29 +1,58 @@
 """Arguments that several commands share, with their completion."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from engineroom.api import kinds
+from engineroom.api.kinds import Kind
 from engineroom.cli.app.context import CommandContext
+from engineroom.cli.connections.objects import list_objects, object_name
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.output_formats import Output
 
-#: Words that ``get`` and ``top`` take for "all pools".
-POOLS = frozenset({"pools", "pool", "workerpools", "workerpool", "wp"})
 
-
-def complete_pools(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of pools for the shell; nothing at all when the cluster does not answer."""
+def object_names(ctx: typer.Context, kind: Kind) -> list[str]:
+    """Return the names of the kind's objects; none if the cluster does not answer."""
     context = CommandContext.of_completion(ctx)
     try:
-        pools = context.cluster.pools(context.namespace)
-    except Exception:  # noqa: BLE001 - a shell that completes must never see an error
+        objects = list_objects(context.cluster, kind, context.namespace)
+    except Exception:  # noqa: BLE001 - completion must never print an error
         return []
-    return [pool.name for pool in pools if pool.name.startswith(incomplete)]
+    return [document["metadata"]["name"] for document in objects]
+
+
+def name_completion(kind: Kind) -> Callable[[typer.Context, str], list[str]]:
+    """Return a function that completes names of the kind's objects."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        return [name for name in object_names(ctx, kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+complete_pools = name_completion(kinds.WORKER_POOL)
+complete_policies = name_completion(kinds.RATE_LIMIT_POLICY)
+
+
+def complete_objects(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete ``[KIND] [NAME]...``: kinds and pools first, then names of the kind."""
+    registry = kinds.registry()
+    words = ctx.params.get("names") or []
+    prefix, slash, _ = incomplete.partition("/")
+    if slash:
+        kind = registry.by_word(prefix)
+        names = [] if kind is None else [f"{prefix}/{name}" for name in object_names(ctx, kind)]
+    elif words:
+        names = object_names(ctx, registry.by_word(words[0]) or kinds.WORKER_POOL)
+    else:
+        names = [kind.plural_noun for kind in registry] + object_names(ctx, kinds.WORKER_POOL)
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_pods(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of the pool's pods for the shell."""
+    """Complete the names of a pool's pods."""
     context = CommandContext.of_completion(ctx)
     try:
         pods = context.cluster.pods(context.namespace, ctx.params.get("name"))
@@ -51,16 +80,8 @@ DryRun = Annotated[
 
 
 def pool_name(text: str) -> str:
-    """``mail`` from ``mail``, ``wp/mail`` or ``workerpool.engineroom.dev/mail``."""
-    kind, slash, name = text.rpartition("/")
-    if not slash:
-        return text
-    if kind.partition(".")[0] not in POOLS or not name:
-        raise UsageError(
-            f"{text} names no pool", why="what stands before the slash is another kind",
-            fix="write the pool's name alone",
-        )  # fmt: skip
-    return name
+    """Return the name of a pool, see ``object_name``. Raises UsageError."""
+    return object_name(kinds.WORKER_POOL, text)
 
 
 def is_dry_run(text: str) -> bool:

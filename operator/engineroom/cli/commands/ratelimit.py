@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from engineroom.api.kinds import Kind
 from engineroom.cli.app.context import CommandContext
-from engineroom.cli.commands.get import complete_policies
+from engineroom.cli.commands.arguments import complete_policies
 from engineroom.cli.connections.policies import (
     chosen,
     enforcers_of,
@@ -211,14 +212,17 @@ def explain(
     namespace = policy["metadata"]["namespace"]
     policies: PolicySnapshot | None = None
     roster, blind = None, ""
-    try:
-        with context.connections.redis(namespace, policy["spec"].get("redis")) as redis:
-            roster = read_roster(redis, namespace)
-            policies = read_policies(redis, namespace)
-    except UsageError:
-        raise
-    except EngineroomError as error:
-        blind = str(error)
+    if context.through_api and not context.options.redis_url:
+        blind = "the API does not forward to Redis"
+    else:
+        try:
+            with context.connections.redis(namespace, policy["spec"].get("redis")) as redis:
+                roster = read_roster(redis, namespace)
+                policies = read_policies(redis, namespace)
+        except UsageError:
+            raise
+        except EngineroomError as error:
+            blind = str(error)
     explanation = PolicyExplanation(
         policy,
         None if policies is None else policies.get(policy["metadata"]["name"]),
@@ -234,3 +238,9 @@ def explain(
         context.show(dump(explanation_document(explanation), output))
     else:
         context.show(explanation_text(explanation))
+
+
+def explain_policy(context: CommandContext, kind: Kind, name: str, output: Report) -> None:
+    """Explain a policy for ``engineroom explain``."""
+    del kind
+    explain(context, name, output)

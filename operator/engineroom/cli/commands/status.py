@@ -1,13 +1,14 @@
-"""``engineroom status``: is the installation well, and what is to be done?"""
+"""``engineroom status``: the health of the installation, and fixes for its problems."""
 
 from typing import Annotated
 
 import typer
 
+from engineroom.api import kinds
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Selector
 from engineroom.cli.connections.model import Document, Installation, Pod, Pool, Status
-from engineroom.cli.connections.policies import list_policies
+from engineroom.cli.connections.objects import list_objects
 from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
 from engineroom.cli.views.diagnose import Check, Severity
 from engineroom.cli.views.output_formats import Report, dump
@@ -56,47 +57,55 @@ def _look(context: CommandContext, selector: str | None) -> Overview:
         if installation.definition is not None:
             raise
     now = context.clock.now()
-    return Overview(
-        installation, pools, pods, scope, now, program(), _policies(context, scope, selector)
-    )
+    objects = _objects(context, scope, selector)
+    return Overview(installation, pools, pods, scope, now, program(), objects)
 
 
 def _through_api(context: CommandContext, selector: str | None) -> Overview:
-    who = context.api.get("/whoami")["subject"]
+    subject = context.api.get("/whoami")["subject"]
     scope = context.namespace
     pools = context.cluster.pools(scope, selector)
-    parts = [Check("API", Severity.OK, f"answers, you are {who}")]
+    parts = [Check("API", Severity.OK, f"answers, you are {subject}")]
     try:
         with context.tasks() as connection:
             counts = connection.tasks.counts()
     except ForbiddenError:
-        parts.append(Check("queues", Severity.WARNING, "you may not look at them"))
+        parts.append(Check("queues", Severity.WARNING, "you may not read them"))
     else:
-        waiting, failed = (
-            sum(count.waiting for count in counts),
-            sum(count.failed for count in counts),
-        )
+        waiting, failed = sum(q.waiting for q in counts), sum(q.failed for q in counts)
         summary = f"{count(len(counts), 'queue')}, {waiting} waiting, {failed} failed"
         parts.append(Check("queues", Severity.OK, summary))
-    unreached = [pool.name for pool in pools if pool.status and _cut_off(pool.status)]
+    unreached = [pool.name for pool in pools if pool.status and _unreachable(pool.status)]
     if unreached:
         summary = f"not reached for {', '.join(unreached[:5])}"
         parts.append(Check("Redis", Severity.PROBLEM, summary, "see the pools below"))
     installation = Installation(context.api.server, "", None)
     return Overview(
-        installation, pools, (), scope, context.clock.now(), program(), through_api=tuple(parts)
+        installation,
+        pools,
+        (),
+        scope,
+        context.clock.now(),
+        program(),
+        _objects(context, scope, selector),
+        through_api=tuple(parts),
     )
 
 
-def _cut_off(status: Status) -> bool:
+def _unreachable(status: Status) -> bool:
     return status.holds("RedisReachable", "False") is not None
 
 
-def _policies(
+def _objects(
     context: CommandContext, scope: str | None, selector: str | None
-) -> tuple[Document, ...]:
-    """The RateLimitPolicies there; none where the kind is not served or may not be looked at."""
-    try:
-        return tuple(list_policies(context.cluster, scope, selector))
-    except (NotFoundError, ForbiddenError):
-        return ()
+) -> dict[str, list[Document]]:
+    """Return the objects of kinds other than pools; none of kinds that cannot be read."""
+    objects = {}
+    for kind in kinds.registry():
+        if kind is kinds.WORKER_POOL:
+            continue
+        try:
+            objects[kind.kind] = list_objects(context.cluster, kind, scope, selector)
+        except (NotFoundError, ForbiddenError):
+            objects[kind.kind] = []
+    return objects

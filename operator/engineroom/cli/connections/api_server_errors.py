@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from engineroom.cli.connections.model import RESOURCE
+from engineroom.api import kinds
 from engineroom.cli.errors import (
     INSTALL,
     CliError,
@@ -14,6 +15,9 @@ from engineroom.cli.errors import (
     UnreachableError,
     program,
 )
+
+if TYPE_CHECKING:
+    from engineroom.api.kinds import Kind
 
 
 def answer_error(
@@ -54,15 +58,18 @@ def answer_error(
             "edit and admin, so a RoleBinding to edit (view, to look only) in the namespace does",
         )
     if status == 404 and not (answer.get("details") or {}).get("name"):
-        # The path itself is unknown, so the kind is, not one object of it.
+        # The path is unknown, so the kind is missing and not one object.
         return NotFoundError(
             "Engineroom is not installed in this cluster",
-            why=f"{server} has no {RESOURCE}" if what != "discovery" else message,
+            why=f"{server} has no {_kind_of(what).resource}" if what != "discovery" else message,
             fix=INSTALL,
         )
     if status == 404:
+        words = _kind_of(what).plural_noun
         return NotFoundError(
-            f"{what} is not there", why=message, fix=f"`{program()} get pools -A` lists all pools"
+            f"{what} is not there",
+            why=message,
+            fix=f"`{program()} get {words} -A` lists all {words}",
         )
     if status in (409, 422, 400):
         return RefusedError(
@@ -87,3 +94,8 @@ def unreachable(server: str, why: str) -> UnreachableError:
         fix="check that the cluster runs and that --kubeconfig and --context name the right one; "
         "`kubectl cluster-info` tries the same way",
     )
+
+
+def _kind_of(what: str) -> Kind:
+    """Return the kind in the description of a request, WorkerPool if there is none."""
+    return kinds.registry().by_word(what.partition(" ")[0]) or kinds.WORKER_POOL

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from engineroom.cli.connections.model import Document, Event, Installation, Pod, Pool
-    from engineroom.kube.client.resources import Resource
+    from engineroom.kube.client.resources import ObjectRef, Resource
 
 
 class Cluster(Protocol):
@@ -41,8 +41,8 @@ class Cluster(Protocol):
         """One pod. Raises NotFoundError."""
         ...
 
-    def events(self, pool: Pool) -> tuple[Event, ...]:
-        """The pool's events, latest first; empty where they may not be read."""
+    def events(self, obj: ObjectRef) -> tuple[Event, ...]:
+        """Return the object's events, latest first; none if they may not be read."""
         ...
 
     def installation(self) -> Installation:

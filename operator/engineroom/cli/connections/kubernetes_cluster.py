@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from socket import socket
 
+    from engineroom.kube.client.resources import ObjectRef
+
 T = TypeVar("T")
 
 FIELD_MANAGER = "engineroom-cli"
@@ -117,18 +119,18 @@ class KubernetesCluster:
         """One pod. Raises NotFoundError."""
         return parse_pod(self._get(PODS, namespace, name))
 
-    def events(self, pool: Pool) -> tuple[Event, ...]:
-        """The pool's events, latest first; empty where they may not be read."""
-        fields = f"involvedObject.kind=WorkerPool,involvedObject.name={pool.name}"
+    def events(self, obj: ObjectRef) -> tuple[Event, ...]:
+        """Return the object's events, latest first; none if they may not be read."""
+        fields = f"involvedObject.kind={obj.kind},involvedObject.name={obj.name}"
         try:
-            documents = self._list(_EVENTS, pool.namespace, fieldSelector=fields)
+            documents = self._list(_EVENTS, obj.namespace, fieldSelector=fields)
         except ForbiddenError:
             return ()
         events = [
             parse_event(document)
             for document in documents
-            # A pool deleted and made anew has the name of the old one, not its history.
-            if document["involvedObject"].get("uid", pool.uid) in (pool.uid, "")
+            # An object of the same name that was deleted has another uid.
+            if document["involvedObject"].get("uid", obj.uid) in (obj.uid, "")
         ]
         return tuple(
             sorted(events, key=lambda event: event.last.timestamp() if event.last else 0.0)[::-1]

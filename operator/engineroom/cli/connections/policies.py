@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from engineroom.api.kinds import RATE_LIMIT_POLICY
+from engineroom.cli.connections.objects import list_objects, object_name, read_object
 from engineroom.cli.errors import CliError, NotFoundError, UnreachableError, UsageError
-from engineroom.cli.views.diagnose import Check, Severity
-from engineroom.kube.client.resources import PODS, RATELIMITPOLICIES
+from engineroom.kube.client.resources import PODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.limits.dry_run import SimulatedRequest
     from engineroom.ratelimit.reconcile.observe import EnforcerRoster
 
-RESOURCE = f"{RATELIMITPOLICIES.plural}.engineroom.dev"
-#: Words that ``get`` takes for policies instead of pools.
-WORDS = frozenset({"policies", "policy", "ratelimitpolicies", "ratelimitpolicy", "rlp", "rlps"})
-_PASSING = frozenset({"AwaitingEnforcers", "EnforcerLost", "NoEnforcers", "Unseen", "Outdated"})
 _LIMITERS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=limiter"
 _ADMIN_PORT = 9090
 #: Largest answer of the decision service, bytes; seconds beyond the recording that it may take.
@@ -39,80 +36,20 @@ _MAX_ANSWER, _MORE = 4_000_000, 10.0
 
 
 def policy_name(text: str) -> str:
-    """``api`` from ``api`` or ``rlp/api``."""
-    kind, slash, name = text.rpartition("/")
-    if slash and (kind.partition(".")[0] not in WORDS or not name):
-        raise UsageError(
-            f"{text} names no RateLimitPolicy", why="what stands before the slash is another kind",
-            fix="write the policy's name alone",
-        )  # fmt: skip
-    return name
+    """Return the name of a RateLimitPolicy, see ``object_name``. Raises UsageError."""
+    return object_name(RATE_LIMIT_POLICY, text)
 
 
 def list_policies(
     cluster: Cluster, namespace: str | None, selector: str | None = None
 ) -> list[Document]:
-    """The policies of a namespace, of all where it is None, oldest first as conflicts go."""
-    policies = cluster.read_all(RATELIMITPOLICIES, namespace, selector)
-    return sorted(
-        policies, key=lambda policy: (policy["metadata"]["namespace"], policy["metadata"]["name"])
-    )
+    """Return the policies of a namespace, of all if it is None."""
+    return list_objects(cluster, RATE_LIMIT_POLICY, namespace, selector)
 
 
 def get_policy(cluster: Cluster, namespace: str, name: str) -> Document:
-    """One policy. Raises NotFoundError."""
-    return cluster.read(RATELIMITPOLICIES, namespace, policy_name(name))
-
-
-def condition(policy: Document, kind: str) -> Document:
-    """A condition that speaks of the policy as it is now; else one of status Unknown."""
-    generation = policy["metadata"].get("generation")
-    for condition in (policy.get("status") or {}).get("conditions") or ():
-        if condition["type"] == kind:
-            if condition.get("observedGeneration") == generation:
-                return dict(condition)
-            message = "the operator has not looked at the last change yet"
-            return {"type": kind, "status": "Unknown", "reason": "Outdated", "message": message}
-    message = "no operator has looked at the policy yet"
-    return {"type": kind, "status": "Unknown", "reason": "Unseen", "message": message}
-
-
-def state_of(policy: Document) -> str:
-    """One word: Ready, else the reason of what keeps it from being so."""
-    for kind in ("Ready", "Enforced"):
-        verdict = condition(policy, kind)
-        if verdict["status"] != "True":
-            return str(verdict["reason"])
-    return "Ready"
-
-
-def rate_limits(policies: Sequence[Document], program: str) -> Check:
-    """Return a check of all policies that names the first one that is not enforced."""
-    states = [(policy["metadata"], state_of(policy)) for policy in policies]
-    bad = [(metadata, state) for metadata, state in states if state != "Ready"]
-    total = f"{len(states)} {'policy' if len(states) == 1 else 'policies'}"
-    degraded = [policy for policy in policies if condition(policy, "Degraded")["status"] == "True"]
-    if not bad and degraded:
-        first, why = degraded[0]["metadata"], condition(degraded[0], "Degraded")["reason"]
-        return Check(
-            "rate limits",
-            Severity.WARNING,
-            f"{total}, {len(degraded)} decided without Redis: "
-            f"{first['namespace']}/{first['name']} ({why})",
-            f"{program} ratelimit explain {first['name']} -n {first['namespace']}",
-        )
-    if not bad:
-        return Check("rate limits", Severity.OK, f"{total}, all enforced")
-    metadata, state = bad[0]
-    name = f"{metadata['namespace']}/{metadata['name']}"
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return Check(
-        "rate limits",
-        # Some stop being enforced for a moment at each roll-out.
-        Severity.WARNING if state in _PASSING else Severity.PROBLEM,
-        f"{total}, {len(bad)} not enforced: {name} ({state}){more}",
-        f"{program} ratelimit explain {metadata['name']} -n {metadata['namespace']}",
-    )
+    """Return one policy. Raises NotFoundError."""
+    return read_object(cluster, RATE_LIMIT_POLICY, namespace, policy_name(name))
 
 
 def redis_of(connections: Connections, name: str | None) -> Document | None:

@@ -29,9 +29,9 @@ _PODS_SHOWN = 50
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything that bears on one pool's size, at one time.
+    """A pool and what its size depends on.
 
-    ``pods`` and ``events`` are None where they could not be looked at.
+    ``pods`` and ``events`` are None if they could not be read.
     """
 
     pool: Pool
@@ -47,7 +47,7 @@ class Explanation:
 
 
 def headline(pool: Pool) -> str:
-    """The pool in one sentence."""
+    """Return a summary of the pool in one sentence."""
     if pool.status is None:
         return f"{pool.id}: not looked at by any operator yet"
     status = pool.status
@@ -59,9 +59,9 @@ def headline(pool: Pool) -> str:
 
 
 def arithmetic(pool: Pool, now: datetime) -> tuple[tuple[str, str], ...]:
-    """The numbers behind the size, each with its name."""
+    """Return the inputs of the decision about the size, as pairs of name and value."""
     status, lines = pool.status, []
-    waiting, running, due = (pool.total(what) for what in ("depth", "running", "scheduled"))
+    waiting, running, due = (pool.total(state) for state in ("depth", "running", "scheduled"))
     if waiting is not None:
         lines.append(
             ("work seen", f"{waiting} waiting + {running} running; {due} scheduled for later")
@@ -157,7 +157,7 @@ def _targets(pool: Pool) -> str:
 
 
 def _needed(pool: Pool) -> str:
-    """The size that the work at hand needs, where that is plain arithmetic."""
+    """Return the size that the current jobs need, if the target is a backlog per worker."""
     auto, waiting, running = pool.autoscaling, pool.total("depth"), pool.total("running")
     if auto is None or auto.target_backlog is None or waiting is None:
         return "what the work needs"
@@ -198,7 +198,7 @@ def _queues(pool: Pool) -> RenderableType:
 
 
 def pods_table(pods: Sequence[Pod], workers_per_pod: int, now: datetime) -> RenderableType:
-    """One line a pod: what it does, what it uses."""
+    """Return a table of pods with their state and use."""
     columns = ("POD", "STATE", "WORKERS", "RESTARTS", "MEMORY", "CPU", "AGE", "NODE")
     rows = [
         (
@@ -217,7 +217,7 @@ def pods_table(pods: Sequence[Pod], workers_per_pod: int, now: datetime) -> Rend
 
 
 def findings_list(findings: Sequence[Finding]) -> RenderableType:
-    """Each finding as what, why, fix."""
+    """Return findings with their reasons and fixes."""
     lines = []
     for finding in findings:
         lines.append(
@@ -232,7 +232,7 @@ def findings_list(findings: Sequence[Finding]) -> RenderableType:
 
 
 def explain_text(explanation: Explanation) -> RenderableType:
-    """The whole explanation, the answer first."""
+    """Return the whole explanation, the decision first."""
     pool, now = explanation.pool, explanation.now
     state = pool_state(pool)
     parts: list[RenderableType] = [
@@ -279,17 +279,38 @@ def explain_text(explanation: Explanation) -> RenderableType:
                 Text(f"  and {more} more: `{explanation.program} top workers {pool.name}`", "dim")
             )
     if explanation.events:
-        rows = [
-            (age(event.last, now), event.type, event.reason, str(event.count), event.message)
-            for event in explanation.events[:_EVENTS_SHOWN]
-        ]
-        columns = ("LAST", "TYPE", "REASON", "COUNT", "MESSAGE")
-        parts += _section("Events", table(columns, rows, right=("COUNT",)))
+        parts += _section("Events", events_table(explanation.events, now))
     return Group(*parts)
 
 
+def events_table(events: Sequence[Event], now: datetime) -> RenderableType:
+    """Return a table of the latest events."""
+    rows = [
+        (age(event.last, now), event.type, event.reason, str(event.count), event.message)
+        for event in events[:_EVENTS_SHOWN]
+    ]
+    columns = ("LAST", "TYPE", "REASON", "COUNT", "MESSAGE")
+    return table(columns, rows, right=("COUNT",))
+
+
+def event_documents(events: Sequence[Event] | None) -> list[dict[str, Any]] | None:
+    """Return events for ``-o json``; None if they could not be read."""
+    if events is None:
+        return None
+    return [
+        {
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message,
+            "count": event.count,
+            "last": event.last.isoformat() if event.last else None,
+        }
+        for event in events
+    ]
+
+
 def finding_document(finding: Finding) -> dict[str, str]:
-    """A finding for programs."""
+    """Return a finding for ``-o json``."""
     return {
         "severity": str(finding.severity),
         "what": finding.what,
@@ -299,7 +320,7 @@ def finding_document(finding: Finding) -> dict[str, str]:
 
 
 def pod_document(pod: Pod) -> dict[str, Any]:
-    """A worker pod for programs."""
+    """Return a worker pod for ``-o json``."""
     return {
         "namespace": pod.namespace,
         "name": pod.name,
@@ -314,7 +335,7 @@ def pod_document(pod: Pod) -> dict[str, Any]:
 
 
 def pool_document(pool: Pool) -> dict[str, Any]:
-    """A pool's numbers for programs; null is what is not known."""
+    """Return a pool's numbers for ``-o json``; unknown ones are None."""
     status = pool.status
     return {
         "namespace": pool.namespace,
@@ -334,7 +355,7 @@ def pool_document(pool: Pool) -> dict[str, Any]:
 
 
 def explain_document(explanation: Explanation) -> dict[str, Any]:
-    """The whole explanation for programs."""
+    """Return the whole explanation for ``-o json``."""
     pool, status = explanation.pool, explanation.pool.status
     return {
         "resource": f"{RESOURCE}/{pool.name}",
@@ -365,16 +386,5 @@ def explain_document(explanation: Explanation) -> dict[str, Any]:
         "pods": None
         if explanation.pods is None
         else [pod_document(pod) for pod in explanation.pods],
-        "events": None
-        if explanation.events is None
-        else [
-            {
-                "type": event.type,
-                "reason": event.reason,
-                "message": event.message,
-                "count": event.count,
-                "last": event.last.isoformat() if event.last else None,
-            }
-            for event in explanation.events
-        ],
+        "events": event_documents(explanation.events),
     }

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.connections.policies import condition, state_of
+from engineroom.cli.views.diagnose import Check, Severity
+from engineroom.cli.views.kinds import condition, conditions_table
 from engineroom.cli.views.output_formats import Indent, table, word
 from engineroom.cli.views.text import ABSENT, age
 from engineroom.ratelimit.limits.bound import bound_text, without_redis_text
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from engineroom.api.kinds import Kind
     from engineroom.cli.connections.model import Document
     from engineroom.cli.connections.policies import Top
+    from engineroom.cli.views.status import Overview
     from engineroom.ratelimit.distribution.document import CompiledPolicy
     from engineroom.ratelimit.limits.dry_run import DryRunResult, LimitOutcome
     from engineroom.ratelimit.limits.model import Limit
@@ -51,10 +54,15 @@ _NOBODY = {
 }
 
 
+#: Reasons of policies that pass by themselves, at each roll-out for instance.
+_TRANSIENT = frozenset({"AwaitingEnforcers", "EnforcerLost", "NoEnforcers", "Unseen", "Outdated"})
+
+
 def policies_table(
-    policies: Iterable[Document], now: datetime, *, namespaces: bool, wide: bool
+    kind: Kind, policies: Sequence[Document], now: datetime, *, namespaces: bool, wide: bool
 ) -> RenderableType:
-    """One line a policy."""
+    """Return a table of policies."""
+    del kind
     columns = ["NAME", "STATE", "ENFORCERS", "LIMITS", "MODE", "AGE"]
     columns += ["FAILURE", "ATTACHED TO", "MESSAGE"] if wide else []
     columns = ["NAMESPACE", *columns] if namespaces else columns
@@ -63,7 +71,7 @@ def policies_table(
         metadata, spec = policy["metadata"], policy["spec"]
         row: list[str | Text] = [
             metadata["name"],
-            word(state_of(policy)),
+            word(policy_state(policy)),
             _enforcers(policy),
             str(len(spec["limits"])),
             str((spec.get("distribution") or {}).get("mode", "Strict")),
@@ -77,6 +85,43 @@ def policies_table(
             ]
         rows.append([metadata["namespace"], *row] if namespaces else row)
     return table(columns, rows, right=("LIMITS",))
+
+
+def policy_state(policy: Document) -> str:
+    """Return ``Ready``, or the reason why the policy is not ready or not enforced."""
+    for kind in ("Ready", "Enforced"):
+        entry = condition(policy, kind)
+        if entry["status"] != "True":
+            return str(entry["reason"])
+    return "Ready"
+
+
+def policies_status(kind: Kind, policies: Sequence[Document], overview: Overview) -> Check | None:
+    """Count the policies that are not enforced, or decided without Redis; name the first."""
+    del kind
+    if not policies:
+        return None
+    pending = [policy for policy in policies if policy_state(policy) != "Ready"]
+    summary = f"{len(policies)} {'policy' if len(policies) == 1 else 'policies'}"
+    degraded = [one for one in policies if condition(one, "Degraded")["status"] == "True"]
+    if not pending and not degraded:
+        return Check("rate limits", Severity.OK, f"{summary}, all enforced")
+    first = (pending or degraded)[0]
+    metadata = first["metadata"]
+    name = f"{metadata['namespace']}/{metadata['name']}"
+    fix = f"{overview.program} ratelimit explain {metadata['name']} -n {metadata['namespace']}"
+    if not pending:
+        reason = condition(first, "Degraded")["reason"]
+        text = f"{summary}, {len(degraded)} decided without Redis: {name} ({reason})"
+        return Check("rate limits", Severity.WARNING, text, fix)
+    state = policy_state(first)
+    more = f" and {len(pending) - 1} more" if len(pending) > 1 else ""
+    return Check(
+        "rate limits",
+        Severity.WARNING if state in _TRANSIENT else Severity.PROBLEM,
+        f"{summary}, {len(pending)} not enforced: {name} ({state}){more}",
+        fix,
+    )
 
 
 def _enforcers(policy: Document) -> str:
@@ -304,19 +349,12 @@ def explanation_text(explanation: PolicyExplanation) -> RenderableType:
     metadata, spec = policy["metadata"], policy["spec"]
     name = f"{metadata['namespace']}/{metadata['name']}"
     parts: list[RenderableType] = [
-        Text.assemble((name, "bold"), "  ", word(state_of(policy))),
+        Text.assemble((name, "bold"), "  ", word(policy_state(policy))),
         Text(f"for {attached_to(spec)}"),
         Text(),
     ]
     conditions = [condition(policy, kind) for kind in _KINDS]
-    rows = [
-        (
-            condition["type"], str(condition["status"]), word(str(condition["reason"])),
-            age(_time(condition.get("lastTransitionTime")), now), str(condition.get("message", "")),
-        )
-        for condition in conditions
-    ]  # fmt: skip
-    parts.append(table(("CONDITION", "STATUS", "REASON", "FOR", "MESSAGE"), rows))
+    parts.append(conditions_table(conditions, now))
     fixes_now = {**_FIXES, "NoEnforcers": _NOBODY[bool(spec.get("selector"))]}
     fixes = dict.fromkeys(fixes_now.get(str(condition["reason"]), "") for condition in conditions)
     parts += [Text(f"fix: {fix}") for fix in fixes if fix]
@@ -415,7 +453,7 @@ def explanation_document(explanation: PolicyExplanation) -> dict[str, Any]:
     return {
         "namespace": policy["metadata"]["namespace"],
         "name": policy["metadata"]["name"],
-        "state": state_of(policy),
+        "state": policy_state(policy),
         "conditions": [condition(policy, kind) for kind in (*_KINDS, "Ready")],
         "ancestors": (policy.get("status") or {}).get("ancestors") or [],
         "redis": explanation.blind or "asked",

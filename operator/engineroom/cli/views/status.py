@@ -1,31 +1,33 @@
-"""The installation at a glance."""
+"""The overview of an installation: its parts, its pools and other objects."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.text import Text
 
-from engineroom.cli.connections.policies import rate_limits
+from engineroom.api import kinds
 from engineroom.cli.views.diagnose import Check, Severity, checks, pool_findings, pool_state
 from engineroom.cli.views.explain import finding_document, findings_list
 from engineroom.cli.views.output_formats import Indent, table, word
 from engineroom.cli.views.top import by_pool, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from rich.console import RenderableType
 
+    from engineroom.api.kinds import Kind
     from engineroom.cli.connections.model import Document, Installation, Pod, Pool
     from engineroom.cli.views.diagnose import Finding
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """All that ``status`` shows; ``scope`` is the namespace looked at, None for all."""
+    """Everything that ``status`` shows. ``scope`` is a namespace, None for all."""
 
     installation: Installation
     pools: tuple[Pool, ...]
@@ -33,34 +35,26 @@ class Overview:
     scope: str | None
     now: datetime
     program: str
-    #: RateLimitPolicies of the scope.
-    policies: tuple[Document, ...] = ()
-    #: What the API process told of itself, in place of the parts of the installation.
+    #: Objects of the other kinds in the scope, by kind.
+    objects: Mapping[str, Sequence[Document]] = field(default_factory=dict)
+    #: Checks through the API process, in place of the parts of the installation.
     through_api: tuple[Check, ...] | None = None
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """The parts of the installation, and the pools as one of them."""
-        if self.through_api is not None:
-            return (*self.through_api, self._pools())
-        parts = (*checks(self.installation, self.pools), self._pools())
-        return (*parts, rate_limits(self.policies, self.program)) if self.policies else parts
-
-    def _pools(self) -> Check:
-        where = f"in namespace {self.scope}" if self.scope else "in all namespaces"
-        if not self.pools:
-            return Check("pools", Severity.OK, f"none {where}")
-        bad = sum(
-            any(finding.severity is Severity.PROBLEM for finding in findings)
-            for _, findings in self.troubled
+        """The parts of the installation, then each kind of the registry."""
+        parts = self.through_api
+        if parts is None:
+            parts = checks(self.installation, self.pools)
+        lines = (
+            kind.status_view.load()(kind, self.objects.get(kind.kind, ()), self)
+            for kind in kinds.registry()
         )
-        if bad:
-            return Check("pools", Severity.PROBLEM, f"{summary(self.pools)}; {bad} with problems")
-        return Check("pools", Severity.OK, f"{summary(self.pools)}")
+        return (*parts, *(line for line in lines if line is not None))
 
     @property
     def troubled(self) -> tuple[tuple[Pool, tuple[Finding, ...]], ...]:
-        """The pools with findings, worst first."""
+        """Pools with findings, worst first."""
         groups = by_pool(self.pods)
         troubled = []
         for pool in self.pools:
@@ -79,8 +73,23 @@ class Overview:
         return all(check.severity is not Severity.PROBLEM for check in self.checks)
 
 
+def pools_status(kind: Kind, documents: Sequence[Document], overview: Overview) -> Check:
+    """Sum up the pools of an overview, which has them parsed."""
+    del kind, documents
+    where = f"in namespace {overview.scope}" if overview.scope else "in all namespaces"
+    if not overview.pools:
+        return Check("pools", Severity.OK, f"none {where}")
+    bad = sum(
+        any(finding.severity is Severity.PROBLEM for finding in findings)
+        for _, findings in overview.troubled
+    )
+    if bad:
+        return Check("pools", Severity.PROBLEM, f"{summary(overview.pools)}; {bad} with problems")
+    return Check("pools", Severity.OK, f"{summary(overview.pools)}")
+
+
 def status_text(overview: Overview) -> RenderableType:
-    """One line a part, then each pool that needs attention with its fix."""
+    """Return one line for each check, then each pool with findings and their fixes."""
     installation = overview.installation
     version = f" (Kubernetes {installation.server_version})"
     parts: list[RenderableType] = [
@@ -114,7 +123,7 @@ def status_text(overview: Overview) -> RenderableType:
 
 
 def status_document(overview: Overview) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the overview for ``-o json`` and ``-o yaml``."""
     installation = overview.installation
     return {
         "healthy": overview.healthy,

@@ -96,7 +96,7 @@ class Transactions(Model):
     next_cursor: str | None
 
 
-async def list_audit(call: Call) -> Answer:
+async def audit(call: Call) -> Answer:
     """Return a page of the audit log."""
     query: AuditQuery = call.query
     records = await call.services.audit.read(query.after, query.limit)
@@ -187,7 +187,7 @@ def _transaction(record: SagaRecord) -> Transaction:
 _TRANSACTIONS = f"{BASE}/namespaces/{{namespace}}/transactions"
 ROUTES = (
     Route(
-        method="GET", path=f"{BASE}/audit", needs=Permission.CLUSTER_AUDIT_READ, handler=list_audit,
+        method="GET", path=f"{BASE}/audit", needs=Permission.CLUSTER_AUDIT_READ, handler=audit,
         summary="List the audit log", tag="audit", query=AuditQuery, answer=AuditPage,
     ),
     Route(

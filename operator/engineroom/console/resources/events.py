@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import StreamingResponse
 
-from engineroom.auth.kubernetes import Attributes
+from engineroom.auth.kubernetes import ResourceAttributes
 from engineroom.auth.permissions import Permission
 from engineroom.console.rest.routing import BASE, Call, Route
 from engineroom.core.errors import EngineroomError, PermissionDeniedError
@@ -106,7 +106,7 @@ async def _watchable(call: Call, principal: Principal) -> frozenset[str]:
 
 async def _may_watch(call: Call, principal: Principal, kind: WatchedKind) -> bool:
     authorizer, resource = call.services.authorizer, kind.resource
-    wanted = Attributes("watch", resource.plural, group=resource.group)
+    wanted = ResourceAttributes("watch", resource.plural, group=resource.group)
     try:
         await authorizer.require(principal, kind.permission, call.namespace)
         await authorizer.require_object(principal, wanted, call.namespace)

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.cursors import decode_cursor, encode_cursor
-from engineroom.console.resources.pools import Condition, pool_view, read_pool
+from engineroom.console.resources.objects import Condition  # noqa: TC001 - as above
+from engineroom.console.resources.pools import pool_view, read_pool
 from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.pagination import Paged, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route

@@ -1,4 +1,4 @@
-"""WorkerPools: read them, set their size, pause and resume their scaling."""
+"""WorkerPools: their representation, and requests that set their size, pause and resume scaling."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.cursors import bad_cursor
+from engineroom.console.resources.objects import Condition, RestView, conditions
 from engineroom.console.rest.errors import PoolSizingError, PreconditionFailedError
-from engineroom.console.rest.pagination import Paged, check_match, etag
+from engineroom.console.rest.pagination import check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, Problem
-from engineroom.kube.client.errors import BadRequest, Conflict, Gone
+from engineroom.kube.client.errors import Conflict
 from engineroom.kube.client.resources import WORKERPOOLS
 from engineroom.manifests.apply import MANAGER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from engineroom.api.kinds import Kind
 
 _MOST = 10_000
 _PAUSES = {"all": "All", "in": "ScaleIn", "out": "ScaleOut"}
@@ -29,15 +31,6 @@ class Autoscaling(Model):
     min_replicas: int
     max_replicas: int
     pause: str = Field(description="The paused direction: None, All, ScaleIn or ScaleOut.")
-
-
-class Condition(Model):
-    """A condition in the status of an object."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
 
 
 class Pool(Model):
@@ -97,15 +90,7 @@ def pool_view(obj: Mapping[str, Any]) -> Pool:
         autoscaling=None if auto is None else _autoscaling(auto),
         current_replicas=status.get("replicas"),
         ready_replicas=status.get("readyReplicas"),
-        conditions=[
-            Condition(
-                type=condition["type"],
-                status=condition["status"],
-                reason=condition.get("reason") or "",
-                message=condition.get("message") or "",
-            )
-            for condition in status.get("conditions") or ()
-        ],
+        conditions=conditions(status),
     )
 
 
@@ -117,26 +102,10 @@ def _autoscaling(auto: Mapping[str, Any]) -> Autoscaling:
     )
 
 
-async def list_pools(call: Call) -> Answer:
-    """A page of a namespace's pools, in the order of their names."""
-    params = {"limit": str(call.query.limit)}
-    if call.query.cursor:
-        params["continue"] = call.query.cursor
-    path = WORKERPOOLS.path(call.namespace)
-    try:
-        found = await call.services.client.request("GET", path, params=params)
-    except (BadRequest, Gone) as error:
-        if not call.query.cursor:
-            raise
-        raise bad_cursor() from error
-    cursor = (found.get("metadata") or {}).get("continue")
-    items = [pool_view(item) for item in found.get("items") or ()]
-    return Answer(Pools(items=items, next_cursor=cursor or None))
-
-
-async def show_pool(call: Call) -> Answer:
-    """One pool."""
-    return _answer(await read_pool(call))
+def rest_view(kind: Kind) -> RestView:
+    """Return the representation of pools in the API."""
+    del kind
+    return RestView(Pool, Pools, pool_view, "gone")
 
 
 async def scale_pool(call: Call) -> Answer:
@@ -224,17 +193,8 @@ def _answer(pool: Mapping[str, Any], **details: Any) -> Answer:
     return Answer(view, headers={"etag": etag(view.resource_version)}, details=details)
 
 
-_POOLS = f"{BASE}/namespaces/{{namespace}}/pools"
-_POOL = f"{_POOLS}/{{pool}}"
+_POOL = f"{BASE}/namespaces/{{namespace}}/pools/{{pool}}"
 ROUTES = (
-    Route(
-        method="GET", path=_POOLS, needs=Permission.NAMESPACE_POOLS_READ, handler=list_pools,
-        summary="Worker pools of a namespace", tag="pools", query=Paged, answer=Pools,
-    ),
-    Route(
-        method="GET", path=_POOL, needs=Permission.NAMESPACE_POOLS_READ, handler=show_pool,
-        summary="One worker pool", tag="pools", answer=Pool, conditional=True, errors=(404,),
-    ),
     Route(
         method="POST", path=f"{_POOL}/scale", needs=Permission.NAMESPACE_POOLS_SCALE,
         handler=scale_pool, summary="Set the size or the range of a pool", tag="pools",

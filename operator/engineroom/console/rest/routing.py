@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+from engineroom.api import kinds
 from engineroom.auth.permissions import Access, Permission, RouteRule, scope_of
 from engineroom.console.idempotency import HEADER
 
@@ -20,17 +21,31 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from engineroom.api.kinds import Kind
     from engineroom.auth.permissions import Principal
     from engineroom.console.services import Services
 
 BASE = "/api/v1"
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_SUBDOMAIN = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+
+
+def kind_parameter(kind: Kind) -> str:
+    """Return the name of the path parameter that names an object of the kind."""
+    return kind.noun.replace("-", "_")
+
+
+_KIND_PARAMETERS = {
+    kind_parameter(kind): (_SUBDOMAIN, 253, f"Name of the {kind.kind}.")
+    for kind in kinds.registry()
+}
 
 #: Path parameters: pattern, maximum length, description.
 PATH_PARAMETERS: Mapping[str, tuple[str, int, str]] = {
+    **_KIND_PARAMETERS,
     "namespace": (_LABEL, 63, "Namespace."),
     "pool": (_LABEL, 63, "Name of the WorkerPool."),
-    "pod": (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", 253, "Name of the pod."),
+    "pod": (_SUBDOMAIN, 253, "Name of the pod."),
     "queue": (r"[^\s,{}/]+", 200, "Name of the queue."),
     "operation": (r"[0-9a-f]+", 32, "Id of the operation."),
     "job": (r"[A-Za-z0-9_-]+", 200, "Id of the job."),

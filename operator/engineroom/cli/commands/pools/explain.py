@@ -1,33 +1,22 @@
-"""``engineroom explain``: why a pool has the size it has."""
+"""The explanation of a pool's size, for ``engineroom explain``."""
 
-from typing import Annotated
-
-import typer
-
+from engineroom.api.kinds import Kind
 from engineroom.cli.app.context import CommandContext
-from engineroom.cli.commands.arguments import PoolName, pool_name
 from engineroom.cli.errors import program
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
 from engineroom.cli.views.output_formats import Report, dump
+from engineroom.kube.client.resources import resource_of
 
 
-def explain(
-    context: CommandContext,
-    name: PoolName,
-    output: Annotated[
-        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
-    ] = Report.TABLE,
-) -> None:
-    """Say why a pool has its size, and what would change it.
-
-    Shows the operator's decision and the arithmetic behind it, findings with their fix, queues,
-    conditions, pods and events. Through the API it knows neither pods nor events.
-    """
-    pool = context.cluster.pool(context.namespace, pool_name(name))
+def explain_pool(context: CommandContext, kind: Kind, name: str, output: Report) -> None:
+    """Show why a pool has its size, and what would change it."""
+    cluster = context.cluster
+    pool = cluster.pool(context.namespace, name)
+    reference = resource_of(kind).ref(pool.namespace, pool.name, pool.uid)
     explanation = Explanation(
         pool=pool,
-        pods=None if context.through_api else context.cluster.pods(pool.namespace, pool.name),
-        events=None if context.through_api else context.cluster.events(pool),
+        pods=None if context.through_api else cluster.pods(pool.namespace, pool.name),
+        events=None if context.through_api else cluster.events(reference),
         now=context.clock.now(),
         program=program(),
     )

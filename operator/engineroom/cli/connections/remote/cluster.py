@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from engineroom.api import ANNOTATION_DRAIN
+from engineroom.api import ANNOTATION_DRAIN, kinds
 from engineroom.cli.connections.model import Document, Event, Installation, Pod, Pool, Usage
 from engineroom.cli.connections.parsing import parse_pool
 from engineroom.cli.errors import NotFoundError, UsageError, program
+from engineroom.kube.client.resources import WORKERPOOLS, resource_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from socket import socket
 
     from engineroom.cli.connections.remote.api import Api
-    from engineroom.kube.client.resources import Resource
+    from engineroom.kube.client.resources import ObjectRef, Resource
 
 _PAUSES = {"All": "all", "ScaleIn": "in", "ScaleOut": "out"}
 WAY_ROUND = (
@@ -46,20 +47,12 @@ class ApiCluster:
 
     def pools(self, namespace: str | None, selector: str | None = None) -> tuple[Pool, ...]:
         """The pools of a namespace; sorted by id."""
-        if namespace is None:
-            refuse("looking at all namespaces at once")
-        parsed = map(parse_pool, self._api.items(f"/namespaces/{namespace}/objects"))
-        wanted = labels_of(selector)
-        return tuple(
-            sorted(
-                (pool for pool in parsed if wanted.items() <= _labels(pool).items()),
-                key=lambda pool: pool.id,
-            )
-        )
+        pools = map(parse_pool, self.read_all(WORKERPOOLS, namespace, selector))
+        return tuple(sorted(pools, key=lambda pool: pool.id))
 
     def pool(self, namespace: str, name: str) -> Pool:
         """One pool. Raises NotFoundError."""
-        return parse_pool(self._api.get(f"/namespaces/{namespace}/objects/{name}")["object"])
+        return parse_pool(self.read(WORKERPOOLS, namespace, name))
 
     def pods(self, namespace: str | None, pool: str | None = None) -> tuple[Pod, ...]:
         """Pods by the workers that say they run in them, with what those say they use.
@@ -95,8 +88,9 @@ class ApiCluster:
         leaving = self._api.get(f"/namespaces/{namespace}/pools/{pool}/drain")["pods"]
         return _pod(namespace, name, workers, leaving)
 
-    def events(self, pool: Pool) -> tuple[Event, ...]:
-        """None: the API process reads no events."""
+    def events(self, obj: ObjectRef) -> tuple[Event, ...]:
+        """Return none: the API process reads no events."""
+        del obj
         return ()
 
     def installation(self) -> Installation:
@@ -152,14 +146,20 @@ class ApiCluster:
         return replace(pod, drain_requested=requested)
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
-        """Refused: objects of other kinds are not the API's."""
-        refuse(f"reading a {resource.kind}")
+        """Return an object of a kind of the registry. Raises NotFoundError."""
+        path = _path(resource, namespace, f"reading a {resource.kind}")
+        document: Document = self._api.get(f"{path}/{name}")["object"]
+        return document
 
     def read_all(
         self, resource: Resource, namespace: str | None, selector: str | None = None
     ) -> list[Document]:
-        """Refused: objects of other kinds are not the API's."""
-        refuse(f"reading {resource.plural}")
+        """Return a namespace's objects of a kind of the registry."""
+        path = _path(resource, namespace, f"reading {resource.plural}")
+        labels = labels_of(selector)
+        # Items of pools are the objects themselves; other kinds have them beside a summary.
+        objects = (item.get("object", item) for item in self._api.items(path))
+        return [obj for obj in objects if labels.items() <= _labels(obj).items()]
 
     def open_port(self, namespace: str, pod: str, port: int) -> socket:
         """Refused: the API forwards to nothing."""
@@ -218,5 +218,17 @@ def labels_of(selector: str | None) -> dict[str, str]:
     return wanted
 
 
-def _labels(pool: Pool) -> dict[str, Any]:
-    return pool.document["metadata"].get("labels") or {}
+def _labels(document: Document) -> dict[str, Any]:
+    return document["metadata"].get("labels") or {}
+
+
+def _path(resource: Resource, namespace: str | None, what: str) -> str:
+    """Return the path of a kind's objects. Raises UsageError for what the API does not serve."""
+    kind = kinds.registry().find(resource.kind)
+    if kind is None or resource_of(kind) != resource:
+        refuse(what)
+    if namespace is None:
+        refuse("looking at all namespaces at once")
+    # The representation of pools at their own path is not the object.
+    place = "objects" if kind is kinds.WORKER_POOL else kind.rest_path
+    return f"/namespaces/{namespace}/{place}"
