@@ -103,7 +103,7 @@ async def test_admission_refuses_a_wrong_spec(
     status, text = await kubectl(control_plane, *create, stdin=a_toy(namespace, count=13))
 
     assert status == 1
-    assert "Toy car is invalid: spec.count: 13 is unlucky; write 12 or 14" in text
+    assert 'The Toy "car" is invalid: spec.count: 13 is unlucky; write 12 or 14' in text
     _, text = await kubectl(control_plane, *create, stdin=a_toy(namespace, count=100))
     assert "Warning: spec.count: 100 rings are loud; write fewer" in text
 
