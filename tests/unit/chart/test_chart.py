@@ -506,7 +506,7 @@ def test_the_operator_is_told_what_the_values_say() -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     image = found["ENGINEROOM_RUNTIME_IMAGE"]["value"]
     assert image == f"ghcr.io/engineroom-dev/engineroom-worker-runtime:{version}"
-    assert operator_environment({})["ENGINEROOM_NAMESPACES"]["value"] == ""
+    assert "value" not in operator_environment({})["ENGINEROOM_NAMESPACES"]
 
 
 def test_everything_stays_in_the_releases_namespace_unless_it_is_asked_elsewhere() -> None:

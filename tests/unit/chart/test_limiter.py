@@ -80,7 +80,7 @@ def test_namespaces_bound_what_it_follows() -> None:
         (container,) = containers(named(render(values), "Deployment", NAME)["spec"]["template"])
         told = environment(container)
         return (
-            told["ENGINEROOM_LIMITER_NAMESPACES"]["value"],
+            told["ENGINEROOM_LIMITER_NAMESPACES"].get("value", ""),
             told["ENGINEROOM_LIMITER_ONLY_NAMESPACES"]["value"],
         )
 
