@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from engineroom.api import kinds
 from engineroom.api.schema.ratelimitpolicy import SCHEMA
 from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
 from engineroom.api.validation import parse
@@ -15,7 +16,7 @@ from engineroom.kube.client.errors import ApiError
 from engineroom.kube.client.resources import RATELIMITPOLICIES
 from tests.integration.webhooks import Admission
 from tests.unit.api.policies import FULL, WRONG, policy
-from tests.unit.api.test_crd import without_empty
+from tests.unit.api.test_crd import served, with_defaults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,13 +84,14 @@ async def test_the_api_server_itself_refuses_what_cel_can_say(
 
 
 @pytest.mark.parametrize("spec", [policy()["spec"], FULL])
-async def test_a_valid_policy_is_stored_as_the_model_has_it(
+async def test_a_valid_policy_is_stored_and_read_with_its_defaults(
     client: Client, namespace: str, spec: dict[str, Any]
 ) -> None:
     built = here(namespace, {"spec": copy.deepcopy(spec)})
     stored = await client.create(RATELIMITPOLICIES, built)
-    by_model = parse(RateLimitPolicy, built).model_dump(mode="json", by_alias=True)["spec"]
-    assert without_empty(stored["spec"]) == without_empty(by_model)
+    schema = served(kinds.RATE_LIMIT_POLICY)["properties"]["spec"]
+    assert stored["spec"] == with_defaults(schema, built["spec"])
+    assert parse(RateLimitPolicy, stored).spec == parse(RateLimitPolicy, built).spec
 
 
 async def test_with_the_admission_server_nothing_that_is_wrong_gets_in(
