@@ -621,5 +621,5 @@ def test_who_may_not_read_the_secret_is_told_which_right_is_missing(
     place.environment = place.environment | {"KUBECONFIG": config}
     what, why, fix = error_of(place.run("jobs", "list", code=5))
     assert what == f"you may not read Secret {place.namespace}/queues"
-    assert "its password" in why
+    assert "password of Redis" in why
     assert "`get` Secrets" in fix
