@@ -308,14 +308,14 @@ async def test_no_more_failed_jobs_are_kept_than_the_spec_says(stage, kubelet, o
     assert f"queue {stage.namespace}" in message
 
 
-async def test_stuck_workers_are_told_and_ghosts_are_cleared(stage, kubelet, operator):
+async def test_stuck_workers_are_reported_and_stale_workers_removed(stage, kubelet, operator):
     ghost = "rq:worker:gone-since-long"
     lists = ("rq:workers", f"rq:workers:{stage.namespace}")
     for each in lists:
         stage.redis.sadd(each, ghost)
     await two_by_hand(stage, kubelet)
     cleared = await told(stage, "GhostWorkersCleared")
-    assert cleared == {"1 workers of the pool's queues are no more: gone-since-long"}
+    assert cleared == {"1 workers of the pool's queues no longer exist: gone-since-long"}
     assert not any(stage.redis.sismember(each, ghost) for each in lists)
 
     registered = f"engineroom:workers:{{{stage.namespace}/mail}}"
