@@ -13,11 +13,11 @@ import pytest_asyncio
 from engineroom.api.schema.common import crd
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.resources import CRDS, resource_of
+from tests import toy_kind
 from tests.integration.console.api import ADMIN_PASSWORD
 from tests.integration.console.command import Command
 from tests.integration.console.process import ApiProcess, api_process
 from tests.support import extra_kinds
-from tests.unit.api import toy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
 
-TOYS = resource_of(toy.TOY)
+TOYS = resource_of(toy_kind.TOY)
 
 
 def make_toy(name: str = "car") -> dict[str, Any]:
@@ -45,14 +45,14 @@ def make_toy(name: str = "car") -> dict[str, Any]:
 @pytest.fixture
 def registry() -> Iterator[None]:
     """The registry with the toy, in this process and in those that it starts."""
-    with extra_kinds(toy.__name__):
+    with extra_kinds(toy_kind.__name__):
         yield
 
 
 @pytest_asyncio.fixture
 async def toys(registry: None, client: Client, namespace: str) -> AsyncIterator[Client]:
     """An API server that serves toys and has one in the namespace."""
-    await client.apply(CRDS, crd(toy.TOY))
+    await client.apply(CRDS, crd(toy_kind.TOY))
     async with asyncio.timeout(30):
         while True:
             try:
@@ -61,7 +61,7 @@ async def toys(registry: None, client: Client, namespace: str) -> AsyncIterator[
             except EngineroomError:
                 await asyncio.sleep(0.1)
     yield client
-    await client.delete(CRDS, None, toy.TOY.resource)
+    await client.delete(CRDS, None, toy_kind.TOY.resource)
 
 
 def in_namespace(obj: dict[str, Any], namespace: str) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def test_completion_completes_commands_and_survives_a_missing_cluster(tmp_path: 
     done = run(COMP_WORDS="engineroom re", COMP_CWORD="1", **environment)
     assert done.stdout.split() == ["resume"]
     done = run(COMP_WORDS="engineroom explain ", COMP_CWORD="2", **environment)
-    assert (done.stdout.split(), done.stderr) == ([], "")
+    assert (done.stdout.split(), done.stderr) == (["pools", "policies"], "")
 
 
 def test_the_completion_of_the_plugin_is_a_script_that_kubectl_can_run(tmp_path: Path) -> None:

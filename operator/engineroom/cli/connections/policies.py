@@ -149,13 +149,13 @@ def chosen(
     if not names:
         return list(policies.entries)
     entries = []
-    for each in map(policy_name, names):
-        entry = policies.get(each)
+    for name in map(policy_name, names):
+        entry = policies.get(name)
         if entry is None:
             raise NotFoundError(
-                f"policy {each} is not among those that enforcers follow",
+                f"policy {name} is not among those that enforcers follow",
                 why="it is misspelt, not accepted, or not programmed yet",
-                fix=f"`engineroom ratelimit explain {each}` says which",
+                fix=f"`engineroom ratelimit explain {name}` says which",
             )
         entries.append(entry)
     return entries
@@ -232,7 +232,7 @@ class Top:
     seconds: float
     total: int
     keys: tuple[Key, ...]
-    #: How many processes were asked, and what those that did not answer said.
+    #: The number of recording processes, and the errors of those that failed.
     asked: int
     failures: tuple[str, ...] = ()
 

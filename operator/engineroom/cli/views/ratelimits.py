@@ -103,7 +103,7 @@ def policies_status(kind: Kind, policies: Sequence[Document], overview: Overview
         return None
     pending = [policy for policy in policies if policy_state(policy) != "Ready"]
     summary = f"{len(policies)} {'policy' if len(policies) == 1 else 'policies'}"
-    degraded = [one for one in policies if condition(one, "Degraded")["status"] == "True"]
+    degraded = [p for p in policies if condition(p, "Degraded")["status"] == "True"]
     if not pending and not degraded:
         return Check("rate limits", Severity.OK, f"{summary}, all enforced")
     first = (pending or degraded)[0]
@@ -328,8 +328,10 @@ def enforces(explanation: PolicyExplanation, enforcer: Enforcer) -> bool:
 
 
 def acknowledged(explanation: PolicyExplanation, enforcer: Enforcer) -> bool | None:
-    """Whether an enforcer has this policy as it stands in Redis; None when that is not known, or it
-    is not one of its enforcers."""
+    """Return whether an enforcer has acknowledged the policy as it is in Redis.
+
+    Returns None if that is unknown, or if the process does not enforce the policy.
+    """
     from engineroom.ratelimit.reconcile.decide import CurrentDocument, has_acknowledged
 
     if (

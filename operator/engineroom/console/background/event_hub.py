@@ -62,7 +62,7 @@ class WatchedKind:
     #: Name of the event that carries a new or changed object.
     event: str
     #: Name of the event that says that an object was deleted.
-    gone: str
+    deleted_event: str
     resource: Resource
     view: Callable[[Mapping[str, Any]], ObjectView]
     #: Permission that a stream needs for the events of this kind.
@@ -165,7 +165,7 @@ class KindFeed:
         if view is None:
             version = f"{self._versions.pop(key, '0')}-gone"
             data = json.dumps({"namespace": namespace, "name": name})
-            event = Event(version, watched.event, watched.gone, namespace, data)
+            event = Event(version, watched.event, watched.deleted_event, namespace, data)
         else:
             version = self._versions[key] = view.resource_version
             data = view.model_dump_json(by_alias=True)

@@ -146,7 +146,7 @@ class EnqueuedJob(Model):
 
 
 class RetriedJob(Model):
-    """Where a failed job went."""
+    """A requeued job and its queue."""
 
     id: str
     queue: str

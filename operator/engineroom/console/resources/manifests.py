@@ -44,7 +44,7 @@ class ChangeView(Model):
 
 
 class AppliedObject(Model):
-    """What becomes of one object: create, update or unchanged."""
+    """The change of one object; `action` is create, update or unchanged."""
 
     api_version: str
     kind: str
@@ -62,27 +62,28 @@ class Applied(Model):
 
 
 async def apply(call: Call) -> Answer:
-    """Check all, rehearse all, then write all or nothing."""
-    wanted: Manifest = call.body
-    planned = await _plan(call, wanted)
-    objects = [_applied(each) for each in planned]
-    changing = [each for each in planned if each.action != "unchanged"]
-    if wanted.dry_run or not changing:
-        outcome = "planned" if wanted.dry_run else "unchanged"
+    """Validate and rehearse all objects, then write all of them or none."""
+    request: Manifest = call.body
+    planned = await _plan(call, request)
+    objects = [_applied(change) for change in planned]
+    changing = [change for change in planned if change.action != "unchanged"]
+    if request.dry_run or not changing:
+        outcome = "planned" if request.dry_run else "unchanged"
         return Answer(Applied(outcome=outcome, transaction=None, objects=objects))
     transaction = call.idempotent_id or secrets.token_hex(16)
     services = call.services
     await services.bundles.put(transaction, changing)
-    said = {
+    arguments = {
         "namespace": call.namespace,
-        "force": wanted.force,
+        "force": request.force,
         "objects": [
-            {"kind": each.kind, "name": each.name, "action": each.action} for each in changing
+            {"kind": change.kind, "name": change.name, "action": change.action}
+            for change in changing
         ],
     }
     try:
         await services.coordinator.run(
-            f"{SAGA}.{len(changing)}", transaction, said, by=call.principal.subject
+            f"{SAGA}.{len(changing)}", transaction, arguments, by=call.principal.subject
         )
     except SagaUndoneError as error:
         await services.bundles.drop(transaction)
@@ -98,25 +99,25 @@ async def apply(call: Call) -> Answer:
 
 
 async def diff(call: Call) -> Answer:
-    """What applying would change, for who may see it; nothing is written.
+    """Return what `apply` would change, without writing.
 
-    Whom the cluster knows needs for it what `kubectl diff` needs: a rehearsal is a patch.
+    Identities of the cluster need the rights of `kubectl diff`, because a rehearsal is a patch.
     """
     planned = await _plan(call, call.body)
-    objects = [_applied(each) for each in planned]
+    objects = [_applied(change) for change in planned]
     return Answer(Applied(outcome="planned", transaction=None, objects=objects))
 
 
-async def _plan(call: Call, wanted: Compared) -> list[Planned]:
-    """What is to be done. Raises for whatever would be refused later; nothing is written."""
-    objects = read_objects(call.namespace, wanted.manifest)
+async def _plan(call: Call, request: Compared) -> list[Planned]:
+    """Return the planned changes. Raises every error that `apply` would raise before it writes."""
+    objects = read_objects(call.namespace, request.manifest)
     client = call.services.client
     check(objects, await level(client, call.namespace, objects))
-    await asyncio.gather(*(_permitted(call, *each) for each in objects))
-    return await rehearse(client, call.namespace, objects, force=wanted.force)
+    await asyncio.gather(*(_require_rights(call, *pair) for pair in objects))
+    return await rehearse(client, call.namespace, objects, force=request.force)
 
 
-async def _permitted(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
+async def _require_rights(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
     """Demand the rights that kubectl would need, and those that admission asks of an author.
 
     For the admission server this process is the author, so the person's right to create pods is
