@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PACKAGES = ("engineroom", "engineroom_webhooks", "engineroom_worker")
 #: Exceptions of ours that are no EngineroomError, each with why.
 OUTSIDE = {
+    "engineroom.api.kinds.KindError": "a wrong declaration: the process ends when it starts",
     # The runtime lives in other people's images and imports RQ and the standard library only.
     "engineroom_worker.config.ConfigError": "caught by the runtime's own main, as an exit status",
     "engineroom_worker.transactions.NotHeldError": "control flow: the job is another worker's now",
@@ -39,7 +40,7 @@ OUTSIDE = {
 SILENT = {
     ("engineroom/cli/commands/arguments.py", "complete_pods"): "a shell that completes",
     ("engineroom/cli/commands/arguments.py", "object_names"): "a shell that completes",
-    ("engineroom/cli/commands/tasks/shared.py", "complete_queues"): "a shell that completes",
+    ("engineroom/cli/commands/tasks/queue_names.py", "complete_queues"): "a shell that completes",
     ("engineroom/core/transactions/saga.py", "_do"): "written to the saga's log, and undone",
     ("engineroom/core/transactions/twophase.py", "_rollback"): "raised after the others' turn",
     ("engineroom/core/validation/template_process.py", "_outcome"): "told to the parent process",
