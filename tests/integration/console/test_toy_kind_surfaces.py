@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from engineroom.api.schema.common import crd
 from engineroom.core.errors import EngineroomError
+from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import CRDS, resource_of
 from tests import toy_kind
 from tests.integration.console.api import ADMIN_PASSWORD
@@ -62,6 +63,14 @@ async def toys(registry: None, client: Client, namespace: str) -> AsyncIterator[
                 await asyncio.sleep(0.1)
     yield client
     await client.delete(CRDS, None, toy_kind.TOY.resource)
+    async with asyncio.timeout(60):
+        # The next test must not meet a definition that is being deleted.
+        while True:
+            try:
+                await client.get(CRDS, None, toy_kind.TOY.resource)
+            except NotFound:
+                break
+            await asyncio.sleep(0.1)
 
 
 def in_namespace(obj: dict[str, Any], namespace: str) -> dict[str, Any]:

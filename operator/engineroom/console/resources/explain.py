@@ -9,7 +9,7 @@ from pydantic import Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.cursors import decode_cursor, encode_cursor
-from engineroom.console.resources.objects import Condition  # noqa: TC001 - as above
+from engineroom.console.resources.objects import Condition, observed_generation
 from engineroom.console.resources.pools import pool_view, read_pool
 from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.pagination import Paged, etag
@@ -171,7 +171,7 @@ def explanation_of(pool: Mapping[str, Any]) -> PoolExplanation:
 
 
 def _findings(status: Mapping[str, Any]) -> Iterator[Finding]:
-    if not status:
+    if observed_generation(status) is None:
         message = "its status is empty; check that an operator runs and watches this namespace"
         yield Finding(what="Unseen", reason="Unseen", message=message, since=None)
     for condition in status.get("conditions") or ():

@@ -105,12 +105,21 @@ def general_view(kind: Kind) -> RestView:
             name=metadata["name"],
             resource_version=metadata["resourceVersion"],
             generation=metadata.get("generation") or 0,
-            observed_generation=status.get("observedGeneration"),
+            observed_generation=observed_generation(status),
             conditions=conditions(status),
             object=public_object(kind, obj),
         )
 
     return RestView(KindObject, KindObjects, view, f"{kind.noun}-gone")
+
+
+def observed_generation(status: Mapping[str, Any]) -> int | None:
+    """Return the generation that the operator has observed; None if it has observed none.
+
+    The API server sets -1 when an object is created.
+    """
+    generation = status.get("observedGeneration") or 0
+    return generation if generation > 0 else None
 
 
 def conditions(status: Mapping[str, Any]) -> list[Condition]:

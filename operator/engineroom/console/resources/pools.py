@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.resources.objects import Condition, RestView, conditions
+from engineroom.console.resources.objects import (
+    Condition,
+    RestView,
+    conditions,
+    observed_generation,
+)
 from engineroom.console.rest.errors import PoolSizingError, PreconditionFailedError
 from engineroom.console.rest.pagination import check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -75,15 +80,13 @@ def pool_view(obj: Mapping[str, Any]) -> Pool:
     """Return the API's representation of a WorkerPool object."""
     metadata, spec = obj["metadata"], obj.get("spec") or {}
     status = obj.get("status") or {}
-    # Below 1: the operator has not written a status yet.
-    observed = status.get("observedGeneration") or 0
     auto = spec.get("autoscaling")
     return Pool(
         namespace=metadata["namespace"],
         name=metadata["name"],
         resource_version=metadata["resourceVersion"],
         generation=metadata.get("generation") or 0,
-        observed_generation=observed if observed > 0 else None,
+        observed_generation=observed_generation(status),
         queues=[queue["name"] for queue in spec.get("queues") or ()],
         own_redis=spec.get("redis") is not None,
         replicas=spec.get("replicas") if auto is None else None,
