@@ -100,8 +100,8 @@ list` | of the queues that the namespace's pools read in the installation's Redi
 with 2 and say so |
 
 What the API does not see is shown as unknown: `explain` has neither pods nor events, `status` looks
-at the API, the queues and the pools, not at what is installed, and a pod is known by its workers:
-`top` has neither nodes nor restarts, nor what a pod uses beside its workers.
+at the API, the queues, the pools and other kinds, not at what is installed, and a pod is known by
+its workers: `top` has neither nodes nor restarts, nor what a pod uses beside its workers.
 
 `jobs retry` and `jobs cancel` with a filter first say how many jobs that is, and ask. The change is
 then an operation of the server, with progress. After a confirmation the server changes no more
