@@ -16,7 +16,8 @@ from rq.job import JobStatus
 from rq.queue import Queue
 from rq.utils import now, utcformat
 
-from engineroom_worker import drain, limits
+from engineroom_worker import drain
+from engineroom_worker.dequeue import limits
 from engineroom_worker.executions import RQ_MAJOR, Executions
 from engineroom_worker.housekeeping import bind_status
 from engineroom_worker.metrics import STATES

@@ -14,7 +14,8 @@ from rq.queue import Queue
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now
 
-from engineroom_worker import drain, executions, limits
+from engineroom_worker import drain, executions
+from engineroom_worker.dequeue import limits
 from engineroom_worker.metrics import DRAIN_STATES
 from engineroom_worker.record import RECORD_TTL
 from engineroom_worker.transactions import NotHeldError, OutageError, is_outage, recorded

@@ -23,9 +23,10 @@ from rq.queue import Queue
 from rq.registry import StartedJobRegistry, clean_registries
 from rq.scheduler import RQScheduler
 
-from engineroom_worker import drain, executions, limits
+from engineroom_worker import drain, executions
+from engineroom_worker.dequeue import limits
+from engineroom_worker.dequeue.priority import MAX_SEARCH, MOVE_BY_PRIORITY
 from engineroom_worker.executions import RQ_MAJOR
-from engineroom_worker.priority import MAX_SEARCH, MOVE_BY_PRIORITY
 from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, RedisRetry
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rq.queue import Queue
 
     from engineroom_worker.bookkeeping import Bookkeeper
-    from engineroom_worker.dequeue import Look, Taken
+    from engineroom_worker.dequeue.dequeuer import Look, Taken
     from engineroom_worker.drain import Controls
     from engineroom_worker.housekeeping import Housekeeper
     from engineroom_worker.record import WorkerRecord

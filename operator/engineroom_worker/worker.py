@@ -26,7 +26,7 @@ from rq.worker import Worker
 
 from engineroom_worker import drain, executions
 from engineroom_worker.bookkeeping import Bookkeeper
-from engineroom_worker.dequeue import Dequeuer
+from engineroom_worker.dequeue.dequeuer import Dequeuer
 from engineroom_worker.horse_monitor import HorseMonitor
 from engineroom_worker.housekeeping import Housekeeper
 from engineroom_worker.loop import WorkLoop

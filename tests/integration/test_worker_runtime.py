@@ -794,7 +794,7 @@ def test_bad_configuration_and_missing_rq_are_one_line_and_78(lab: Lab, tmp_path
 def test_importable_by_the_oldest_python_it_promises() -> None:
     import ast
 
-    for path in sorted((ROOT / "operator" / "engineroom_worker").glob("*.py")):
+    for path in sorted((ROOT / "operator" / "engineroom_worker").rglob("*.py")):
         tree = ast.parse(path.read_text(), feature_version=(3, 9))
         imported = {
             name.split(".")[0]

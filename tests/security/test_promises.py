@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 _MODULES = sorted(
-    f"engineroom.auth.{path.stem}"
-    for path in (ROOT / "operator/engineroom/auth").glob("*.py")
+    ".".join(path.relative_to(ROOT / "operator").with_suffix("").parts)
+    for path in (ROOT / "operator/engineroom/auth").rglob("*.py")
     if path.stem != "__init__"
 )
 

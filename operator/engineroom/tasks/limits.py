@@ -1,7 +1,7 @@
 """Limits of concurrency and rate, for the jobs of a queue or of a key.
 
 This module only stores limits. Engineroom's workers enforce them in the script that takes a job
-(``engineroom_worker.limits``); a stock ``rq worker`` ignores them.
+(``engineroom_worker.dequeue.limits``); a stock ``rq worker`` ignores them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.ratelimit.limits import lua_scripts
+from engineroom.ratelimit.limits.redis_calls import lua_scripts
 
 if TYPE_CHECKING:
     from engineroom.redis.scripts import Script

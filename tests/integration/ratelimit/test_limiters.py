@@ -14,7 +14,6 @@ import redis
 import redis.asyncio
 
 from engineroom.core.clock import FakeClock
-from engineroom.ratelimit.limits.breaker import RedisBreaker
 from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.model import (
@@ -29,6 +28,7 @@ from engineroom.ratelimit.limits.model import (
     Policy,
     Rate,
 )
+from engineroom.ratelimit.limits.redis_calls.breaker import RedisBreaker
 from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer, free_port
 

@@ -19,7 +19,10 @@ from redis.exceptions import NoScriptError, ResponseError
 from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.limiter import AsyncLimiter
 from engineroom.ratelimit.limits.model import Failure, FailureMode, Limit, Policy, Rate
-from engineroom.ratelimit.limits.redis_clients import close_shared_async, share_async_client
+from engineroom.ratelimit.limits.redis_calls.redis_clients import (
+    close_shared_async,
+    share_async_client,
+)
 from engineroom.redis.pipelined import (
     GRACE_SECONDS,
     PipelinedConnection,

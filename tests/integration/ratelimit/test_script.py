@@ -14,7 +14,7 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from engineroom.ratelimit.limits import algorithms, lua_scripts
+from engineroom.ratelimit.limits import algorithms
 from engineroom.ratelimit.limits.algorithms import (
     LimitCheck,
     LimitResult,
@@ -23,6 +23,7 @@ from engineroom.ratelimit.limits.algorithms import (
     bucket_key,
 )
 from engineroom.ratelimit.limits.model import Algorithm, Limit, Policy, Rate
+from engineroom.ratelimit.limits.redis_calls import lua_scripts
 from tests.integration.ratelimit.scripts import timed
 from tests.support import free_port
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.ratelimit.limits.breaker import RedisBreaker
 from engineroom.ratelimit.limits.decision import Decision, DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
+from engineroom.ratelimit.limits.redis_calls.breaker import RedisBreaker
 from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import ClientIP
 from engineroom.ratelimit.service import responses, rls

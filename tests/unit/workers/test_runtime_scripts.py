@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engineroom.queue import keys, priority
-from engineroom_worker import limits
-from engineroom_worker import priority as runtime
+from engineroom_worker.dequeue import limits
+from engineroom_worker.dequeue import priority as runtime
 
 
 def test_operator_and_runtime_place_jobs_by_the_same_script():

@@ -45,7 +45,10 @@ from engineroom.ratelimit.distribution.redis_schema import (
 )
 from engineroom.ratelimit.limits.cluster import failure_of
 from engineroom.ratelimit.limits.errors import UnreadableDocumentError
-from engineroom.ratelimit.limits.redis_clients import dedicated_async_client, dedicated_client
+from engineroom.ratelimit.limits.redis_calls.redis_clients import (
+    dedicated_async_client,
+    dedicated_client,
+)
 from engineroom.redis.replies import text
 from engineroom.redis.scripts import Script, run, run_async
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from engineroom.ratelimit.distribution.document import NO_POLICIES
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
-from engineroom.ratelimit.limits.redis_clients import (
+from engineroom.ratelimit.limits.redis_calls.redis_clients import (
     close_shared,
     close_shared_async,
     share_async_client,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from engineroom.ratelimit.limits.lua_scripts import CLOCK
+from engineroom.ratelimit.limits.redis_calls.lua_scripts import CLOCK
 from engineroom.redis.scripts import Script
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from engineroom.ratelimit.limits.limiter_core import LimiterCore
 from engineroom.ratelimit.limits.matching import all_hold
 from engineroom.ratelimit.limits.model import Distribution, Failure, FailureMode, MissingKey
 from engineroom.ratelimit.limits.paths import as_wire_text, normalized
-from engineroom.ratelimit.limits.redis_clients import dedicated_client
+from engineroom.ratelimit.limits.redis_calls.redis_clients import dedicated_client
 from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import NOT_APPLIED, subject_of
 

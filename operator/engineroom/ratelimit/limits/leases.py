@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from engineroom.ratelimit.limits.algorithms import LimitResult
-from engineroom.ratelimit.limits.lua_scripts import LIBRARY
+from engineroom.ratelimit.limits.redis_calls.lua_scripts import LIBRARY
 from engineroom.redis.scripts import Script
 
 if TYPE_CHECKING:

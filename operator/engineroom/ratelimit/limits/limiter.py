@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from engineroom.ratelimit.limits.decision import LEASE, Decision, DecisionReason
 from engineroom.ratelimit.limits.limiter_core import CLOSE_SECONDS, LimiterCore, fits_lease
-from engineroom.ratelimit.limits.redis_clients import (
+from engineroom.ratelimit.limits.redis_calls.redis_clients import (
     SharedAsyncRedis,
     dedicated_async_client,
     dedicated_client,
     sender_of,
 )
-from engineroom.ratelimit.limits.request_batches import RequestBatches
-from engineroom.ratelimit.limits.script_calls import drive, drive_async
+from engineroom.ratelimit.limits.redis_calls.request_batches import RequestBatches
+from engineroom.ratelimit.limits.redis_calls.script_calls import drive, drive_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from engineroom.core.recovery import BreakerState
     from engineroom.ratelimit.limits.leases import LeaseHolder
     from engineroom.ratelimit.limits.model import Policy
-    from engineroom.ratelimit.limits.script_calls import Steps
+    from engineroom.ratelimit.limits.redis_calls.script_calls import Steps
     from engineroom.ratelimit.limits.sources import Subject, SubjectValues
 
 #: Calls for leases at the same time.

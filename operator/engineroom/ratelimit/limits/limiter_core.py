@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engineroom.ratelimit.limits import algorithms, leases, lua_scripts
+from engineroom.ratelimit.limits import algorithms, leases
 from engineroom.ratelimit.limits.algorithms import (
     LimitCheck,
     LimitResult,
@@ -19,7 +19,6 @@ from engineroom.ratelimit.limits.algorithms import (
     bucket_prefix,
 )
 from engineroom.ratelimit.limits.algorithms import digest as _digest
-from engineroom.ratelimit.limits.breaker import RedisBreaker
 from engineroom.ratelimit.limits.decision import (
     ADMITTED,
     DENY_CACHE,
@@ -36,7 +35,9 @@ from engineroom.ratelimit.limits.model import (
     MissingKey,
     Mode,
 )
-from engineroom.ratelimit.limits.script_calls import FAILURES, ScriptCall
+from engineroom.ratelimit.limits.redis_calls import lua_scripts
+from engineroom.ratelimit.limits.redis_calls.breaker import RedisBreaker
+from engineroom.ratelimit.limits.redis_calls.script_calls import FAILURES, ScriptCall
 from engineroom.ratelimit.limits.sources import NOT_APPLIED, Applicability
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from engineroom.core.clock import Clock
     from engineroom.ratelimit.limits.model import Limit, Policy
-    from engineroom.ratelimit.limits.script_calls import Steps
+    from engineroom.ratelimit.limits.redis_calls.script_calls import Steps
     from engineroom.ratelimit.limits.sources import Subject, SubjectValues
 
 #: Seconds for opening the first connection, and for returning leases at the end.

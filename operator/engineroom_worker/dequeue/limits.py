@@ -11,7 +11,7 @@ releases it; the lease of a dead worker expires.
 
 from __future__ import annotations
 
-from engineroom_worker.priority import PUT
+from engineroom_worker.dequeue.priority import PUT
 
 #: Time to live of a lease without a heartbeat, as of an execution (seconds).
 LEASE = 90

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engineroom_worker.limits import LIMITS, MAX_HELD
+from engineroom_worker.dequeue.limits import LIMITS, MAX_HELD
 
 #: KEYS: worker hash, RQ's suspension key, the pool's, the worker's drain key, then for each queue:
 #: list, intermediate list, key that pauses it.

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from engineroom_worker.dequeue.limits import limit_key
+from engineroom_worker.dequeue.take_script import PUT_BACK, TAKE
+from engineroom_worker.dequeue.waiting import QueueTracking, WaitingConnection
 from engineroom_worker.drain import Controls, paused_key
-from engineroom_worker.limits import limit_key
-from engineroom_worker.take_script import PUT_BACK, TAKE
-from engineroom_worker.waiting import QueueTracking, WaitingConnection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,1 @@
+"""Calls to Redis: the Lua scripts, batches of requests, clients and their circuit breaker."""

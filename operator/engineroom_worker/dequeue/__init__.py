@@ -1,0 +1,1 @@
+"""Taking a job off a queue: the scripts, the limits, the wait."""
