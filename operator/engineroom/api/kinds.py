@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api import API_VERSION, GROUP, VERSION
+from engineroom.core.errors import Category, EngineroomError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,8 +33,11 @@ _WORD = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PATH = re.compile(r"spec(\.[A-Za-z][A-Za-z0-9]*(\[\])?)*")
 
 
-class KindError(Exception):
+class KindError(EngineroomError):
     """A declaration that cannot be used, or a kind without one."""
+
+    code = "invalid_kind"
+    category = Category.BUG
 
 
 class DottedName(str):

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PACKAGES = ("engineroom", "engineroom_webhooks", "engineroom_worker")
 #: Exceptions of ours that are no EngineroomError, each with why.
 OUTSIDE = {
-    "engineroom.api.kinds.KindError": "a wrong declaration: the process ends when it starts",
     # The runtime lives in other people's images and imports RQ and the standard library only.
     "engineroom_worker.config.ConfigError": "caught by the runtime's own main, as an exit status",
     "engineroom_worker.transactions.NotHeldError": "control flow: the job is another worker's now",
