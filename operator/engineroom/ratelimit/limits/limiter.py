@@ -20,8 +20,8 @@ from engineroom.ratelimit.limits.redis_calls.redis_clients import (
     dedicated_client,
     sender_of,
 )
-from engineroom.ratelimit.limits.redis_calls.request_batches import RequestBatches
 from engineroom.ratelimit.limits.redis_calls.script_calls import drive, drive_async
+from engineroom.ratelimit.limits.request_batches import RequestBatches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
