@@ -40,6 +40,10 @@ NOT_FOLLOWED = {
 #: Bandit's tests whose marked lines all have one reason.
 ONE_REASON = {"B311": "jitter: it spreads load and guards nothing; secrets are made by `secrets`"}
 
+REASONS = {
+    "*_seen": "the number of things that were looked at",
+    "*_unreachable": "no service here answers for them; printed as not looked at",
+}
 GOALS = (
     Goal("bandit_unexplained", 0),
     Goal("secrets", 0),
@@ -203,7 +207,7 @@ def main() -> int:
             figures[figure] = len(looked.findings)
         figures[f"{name.replace('-', '_')}_seen"] = looked.checked
         figures[f"{name.replace('-', '_')}_unreachable"] = looked.unreachable
-    return outcome("audit", figures, [goal for goal in GOALS if goal.figure in figures])
+    return outcome("audit", figures, [goal for goal in GOALS if goal.figure in figures], REASONS)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,15 @@ GOALS = (
     Goal("slowest_seconds", 5),
 )
 
+REASONS = {
+    "seed": "repeats the run",
+    "inputs": "the size of the run",
+    "taken_*": "the mix of the run; accepted_wrongly decides",
+    "refused_*": "the mix of the run; accepted_wrongly decides",
+    "slowest_seconds": "one of all inputs: the machine's own pauses decide it",
+    "seconds": "the length of the run",
+}
+
 
 def main() -> int:
     """Parse the inputs and print the totals."""
@@ -52,6 +61,7 @@ def main() -> int:
             "seconds": round(time.monotonic() - began, 1),
         },
         GOALS,
+        REASONS,
     )
 
 

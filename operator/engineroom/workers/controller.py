@@ -343,7 +343,9 @@ class WorkerPoolController(
             if not equipped(deployment, memory.inputs):
                 await self._children.equip(pool, plan, parse_pool(obj, memory.level))
             deployment = await self._resize(memory, deployment, size, decision)
-        if self._must_apply(memory, deployment, decision):
+        if memory.inputs and deployment is not None:
+            memory.own_generation = memory.own_generation or deployment.generation
+        if _must_apply(memory, deployment, decision):
             replicas = decision.replicas if deployment is None else deployment.replicas
             model: WorkerPool = parse_pool(obj, memory.level)
             applied = await self._children.apply(pool, plan, model, replicas, memory.inputs)
@@ -357,24 +359,6 @@ class WorkerPoolController(
             await self._children.protect(pool, pod, busy=busy)
         await self._tend_jobs(memory, memory.connection, plan, observation, observation.facts)
         return drain
-
-    def _must_apply(
-        self, memory: PoolMemory, deployment: DeploymentView | None, decision: SizeDecision
-    ) -> bool:
-        """Return whether the Deployment is missing, outdated or edited.
-
-        A pool that never had work has no objects at all. A restarted operator trusts what it finds;
-        later edits by others show in the generation.
-        """
-        if not memory.inputs or (deployment is None and decision.replicas == 0):
-            return False
-        if deployment is None:
-            return True
-        memory.own_generation = memory.own_generation or deployment.generation
-        return (
-            deployment.inputs_hash != memory.inputs
-            or deployment.generation != memory.own_generation
-        )
 
     async def _resize(
         self, memory: PoolMemory, before: DeploymentView, replicas: int, decision: SizeDecision
@@ -541,3 +525,18 @@ class WorkerPoolController(
         # A pool that is looked at later than that is checked for lost pushes, too.
         memory.idle = wait is None or wait > RESYNC
         return wait
+
+
+def _must_apply(
+    memory: PoolMemory, deployment: DeploymentView | None, decision: SizeDecision
+) -> bool:
+    """Return whether the Deployment is missing, outdated or edited.
+
+    A pool that never had work has no objects at all. A restarted operator trusts what it finds;
+    later edits by others show in the generation.
+    """
+    if not memory.inputs or (deployment is None and decision.replicas == 0):
+        return False
+    if deployment is None:
+        return True
+    return deployment.inputs_hash != memory.inputs or deployment.generation != memory.own_generation

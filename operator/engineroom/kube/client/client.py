@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from engineroom.core.recovery import Recovery
     from engineroom.kube.client.resources import Resource
@@ -139,12 +138,7 @@ class Client:
         )
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -521,8 +515,7 @@ class Client:
             if token:
                 self._authorization = f"Bearer {token}"
             elif self.config.username and self.config.password is not None:
-                pair = f"{self.config.username}:{self.config.password}".encode()
-                self._authorization = f"Basic {base64.b64encode(pair).decode()}"
+                self._authorization = _basic(self.config.username, self.config.password)
             self._authorization_read = now
         return self._authorization
 
@@ -557,3 +550,8 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+def _basic(username: str, password: str) -> str:
+    """Return the Authorization header of HTTP basic authentication."""
+    return f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"
