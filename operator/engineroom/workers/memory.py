@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engineroom.api.validation.pod_security import Level
-from engineroom.kube.runtime.reconciler import NEVER, ObjectMemory
+from engineroom.kube.runtime.object_memory import NEVER, ObjectMemory
 from engineroom.workers.demand import DemandHistory
 from engineroom.workers.plan import Plan
 

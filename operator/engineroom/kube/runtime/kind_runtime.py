@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engineroom.kube.runtime.controller import Controller, Record
     from engineroom.kube.runtime.kopf_watch import KindWatch
-    from engineroom.kube.runtime.process import ControllerProcess
+    from engineroom.kube.runtime.process_parts import ProcessParts
 
 log = get_logger(__name__)
 
@@ -48,7 +48,7 @@ class KindRuntime:
     """Runs one controller: waits for its CRD, fills the caches, watches, reconciles."""
 
     def __init__(
-        self, process: ControllerProcess, controller: Controller, on_state: Callable[[], None]
+        self, process: ProcessParts, controller: Controller, on_state: Callable[[], None]
     ) -> None:
         settings, plural = process.settings, controller.kind.plural
         self._process = process

@@ -17,22 +17,18 @@ from engineroom import __version__
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
-from engineroom.kube.client.client import Client
-from engineroom.kube.runtime.events import EventRecorder
-from engineroom.kube.runtime.health import HttpServer, LoopLag, probe
+from engineroom.kube.runtime.health import HttpServer, probe
 from engineroom.kube.runtime.kind_runtime import KindRuntime, KindState
-from engineroom.kube.runtime.kopf_watch import KopfWatcher
-from engineroom.kube.runtime.lease import Elector
 from engineroom.kube.runtime.process_health import ProcessHealth
-from engineroom.kube.runtime.status_pacing import StatusPacer
-from engineroom.metrics import CONTENT_TYPE, Metrics
+from engineroom.kube.runtime.process_parts import ProcessParts
+from engineroom.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from engineroom.kube.client.config import ApiConfig
-    from engineroom.kube.runtime.controller import Controller, RecordStore
-    from engineroom.kube.runtime.informer import Informer
+    from engineroom.kube.runtime.controller import Controller
+    from engineroom.kube.runtime.lease import Elector
     from engineroom.kube.runtime.queue import WorkQueue
     from engineroom.settings import Settings
 
@@ -42,7 +38,7 @@ log = get_logger(__name__)
 EXIT_OK, EXIT_LOST, EXIT_CONFIG = 0, 1, 2
 
 
-class ControllerProcess:
+class ControllerProcess(ProcessParts):
     """A process with one KindRuntime for each controller; ``run`` returns its exit code."""
 
     def __init__(
@@ -53,39 +49,11 @@ class ControllerProcess:
         *,
         clock: Clock | None = None,
     ) -> None:
-        self.settings = settings
-        self.clock = clock or SystemClock()
-        self.metrics = Metrics()
-        self.client = Client(
-            config,
-            timeout=settings.api_timeout,
-            user_agent=f"engineroom/{__version__}",
-            clock=self.clock,
-            observer=self.metrics.request,
-        )
-        self.recorder = EventRecorder(self.client, self.clock, instance=settings.who)
-        self.lag = LoopLag(self.clock)
-        self.pacer = StatusPacer()
-        self.elector: Elector | None = None
-        if settings.leader_election:
-            self.elector = Elector(
-                self.client,
-                settings.lease_namespace or config.namespace,
-                settings.lease_name,
-                settings.who,
-                self.clock,
-            )
-        #: Set once the caches of all kinds that the API server serves are filled.
-        self.synced = asyncio.Event()
-        self.stopping = asyncio.Event()
-        self.leading = asyncio.Event()
+        super().__init__(settings, config, clock or SystemClock())
         self.kinds = [
             KindRuntime(self, controller, self._kind_changed) for controller in controllers
         ]
-        self.watcher = KopfWatcher(
-            config, asyncio.get_running_loop(), self.clock, namespaces=settings.namespaces
-        )
-        self.health = ProcessHealth(self)
+        self.health = ProcessHealth(self, self.kinds)
         self.probes = HttpServer(
             settings.probe_port,
             {"/healthz": probe(self.health.liveness), "/readyz": probe(self.health.readiness)},
@@ -100,11 +68,6 @@ class ControllerProcess:
         self._failure = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._register_gauges()
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this process may write now."""
-        return self.elector is None or self.elector.is_leader
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -232,15 +195,3 @@ class ControllerProcess:
         gauge("engineroom_queue_depth", "Keys due.", lambda: queue.depth, labels)
         gauge("engineroom_queue_running", "Reconciles now.", lambda: queue.running, labels)
         gauge("engineroom_queue_delayed", "Looks to come.", lambda: queue.schedule.delayed, labels)
-
-    def measure_cache(self, plural: str, cache: RecordStore | Informer[Any]) -> None:
-        """Register the metrics of a cache."""
-        gauge, labels = self.metrics.gauge, {"kind": plural}
-        gauge("engineroom_watch_age_seconds", "Since its last event or list.", cache.age, labels)
-        gauge("engineroom_cache_objects", "Objects cached.", lambda: float(len(cache)), labels)
-        gauge(
-            "engineroom_cache_repairs",
-            "Objects that a comparison had to put right.",
-            lambda: float(cache.repaired),
-            labels,
-        )

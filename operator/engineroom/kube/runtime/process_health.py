@@ -8,7 +8,10 @@ from engineroom import __version__
 from engineroom.kube.runtime.health import Report
 
 if TYPE_CHECKING:
-    from engineroom.kube.runtime.process import ControllerProcess
+    from collections.abc import Sequence
+
+    from engineroom.kube.runtime.kind_runtime import KindRuntime
+    from engineroom.kube.runtime.process_parts import ProcessParts
 
 #: A watch without an event for so long is dead: comparisons come more often than that (seconds).
 WATCH_DEAD = 1800.0
@@ -19,8 +22,9 @@ LOOP_STUCK, KOPF_STUCK = 30.0, 120.0
 class ProcessHealth:
     """Reports on a process."""
 
-    def __init__(self, process: ControllerProcess) -> None:
+    def __init__(self, process: ProcessParts, kinds: Sequence[KindRuntime]) -> None:
         self._process = process
+        self._kinds = kinds
 
     def liveness(self) -> Report:
         """Report what a restart would heal: something hangs. An absent API server is no problem."""
@@ -52,7 +56,7 @@ class ProcessHealth:
 
     def _report(self) -> Report:
         process = self._process
-        elector, kinds = process.elector, process.kinds
+        elector, kinds = process.elector, self._kinds
         return Report(
             facts={
                 "version": __version__,

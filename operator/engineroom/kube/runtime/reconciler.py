@@ -14,7 +14,6 @@ of a kind get values and return results; only its controller writes memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import structlog
@@ -23,6 +22,7 @@ from engineroom.core import reasons
 from engineroom.core.conditions import MESSAGE_LENGTH, Trouble, invalid_conditions
 from engineroom.core.errors import InvalidSpecError
 from engineroom.kube.client.errors import Forbidden, Invalid, NotFound
+from engineroom.kube.runtime.object_memory import NEVER, ObjectMemory
 from engineroom.kube.runtime.status_writer import FIGURES_INTERVAL, StatusWriter
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: A moment before any other on a monotonic clock.
-NEVER = -1e9
 #: Seconds until the next look after an object, a child or the namespace disappeared in between.
 LOOK_VANISHED = 0.2
 
@@ -45,32 +43,6 @@ Outcome = TypeVar("Outcome")
 Result = TypeVar("Result")
 
 Status = dict[str, Any]
-
-
-@dataclass(slots=True)
-class ObjectMemory(Generic[Plan]):
-    """The memory of one object between two looks.
-
-    Losing it costs one more look and nothing else. Kinds extend it.
-    """
-
-    namespace: str
-    name: str
-    uid: str
-    generation: int = 0
-    #: The parsed spec of this generation; None before it is parsed.
-    plan: Plan | None = None
-    #: Why the spec of this generation cannot be parsed.
-    invalid: InvalidSpecError | None = None
-    #: When the status was written last (monotonic seconds).
-    status_written: float = NEVER
-    #: When held-back figures are written (monotonic seconds); None without any.
-    figures_due: float | None = None
-
-    @property
-    def key(self) -> str:
-        """``namespace/name``."""
-        return f"{self.namespace}/{self.name}"
 
 
 Memory = TypeVar("Memory", bound=ObjectMemory[Any])

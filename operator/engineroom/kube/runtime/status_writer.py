@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from engineroom.kube.client.resources import Resource
     from engineroom.kube.runtime.controller import Context
-    from engineroom.kube.runtime.reconciler import ObjectMemory
+    from engineroom.kube.runtime.object_memory import ObjectMemory
 
 #: Seconds between two writes of mere figures of one object.
 FIGURES_INTERVAL = 2.0

@@ -16,7 +16,8 @@ from engineroom.api import validation
 from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.resources import RATELIMITPOLICIES
-from engineroom.kube.runtime.reconciler import NEVER, GroupReconciler, ObjectMemory, earliest
+from engineroom.kube.runtime.object_memory import NEVER, ObjectMemory
+from engineroom.kube.runtime.reconciler import GroupReconciler, earliest
 from engineroom.kube.runtime.redis_addresses import (
     RedisAddresses,
     RedisReference,

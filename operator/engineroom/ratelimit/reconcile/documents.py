@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from engineroom.core.errors import DependencyError, MeasurementError, SecretError
-from engineroom.kube.runtime.reconciler import NEVER
+from engineroom.kube.runtime.object_memory import NEVER
 from engineroom.ratelimit.distribution.compile import compile_namespace, last_valid_candidate
 from engineroom.ratelimit.distribution.document import head_of
 from engineroom.ratelimit.distribution.redis_schema import lineage_of, owner_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.kube.runtime.reconciler import NEVER
+from engineroom.kube.runtime.object_memory import NEVER
 from engineroom.queue import commands
 
 if TYPE_CHECKING:
