@@ -105,9 +105,7 @@ def test_a_client_of_a_cluster_is_refused_at_once(alone: int) -> None:
             lambda: Follower(client, "shop"),
             lambda: WsgiPolicies(lambda *_: [], client, "shop", {"app": "shop"}),
         ):
-            with pytest.raises(
-                RedisClusterError, match="RedisCluster is a client of a cluster; give"
-            ):
+            with pytest.raises(RedisClusterError, match="RedisCluster is a cluster client; use"):
                 make()
 
 
@@ -122,7 +120,7 @@ async def test_an_async_client_of_a_cluster_is_refused_at_once(alone: int) -> No
         lambda: AsyncFollower(client, "shop"),
         lambda: AsgiPolicies(application, client, "shop", {"app": "shop"}),
     ):
-        with pytest.raises(RedisClusterError, match="RedisCluster is a client of a cluster; give"):
+        with pytest.raises(RedisClusterError, match="RedisCluster is a cluster client; use"):
             make()
     await client.aclose()
 
@@ -140,7 +138,9 @@ async def test_one_shard_serves_a_plain_client(alone: int) -> None:
 async def test_several_shards_are_refused(shards: tuple[int, int]) -> None:
     for port in shards:
         async with redis.asyncio.Redis(port=port) as client:
-            with pytest.raises(RedisClusterError, match="cluster of 2 shards; give rate limits"):
+            with pytest.raises(
+                RedisClusterError, match="cluster of 2 shards; use one Redis for rate limits"
+            ):
                 await refuse_shards(client)
 
 
@@ -153,7 +153,7 @@ async def test_what_reads_policies_says_why_it_cannot(shards: tuple[int, int]) -
             except MeasurementError as error:
                 text.append(str(error))
     assert len(text) == 1, "the keys are on one of them"
-    assert "MovedError: Redis is a cluster; give rate limits one Redis" in text[0]
+    assert "MovedError: Redis is a cluster; use one Redis for rate limits" in text[0]
 
 
 async def test_the_operator_says_so(
@@ -186,7 +186,7 @@ def test_a_limiter_that_finds_a_cluster_later_is_not_ready(
         service = Service(settings)
         assert not await service._checked_shards(), "no Redis answered"
         service._redis = redis.asyncio.Redis(port=shards[0])
-        await service._look_for_shards()
+        await service._check_shards()
         status, _, body = await service._ready({})
         await service._redis.aclose()
         return status, body.decode()

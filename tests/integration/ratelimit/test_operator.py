@@ -49,7 +49,7 @@ async def test_it_waits_for_its_kind_and_says_so(
             return [str(line.get("problem")) for line in operator.log()]
 
         await until(said, lambda lines: "the CRD of RateLimitPolicy is not installed" in lines)
-        assert "status" not in await policies.get("api")
+        assert (await policies.get("api"))["status"] == {"observedGeneration": -1}
         served()
         await policies.until("api", "Programmed", "True")
     finally:
