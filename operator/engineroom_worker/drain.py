@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from engineroom_worker import key_prefixes
+
 #: Command on the worker's pubsub channel that makes it read its keys at once.
 WAKE_COMMAND = "engineroom-wake"
 
@@ -19,27 +21,27 @@ RETIRED = "retired"
 
 def suspended_key(pool: str) -> str:
     """Return the key that exists while the pool's workers must take no jobs."""
-    return "engineroom:suspended:{" + pool + "}"
+    return f"{key_prefixes.POOL_SUSPENDED}{{{pool}}}"
 
 
 def paused_key(queue: str) -> str:
     """Return the key that exists while the queue is paused for all pools."""
-    return f"engineroom:paused:{queue}"
+    return f"{key_prefixes.PAUSED}{queue}"
 
 
 def workers_key(pool: str) -> str:
     """Return the key of the set of the pool's worker names."""
-    return "engineroom:workers:{" + pool + "}"
+    return f"{key_prefixes.POOL_WORKERS}{{{pool}}}"
 
 
 def drain_key(worker: str) -> str:
     """Return the key that holds ``drain:<id>`` or ``retire:<id>`` while requested."""
-    return f"engineroom:drain:{worker}"
+    return f"{key_prefixes.DRAIN}{worker}"
 
 
 def stats_key(queue: str) -> str:
     """Return the key of the queue's totals: finished, failed, busy_ms, wait_ms."""
-    return f"engineroom:stats:{queue}"
+    return f"{key_prefixes.STATS}{queue}"
 
 
 def settle_key(queue: str) -> str:
@@ -47,17 +49,17 @@ def settle_key(queue: str) -> str:
 
     A living worker runs their callbacks and dependents, and releases their rate-limit slots.
     """
-    return f"engineroom:settle:{queue}"
+    return f"{key_prefixes.SETTLE}{queue}"
 
 
 def settling_key(job: str) -> str:
     """Return the key that names the worker which currently settles such a job."""
-    return f"engineroom:settling:{job}"
+    return f"{key_prefixes.SETTLING}{job}"
 
 
 def strays_key(queue: str) -> str:
     """Return the key of the hash of times at which intermediate entries were first seen."""
-    return f"engineroom:intermediate:{queue}"
+    return f"{key_prefixes.STRAYS}{queue}"
 
 
 @dataclass(frozen=True)

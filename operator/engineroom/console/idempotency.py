@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import (
     Category,
@@ -77,7 +78,7 @@ class Reservation:
 class Idempotency:
     """Stores responses in Redis; each step is one Lua script."""
 
-    def __init__(self, redis: Redis, *, prefix: str = "engineroom:console:once") -> None:
+    def __init__(self, redis: Redis, *, prefix: str = key_prefixes.IDEMPOTENCY) -> None:
         self._prefix = prefix
         self._begin = redis.register_script(_BEGIN)
         self._end = redis.register_script(_END)

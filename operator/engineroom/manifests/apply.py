@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.api import GROUP, kinds
+from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import TransientError
 from engineroom.core.redaction import redact_object
@@ -194,7 +195,7 @@ class RedisBundles:
         clock: Clock,
         secret: bytes,
         *,
-        prefix: str = "engineroom:console:manifests",
+        prefix: str = key_prefixes.MANIFESTS,
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
         """``secret``, of at least 32 bytes, seals the objects; see ``Sealer`` for ``on_broken``."""

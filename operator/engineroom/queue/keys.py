@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engineroom.core import key_prefixes
+
 _QUEUE = "rq:queue:"
 _SCHEDULED = "rq:scheduled:"
 
@@ -56,17 +58,17 @@ def worker_channel(name: str) -> str:
 
 def pool_workers(pool: str) -> str:
     """Return the key of the set of the pool's worker names; ``pool`` is ``namespace/name``."""
-    return f"engineroom:workers:{{{pool}}}"
+    return f"{key_prefixes.POOL_WORKERS}{{{pool}}}"
 
 
 def pool_suspended(pool: str) -> str:
     """Return the key that exists while the pool's workers must take no jobs."""
-    return f"engineroom:suspended:{{{pool}}}"
+    return f"{key_prefixes.POOL_SUSPENDED}{{{pool}}}"
 
 
 def paused(queue_name: str) -> str:
     """Return the key that exists while the queue is paused; it holds the reason."""
-    return f"engineroom:paused:{queue_name}"
+    return f"{key_prefixes.PAUSED}{queue_name}"
 
 
 def emptying(queue_name: str) -> str:
@@ -74,52 +76,52 @@ def emptying(queue_name: str) -> str:
 
     Its values are the time of removal, or "" for jobs that a limit held.
     """
-    return f"engineroom:emptying:{queue_name}"
+    return f"{key_prefixes.EMPTYING}{queue_name}"
 
 
 def limit(queue_name: str) -> str:
     """Return the key of the queue's limits: concurrency, and count per ms."""
-    return f"engineroom:limit:{queue_name}"
+    return f"{key_prefixes.LIMIT}{queue_name}"
 
 
 def limited(queue_name: str) -> str:
     """Return the key of the sorted set of limit keys with held jobs, by when there may be room."""
-    return f"engineroom:limited:{queue_name}"
+    return f"{key_prefixes.LIMITED}{queue_name}"
 
 
 def held(queue_name: str, key: str) -> str:
     """Return the key of the list of jobs that wait until their limit ``key`` has room."""
-    return f"engineroom:held:{len(queue_name.encode())}:{queue_name}:{key}"
+    return f"{key_prefixes.HELD}{len(queue_name.encode())}:{queue_name}:{key}"
 
 
 def slots(key: str) -> str:
     """Return the key of the sorted set of jobs that hold a slot, by the end of their lease."""
-    return f"engineroom:slots:{key}"
+    return f"{key_prefixes.SLOTS}{key}"
 
 
 def drain(worker_name: str) -> str:
     """Return the key of the request to a worker: ``drain:<id>`` or ``retire:<id>``."""
-    return f"engineroom:drain:{worker_name}"
+    return f"{key_prefixes.DRAIN}{worker_name}"
 
 
 def stats(queue_name: str) -> str:
     """Return the key of the queue's totals: finished, failed, busy_ms, wait_ms."""
-    return f"engineroom:stats:{queue_name}"
+    return f"{key_prefixes.STATS}{queue_name}"
 
 
 def crashes(job_id: str) -> str:
     """Return the key of the number of workers that the job crashed within the poison window."""
-    return f"engineroom:crashes:{job_id}"
+    return f"{key_prefixes.CRASHES}{job_id}"
 
 
 def settle(queue_name: str) -> str:
     """Return the key of the list of jobs that the operator failed, for workers to settle."""
-    return f"engineroom:settle:{queue_name}"
+    return f"{key_prefixes.SETTLE}{queue_name}"
 
 
 def strays(queue_name: str) -> str:
     """Return the key of the hash of times at which intermediate entries were first seen."""
-    return f"engineroom:intermediate:{queue_name}"
+    return f"{key_prefixes.STRAYS}{queue_name}"
 
 
 def queue_of(key: bytes | str) -> str | None:

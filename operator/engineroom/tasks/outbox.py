@@ -25,6 +25,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from engineroom.core import key_prefixes
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.logging import get_logger
 from engineroom.queue.priority import MAX_PRIORITY
@@ -324,4 +325,4 @@ def _unique(entry: dict[str, Any]) -> Unique | None:
 
 
 def _probe() -> Steps[None]:
-    yield Batch([["SET", "engineroom:relay", "1", "EX", 60]])
+    yield Batch([["SET", key_prefixes.RELAY, "1", "EX", 60]])

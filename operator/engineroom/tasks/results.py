@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import key_prefixes
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
@@ -109,7 +110,7 @@ def reporter() -> Reporter:
 
 def progress_key(job_id: str) -> str:
     """Return the key that holds the job's last report."""
-    return f"engineroom:progress:{job_id}"
+    return f"{key_prefixes.PROGRESS}{job_id}"
 
 
 def progress_of(job_id: str) -> Steps[Progress | None]:

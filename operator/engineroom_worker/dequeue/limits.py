@@ -11,6 +11,7 @@ releases it; the lease of a dead worker expires.
 
 from __future__ import annotations
 
+from engineroom_worker import key_prefixes
 from engineroom_worker.dequeue.priority import PUT
 
 #: Time to live of a lease without a heartbeat, as of an execution (seconds).
@@ -24,22 +25,22 @@ MAX_HELD, MAX_KEYS = 200, 20
 
 def limit_key(queue: str) -> str:
     """Return the key of the queue's limits: concurrency, and count per ms."""
-    return f"engineroom:limit:{queue}"
+    return f"{key_prefixes.LIMIT}{queue}"
 
 
 def limited_key(queue: str) -> str:
     """Return the key of the sorted set of limit keys with held jobs, by when there may be room."""
-    return f"engineroom:limited:{queue}"
+    return f"{key_prefixes.LIMITED}{queue}"
 
 
 def slots_key(key: str) -> str:
     """Return the key of the sorted set of jobs that hold a slot, by the end of their lease."""
-    return f"engineroom:slots:{key}"
+    return f"{key_prefixes.SLOTS}{key}"
 
 
 def holding_key(key: str) -> str:
     """Return the key of the set of queues with held jobs of the limit key."""
-    return f"engineroom:holding:{key}"
+    return f"{key_prefixes.HOLDING}{key}"
 
 
 #: KEYS: queues with held jobs of the key. ARGV: the key. Runs when one of the key's jobs has ended:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from engineroom.auth.audit.hash_chain import MAX_PROBLEMS, canonical, record_mac, seal
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.auth.store_errors import store_errors
+from engineroom.core import key_prefixes
 from engineroom.core.redaction import redact, redact_text
 from engineroom.redis.replies import text, texts
 
@@ -111,7 +112,7 @@ class AuditLog:
         clock: Clock,
         secret: bytes,
         *,
-        name: str = "engineroom:auth:audit",
+        name: str = key_prefixes.AUDIT,
         out: IO[str] | None = None,
     ) -> None:
         """Open the log; ``secret`` has at least 32 bytes, ``out`` defaults to standard output."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engineroom.auth.errors import CredentialsError, LockedOutError
 from engineroom.auth.store_errors import store_errors
+from engineroom.core import key_prefixes
 from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Counter(Protocol):
 class RedisCounter:
     """A counter in Redis by GCRA (ATM Forum's generic cell rate algorithm), one number a key."""
 
-    def __init__(self, redis: Redis, clock: Clock, *, name: str = "engineroom:auth:tries") -> None:
+    def __init__(
+        self, redis: Redis, clock: Clock, *, name: str = key_prefixes.SIGN_IN_ATTEMPTS
+    ) -> None:
         self._redis = redis
         self._clock = clock
         self._name = name

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.auth.errors import LinkError
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of
+from engineroom.core import key_prefixes
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.redis.replies import text
 
@@ -59,7 +60,7 @@ class LoginLinks:
         secret: bytes,
         *,
         life: int = LIFE,
-        name: str = "engineroom:auth:link",
+        name: str = key_prefixes.LOGIN_LINKS,
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
         """``secret``, of at least 32 bytes, seals the records; ``on_broken``: see ``Sealer``."""

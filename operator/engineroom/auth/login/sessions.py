@@ -18,6 +18,7 @@ from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.errors import CsrfError, SessionError
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of
+from engineroom.core import key_prefixes
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.redis.replies import text, texts
 
@@ -97,7 +98,7 @@ class Sessions:
         secret: bytes,
         *,
         limits: SessionLimits | None = None,
-        name: str = "engineroom:auth:session",
+        name: str = key_prefixes.SESSIONS,
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
         """``secret`` has at least 32 bytes; ``on_broken``: see ``Sealer``."""

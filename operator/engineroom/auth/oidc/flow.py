@@ -31,6 +31,7 @@ from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import read_header
 from engineroom.auth.tokens.issuers import Caching, ExternalIssuer
 from engineroom.auth.tokens.signing_keys import Algorithm
+from engineroom.core import key_prefixes
 from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Oidc:
         clock: Clock,
         *,
         caching: Caching | None = None,
-        name: str = "engineroom:auth:oidc",
+        name: str = key_prefixes.OIDC,
     ) -> None:
         """``caching`` applies to the provider's discovery document and to its keys."""
         self.client = client

@@ -18,6 +18,7 @@ from engineroom.auth.errors import RefreshReusedError, TokenError
 from engineroom.auth.permissions import Grant
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.revocation import RevocationKind, Revocations
+from engineroom.core import key_prefixes
 from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Tokens:
         issuer: str,
         audience: str,
         lives: TokenLifetimes | None = None,
-        name: str = "engineroom:auth",
+        name: str = key_prefixes.AUTH,
     ) -> None:
         self._redis = redis
         self._keys = keys

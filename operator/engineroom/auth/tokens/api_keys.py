@@ -22,6 +22,7 @@ from engineroom.auth.errors import ApiKeyError, AuthStoreError
 from engineroom.auth.permissions import Grant, scope_of
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of, scopes_of
+from engineroom.core import key_prefixes
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.redis.replies import text, texts
 
@@ -93,7 +94,7 @@ class ApiKeys:
         clock: Clock,
         peppers: Sequence[bytes],
         *,
-        name: str = "engineroom:auth:apikey",
+        name: str = key_prefixes.API_KEYS,
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:
         if not peppers or any(len(pepper) < 32 for pepper in peppers):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.errors import AuthStoreError
 from engineroom.auth.store_errors import store_errors
+from engineroom.core import key_prefixes
 from engineroom.redis.replies import text, texts
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Revocations:
         redis: Redis,
         clock: Clock,
         *,
-        name: str = "engineroom:auth:revoked",
+        name: str = key_prefixes.REVOCATIONS,
         longest_life: float = 3600.0,
         max_stale: float = MAX_STALE,
     ) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engineroom.auth.errors import AuthStoreError, KeyStoreError, RotationError
 from engineroom.auth.store_errors import store_errors
+from engineroom.core import key_prefixes
 from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
@@ -230,7 +231,9 @@ class RedisKeyStore:
     Access to Redis without the secret permits neither reading nor adding a key.
     """
 
-    def __init__(self, redis: Redis, secret: bytes, *, name: str = "engineroom:auth:keys") -> None:
+    def __init__(
+        self, redis: Redis, secret: bytes, *, name: str = key_prefixes.SIGNING_KEYS
+    ) -> None:
         if len(secret) < 32:
             msg = "secret: must be at least 32 bytes; make one with openssl rand -base64 48"
             raise ValueError(msg)

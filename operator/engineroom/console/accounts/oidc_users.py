@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.auth.store_errors import store_errors
+from engineroom.core import key_prefixes
 from engineroom.core.async_cache import AsyncCache
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.redis.replies import text
@@ -60,7 +61,7 @@ class OidcUsers:
         secret: bytes,
         *,
         remember: float,
-        name: str = "engineroom:api",
+        name: str = key_prefixes.CONSOLE_API,
         cache_seconds: float = CACHE_SECONDS,
         on_broken: Callable[[str, str], None] = log_broken,
     ) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engineroom.auth.audit.log import AuditEntry, Outcome
 from engineroom.auth.store_errors import store_errors
+from engineroom.core import key_prefixes
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
 
@@ -50,7 +51,7 @@ class Housekeeping:
         days: int,
         key_days: int,
         overlap: timedelta,
-        name: str = "engineroom:api:upkeep",
+        name: str = key_prefixes.HOUSEKEEPING,
     ) -> None:
         self._redis = redis
         self._audit = audit

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import DependencyError
 from engineroom.core.sealing import Sealer, log_broken
@@ -33,7 +34,7 @@ _SEALED = (
     "namespace", "action", "state", "queues", "allowed", "where", "by", "started", "total",
     "stop",
 )  # fmt: skip
-_PREFIX = "engineroom:console:operation"
+_PREFIX = key_prefixes.OPERATIONS
 _OPEN = f"{_PREFIX}s:open"
 
 

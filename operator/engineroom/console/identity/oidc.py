@@ -19,6 +19,7 @@ from engineroom.auth.permissions import Access
 from engineroom.auth.store_errors import store_errors
 from engineroom.console.accounts.oidc_settings import CALLBACK_PATH
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
+from engineroom.core import key_prefixes
 from engineroom.core.errors import MissingError, PermissionDeniedError
 from engineroom.core.logging import get_logger
 from engineroom.redis.replies import text
@@ -34,7 +35,7 @@ log = get_logger(__name__)
 LANDING = f"{BASE}/whoami"
 #: Seconds for which the ID token is stored for the logout: the longest lifetime of a session.
 _HINT_LIFETIME = 12 * 3600
-_HINT = "engineroom:api:oidc-hint:"
+_HINT = key_prefixes.OIDC_HINTS
 
 
 class StartQuery(Model):

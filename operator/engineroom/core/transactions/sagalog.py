@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.transactions.journal import (
     ENDS,
@@ -144,7 +145,7 @@ class RedisSagaLog:
         self,
         redis: Redis,
         *,
-        prefix: str = "{engineroom:sagas}",
+        prefix: str = key_prefixes.SAGAS,
         retention: int = RETENTION,
         sealer: Sealer | None = None,
     ) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.redaction import redact_text
 from engineroom.core.transactions.journal import MAX_PAGE, RETENTION
@@ -122,7 +123,7 @@ class RedisUnitLog:
     """
 
     def __init__(
-        self, client: Any, *, prefix: str = "{engineroom:units}", retention: int = RETENTION
+        self, client: Any, *, prefix: str = key_prefixes.UNITS, retention: int = RETENTION
     ) -> None:
         self._client = client
         self._prefix = prefix

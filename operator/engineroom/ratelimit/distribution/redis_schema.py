@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from engineroom.core import key_prefixes
 from engineroom.ratelimit.limits.redis_calls.lua_scripts import CLOCK
 from engineroom.redis.scripts import Script
 
@@ -28,7 +29,7 @@ EMPTY_EXPIRY_MS: Final = 7 * 86_400_000
 MAX_ENTRY, MAX_LABELS = 4096, 4096
 #: Most policies whose fallbacks one heartbeat reports; further ones wait for the next heartbeat.
 MAX_REPORTED = 256
-PREFIX = "er:rlp:"
+PREFIX = key_prefixes.RATE_LIMIT_POLICIES
 #: Roles: a decision service enforces policies with targets, a middleware those that select its
 #: labels.
 LIMITER, MIDDLEWARE = "limiter", "middleware"

@@ -22,6 +22,7 @@ from enum import IntEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
+from engineroom.core import key_prefixes
 from engineroom.ratelimit.limits.model import Algorithm, Mode
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ class LimitResult(NamedTuple):
     reset: int
 
 
-def bucket_key(policy: Policy, limit: Limit, subject: str, prefix: str = "er:rl") -> str:
+def bucket_key(
+    policy: Policy, limit: Limit, subject: str, prefix: str = key_prefixes.RATE_LIMITS
+) -> str:
     """Return the key of a limit's state for ``subject``.
 
     All keys of a policy share a hash tag, so that one script can access them in a Redis Cluster.
@@ -103,7 +106,7 @@ def bucket_key(policy: Policy, limit: Limit, subject: str, prefix: str = "er:rl"
     return bucket_prefix(policy, limit, prefix) + digest(subject)
 
 
-def bucket_prefix(policy: Policy, limit: Limit, prefix: str = "er:rl") -> str:
+def bucket_prefix(policy: Policy, limit: Limit, prefix: str = key_prefixes.RATE_LIMITS) -> str:
     """Return the prefix of the keys of all subjects of a limit."""
     return f"{prefix}:{{{policy.name}}}:{limit.name}:{_CODES[limit.algorithm]}{SCHEMA}:"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
+from engineroom.core import key_prefixes
 from engineroom.core.errors import DependencyError
 from engineroom.ratelimit.limits.algorithms import LimitStatus
 from engineroom.ratelimit.limits.cluster import failure_of
@@ -140,7 +141,9 @@ def _evaluate(
     policy: Policy, redis: Redis, subject: Subject, cost: int
 ) -> tuple[Decision, dict[str, _Evaluation]]:
     """Return the decision, and the evaluation of each limit by name where Redis is needed."""
-    core = LimiterCore(_with_long_deadline(policy), clock=None, enforcers=1, prefix="er:rl")
+    core = LimiterCore(
+        _with_long_deadline(policy), clock=None, enforcers=1, prefix=key_prefixes.RATE_LIMITS
+    )
     request = core.prepare(core.subject_values(subject), cost)
     if isinstance(request, Decision):
         return request, {}

@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
+from engineroom.core import key_prefixes
 from engineroom.ratelimit.limits.decision import LEASE, Decision, DecisionReason
 from engineroom.ratelimit.limits.limiter_core import CLOSE_SECONDS, LimiterCore, fits_lease
 from engineroom.ratelimit.limits.redis_calls.redis_clients import (
@@ -61,7 +62,7 @@ class AsyncLimiter:
         *,
         clock: Clock | None = None,
         enforcers: int = 1,
-        prefix: str = "er:rl",
+        prefix: str = key_prefixes.RATE_LIMITS,
     ) -> None:
         self._core = LimiterCore(policy, clock=clock, enforcers=enforcers, prefix=prefix)
         self._redis = dedicated_async_client(redis)
@@ -263,7 +264,7 @@ class Limiter:
         *,
         clock: Clock | None = None,
         enforcers: int = 1,
-        prefix: str = "er:rl",
+        prefix: str = key_prefixes.RATE_LIMITS,
     ) -> None:
         self._core = LimiterCore(policy, clock=clock, enforcers=enforcers, prefix=prefix)
         self._redis = dedicated_client(redis, self._core.timeout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from engineroom.core import tracing
+from engineroom.core import key_prefixes, tracing
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT, WALK
 from engineroom.tasks.enqueueing import dependents
@@ -75,7 +75,7 @@ class Enqueued:
 def unique_key(key: str) -> str:
     """Return the Redis key that holds the id of the job with the unique key ``key``."""
     # Concatenated: an f-string would format a member of a StrEnum as its name.
-    return "engineroom:unique:" + key
+    return key_prefixes.UNIQUE + key
 
 
 def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
@@ -201,7 +201,7 @@ def relay(
 
 def relayed_key(job_id: str) -> str:
     """Return the key that exists once a relay has written the job."""
-    return f"engineroom:relayed:{job_id}"
+    return f"{key_prefixes.RELAYED}{job_id}"
 
 
 def _chunks(jobs: Sequence[EncodedJob]) -> Iterator[Sequence[EncodedJob]]:

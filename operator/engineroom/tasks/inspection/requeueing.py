@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from engineroom.core import key_prefixes
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks.enqueueing.encode import timestamp
@@ -157,7 +158,7 @@ def next_step(step: int, seconds: float) -> int:
 
 def operation_key(operation: str) -> str:
     """Return the key that holds an operation's state."""
-    return f"engineroom:requeue:{operation}"
+    return f"{key_prefixes.REQUEUE}{operation}"
 
 
 _OPERATION = (

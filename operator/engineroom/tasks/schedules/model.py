@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core import key_prefixes
 from engineroom.tasks.redis_steps import text
 from engineroom.tasks.triggers import Cron, Every, Missed, Once, Trigger
 
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from engineroom.tasks.enqueueing.task import Task
 
 #: Sorted set of the names of schedules by their next tick, in Unix seconds.
-INDEX = "engineroom:schedules"
+INDEX = key_prefixes.SCHEDULES
 #: Hash from each owner to the installation that manages it.
-OWNERS = "engineroom:schedules:owners"
+OWNERS = f"{INDEX}:owners"
 #: Fields of a schedule's hash that scripts return after its name and its score; see
 #: ``read_schedule``.
 FIELDS = ("spec", "last", "version", "paused", "owner", "last_job", "dropped")
@@ -63,17 +64,17 @@ class ScheduleInfo:
 
 def schedule_key(name: str) -> str:
     """Return the key of the schedule's hash."""
-    return f"engineroom:schedule:{name}"
+    return f"{key_prefixes.SCHEDULE}{name}"
 
 
 def template_key(name: str) -> str:
     """Return the key of the hash from which each tick's job is copied."""
-    return f"engineroom:schedule:{name}:job"
+    return f"{key_prefixes.SCHEDULE}{name}:job"
 
 
 def owned_key(owner: str) -> str:
     """Return the key of the owner's set of schedule names; the empty owner has no set."""
-    return f"engineroom:schedules:of:{owner}"
+    return f"{INDEX}:of:{owner}"
 
 
 def score(seconds: float) -> str:
