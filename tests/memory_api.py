@@ -262,20 +262,20 @@ class Scenario:
 
     async def settle(self, rounds: int = 100) -> int:
         """Run what is due now; returns the number of reconciles. Raises what a reconcile raises."""
-        schedule, ran = self.queue.schedule, 0
+        state, ran = self.queue.state, 0
         while ran < rounds:
             self.deliver()
-            schedule.promote(self.clock.monotonic())
-            taken = schedule.take(self.clock.monotonic())
+            state.promote(self.clock.monotonic())
+            taken = state.take(self.clock.monotonic())
             if taken is None:
                 return ran
             ran += 1
             key, _ = taken
-            again: float | None = None
+            requeue_after: float | None = None
             try:
-                again = await self.controller.reconcile(key)
+                requeue_after = await self.controller.reconcile(key)
             finally:
-                schedule.done(key, self.clock.monotonic(), again)
+                state.done(key, self.clock.monotonic(), requeue_after)
         raise AssertionError(f"not settled after {rounds} reconciles")
 
     def deliver(self) -> None:

@@ -68,7 +68,7 @@ def bound(**ids: str) -> Iterator[None]:
         _ids.update(before)
 
 
-class Record(logging.LogRecord):
+class WorkerLogRecord(logging.LogRecord):
     """A record that gets the ids when it is formatted.
 
     It cannot get them on creation: logging refuses an ``extra`` with a name that the record already
@@ -126,5 +126,5 @@ def configure(environment: Mapping[str, str] | None = None, stream: IO[str] | No
     as_text = log_format == "console" or (log_format != "json" and out.isatty())
     handler = logging.StreamHandler(out)
     handler.setFormatter(TextFormatter("%(asctime)s %(message)s") if as_text else JsonFormatter())
-    logging.setLogRecordFactory(Record)
+    logging.setLogRecordFactory(WorkerLogRecord)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -198,7 +198,7 @@ async def test_nothing_is_retried_in_a_namespace_that_is_being_deleted(scenario:
         scenario.api.put(TOYS, toy())
         assert await scenario.settle() == 1
         assert "refusal" not in scenario.status("shop", "ball")
-        assert scenario.queue.schedule.delayed == 0
+        assert scenario.queue.state.delayed == 0
 
 
 async def test_what_disappears_in_between_is_looked_at_again(scenario: Scenario) -> None:
@@ -206,7 +206,7 @@ async def test_what_disappears_in_between_is_looked_at_again(scenario: Scenario)
         scenario.api.fault = refuse(NotFound("gone", status=404), "apply", CONFIG_MAPS.plural)
         scenario.api.put(TOYS, toy())
         assert await scenario.settle() == 1
-        assert scenario.queue.schedule.delayed == 1
+        assert scenario.queue.state.delayed == 1
 
 
 async def test_an_api_server_that_does_not_answer_is_an_error_of_the_queue(

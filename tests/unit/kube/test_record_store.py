@@ -136,11 +136,11 @@ async def test_a_list_that_breaks_off_deletes_nothing() -> None:
 async def test_a_watch_that_never_tells_what_a_list_does_is_deaf() -> None:
     store, _, clock = make()
     await store.compare(Lists(pool(1)))  # type: ignore[arg-type]
-    assert not store.deaf()
+    assert not store.watch_is_broken()
     clock.advance(GRACE + 1)
-    assert store.deaf()
-    store.forgive()
-    assert not store.deaf()
+    assert store.watch_is_broken()
+    store.watch_restarted()
+    assert not store.watch_is_broken()
 
 
 async def test_a_watch_that_is_merely_slower_than_a_list_is_not_deaf() -> None:
@@ -148,7 +148,7 @@ async def test_a_watch_that_is_merely_slower_than_a_list_is_not_deaf() -> None:
     await store.compare(Lists(pool(1)))  # type: ignore[arg-type]
     store.take("ADDED", pool(1))
     clock.advance(GRACE + 1)
-    assert not store.deaf()
+    assert not store.watch_is_broken()
 
 
 async def test_the_first_list_accuses_nobody() -> None:
@@ -156,5 +156,5 @@ async def test_the_first_list_accuses_nobody() -> None:
     await store.compare(Lists(pool(1)), first=True)  # type: ignore[arg-type]
     clock.advance(GRACE + 1)
     assert told == [("shop/mail", 1, None)]
-    assert not store.deaf()
+    assert not store.watch_is_broken()
     assert store.repaired == 0

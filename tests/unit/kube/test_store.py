@@ -73,11 +73,11 @@ def test_a_comparison_finds_what_the_watch_has_missed() -> None:
     heard = Heard()
     for name in "abc":
         heard.store.put(pod(name, 1))
-    audit = heard.store.audit()
-    assert not audit.see(pod("a", 1))
-    assert audit.see(pod("b", 2))
-    assert audit.see(pod("new", 3))
-    assert audit.finish() == 3
+    comparison = heard.store.begin_comparison()
+    assert not comparison.add(pod("a", 1))
+    assert comparison.add(pod("b", 2))
+    assert comparison.add(pod("new", 3))
+    assert comparison.finish() == 3
     assert sorted(heard.store.values()) == ["a@1", "b@2", "new@3"]
     assert ("shop/c", None, "c@1") in heard.changes
 
@@ -86,14 +86,14 @@ def test_what_an_event_touched_during_a_comparison_stays_as_the_event_made_it() 
     heard = Heard()
     heard.store.put(pod("changed", 1))
     heard.store.put(pod("deleted", 1))
-    audit = heard.store.audit()
+    comparison = heard.store.begin_comparison()
     # The list was made before these events, and is read after them.
     heard.store.put(pod("changed", 5))
     heard.store.remove(pod("deleted", 6))
     heard.store.put(pod("born", 7))
-    assert not audit.see(pod("changed", 1))
-    assert not audit.see(pod("deleted", 1))
-    assert audit.finish() == 0
+    assert not comparison.add(pod("changed", 1))
+    assert not comparison.add(pod("deleted", 1))
+    assert comparison.finish() == 0
     assert sorted(heard.store.values()) == ["born@7", "changed@5"]
 
 
@@ -101,16 +101,16 @@ def test_a_comparison_of_one_namespace_leaves_the_others_alone() -> None:
     heard = Heard()
     heard.store.put(pod("a", 1, namespace="one"))
     heard.store.put(pod("a", 1, namespace="other"))
-    assert heard.store.audit("one").finish() == 1
+    assert heard.store.begin_comparison("one").finish() == 1
     assert list(heard.store) == ["other/a"]
 
 
 def test_a_cancelled_comparison_concludes_nothing() -> None:
     heard = Heard()
     heard.store.put(pod("a", 1))
-    heard.store.audit().cancel()
+    heard.store.begin_comparison().cancel()
     assert "shop/a" in heard.store
-    assert heard.store._audits == []
+    assert heard.store._comparisons == []
 
 
 def test_callbacks_see_the_store_as_it_is_after_the_change() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.core.errors import ConflictError
-from engineroom.kube.runtime.queue import Schedule, WorkQueue
+from engineroom.kube.runtime.queue import QueueState, WorkQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -274,7 +274,7 @@ async def test_an_idle_queue_starts_within_a_fraction_of_a_millisecond() -> None
 
 
 async def test_ten_thousand_keys_wait_without_ten_thousand_timers() -> None:
-    queue = WorkQueue("test", schedule=Schedule())
+    queue = WorkQueue("test", state=QueueState())
     seen: set[str] = set()
 
     async def reconcile(key: str) -> None:

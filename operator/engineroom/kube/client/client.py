@@ -1,8 +1,8 @@
-"""The hot verbs straight on one aiohttp session: list, watch, get, apply, patch, delete.
+"""A client of the Kubernetes API on one aiohttp session: list, watch, get, apply, patch, delete.
 
-Every request has a time-out and a typed error. Retried are only answers that say "not done, come
-back later" (429 and 503 with Retry-After) and a 401 after the token file was read anew; a lost
-answer is not retried, because whether the write took place is the caller's to find out.
+Every request has a time-out and a typed error. The client retries a 429, a 503 with Retry-After,
+and once a 401, after it has read the token file again. It does not retry a request whose response
+was lost: the write may have happened, and only the caller can find out.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
     from engineroom.core.recovery import Recovery
     from engineroom.kube.client.resources import Resource
 
-#: Objects as the API server gives them. (``list`` is a verb of the client.)
+#: Objects as JSON. An alias, because ``list`` is a method of the client.
 Objects = list[dict[str, Any]]
 
 TYPE_APPLY = "application/apply-patch+yaml"
 TYPE_MERGE = "application/merge-patch+json"
 TYPE_JSON = "application/json"
 
-#: Bookmarks come about once a minute; a watch silent for longer is taken for dead and opened anew.
+#: Seconds without any data after which a watch counts as broken; bookmarks come every minute.
 WATCH_SILENCE = 100.0
 
 _NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 def _keepalive_socket(address: Any) -> socket.socket:
-    """A TCP socket that notices a vanished peer within half a minute (half-open connections)."""
+    """Return a TCP socket that detects a dead peer within half a minute."""
     family, kind, protocol = address[0], address[1], address[2]
     sock = socket.socket(family=family, type=kind, proto=protocol)
     sock.setblocking(False)
@@ -70,13 +70,13 @@ def _keepalive_socket(address: Any) -> socket.socket:
 
 
 class Client:
-    """An API server's client. An async context manager; one per process is enough.
+    """A client of one API server. An async context manager; one per process is enough.
 
-    ``timeout`` is in seconds and bounds each request as a whole, waiting for retries not counted;
-    lists get four times as much. ``observer`` is told method, status (0: no answer) and seconds of
-    each request, watches excepted. ``connections`` bounds how many requests are under way at once,
-    watches included. With a ``recovery`` what only reads is tried again as it says, and its breaker
-    holds back all requests but watches; without one each caller has a loop of its own that does.
+    ``timeout`` limits each attempt of a request, in seconds; lists get four times as much.
+    ``observer`` is called with the method, status (0: no response) and seconds of each request
+    other than watches. ``connections`` limits the concurrent requests, watches included. With a
+    ``recovery``, reads are retried by its policy and its breaker holds back all requests other than
+    watches; without one the callers retry.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Client:
         context: str | None = None,
         **options: Any,
     ) -> Self:
-        """A client of the kubeconfig named, of $KUBECONFIG, or of the pod it runs in."""
+        """Return a client of the given kubeconfig, of $KUBECONFIG, or of the pod it runs in."""
         return cls(kube_config.load(path, context), **options)
 
     async def __aenter__(self) -> Self:
@@ -128,7 +128,7 @@ class Client:
             ),
             headers={
                 "Accept": TYPE_JSON,
-                # On a fast network unpacking costs more than it saves.
+                # On a fast network, decompression costs more than it saves.
                 "Accept-Encoding": "identity",
                 "User-Agent": self._user_agent,
             },
@@ -142,7 +142,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Drop all connections; requests under way fail."""
+        """Close all connections; current requests fail."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -158,7 +158,7 @@ class Client:
         subresource: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """One object, as etcd has it; raises NotFound."""
+        """Return one object. Raises NotFound."""
         return await self.request("GET", ref.path(namespace, name, subresource), timeout=timeout)
 
     async def list(
@@ -168,16 +168,16 @@ class Client:
         label_selector: str | None = None,
         limit: int = 500,
     ) -> tuple[Objects, str]:
-        """All objects and the resourceVersion to watch from.
+        """Return all objects and the resourceVersion to watch from.
 
-        Holds everything in memory at once; caches use ``pages``. Raises Gone when the list changed
-        under a continue token.
+        Holds all objects in memory at once; caches use ``pages``. Raises Gone if the continue token
+        expired between two pages.
         """
-        everything: Objects = []
+        objects: Objects = []
         version = ""
         async for items, version in self.pages(ref, namespace, label_selector, limit):  # noqa: B007
-            everything += items
-        return everything, version
+            objects += items
+        return objects, version
 
     async def pages(
         self,
@@ -186,21 +186,21 @@ class Client:
         label_selector: str | None = None,
         limit: int = 500,
     ) -> AsyncIterator[tuple[Objects, str]]:
-        """The list in chunks of ``limit`` with the list's resourceVersion, the same for each.
+        """Yield the list in pages of ``limit`` objects, each with the list's resourceVersion.
 
-        Yields at least once. Raises Gone when a continue token expired between two chunks.
+        Yields at least one page. Raises Gone if the continue token expired between two pages.
         """
         params: dict[str, str] = {"limit": str(limit)}
         if label_selector:
             params["labelSelector"] = label_selector
         version = ""
         while True:
-            answer = await self.request(
+            page = await self.request(
                 "GET", ref.path(namespace), params=params, timeout=self._timeout * 4
             )
-            metadata = answer.get("metadata") or {}
+            metadata = page.get("metadata") or {}
             version = version or str(metadata.get("resourceVersion") or "")
-            yield answer.get("items") or [], version
+            yield page.get("items") or [], version
             token = metadata.get("continue")
             if not token:
                 return
@@ -215,14 +215,14 @@ class Client:
         *,
         seconds: float | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Changes after ``resource_version``: (ADDED|MODIFIED|DELETED|BOOKMARK, object).
+        """Yield the changes after ``resource_version``: (ADDED|MODIFIED|DELETED|BOOKMARK, object).
 
-        Ends when the server ends it, or with ``seconds``, or when nothing at all was heard for
-        longer than bookmarks take; the caller goes on from the last resourceVersion. Raises Gone
-        when that is too old (list again) and Unreachable when the connection breaks.
+        Ends when the server ends it, after ``seconds``, or when no data arrived for longer than the
+        interval of bookmarks; the caller then resumes from the last resourceVersion. Raises Gone if
+        that version is too old (list again) and Unreachable if the connection breaks.
         """
         if seconds is None:
-            # Spread, so that not all watches of all replicas come back in the same second.
+            # Random, so that the watches of all replicas do not reconnect in the same second.
             seconds = random.uniform(240, 480)  # noqa: S311 # nosec B311
         params = {
             "watch": "true",
@@ -237,7 +237,11 @@ class Client:
             total=seconds + 30, sock_connect=self._timeout, sock_read=self._watch_silence
         )
         async with await self._open(
-            "GET", ref.path(namespace), params=params, limits=limits, headers=3 * self._timeout
+            "GET",
+            ref.path(namespace),
+            params=params,
+            limits=limits,
+            headers_within=3 * self._timeout,
         ) as response:
             rest = b""
             try:
@@ -252,9 +256,9 @@ class Client:
                                 raise from_status(int(status.get("code") or 500), status)
                             yield event["type"], event["object"]
             except aiohttp.SocketTimeoutError:
-                return  # silent for too long: as good as ended
+                return  # no data for too long: treat the watch as ended
             except _NETWORK_ERRORS as error:
-                raise Unreachable(f"the watch of {ref.plural} broke: {_words(error)}") from error
+                raise Unreachable(f"the watch of {ref.plural} broke: {_message(error)}") from error
             except orjson.JSONDecodeError as error:
                 raise Unreachable(f"the watch of {ref.plural} sent no JSON: {error}") from error
 
@@ -270,11 +274,11 @@ class Client:
         field_manager: str = FIELD_MANAGER,
         dry_run: bool = False,
     ) -> dict[str, Any]:
-        """Server-side apply: the object's fields become ours and as given, the rest stays.
+        """Apply an object server-side: its fields get the given values and this field manager.
 
-        With ``metadata.resourceVersion`` set it fails with Conflict unless that is still the
-        object's version; with ``metadata.uid`` set it never creates and never hits a namesake.
-        Without ``force`` a field that another manager owns is a Conflict too.
+        With ``metadata.resourceVersion`` set, it raises Conflict unless that is still the object's
+        version. With ``metadata.uid`` set, it changes only the object with that uid and never
+        creates one. Without ``force`` it raises Conflict for a field that another manager owns.
         """
         metadata = obj["metadata"]
         body = {"apiVersion": ref.api_version, "kind": ref.kind, **obj}
@@ -292,7 +296,7 @@ class Client:
     async def apply_status(
         self, ref: Resource, obj: Mapping[str, Any], *, field_manager: str = FIELD_MANAGER
     ) -> dict[str, Any]:
-        """Server-side apply of ``obj.status``; of the rest only namespace and name are read."""
+        """Apply ``obj.status`` server-side; of the other fields only namespace and name count."""
         return await self.apply(ref, obj, subresource="status", field_manager=field_manager)
 
     async def create(
@@ -304,7 +308,7 @@ class Client:
         subresource: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """Create; raises AlreadyExists."""
+        """Create an object or subresource. Raises AlreadyExists."""
         metadata = obj.get("metadata") or {}
         name = metadata.get("name") if subresource else None
         return await self.request(
@@ -322,7 +326,7 @@ class Client:
         *,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """Update as a whole; Conflict unless metadata.resourceVersion is still the object's."""
+        """Replace an object; raises Conflict unless its metadata.resourceVersion is current."""
         metadata = obj["metadata"]
         return await self.request(
             "PUT",
@@ -342,9 +346,10 @@ class Client:
         subresource: str | None = None,
         field_manager: str = FIELD_MANAGER,
     ) -> dict[str, Any]:
-        """JSON merge patch (RFC 7386); ``metadata.resourceVersion`` in it is a precondition.
+        """Patch an object by JSON merge patch (RFC 7386).
 
-        ``subresource="scale"`` with ``{"spec": {"replicas": n}}`` sets a size.
+        ``metadata.resourceVersion`` in the patch is a precondition. ``subresource="scale"`` with
+        ``{"spec": {"replicas": n}}`` sets the number of replicas.
         """
         return await self.request(
             "PATCH",
@@ -365,7 +370,7 @@ class Client:
         propagation: str = "Background",
         grace_period: int | None = None,
     ) -> None:
-        """Delete; raises NotFound, and Conflict when uid or resourceVersion is not the object's."""
+        """Delete an object. Raises NotFound, or Conflict if uid or resourceVersion differ."""
         options: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -382,7 +387,7 @@ class Client:
             options["gracePeriodSeconds"] = grace_period
         await self.request("DELETE", ref.path(namespace, name), body=options)
 
-    # -- the wire --------------------------------------------------------------------------------
+    # -- HTTP ------------------------------------------------------------------------------------
 
     async def request(
         self,
@@ -394,16 +399,16 @@ class Client:
         content_type: str = TYPE_JSON,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """Any request with a JSON answer, such as ``/version`` or a review; raises as all verbs."""
+        """Send any request with a JSON response, such as ``/version``; raises as all methods."""
         limits = aiohttp.ClientTimeout(
             total=timeout or self._timeout, sock_connect=min(5.0, timeout or self._timeout)
         )
         data = orjson.dumps(body) if body is not None else None
-        ask = partial(self._request, method, path, params, data, content_type, limits)
+        send = partial(self._request, method, path, params, data, content_type, limits)
         if self._recovery is None:
-            return await ask()
-        # What a lost answer was to is not known: only what changes nothing is asked again.
-        return await self._recovery.call_async(ask, policy=None if method == "GET" else ONCE)
+            return await send()
+        # A write whose response was lost may have happened, so only reads are retried.
+        return await self._recovery.call_async(send, policy=None if method == "GET" else ONCE)
 
     async def _request(
         self,
@@ -420,9 +425,9 @@ class Client:
             async with await self._open(
                 method, path, params=params, data=data, content_type=content_type, limits=limits
             ) as response:
-                answer = await _json(response, f"{method} {path}")
+                document = await _json(response, f"{method} {path}")
                 status = response.status
-                return answer
+                return document
         except ApiError as error:
             status = error.status
             raise
@@ -439,21 +444,26 @@ class Client:
         params: Mapping[str, str] | None = None,
         data: bytes | None = None,
         content_type: str = TYPE_JSON,
-        headers: float | None = None,
+        headers_within: float | None = None,
     ) -> aiohttp.ClientResponse:
-        """The response of a request that succeeded, body unread; ``headers`` bounds the wait."""
-        signed_in_again = False
+        """Return the successful response of a request, its body unread.
+
+        ``headers_within`` limits the wait for the response's headers, in seconds.
+        """
+        token_reloaded = False
         attempt = 0
         while True:
-            response = await self._send(method, path, params, data, content_type, limits, headers)
+            response = await self._send(
+                method, path, params, data, content_type, limits, headers_within
+            )
             if response.status < 400:
                 return response
             async with response:
                 error = from_status(
                     response.status, await _body(response), retry_after=_retry_after(response)
                 )
-            if isinstance(error, Unauthorized) and self.config.token_file and not signed_in_again:
-                signed_in_again = True
+            if isinstance(error, Unauthorized) and self.config.token_file and not token_reloaded:
+                token_reloaded = True
                 self._authorization_read = float("-inf")
                 continue
             wait = error.retry_after
@@ -502,11 +512,11 @@ class Client:
                     allow_redirects=False,
                 )
         except aiohttp.ClientConnectorCertificateError as error:
-            # The cluster's CA may have been rotated under us: what the next attempt reads is new.
+            # The cluster's CA may have been rotated: the next attempt uses the new file.
             self._ssl = self.config.ssl_context() or True
-            raise Unreachable(f"{method} {path}: {_words(error)}") from error
+            raise Unreachable(f"{method} {path}: {_message(error)}") from error
         except _NETWORK_ERRORS as error:
-            raise Unreachable(f"{method} {path}: {_words(error)}") from error
+            raise Unreachable(f"{method} {path}: {_message(error)}") from error
 
     def _authorize(self) -> str | None:
         now = self._clock.monotonic()
@@ -520,21 +530,21 @@ class Client:
         return self._authorization
 
 
-async def _json(response: aiohttp.ClientResponse, what: str) -> dict[str, Any]:
+async def _json(response: aiohttp.ClientResponse, request: str) -> dict[str, Any]:
     try:
-        answer: dict[str, Any] = orjson.loads(await response.read())
+        document: dict[str, Any] = orjson.loads(await response.read())
     except _NETWORK_ERRORS as error:
-        raise Unreachable(f"{what}: {_words(error)}") from error
+        raise Unreachable(f"{request}: {_message(error)}") from error
     except orjson.JSONDecodeError as error:
-        raise Unreachable(f"{what}: the answer is not JSON: {error}") from error
-    return answer
+        raise Unreachable(f"{request}: the answer is not JSON: {error}") from error
+    return document
 
 
 async def _body(response: aiohttp.ClientResponse) -> dict[str, Any] | None:
     try:
         raw = await response.read()
     except _NETWORK_ERRORS:
-        return None  # the status alone says enough
+        return None  # the status is enough for the error
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -548,7 +558,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     return float(value) if value.isdigit() else None
 
 
-def _words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 

@@ -11,7 +11,7 @@ import orjson
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.kube.runtime.informer import RESYNC, Informer
 from engineroom.kube.runtime.status_pacing import StatusPacer
-from engineroom.kube.runtime.store import Audit, ObjectStore, key_of
+from engineroom.kube.runtime.store import ListComparison, ObjectStore, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What kubectl apply keeps of its last input: as large as the object, and nothing to us.
+#: The annotation with the last input of kubectl apply: as large as the object, and never read here.
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
-#: Seconds that a watch has to tell by itself what a comparison found; then it is taken for dead.
+#: Seconds in which the watch must deliver a change that a list showed; after that it counts as
+#: broken.
 GRACE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An object of ours as cached: what is often asked as fields, the rest as packed JSON.
+    """A cached custom object: some fields for quick access, and the whole as compressed JSON.
 
-    A parsed object is ten times as large as its JSON and thirty times as large as that packed; a
-    reconcile unpacks the one it looks at, in less than 0.1 ms.
+    A parsed object takes ten times the memory of its JSON and thirty times that of the compressed
+    JSON. A reconcile decompresses one object, in less than 0.1 ms.
     """
 
     namespace: str
@@ -52,12 +53,12 @@ class Record:
         return key_of(self.namespace, self.name)
 
     def load(self) -> dict[str, Any]:
-        """The object, without managedFields; a new dictionary each time."""
+        """Return the object without managedFields, as a new dictionary."""
         loaded: dict[str, Any] = orjson.loads(zlib.decompress(self.packed))
         return loaded
 
     def same_intent(self, other: Record) -> bool:
-        """Return whether spec, deletion and identity, which users decide, are the same."""
+        """Return whether the uid, the generation and the deletion are the same."""
         return (
             self.uid == other.uid
             and self.generation == other.generation
@@ -66,7 +67,7 @@ class Record:
 
 
 def record_of(obj: dict[str, Any]) -> Record:
-    """Project an object of ours for the cache."""
+    """Return the cached form of a custom object."""
     metadata = obj["metadata"]
     stored = {key: value for key, value in metadata.items() if key != "managedFields"}
     annotations = stored.get("annotations")
@@ -84,9 +85,10 @@ def record_of(obj: dict[str, Any]) -> Record:
 
 
 class RecordStore(ObjectStore[Record]):
-    """The objects of one kind, fed by a watch that is not ours, and compared with lists.
+    """The objects of one kind, from the events of Kopf's watch and compared with lists.
 
-    ``on_change(key, record, before)`` is told what is new, different or gone (record None).
+    ``on_change(key, record, before)`` is called for each object that is new, changed or deleted
+    (``record`` is None).
     """
 
     def __init__(
@@ -99,91 +101,94 @@ class RecordStore(ObjectStore[Record]):
         self.kind = kind
         self.repaired = 0
         self._clock = clock or SystemClock()
-        self._heard = self._clock.monotonic()
-        self._unheard: dict[str, float] = {}
+        self._last_contact = self._clock.monotonic()
+        #: Changes that a list showed and the watch did not yet deliver: the time of the list.
+        self._undelivered: dict[str, float] = {}
 
     def take(self, change: str | None, obj: dict[str, Any]) -> None:
-        """One event of the watch; ``change`` is None for what its list brought."""
-        self._heard = self._clock.monotonic()
+        """Store one event of the watch; ``change`` is None for an object of its first list."""
+        self._last_contact = self._clock.monotonic()
         metadata = obj["metadata"]
         key = key_of(metadata.get("namespace"), metadata["name"])
-        self._unheard.pop(key, None)
+        self._undelivered.pop(key, None)
         if change != "DELETED":
             self.put(obj)
             return
-        held = self.get(key)
-        # Events of two objects of one name in a row may come in either order.
-        if held is not None and held.uid == metadata.get("uid"):
+        cached = self.get(key)
+        # Events of two successive objects with one name may arrive in either order.
+        if cached is not None and cached.uid == metadata.get("uid"):
             self.remove(obj)
 
     def wrote(self, obj: dict[str, Any]) -> None:
-        """Store the result of one of our own writes, so its echo causes no look.
+        """Store the result of this process's own write, so that its event causes no reconcile.
 
-        Ignored if the watch was faster, or if the result also contains a user's change: the watch
-        delivers that.
+        Ignored if the watch was faster, or if the result also contains a user's change, which the
+        watch delivers.
         """
         record = record_of(obj)
-        held = self.get(record.key)
-        if held is None or not held.same_intent(record):
+        cached = self.get(record.key)
+        if cached is None or not cached.same_intent(record):
             return
-        if _number(record.resource_version) > _number(held.resource_version):
+        if _number(record.resource_version) > _number(cached.resource_version):
             self._replace(record.key, record.resource_version, record)
 
     def age(self) -> float:
-        """Seconds since the last event or comparison."""
-        return self._clock.monotonic() - self._heard
+        """Return the seconds since the last event or comparison."""
+        return self._clock.monotonic() - self._last_contact
 
-    def deaf(self) -> bool:
-        """Return whether the watch missed, beyond the grace period, a change seen in a list."""
-        if not self._unheard:
+    def watch_is_broken(self) -> bool:
+        """Return whether the watch has not delivered a listed change within the grace period."""
+        if not self._undelivered:
             return False
-        return self._clock.monotonic() - min(self._unheard.values()) > GRACE
+        return self._clock.monotonic() - min(self._undelivered.values()) > GRACE
 
-    def forgive(self) -> None:
-        """The watch is opened anew: what it missed, its list tells."""
-        self._unheard.clear()
+    def watch_restarted(self) -> None:
+        """Forget the undelivered changes: the list of the new watch contains them."""
+        self._undelivered.clear()
 
     async def compare(
         self, client: Client, namespace: str | None = None, *, first: bool = False
     ) -> int:
-        """List everything, tell what differs, make the missing deletions; returns how many.
+        """List all objects and correct the store; returns how many objects were corrected.
 
-        A watch that lost its place and listed again does not tell of what went meanwhile.
+        Needed because a watch that lists again does not report the objects deleted meanwhile.
         """
-        audit = self.audit(namespace)
+        comparison = self.begin_comparison(namespace)
         try:
             async for items, _ in client.pages(self.kind, namespace):
                 for obj in items:
-                    self._see(audit, obj, first=first)
+                    self._compare_object(comparison, obj, first=first)
         except BaseException:
-            audit.cancel()
+            comparison.cancel()
             raise
-        differed = audit.finish()
-        self._heard = self._clock.monotonic()
+        repaired = comparison.finish()
+        self._last_contact = self._clock.monotonic()
         if not first:
-            self.repaired += differed
-        return differed
+            self.repaired += repaired
+        return repaired
 
-    def _see(self, audit: Audit[Record], obj: dict[str, Any], *, first: bool) -> None:
-        if audit.see(obj) and not first:
+    def _compare_object(
+        self, comparison: ListComparison[Record], obj: dict[str, Any], *, first: bool
+    ) -> None:
+        if comparison.add(obj) and not first:
             metadata = obj["metadata"]
             key = key_of(metadata.get("namespace"), metadata["name"])
-            self._unheard.setdefault(key, self._clock.monotonic())
+            self._undelivered.setdefault(key, self._clock.monotonic())
 
     def discard(self, key: str) -> bool:
-        """Forget the object under ``key``; returns whether it was known."""
-        self._unheard.pop(key, None)
+        """Remove the object under ``key``; returns whether it was in the store."""
+        self._undelivered.pop(key, None)
         return super().discard(key)
 
 
 def _number(version: str) -> int:
-    """A resourceVersion as the number that it is."""
+    """Return a resourceVersion as a number, 0 if it is none."""
     return int(version) if version.isdigit() else 0
 
 
 @dataclass(slots=True)
 class Context:
-    """The services of the process for a controller."""
+    """The services that a process provides to a controller."""
 
     client: Client
     clock: Clock
@@ -191,20 +196,20 @@ class Context:
     store: RecordStore
     recorder: Recorder
     namespaces: Sequence[str] = ()
-    #: Whether this process may write now.
+    #: Returns whether this process may write now.
     is_leader: Callable[[], bool] = field(default=lambda: True)
-    #: The fencing epoch for what goes to Redis.
+    #: Returns the fencing epoch for writes to Redis.
     epoch: Callable[[], int] = field(default=lambda: 0)
-    #: Who we are among all operators that may share a Redis; "" without a lease.
+    #: Returns the id of this installation among those that share a Redis; "" without a lease.
     installation: Callable[[], str] = field(default=lambda: "")
-    #: Registers a figure to be read when metrics are scraped: name, description, value, and labels.
+    #: Registers a gauge that is read at each scrape: name, description, function, labels.
     gauge: Callable[..., None] = field(default=lambda *_: None)
-    #: Makes a histogram of seconds from its name and description; returns what observes.
+    #: Creates a histogram of seconds from name and description; returns its observe function.
     histogram: Callable[[str, str], Callable[[float], None]] = field(
         default=lambda *_: lambda _: None
     )
     resync: tuple[float, float] = RESYNC
-    #: Limits the writes of mere figures, together with all other kinds of the process.
+    #: Limits status writes that change only figures, shared by all kinds of the process.
     pacer: StatusPacer = field(default_factory=StatusPacer)
     informers: list[Informer[Any]] = field(default_factory=list)
 
@@ -216,10 +221,10 @@ class Context:
         on_index: Callable[[str], None] | None = None,
         on_change: Callable[[str, T | None], None] | None = None,
     ) -> Informer[T]:
-        """A cache of children in the watched namespaces; the process runs it and reports its age.
+        """Return a cache of child objects in the watched namespaces; the process runs it.
 
-        ``on_index`` is told the owner (``namespace/name``) whose child changed; by default the
-        owner is looked at.
+        ``on_index`` is called with the owner (``namespace/name``) whose child changed; by default
+        the owner is queued.
         """
         informer = Informer(
             self.client,
@@ -241,24 +246,24 @@ class Controller(Protocol):
 
     @property
     def kind(self) -> Resource:
-        """The kind it looks after."""
+        """The kind that it reconciles."""
         ...
 
     async def start(self, context: Context) -> None:
-        """Make informers and connections; called once, before anything else, leader or not."""
+        """Create informers and connections; called once, before other methods, leader or not."""
         ...
 
     def changed(self, key: str, obj: Record | None) -> None:
-        """The object ``namespace/name`` is new, different or gone (None); leader or not.
+        """Handle an object that is new, changed or deleted (None); leader or not.
 
-        The key is on the queue already. Must not block.
+        ``key`` is ``namespace/name`` and already queued. Must not block.
         """
         ...
 
     async def reconcile(self, key: str) -> float | None:
-        """Look at one object; returns seconds until to look again, or None. Leader only.
+        """Reconcile one object; returns the seconds until the next run, or None. Leader only.
 
-        Called for deleted objects too: the store then has no such key.
+        Also called for deleted objects, whose key is no longer in the store.
         """
         ...
 

@@ -1,8 +1,8 @@
-"""Events on objects: few, aggregated, and never in the way.
+"""Kubernetes Events on objects: rate limited, aggregated, and written in the background.
 
-``record`` puts an event into a bounded queue and returns; one task writes. Repeats of the same
-event become a series on the first one, and no object gets more than a few a minute, so that a
-failing object cannot flood etcd.
+``record`` puts an event into a bounded queue and returns; one task writes the queue. Repeats of an
+event become a series of the first one, and a rate limit per object keeps a failing object from
+flooding etcd.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 EventType = Literal["Normal", "Warning"]
 
-#: Limits of the API: ``note`` 1,024 bytes.
+#: The API's limit of the ``note`` field, in bytes.
 NOTE_BYTES = 1024
 
 
@@ -41,7 +41,7 @@ class Recorder(Protocol):
     def record(
         self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
     ) -> None:
-        """Tell users about ``ref``; returns at once, may be dropped."""
+        """Record an event on ``ref``; returns at once, the event may be dropped."""
         ...
 
 
@@ -55,7 +55,7 @@ class NullRecorder:
 
 
 class MemoryRecorder:
-    """Keeps what it was told, for tests: (ref, type, reason, message)."""
+    """Stores events in memory, for tests: (ref, type, reason, message)."""
 
     def __init__(self) -> None:
         self.events: list[tuple[ObjectRef, str, str, str]] = []
@@ -63,35 +63,36 @@ class MemoryRecorder:
     def record(
         self, ref: ObjectRef, severity: EventType, reason: str, message: str, action: str = ""
     ) -> None:
-        """Keep."""
+        """Store the event."""
         self.events.append((ref, severity, reason, message))
 
 
 @dataclass(slots=True)
 class _Series:
-    """One event written already: later repeats only count up."""
+    """An event that was written already; repeats only raise its count."""
 
     name: str
     count: int
-    written: float  # monotonic, when it was last sent
+    written_at: float  # monotonic
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _QueuedEvent:
     ref: ObjectRef
     type: EventType
     reason: str
     message: str
     action: str
-    when: datetime
+    at: datetime
 
 
 class EventRecorder:
-    """Writes events.k8s.io/v1; ``run`` must be running for anything to arrive.
+    """Writes events.k8s.io/v1 objects while its ``run`` runs.
 
     An object gets ``burst`` events at once and then one every ``interval`` seconds. A repeat is
     written at most once every ``series_interval`` seconds, with the count. At most ``capacity``
-    events wait; the oldest are dropped first.
+    events wait; the oldest are dropped first. Series and rate limits are kept for the latest
+    ``objects`` of them.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class EventRecorder:
         self._interval = interval
         self._series_interval = series_interval
         self._objects = objects
-        self._pending: deque[_Entry] = deque(maxlen=capacity)
+        self._pending: deque[_QueuedEvent] = deque(maxlen=capacity)
         self._wake = asyncio.Event()
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._series: OrderedDict[tuple[str, str, str, str], _Series] = OrderedDict()
@@ -130,52 +131,52 @@ class EventRecorder:
             self.dropped += 1
         note = redact_text(message)
         self._pending.append(
-            _Entry(ref, severity, reason, note, action or reason, self._clock.now())
+            _QueuedEvent(ref, severity, reason, note, action or reason, self._clock.now())
         )
         self._wake.set()
 
     async def run(self) -> None:
-        """Write until cancelled."""
+        """Write queued events until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what waits, now."""
+        """Write all queued events now."""
         while self._pending:
-            entry = self._pending.popleft()
+            event = self._pending.popleft()
             try:
-                await self._write(entry)
+                await self._write(event)
             except DependencyError as error:
-                log.warning("event not written", reason=entry.reason, error=str(error))
+                log.warning("event not written", reason=event.reason, error=str(error))
                 self.dropped += 1
             except EngineroomError as error:
-                # A namespace that goes away refuses events; nothing to be done about it.
-                log.debug("event refused", reason=entry.reason, error=str(error))
+                # A namespace that is being deleted refuses events.
+                log.debug("event refused", reason=event.reason, error=str(error))
                 self.dropped += 1
 
-    async def _write(self, entry: _Entry) -> None:
-        ref = entry.ref
+    async def _write(self, event: _QueuedEvent) -> None:
+        ref = event.ref
         identity = ref.uid or f"{ref.kind}/{ref.namespace}/{ref.name}"
-        key = (identity, entry.type, entry.reason, entry.message)
+        key = (identity, event.type, event.reason, event.message)
         now = self._clock.monotonic()
         series = self._series.get(key)
         if series is not None:
             self._series.move_to_end(key)
             series.count += 1
-            if now - series.written < self._series_interval:
+            if now - series.written_at < self._series_interval:
                 return  # the next repeat after the interval carries the count
-            series.written = now
+            series.written_at = now
             try:
                 await self._client.merge_patch(
                     EVENTS,
                     ref.namespace,
                     series.name,
-                    {"series": {"count": series.count, "lastObservedTime": _micro(entry.when)}},
+                    {"series": {"count": series.count, "lastObservedTime": _micro_time(event.at)}},
                 )
             except NotFound:
-                del self._series[key]  # events live an hour; begin anew
+                del self._series[key]  # the API server deletes events after an hour
             else:
                 self.written += 1
                 return
@@ -183,7 +184,7 @@ class EventRecorder:
             self.dropped += 1
             return
         name = f"{ref.name[:220]}.{secrets.token_hex(8)}"
-        await self._client.create(EVENTS, self._event(entry, name), namespace=ref.namespace)
+        await self._client.create(EVENTS, self._manifest(event, name), namespace=ref.namespace)
         self.written += 1
         self._series[key] = _Series(name, 1, now)
         while len(self._series) > self._objects:
@@ -198,17 +199,17 @@ class EventRecorder:
         self._buckets.move_to_end(identity)
         return bucket.take(now)
 
-    def _event(self, entry: _Entry, name: str) -> dict[str, Any]:
-        ref = entry.ref
+    def _manifest(self, event: _QueuedEvent, name: str) -> dict[str, Any]:
+        ref = event.ref
         return {
             "metadata": {"name": name, "namespace": ref.namespace},
-            "eventTime": _micro(entry.when),
+            "eventTime": _micro_time(event.at),
             "reportingController": self._controller,
             "reportingInstance": self._instance,
-            "action": entry.action[:128],
-            "reason": entry.reason[:128],
-            "type": entry.type,
-            "note": _shorten(entry.message),
+            "action": event.action[:128],
+            "reason": event.reason[:128],
+            "type": event.type,
+            "note": _shorten(event.message),
             "regarding": {
                 "apiVersion": ref.api_version,
                 "kind": ref.kind,
@@ -219,8 +220,9 @@ class EventRecorder:
         }
 
 
-def _micro(when: datetime) -> str:
-    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _micro_time(at: datetime) -> str:
+    """Return a time in the format of the API's MicroTime."""
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _shorten(text: str) -> str:

@@ -1,9 +1,9 @@
-"""A cache of one kind, kept by list and watch, whatever the API server and the network do.
+"""A cache of the objects of one kind, kept current by list and watch.
 
-Each namespace has a task that lists in chunks, then watches from there: an ended or broken watch
-goes on from the last resourceVersion, a 410 lists again, a failure waits longer each time but never
-gives up. A second task lists again every five to ten minutes and compares (see ``store``). Only the
-projection of an object is kept.
+For each namespace one task lists the objects in pages and then watches them. After a watch ends or
+breaks, the task resumes from the last resourceVersion; after a 410 it lists again; failures are
+retried with back-off, without end. A second task lists again every five to ten minutes and compares
+(see ``store``). The cache holds only a projection of each object.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds between comparisons, drawn anew each time.
+#: Seconds between two comparisons: a random time in this range.
 RESYNC = (300.0, 600.0)
 
-#: Back-off of lists and watches in seconds: first, and at most.
+#: Back-off of lists and watches in seconds: the first and the longest.
 RETRY = (0.1, 30.0)
 
-#: A watch that lasted so many seconds was a good one: its end starts the back-off from the bottom.
+#: After a watch of at least this many seconds the back-off starts from the beginning.
 HEALTHY = 5.0
 
 
 class Informer(Generic[T]):
     """Objects of ``ref``, optionally of one label selector and of some namespaces only.
 
-    ``project`` turns an object into what is kept of it; ``on_change(key, value)`` is called on the
-    event loop for each object that is new, different or gone (None) and must not block;
-    ``on_index(value)`` is told the ``namespace/pool`` whose objects changed.
+    ``project`` returns the part of an object that the cache holds. ``on_change(key, value)`` is
+    called on the event loop for each object that is new, changed or deleted (None), and must not
+    block. ``on_index(value)`` is called with the ``namespace/pool`` whose objects changed.
     """
 
     def __init__(
@@ -79,31 +79,34 @@ class Informer(Generic[T]):
         self._page = page
         self._clock = clock or SystemClock()
         self._unsynced = set(self._namespaces)
-        self._heard: dict[str | None, float] = {}
-        self._born = self._clock.monotonic()
+        self._last_contact: dict[str | None, float] = {}
+        self._created_at = self._clock.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     # -- reading ---------------------------------------------------------------------------------
 
     def get(self, namespace: str | None, name: str) -> T | None:
-        """The object as last seen, or None."""
+        """Return the cached object, or None."""
         return self.store.get(key_of(namespace, name))
 
     def values(self) -> list[T]:
-        """All objects."""
+        """Return all cached objects."""
         return self.store.values()
 
     def __len__(self) -> int:
         return len(self.store)
 
     def by_index(self, value: str) -> list[T]:
-        """The objects of a pool (``namespace/name``), in no order."""
+        """Return the objects of a pool (``namespace/name``), in no order."""
         return self.store.by_index(value)
 
     def age(self) -> float:
-        """Seconds since the stalest namespace was last heard of (event, bookmark or list)."""
+        """Return the seconds since the last event, bookmark or list of the stalest namespace."""
         now = self._clock.monotonic()
-        return max(now - self._heard.get(namespace, self._born) for namespace in self._namespaces)
+        return max(
+            now - self._last_contact.get(namespace, self._created_at)
+            for namespace in self._namespaces
+        )
 
     def _changed(self, key: str, value: T | None, _before: T | None) -> None:
         if self._on_change is not None:
@@ -112,19 +115,19 @@ class Informer(Generic[T]):
     # -- running ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin in the background; ``synced`` is set when all namespaces are listed."""
+        """Start the background task; ``synced`` is set once all namespaces are listed."""
         if self._task is None:
             self._task = asyncio.create_task(self.run(), name=f"informer {self.ref.plural}")
 
     async def stop(self) -> None:
-        """End the background task; the cache stays as it is."""
+        """Stop the background task; the cache stays as it is."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
 
     async def run(self) -> None:
-        """Keep the cache until cancelled."""
+        """Keep the cache current until cancelled."""
         async with asyncio.TaskGroup() as group:
             for namespace in self._namespaces:
                 group.create_task(self._follow(namespace))
@@ -145,7 +148,7 @@ class Informer(Generic[T]):
                 async for kind, obj in self._client.watch(
                     self.ref, namespace, version, self._selector
                 ):
-                    self._heard[namespace] = self._clock.monotonic()
+                    self._last_contact[namespace] = self._clock.monotonic()
                     if kind == "DELETED":
                         self.store.remove(obj)
                     elif kind != "BOOKMARK":
@@ -154,13 +157,13 @@ class Informer(Generic[T]):
                     failures = 0
                 if version != before:
                     continue
-                failures += 1  # ended without a word: do not spin
+                failures += 1  # the watch ended without an event: do not loop at full speed
             except Gone:
                 log.info("watch is too old, listing again", kind=self.ref.kind, namespace=namespace)
                 version = None
                 failures += 1
             except NotFound as error:
-                # The CRD or the namespace is not there (any more): so its objects are not.
+                # The CRD or the namespace does not exist, so it has no objects.
                 version = None
                 failures += 1
                 if failures == 1:
@@ -188,28 +191,28 @@ class Informer(Generic[T]):
                 log.warning("comparison failed", kind=self.ref.kind, error=str(error))
 
     async def compare(self) -> int:
-        """Compare now; returns how many objects the watch had wrong."""
+        """Compare the cache with a fresh list now; returns how many objects were corrected."""
         before = self.repaired
         for namespace in self._namespaces:
             await self._relist(namespace)
         return self.repaired - before
 
     async def _relist(self, namespace: str | None) -> str:
-        audit = self.store.audit(namespace)
+        comparison = self.store.begin_comparison(namespace)
         version = ""
         try:
             async for items, version in self._client.pages(  # noqa: B007
                 self.ref, namespace, self._selector, self._page
             ):
                 for obj in items:
-                    audit.see(obj)
-                # A page of five hundred is parsed in one go; let the others run in between.
+                    comparison.add(obj)
+                # Parsing a page of 500 objects blocks the loop; let other tasks run in between.
                 await asyncio.sleep(0)
         except BaseException:
-            audit.cancel()
+            comparison.cancel()
             raise
-        differed = audit.finish()
+        repaired = comparison.finish()
         if self.synced.is_set():
-            self.repaired += differed
-        self._heard[namespace] = self._clock.monotonic()
+            self.repaired += repaired
+        self._last_contact[namespace] = self._clock.monotonic()
         return version

@@ -215,7 +215,7 @@ class KindRuntime:
                 doubted_until = self._clock.monotonic() + SERVED_WINDOW
             if self._clock.monotonic() < doubted_until:
                 await self._check_served()
-            if self.store.deaf():
+            if self.store.watch_is_broken():
                 log.warning(
                     "the watch misses changes that lists contain; opening it again",
                     kind=self.kind.kind,
@@ -245,7 +245,7 @@ class KindRuntime:
             log.info("the CRD is back", kind=self.kind.kind, objects=len(self.store))
 
     def _restart_watch(self) -> None:
-        self.store.forgive()
+        self.store.watch_restarted()
         if self._watch is not None:
             self._process.watcher.restart(self._watch)
 

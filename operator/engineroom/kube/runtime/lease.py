@@ -1,10 +1,10 @@
 """Leader election on a Lease, with client-go's semantics and times.
 
-One process holds the lease and renews it every ``retry_period``; another takes it when it has not
-seen it renewed for the lease's duration. Each process measures on its own monotonic clock since it
-last *saw a change*, so wall clocks need not agree. A lease does not fence: a paused process may
-still believe; so every write is idempotent or has a precondition, and what goes to Redis carries
-the ``epoch``.
+One process holds the lease and renews it every ``retry_period``. Another process takes the lease
+when it has observed no renewal for the lease's duration. Each process measures that time on its own
+monotonic clock from the last *observed change*, so wall clocks need not agree. A lease is no fence:
+a process that was paused may still act as leader. Therefore every write is idempotent or has a
+precondition, and writes to Redis carry the ``epoch``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
-    """Seconds; the renew deadline must be shorter than the duration, the period than that."""
+    """Times of a lease in seconds: ``duration > renew_deadline > retry_period``."""
 
     duration: float = 15.0
     renew_deadline: float = 10.0
@@ -53,12 +53,12 @@ class LeaseRecord:
     acquired: str = ""
     renewed: str = ""
     version: str = ""
-    #: The Lease's own: tells installations apart. Of what was read only.
+    #: The uid of the Lease object, which differs between installations; only of records read.
     uid: str = ""
 
 
 def parse(lease: dict[str, Any]) -> LeaseRecord:
-    """A Lease object as a record; absent fields as their zero."""
+    """Return the record of a Lease object; absent fields are empty or 0."""
     spec = lease.get("spec") or {}
     return LeaseRecord(
         holder=spec.get("holderIdentity") or "",
@@ -83,10 +83,10 @@ def decide(
 ) -> LeaseRecord | None:
     """Return the record to write, or None while another process holds the lease.
 
-    ``observed_at`` is when this process first saw ``record``, on its own monotonic clock; ``held``
-    says whether this process is the leader already. A new process under an old identity (a
-    container restarted in its pod) need not wait, but counts as a transition: what the old one sent
-    last may still be on its way, so the epoch has to grow.
+    ``observed_at`` is the time at which this process first read ``record``, on its monotonic clock;
+    ``held`` says whether this process is the leader already. A new process with an old identity (a
+    container restarted in its pod) need not wait, but it counts as a transition: the last writes of
+    the old process may still arrive, so the epoch must grow.
     """
     stamp = _stamp(now)
     if record is None:
@@ -117,10 +117,10 @@ def _stamp(now: datetime) -> str:
 
 
 class Elector:
-    """Takes part in the election of one lease.
+    """A candidate for one lease.
 
-    ``run`` returns when the lease is lost or ``stop`` was called; a process that lost it should
-    exit, so that whatever it still has under way ends.
+    ``run`` returns when the lease is lost or ``stop`` was called. A process that lost the lease
+    should exit, which ends the work that it still does.
     """
 
     def __init__(
@@ -141,17 +141,17 @@ class Elector:
         self._times = times or LeaseTimes()
         self._record: LeaseRecord | None = None
         self._observed_at = 0.0
-        self._renewed_at: float | None = None  # when the last renewal that succeeded was sent
+        self._renewed_at: float | None = None  # when the last successful renewal was sent
         self._epoch = 0
         self.uid = ""
         self._stop = asyncio.Event()
 
     @property
     def is_leader(self) -> bool:
-        """Whether the lease is ours at this moment, by our own clock.
+        """True while this process holds the lease by its own clock.
 
-        False as soon as the lease would have run out, even before that is noticed (after a
-        pause of the whole process).
+        False as soon as the lease has expired, even before ``run`` notices it (after a pause of the
+        whole process).
         """
         return (
             self._renewed_at is not None
@@ -160,12 +160,12 @@ class Elector:
 
     @property
     def epoch(self) -> int:
-        """The lease's transitions when we took it: grows with every new leader."""
+        """The lease's transitions when this process took it; grows with every new leader."""
         return self._epoch
 
     @property
     def holder(self) -> str:
-        """The holder of the lease at the last look; "" if there was none."""
+        """The holder of the lease when it was last read; "" if there was none."""
         return self._record.holder if self._record else ""
 
     async def run(
@@ -173,30 +173,30 @@ class Elector:
         on_started: Callable[[], Awaitable[None] | None],
         on_lost: Callable[[], Awaitable[None] | None],
     ) -> None:
-        """Wait for the lease, call ``on_started``, keep it, call ``on_lost`` if it is lost.
+        """Wait for the lease, call ``on_started``, renew it, and call ``on_lost`` if it is lost.
 
-        ``on_started`` must return quickly: it is part of the renewing loop.
+        ``on_started`` must return quickly, because no renewal happens while it runs.
         """
         if not await self._acquire():
             return
         log.info("lease acquired", lease=self._name, identity=self.identity, epoch=self._epoch)
         await _call(on_started)
         try:
-            kept = await self._renew()
+            still_held = await self._renew()
         finally:
             if self._stop.is_set():
                 await self.release()
-        if not kept:
+        if not still_held:
             self._renewed_at = None
             log.error("lease lost", lease=self._name, identity=self.identity, holder=self.holder)
             await _call(on_lost)
 
     def stop(self) -> None:
-        """End ``run``; a lease that we hold is released, so that a standby need not wait."""
+        """End ``run`` and release the lease if held, so that a standby takes over at once."""
         self._stop.set()
 
     async def release(self) -> None:
-        """Give the lease up, if it is ours; never raises for a failure of the API server."""
+        """Release the lease if this process holds it; never raises for an API server failure."""
         record, self._renewed_at, self._record = self._record, None, None
         if record is None or record.holder != self.identity:
             return
@@ -222,7 +222,7 @@ class Elector:
         return False
 
     async def _renew(self) -> bool:
-        """Renew until told to stop (True), or the deadline passed or it is lost (False)."""
+        """Renew until ``stop`` (returns True), or until the lease is lost (returns False)."""
         while not self._stop.is_set():
             assert self._renewed_at is not None  # noqa: S101 # nosec B101 - set by acquiring
             deadline = self._renewed_at + self._times.renew_deadline
@@ -244,22 +244,23 @@ class Elector:
         """Try once to take or renew the lease; returns False while another process holds it."""
         sent = self._clock.monotonic()
         if self._renewed_at is None:
-            await self._look()
-        wanted = self._decide()
-        if wanted is None:
+            await self._read()
+        desired = self._decide()
+        if desired is None:
             return False
         try:
-            self._observe(await self._write(wanted))
+            self._observe(await self._write(desired))
         except (Conflict, NotFound):
-            # A lost answer of our own, an edit, or another holder: look, then decide once more.
-            await self._look()
-            wanted = self._decide()
-            if wanted is None:
+            # Our own write whose response was lost, an edit, or another holder: read and decide
+            # once more.
+            await self._read()
+            desired = self._decide()
+            if desired is None:
                 return False
             try:
-                self._observe(await self._write(wanted))
+                self._observe(await self._write(desired))
             except Conflict:
-                return False if self._renewed_at is None else await self._still_ours()
+                return False if self._renewed_at is None else await self._still_holds()
         self._renewed_at = sent
         self._epoch = self._record.transitions if self._record else 0
         return True
@@ -275,11 +276,11 @@ class Elector:
             held=self._renewed_at is not None,
         )
 
-    async def _still_ours(self) -> bool:
-        await self._look()
+    async def _still_holds(self) -> bool:
+        await self._read()
         return self._record is not None and self._record.holder == self.identity
 
-    async def _look(self) -> None:
+    async def _read(self) -> None:
         try:
             lease = await self._client.get(
                 LEASES, self._namespace, self._name, timeout=self._times.renew_deadline / 2

@@ -194,4 +194,9 @@ class ControllerProcess(ProcessParts):
         gauge, labels = self.metrics.gauge, {"queue": queue.name}
         gauge("engineroom_queue_depth", "Keys due.", lambda: queue.depth, labels)
         gauge("engineroom_queue_running", "Reconciles now.", lambda: queue.running, labels)
-        gauge("engineroom_queue_delayed", "Looks to come.", lambda: queue.schedule.delayed, labels)
+        gauge(
+            "engineroom_queue_delayed",
+            "Timers, retries included.",
+            lambda: queue.state.delayed,
+            labels,
+        )

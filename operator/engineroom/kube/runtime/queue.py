@@ -1,12 +1,13 @@
-"""The work queue: what to look at next, one look at a time for each key.
+"""A work queue of reconcile keys that runs each key at most once at a time.
 
-Two halves. ``Schedule`` is pure: it is told the time and answers what is due, so that every rule is
-tested without waiting. ``WorkQueue`` runs it on the event loop.
+``QueueState`` is pure: every method takes the time as an argument, so tests need not wait.
+``WorkQueue`` runs it on the event loop.
 
-The rules are client-go's (dedup, dirty while running means again, back-off per key with one bucket
-for all) with three differences: an urgent lane (user edits and Redis pushes go before resyncs), the
-time to look again is the reconcile's return value and is forgotten when something else makes it
-look sooner, and an ordinary ``add`` does not break a failing key's back-off into a busy loop.
+The rules are those of client-go's work queue: keys are deduplicated, a key added while it runs
+runs again, failures back off per key, and one token bucket limits the retries of all keys. Three
+rules differ. Urgent keys (user edits, messages from Redis) run before resyncs. A reconcile returns
+its requeue delay, and an earlier run cancels it. An ordinary ``add`` shortens the back-off of a
+failing key but does not end it, so that frequent events cannot cause a busy loop.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: After so many urgent keys in a row one ordinary key has its turn.
+#: After this many urgent keys in a row, one ordinary key runs.
 URGENT_BURST = 16
 
-#: What an ordinary ``add`` shortens a failing key's back-off to, in seconds.
+#: An ordinary ``add`` shortens the remaining back-off of a failing key to this many seconds.
 NUDGE = 1.0
 
 
 class QueueMetrics(Protocol):
-    """Metrics of a queue; all durations in seconds."""
+    """Receiver of a queue's metrics; all durations are in seconds."""
 
     def started(self, waited: float) -> None:
-        """A run began that long after its key became due."""
+        """Record the start of a run, ``waited`` seconds after its key became due."""
         ...
 
     def finished(self, ran: float, outcome: str) -> None:
-        """A run ended: ``ok``, ``error``, ``conflict`` or ``timeout``."""
+        """Record the end of a run: ``ok``, ``error``, ``conflict``, ``timeout``, ``cancelled``."""
         ...
 
     def retried(self) -> None:
-        """A failed key was scheduled again."""
+        """Record that a failed key was scheduled for a retry."""
         ...
 
     def failed(self, code: str, category: str) -> None:
-        """A run ended with an error of that code."""
+        """Record that a run ended with an error of this code and category."""
         ...
 
 
@@ -74,24 +75,25 @@ class NullQueueMetrics:
 
 
 class TokenBucket:
-    """So many at once, then so many a second; for retries of all keys together."""
+    """A token bucket: ``burst`` tokens at once, then ``rate`` tokens a second."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
         self._tokens = burst
-        self._at: float | None = None
+        self._updated_at: float | None = None
 
     def reserve(self, now: float) -> float:
-        """Take one token, on credit if need be; returns the seconds until it is there."""
-        if self._at is not None:
-            self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
+        """Reserve one token, if need be a future one; returns the seconds until it is available."""
+        if self._updated_at is not None:
+            elapsed = max(0.0, now - self._updated_at)
+            self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
+        self._updated_at = now
         self._tokens -= 1
         return 0.0 if self._tokens >= 0 else -self._tokens / self._rate
 
     def take(self, now: float) -> bool:
-        """Take one token if there is one."""
+        """Take one token if one is available; returns whether it was."""
         wait = self.reserve(now)
         if wait > 0:
             self._tokens += 1
@@ -99,46 +101,50 @@ class TokenBucket:
 
 
 def backoff(failures: int, base: float, cap: float, jitter: float) -> float:
-    """Seconds to wait after the ``failures``-th failure in a row (from 1).
+    """Return the seconds to wait after ``failures`` failures in a row (at least 1).
 
-    ``jitter`` in [0, 1) takes away up to a fifth, so that keys that failed together part.
+    ``jitter`` in [0, 1) shortens the wait by up to a fifth, so that keys that failed together are
+    not retried together.
     """
     exponent = min(failures - 1, 60)  # 2.0**60 * base is past any cap already
     return float(min(cap, base * 2.0**exponent)) * (1 - 0.2 * jitter)
 
 
 class Lane(IntEnum):
-    """The order of keys."""
+    """Priority of a queued key; lower runs first."""
 
     URGENT = 0
     NORMAL = 1
 
 
 class _Timer(IntEnum):
-    """The reason for a key on the heap."""
+    """The reason for a timer on the heap."""
 
-    LATER = 0  # requested with add_after
-    AGAIN = 1  # the last run asked to look again
+    DELAYED = 0  # requested with add_after
+    REQUEUE = 1  # requested by the result of the last run
     RETRY = 2  # the last run failed
 
 
 @dataclass(slots=True)
 class _Key:
-    """The state of one key; exists only while the key is queued, runs, fails or has a timer."""
+    """State of one key; exists only while the key is queued, runs, fails or has a timer."""
 
     queued: Lane | None = None
-    since: float = 0.0  # when it became due
+    due_at: float = 0.0
     running: bool = False
-    dirty: Lane | None = None  # asked for while running
+    dirty: Lane | None = None  # added while running
     failures: int = 0
-    later: float | None = None
-    again: float | None = None
-    retry: float | None = None
+    delayed_at: float | None = None
+    requeue_at: float | None = None
+    retry_at: float | None = None
 
 
 @dataclass(slots=True)
-class Schedule:
-    """The pure half: keys, lanes, timers and back-off; times are seconds on any one clock."""
+class QueueState:
+    """State of a work queue: keys, lanes, timers and back-off.
+
+    All times are seconds on one clock of the caller's choice.
+    """
 
     base: float = 0.005
     cap: float = 300.0
@@ -155,25 +161,25 @@ class Schedule:
 
     @property
     def depth(self) -> int:
-        """Keys that are due and not running."""
+        """Number of keys that are due and not running."""
         return self._depth
 
     @property
     def running(self) -> int:
-        """Runs under way."""
+        """Number of keys that run now."""
         return self._running
 
     @property
     def delayed(self) -> int:
-        """Timers set: looks to come, retries included."""
+        """Number of timers: delayed keys, requeues and retries."""
         return self._timers
 
     def failing(self) -> dict[str, int]:
-        """Keys whose last run failed, with the number of failures in a row."""
+        """Return the keys whose last run failed, with the number of failures in a row."""
         return {name: key.failures for name, key in self._keys.items() if key.failures}
 
     def add(self, name: str, now: float, *, urgent: bool = False) -> None:
-        """Look at ``name`` now: once, however often it is asked for before it starts."""
+        """Queue ``name`` to run now; adding it again before it starts has no effect."""
         lane = Lane.URGENT if urgent else Lane.NORMAL
         key = self._keys.get(name)
         if key is None:
@@ -181,23 +187,23 @@ class Schedule:
         if key.running:
             key.dirty = lane if key.dirty is None else min(key.dirty, lane)
             return
-        if key.queued is None and key.retry is not None and lane is Lane.NORMAL:
-            # It failed a moment ago. The retry will see whatever this is about; only sooner.
-            if key.retry > now + NUDGE:
+        if key.queued is None and key.retry_at is not None and lane is Lane.NORMAL:
+            # The key failed a moment ago. The retry reads the new state too; only make it sooner.
+            if key.retry_at > now + NUDGE:
                 self._set(name, key, _Timer.RETRY, now + NUDGE)
             return
         self._enqueue(name, key, lane, now)
 
     def add_after(self, name: str, due: float) -> None:
-        """Look at ``name`` at ``due`` at the latest; the earliest of several wins."""
+        """Queue ``name`` at ``due`` at the latest; the earliest of several times wins."""
         key = self._keys.get(name)
         if key is None:
             key = self._keys[name] = _Key()
-        if key.later is None or due < key.later:
-            self._set(name, key, _Timer.LATER, due)
+        if key.delayed_at is None or due < key.delayed_at:
+            self._set(name, key, _Timer.DELAYED, due)
 
     def forget(self, name: str) -> None:
-        """The object is gone: no more timers, no memory of failures. A run under way goes on."""
+        """Drop the timers and failure count of a deleted object; a current run continues."""
         key = self._keys.get(name)
         if key is None:
             return
@@ -207,7 +213,7 @@ class Schedule:
         self._tidy(name, key)
 
     def promote(self, now: float) -> float | None:
-        """Move what is due into its lane; returns when the next timer is due, if any."""
+        """Move due keys into their lanes; returns the time of the next timer, or None."""
         while self._heap:
             due, _, name, timer = self._heap[0]
             key = self._keys.get(name)
@@ -225,7 +231,10 @@ class Schedule:
         return None
 
     def take(self, now: float) -> tuple[str, float] | None:
-        """The next key to run and the seconds it waited, or None. It runs until ``done``."""
+        """Take the next key to run; returns it with the seconds it waited, or None.
+
+        The key counts as running until ``done`` or ``failed``.
+        """
         urgent, normal = self._lanes
         while urgent or normal:
             if urgent and (not normal or self._urgent_in_row < URGENT_BURST):
@@ -234,34 +243,34 @@ class Schedule:
                 lane, name = Lane.NORMAL, normal.popleft()
             key = self._keys.get(name)
             if key is None or key.queued is not lane:
-                continue  # it was moved to the other lane
+                continue  # moved to the other lane
             self._urgent_in_row = self._urgent_in_row + 1 if lane is Lane.URGENT else 0
             key.queued = None
             key.running = True
             self._depth -= 1
             self._running += 1
-            # This run sees everything, and says itself when to look again.
-            self._unset(key, _Timer.AGAIN)
+            # This run reads the current state and returns a requeue delay of its own.
+            self._unset(key, _Timer.REQUEUE)
             self._unset(key, _Timer.RETRY)
-            return name, max(0.0, now - key.since)
+            return name, max(0.0, now - key.due_at)
         return None
 
-    def done(self, name: str, now: float, again: float | None = None) -> None:
-        """The run went well; ``again`` is the seconds until to look again."""
+    def done(self, name: str, now: float, requeue_after: float | None = None) -> None:
+        """End a successful run; the key runs again after ``requeue_after`` seconds, if given."""
         key = self._keys[name]
         key.failures = 0
         self._end(key)
         if key.dirty is not None:
             self._enqueue(name, key, key.dirty, now)
-        if again is not None:
-            self._set(name, key, _Timer.AGAIN, now + max(0.0, again))
+        if requeue_after is not None:
+            self._set(name, key, _Timer.REQUEUE, now + max(0.0, requeue_after))
         self._tidy(name, key)
 
     def failed(self, name: str, now: float, at_least: float = 0.0) -> tuple[float, int]:
-        """The run failed; returns the seconds until the retry and the failures in a row.
+        """End a failed run; returns the seconds until the retry and the failures in a row.
 
-        ``at_least`` is what the other side asked us to wait. An urgent request that came in during
-        the run is served at once all the same: the user may just have repaired it.
+        ``at_least`` is the delay in seconds that the server requested. An urgent ``add`` during the
+        run is served at once all the same: the user may just have corrected the object.
         """
         key = self._keys[name]
         key.failures += 1
@@ -278,12 +287,12 @@ class Schedule:
             self._set(name, key, _Timer.RETRY, now + wait)
         return wait, key.failures
 
-    # -- inside ----------------------------------------------------------------------------------
+    # -- internals -------------------------------------------------------------------------------
 
     def _enqueue(self, name: str, key: _Key, lane: Lane, now: float) -> None:
         key.dirty = None
         if key.queued is None:
-            key.since = now
+            key.due_at = now
             self._depth += 1
         elif key.queued <= lane:
             return
@@ -299,17 +308,17 @@ class Schedule:
             key.queued is None
             and not key.running
             and not key.failures
-            and key.later is None
-            and key.again is None
-            and key.retry is None
+            and key.delayed_at is None
+            and key.requeue_at is None
+            and key.retry_at is None
         ):
             self._keys.pop(name, None)
 
     @staticmethod
     def _get(key: _Key, timer: _Timer) -> float | None:
-        if timer is _Timer.LATER:
-            return key.later
-        return key.again if timer is _Timer.AGAIN else key.retry
+        if timer is _Timer.DELAYED:
+            return key.delayed_at
+        return key.requeue_at if timer is _Timer.REQUEUE else key.retry_at
 
     def _set(self, name: str, key: _Key, timer: _Timer, due: float) -> None:
         if self._get(key, timer) is None:
@@ -327,12 +336,12 @@ class Schedule:
 
     @staticmethod
     def _store(key: _Key, timer: _Timer, due: float | None) -> None:
-        if timer is _Timer.LATER:
-            key.later = due
-        elif timer is _Timer.AGAIN:
-            key.again = due
+        if timer is _Timer.DELAYED:
+            key.delayed_at = due
+        elif timer is _Timer.REQUEUE:
+            key.requeue_at = due
         else:
-            key.retry = due
+            key.retry_at = due
 
     def _compact(self) -> None:
         live = []
@@ -345,11 +354,11 @@ class Schedule:
 
 
 class WorkQueue:
-    """Runs a reconcile for each key that is due, at most one at a time a key.
+    """A queue that runs a reconcile for each due key, at most one run of a key at a time.
 
-    ``timeout`` is the hard limit of one run in seconds. ``gate``, if given, is asked before each
-    run whether this process may (shards, leadership); a key it refuses is dropped, because the
-    process that may looks at it anyway. Not thread-safe: use it from the event loop it runs on.
+    ``timeout`` is the hard limit of one run in seconds. ``gate``, if given, returns whether this
+    process is responsible for a key (shards, leadership); other keys are dropped, because the
+    responsible process has them too. Not thread-safe: use it from the event loop it runs on.
     """
 
     def __init__(
@@ -357,14 +366,14 @@ class WorkQueue:
         name: str,
         *,
         timeout: float = 30.0,
-        schedule: Schedule | None = None,
+        state: QueueState | None = None,
         metrics: QueueMetrics | None = None,
         gate: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.timeout = timeout
-        self.schedule = schedule or Schedule()
+        self.state = state or QueueState()
         self._metrics = metrics or NullQueueMetrics()
         self._gate = gate
         self._clock = clock
@@ -376,36 +385,36 @@ class WorkQueue:
         self._stopping = False
         self._active = False
 
-    # -- asking for a look -----------------------------------------------------------------------
+    # -- adding keys -----------------------------------------------------------------------------
 
     def add(self, key: str, *, urgent: bool = False) -> None:
-        """Look at ``key`` now. Cheap, never blocks, deduplicates."""
-        self.schedule.add(key, self._clock(), urgent=urgent)
+        """Queue ``key`` to run now, once. Never blocks."""
+        self.state.add(key, self._clock(), urgent=urgent)
         self._kick()
 
     def add_after(self, key: str, seconds: float) -> None:
-        """Look at ``key`` in ``seconds`` at the latest."""
-        self.schedule.add_after(key, self._clock() + seconds)
+        """Queue ``key`` to run after ``seconds`` at the latest."""
+        self.state.add_after(key, self._clock() + seconds)
         self._kick()
 
     def forget(self, key: str) -> None:
-        """The object is gone; drop its timers and its back-off."""
-        self.schedule.forget(key)
+        """Drop the timers and the back-off of a deleted object."""
+        self.state.forget(key)
 
-    # -- what it is doing ------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
-        """Keys that are due and wait for a runner."""
-        return self.schedule.depth
+        """Number of keys that are due and wait for a worker."""
+        return self.state.depth
 
     @property
     def running(self) -> int:
-        """Runs under way."""
-        return self.schedule.running
+        """Number of keys that run now."""
+        return self.state.running
 
     def oldest_run(self) -> float:
-        """Seconds that the longest run under way has taken so far; 0 when idle."""
+        """Return the seconds that the longest current run has taken so far; 0 when idle."""
         if not self._started:
             return 0.0
         return self._clock() - min(self._started.values())
@@ -415,10 +424,10 @@ class WorkQueue:
     async def run(
         self, reconcile: Callable[[str], Awaitable[float | None]], workers: int = 8
     ) -> None:
-        """Work until ``shutdown`` or cancellation; ``workers`` keys at most at a time.
+        """Run due keys until ``shutdown`` or cancellation, at most ``workers`` at a time.
 
-        ``reconcile`` returns the seconds until to look again, or None. What it raises is logged and
-        retried with back-off; it never ends the queue.
+        ``reconcile`` returns the seconds until the next run of its key, or None. Its exceptions are
+        logged and the key is retried with back-off; they never end the queue.
         """
         self._stopping = False
         self._active = True
@@ -438,9 +447,9 @@ class WorkQueue:
                 self._timer, self._timer_due = None, float("inf")
 
     async def shutdown(self, grace: float) -> bool:
-        """Start nothing more, let the runs under way finish for ``grace`` seconds, then cancel.
+        """Start no more runs, wait up to ``grace`` seconds for current ones, then cancel them.
 
-        Returns whether all of them finished by themselves.
+        Returns whether all of them finished in time.
         """
         self._stopping = True
         while self._idle:
@@ -457,11 +466,11 @@ class WorkQueue:
         return not late
 
     def _kick(self) -> None:
-        """Promote what is due, wake as many runners as there is work, set the one timer."""
+        """Promote due keys, wake a worker for each, and set the timer of the next one."""
         if not self._active:
             return
-        due = self.schedule.promote(self._clock())
-        for _ in range(min(len(self._idle), self.schedule.depth)):
+        due = self.state.promote(self._clock())
+        for _ in range(min(len(self._idle), self.state.depth)):
             self._wake()
         if due is None or due >= self._timer_due:
             return
@@ -484,7 +493,7 @@ class WorkQueue:
     async def _work(self, reconcile: Callable[[str], Awaitable[float | None]]) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping:
-            taken = self.schedule.take(self._clock())
+            taken = self.state.take(self._clock())
             if taken is None:
                 waiter = loop.create_future()
                 self._idle.append(waiter)
@@ -496,7 +505,7 @@ class WorkQueue:
                 continue
             key, waited = taken
             if self._gate is not None and not self._gate(key):
-                self.schedule.done(key, self._clock())
+                self.state.done(key, self._clock())
                 continue
             self._metrics.started(waited)
             await self._run_one(key, reconcile)
@@ -507,16 +516,16 @@ class WorkQueue:
         try:
             with tracing.span("reconcile", queue=self.name, key=key):
                 async with asyncio.timeout(self.timeout) as limit:
-                    again = await reconcile(key)
+                    requeue_after = await reconcile(key)
         except asyncio.CancelledError:
-            self.schedule.done(key, self._clock(), again=0.0)
+            self.state.done(key, self._clock(), requeue_after=0.0)
             self._metrics.finished(self._clock() - began, "cancelled")
             raise
-        except Exception as error:  # noqa: BLE001 - whatever one object does, the others go on
+        except Exception as error:  # noqa: BLE001 - an error of one object must not stop the others
             self._failed(key, error, began, timed_out=limit.expired())
         else:
             now = self._clock()
-            self.schedule.done(key, now, again)
+            self.state.done(key, now, requeue_after)
             self._metrics.finished(now - began, "ok")
         finally:
             del self._started[key]
@@ -524,7 +533,7 @@ class WorkQueue:
     def _failed(self, key: str, error: Exception, began: float, *, timed_out: bool) -> None:
         now = self._clock()
         at_least = getattr(error, "retry_after", None) or 0.0
-        wait, failures = self.schedule.failed(key, now, at_least)
+        wait, failures = self.state.failed(key, now, at_least)
         self._metrics.retried()
         kind = type(error) if isinstance(error, EngineroomError) else EngineroomError
         if timed_out:
@@ -541,7 +550,7 @@ class WorkQueue:
             self._metrics.finished(now - began, "timeout")
             log.error("reconcile timed out", timeout=self.timeout, **keys)
         elif isinstance(error, ConflictError):
-            # Somebody else wrote in between; looking again is the answer, not a person.
+            # Another client wrote in between. A retry resolves it, so no warning.
             self._metrics.finished(now - began, "conflict")
             log.debug("reconcile met a conflict", **keys)
         elif isinstance(error, EngineroomError):

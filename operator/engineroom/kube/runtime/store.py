@@ -1,8 +1,8 @@
-"""A cache of projected objects with an index, and the comparison that keeps a watch honest.
+"""A cache of projected objects with an index, and its comparison with a fresh list.
 
-A watch can lose a deletion (a 410 and a relist that the watcher does not compare, a missed event).
-So from time to time everything is listed again *beside* the running watch and compared: what the
-list does not have and no event touched meanwhile is gone.
+A watch can miss a deletion (an expired resourceVersion, a lost event). Therefore all objects are
+listed again from time to time beside the running watch. An object that the list does not contain
+and that no event touched meanwhile was deleted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class _Entry(NamedTuple, Generic[T]):
 
 
 def key_of(namespace: str | None, name: str) -> str:
-    """``namespace/name``; a bare name for what has no namespace."""
+    """Return ``namespace/name``, or the name of an object without a namespace."""
     return f"{namespace}/{name}" if namespace else name
 
 
 class ObjectStore(Generic[T]):
-    """Objects by ``namespace/name``, and by ``namespace/label value`` where they carry a label.
+    """Objects by ``namespace/name``, and by ``namespace/label value`` if they have the label.
 
-    ``on_change(key, value, before)`` is told of every object that is new (before is None),
-    different, or gone (value is None); ``on_index(value)`` of the ``namespace/label value`` of each
-    object that changed, old and new.
+    ``on_change(key, value, before)`` is called for every object that is new (``before`` is None),
+    changed, or deleted (``value`` is None). ``on_index(value)`` is called with the
+    ``namespace/label value`` of each changed object, the old one and the new one.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ObjectStore(Generic[T]):
         self._on_index = on_index
         self._objects: dict[str, _Entry[T]] = {}
         self._index: dict[str, set[str]] = {}
-        self._audits: list[Audit[T]] = []
+        self._comparisons: list[ListComparison[T]] = []
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -57,38 +57,38 @@ class ObjectStore(Generic[T]):
         return key in self._objects
 
     def get(self, key: str) -> T | None:
-        """The object, or None."""
+        """Return the object, or None."""
         entry = self._objects.get(key)
         return None if entry is None else entry.value
 
     def version(self, key: str) -> str:
-        """The resourceVersion held of an object; empty when there is none."""
+        """Return the resourceVersion of the cached object; "" if there is none."""
         entry = self._objects.get(key)
         return "" if entry is None else entry.version
 
     def __iter__(self) -> Iterator[str]:
-        """All keys, as they are now."""
+        """Iterate over a copy of all keys."""
         return iter(list(self._objects))
 
     def values(self) -> list[T]:
-        """All objects."""
+        """Return all objects."""
         return [entry.value for entry in self._objects.values()]
 
     def by_index(self, value: str) -> list[T]:
-        """The objects whose namespace and label make up ``value``, in no order."""
+        """Return the objects of one ``namespace/label value``, in no order."""
         return [self._objects[key].value for key in self._index.get(value, ())]
 
     def put(self, obj: dict[str, Any]) -> bool:
-        """Take in an object as the API server gave it; returns whether it differs."""
+        """Store an object of the API server; returns whether it is new or changed."""
         key = self._touch(obj)
         return self._put(key, obj)
 
     def remove(self, obj: dict[str, Any]) -> bool:
-        """Forget an object that was deleted; returns whether it was known."""
+        """Remove a deleted object; returns whether it was in the store."""
         return self.discard(self._touch(obj))
 
     def discard(self, key: str) -> bool:
-        """Forget the object under ``key``; returns whether it was known."""
+        """Remove the object under ``key``; returns whether it was in the store."""
         entry = self._objects.pop(key, None)
         if entry is None:
             return False
@@ -100,19 +100,19 @@ class ObjectStore(Generic[T]):
             self._on_index(entry.label)
         return True
 
-    def audit(self, namespace: str | None = None) -> Audit[T]:
-        """Begin a comparison with a fresh list of ``namespace``, or of everything."""
-        audit = Audit(self, namespace)
-        self._audits.append(audit)
-        return audit
+    def begin_comparison(self, namespace: str | None = None) -> ListComparison[T]:
+        """Begin a comparison with a fresh list of ``namespace``, or of all namespaces."""
+        comparison = ListComparison(self, namespace)
+        self._comparisons.append(comparison)
+        return comparison
 
-    # -- inside ----------------------------------------------------------------------------------
+    # -- internals -------------------------------------------------------------------------------
 
     def _touch(self, obj: dict[str, Any]) -> str:
         metadata = obj["metadata"]
         key = key_of(metadata.get("namespace"), metadata["name"])
-        for audit in self._audits:
-            audit.touched.add(key)
+        for comparison in self._comparisons:
+            comparison.touched.add(key)
         return key
 
     def _put(self, key: str, obj: dict[str, Any]) -> bool:
@@ -138,7 +138,7 @@ class ObjectStore(Generic[T]):
         return True
 
     def _replace(self, key: str, version: str, value: T) -> None:
-        """Replace an object by a newer state without a notification; its label stays."""
+        """Replace an object by a newer version without a notification; its label stays."""
         self._objects[key] = self._objects[key]._replace(version=version, value=value)
 
     def _index_of(self, metadata: dict[str, Any]) -> str | None:
@@ -154,49 +154,49 @@ class ObjectStore(Generic[T]):
             if not keys:
                 del self._index[index]
 
-    def _end_audit(self, audit: Audit[T]) -> None:
-        if audit in self._audits:
-            self._audits.remove(audit)
+    def _end_comparison(self, comparison: ListComparison[T]) -> None:
+        if comparison in self._comparisons:
+            self._comparisons.remove(comparison)
 
 
-class Audit(Generic[T]):
-    """One comparison of the store with a list, while events keep coming in.
+class ListComparison(Generic[T]):
+    """A comparison of the store with a list, while events continue to arrive.
 
-    Feed every listed object to ``see``; then ``finish``. What an event touched since the audit
-    began is left as the event made it. An audit that is dropped must be ``cancel``led.
+    Call ``add`` with every listed object, then ``finish``; call ``cancel`` if the list fails. An
+    object that an event touched since the beginning keeps the state of the event.
     """
 
     def __init__(self, store: ObjectStore[T], namespace: str | None) -> None:
         self._store = store
         self._namespace = namespace
         self.touched: set[str] = set()
-        self._seen: set[str] = set()
+        self._listed: set[str] = set()
         self.repaired = 0
 
-    def see(self, obj: dict[str, Any]) -> bool:
-        """One listed object; returns whether the store had it wrong."""
+    def add(self, obj: dict[str, Any]) -> bool:
+        """Compare one listed object; returns whether the store had to be corrected."""
         metadata = obj["metadata"]
         key = key_of(metadata.get("namespace"), metadata["name"])
-        self._seen.add(key)
+        self._listed.add(key)
         if key in self.touched or not self._store._put(key, obj):
             return False
         self.repaired += 1
         return True
 
     def finish(self) -> int:
-        """Make the missing deletions; returns how many objects differed from the list."""
-        self._store._end_audit(self)
+        """Remove the objects that are not listed; returns how many objects were corrected."""
+        self._store._end_comparison(self)
         prefix = f"{self._namespace}/" if self._namespace else ""
-        gone = [
+        deleted = [
             key
             for key in self._store
-            if key.startswith(prefix) and key not in self._seen and key not in self.touched
+            if key.startswith(prefix) and key not in self._listed and key not in self.touched
         ]
-        for key in gone:
+        for key in deleted:
             self._store.discard(key)
-        self.repaired += len(gone)
+        self.repaired += len(deleted)
         return self.repaired
 
     def cancel(self) -> None:
-        """The list failed: nothing is concluded from it."""
-        self._store._end_audit(self)
+        """Drop the comparison after a failed list; the store stays as it is."""
+        self._store._end_comparison(self)
