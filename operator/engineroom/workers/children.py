@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from engineroom.api import ANNOTATION_EQUIPPED
-from engineroom.core import reasons
 from engineroom.core.errors import ConflictError
 from engineroom.kube.client.errors import AlreadyExists, NotFound
 from engineroom.kube.client.resources import DEPLOYMENTS, PDBS, PODS, SECRETS, SERVICE_ACCOUNTS
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.client.client import Client
     from engineroom.kube.client.resources import ObjectRef, Resource
-    from engineroom.kube.runtime.events import Recorder
     from engineroom.workers.objects import Runtime
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import PodView
@@ -164,29 +162,3 @@ class ChildWriter:
 def equipped(deployment: DeploymentView, inputs: str) -> bool:
     """Return whether what pods need beside the Deployment exists for the present spec."""
     return bool(inputs) and deployment.equipped == inputs
-
-
-def newest(cached: DeploymentView | None, written: DeploymentView | None) -> DeploymentView | None:
-    """Return the newer of the cached Deployment and the one that our last write returned."""
-    if written is None or cached is None:
-        return written or cached
-    newer = int(cached.resource_version) >= int(written.resource_version)
-    return cached if newer else written
-
-
-def record_scaling(
-    recorder: Recorder, pool: ObjectRef, before: int, after: int, arithmetic: str
-) -> bool:
-    """Record an event if the size changed; returns whether it did."""
-    if after == before:
-        return False
-    recorder.record(
-        pool,
-        "Normal",
-        reasons.SCALED_UP if after > before else reasons.SCALED_DOWN,
-        f"from {before} to {after} pods; wanted {arithmetic}",
-    )
-    log.info(
-        "scaled", pool=f"{pool.namespace}/{pool.name}", before=before, after=after, why=arithmetic
-    )
-    return True

@@ -186,7 +186,7 @@ async def recover_dead(
     maintenance, cannot duplicate a job.
     """
     dead = find_dead(facts, pods)
-    pool = f"{reference.namespace}/{reference.name}"
+    pool = reference.key
     for found in dead:
         worker = found.worker
         if found.evidence == POD_GONE and await _alive(client, reference.namespace, worker):

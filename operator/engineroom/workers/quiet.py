@@ -23,12 +23,12 @@ async def not_quiet(
     by_connection: dict[int, tuple[SharedConnection, list[tuple[str, tuple[str, ...]]]]] = {}
     for key, queues, connection in pools:
         by_connection.setdefault(id(connection), (connection, []))[1].append((key, queues))
-    found: list[str] = []
+    keys: list[str] = []
     for connection, idle in by_connection.values():
         names = [name for _, queues in idle for name in queues]
         try:
             quiet = await connection.observer.quiet(names)
         except MeasurementError:
             quiet = set()
-        found += [key for key, queues in idle if not quiet.issuperset(queues)]
-    return found
+        keys += [key for key, queues in idle if not quiet.issuperset(queues)]
+    return keys

@@ -17,9 +17,10 @@ from engineroom.kube.client.resources import (
     WORKERPOOLS,
 )
 from engineroom.queue.observe import WorkerFacts
-from engineroom.workers.controller import LEAST_BETWEEN_LOOKS, WorkerPoolController
+from engineroom.workers.controller import WorkerPoolController
 from engineroom.workers.objects import Runtime
 from engineroom.workers.projections import DELETION_COST
+from engineroom.workers.wake_ups import LEAST_BETWEEN_LOOKS
 from tests.memory_api import Scenario, refuse
 from tests.unit.workers.memory_redis import MemoryConnections, MemorySchedules
 
@@ -53,15 +54,15 @@ class Stage:
             Runtime("runtime:1"),
             URL,
             MemorySchedules(),
-            connections=MemoryConnections,  # type: ignore[arg-type]
+            connections=self._open,
         )
         self.scenario = Scenario(self.controller)
         self.api = self.scenario.api
         self.clock: FakeClock = self.scenario.clock
 
-    @property
-    def connections(self) -> MemoryConnections:
-        return self.controller._connections  # type: ignore[return-value]
+    def _open(self, *arguments: Any, **options: Any) -> Any:
+        self.connections = MemoryConnections(*arguments, **options)
+        return self.connections
 
     @property
     def redis(self) -> Any:

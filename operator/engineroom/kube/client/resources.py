@@ -21,6 +21,11 @@ class ObjectRef:
     name: str
     uid: str = ""
 
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Resource:

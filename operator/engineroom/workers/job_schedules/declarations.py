@@ -133,7 +133,7 @@ class ScheduleDeclarer:
         Returns what is declared now, and the schedules; None instead of them while Redis does not
         answer.
         """
-        key = f"{pool.namespace}/{pool.name}"
+        key = pool.key
         declared = self.leave(key, declared, unless=address if jobs else None)
         await self.clear(key)
         if not jobs:

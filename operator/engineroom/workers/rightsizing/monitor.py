@@ -29,10 +29,8 @@ from engineroom.workers.rightsizing.resizer import ConditionValue, PodResizer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from engineroom.core.clock import Clock
-    from engineroom.kube.client.client import Client
     from engineroom.kube.client.resources import ObjectRef
-    from engineroom.kube.runtime.events import Recorder
+    from engineroom.kube.runtime.controller import Context
     from engineroom.kube.runtime.informer import Informer
     from engineroom.queue.observe import PoolFacts
     from engineroom.workers.projections import PodView
@@ -65,23 +63,20 @@ class ResourceMonitor:
 
     def __init__(
         self,
-        client: Client,
-        recorder: Recorder,
-        clock: Clock,
+        context: Context,
         pods: Informer[PodView],
         *,
         interval: float,
         patience: float,
-        namespaces: Sequence[str] = (),
     ) -> None:
-        self._client = client
-        self._recorder = recorder
-        self._clock = clock
+        self._client = context.client
+        self._recorder = context.recorder
+        self._clock = context.clock
         self._pods = pods
         self._interval = interval
         self._patience = patience
-        self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
-        self._resizer = PodResizer(client, recorder, clock)
+        self._namespaces: tuple[str | None, ...] = tuple(context.namespaces) or (None,)
+        self._resizer = PodResizer(context.client, context.recorder, context.clock)
         #: Why there are no metrics; "" when there are.
         self._outage = ""
         #: Whether the metrics API was ever called; before, nothing can be said about it.
@@ -93,9 +88,7 @@ class ResourceMonitor:
     async def round(self, pools: Iterable[tuple[ObjectRef, PoolUsage]]) -> float:
         """Count what all pools' workers use now; returns the seconds until the next round."""
         watched = [
-            (pool, usage, pods)
-            for pool, usage in pools
-            if (pods := self._pods.by_index(f"{pool.namespace}/{pool.name}"))
+            (pool, usage, pods) for pool, usage in pools if (pods := self._pods.by_index(pool.key))
         ]
         if watched or not self._called:
             metrics = await self._metrics()

@@ -1,0 +1,75 @@
+"""Measurement of a pool's queues and workers, over the connection of its Redis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engineroom.core.errors import DependencyError, MeasurementError, SecretError
+from engineroom.kube.runtime.redis_addresses import redis_trouble
+
+if TYPE_CHECKING:
+    from engineroom.core.conditions import Trouble
+    from engineroom.kube.client.resources import ObjectRef
+    from engineroom.kube.runtime.redis_addresses import RedisAddresses
+    from engineroom.queue.observe import PoolFacts
+    from engineroom.redis.address import Address
+    from engineroom.workers.plan import Plan
+    from engineroom.workers.redis_connections import SharedConnection, SharedConnections
+
+
+@dataclass(slots=True)
+class PoolConnection:
+    """The shared connection that one pool has joined; None before and after."""
+
+    connection: SharedConnection | None = None
+    address: Address | None = None
+    #: The queues whose changes wake the pool.
+    queues: tuple[str, ...] = ()
+
+
+class RedisMeasurer:
+    """Measures pools, and joins them to the connection of the Redis that each refers to.
+
+    Joining and leaving update a pool's ``PoolConnection`` at once, because a reconcile may be
+    cancelled while it waits for an answer.
+    """
+
+    def __init__(self, addresses: RedisAddresses, connections: SharedConnections) -> None:
+        self._addresses = addresses
+        self._connections = connections
+
+    async def measure(
+        self, pool: ObjectRef, plan: Plan, joined: PoolConnection
+    ) -> tuple[PoolFacts | None, Trouble | None]:
+        """Return the facts of the pool, or (reason, message) of why it cannot be measured.
+
+        A pool leaves its connection when the Secret of the address is missing or invalid.
+        """
+        key = pool.key
+        try:
+            address = await self._addresses.resolve(pool.namespace, plan.redis)
+            connection = joined.connection
+            if connection is None or joined.address != address:
+                connection = self._join(key, address, plan.queues, joined)
+            return await connection.observer.look(key, plan.queues), None
+        except (SecretError, DependencyError) as error:
+            if isinstance(error, SecretError):
+                self.leave(key, joined)
+            if isinstance(error, (SecretError, MeasurementError)):
+                self._addresses.doubt(pool.namespace, plan.redis)
+            return None, redis_trouble(error)
+
+    def leave(self, key: str, joined: PoolConnection) -> None:
+        """Leave the connection that the pool has joined, if any."""
+        if joined.connection is not None:
+            self._connections.leave(joined.connection, key, joined.queues)
+        joined.connection = joined.address = None
+
+    def _join(
+        self, key: str, address: Address, queues: tuple[str, ...], joined: PoolConnection
+    ) -> SharedConnection:
+        self.leave(key, joined)
+        connection = self._connections.join(address, key, queues)
+        joined.connection, joined.address, joined.queues = connection, address, queues
+        return connection
