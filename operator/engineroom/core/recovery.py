@@ -15,6 +15,7 @@ retries, so retries do not multiply the load on a failing dependency. Tenacity r
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -86,6 +87,10 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
+# Globals: reading a member of an enumeration costs more, and a limiter asks for every request.
+_CLOSED, _OPEN, _HALF_OPEN = BreakerState
+
+
 class RecoveryMetrics(Protocol):
     """A sink of the metrics ``engineroom_errors_total`` and ``engineroom_breaker_state``."""
 
@@ -135,6 +140,69 @@ class Budget:
             return True
 
 
+@dataclass(slots=True)
+class Circuit:
+    """The state of a circuit breaker, without a lock and without a clock.
+
+    It opens after ``failures`` consecutive failures within ``window`` seconds. After ``pause``
+    seconds it admits one trial call, whose result closes or reopens it. A trial without a result
+    permits another one after ``trial_timeout`` seconds. While the circuit is open, ``late_results``
+    decides whether the results of calls that began earlier count: a success then closes it, and a
+    failure prolongs the pause. Times are monotonic seconds.
+    """
+
+    failures: int
+    pause: float
+    window: float = math.inf
+    trial_timeout: float = math.inf
+    late_results: bool = False
+    state: BreakerState = field(default=_CLOSED, init=False)
+    #: Times of the latest failures since the last success.
+    failed_at: deque[float] = field(init=False)
+    #: The end of the pause after the last failure.
+    retry_at: float = field(default=0.0, init=False)
+    _trial_until: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.failed_at = deque(maxlen=self.failures)
+
+    def admits(self, now: float) -> bool:
+        """Return whether a call may be made at ``now``; the caller reports its result."""
+        if self.state is _CLOSED:
+            return True
+        if self.wait(now) > 0:
+            return False
+        self.state = _HALF_OPEN
+        self._trial_until = now + self.trial_timeout
+        return True
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next trial of a circuit that is not closed."""
+        is_open = self.state is _OPEN
+        return (self.retry_at if is_open else self._trial_until) - now
+
+    def record_success(self) -> None:
+        """Close the circuit after an answer of the dependency."""
+        if self.failed_at and (self.late_results or self.state is not _OPEN):
+            self.failed_at.clear()
+            self.state = _CLOSED
+
+    def record_failure(self, now: float) -> None:
+        """Count a failure of the dependency at ``now``."""
+        if self.state is _OPEN and not self.late_results:
+            return
+        self.failed_at.append(now)
+        self.retry_at = now + self.pause
+        is_full = len(self.failed_at) == self.failures
+        if self.state is not _CLOSED or (is_full and now - self.failed_at[0] <= self.window):
+            self.state = _OPEN
+
+    def abandon(self) -> None:
+        """End a call without a result; if it was the trial, the next call becomes the trial."""
+        if self.state is _HALF_OPEN:
+            self.state = _OPEN
+
+
 class Breaker:
     """A circuit breaker: stops calls to a dependency that keeps failing. Thread-safe.
 
@@ -153,20 +221,17 @@ class Breaker:
         metrics: RecoveryMetrics | None = None,
     ) -> None:
         self.name = name
-        self._window = window
-        self._pause = pause
+        self._circuit = Circuit(failures, pause, window, trial_timeout=pause)
         self._clock = clock or SystemClock()
         self._metrics = metrics or NullMetrics()
-        self._failed_at: deque[float] = deque(maxlen=failures)
-        self._state = BreakerState.CLOSED
-        self._since = 0.0
         self._lock = threading.Lock()
-        self._metrics.breaker(name, self._state)
+        self._reported = self.state
+        self._metrics.breaker(name, self.state)
 
     @property
     def state(self) -> BreakerState:
         """The state after the last call; an open breaker becomes half open at the next call."""
-        return self._state
+        return self._circuit.state
 
     def admit(self) -> None:
         """Let a call through, or raise CircuitOpenError with the seconds until the next trial.
@@ -174,52 +239,42 @@ class Breaker:
         An admitted caller reports the result by ``succeeded``, ``failed`` or ``abandoned``.
         """
         with self._lock:
-            if self._state is BreakerState.CLOSED:
+            circuit = self._circuit
+            if circuit.state is _CLOSED:
                 return
-            wait = self._since + self._pause - self._clock.monotonic()
-            if wait > 0:
+            now = self._clock.monotonic()
+            if not circuit.admits(now):
+                wait = circuit.wait(now)
                 raise CircuitOpenError(
                     f"{self.name} kept failing; no calls for {wait:.1f} s",
                     context={"breaker": self.name},
                     retry_after=wait,
                 )
-            # A trial that never reports must not keep the circuit open for ever: after ``pause``
-            # seconds the next call becomes the trial.
-            self._since = self._clock.monotonic()
-            self._move(BreakerState.HALF_OPEN)
+            self._report()
 
     def succeeded(self) -> None:
         """Report an answer of the dependency."""
         with self._lock:
-            if self._state is BreakerState.OPEN:
-                return  # a slow call from before the opening does not count
-            self._failed_at.clear()
-            self._move(BreakerState.CLOSED)
+            self._circuit.record_success()
+            self._report()
 
     def failed(self) -> None:
         """Report a failure of the dependency."""
         with self._lock:
-            now = self._clock.monotonic()
-            self._failed_at.append(now)
-            full = len(self._failed_at) == self._failed_at.maxlen
-            if self._state is BreakerState.HALF_OPEN or (
-                self._state is BreakerState.CLOSED
-                and full
-                and now - self._failed_at[0] <= self._window
-            ):
-                self._since = now
-                self._move(BreakerState.OPEN)
+            self._circuit.record_failure(self._clock.monotonic())
+            self._report()
 
     def abandoned(self) -> None:
         """Report a call without a result of the dependency (cancelled, or a bug of the caller)."""
         with self._lock:
-            if self._state is BreakerState.HALF_OPEN:
-                self._since = self._clock.monotonic() - self._pause
-                self._move(BreakerState.OPEN)
+            self._circuit.abandon()
+            self._report()
 
-    def _move(self, state: BreakerState) -> None:
-        if state is not self._state:
-            self._state = state
+    def _report(self) -> None:
+        """Report a changed state to the metrics."""
+        state = self._circuit.state
+        if state is not self._reported:
+            self._reported = state
             self._metrics.breaker(self.name, state)
 
 

@@ -14,6 +14,7 @@ import redis
 import redis.asyncio
 
 from engineroom.core.clock import FakeClock
+from engineroom.core.recovery import Circuit
 from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.limiter import AsyncLimiter, Limiter
 from engineroom.ratelimit.limits.model import (
@@ -28,7 +29,6 @@ from engineroom.ratelimit.limits.model import (
     Policy,
     Rate,
 )
-from engineroom.ratelimit.limits.redis_calls.breaker import RedisBreaker
 from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer, free_port
 
@@ -300,7 +300,7 @@ async def test_a_silent_redis_costs_the_deadline_and_then_nothing() -> None:
         assert all(0.045 <= entry < 1 for entry in took[:3])
         assert all(entry < 0.045 for entry in took[3:])
         # Those that wait behind calls that hang have the same deadline.
-        limiter._core.breaker.consecutive_failures = -1000
+        limiter._core.breaker = Circuit(failures=10_000, pause=1.0, late_results=True)
         begun = time.monotonic()
         many = await asyncio.gather(*(limiter.hit(f"k{n}") for n in range(2000)))
         assert all(entry.reason is DecisionReason.FAILED_OPEN for entry in many)
@@ -314,7 +314,7 @@ async def test_a_silent_redis_costs_the_deadline_and_then_nothing() -> None:
 
 
 def test_the_breaker_lets_one_request_try() -> None:
-    breaker = RedisBreaker(failures=2, pause=1.0)
+    breaker = Circuit(failures=2, pause=1.0, late_results=True)
     breaker.record_failure(0.0)
     assert breaker.admits(0.1)
     breaker.record_failure(0.1)

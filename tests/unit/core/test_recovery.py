@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -15,7 +16,15 @@ from engineroom.core import errors
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.prometheus import PrometheusRecovery
-from engineroom.core.recovery import POLICIES, Breaker, BreakerState, Budget, Recovery, RetryPolicy
+from engineroom.core.recovery import (
+    POLICIES,
+    Breaker,
+    BreakerState,
+    Budget,
+    Circuit,
+    Recovery,
+    RetryPolicy,
+)
 
 
 class Bench:
@@ -214,6 +223,36 @@ def test_a_refusal_is_no_reason_to_open_and_old_failures_are_forgotten() -> None
         bench.breaker.failed()
         bench.clock.advance(6)
     assert bench.breaker.state is BreakerState.CLOSED
+
+
+def test_late_results_that_count_close_the_circuit_or_prolong_its_pause() -> None:
+    circuit = Circuit(failures=1, pause=1.0, late_results=True)
+    circuit.record_failure(0.0)
+    circuit.record_failure(0.5)
+    assert not circuit.admits(1.4)
+    circuit.record_success()
+    assert circuit.state is BreakerState.CLOSED
+
+
+def test_late_results_that_do_not_count_leave_the_trial_to_decide() -> None:
+    circuit = Circuit(failures=1, pause=1.0)
+    circuit.record_failure(0.0)
+    circuit.record_failure(0.5)
+    circuit.record_success()
+    assert circuit.state is BreakerState.OPEN
+    assert circuit.admits(1.0)
+
+
+def test_a_trial_without_a_result_permits_another_one_after_its_timeout() -> None:
+    bounded, unbounded = (Circuit(1, 1.0, trial_timeout=limit) for limit in (2.0, math.inf))
+    for circuit in (bounded, unbounded):
+        circuit.record_failure(0.0)
+        assert circuit.admits(1.0)
+        assert not circuit.admits(2.9)
+    assert bounded.admits(3.0)
+    assert not unbounded.admits(1000.0)
+    unbounded.abandon()
+    assert unbounded.admits(1000.0)
 
 
 def test_every_category_has_a_policy() -> None:

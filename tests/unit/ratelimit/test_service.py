@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engineroom.core.recovery import Circuit
 from engineroom.ratelimit.limits.decision import Decision, DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.model import Limit, Policy, Rate
-from engineroom.ratelimit.limits.redis_calls.breaker import RedisBreaker
 from engineroom.ratelimit.limits.request import RequestView
 from engineroom.ratelimit.limits.sources import ClientIP
 from engineroom.ratelimit.service import responses, rls
@@ -209,7 +209,7 @@ def test_what_redis_did_not_decide_is_an_error_and_the_worst_breaker_is_told() -
         counts.record_decision(
             Decision(True, reason, "shop/api", "a", 1, 0, 0.0, 0.0, source), 0.01
         )
-    breaker = RedisBreaker(failures=1, pause=5.0)
+    breaker = Circuit(failures=1, pause=5.0)
 
     def told() -> list[str]:
         lines = Exposition(counts).text().decode().splitlines()

@@ -235,11 +235,7 @@ class AsyncLimiter:
         """Begin to refill a lease once half of it is used."""
         core = self._core
         lease = core.refillable(values, now)
-        if (
-            lease is not None
-            and self._lease_calls < MAX_LEASE_CALLS
-            and core.breaker.consecutive_failures == 0
-        ):
+        if lease is not None and self._lease_calls < MAX_LEASE_CALLS and not core.breaker.failed_at:
             request, holder = lease
             holder.refilling = True
             self._lease_calls += 1

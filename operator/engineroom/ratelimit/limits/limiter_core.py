@@ -10,6 +10,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engineroom.core.recovery import Circuit
 from engineroom.ratelimit.limits import algorithms, leases
 from engineroom.ratelimit.limits.algorithms import (
     LimitCheck,
@@ -36,7 +37,6 @@ from engineroom.ratelimit.limits.model import (
     Mode,
 )
 from engineroom.ratelimit.limits.redis_calls import lua_scripts
-from engineroom.ratelimit.limits.redis_calls.breaker import RedisBreaker
 from engineroom.ratelimit.limits.redis_calls.script_calls import FAILURES, ScriptCall
 from engineroom.ratelimit.limits.sources import NOT_APPLIED, Applicability
 
@@ -131,7 +131,9 @@ class LimiterCore:
         self._local_states: dict[str, str] = {}
         failure = policy.failure
         self.timeout = float(failure.timeout)
-        self.breaker = RedisBreaker(failure.breaker_failures, float(failure.breaker_pause))
+        self.breaker = Circuit(
+            failure.breaker_failures, float(failure.breaker_pause), late_results=True
+        )
 
     def share_rate(self, enforcers: int) -> None:
         """Set how many processes split the rate while Redis is unavailable."""

@@ -1,1 +1,1 @@
-"""Calls to Redis: the Lua scripts, the clients and their circuit breaker."""
+"""Calls to Redis: the Lua scripts and the clients."""
