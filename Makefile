@@ -117,11 +117,12 @@ bench: $(READY) $(READY_RQ2) system ## Run one benchmark: make bench NAME=reacti
 	@$(BIN)/python -m tests.performance $(NAME) $(ARGS)
 
 .PHONY: lint
-lint: $(READY) type ## Style, layers and spelling
+lint: $(READY) type ## Style, layers, spelling, and the limits of language and shape
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python -m tests.house
 
 .PHONY: type
 type: $(READY) ## Types, strictly
