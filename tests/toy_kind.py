@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engineroom.api.kinds import Access, DottedName, GuardedPaths, Kind, Permissions
 from engineroom.api.schema.common import KindSchema, Rule
-from engineroom.api.v1alpha1.types import Duration, Model, SecretKeyRef
+from engineroom.api.v1alpha1.types import Condition, Duration, Model, SecretKeyRef
 from engineroom.api.validation import Rules
 from engineroom.core.errors import Problem
 
@@ -46,6 +46,11 @@ class ToyStatus(Model):
 
     observed_generation: int = Field(default=0, description="Generation that this status answers.")
     rings: int = Field(default=0, description="Rings so far.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Ready, Reconciling and Stalled.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
 
 
 class Toy(Model):
@@ -77,11 +82,6 @@ SCHEMA = KindSchema(
 )
 
 
-def controller(settings: object) -> object:
-    """Return a controller that does nothing."""
-    return settings
-
-
 TOY = Kind(
     kind="Toy",
     plural="toys",
@@ -92,7 +92,7 @@ TOY = Kind(
     model=DottedName(f"{__name__}:Toy"),
     schema=DottedName(f"{__name__}:SCHEMA"),
     rules=DottedName(f"{__name__}:RULES"),
-    controller=DottedName(f"{__name__}:controller"),
+    controller=DottedName("tests.toy_controller:controller"),
     permissions=Permissions.to_read("namespace:pools:read"),
     guarded=GuardedPaths(pod_templates=("spec.template",), secrets=("spec.bells[]",)),
     children=(Access(group="batch", resources=("jobs",), verbs=("create", "delete")),),

@@ -10,15 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.performance.outcome import RECORD_VARIABLE
+from tests.performance.outcome import RECORD_VARIABLE, settle
 from tests.support import ROOT
 
 _HERE = Path(__file__).parent
 #: The recorded closing lines, which docs/benchmarks.md is made from.
 RECORDED = ROOT / "docs" / "benchmarks.jsonl"
-_USAGE = """usage: python -m tests.performance NAME [--record] [--runs N] [OPTIONS]
+_USAGE = """usage: python -m tests.performance NAME [--record] [--runs N [--settle]] [OPTIONS]
   --record  write the closing line into docs/benchmarks.jsonl (then: make generate)
-  --runs N  run it N times; print the median of each ratio to a floor, and 1.1 times that"""
+  --runs N  run it N times; print the median of each ratio to a floor
+  --settle  write 1.1 times each median into tests/performance/ratios.json; a ratio that is there
+            can fall and never rises"""
 
 
 def names() -> list[str]:
@@ -33,10 +35,14 @@ def main() -> int:
         print(f"{_USAGE}\nNAME: {', '.join(benchmarks)}")
         return 2
     name = sys.argv.pop(1)
+    settles = "--settle" in sys.argv
+    if settles:
+        sys.argv.remove("--settle")
     if "--runs" in sys.argv:
         position = sys.argv.index("--runs")
         runs = int(sys.argv[position + 1])
-        return _repeat(name, runs, sys.argv[1:position] + sys.argv[position + 2 :])
+        arguments = sys.argv[1:position] + sys.argv[position + 2 :]
+        return _repeat(name, runs, arguments, settles=settles)
     if "--record" in sys.argv:
         sys.argv.remove("--record")
         os.environ[RECORD_VARIABLE] = str(RECORDED)
@@ -45,21 +51,23 @@ def main() -> int:
     return int(result or 0)
 
 
-def _repeat(name: str, runs: int, arguments: list[str]) -> int:
+def _repeat(name: str, runs: int, arguments: list[str], *, settles: bool) -> int:
     """Run the benchmark ``runs`` times in processes of their own; print medians of its ratios."""
-    ratios: dict[str, list[float]] = {}
+    documents = []
     command = [sys.executable, "-m", "tests.performance", name, *arguments]
     for run in range(runs):
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         line = done.stdout.splitlines()[-1] if done.stdout else ""
         print(f"run {run + 1} of {runs}: {line}", flush=True)
-        document = json.loads(line)
-        for figure in document["floors"]:
-            ratio = document["figures"][f"{figure}_to_floor"]
-            ratios.setdefault(figure, []).append(ratio)
-    for figure, values in ratios.items():
-        median = statistics.median(values)
-        print(f"{figure}: median {median:.3f} floors of {values}; goal {1.1 * median:.3f}")
+        documents.append(json.loads(line))
+    medians = {}
+    for figure in documents[0]["floors"]:
+        ratios = [document["figures"][f"{figure}_to_floor"] for document in documents]
+        medians[figure] = statistics.median(ratios)
+        print(f"{figure}: median {medians[figure]:.3f} floors of {ratios}")
+    if settles:
+        for figure, ratio in settle(name, medians).items():
+            print(f"{figure}: at most {ratio} floors from now on")
     return 0
 
 

@@ -41,15 +41,9 @@ if TYPE_CHECKING:
 FUNCTION = "tests.integration.tasks.work.boom"
 TRACEBACK = b"Traceback (most recent call last):\n" + b"  File 'x.py', line 1, in f\n" * 20
 PAGES = ("page", "filtered_page", "listed_page")
-#: 1.1 times the median ratio of five runs.
-PAGE_FLOORS: dict[str, float] = {}
-STEP_FLOORS: float | None = None
 GOALS = (
-    *(
-        Goal(f"{kind}_p95_ms", 200, floor=f"floor_{kind}_p95_ms", ratio=PAGE_FLOORS.get(kind))
-        for kind in PAGES
-    ),
-    Goal("step_p999_ms", 5, floor="floor_step_p999_ms", ratio=STEP_FLOORS),
+    *(Goal(f"{kind}_p95_ms", 200, floor=f"floor_{kind}_p95_ms") for kind in PAGES),
+    Goal("step_p999_ms", 5, floor="floor_step_p999_ms"),
     *(
         Goal(f"{kind}_{wrong}", 0)
         for kind in ("filtered", "unfiltered")

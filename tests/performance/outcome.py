@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,10 @@ Figure = float | int | str | bool | None
 
 #: Set by ``--record``: the file of JSON lines that the closing line goes into.
 RECORD_VARIABLE = "ENGINEROOM_BENCH_RECORD"
+#: The ratios that decide: benchmark, figure, largest allowed cost in floors.
+RATIOS = Path(__file__).parent / "ratios.json"
+#: The allowed cost, as a multiple of the median ratio of five runs.
+ALLOWANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,15 @@ class Goal:
     """A bound for one figure: at most, or at least, ``bound``.
 
     A figure that depends on the machine's speed names its ``floor``: the machine's own cost of the
-    same work, measured in the same run, alternating. Then ``ratio`` decides: how many floors the
-    figure may cost. ``bound`` stays as the design's figure and is printed beside.
+    same work, measured in the same run, alternating. Then the ``ratio`` in ratios.json decides: how
+    many floors the figure may cost. ``bound`` stays as the design's figure and is printed beside.
     """
 
     figure: str
     bound: float
     at_least: bool = False
     floor: str = ""
-    #: The largest allowed cost in floors; None before a run that met the bound was recorded.
+    #: The largest allowed cost in floors; None before runs that met the bound were settled.
     ratio: float | None = None
 
     @property
@@ -77,6 +81,11 @@ def outcome(
     ValueError for a figure without goal, floor or reason.
     """
     reasons = reasons or {}
+    settled = ratios_of(name)
+    goals = [
+        replace(goal, ratio=settled[goal.figure]) if goal.figure in settled else goal
+        for goal in goals
+    ]
     ratios = {goal.ratio_figure: round(goal.to_floor(figures), 3) for goal in goals if goal.floor}
     complete: dict[str, Figure] = {**figures, **ratios}
     explained = {goal.figure for goal in goals} | {goal.floor for goal in goals} | ratios.keys()
@@ -115,6 +124,25 @@ def record(path: Path, name: str, line: str) -> None:
     older = [text for text in lines if json.loads(text)["name"] != name]
     ordered = sorted([*older, line], key=lambda text: str(json.loads(text)["name"]))
     path.write_text("\n".join(ordered) + "\n")
+
+
+def ratios_of(name: str, path: Path = RATIOS) -> dict[str, float]:
+    """Return the settled ratios of a benchmark, by figure."""
+    settled: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    return settled.get(name, {})
+
+
+def settle(name: str, medians: Mapping[str, float], path: Path = RATIOS) -> dict[str, float]:
+    """Write ALLOWANCE times each median ratio into the file; returns the benchmark's ratios.
+
+    A ratio that is settled already can fall and never rises.
+    """
+    document: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    ratios = document.setdefault(name, {})
+    for figure, median in medians.items():
+        ratios[figure] = min(round(ALLOWANCE * median, 3), ratios.get(figure, math.inf))
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    return ratios
 
 
 def percentile(values: Sequence[float], share: float) -> float:

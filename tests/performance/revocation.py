@@ -19,9 +19,7 @@ from engineroom.core.clock import SystemClock
 from tests.performance.outcome import Goal, outcome, percentile
 from tests.support import redis_server
 
-#: 1.1 times the median ratio of five runs.
-FLOORS: float | None = None
-GOALS = (Goal("seconds_p99", 1.0, floor="floor_seconds_p99", ratio=FLOORS),)
+GOALS = (Goal("seconds_p99", 1.0, floor="floor_seconds_p99"),)
 REASONS = {
     "replicas": "the size of the run",
     "seconds_p50": "the promise is p99",

@@ -54,30 +54,14 @@ NAMESPACES = 100
 ACTIVE_QUEUES = 100
 #: Pools are created in parts; after each part so many ConfigMaps are created and patched.
 PARTS, FLOOR_OBJECTS = 10, 200
-#: 1.1 times the median ratio of five runs.
-CREATION_FLOORS: float | None = None
-RESTART_FLOORS: float | None = None
-CORES_FLOORS: float | None = None
-REACTION_FLOORS: float | None = None
 GOALS = (
-    Goal(
-        "created_per_second",
-        150,
-        at_least=True,
-        floor="floor_created_per_second",
-        ratio=CREATION_FLOORS,
-    ),
-    Goal(
-        "restart_seconds_until_reacting",
-        15,
-        floor="floor_restart_seconds",
-        ratio=RESTART_FLOORS,
-    ),
+    Goal("created_per_second", 150, at_least=True, floor="floor_created_per_second"),
+    Goal("restart_seconds_until_reacting", 15, floor="floor_restart_seconds"),
     Goal("restart_writes", 0),
     Goal("idle_writes", 0),
     Goal("idle_memory_mib", 200),
-    Goal("idle_cores", 0.2, floor="floor_list_cpu_seconds", ratio=CORES_FLOORS),
-    Goal("reaction_p99_ms", 250, floor="floor_reaction_p99_ms", ratio=REACTION_FLOORS),
+    Goal("idle_cores", 0.2, floor="floor_list_cpu_seconds"),
+    Goal("reaction_p99_ms", 250, floor="floor_reaction_p99_ms"),
 )
 REASONS = {
     "pools": "the size of the run",

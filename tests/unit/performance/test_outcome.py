@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.performance import report
-from tests.performance.outcome import Goal, outcome, record
+from tests.performance.outcome import Goal, outcome, ratios_of, record, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +73,26 @@ def test_the_page_shows_figure_floor_ratio_and_verdict(
     assert "| `p99_ms` | 30.0 | 10.0 | 3.0 | <= 2 floors; by design <= 5 | **missed** |" in text
     assert "| `samples` | 9 | the size of the run |" in text
     assert "Not recorded yet: " in text
+
+
+def test_a_settled_ratio_falls_and_never_rises(tmp_path: Path) -> None:
+    path = tmp_path / "ratios.json"
+    assert ratios_of("reaction", path) == {}
+    assert settle("reaction", {"p50_ms": 2.0, "p99_ms": 3.0}, path) == {
+        "p50_ms": 2.2,
+        "p99_ms": 3.3,
+    }
+    settle("sagas", {"rate": 1.0}, path)
+    settle("reaction", {"p50_ms": 1.0, "p99_ms": 9.0}, path)
+    assert ratios_of("reaction", path) == {"p50_ms": 1.1, "p99_ms": 3.3}
+    assert ratios_of("sagas", path) == {"rate": 1.1}
+
+
+def test_the_settled_ratio_of_a_benchmark_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ratios.json"
+    settle("example", {"p99_ms": 3.0}, path)
+    monkeypatch.setattr("tests.performance.outcome.ratios_of", lambda name: ratios_of(name, path))
+    assert outcome("example", FIGURES, [goal(None)]) == 0
+    assert outcome("other", FIGURES, [goal(None)]) == 1

@@ -10,11 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from engineroom.api.v1alpha1.types import Duration, Model
-from engineroom.api.v1alpha1.workerpool import (  # noqa: TC001 - pydantic reads them
-    Condition,
-    RedisConnection,
-)
+from engineroom.api.v1alpha1.types import Condition, Duration, Model
+from engineroom.api.v1alpha1.workerpool import RedisConnection  # noqa: TC001 - pydantic reads it
 
 #: A list whose items are identified by their name.
 _BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}

@@ -1,4 +1,4 @@
-"""Scalar types that the kinds share: durations, names, secret references."""
+"""Types that the kinds share: durations, names, secret references, conditions."""
 
 from __future__ import annotations
 
@@ -66,3 +66,17 @@ class SecretKeyRef(Model):
     key: str = Field(
         pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253, description="Key inside it."
     )
+
+
+class Condition(Model):
+    """One condition, as in metav1.Condition."""
+
+    type: str = Field(description="Type of the condition.")
+    status: str = Field(description="True, False or Unknown.")
+    reason: str = Field(default="", description="One word for programs.")
+    message: str = Field(default="", description="A sentence for people.")
+    last_transition_time: str = Field(
+        description="When status last changed (RFC 3339).",
+        json_schema_extra={"format": "date-time"},
+    )
+    observed_generation: int = Field(default=0, description="Generation this speaks of.")

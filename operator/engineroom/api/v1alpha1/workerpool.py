@@ -14,7 +14,13 @@ from engineroom.api.v1alpha1.jobschedule import (  # noqa: TC001 - pydantic need
     JobSchedule,
     JobScheduleStatus,
 )
-from engineroom.api.v1alpha1.types import Duration, Model, ObjectName, SecretKeyRef
+from engineroom.api.v1alpha1.types import (
+    Condition,
+    Duration,
+    Model,
+    ObjectName,
+    SecretKeyRef,
+)
 
 
 class DequeueStrategy(StrEnum):
@@ -304,20 +310,6 @@ class QueueStatus(Model):
     scheduled: int = Field(default=0, description="Jobs scheduled for later.")
     failed: int = Field(default=0, description="Jobs in the failed registry.")
     oldest_job_age: Duration | None = Field(default=None, description="Wait of the oldest job.")
-
-
-class Condition(Model):
-    """One condition, as in metav1.Condition."""
-
-    type: str = Field(description="Type of the condition.")
-    status: str = Field(description="True, False or Unknown.")
-    reason: str = Field(default="", description="One word for programs.")
-    message: str = Field(default="", description="A sentence for people.")
-    last_transition_time: str = Field(
-        description="When status last changed (RFC 3339).",
-        json_schema_extra={"format": "date-time"},
-    )
-    observed_generation: int = Field(default=0, description="Generation this speaks of.")
 
 
 class WorkerPoolStatus(Model):
