@@ -224,9 +224,8 @@ async def _create(
 
 async def _floor_rate(client: Client, part: int) -> float:
     """Return the rate of bare ConfigMaps, each created and then patched once, 6 at a time."""
-    from engineroom.kube.client.resources import Resource
+    from engineroom.kube.client.resources import CONFIG_MAPS
 
-    config_maps = Resource("", "v1", "ConfigMap", "configmaps")
     namespace, _ = place(part)
     numbers = iter(range(FLOOR_OBJECTS))
 
@@ -234,8 +233,8 @@ async def _floor_rate(client: Client, part: int) -> float:
         for number in numbers:
             name = f"floor-{part}-{number}"
             body = {"metadata": {"name": name, "namespace": namespace}, "data": {"a": "b" * 500}}
-            await client.create(config_maps, body)
-            await client.merge_patch(config_maps, namespace, name, {"data": {"a": "c" * 500}})
+            await client.create(CONFIG_MAPS, body)
+            await client.merge_patch(CONFIG_MAPS, namespace, name, {"data": {"a": "c" * 500}})
 
     began = time.monotonic()
     await asyncio.gather(*(create_some() for _ in range(6)))
