@@ -38,15 +38,20 @@ class ExitCode(IntEnum):
 
 
 _MEANINGS = {
-    ExitCode.OK: "done; nothing is wrong",
-    ExitCode.PROBLEM: "a problem or a difference was found, what was asked was refused, or a limit "
-    "refuses the request that was tested",
-    ExitCode.USAGE: "the command does not fit: wrong arguments, or not possible for such a pool",
-    ExitCode.UNREACHABLE: "the cluster, the API process or Redis cannot be reached, or the "
-    "kubeconfig does not lead to one",
-    ExitCode.NOT_FOUND: "the pool, the pod, the job, the schedule, the policy or the kind itself "
-    "is not there, or a filter matches nothing",
-    ExitCode.FORBIDDEN: "not logged in, or your account may not do this",
+    ExitCode.OK: "success; no problem was found",
+    ExitCode.PROBLEM: (
+        "a problem or a difference was found, the request was refused, or a tested limit "
+        "refuses the request"
+    ),
+    ExitCode.USAGE: "invalid use: wrong arguments, or not possible for this pool",
+    ExitCode.UNREACHABLE: (
+        "the cluster, the API process or Redis cannot be reached, or the kubeconfig names no "
+        "cluster"
+    ),
+    ExitCode.NOT_FOUND: (
+        "the pool, pod, job, schedule, policy or kind does not exist, or a filter matches nothing"
+    ),
+    ExitCode.FORBIDDEN: "not logged in, or your account has no permission",
 }
 
 

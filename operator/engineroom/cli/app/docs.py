@@ -22,8 +22,8 @@ _INTRODUCTION = """\
 
 <!-- Written by `python -m engineroom.cli.app.docs`; change the commands, not this page. -->
 
-`engineroom` looks at pools, explains them and changes them. As `kubectl-engineroom` on the `PATH`
-it is a kubectl plugin: `kubectl engineroom status`.
+`engineroom` shows, explains and changes pools and policies. If `kubectl-engineroom` is on the
+`PATH`, it is also a kubectl plugin: `kubectl engineroom status`.
 
 ```console
 $ pip install 'engineroom[cli]'
@@ -31,31 +31,30 @@ $ engineroom status
 $ engineroom explain mail
 ```
 
-It has two ways. By your kubeconfig it talks to the API server, with your rights there. Logged in
-to the [API process](#through-the-api-process) it goes through that. What follows is of the first,
-unless it says otherwise.
+It works in one of two ways. By kubeconfig, it calls the API server with your rights. After `login`,
+it calls the [API process](#through-the-api-process). This page describes the first way unless it
+says otherwise.
 
-By the kubeconfig, what it shows of pools comes from their status, their pods, their events and,
-where there is one, the metrics server. Only the
-commands on [jobs, queues, schedules, workers and rate limits](#which-redis) go to Redis. To pools
-it writes only what you ask for, as a JSON merge patch with the field manager `engineroom-cli`, and
-what you [apply](#apply-all-or-nothing);
-`--dry-run=server` shows the difference and writes nothing. To wait for a pool there is
-`kubectl wait --for=condition=Ready workerpool/NAME`.
+By kubeconfig, the data about pools comes from their status, their pods, their events and the
+metrics server, if there is one. Only the commands for [jobs, queues, schedules, workers and rate
+limits](#which-redis) use Redis. The program changes pools only on request: by a JSON merge patch
+with the field manager `engineroom-cli`, or by [apply](#apply-all-or-nothing). `--dry-run=server`
+shows the difference and writes nothing. To wait for a pool, use `kubectl wait --for=condition=Ready
+workerpool/NAME`.
 
-What it does not know it shows as `-` (in JSON and YAML `null`), never as zero.
+Unknown values are shown as `-` (in JSON and YAML `null`), never as zero.
 """
 
 _WHICH_REDIS = """\
 ## Which Redis
 
-`jobs`, `queues`, `schedules`, `workers` and `enqueue` work on a Redis. Without an URL they ask the
-cluster, with your rights: the Secret that a pool's `spec.redis.urlSecretRef` names, or the one that
-the operator made for a pool on the chart's Redis. As long as the pools of the namespace share one,
-nothing needs to be said. A Redis that only pods can reach is reached through the API server, by
-forwarding to a ready pod behind its Service; TLS and password go through unchanged, no local port
-is opened, and the way is closed when the command ends. `ratelimit` goes the same way to the Redis
-of a policy's `spec.redis`, or else to the chart's.
+`jobs`, `queues`, `schedules`, `workers` and `enqueue` work on one Redis. Without a URL they read it
+from the cluster, with your rights: from the Secret in a pool's `spec.redis.urlSecretRef`, or from
+the one that the operator created for a pool on the chart's Redis. If all pools of the namespace use
+the same Redis, no option is needed. If only pods can reach the Redis, the program forwards a
+connection through the API server to a ready pod behind its Service. TLS and password are not
+changed, no local port is opened, and the connection is closed when the command ends. `ratelimit`
+uses the Redis of a policy's `spec.redis`, or else the chart's, in the same way.
 """
 
 _API = """\
@@ -69,43 +68,47 @@ $ engineroom whoami
 $ engineroom logout
 ```
 
-After `login` every command goes through the [API process](api-process.md) there, with what it lets
-you do. `--context` or `--kubeconfig` leads past it for one command, `--server` or
-`ENGINEROOM_SERVER` to another one, in this order: options, variable, last login. Where no file may
-be kept, `ENGINEROOM_TOKEN` has a token or an API key, and nothing is read or written.
+After `login` every command uses that [API process](api-process.md) and the permissions of your
+account there. `--context` or `--kubeconfig` bypasses it for one command. `--server` or
+`ENGINEROOM_SERVER` selects another one. An option takes precedence over the variable, and the
+variable over the last login. Where no file may be stored, set `ENGINEROOM_TOKEN` to a token or an
+API key; then no file is read or written.
 
-| you log in by | what is kept | what `logout` does |
+| login by | stored | `logout` |
 |---|---|---|
-| the kubeconfig's token | no secret: it is asked for anew for each request | forgets which one |
+| the kubeconfig's token | no secret: the token is read again for each request | deletes the \
+reference to the kubeconfig |
 | name and password | access and refresh token, renewed when due | revokes both at the server |
-| `--token-stdin` | the token or API key | forgets it; `keys revoke` ends a key |
+| `--token-stdin` | the token or API key | deletes it; `keys revoke` revokes a key |
 
-It is kept in `$XDG_CONFIG_HOME/engineroom/credentials.json`, mode 0600; with any other mode it is
-refused. A refresh token is good once, so programs renew it one after the other, under a lock. The
-server's certificate is always verified, by the machine's authorities or those of `--ca-file`;
-without TLS a server is spoken to on this machine only. No redirect is followed.
+Credentials are stored in `$XDG_CONFIG_HOME/engineroom/credentials.json` with mode 0600; the program
+refuses a file with another mode. A refresh token is valid once, so concurrent programs renew it one
+after the other, under a lock. The server's certificate is always verified, by the CAs of the
+machine or of `--ca-file`. Without TLS, only a server on this machine is accepted. Redirects are not
+followed.
 
 | command | through the API |
 |---|---|
 | `get`, `top`, `scale`, `pause`, `resume`, `drain`, `explain`, `status`, `apply`, `diff` | in one \
-namespace; of pools, not of `policies`, which `apply` and `diff` do take |
+namespace |
 | `jobs`, `enqueue`, `schedules`, `queues list`, `pause`, `resume`, `limit`, `unlimit`, `workers \
-list` | of the queues that the namespace's pools read in the installation's Redis |
-| `operations` | changes of many jobs, see below; nowhere else |
-| `keys`, `sessions`, `signing-keys`, `audit`, `whoami`, `ui` | nowhere else |
-| `transactions` | of the namespace; by the kubeconfig those of this machine |
-| `lint` | needs neither |
+list` | for the queues that the namespace's pools read in the installation's Redis |
+| `operations` | only through the API: bulk changes of jobs, see below |
+| `keys`, `sessions`, `signing-keys`, `audit`, `whoami`, `ui` | only through the API |
+| `transactions` | those of the namespace; by kubeconfig those of this machine |
+| `lint` | needs neither the API nor a cluster |
 | all others, `jobs list` by time, category or id, a job with `--limit`, `--depends-on` or \
 `--until end` or without a time-out, and `--dry-run=server` of a single change | no: they end \
 with 2 and say so |
 
-What the API does not see is shown as unknown: `explain` has neither pods nor events, `status` looks
-at the API, the queues, the pools and other kinds, not at what is installed, and a pod is known by
-its workers: `top` has neither nodes nor restarts, nor what a pod uses beside its workers.
+Data that the API does not have is shown as unknown. `explain` shows neither pods nor events.
+`status` checks the API, the queues, the pools and other kinds, but not the installation. Pods are
+known only by their workers: `top` shows neither nodes nor restarts, nor the use of a pod apart from
+its workers.
 
-`jobs retry` and `jobs cancel` with a filter first say how many jobs that is, and ask. The change is
-then an operation of the server, with progress. After a confirmation the server changes no more
-jobs than the question named: if more match by then, it refuses. Ctrl-C ends the watching, not the
+`jobs retry` and `jobs cancel` with a filter first show the number of jobs and ask for confirmation.
+The server then runs the change as an operation and reports progress. It changes at most the
+confirmed number of jobs: if more match by then, it refuses. Ctrl-C stops watching, not the
 operation:
 
 ```console
@@ -117,8 +120,8 @@ $ engineroom operations show 4be0643f1d98573b97caa7c1b0e8f6a2 --wait
 $ engineroom operations stop 4be0643f1d98573b97caa7c1b0e8f6a2     # what is done stays done
 ```
 
-`engineroom ui` needs no login. With a kubeconfig alone it forwards a port of this machine to the
-API process in the cluster and opens a browser that is signed in.
+`engineroom ui` needs no login. With only a kubeconfig, it forwards a local port to the API process
+in the cluster and opens a browser that is signed in.
 
 ## Apply: all or nothing
 
@@ -127,47 +130,47 @@ $ engineroom diff -f manifests/
 $ engineroom apply -f manifests/
 ```
 
-Up to 50 objects of one namespace are checked, rehearsed by the API server, and written one after
-the other, by server-side apply under the manager `engineroom-api` both ways, so that you may
-change the way. `diff` ends with 1 when something differs. When an object cannot be written, those
-before it are put back: what was created is deleted; of what was changed, fields and their owners
-are as before, but for what others changed meanwhile.
+Up to 50 objects of one namespace are validated, tried as a dry run by the API server, and written
+one after the other. Both ways use server-side apply with the field manager `engineroom-api`, so you
+can switch between them. `diff` exits with 1 if something differs. If an object cannot be written,
+the earlier writes are undone: created objects are deleted, and changed objects get back their
+fields and field owners, except for changes that others have made in the meantime.
 
-| what happens in the middle | through the API | by the kubeconfig |
+| interruption | through the API | by kubeconfig |
 |---|---|---|
-| an object is refused | put back | put back |
-| Ctrl-C, SIGTERM | it is completed: ask `transactions` | put back, then the command ends with 130 |
-| the command is killed, its machine stops | it is completed | **what was written stays** until \
-`apply --recover` |
-| the API process dies | another replica puts back within half a minute | |
+| an object is refused | undone | undone |
+| Ctrl-C, SIGTERM | the server completes it; see `transactions` | undone, then exit status 130 |
+| the command is killed, or its machine stops | the server completes it | **the writes \
+stay** until `apply --recover` |
+| the API process dies | another replica undoes the writes within half a minute | |
 
-By the kubeconfig the log is on this machine, in `$XDG_STATE_HOME/engineroom`, with the objects as
-they were while a transaction runs (mode 0600); every line is on the disk before the step it is
-about. `apply --recover` finds there what no living process works on and puts it back; until then
-`apply` refuses to begin another one in that cluster. It has to be the same machine and the same
-user, and a home on a local disk, whose locks are the kernel's. In a CI job, whose machine is
-deleted afterwards, go through the API.
+By kubeconfig, the log is on this machine, in `$XDG_STATE_HOME/engineroom`. While a transaction
+runs, it contains the previous objects (mode 0600). Every line is on disk before its step begins.
+`apply --recover` finds the transactions that no living process works on and undoes them; until then
+`apply` does not start another one in that cluster. Recovery needs the same machine, the same user,
+and a home directory on a local disk, because the locks are those of the kernel. In a CI job, whose
+machine is deleted afterwards, use the API.
 
-## Is the audit log what was written?
+## Verifying the audit log
 
-`audit verify` has the server read the whole log; `--anchor`, a last line noted earlier, finds one
-that was set back as a whole. With `--file` it checks an export without any server, which needs the
-installation's secret:
+`audit verify` lets the server check the whole log. `--anchor`, a last line that you stored earlier,
+also reveals a log that was restored from an older copy. With `--file` it checks an export without a
+server, which needs the installation's secret:
 
 ```console
 $ engineroom audit list --all -o json > audit.json
 $ engineroom audit verify --file audit.json --secret-file secret --anchor 4711:9f...
 ```
 
-It ends with 0 for intact, with 1 for a record that was edited, removed, added or reordered, with
-another code when it could not be checked. An export that begins later than the log shows nothing of
-what was before it, unless an anchor does.
+The exit status is 0 if the log is intact, 1 if a record was edited, removed, added or reordered,
+and another code if it could not be checked. An export that begins later than the log proves nothing
+about earlier records, unless an anchor does.
 """
 
 _REST = """\
 ## Errors
 
-An error says what happened, why, and the fix; `--debug` adds the stack trace:
+An error message contains the problem, its cause and the fix; `--debug` adds the stack trace:
 
 ```console
 $ engineroom get
@@ -176,10 +179,9 @@ error: Engineroom is not installed in this cluster
   fix: helm install engineroom charts/engineroom -n engineroom-system --create-namespace
 ```
 
-Answers go to standard output; progress, notes and errors to standard error.
-Where standard output is no terminal, lines are never broken and there are no colours.
-`--no-color` and `NO_COLOR` switch colours off everywhere. Questions are asked only on a terminal,
-and `--yes` answers them.
+Results are written to standard output; progress, notes and errors to standard error. If standard
+output is not a terminal, lines are never wrapped and have no colours. `--no-color` and `NO_COLOR`
+disable colours everywhere. Questions are asked only on a terminal, and `--yes` answers them.
 
 ## Rights
 
@@ -217,7 +219,7 @@ def render() -> str:
     parts[-1] += "".join(f"\n| {code.value} | {code.meaning} |" for code in ExitCode) + "\n"
     parts.append("## Options of all commands\n")
     parts.append(
-        "They may stand before the command's name or, but for `lint` and `completion`, after it.\n"
+        "Write them before the command's name or after it (`lint`, `completion`: only before).\n"
     )
     parts.append(_options([parameter for parameter in group.params if parameter.name in shared]))
     parts.append(_WHICH_REDIS)

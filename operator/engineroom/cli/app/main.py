@@ -47,35 +47,46 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "status",
         f"{_COMMANDS}.status",
         LOOK,
-        "Show whether Engineroom is well: operator, webhooks, Redis, CRD, and pools with problems.",
+        (
+            "Show the state of the installation: operator, webhooks, Redis, CRD, and pools with "
+            "problems."
+        ),
     ),
     Entry(
         "get",
         f"{_COMMANDS}.get",
         LOOK,
-        "Show pools: their state, size, load and age; or objects of another kind.",
+        "List pools with their state, size, load and age, or objects of another kind.",
     ),
     Entry(
         "explain",
         f"{_COMMANDS}.explain",
         LOOK,
-        "Explain the state of an object: why a pool has its size, whether a policy is enforced.",
+        ("Explain the state of an object: why a pool has its size, whether a policy is enforced."),
     ),
     Entry(
-        "top", f"{_COMMANDS}.pools.top", LOOK, "Show what pools or workers do now, once or live."
+        "top",
+        f"{_COMMANDS}.pools.top",
+        LOOK,
+        "Show the current activity of pools or workers, once or continuously.",
     ),
     Entry(
         "scale",
         f"{_COMMANDS}.pools.scale",
         CHANGE,
-        "Set the size of a pool, or the range of an autoscaled one.",
+        "Set the size of a pool, or the size range of an autoscaled one.",
     ),
-    Entry("pause", f"{_COMMANDS}.pools.pause", CHANGE, "Hold the size of an autoscaled pool."),
+    Entry(
+        "pause",
+        f"{_COMMANDS}.pools.pause",
+        CHANGE,
+        "Stop an autoscaled pool from changing its size.",
+    ),
     Entry(
         "resume",
         f"{_COMMANDS}.pools.resume",
         CHANGE,
-        "Let a paused or drained pool scale and work again.",
+        "Let a paused or drained pool scale and take jobs again.",
     ),
     Entry(
         "apply",
@@ -87,7 +98,7 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "diff",
         f"{_COMMANDS}.manifests.diff",
         CHANGE,
-        "Show what `apply` would change; writes nothing.",
+        "Show the changes that `apply` would make, without writing.",
     ),
     Entry(
         "drain",
@@ -101,9 +112,9 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "List jobs, look into one, put failed ones back, cancel those that wait.",
         (
             _redis("list", "tasks.jobs", "list_jobs", "List jobs by state, page by page."),
-            _redis("show", "tasks.jobs", "show", "Show all that is known of one job."),
-            _redis("retry", "tasks.retry", "retry", "Put failed jobs back on their queues."),
-            _redis("cancel", "tasks.cancel", "cancel", "Cancel jobs, and what waits for them."),
+            _redis("show", "tasks.jobs", "show", "Show all details of one job."),
+            _redis("retry", "tasks.retry", "retry", "Requeue failed jobs."),
+            _redis("cancel", "tasks.cancel", "cancel", "Cancel jobs and their dependents."),
         ),
     ),
     Family(
@@ -112,21 +123,24 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "List queues, pause and limit one, move or delete what waits.",
         (
             _redis(
-                "list", "tasks.queues", "list_queues", "Show how many jobs are where in each queue."
+                "list",
+                "tasks.queues",
+                "list_queues",
+                "Show the number of jobs in each queue, by state.",
             ),
-            _redis("pause", "tasks.queues", "pause", "Have workers take no job from a queue."),
+            _redis("pause", "tasks.queues", "pause", "Stop workers from taking jobs from a queue."),
             _redis("resume", "tasks.queues", "resume", "Let workers take jobs from a queue again."),
             _redis(
                 "limit",
                 "tasks.queues",
                 "limit",
-                "Limit how many jobs run at once, and how many begin.",
+                "Limit how many jobs run at the same time, and how many start per period.",
             ),
-            _redis("unlimit", "tasks.queues", "unlimit", "Take the limit of a queue away."),
+            _redis("unlimit", "tasks.queues", "unlimit", "Remove the limit of a queue."),
             _redis(
                 "move", "tasks.queues", "move", "Move waiting jobs to the end of another queue."
             ),
-            _redis("empty", "tasks.queues", "empty", "Delete the jobs that wait in a queue."),
+            _redis("empty", "tasks.queues", "empty", "Delete the waiting jobs of a queue."),
         ),
     ),
     Family(
@@ -135,7 +149,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "List schedules, make, pause, run and delete them.",
         (
             _redis(
-                "list", "tasks.schedules", "list_schedules", "List schedules by their next tick."
+                "list",
+                "tasks.schedules",
+                "list_schedules",
+                "List schedules, sorted by their next tick.",
             ),
             _redis("show", "tasks.schedules", "show", "Show one schedule and its next ticks."),
             _redis(
@@ -144,18 +161,19 @@ ENTRIES: tuple[Entry | Family, ...] = (
                 "add",
                 "Create a schedule, or change the existing one of that name.",
             ),
-            _redis(
-                "pause", "tasks.schedules", "pause", "Have a schedule not tick until it is resumed."
-            ),
+            _redis("pause", "tasks.schedules", "pause", "Stop a schedule until it is resumed."),
             _redis("resume", "tasks.schedules", "resume", "Let a schedule tick again."),
             _redis(
                 "run",
                 "tasks.schedules",
                 "run",
-                "Enqueue a schedule's job now, beside its ticks, paused or not.",
+                "Enqueue a schedule's job now, in addition to its ticks, also if it is paused.",
             ),
             _redis(
-                "delete", "tasks.schedules", "delete", "Forget a schedule; jobs that it made stay."
+                "delete",
+                "tasks.schedules",
+                "delete",
+                "Delete a schedule; jobs that it has enqueued stay.",
             ),
         ),
     ),
@@ -165,9 +183,12 @@ ENTRIES: tuple[Entry | Family, ...] = (
         TASKS,
         "List workers, and clear away those that are no more.",
         (
-            _redis("list", "tasks.workers", "list_workers", "List workers and what they do."),
+            _redis("list", "tasks.workers", "list_workers", "List workers and their state."),
             _redis(
-                "clear", "tasks.workers", "clear", "Take workers that are no more off RQ's lists."
+                "clear",
+                "tasks.workers",
+                "clear",
+                "Remove workers that no longer exist from RQ's lists.",
             ),
         ),
     ),
@@ -180,23 +201,23 @@ ENTRIES: tuple[Entry | Family, ...] = (
                 "test",
                 "ratelimit",
                 "try_request",
-                "Say which limits a request meets, what is left of each, and what the answer "
-                "would be.",
+                (
+                    "Show the limits that apply to a request, their remaining tokens, and the "
+                    "response."
+                ),
                 LIMITS,
             ),
             Entry(
                 "top",
                 f"{_COMMANDS}.ratelimit",
                 LIMITS,
-                "Show the keys that were asked for most, by policy and limit, while it is "
-                "recorded.",
+                "Record for some seconds, and show the most requested keys by policy and limit.",
             ),
             _redis(
                 "explain",
                 "ratelimit",
                 "explain",
-                "Say whether a policy is accepted, programmed and enforced, why, and what bound "
-                "holds.",
+                "Show whether a policy is accepted, programmed and enforced, why, and its bound.",
                 LIMITS,
             ),
         ),
@@ -206,29 +227,29 @@ ENTRIES: tuple[Entry | Family, ...] = (
         "logout",
         f"{_COMMANDS}.access.logout",
         API,
-        "Revoke the login at the server, and forget it.",
+        "Revoke the login at the server, and delete it locally.",
     ),
     Entry(
         "ui",
         f"{_COMMANDS}.access.ui",
         API,
-        "Sign in to the API in a browser, by a link that is good once.",
+        "Sign in to the API in a browser, by a one-time link.",
     ),
-    Entry("whoami", f"{_COMMANDS}.access.whoami", API, "Show who you are and what you may do."),
+    Entry("whoami", f"{_COMMANDS}.access.whoami", API, "Show your identity and your permissions."),
     Family(
         "keys",
         API,
         "List API keys, make, replace and revoke them.",
         (
             _api("list", "access.keys", "list_keys", "List API keys: your own, or those of --of."),
-            _api("create", "access.keys", "create", "Make an API key; it is shown this once."),
+            _api("create", "access.keys", "create", "Create an API key; it is shown only once."),
             _api(
                 "rotate",
                 "access.keys",
                 "rotate",
-                "Replace an API key; the old one goes on for a while.",
+                "Replace an API key; the old one stays valid for a while.",
             ),
-            _api("revoke", "access.keys", "revoke", "End an API key at once."),
+            _api("revoke", "access.keys", "revoke", "Revoke an API key at once."),
         ),
     ),
     Family(
@@ -253,20 +274,19 @@ ENTRIES: tuple[Entry | Family, ...] = (
     Family(
         "signing-keys",
         API,
-        "List the keys that sign the API's tokens, and renew them.",
+        "List and rotate the keys that sign the API's tokens.",
         (
             _api(
                 "list",
                 "access.signing_keys",
                 "list_signing_keys",
-                "List the keys that sign the API's tokens, and those that still verify some.",
+                "List the keys that sign or still verify the API's tokens.",
             ),
             _api(
                 "rotate",
                 "access.signing_keys",
                 "rotate",
-                "Sign the API's tokens with a new key, from a minute on; those that are there "
-                "stay good.",
+                "Sign the API's tokens with a new key after one minute; old tokens stay valid.",
             ),
         ),
     ),
@@ -275,9 +295,9 @@ ENTRIES: tuple[Entry | Family, ...] = (
         API,
         "Read the audit log, and check that it is as it was written.",
         (
-            _api("list", "access.audit", "list_audit", "List the audit log."),
+            _api("list", "access.audit", "list_audit", "List the audit log, oldest records first."),
             _api(
-                "verify", "access.audit", "verify", "Check that the audit log is as it was written."
+                "verify", "access.audit", "verify", "Check that the audit log has not been changed."
             ),
         ),
     ),
@@ -306,14 +326,14 @@ ENTRIES: tuple[Entry | Family, ...] = (
                 "list",
                 "tasks.operations",
                 "list_operations",
-                "List changes of many jobs, newest first.",
+                "List bulk changes of jobs, newest first.",
             ),
-            _api("show", "tasks.operations", "show", "Show how far a change of many jobs is."),
+            _api("show", "tasks.operations", "show", "Show the progress of a bulk change of jobs."),
             _api(
                 "stop",
                 "tasks.operations",
                 "stop",
-                "End a change of many jobs after its step; what is done stays done.",
+                "Stop a bulk change of jobs after its current step, without reverting it.",
             ),
         ),
     ),

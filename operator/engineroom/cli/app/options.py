@@ -47,8 +47,9 @@ Server = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="Go through the API process at this URL, with the account of `login`; also "
-        "ENGINEROOM_SERVER.",
+        help=(
+            "Use the API process at this URL, with the account of `login`; also ENGINEROOM_SERVER."
+        ),
         rich_help_panel=_PANEL,
     ),
 ]
@@ -70,8 +71,10 @@ RedisUrl = Annotated[
         metavar="URL",
         envvar="ENGINEROOM_REDIS_URL",
         show_envvar=False,
-        help="Redis to use instead of a pool's. Prefer ENGINEROOM_REDIS_URL: other users of the "
-        "machine can read command lines. Never printed.",
+        help=(
+            "Redis to use instead of a pool's. Never printed. Prefer ENGINEROOM_REDIS_URL, "
+            "because other users of the machine can read command lines."
+        ),
         rich_help_panel=_REDIS_PANEL,
     ),
 ]

@@ -66,15 +66,17 @@ PoolName = Annotated[
     typer.Argument(metavar="NAME", help="Name of the pool.", autocompletion=complete_pools),
 ]
 OutputOption = Annotated[
-    Output, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    Output, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 DryRun = Annotated[
     str,
     typer.Option(
         "--dry-run",
         metavar="none|server",
-        help="With `server` the API server checks the change and the difference is shown; nothing "
-        "is written.",
+        help=(
+            "With `server`, the API server checks the change and the difference is shown; nothing "
+            "is written."
+        ),
     ),
 ]
 

@@ -26,7 +26,9 @@ class Shell(StrEnum):
 
 
 def completion(
-    shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish|kubectl", help="For whom.")],
+    shell: Annotated[
+        Shell, typer.Argument(metavar="bash|zsh|fish|kubectl", help="Shell, or kubectl.")
+    ],
 ) -> None:
     """Print the completion script of a shell, or of kubectl for its plugin.
 

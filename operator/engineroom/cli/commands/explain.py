@@ -24,19 +24,19 @@ def explain(
         list[str],
         typer.Argument(
             metavar="[KIND] NAME",
-            help="Name of the object, for a pool the name alone.",
+            help="Name of the object; a pool needs no kind.",
             autocompletion=complete_objects,
         ),
     ],
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
     ] = Report.TABLE,
 ) -> None:
     """Explain the state of an object: why a pool has its size, whether a policy is enforced.
 
-    For a pool it shows the operator's decision and the arithmetic behind it, findings with their
-    fix, queues, conditions, pods and events. For a policy it shows what `ratelimit explain` does.
-    Through the API it knows neither pods nor events.
+    For a pool it shows the operator's decision and its computation, problems with their fix,
+    queues, conditions, pods and events. For a policy it shows the output of `ratelimit explain`.
+    Through the API, pods and events are not available.
     """
     kind, name = _target(names)
     kind.explain_view.load()(context, kind, name, output)

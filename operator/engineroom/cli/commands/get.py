@@ -19,8 +19,10 @@ def get(
         list[str] | None,
         typer.Argument(
             metavar="[KIND] [NAME]...",
-            help="A kind, such as `pools` or `policies`, and names of objects; without names all "
-            "objects of the kind, without a kind pools. Also KIND/NAME.",
+            help=(
+                "A kind, such as `pools` or `policies`, and names of objects. Without names, lists "
+                "all objects of the kind; without a kind, lists pools. KIND/NAME is also valid."
+            ),
             autocompletion=complete_objects,
         ),
     ] = None,
@@ -28,7 +30,7 @@ def get(
     selector: Selector = None,
     all_namespaces: AllNamespaces = False,
 ) -> None:
-    """Show pools: their state, size, load and age; or objects of another kind."""
+    """List pools with their state, size, load and age, or objects of another kind."""
     kind, wanted = parse_target(names or ())
     if wanted and (all_namespaces or selector):
         raise UsageError(

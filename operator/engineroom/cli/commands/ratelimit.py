@@ -34,9 +34,9 @@ from engineroom.core.errors import EngineroomError
 from engineroom.ratelimit.distribution.document import PolicySnapshot  # noqa: TC001
 from engineroom.ratelimit.limits.dry_run import SimulatedRequest, dry_run
 
-_HELD = "Policy; without any, all of the namespace."
+_HELD = "Name of the policy; the default is all policies of the namespace."
 OutputOption = Annotated[
-    Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 
 
@@ -59,7 +59,7 @@ class RequestOptions:
         str,
         typer.Option(
             "--client-ip",
-            help="Address of the connection; a proxy's report of it is a header, X-Forwarded-For.",
+            help="Address of the connection. To simulate a proxy, pass the header X-Forwarded-For.",
         ),
     ] = ""
     tenant: Annotated[
@@ -119,14 +119,14 @@ def try_request(
     ] = None,
     output: OutputOption = Report.TABLE,
 ) -> None:
-    """Say which limits a request meets, what is left of each, and what the answer would be.
+    """Show the limits that apply to a request, their remaining tokens, and the response.
 
-    Nothing is consumed, unless --consume is given. The policies are those that enforcers follow,
-    the states those in Redis, at Redis's own time. Values that may be secrets are shown as
-    digests, the same as in `ratelimit top`. Where a policy is leased, an enforcer may still admit
-    from tokens that it took ahead.
+    Nothing is consumed without --consume. The policies are those that enforcers follow; the state
+    is that of Redis, at the time of Redis. Values that may be secrets are shown as digests, the
+    same as in `ratelimit top`. If a policy uses leases, an enforcer may still admit from tokens
+    that it took in advance.
 
-    Ends with 1 when any of the policies refuses the request, with 4 when there is no such policy.
+    The exit status is 1 if any policy refuses the request, and 4 if there is no such policy.
     """
     simulated = request.request()
     wanted = [policy_name(name) for name in names or ()]
@@ -156,24 +156,29 @@ def top(
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=60.0, help="How long to record.")
+        float, typer.Option("--seconds", min=0.1, max=60.0, help="Seconds to record.")
     ] = 5.0,
-    keys: Annotated[int, typer.Option("--keys", min=1, max=100, help="Most keys to show.")] = 20,
+    keys: Annotated[
+        int, typer.Option("--keys", min=1, max=100, help="Maximum number of keys to show.")
+    ] = 20,
     limiter: Annotated[
         str | None,
         typer.Option(
             "--limiter",
             metavar="HOST:PORT",
-            help="Port of probes and metrics of a decision service, instead of all its pods.",
+            help=(
+                "Address of the probe and metrics port of one decision service, instead of all its "
+                "pods."
+            ),
         ),
     ] = None,
     output: OutputOption = Report.TABLE,
 ) -> None:
-    """Show the keys that were asked for most, by policy and limit, while it is recorded.
+    """Record for some seconds, and show the most requested keys by policy and limit.
 
-    Asks every pod of the decision service at once, through the API server, of all namespaces unless
-    one is named with -n. Counts may be too high where there are very many keys; then the least and
-    the most are shown. Values that may be secrets are shown as digests.
+    It calls all pods of the decision service at once, through the API server, for all namespaces or
+    the one in -n. With very many keys, counts may be too high; then the minimum and the maximum are
+    shown. Values that may be secrets are shown as digests.
     """
     wanted = policy_name(name) if name else None
     namespace = context.namespace if wanted else context.options.namespace
@@ -203,10 +208,11 @@ def explain(
     ],
     output: OutputOption = Report.TABLE,
 ) -> None:
-    """Say whether a policy is accepted, programmed and enforced, why, and what bound holds.
+    """Show whether a policy is accepted, programmed and enforced, why, and its bound.
 
-    Shows conflicts and what to do, who has acknowledged the policy and who has not, and for each
-    limit the most that it admits. Without a way to Redis it shows what status says.
+    It shows conflicts and their solution, the enforcers that have acknowledged the policy and those
+    that have not, and the most that each limit admits. If Redis cannot be reached, it shows the
+    content of the status.
     """
     policy = get_policy(context.cluster, context.namespace, name)
     namespace = policy["metadata"]["namespace"]

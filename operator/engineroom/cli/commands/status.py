@@ -19,15 +19,15 @@ from engineroom.cli.views.text import count
 def status(
     context: CommandContext,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
     ] = Report.TABLE,
     selector: Selector = None,
 ) -> None:
-    """Show whether Engineroom is well: operator, webhooks, Redis, CRD, and pools with problems.
+    """Show the state of the installation: operator, webhooks, Redis, CRD, and pools with problems.
 
-    Looks at the pools of all namespaces, or of the one named with -n; where the account may not
-    look at all of them, at the context's own. Through the API at those of one namespace and at its
-    queues, not at what is installed. Ends with 1 when there is a problem.
+    It checks the pools of all namespaces, or only of the one in -n. If the account may not list all
+    namespaces, it checks the one of the context. Through the API it checks the pools and queues of
+    one namespace, and not the installation. The exit status is 1 if there is a problem.
     """
     overview = (_through_api if context.through_api else _look)(context, selector)
     if output in (Report.JSON, Report.YAML):

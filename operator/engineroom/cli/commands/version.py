@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def version(
     context: CommandContext,
     client: Annotated[
-        bool, typer.Option("--client", help="Only of this program; asks no cluster.")
+        bool, typer.Option("--client", help="Only the version of this program, without a cluster.")
     ] = False,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
     ] = Report.TABLE,
 ) -> None:
     """Show the versions of this program, the operator and the API server."""

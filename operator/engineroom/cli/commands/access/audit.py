@@ -17,7 +17,7 @@ _MAX_LINE = 1 << 20
 _SECRET, _SECRET_FILE = "ENGINEROOM_API_SECRET", "ENGINEROOM_API_SECRET_FILE"  # nosec B105
 
 ReportOption = Annotated[
-    Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 
 
@@ -26,13 +26,17 @@ def list_audit(
     after: Annotated[
         int, typer.Option("--after", metavar="NUMBER", min=0, help="Only records after this one.")
     ] = 0,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most that are shown.")] = 100,
-    everything: Annotated[bool, typer.Option("--all", help="To the end of the log.")] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Maximum number of entries to show.")
+    ] = 100,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show all records to the end of the log.")
+    ] = False,
     output: ReportOption = Report.TABLE,
 ) -> None:
-    """List the audit log.
+    """List the audit log, oldest records first.
 
-    The oldest first. With -o json it is what `audit verify --file` reads.
+    With -o json the output is the input of `audit verify --file`.
     """
     records: list[dict[str, Any]] = []
     place: int | None = after
@@ -58,8 +62,10 @@ def verify(
         typer.Option(
             "--file",
             metavar="FILE",
-            help="Check this export (`audit list --all -o json`, or the log lines of the pods) "
-            "and ask no server; needs the installation's secret.",
+            help=(
+                "Check this export (`audit list --all -o json`, or the log lines of the pods) "
+                "without a server; needs the installation's secret."
+            ),
         ),
     ] = None,
     anchor: Annotated[
@@ -67,7 +73,7 @@ def verify(
         typer.Option(
             "--anchor",
             metavar="NUMBER:MAC",
-            help="A record noted earlier: a log that was set back is found as well.",
+            help="A record stored earlier; it reveals a log that was restored from an older copy.",
         ),
     ] = None,
     secret_file: Annotated[
@@ -80,12 +86,13 @@ def verify(
     ] = None,
     output: ReportOption = Report.TABLE,
 ) -> None:
-    """Check that the audit log is as it was written.
+    """Check that the audit log has not been changed.
 
-    Each record is chained to the one before by a code that only who has the installation's secret
-    can make. Ends with 0 when nothing is wrong, with 1 when a record was edited, removed, added or
-    reordered, with another code when it could not be checked. Keep the last number and code that it
-    shows: as --anchor they prove later that the log was not set back as a whole.
+    Each record is chained to the previous one by a code that requires the installation's secret.
+    The exit status is 0 if the log is intact, 1 if a record was edited, removed, added or
+    reordered, and another code if the log could not be checked. Store the last number and code that
+    the command prints: passed as --anchor later, they prove that the log was not restored from an
+    older copy.
     """
     noted = None if anchor is None else _anchor(anchor)
     if file is None:

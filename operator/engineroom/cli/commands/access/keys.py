@@ -36,15 +36,21 @@ def list_keys(context: CommandContext, of: Of = None, output: OutputOption = Out
 
 def create(
     context: CommandContext,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the key, for example its purpose.")
+    ],
     role: Annotated[
         str | None,
-        typer.Option("--role", metavar="ROLE", help="Only this role, of those that you have."),
+        typer.Option(
+            "--role", metavar="ROLE", help="Grant only this role, which must be one of yours."
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            "--in", metavar="NAMESPACE", help="With --role: only there; may be given several times."
+            "--in",
+            metavar="NAMESPACE",
+            help="With --role: only in this namespace; may be given several times.",
         ),
     ] = None,
     scopes: Annotated[
@@ -52,16 +58,18 @@ def create(
         typer.Option(
             "--scope",
             metavar="PERMISSION",
-            help="No more than this: namespace:jobs:read; may be given several times.",
+            help="Restrict to this permission: namespace:jobs:read; may be given several times.",
         ),
     ] = None,
-    days: Annotated[int, typer.Option("--days", min=1, max=366, help="Days that it lives.")] = 90,
+    days: Annotated[
+        int, typer.Option("--days", min=1, max=366, help="Days until it expires.")
+    ] = 90,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Make an API key; it is shown this once.
+    """Create an API key; it is shown only once.
 
-    It may do all that you may, unless --role, --in and --scope say less. The key alone goes to
-    standard output, so that it can be piped to where it is kept.
+    It has all your permissions, unless --role, --in and --scope reduce them. Only the key is
+    written to standard output, so you can pipe it to a secret store.
     """
     if where and role is None:
         raise UsageError("--in says where a role holds", fix="give --role as well")
@@ -77,11 +85,12 @@ def rotate(
     context: CommandContext,
     key: KeyId,
     overlap: Annotated[
-        str, typer.Option("--overlap", metavar="LENGTH", help="For so long the old one goes on.")
+        str,
+        typer.Option("--overlap", metavar="LENGTH", help="Time for which the old key stays valid."),
     ] = "1d",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Replace an API key; the old one goes on for a while."""
+    """Replace an API key; the old one stays valid for a while."""
     body = {"overlap": int(parse_length("--overlap", overlap))}
     _print_created(context, context.api.post(f"/keys/{quote(key, safe='')}/rotate", body), output)
 
@@ -93,7 +102,7 @@ def revoke(
     yes: Yes = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """End an API key at once."""
+    """Revoke an API key at once."""
     context.confirm(f"Revoke key {key}?", yes=yes)
     context.api.delete(f"{_base(of)}/keys/{quote(key, safe='')}")
     print_result(context, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)

@@ -27,23 +27,24 @@ def login(
     password_stdin: Annotated[
         bool,
         typer.Option(
-            "--password-stdin", help="Read the password from standard input, and do not ask for it."
+            "--password-stdin", help="Read the password from standard input instead of a prompt."
         ),
     ] = False,
     kube: Annotated[
         bool,
         typer.Option(
             "--kube",
-            help="Show the kubeconfig's own token to the API; what is done without another way.",
+            help="Use the token of the kubeconfig; this is the default.",
         ),
     ] = False,
 ) -> None:
     """Log in to the API process.
 
-    From then on commands go through it, until `logout`; --context and --kubeconfig lead past it. By
-    the kubeconfig's own token nothing secret is kept: it is asked for anew each time. A token or
-    key comes from standard input, never from the command line; what is kept is in a file that its
-    owner alone may read. --namespace is remembered for the commands after it.
+    All later commands use the API process until `logout`, except with --context or --kubeconfig.
+    With the token of the kubeconfig, no secret is stored: the token is read again for each request.
+    A token or API key is read from standard input, never from the command line. Credentials are
+    stored in a file that only its owner may read. The --namespace is stored as the default for
+    later commands.
     """
     from engineroom.cli.connections.remote.api import Api
     from engineroom.cli.connections.remote.credentials import Account, Store, checked_url, server_of

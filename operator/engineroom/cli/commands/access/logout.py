@@ -11,15 +11,13 @@ from engineroom.cli.errors import CliError, ExitCode, ForbiddenError
 
 def logout(
     context: CommandContext,
-    everywhere: Annotated[
-        bool, typer.Option("--all", help="Of every server that there is a login for.")
-    ] = False,
+    everywhere: Annotated[bool, typer.Option("--all", help="Log out of all servers.")] = False,
 ) -> None:
-    """Revoke the login at the server, and forget it.
+    """Revoke the login at the server, and delete it locally.
 
-    A token or an API key that was given to `login` is forgotten only: it may be in use elsewhere,
-    and `keys revoke` ends a key. Where the server cannot be reached the login is forgotten here,
-    and the command ends with 1: the refresh token lives on until it expires.
+    A token or an API key that was passed to `login` is only deleted locally, because it may be in
+    use elsewhere; `keys revoke` revokes a key. If the server cannot be reached, the login is
+    deleted locally and the exit status is 1: the refresh token stays valid until it expires.
     """
     from dataclasses import replace
 

@@ -29,11 +29,13 @@ def list_sessions(
 def end(
     context: CommandContext,
     handle: Annotated[
-        str | None, typer.Argument(metavar="HANDLE", help="Which one, as `sessions list` has it.")
+        str | None,
+        typer.Argument(metavar="HANDLE", help="Handle of the session, from `sessions list`."),
     ] = None,
     of: Of = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="With --of: all sessions and tokens; keys stay.")
+        bool,
+        typer.Option("--all", help="With --of: end all sessions and tokens; API keys stay valid."),
     ] = False,
     yes: Yes = False,
     output: OutputOption = Output.TABLE,

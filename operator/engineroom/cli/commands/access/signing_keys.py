@@ -10,15 +10,15 @@ from engineroom.cli.views.output_formats import Output
 
 
 def list_signing_keys(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
-    """List the keys that sign the API's tokens, and those that still verify some."""
+    """List the keys that sign or still verify the API's tokens."""
     _print_keys(context, context.api.get("/signing-keys"), output)
 
 
 def rotate(context: CommandContext, yes: Yes = False, output: OutputOption = Output.TABLE) -> None:
-    """Sign the API's tokens with a new key, from a minute on; those that are there stay good.
+    """Sign the API's tokens with a new key after one minute; old tokens stay valid.
 
-    It is done by itself when a key is `api.signingKeyDays` old. Where a key may be known to others
-    change the API's secret instead: an old key goes on verifying.
+    Keys are also rotated automatically when they are `api.signingKeyDays` old. If a key may have
+    leaked, change the API's secret instead, because an old key still verifies tokens.
     """
     context.confirm("Sign tokens with a new key?", yes=yes)
     _print_keys(context, context.api.post("/signing-keys/rotate"), output)

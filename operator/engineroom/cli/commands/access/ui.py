@@ -26,20 +26,20 @@ _LIFE = 60.0
 def ui(
     context: CommandContext,
     no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Print the link, and open nothing.")
+        bool, typer.Option("--no-browser", help="Print the link and do not open a browser.")
     ] = False,
 ) -> None:
-    """Sign in to the API in a browser, by a link that is good once.
+    """Sign in to the API in a browser, by a one-time link.
 
-    The first browser to open the link within a minute is signed in as you. The secret follows # in
-    the address, which no browser sends. With a login or --server it leads to that server, and the
-    command ends. With a kubeconfig alone a port of this machine is forwarded to the API process in
-    the cluster for as long as the command runs: Ctrl-C ends it. Without --namespace the process is
-    looked for everywhere.
+    The first browser that opens the link within a minute is signed in as you. The secret follows #
+    in the URL, which browsers do not send. With a login or --server, the link leads to that server,
+    and the command ends. With only a kubeconfig, the command forwards a local port to the API
+    process in the cluster until Ctrl-C. Without --namespace it searches all namespaces for the
+    process.
 
-    You are who the kubeconfig's token says, for an hour at most and no longer than the token. Where
-    it has none (a client certificate) and you may read the Secret of the first administrator, you
-    are `admin`.
+    You are signed in as the user of the kubeconfig's token, for an hour at most and not longer than
+    the token is valid. If the kubeconfig has no token (a client certificate) and you may read the
+    Secret of the first administrator, you are signed in as `admin`.
     """
     if context.through_api:
         link = context.api.post("/sign-in-links")

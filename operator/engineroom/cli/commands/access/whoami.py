@@ -18,17 +18,17 @@ def whoami(
     namespaces: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAMESPACE", help="Where; without any in the namespace of -n or of the login."
+            metavar="NAMESPACE", help="Namespaces; the default is the one of -n or of the login."
         ),
     ] = None,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
     ] = Report.TABLE,
 ) -> None:
-    """Show who you are and what you may do.
+    """Show your identity and your permissions.
 
-    Who comes with a token of the cluster may do what its own RBAC gives, everybody else what the
-    roles of the account give; permissions are scope:resource:action.
+    An identity of the cluster has the rights of the cluster's RBAC, all others those of the roles
+    of the account. Permissions are scope:resource:action.
     """
     api = context.api
     who = api.get("/whoami")

@@ -29,12 +29,10 @@ Files = Annotated[
         "times.",
     ),
 ]
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-R", help="Directories with what is below them.")
-]
+Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Read subdirectories, too.")]
 Force = Annotated[bool, typer.Option("--force", help="Take over fields that other managers own.")]
 OutputOption = Annotated[
-    Output, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+    Output, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 
 
@@ -48,28 +46,29 @@ def apply(
         typer.Option(
             "--dry-run",
             metavar="none|server",
-            help="With `server` all is checked and compared and nothing is written.",
+            help="With `server`, everything is checked and compared; nothing is written.",
         ),
     ] = "none",
     recover: Annotated[
         bool,
         typer.Option(
             "--recover",
-            help="Put back what an `apply` by the kubeconfig left that was killed on this machine.",
+            help="Undo the writes of an `apply` by kubeconfig that was killed on this machine.",
         ),
     ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Apply manifests as one transaction: all objects, or none.
 
-    Each is checked as admission would, and rehearsed by the API server; then they are written one
-    after the other by server-side apply. When one cannot be written, those before it are put back:
-    what was created is deleted, what was changed is as it was before.
+    Each object is validated as by admission, and tried as a dry run by the API server. Then the
+    objects are written one after the other by server-side apply. If a write fails, the earlier
+    writes are undone: created objects are deleted, and changed objects get back their previous
+    content.
 
-    Through the API process that also holds when something dies in the middle: another replica puts
-    back within half a minute. By the kubeconfig this program does the work. Interrupted (Ctrl-C,
-    SIGTERM) it puts back first; killed, or its machine stopped, what it wrote stays until
-    `apply --recover` on the same machine, and until then it applies nothing else there.
+    Through the API process, a crash is covered as well: another replica undoes the writes within
+    half a minute. By kubeconfig, this program does the work. If it is interrupted (Ctrl-C,
+    SIGTERM), it undoes the writes first. If it is killed or its machine stops, the writes stay
+    until `apply --recover` on the same machine; until then no other `apply` can start there.
     """
     from engineroom.cli.commands.arguments import is_dry_run
 
@@ -94,10 +93,10 @@ def diff(
     force: Force = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show what `apply` would change; writes nothing.
+    """Show the changes that `apply` would make, without writing.
 
-    Ends with 0 when nothing would, with 1 when something differs, with another code when it could
-    not be told.
+    The exit status is 0 if there are no changes, 1 if there are, and another code if they could not
+    be determined.
     """
     manifest, namespace = _wanted(context, files, recursive)
     if context.through_api:

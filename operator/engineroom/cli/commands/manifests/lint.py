@@ -52,15 +52,15 @@ def lint(
         PodSecurity,
         typer.Option(
             "--pod-security",
-            help="Level of namespaces that the files do not contain themselves.",
+            help="Pod Security level of namespaces that are not in the files.",
         ),
     ] = PodSecurity.RESTRICTED,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
     """Check manifests as admission would.
 
-    Every document of every file is read; objects of other kinds are passed over. Needs no cluster.
-    The exit status is 1 when admission would refuse anything.
+    Every document of every file is checked; objects of other API groups are skipped. It needs no
+    cluster. The exit status is 1 if admission would refuse anything.
     """
     report = lint_files(files, Level[pod_security.name])
     for line in render(report, output):

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def list_transactions(
     context: CommandContext,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1000, help="Most that are shown.")
+        int, typer.Option("--limit", min=1, max=1000, help="Maximum number of entries to show.")
     ] = 50,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List transactions, newest first.
 
-    Through the API those of the namespace; by the kubeconfig those that were made on this machine,
-    of which it keeps the log itself.
+    Through the API it lists those of the namespace. By kubeconfig it lists those that ran on this
+    machine, whose log is stored here.
     """
     if context.through_api:
         path = f"/namespaces/{context.namespace}/transactions"

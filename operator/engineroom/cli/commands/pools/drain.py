@@ -88,8 +88,10 @@ def drain(
         typer.Option(
             "--timeout",
             metavar="DURATION",
-            help="Wait at most so long, as in 90s or 2h; without it as long as the pool's "
-            "drain.maxJobDuration and a minute.",
+            help=(
+                "Longest time to wait: 90s or 2h. The default is the pool's "
+                "drain.maxJobDuration plus a minute."
+            ),
         ),
     ] = None,
     dry_run: DryRun = "none",
@@ -97,8 +99,8 @@ def drain(
 ) -> None:
     """Let a pool, or one of its pods, finish its jobs and take no more.
 
-    A pool is suspended: its workers stay, jobs wait, and `resume` undoes it. A pod is marked
-    for the operator, which drains it and lets it go; where the work needs it, a new one comes.
+    A pool is suspended: its workers stay, new jobs wait, and `resume` reverts this. A pod is marked
+    for the operator, which drains and deletes it, and replaces it if the load requires it.
     """
     rehearse = is_dry_run(dry_run)
     limit = None if timeout is None else _duration(timeout)

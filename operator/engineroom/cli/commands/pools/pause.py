@@ -40,14 +40,14 @@ def pause(
     name: PoolName,
     direction: Annotated[
         Direction,
-        typer.Option("--direction", "-d", help="Hold shrinking (in), growing (out) or both (all)."),
+        typer.Option("--direction", "-d", help="Stop shrinking (in), growing (out) or both (all)."),
     ] = Direction.ALL,
     output: OutputOption = Output.TABLE,
     dry_run: DryRun = "none",
 ) -> None:
-    """Hold the size of an autoscaled pool.
+    """Stop an autoscaled pool from changing its size.
 
-    Its workers go on working. To stop them from taking jobs, use `drain`.
+    Its workers continue. To stop them from taking jobs, use `drain`.
     """
     rehearse = is_dry_run(dry_run)
     pool = context.cluster.pool(context.namespace, pool_name(name))

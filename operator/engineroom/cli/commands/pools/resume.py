@@ -27,15 +27,15 @@ def resume(
     pod: Annotated[
         str | None,
         typer.Argument(
-            metavar="POD", help="Call only this pod back.", autocompletion=complete_pods
+            metavar="POD", help="Cancel only the drain of this pod.", autocompletion=complete_pods
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
     dry_run: DryRun = "none",
 ) -> None:
-    """Let a paused or drained pool scale and work again.
+    """Let a paused or drained pool scale and take jobs again.
 
-    Or call one pod back that was asked to leave, as long as it has not begun to go.
+    With POD it cancels the drain of that pod, if the pod has not begun to terminate.
     """
     rehearse = is_dry_run(dry_run)
     pool = context.cluster.pool(context.namespace, pool_name(name))

@@ -27,7 +27,9 @@ def scale(
     name: PoolName,
     replicas: Annotated[
         int | None,
-        typer.Argument(metavar="N", min=0, max=_MOST, help="Pods, for a pool sized by hand."),
+        typer.Argument(
+            metavar="N", min=0, max=_MOST, help="Number of pods, for a pool without autoscaling."
+        ),
     ] = None,
     minimum: Annotated[
         int | None,
@@ -41,11 +43,11 @@ def scale(
     dry_run: DryRun = "none",
     yes: Yes = False,
 ) -> None:
-    """Set the size of a pool, or the range of an autoscaled one.
+    """Set the size of a pool, or the size range of an autoscaled one.
 
-    N pods for a pool sized by hand (through the scale subresource, like kubectl scale); --min and
-    --max for one that scales by itself. Shrinking never interrupts a job: the operator drains
-    workers first.
+    Use N for a pool without autoscaling (it changes the scale subresource, like kubectl scale), and
+    --min and --max for an autoscaled one. Shrinking never interrupts a job, because the operator
+    drains workers first.
     """
     rehearse = is_dry_run(dry_run)
     if (replicas is None) == (minimum is None and maximum is None):

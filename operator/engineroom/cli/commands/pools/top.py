@@ -31,27 +31,30 @@ def top(
     context: CommandContext,
     what: Annotated[
         What,
-        typer.Argument(metavar="pools|workers", help="A line a pool, or a line a worker pod."),
+        typer.Argument(
+            metavar="pools|workers", help="Show one line per pool, or one line per worker pod."
+        ),
     ] = What.POOLS,
     pool: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Only this pool's workers.")
     ] = None,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Shape of the output.", case_sensitive=False)
+        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
     ] = Report.TABLE,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Stay, and show it anew; Ctrl-C ends it.")
+        bool, typer.Option("--watch", "-w", help="Refresh the output until Ctrl-C.")
     ] = False,
     interval: Annotated[
-        float, typer.Option("--interval", min=0.5, max=3600.0, help="Seconds between two looks.")
+        float,
+        typer.Option("--interval", min=0.5, max=3600.0, help="Seconds between two refreshes."),
     ] = 2.0,
     selector: Selector = None,
     all_namespaces: AllNamespaces = False,
 ) -> None:
-    """Show what pools or workers do now, once or live.
+    """Show the current activity of pools or workers, once or continuously.
 
-    Jobs a minute, depth of the queues, busy workers, memory. Memory and CPU need a metrics
-    server in the cluster; without one they are a dash.
+    It shows jobs per minute, queue lengths, busy workers and memory. Memory and CPU need a metrics
+    server in the cluster; without one they are shown as a dash.
     """
     if pool is not None and what is What.POOLS:
         raise UsageError("a name goes with `top workers`", fix=f"top workers {pool}")

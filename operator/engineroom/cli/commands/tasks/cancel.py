@@ -39,16 +39,16 @@ def cancel(
         bool, typer.Option("--all", help="All such jobs of the queue, without a filter.")
     ] = False,
     stop: Annotated[
-        bool, typer.Option("--stop", help="Have workers end those that run already.")
+        bool, typer.Option("--stop", help="Also stop those that are already running.")
     ] = False,
     yes: Yes = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Cancel jobs, and what waits for them.
+    """Cancel jobs and their dependents.
 
-    By id, or all of one queue and state that match a filter: first it says how many that are. What
-    depends on a cancelled job is cancelled with it. Interrupted, the same command does the rest;
-    through the API the server goes on, and `operations` shows and stops it.
+    Selects jobs by id, or all jobs of one queue and state that match a filter; then it first shows
+    their number. After an interruption, run the same command again to cancel the rest. Through the
+    API, the server continues, and `operations` shows and stops it.
     """
     from engineroom.tasks import State
 

@@ -39,13 +39,17 @@ class FilterOptions:
         typer.Option(
             "--since",
             metavar="TIME",
-            help="Only jobs since then: how long ago (2h, 1d12h) or a time (2026-01-31T12:00Z). "
-            "Compares the time of the state: enqueued, started, due or ended.",
+            help=(
+                "Only jobs since then: an age (2h, 1d12h) or a time (2026-01-31T12:00Z). It is "
+                "compared with the time of the state: enqueued, started, due or ended."
+            ),
         ),
     ] = None
     until: Annotated[
         str | None,
-        typer.Option("--until", metavar="TIME", help="Only jobs before then, as in --since."),
+        typer.Option(
+            "--until", metavar="TIME", help="Only jobs before then, in the form of --since."
+        ),
     ] = None
     prefix: Annotated[
         str | None,

@@ -37,14 +37,16 @@ def list_jobs(
     limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="Jobs on one page.")] = 50,
     after: Annotated[
         str | None,
-        typer.Option("--after", metavar="CURSOR", help="The page after this place."),
+        typer.Option(
+            "--after", metavar="CURSOR", help="Cursor of the page, from the previous one."
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List jobs by state, page by page.
 
-    Waiting and scheduled jobs stand in the order in which they are taken, what is over latest
-    first. Nothing is changed by looking. Below the page stands how to get the next one.
+    Waiting and scheduled jobs are listed in the order in which workers take them, ended jobs with
+    the latest first. Listing changes nothing. The last line is the command for the next page.
     """
     from engineroom.tasks import State
 
@@ -85,11 +87,11 @@ def show(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show all that is known of one job.
+    """Show all details of one job.
 
-    Where it stands, its time line, what it was called with, why it failed and how often, its
-    progress, what it waits for and what waits for it. Arguments are read, never run: long ones are
-    cut, and secrets in them are not shown.
+    The details are its state and history, the call, failures and tries, progress, its dependencies
+    and its dependents. Arguments are parsed and never executed. Long ones are cut, and secrets in
+    them are not shown.
     """
     with context.tasks() as connection:
         detail = connection.tasks.job(job_id)

@@ -20,11 +20,11 @@ Operation = Annotated[str, typer.Argument(metavar="ID", help="Id of the operatio
 def list_operations(
     context: CommandContext,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1000, help="Most that are shown.")
+        int, typer.Option("--limit", min=1, max=1000, help="Maximum number of entries to show.")
     ] = 50,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List changes of many jobs, newest first."""
+    """List bulk changes of jobs, newest first."""
     operations = list(context.api.items(f"/namespaces/{context.namespace}/operations", limit))
     present(
         context, output, {"items": operations}, [entry["id"] for entry in operations],
@@ -36,10 +36,12 @@ def list_operations(
 def show(
     context: CommandContext,
     operation: Operation,
-    wait: Annotated[bool, typer.Option("--wait", help="Watch it until it ends.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it ends, and show its progress.")
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show how far a change of many jobs is."""
+    """Show the progress of a bulk change of jobs."""
     if wait:
         from engineroom.cli.commands.tasks.bulk import BulkOperations
 
@@ -51,7 +53,7 @@ def show(
 def stop(
     context: CommandContext, operation: Operation, output: OutputOption = Output.TABLE
 ) -> None:
-    """End a change of many jobs after its step; what is done stays done."""
+    """Stop a bulk change of jobs after its current step, without reverting it."""
     _print(context, context.api.ask("DELETE", _path(context, operation)), output)
 
 

@@ -26,13 +26,13 @@ def list_queues(
         list[str] | None,
         typer.Argument(
             metavar="QUEUE",
-            help="Names of queues; without any all of them.",
+            help="Names of queues; the default is all queues.",
             autocompletion=complete_queues,
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show how many jobs are where in each queue."""
+    """Show the number of jobs in each queue, by state."""
     with context.tasks() as connection:
         chosen = [require_queue(connection, name) for name in names or ()]
         counts = connection.tasks.counts(chosen or queue_names(connection))
@@ -47,13 +47,13 @@ def pause(
     context: CommandContext,
     name: QueueName,
     reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Why; shown wherever the queue is.")
+        str, typer.Option("--reason", metavar="TEXT", help="Reason, shown with the queue.")
     ] = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Have workers take no job from a queue.
+    """Stop workers from taking jobs from a queue.
 
-    Jobs that run are left alone, and more can be enqueued. A stock `rq worker` does not heed it.
+    Running jobs continue, and jobs can still be enqueued. A stock `rq worker` ignores the pause.
     """
     with context.tasks() as connection:
         changed = connection.tasks.pause_queue(require_queue(connection, name), reason)
@@ -76,17 +76,24 @@ def limit(
     context: CommandContext,
     name: QueueName,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", metavar="N", help="So many run at once.")
+        int | None,
+        typer.Option(
+            "--concurrency", metavar="N", help="Number of jobs that may run at the same time."
+        ),
     ] = None,
     rate: Annotated[
         str | None,
-        typer.Option("--rate", metavar="N/TIME", help="So many begin: 10/s, 100/min, 1000/24h."),
+        typer.Option(
+            "--rate",
+            metavar="N/TIME",
+            help="Number of jobs that may start: 10/s, 100/min, 1000/24h.",
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Limit how many jobs run at once, and how many begin.
+    """Limit how many jobs run at the same time, and how many start per period.
 
-    In place of any limit that the queue has. A stock `rq worker` does not heed it.
+    This replaces the present limit of the queue. A stock `rq worker` ignores the limit.
     """
     if concurrency is None and rate is None:
         raise UsageError("nothing to limit", fix="give --concurrency, --rate or both")
@@ -104,7 +111,7 @@ def limit(
 
 
 def unlimit(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
-    """Take the limit of a queue away."""
+    """Remove the limit of a queue."""
     with context.tasks() as connection:
         changed = connection.tasks.unlimit_queue(require_queue(connection, name))
     done = {"name": name, "changed": changed}
@@ -117,22 +124,26 @@ def move(
     source: QueueName,
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="Where the jobs go.", autocompletion=complete_queues),
+        typer.Argument(
+            metavar="TARGET", help="Queue that receives the jobs.", autocompletion=complete_queues
+        ),
     ],
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="At most so many, the oldest; without it all."),
+        typer.Option(
+            "--limit", min=1, help="Maximum number of jobs, oldest first; the default is all."
+        ),
     ] = None,
     create: Annotated[
-        bool, typer.Option("--create", help="TARGET may be a queue that is not known yet.")
+        bool, typer.Option("--create", help="Create TARGET if it does not exist.")
     ] = False,
     yes: Yes = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Move waiting jobs to the end of another queue.
 
-    Oldest first, in atomic steps: interrupted, every job is in one of the two, and the same command
-    goes on.
+    The oldest jobs are moved first, in atomic steps. After an interruption, every job is in one of
+    the two queues, and the same command continues.
     """
     if source == target:
         raise UsageError(f"{source} is both source and target", fix="name two queues")
@@ -157,15 +168,14 @@ def empty(
         typer.Option(
             "--confirm",
             metavar="QUEUE",
-            help="The queue's name once more, in place of being asked for it.",
+            help="Name of the queue, to confirm without a question.",
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Delete the jobs that wait in a queue.
+    """Delete the waiting jobs of a queue.
 
-    What waits is lost, so the queue's name has to be typed again. Jobs that run, are scheduled or
-    have failed stay.
+    The jobs are lost, so you must repeat the queue's name. Running, scheduled and failed jobs stay.
     """
     with context.tasks() as connection:
         [now] = connection.tasks.counts([require_queue(connection, name)])

@@ -34,19 +34,18 @@ def retry(
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option(
-            "--resume", metavar="OPERATION", help="Go on with what was begun and interrupted."
-        ),
+        typer.Option("--resume", metavar="OPERATION", help="Continue an interrupted operation."),
     ] = None,
     yes: Yes = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Put failed jobs back on their queues.
+    """Requeue failed jobs.
 
-    By id, or all that match a filter, of one queue: first it says how many that are. It goes in
-    small steps, each of which notes its place in Redis; interrupted, `--resume` goes on from there,
-    and no job is put back twice. A job that fails again meanwhile stays. Through the API the server
-    does it and goes on when this is interrupted; `--resume` watches it, and so does `operations`.
+    Selects jobs by id, or all jobs of one queue that match a filter; then it first shows their
+    number. It works in small steps, each of which stores its position in Redis. After an
+    interruption, `--resume` continues from there, and no job is requeued twice. A job that fails
+    again in the meantime stays failed. Through the API, the server does the work and continues if
+    this command is interrupted; `--resume` and `operations` show its progress.
     """
     from engineroom.tasks import State
 

@@ -43,13 +43,14 @@ def list_schedules(
         int, typer.Option("--limit", min=1, max=1000, help="Schedules on one page.")
     ] = 100,
     after: Annotated[
-        str | None, typer.Option("--after", metavar="NAME", help="Those beyond this one.")
+        str | None, typer.Option("--after", metavar="NAME", help="Only schedules after this one.")
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List schedules by their next tick.
+    """List schedules, sorted by their next tick.
 
-    Those that pools declare and those made at run time; the ones that will not tick stand last.
+    The list contains schedules that pools declare and schedules that were created at run time.
+    Schedules that will not tick are last.
     """
     with context.tasks() as connection:
         schedules = connection.tasks.schedules(after=after or "", limit=limit)
@@ -83,11 +84,13 @@ class TriggerOptions:
 
     cron: Annotated[
         str | None,
-        typer.Option("--cron", metavar="LINE", help="A cron line of five fields: '0 3 * * 1'."),
+        typer.Option(
+            "--cron", metavar="LINE", help="Cron expression with five fields: '0 3 * * 1'."
+        ),
     ] = None
     zone: Annotated[
         str | None,
-        typer.Option("--zone", metavar="NAME", help="With --cron: its time zone, by default UTC."),
+        typer.Option("--zone", metavar="NAME", help="With --cron: time zone; the default is UTC."),
     ] = None
     every: Annotated[
         str | None, typer.Option("--every", metavar="LENGTH", help="An interval: 5m, 1h.")
@@ -102,7 +105,7 @@ class TriggerOptions:
     ] = None
     at: Annotated[
         str | None,
-        typer.Option("--at", metavar="TIME", help="One time: 2026-01-31T12:00Z, or in 2h."),
+        typer.Option("--at", metavar="TIME", help="A single time: 2026-01-31T12:00Z, or in 2h."),
     ] = None
 
     def trigger(self, now: datetime) -> "Trigger":
@@ -175,9 +178,9 @@ def add(
 
 
 def pause(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
-    """Have a schedule not tick until it is resumed.
+    """Stop a schedule until it is resumed.
 
-    What it misses meanwhile is not made up for.
+    Ticks in the meantime are dropped.
     """
     with context.tasks() as connection:
         connection.tasks.pause_schedule(name)
@@ -199,7 +202,7 @@ def resume(context: CommandContext, name: Name, output: OutputOption = Output.TA
 
 
 def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
-    """Enqueue a schedule's job now, beside its ticks, paused or not."""
+    """Enqueue a schedule's job now, in addition to its ticks, also if it is paused."""
     with context.tasks() as connection:
         job_id = connection.tasks.run_schedule(name)
     done = {"name": name, "jobId": job_id}
@@ -209,7 +212,7 @@ def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE
 def delete(
     context: CommandContext, name: Name, yes: Yes = False, output: OutputOption = Output.TABLE
 ) -> None:
-    """Forget a schedule; jobs that it made stay."""
+    """Delete a schedule; jobs that it has enqueued stay."""
     with context.tasks() as connection:
         connection.tasks.schedule(name)
         context.confirm(f"Delete schedule {name}?", yes=yes)

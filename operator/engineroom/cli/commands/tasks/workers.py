@@ -11,10 +11,10 @@ from engineroom.cli.views.text import count
 
 
 def list_workers(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
-    """List workers and what they do.
+    """List workers and their state.
 
-    Those of pools and plain `rq worker`s alike, as they last described themselves; memory is known
-    of the workers of pools.
+    The list contains the workers of pools and stock `rq worker`s, with the values of their last
+    report. Only workers of pools report memory.
     """
     with context.tasks() as connection:
         workers = connection.tasks.workers()
@@ -27,9 +27,9 @@ def list_workers(context: CommandContext, output: OutputOption = Output.TABLE) -
 
 
 def clear(context: CommandContext, output: OutputOption = Output.TABLE) -> None:
-    """Take workers that are no more off RQ's lists.
+    """Remove workers that no longer exist from RQ's lists.
 
-    What such a worker held is not touched: jobs of dead workers are the operator's to settle.
+    Their jobs are not changed: the operator recovers the jobs of dead workers.
     """
     with context.tasks() as connection:
         cleared = connection.tasks.clear_ghosts()
