@@ -13,7 +13,7 @@ from tests.memory_api import Scenario
 from tests.memory_policies import MemoryPolicyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PUBLISHED = ("True", "Programmed", "the policy is accepted and published")
 
@@ -141,6 +141,55 @@ async def test_the_younger_of_two_equal_policies_is_rejected_until_the_older_is_
         scenario.api.remove(RATELIMITPOLICIES, "shop", "older")
         await scenario.settle()
         assert scenario.condition("shop", "younger", "Ready") == PUBLISHED
+
+
+async def test_a_document_that_disappeared_is_written_again(
+    scenario: Scenario, store: MemoryPolicyStore
+) -> None:
+    async with scenario:
+        scenario.api.put(RATELIMITPOLICIES, policy())
+        await scenario.settle()
+        head = store.documents["shop"][0]
+        store.documents.clear()
+        await scenario.advance(4.0, step=1.0)
+        assert [entry.name for entry in store.policies("shop").entries] == ["api"]
+        assert store.documents["shop"][0] != head
+        assert store.writes == ["shop", "shop"]
+
+
+async def test_an_orphaned_document_is_emptied(
+    scenario: Scenario, store: MemoryPolicyStore
+) -> None:
+    async with scenario:
+        scenario.api.put(RATELIMITPOLICIES, policy())
+        await scenario.settle()
+    later = Scenario(RateLimitPolicyController("redis://redis/0", store.open))
+    async with later:
+        await later.settle()
+        assert store.policies("shop").entries == ()
+
+
+async def test_a_policy_deleted_during_its_status_write_leaves_no_figures(
+    scenario: Scenario,
+) -> None:
+    figures: dict[tuple[str, ...], Callable[[], float]] = {}
+
+    def gauge(name: str, _: str, read: Callable[[], float], labels: Any = None) -> None:
+        figures[name, *(labels or {}).values()] = read
+
+    def delete(verb: str, plural: str, _: str) -> None:
+        if (verb, plural) == ("apply", f"{RATELIMITPOLICIES.plural}/status"):
+            scenario.api.remove(RATELIMITPOLICIES, "shop", "api")
+            scenario.deliver()
+
+    scenario.context.gauge = gauge
+    async with scenario:
+        scenario.api.put(RATELIMITPOLICIES, policy())
+        scenario.api.fault = delete
+        await scenario.settle()
+        assert scenario.controller.memories == {}  # type: ignore[attr-defined]
+        assert figures["engineroom_ratelimitpolicies", "Accepted", "True"]() == 0
+        assert scenario.recorder.events == []
 
 
 async def test_the_last_policy_of_a_namespace_leaves_an_empty_document(

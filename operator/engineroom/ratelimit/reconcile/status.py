@@ -48,6 +48,14 @@ def is_enforced(facts: PolicyFacts) -> bool:
     return _enforced(facts, _programmed(facts))[0] == "True"
 
 
+def new_rejection(old: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return (reason, message) if the policy is not accepted for a reason that ``old`` lacks."""
+    before, after = (_condition(version, "Accepted") for version in (old, status))
+    if after.get("status") == "False" and after.get("reason") != before.get("reason"):
+        return str(after["reason"]), str(after["message"])
+    return None
+
+
 def policy_status(old: Mapping[str, Any], facts: PolicyFacts, now: datetime) -> Status:
     """Return the status to publish; equal to ``old`` if nothing changed."""
     verdicts = _verdicts(old, facts)
@@ -285,3 +293,10 @@ def _target_text(target: Target | None) -> str:
         return "the selector"
     section = f", section {target.section}" if target.section else ""
     return f"{target.kind} {target.name}{section}"
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == kind:
+            return dict(condition)
+    return {}
