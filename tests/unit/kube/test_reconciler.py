@@ -21,6 +21,7 @@ from tests.memory_api import Scenario, refuse
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from engineroom.kube.client.errors import ApiError
     from engineroom.kube.runtime.controller import Record
 
 TOYS = Resource("engineroom.dev", "v1alpha1", "toys", "Toy")
@@ -64,6 +65,7 @@ class Toys(ObjectReconciler[ToyMemory, int, int, int, str]):
         self.parses = 0
         self.forgotten: list[str] = []
         self.removals: list[str] = []
+        self.published: list[dict[str, Any]] = []
 
     def remember(self, record: Record) -> ToyMemory:
         return ToyMemory(record.namespace, record.name, record.uid)
@@ -74,6 +76,11 @@ class Toys(ObjectReconciler[ToyMemory, int, int, int, str]):
 
     def forget(self, memory: ToyMemory) -> None:
         self.forgotten.append(memory.uid)
+
+    def status_changed(
+        self, memory: ToyMemory, old: Mapping[str, Any], status: dict[str, Any]
+    ) -> None:
+        self.published.append(status)
 
     async def removed(self, key: str, memory: ToyMemory | None) -> float | None:
         self.removals.append(key)
@@ -133,6 +140,26 @@ async def test_a_new_object_gets_its_child_and_its_status(scenario: Scenario) ->
         assert child is not None
         assert child["data"] == {"size": "3"}
         assert scenario.status("shop", "ball")["observedGeneration"] == 1
+
+
+async def test_a_written_status_is_reported_to_the_kind(scenario: Scenario) -> None:
+    async with scenario:
+        scenario.api.put(TOYS, toy())
+        await scenario.settle()
+        assert toys(scenario).published == [scenario.status("shop", "ball")]
+        await scenario.settle()
+        assert len(toys(scenario).published) == 1
+
+
+@pytest.mark.parametrize("error", [NotFound("not found", status=404), TERMINATING])
+async def test_the_status_of_an_object_that_disappeared_counts_as_not_written(
+    scenario: Scenario, error: ApiError
+) -> None:
+    async with scenario:
+        scenario.api.fault = refuse(error, "apply", f"{TOYS.plural}/status")
+        scenario.api.put(TOYS, toy())
+        await scenario.settle()
+        assert toys(scenario).published == []
 
 
 async def test_a_spec_is_parsed_once_a_generation(scenario: Scenario) -> None:

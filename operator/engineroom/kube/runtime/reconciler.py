@@ -171,12 +171,10 @@ class Reconciler(ABC, Generic[Memory]):
 
     async def publish(self, memory: Memory, old: Mapping[str, Any], status: Status) -> float | None:
         """Write the status if it differs; returns the seconds until held-back figures are due."""
-        if status == old:
-            return None
-        wait = await self._status_writer.write(memory, old, status)
-        if wait is None:
+        write = await self._status_writer.write(memory, old, status)
+        if write.written:
             self.status_changed(memory, old, status)
-        return wait
+        return write.wait
 
 
 class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, Decision, Outcome]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engineroom.kube.client.errors import Forbidden, NotFound
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 #: Seconds between two writes of mere figures of one object.
 FIGURES_INTERVAL = 2.0
+
+
+class StatusWrite(NamedTuple):
+    """The outcome of a write of a status."""
+
+    #: Whether the API server has the new status.
+    written: bool
+    #: Seconds until the turn of figures that were held back; None without any.
+    wait: float | None = None
 
 
 class StatusWriter:
@@ -40,21 +49,21 @@ class StatusWriter:
 
     async def write(
         self, memory: ObjectMemory[Any], old: Mapping[str, Any], status: Mapping[str, Any]
-    ) -> float | None:
+    ) -> StatusWrite:
         """Write ``status`` if it differs from ``old``, the one in the cache.
 
-        Returns None when it is written or needs no write, else the seconds until its turn. An
-        object that disappeared meanwhile, alone or with its namespace, is no error.
+        An object that disappeared meanwhile, alone or with its namespace, is no error: its status
+        is not written.
         """
         if status == old:
-            return None
+            return StatusWrite(written=False)
         now = self._context.clock.monotonic()
         if self.same_verdict(status, old):
             if memory.figures_due is None:
                 earliest = memory.status_written + self._interval
                 memory.figures_due = self._context.pacer.slot(now, earliest)
             if memory.figures_due > now:
-                return memory.figures_due - now
+                return StatusWrite(written=False, wait=memory.figures_due - now)
         memory.figures_due = None
         metadata = {"namespace": memory.namespace, "name": memory.name, "uid": memory.uid}
         try:
@@ -62,14 +71,14 @@ class StatusWriter:
                 self._resource, {"metadata": metadata, "status": dict(status)}
             )
         except NotFound:
-            return None
+            return StatusWrite(written=False)
         except Forbidden as error:
             if error.namespace_terminating:
-                return None
+                return StatusWrite(written=False)
             raise
         memory.status_written = now
         self._context.store.wrote(written)
-        return None
+        return StatusWrite(written=True)
 
     def same_verdict(self, status: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
         """Return whether two statuses differ in figures and messages at most."""
