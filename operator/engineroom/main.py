@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from engineroom import __version__
-from engineroom.api import kinds
+from engineroom.api import kinds, validation
 from engineroom.api.kinds import KindError
 from engineroom.core import tracing
 from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
@@ -94,6 +94,7 @@ def main() -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     tracing.start("engineroom-operator", __version__)
     try:
+        validation.check_registry(kinds.registry())
         return asyncio.run(_run(settings))
     except (ConfigError, KindError, OSError) as error:
         log.error("the operator cannot start", error=str(error))  # noqa: TRY400

@@ -11,6 +11,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from engineroom import __version__
+from engineroom.api import kinds, validation
+from engineroom.api.kinds import KindError
 from engineroom.console.accounts import account_config
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.rest.app import application
@@ -89,13 +91,14 @@ def main() -> int:
     configure(settings.log_level, settings.log_format, repeat=(settings.log_repeat, REPEAT_SECONDS))
     logging.captureWarnings(capture=True)
     try:
+        validation.check_registry(kinds.registry())
         settings.read_secret()
         settings.oidc_client()
         account_config.parse(
             account_config.read(settings.accounts_file, settings.passwords_directory)
         )
         config = kube_config.load(settings.kubeconfig, settings.context)
-    except (ConfigError, InvalidInputError, OSError, ValueError) as error:
+    except (ConfigError, InvalidInputError, KindError, OSError, ValueError) as error:
         log.error("the API cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
     metrics = ApiMetrics()
