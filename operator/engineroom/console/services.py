@@ -14,12 +14,6 @@ from starlette.requests import HTTPConnection
 from engineroom.api import kinds
 from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.audit.log import AuditLog
-from engineroom.auth.kubernetes import KubernetesIdentity, ResourceAttributes
-from engineroom.auth.login.credential_throttle import CredentialThrottle
-from engineroom.auth.login.lockout import RedisCounter, SignIn
-from engineroom.auth.login.login_links import LoginLinks
-from engineroom.auth.login.passwords import Passwords
-from engineroom.auth.login.sessions import Sessions
 from engineroom.auth.middleware import (
     SESSION,
     Authenticator,
@@ -27,15 +21,6 @@ from engineroom.auth.middleware import (
     current_principal,
     principal_of_session,
 )
-from engineroom.auth.tokens.access_tokens import Tokens
-from engineroom.auth.tokens.api_keys import ApiKeys
-from engineroom.auth.tokens.revocation import Revocations
-from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
-from engineroom.console.accounts import account_config
-from engineroom.console.accounts.accounts import Accounts
-from engineroom.console.accounts.authorizer import Authorizer
-from engineroom.console.accounts.config_watcher import AccountConfigWatcher
-from engineroom.console.accounts.oidc_users import OidcUsers
 from engineroom.console.background.completion_audit import CompletionAudit
 from engineroom.console.background.event_hub import EventHub, WatchedKind
 from engineroom.console.background.housekeeping import Housekeeping
@@ -44,7 +29,9 @@ from engineroom.console.background.operations import OperationRunner
 from engineroom.console.background.tampering import TamperingReports
 from engineroom.console.background.unauthenticated import UnauthenticatedFailures
 from engineroom.console.cursors import SealedCursors
+from engineroom.console.foundation import Foundation
 from engineroom.console.idempotency import Idempotency
+from engineroom.console.identity_services import create_credentials, create_identities
 from engineroom.console.metrics import ApiMetrics
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import Category, EngineroomError
@@ -55,8 +42,6 @@ from engineroom.core.transactions.saga import Coordinator
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.client import Client
 from engineroom.kube.client.resources import (
-    SUBJECT_ACCESS_REVIEWS,
-    TOKEN_REVIEWS,
     resource_of,
 )
 from engineroom.manifests.apply import LEASE, Applier, RedisBundles
@@ -67,12 +52,23 @@ from engineroom.redis.breaker_client import GuardedRedis
 from engineroom.tasks.async_client import AsyncTasks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+    from collections.abc import AsyncIterator, MutableMapping
 
     from redis.asyncio import Redis
 
+    from engineroom.auth.login.lockout import SignIn
+    from engineroom.auth.login.login_links import LoginLinks
+    from engineroom.auth.login.sessions import Sessions
     from engineroom.auth.oidc.flow import Oidc
     from engineroom.auth.permissions import Principal
+    from engineroom.auth.tokens.access_tokens import Tokens
+    from engineroom.auth.tokens.api_keys import ApiKeys
+    from engineroom.auth.tokens.revocation import Revocations
+    from engineroom.auth.tokens.signing_keys import Keys
+    from engineroom.console.accounts.accounts import Accounts
+    from engineroom.console.accounts.authorizer import Authorizer
+    from engineroom.console.accounts.config_watcher import AccountConfigWatcher
+    from engineroom.console.identity_services import Credentials
     from engineroom.console.settings import ApiSettings
     from engineroom.core.transactions.journal import SagaLog
     from engineroom.kube.client.config import ApiConfig
@@ -177,28 +173,6 @@ class Services:
         )
 
 
-class ClusterReviewer:
-    """A ``Reviewer`` that asks the API server."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def review_token(self, token: str, audiences: Sequence[str]) -> Mapping[str, Any]:
-        """Create a TokenReview and return its status."""
-        spec: dict[str, Any] = {"token": token}
-        if audiences:
-            spec["audiences"] = list(audiences)
-        review = await self._client.create(TOKEN_REVIEWS, {"spec": spec}, timeout=5.0)
-        return review.get("status") or {}
-
-    async def review_access(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Create a SubjectAccessReview and return its status."""
-        review = await self._client.create(
-            SUBJECT_ACCESS_REVIEWS, {"spec": dict(spec)}, timeout=5.0
-        )
-        return review.get("status") or {}
-
-
 def dependency_recovery(name: str, metrics: ApiMetrics, clock: Clock) -> Recovery:
     """Return retries and a circuit breaker for a dependency. Responses count the failures."""
     breaker = Breaker(
@@ -239,120 +213,83 @@ async def open_services(
                 recovery=dependency_recovery("kubernetes", metrics, clock),
             )
         )  # fmt: skip
-        services = await _build(settings, redis, client, secret, clock, metrics)
+        audit = AuditLog(redis, clock, derive_secret(secret, "audit"))
+        tampering = TamperingReports(audit, metrics)
+        base = Foundation(settings, redis, client, clock, metrics, secret, audit, tampering)
+        services = await _build(base)
         _add_gauges(metrics, services)
         await stack.enter_async_context(services.limiter)
         await services.signing_keys.ensure()
         await services.hub.start()
         stack.push_async_callback(services.hub.stop)
-        stopping = asyncio.Event()
-        recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
-        revocations = asyncio.create_task(services.revocations.run(), name="revocations")
-        stack.push_async_callback(_cancel, revocations)
-        operations = asyncio.create_task(services.operation_runner.run(stopping), name="operations")
-        stack.push_async_callback(_finish, operations, stopping)
-        housekeeping = asyncio.create_task(services.housekeeping.run(stopping), name="housekeeping")
-        stack.push_async_callback(_finish, housekeeping, stopping)
-        tampering = asyncio.create_task(services.tampering.run(), name="tampering")
-        stack.push_async_callback(_cancel, tampering)
-        accounts = asyncio.create_task(services.account_watcher.run(), name="accounts")
-        stack.push_async_callback(_cancel, accounts)
-        stack.push_async_callback(_finish, recovery, stopping)
+        _start_tasks(stack, services)
         yield services
 
 
-async def _build(
-    settings: ApiSettings,
-    redis: Redis,
-    client: Client,
-    secret: bytes,
-    clock: Clock,
-    metrics: ApiMetrics,
-) -> Services:
-    keys = _signing_keys(redis, clock, secret)
-    revocations = Revocations(redis, clock)
-    tokens = Tokens(
-        redis, keys, revocations, clock, issuer=settings.issuer, audience=settings.issuer
-    )
-    audit = AuditLog(redis, clock, derive_secret(secret, "audit"))
-    # Records that grant rights are sealed: write access to Redis must not grant the API's rights.
-    tampering = TamperingReports(audit, metrics)
-    completion = CompletionAudit(audit)
-    api_keys = ApiKeys(redis, clock, [derive_secret(secret, "api-keys")], on_broken=tampering)
-    sessions = Sessions(redis, clock, derive_secret(secret, "sessions"), on_broken=tampering)
-    kubernetes = None
-    if settings.kubernetes_identities:
-        kubernetes = KubernetesIdentity(
-            ClusterReviewer(client),
-            clock,
-            audiences=settings.audiences,
-            objects=_kind_attributes(),
-        )
-    counter = RedisCounter(redis, clock)
-    passwords = Passwords()
-    files = account_config.read(settings.accounts_file, settings.passwords_directory)
-    oidc_users = OidcUsers(
-        redis, clock, derive_secret(secret, "people"), remember=settings.oidc_remember,
-        on_broken=tampering,
-    )  # fmt: skip
-    accounts = await Accounts.create(
-        settings.read_admin_password(), passwords, oidc_users, issuer=settings.oidc_issuer,
-        config=account_config.parse(files),
-    )  # fmt: skip
-    operations = OperationStore(redis, derive_secret(secret, "operations"), on_broken=tampering)
-    bundles = RedisBundles(redis, clock, derive_secret(secret, "manifests"), on_broken=tampering)
-    sagas = RedisSagaLog(redis, sealer=Sealer(derive_secret(secret, "sagas"), "saga", tampering))
+@dataclass(frozen=True, slots=True)
+class _Transactions:
+    """The services that apply bundles and run bulk operations."""
+
+    sagas: SagaLog
+    bundles: RedisBundles
+    coordinator: Coordinator
+    operations: OperationStore
+    operation_runner: OperationRunner
+
+
+def _create_transactions(base: Foundation) -> _Transactions:
+    redis, clock, tampering = base.redis, base.clock, base.tampering
+    completion = CompletionAudit(base.audit)
+    operations = OperationStore(redis, base.key("operations"), on_broken=tampering)
+    bundles = RedisBundles(redis, clock, base.key("manifests"), on_broken=tampering)
+    sagas = RedisSagaLog(redis, sealer=Sealer(base.key("sagas"), "saga", tampering))
     coordinator = Coordinator(
-        sagas, Applier(client, bundles, clock).sagas(), lease=LEASE, on_end=metrics.record_saga,
-        on_recovered=completion.transaction,
+        sagas, Applier(base.client, bundles, clock).sagas(), lease=LEASE,
+        on_end=base.metrics.record_saga, on_recovered=completion.transaction,
     )  # fmt: skip
+    runner = OperationRunner(operations, AsyncTasks(redis), on_end=completion.operation)
+    return _Transactions(sagas, bundles, coordinator, operations, runner)
+
+
+def _start_tasks(stack: AsyncExitStack, services: Services) -> None:
+    """Start the background tasks; the stack ends them, the last one first."""
+    stopping = asyncio.Event()
+    recovery = asyncio.create_task(_recover(services.coordinator, stopping), name="recovery")
+    revocations = asyncio.create_task(services.revocations.run(), name="revocations")
+    stack.push_async_callback(_cancel, revocations)
+    operations = asyncio.create_task(services.operation_runner.run(stopping), name="operations")
+    stack.push_async_callback(_finish, operations, stopping)
+    housekeeping = asyncio.create_task(services.housekeeping.run(stopping), name="housekeeping")
+    stack.push_async_callback(_finish, housekeeping, stopping)
+    tampering = asyncio.create_task(services.tampering.run(), name="tampering")
+    stack.push_async_callback(_cancel, tampering)
+    accounts = asyncio.create_task(services.account_watcher.run(), name="accounts")
+    stack.push_async_callback(_cancel, accounts)
+    stack.push_async_callback(_finish, recovery, stopping)
+
+
+async def _build(base: Foundation) -> Services:
+    settings, redis, clock = base.settings, base.redis, base.clock
+    credentials = create_credentials(base)
+    identities = await create_identities(base, credentials)
+    work = _create_transactions(base)
     return Services(
-        redis=redis,
-        client=client,
-        authenticator=Authenticator(
-            tokens=tokens,
-            api_keys=api_keys,
-            sessions=sessions,
-            external=kubernetes.authenticate if kubernetes else None,
-            current=accounts.limit_to_current,
-            throttle=CredentialThrottle(counter),
-        ),
-        authorizer=Authorizer(lambda: accounts.policy, kubernetes),
+        redis=redis, client=base.client, clock=clock, audit=base.audit, tampering=base.tampering,
+        tokens=credentials.tokens, signing_keys=credentials.signing_keys,
+        api_keys=credentials.api_keys, sessions=credentials.sessions,
+        login_links=credentials.login_links, revocations=credentials.revocations,
+        accounts=identities.accounts, account_watcher=identities.account_watcher,
+        password_login=identities.password_login, authenticator=identities.authenticator,
+        authorizer=identities.authorizer,
+        sagas=work.sagas, bundles=work.bundles, coordinator=work.coordinator,
+        operations=work.operations, operation_runner=work.operation_runner,
         limiter=_rate_limiter(settings.requests_per_second, redis),
         idempotency=Idempotency(redis),
-        audit=audit,
-        sessions=sessions,
-        tokens=tokens,
-        signing_keys=keys,
-        api_keys=api_keys,
-        accounts=accounts,
-        account_watcher=AccountConfigWatcher(
-            accounts, sessions, tokens, document=settings.accounts_file,
-            hashes=settings.passwords_directory, files=files,
-        ),
-        password_login=SignIn(counter, passwords, accounts.find),
-        login_links=LoginLinks(redis, clock, derive_secret(secret, "links"), on_broken=tampering),
         tasks=AsyncTasks(redis),
-        hub=EventHub(client, _watched_kinds(), settings.namespaces),
-        sagas=sagas,
-        bundles=bundles,
-        coordinator=coordinator,
-        revocations=revocations,
-        cursors=SealedCursors(derive_secret(secret, "cursors")),
-        operations=operations,
-        operation_runner=OperationRunner(
-            operations, AsyncTasks(redis), on_end=completion.operation
-        ),
-        tampering=tampering,
-        unauthenticated=UnauthenticatedFailures(
-            metrics, clock, derive_secret(secret, "unknown-names")
-        ),
-        housekeeping=Housekeeping(
-            redis, audit, keys, clock, records=settings.audit_keep_records,
-            days=settings.audit_keep_days, key_days=settings.signing_key_days,
-            overlap=timedelta(seconds=tokens.longest_life),
-        ),
-        clock=clock,
+        hub=EventHub(base.client, _watched_kinds(), settings.namespaces),
+        cursors=SealedCursors(base.key("cursors")),
+        unauthenticated=UnauthenticatedFailures(base.metrics, clock, base.key("unknown-names")),
+        housekeeping=_housekeeping(base, credentials),
         proxies=settings.trusted_proxy_hops,
         oidc=settings.oidc_provider(redis, clock),
         oidc_logout_url=settings.oidc_logout_url,
@@ -360,11 +297,14 @@ async def _build(
     )  # fmt: skip
 
 
-def _signing_keys(redis: Redis, clock: Clock, secret: bytes) -> Keys:
-    # The name depends on the secret: a new secret starts with new keys instead of some that it
-    # cannot unseal, and replicas that still have the old secret continue.
-    name = f"engineroom:auth:keys:{derive_secret(secret, 'signing-name').hex()[:16]}"
-    return Keys(RedisKeyStore(redis, derive_secret(secret, "signing"), name=name), clock)
+def _housekeeping(base: Foundation, credentials: Credentials) -> Housekeeping:
+    settings = base.settings
+    return Housekeeping(
+        base.redis, base.audit, credentials.signing_keys, base.clock,
+        records=settings.audit_keep_records, days=settings.audit_keep_days,
+        key_days=settings.signing_key_days,
+        overlap=timedelta(seconds=credentials.tokens.longest_life),
+    )  # fmt: skip
 
 
 def _rate_limiter(rate: int, redis: Redis) -> AsyncLimiter:
@@ -382,18 +322,6 @@ def _add_gauges(metrics: ApiMetrics, services: Services) -> None:
          services.hub.pools.age),
     ):  # fmt: skip
         metrics.gauge(name, help_text, value)
-
-
-def _kind_attributes() -> dict[str, ResourceAttributes]:
-    """Return the verb and resource of the cluster's RBAC for each permission to read a kind."""
-    attributes: dict[str, ResourceAttributes] = {}
-    for kind in kinds.registry():
-        for verb in ("get", "list", "watch"):
-            permission = getattr(kind.permissions, verb)
-            attributes.setdefault(
-                permission, ResourceAttributes(verb, kind.plural, group=kind.group)
-            )
-    return attributes
 
 
 def _watched_kinds() -> tuple[WatchedKind, ...]:

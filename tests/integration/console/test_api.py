@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.auth.middleware import SECURITY_HEADERS
+from engineroom.console.identity_services import ClusterReviewer
 from engineroom.console.main import create_application
-from engineroom.console.services import ClusterReviewer
 from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from engineroom.tasks import Cron, Schedule, Task
 from tests.integration.console.api import (
