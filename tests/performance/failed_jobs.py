@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
+from engineroom.core.redis_replies import text
 from engineroom.tasks import JobFilter, Requeueing, State, Task, Tasks
-from engineroom.tasks.redis_steps import text
 from tests.performance.outcome import Figure, Goal, outcome, percentile
 from tests.support import redis_server
 

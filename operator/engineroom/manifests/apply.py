@@ -23,6 +23,7 @@ from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import TransientError
 from engineroom.core.redaction import redact_object
+from engineroom.core.redis_replies import text
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.core.transactions.saga import Saga, Step, StepContext
 from engineroom.core.validation.paths import child
@@ -217,9 +218,8 @@ class RedisBundles:
         key = self._key(transaction)
         with wrapped("manifests.get"):
             sealed = await self._redis.get(key)
-        text = sealed.decode("utf-8", "replace") if isinstance(sealed, bytes) else sealed
-        text = None if text is None else self._sealer.unwrap(key, text)
-        until, objects = (0.0, []) if text is None else json.loads(text)
+        content = None if sealed is None else self._sealer.unwrap(key, text(sealed))
+        until, objects = (0.0, []) if content is None else json.loads(content)
         if self._clock.now().timestamp() >= until:
             raise ManifestChangedError("transaction: its objects have expired; apply again")
         return [Planned(**fields) for fields in objects]

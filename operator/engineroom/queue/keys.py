@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engineroom.core import key_prefixes
+from engineroom.core.redis_replies import text
 
 _QUEUE = "rq:queue:"
 _SCHEDULED = "rq:scheduled:"
@@ -126,10 +127,10 @@ def strays(queue_name: str) -> str:
 
 def queue_of(key: bytes | str) -> str | None:
     """Return the queue of a waiting list or schedule; None for any other key."""
-    text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
-    if text.startswith(_QUEUE):
-        name = text[len(_QUEUE) :]
+    full = text(key)
+    if full.startswith(_QUEUE):
+        name = full[len(_QUEUE) :]
         return None if name.endswith(":intermediate") else name
-    if text.startswith(_SCHEDULED):
-        return text[len(_SCHEDULED) :]
+    if full.startswith(_SCHEDULED):
+        return full[len(_SCHEDULED) :]
     return None

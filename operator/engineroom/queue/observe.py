@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import RedisError
 
 from engineroom.core.errors import MeasurementError
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 
 if TYPE_CHECKING:
@@ -327,30 +328,30 @@ def _queue(name: str, row: Sequence[Any], at: float) -> QueueFacts:
 
 
 def _worker(reply: tuple[bytes, Sequence[bytes | None]]) -> WorkerFacts:
-    name, row = _text(reply[0]), reply[1]
+    name, row = text(reply[0]), reply[1]
     if all(value is None for value in row):
         # The hash has expired. The worker is still returned, so that the caller can remove it.
         return WorkerFacts(name=name, pod=name.rsplit(".", 2)[0], state="expired")
-    text = [_text(value) if value is not None else "" for value in row]
+    fields = [text(value) for value in row]
     return WorkerFacts(
         name=name,
-        pod=text[0],
-        pod_uid=text[1],
-        state=text[2],
-        job=text[3],
-        execution=text[4],
-        queue=text[5],
-        job_started=float(text[6]) if text[6] else None,
-        drain=text[7],
-        drain_id=text[8],
+        pod=fields[0],
+        pod_uid=fields[1],
+        state=fields[2],
+        job=fields[3],
+        execution=fields[4],
+        queue=fields[5],
+        job_started=float(fields[6]) if fields[6] else None,
+        drain=fields[7],
+        drain_id=fields[8],
         heartbeat=_time(row[9]),
         birth=_time(row[10]),
-        memory=int(text[11] or 0),
-        version=text[12],
-        killed_at=float(text[13]) if text[13] else None,
-        killed_limit=int(text[14] or 0),
-        job_timeout=float(text[15]) if text[15] and float(text[15]) > 0 else None,
-        cpu=float(text[16]) if text[16] else None,
+        memory=int(fields[11] or 0),
+        version=fields[12],
+        killed_at=float(fields[13]) if fields[13] else None,
+        killed_limit=int(fields[14] or 0),
+        job_timeout=float(fields[15]) if fields[15] and float(fields[15]) > 0 else None,
+        cpu=float(fields[16]) if fields[16] else None,
     )
 
 
@@ -359,14 +360,10 @@ def _time(value: bytes | str | None) -> float | None:
     if not value:
         return None
     try:
-        moment = datetime.fromisoformat(_text(value))
+        moment = datetime.fromisoformat(text(value))
     except ValueError:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

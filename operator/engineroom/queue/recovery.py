@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 
 if TYPE_CHECKING:
@@ -149,10 +150,10 @@ async def recover(
             *worker.queues,
         ),
     )
-    action = Action(_text(reply[0]))
+    action = Action(text(reply[0]))
     if action not in DECISIVE:
         return RecoveryOutcome(action)
-    return RecoveryOutcome(action, _text(reply[1]), _text(reply[2]), int(reply[3]))
+    return RecoveryOutcome(action, text(reply[1]), text(reply[2]), int(reply[3]))
 
 
 async def return_strays(
@@ -172,20 +173,20 @@ async def return_strays(
             (repr(at), repr(age), keys.job("")),
         )
         if reply:
-            returned[name] = [_text(job_id) for job_id in reply]
+            returned[name] = [text(job_id) for job_id in reply]
     return returned
 
 
 async def _find_held_job(redis: Redis, worker: DeadWorker) -> tuple[str, str, str]:
     """Return job, execution and queue of a worker without a record, from the started jobs."""
     for name in worker.queues:
-        members = [_text(member) for member in await redis.zrange(keys.started(name), 0, -1)]
+        members = [text(member) for member in await redis.zrange(keys.started(name), 0, -1)]
         async with redis.pipeline(transaction=False) as pipeline:
             for member in members:
                 pipeline.hget(keys.job(member.rpartition(":")[0]), "worker_name")
             names = await pipeline.execute() if members else []
         for member, holder in zip(members, names, strict=True):
-            if _text(holder) == worker.name:
+            if text(holder) == worker.name:
                 job_id, _, execution_id = member.rpartition(":")
                 return job_id, execution_id, name
     return "", "", ""
@@ -208,10 +209,6 @@ def _stamp(seconds: float) -> str:
 def _compress(text: str) -> str:
     """Return the text as RQ stores an exception in a result."""
     return b64encode(zlib.compress(text.encode())).decode()
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value or "")
 
 
 _RECOVER = """

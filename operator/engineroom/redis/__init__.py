@@ -1,1 +1,1 @@
-"""Redis connections: addresses, pipelining, the circuit breaker, error translation."""
+"""Redis connections: addresses, pipelining, the circuit breaker, scripts."""

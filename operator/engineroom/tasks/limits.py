@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Invoke, Script, Steps, text
+from engineroom.tasks.redis_steps import Invoke, Script, Steps
 from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:

@@ -139,8 +139,3 @@ def _unavailable(error: BaseException) -> TasksUnavailableError:
     wrapped = TasksUnavailableError(f"Redis: {type(error).__name__}: {str(error)[:200]}")
     wrapped.__cause__ = error
     return wrapped
-
-
-def text(value: Any) -> str:
-    """Return bytes of Redis as text; empty for None."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")

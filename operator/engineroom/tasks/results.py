@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core import key_prefixes
 from engineroom.core.clock import Clock, SystemClock
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Batch, Steps, run, text
+from engineroom.tasks.redis_steps import Batch, Steps, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,7 @@ from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
 from engineroom.core.redaction import redact, redact_text
-from engineroom.redis.replies import text, texts
+from engineroom.core.redis_replies import text, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

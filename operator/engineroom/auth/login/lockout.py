@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from engineroom.auth.errors import CredentialsError, LockedOutError
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
-from engineroom.redis.replies import text
+from engineroom.core.redis_replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

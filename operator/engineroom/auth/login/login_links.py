@@ -18,8 +18,8 @@ from engineroom.auth.errors import LinkError
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of
 from engineroom.core import key_prefixes
+from engineroom.core.redis_replies import text
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,7 +32,7 @@ from engineroom.auth.tokens.access_tokens import read_header
 from engineroom.auth.tokens.issuers import Caching, ExternalIssuer
 from engineroom.auth.tokens.signing_keys import Algorithm
 from engineroom.core import key_prefixes
-from engineroom.redis.replies import text
+from engineroom.core.redis_replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,7 @@ from engineroom.auth.permissions import Grant
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.revocation import RevocationKind, Revocations
 from engineroom.core import key_prefixes
-from engineroom.redis.replies import text
+from engineroom.core.redis_replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

@@ -23,8 +23,8 @@ from engineroom.auth.permissions import Grant, scope_of
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import grants_of, scopes_of
 from engineroom.core import key_prefixes
+from engineroom.core.redis_replies import text, texts
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.redis.replies import text, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

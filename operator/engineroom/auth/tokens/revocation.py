@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.auth.errors import AuthStoreError
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
-from engineroom.redis.replies import text, texts
+from engineroom.core.redis_replies import text, texts
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

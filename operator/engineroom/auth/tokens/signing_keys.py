@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engineroom.auth.errors import AuthStoreError, KeyStoreError, RotationError
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
-from engineroom.redis.replies import text
+from engineroom.core.redis_replies import text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
 from engineroom.core.async_cache import AsyncCache
+from engineroom.core.redis_replies import text
 from engineroom.core.sealing import Sealer, log_broken
-from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

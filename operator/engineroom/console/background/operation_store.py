@@ -10,11 +10,12 @@ import json
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.errors import DependencyError
+from engineroom.core.redis_replies import text
 from engineroom.core.sealing import Sealer, log_broken
 from engineroom.tasks.inspection import requeueing
 from engineroom.tasks.inspection.job_filter import JobFilter
@@ -133,7 +134,7 @@ class OperationStore:
         """Return the operation, or None if it is missing or its seal is wrong."""
         with wrapped("operations.get"):
             raw = await self._redis.hgetall(_key(operation))
-            record = {_text(name): _text(value) for name, value in raw.items()}
+            record = {text(name): text(value) for name, value in raw.items()}
             sealed = {name: record[name] for name in _SEALED if name in record}
             if "status" not in record or not self._sealer.fields_hold(
                 record.get("seal", ""), _key(operation), sealed
@@ -172,7 +173,7 @@ class OperationStore:
                     return []
                 start = int(str(rank)) + 1
             ids = await self._redis.zrevrange(index, start, start + limit - 1)
-        operations = [await self.get(_text(operation)) for operation in ids]
+        operations = [await self.get(text(operation)) for operation in ids]
         return [operation for operation in operations if operation is not None]
 
     async def stop(self, operation: str) -> bool:
@@ -185,7 +186,7 @@ class OperationStore:
     async def open_ids(self) -> Sequence[str]:
         """Return the ids of up to 100 open operations, oldest first."""
         with wrapped("operations.open"):
-            return [_text(operation) for operation in await self._redis.zrange(_OPEN, 0, 99)]
+            return [text(operation) for operation in await self._redis.zrange(_OPEN, 0, 99)]
 
     async def acquire(self, operation: str, seconds: float) -> bool:
         """Take or renew the operation's lease; return whether this store holds it."""
@@ -207,7 +208,7 @@ class OperationStore:
     async def requeueing(self, operation: str, queue: str) -> str:
         """Return the id of the requeueing that retries the queue's jobs, or ""."""
         with wrapped("operations.part"):
-            return _text(await self._redis.hget(_key(operation), f"part:{queue}"))
+            return text(await self._redis.hget(_key(operation), f"part:{queue}"))
 
     async def record_requeueing(self, operation: str, queue: str, requeueing: str) -> None:
         """Record which requeueing retries the queue's jobs, unless one is recorded already."""
@@ -228,7 +229,7 @@ class OperationStore:
         """Return the first ``limit`` ids of recorded jobs that are not cancelled yet."""
         with wrapped("operations.found"):
             ids = await self._redis.lrange(_matches(operation, queue), 0, limit - 1)
-        return [_text(job) for job in ids]
+        return [text(job) for job in ids]
 
     async def record_matches(self, operation: str, queue: str, ids: Sequence[str]) -> None:
         """Replace the recorded ids of matching jobs."""
@@ -263,10 +264,6 @@ def _matches(operation: str, queue: str) -> str:
 
 def _index(namespace: str) -> str:
     return f"{_PREFIX}s:of:{namespace}"
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value or "")
 
 
 #: KEYS: record, set of open operations, index of the namespace. ARGV: id, seconds until expiry,

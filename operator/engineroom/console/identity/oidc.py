@@ -22,7 +22,7 @@ from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core import key_prefixes
 from engineroom.core.errors import MissingError, PermissionDeniedError
 from engineroom.core.logging import get_logger
-from engineroom.redis.replies import text
+from engineroom.core.redis_replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
+from engineroom.core.redis_replies import text, texts
 from engineroom.core.transactions.journal import (
     ENDS,
     MAX_PAGE,
@@ -202,9 +203,7 @@ class RedisSagaLog:
             reply = await self._claim(
                 keys=[self._open], args=[f"{self._prefix}:saga:", lease, most, *names]
             )
-        return [
-            (_text(id_), int(epoch)) for id_, epoch in zip(reply[::2], reply[1::2], strict=True)
-        ]
+        return [(text(id_), int(epoch)) for id_, epoch in zip(reply[::2], reply[1::2], strict=True)]
 
     async def resume(self, id_: str, lease: float) -> int | None:
         """See ``SagaLog``."""
@@ -228,7 +227,7 @@ class RedisSagaLog:
         start = "+" if cursor is None else f"({cursor}"
         with wrapped("saga.page"):
             reply = await self._redis.zrevrangebylex(self._index, start, "-", 0, most + 1)
-        members = [_text(member) for member in reply]
+        members = [text(member) for member in reply]
         records = await self._read([member[17:] for member in members[:most]])
         return SagaPage(tuple(records), members[most - 1] if len(members) > most else None)
 
@@ -241,7 +240,7 @@ class RedisSagaLog:
             answers = await pipeline.execute() if ids else []
         records = []
         for id_, fields, entries in zip(ids, answers[::2], answers[1::2], strict=True):
-            said, entries = _texts(fields), [_texts(entry) for _, entry in entries]
+            said, entries = texts(fields), [texts(entry) for _, entry in entries]
             if not said:
                 continue
             if self._is_ours(id_, said, entries):
@@ -288,11 +287,3 @@ def _entry(fields: dict[str, str]) -> JournalEntry:
         float(fields["at"]),
         int(fields["epoch"]),
     )
-
-
-def _texts(raw: dict[Any, Any]) -> dict[str, str]:
-    return {_text(key): _text(value) for key, value in raw.items()}
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

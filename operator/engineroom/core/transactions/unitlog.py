@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engineroom.core import key_prefixes
 from engineroom.core.error_translation import wrapped
 from engineroom.core.redaction import redact_text
+from engineroom.core.redis_replies import text
 from engineroom.core.transactions.journal import MAX_PAGE, RETENTION
 from engineroom.core.transactions.maybe_async import run_plain, settle
 
@@ -155,7 +156,7 @@ class RedisUnitLog:
         start = "+" if cursor is None else f"({cursor}"
         with wrapped("unit.page"):
             reply = await settle(self._client.zrevrangebylex(self._index, start, "-", 0, most + 1))
-            positions = [p.decode() if isinstance(p, bytes) else p for p in reply]
+            positions = [text(position) for position in reply]
             keys = [self._key(position.partition(":")[2]) for position in positions[:most]]
             texts = await settle(self._client.mget(keys)) if keys else []
         following = positions[most - 1] if len(positions) > most else None

@@ -24,6 +24,7 @@ import structlog
 from redis.exceptions import ReadOnlyError, RedisError
 
 from engineroom.core.clock import SystemClock
+from engineroom.core.redis_replies import text
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import (
     NO_POLICIES,
@@ -49,7 +50,6 @@ from engineroom.ratelimit.limits.redis_calls.redis_clients import (
     dedicated_async_client,
     dedicated_client,
 )
-from engineroom.redis.replies import text
 from engineroom.redis.scripts import Script, run, run_async
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from engineroom.core import key_prefixes
 from engineroom.core.errors import DependencyError
+from engineroom.core.redis_replies import text
 from engineroom.ratelimit.limits.algorithms import LimitStatus
 from engineroom.ratelimit.limits.cluster import failure_of
 from engineroom.ratelimit.limits.decision import Decision, DecisionSource
@@ -174,7 +175,8 @@ def _read_states(client: Redis, request: BucketRequest) -> tuple[dict[str, str],
             (seconds, micros), values = pipe.execute()
     except _FAILURES as error:
         raise DependencyError(f"the limits cannot be read: {failure_of(error)}") from error
-    states = {key: _text(value) for key, value in zip(request.keys, values, strict=True)}
+    # Unlike other replies a state need not be UTF-8.
+    states = {key: text(value, "latin-1") for key, value in zip(request.keys, values, strict=True)}
     return states, seconds * _MICROSECONDS + micros
 
 
@@ -221,10 +223,3 @@ def _outcomes(
     wait = None if alone.status == LimitStatus.NEVER else alone.retry / _MICROSECONDS
     reset = unused.reset / _MICROSECONDS
     return [*outcomes, LimitOutcome(counted, "", key, unused.remaining, needed, wait, reset)]
-
-
-def _text(value: Any) -> str:
-    """Return a state as text; unlike other replies its bytes need not be UTF-8."""
-    if value is None:
-        return ""
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import RedisError
 
 from engineroom.core.errors import MeasurementError
+from engineroom.core.redis_replies import text
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import DocumentHead, parse_head
 from engineroom.ratelimit.distribution.redis_schema import (
@@ -25,7 +26,6 @@ from engineroom.ratelimit.distribution.redis_schema import (
 )
 from engineroom.ratelimit.limits.cluster import failure_of
 from engineroom.ratelimit.limits.errors import UnreadableDocumentError
-from engineroom.redis.replies import text
 from engineroom.redis.scripts import run_async
 
 if TYPE_CHECKING:

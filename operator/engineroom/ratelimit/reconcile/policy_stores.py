@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from engineroom.core import reasons
 from engineroom.core.errors import MeasurementError, SecretError
+from engineroom.core.redis_replies import text
 from engineroom.ratelimit.distribution.publish import record_check, replace_document
 from engineroom.ratelimit.distribution.redis_schema import (
     ACKNOWLEDGEMENTS_PATTERN,
@@ -28,7 +29,6 @@ from engineroom.ratelimit.reconcile.observe import (
     seconds_since_check,
 )
 from engineroom.redis.address import open_client
-from engineroom.redis.replies import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import JobMissingError
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks.errors import JobEndedError, ParentCanceledError
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from engineroom.core import key_prefixes, tracing
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT, WALK
 from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.encode import EncodedJob, encode, size
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
-from engineroom.tasks.redis_steps import Batch, Invoke, Pause, Script, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Pause, Script, Steps
 from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:

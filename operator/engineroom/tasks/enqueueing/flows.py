@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 from engineroom.core import tracing
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.dependents import EncodedFlow
@@ -22,7 +23,7 @@ from engineroom.tasks.enqueueing.encode import EncodedJob, encode, size
 from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason, flow_invocation
 from engineroom.tasks.enqueueing.task import Rules, Task, Unique, check_task
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TaskTooLargeError
-from engineroom.tasks.redis_steps import Batch, Steps, run, text
+from engineroom.tasks.redis_steps import Batch, Steps, run
 from engineroom.tasks.results import JobResult, results_of
 from engineroom.tasks.type_checks import check_type
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing.task import Rules, check_queue
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.scan import Row, decompress_traceback, exception_of, rows, walk
-from engineroom.tasks.redis_steps import Batch, Steps, text
+from engineroom.tasks.redis_steps import Batch, Steps
 
 if TYPE_CHECKING:
     from engineroom.tasks.redis_steps import Invoke

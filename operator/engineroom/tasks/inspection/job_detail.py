@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import JobMissingError
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.inspection.arguments import Call, read_call
 from engineroom.tasks.inspection.failures import Attempt, attempts
@@ -20,7 +21,7 @@ from engineroom.tasks.inspection.jobs import (
     to_summary,
 )
 from engineroom.tasks.inspection.scan import read_rows, rows
-from engineroom.tasks.redis_steps import Batch, Steps, text
+from engineroom.tasks.redis_steps import Batch, Steps
 from engineroom.tasks.results import Progress, progress_of
 
 if TYPE_CHECKING:

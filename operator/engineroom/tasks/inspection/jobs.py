@@ -14,13 +14,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.redaction import redact_text
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing.task import Rules, check_queue
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection.failures import MAX_PAGE, MAX_SCANNED, STEP
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.scan import Row, exception_of, read_rows, rows, walk, walk_list
-from engineroom.tasks.redis_steps import Batch, Steps, text
+from engineroom.tasks.redis_steps import Batch, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

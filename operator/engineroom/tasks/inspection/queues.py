@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks import limits
@@ -13,7 +14,7 @@ from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.encode import timestamp
 from engineroom.tasks.enqueueing.task import Rules, check_queue
 from engineroom.tasks.errors import NotConfirmedError
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

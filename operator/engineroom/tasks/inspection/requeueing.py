@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from engineroom.core import key_prefixes
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks.enqueueing.encode import timestamp
@@ -20,7 +21,7 @@ from engineroom.tasks.errors import (
 from engineroom.tasks.inspection.failures import STEP, matches, read_failed, to_failure
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.scan import rows
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

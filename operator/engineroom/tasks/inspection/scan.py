@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core.redis_replies import text
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Invoke, Script, text
+from engineroom.tasks.redis_steps import Invoke, Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

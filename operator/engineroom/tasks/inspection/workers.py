@@ -7,10 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from engineroom.core.redis_replies import text
 from engineroom.queue import stale_workers
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection import queues
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +120,7 @@ def _registered_keys(queue: str | None) -> Steps[list[str]]:
         if len(registered) > MAX_WORKERS:
             raise InvalidTaskError("workers", f"more than {MAX_WORKERS}", "ask for one queue")
         cursor = text(next_cursor)
-        if cursor in ("", "0"):
+        if cursor == "0":
             return sorted(registered)
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core import key_prefixes
-from engineroom.tasks.redis_steps import text
+from engineroom.core.redis_replies import text
 from engineroom.tasks.triggers import Cron, Every, Missed, Once, Trigger
 
 if TYPE_CHECKING:

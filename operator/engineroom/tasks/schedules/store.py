@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing.encode import encode, timestamp
 from engineroom.tasks.enqueueing.enqueue import relayed_key
@@ -17,7 +18,7 @@ from engineroom.tasks.errors import (
     ScheduleNotFoundError,
     ScheduleOwnedError,
 )
-from engineroom.tasks.redis_steps import Batch, Invoke, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Steps
 from engineroom.tasks.schedules import scripts
 from engineroom.tasks.schedules.model import (
     INDEX,

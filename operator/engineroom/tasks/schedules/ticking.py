@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.logging import get_logger
+from engineroom.core.redis_replies import text
 from engineroom.core.triggers.missed import MAX_TICKS, TickPlan, plan_ticks
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing.encode import timestamp
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Batch, Invoke, Steps, text
+from engineroom.tasks.redis_steps import Batch, Invoke, Steps
 from engineroom.tasks.schedules import scripts
 from engineroom.tasks.schedules.model import (
     INDEX,

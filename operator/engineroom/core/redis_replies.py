@@ -8,10 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def text(value: Any) -> str:
-    """Return a reply as text, with U+FFFD for bytes that are not UTF-8; ``None`` is ``""``."""
+def text(value: Any, encoding: str = "utf-8") -> str:
+    """Return a reply as text: ``None`` is ``""``, a number its digits.
+
+    Bytes that are invalid in the encoding become U+FFFD.
+    """
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode(encoding, "replace")
     return "" if value is None else str(value)
 
 
