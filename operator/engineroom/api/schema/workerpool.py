@@ -116,7 +116,7 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
         "name": "Size",
         "type": "integer",
         "jsonPath": ".status.desiredReplicas",
-        "description": "Pods that the decision asks for.",
+        "description": "Number of pods that the operator decided on.",
     },
     {
         "name": "Pods",
@@ -128,13 +128,13 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
         "name": "Busy",
         "type": "integer",
         "jsonPath": ".status.busyWorkers",
-        "description": "Workers with a job in hand.",
+        "description": "Workers that run a job.",
     },
     {
         "name": "Waiting",
         "type": "integer",
         "jsonPath": ".status.waitingJobs",
-        "description": "Jobs waiting, in all queues together.",
+        "description": "Waiting jobs, in all queues together.",
     },
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {

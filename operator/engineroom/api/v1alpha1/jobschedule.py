@@ -27,12 +27,14 @@ class Missed(StrEnum):
 class JobRetry(Model):
     """Retries of a job that raised."""
 
-    max: int = Field(ge=1, le=100, description="Tries after the first.")
+    max: int = Field(ge=1, le=100, description="Number of retries.")
     intervals: list[Duration] = Field(
         default_factory=list,
         max_length=16,
-        description="Waits before the tries, in whole seconds, the last one again where there are "
-        "more tries; without any, at once.",
+        description=(
+            "Delays before the retries, in whole seconds; the last one repeats if there "
+            "are more retries. Absent: no delay."
+        ),
     )
 
 
@@ -43,7 +45,7 @@ class JobSchedule(Model):
         min_length=1, max_length=40, pattern=NAME_PATTERN, description="Name of the schedule."
     )
     cron: str | None = Field(
-        default=None, min_length=1, max_length=100, description="Five-field cron line."
+        default=None, min_length=1, max_length=100, description="Cron expression with five fields."
     )
     every: Duration | None = Field(
         default=None, description="Interval between ticks, counted from midnight UTC of 1970."
@@ -52,27 +54,33 @@ class JobSchedule(Model):
         default=None,
         max_length=32,
         pattern=AT_PATTERN,
-        description="One time, such as 2026-03-01T08:00:00+01:00. Past when it is first seen, it "
-        "never comes.",
+        description=(
+            "A single time, such as 2026-03-01T08:00:00+01:00. A time that is past when "
+            "the schedule is first seen has no tick."
+        ),
     )
     time_zone: str | None = Field(
         default=None,
         min_length=1,
         max_length=64,
-        description="IANA time zone of the cron line; absent: UTC.",
+        description="IANA time zone of the cron expression; absent: UTC.",
     )
     jitter: Duration | None = Field(
         default=None,
-        description="Each tick comes up to so much later, by its own fixed share: less than "
-        "every, at most 1h for cron.",
+        description=(
+            "Each tick is delayed by up to this time, by a fixed share per schedule. "
+            "Must be less than every; at most 1h for cron."
+        ),
     )
     missed: Missed = Field(
         default=Missed.RUN_ONCE,
-        description="Of ticks that Redis or the operator was not there for, Skip runs none that "
-        "is more than a minute late, RunOnce the latest, RunAll all.",
+        description=(
+            "Ticks that were missed because Redis or the operator was unavailable: Skip "
+            "runs those less than a minute late, RunOnce the latest one, RunAll all."
+        ),
     )
     suspend: bool = Field(
-        default=False, description="Do not tick; what passes meanwhile is not made up for."
+        default=False, description="Stop the ticks; those in the meantime are dropped."
     )
     queue: str | None = Field(
         default=None,
@@ -92,18 +100,20 @@ class JobSchedule(Model):
     )
     kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="Arguments by name; null counts as absent.",
+        description="Keyword arguments; null counts as absent.",
         json_schema_extra=_ANY,
     )
     timeout: Duration = Field(
-        default=Duration("3m"), description="How long the job may run, in whole seconds."
+        default=Duration("3m"), description="Longest run time of the job, in whole seconds."
     )
     result_ttl: Duration | None = Field(
         default=None,
         alias="resultTTL",
-        description="How long the result is kept, in whole seconds; absent: as RQ does, 500 s.",
+        description=(
+            "Time for which the result is stored, in whole seconds; absent: RQ's default, 500 s."
+        ),
     )
-    retry: JobRetry | None = Field(default=None, description="Tries after a failure.")
+    retry: JobRetry | None = Field(default=None, description="Retries after a failure.")
 
 
 class JobScheduleStatus(Model):
@@ -112,7 +122,7 @@ class JobScheduleStatus(Model):
     name: str = Field(description="Name of the schedule.")
     last_time: str | None = Field(
         default=None,
-        description="The latest tick that made a job (RFC 3339).",
+        description="The latest tick that enqueued a job (RFC 3339).",
         json_schema_extra={"format": "date-time"},
     )
     last_job_id: str | None = Field(
@@ -120,7 +130,7 @@ class JobScheduleStatus(Model):
     )
     next_time: str | None = Field(
         default=None,
-        description="The tick that is waited for; absent where none will come (RFC 3339).",
+        description="The next tick; absent if there is none (RFC 3339).",
         json_schema_extra={"format": "date-time"},
     )
-    missed: int = Field(default=0, description="Ticks that were not run, by the policy.")
+    missed: int = Field(default=0, description="Missed ticks that the policy dropped.")

@@ -117,7 +117,7 @@ class TargetRef(Model):
     group: str | None = Field(
         default=None,
         max_length=253,
-        description="API group of the kind; filled in by kind where it is left out.",
+        description="API group of the kind; absent: the one of the kind.",
     )
     kind: TargetKind = Field(description="Gateway, HTTPRoute, GRPCRoute, Service or Ingress.")
     name: str = Field(
@@ -128,7 +128,9 @@ class TargetRef(Model):
         pattern=_NAME,
         min_length=1,
         max_length=253,
-        description="A part of it: a listener, a rule or a port by name. Absent: all of it.",
+        description=(
+            "A part of the object: a listener, a rule or a port by name. Absent: the whole object."
+        ),
     )
 
 
@@ -138,7 +140,7 @@ class Selector(Model):
     match_labels: dict[str, str] = Field(
         min_length=1,
         max_length=16,
-        description="An application follows the oldest policy all of whose labels it has.",
+        description="An application follows the oldest policy whose labels it all has.",
     )
 
 
@@ -147,7 +149,7 @@ class Rate(Model):
 
     requests: int = Field(ge=1, le=1_000_000_000, description="Requests in each period.")
     period: Duration = Field(
-        description="The period, from 1ms to 366d; at most one request a microsecond."
+        description=("Length of the period, from 1ms to 366d; at most one request per microsecond.")
     )
 
 
@@ -155,27 +157,30 @@ class Source(Model):
     """A part of a request."""
 
     source: SourceKind = Field(
-        description="Header, Query, Cookie, JWTClaim, APIKey, ClientIP, Tenant, Route, Method, "
-        "Path or Constant. Tenant, Route and JWTClaim are what the enforcer knows, never what a "
-        "request claims unchecked."
+        description=(
+            "Header, Query, Cookie, JWTClaim, APIKey, ClientIP, Tenant, Route, Method, "
+            "Path or Constant. The enforcer supplies Tenant, Route and JWTClaim; they "
+            "are never unverified data of the request."
+        )
     )
     name: str | None = Field(
         default=None,
         min_length=1,
         max_length=256,
         pattern=r"^[^\s,;=\"]+$",
-        description="Of the header, parameter, cookie or claim; with APIKey of the header "
-        "[X-Api-Key].",
+        description=(
+            "Name of the header, parameter, cookie or claim; with APIKey the header [X-Api-Key]."
+        ),
     )
     value: str | None = Field(
-        default=None, min_length=1, max_length=256, description="The value, with Constant."
+        default=None, min_length=1, max_length=256, description="The value, for Constant."
     )
     ipv6_prefix: int | None = Field(
         default=None,
         ge=1,
         le=128,
         alias="ipv6Prefix",
-        description="Bits of an IPv6 address that one client has [64], with ClientIP.",
+        description="Prefix length that counts as one IPv6 client [64], for ClientIP.",
     )
 
 
@@ -184,13 +189,15 @@ class Match(Source):
 
     operator: ConditionOperator = Field(
         default=ConditionOperator.IN,
-        description="In, NotIn (also where the part is missing), StartsWith, InNetwork, Exists or "
-        "DoesNotExist.",
+        description=(
+            "In, NotIn (also if the part is missing), StartsWith, InNetwork, Exists or "
+            "DoesNotExist."
+        ),
     )
     values: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
         default_factory=list,
         max_length=64,
-        description="What it is compared with; networks as 10.0.0.0/8 with InNetwork.",
+        description="Values to compare with; for InNetwork networks such as 10.0.0.0/8.",
     )
 
 
@@ -199,21 +206,25 @@ class Tier(Model):
 
     name: str = Field(pattern=_NAME, min_length=1, max_length=63, description="Name of the tier.")
     match: list[Match] = Field(
-        min_length=1, max_length=16, description="All of it has to hold; the first tier counts."
+        min_length=1,
+        max_length=16,
+        description="Conditions that must all be met; the first tier that matches applies.",
     )
     rate: Rate = Field(description="The rate of this tier.")
     burst: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000_000,
-        description="What a full bucket of this tier holds [rate.requests].",
+        description="Size of a full bucket of this tier [rate.requests].",
     )
 
 
 class Exemption(Model):
     """Requests to which a limit does not apply."""
 
-    match: list[Match] = Field(min_length=1, max_length=16, description="All of it has to hold.")
+    match: list[Match] = Field(
+        min_length=1, max_length=16, description="Conditions that must all be met."
+    )
 
 
 class ResponseCost(Model):
@@ -223,7 +234,7 @@ class ResponseCost(Model):
         min_length=1,
         max_length=256,
         pattern=r"^[^\s,;=\"]+$",
-        description="Response header with a whole number of further tokens that the request took.",
+        description=("Response header that contains the number of further tokens, a whole number."),
     )
 
 
@@ -231,11 +242,14 @@ class Cost(Model):
     """Tokens that a request takes."""
 
     request: int = Field(
-        default=1, ge=1, le=1_000_000_000, description="Tokens taken before it is admitted."
+        default=1,
+        ge=1,
+        le=1_000_000_000,
+        description="Tokens taken before the request is admitted.",
     )
     response: ResponseCost | None = Field(
         default=None,
-        description="Tokens taken after it was answered; the bucket is then empty at most.",
+        description="Tokens taken after the response; the bucket falls at most to empty.",
     )
 
 
@@ -243,41 +257,48 @@ class Limit(Model):
     """One limit. A request that one limit of a policy refuses takes tokens from none of them."""
 
     name: str = Field(pattern=_NAME, min_length=1, max_length=63, description="Name of the limit.")
-    rate: Rate = Field(description="How many requests in which time.")
+    rate: Rate = Field(description="Number of requests per period.")
     burst: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000_000,
-        description="What a full bucket holds [rate.requests]; TokenBucket only.",
+        description="Size of a full bucket [rate.requests]; TokenBucket only.",
     )
     algorithm: Algorithm = Field(
         default=Algorithm.TOKEN_BUCKET,
-        description="TokenBucket: a burst, then evenly. SlidingWindow: at most requests in any "
-        "window of a period. FixedWindow: from tick to tick, twice as many around a tick.",
+        description=(
+            "TokenBucket: a burst, then an even rate. SlidingWindow: at most requests "
+            "in any window of a period. FixedWindow: at most requests from tick to "
+            "tick, up to twice as many around a tick."
+        ),
     )
     key: list[Source] = Field(
         default_factory=list,
         max_length=8,
-        description="By which parts of a request it counts. Empty: all requests together.",
+        description=(
+            "Parts of a request that select its bucket. Empty: one bucket for all requests."
+        ),
     )
     missing_key: MissingKey = Field(
         default=MissingKey.SHARED,
-        description="A request without a part of the key is not limited (Skip), shares one bucket "
-        "with its like (Shared), or is refused (Deny).",
+        description=(
+            "A request without a part of the key is not limited (Skip), shares one "
+            "bucket with all such requests (Shared), or is refused (Deny)."
+        ),
     )
     when: list[Match] = Field(
         default_factory=list,
         max_length=16,
-        description="The limit applies to requests of which all of this holds.",
+        description="The limit applies only to requests that meet all these conditions.",
     )
-    cost: Cost = Field(default=Cost(), description="What a request takes.")
+    cost: Cost = Field(default=Cost(), description="Tokens that a request takes.")
     mode: LimitMode = Field(
-        default=LimitMode.ENFORCE, description="Enforce, or Shadow: only says it would refuse."
+        default=LimitMode.ENFORCE, description="Enforce, or Shadow: only report refusals."
     )
     tiers: list[Tier] = Field(
         default_factory=list,
         max_length=16,
-        description="Other rates for some requests; the first that matches counts.",
+        description="Other rates for some requests; the first tier that matches applies.",
         json_schema_extra=_BY_NAME,
     )
     exempt: list[Exemption] = Field(
@@ -292,18 +313,22 @@ class Distribution(Model):
 
     mode: DistributionMode = Field(
         default=DistributionMode.STRICT,
-        description="Strict: Redis decides each request. Leased: enforcers take tokens ahead.",
+        description=(
+            "Strict: Redis decides each request. Leased: enforcers take tokens in advance."
+        ),
     )
     max_lease_fraction: str = Field(
         default="0.1",
         pattern=r"^(0?\.[0-9]{1,9}|1(\.0{1,9})?)$",
         max_length=12,
-        description="Of the burst, what may be out on lease; a ratio such as 0.1, in quotes.",
+        description=(
+            "Largest fraction of the burst that may be leased; a number such as 0.1, in quotes."
+        ),
     )
     lease_ttl: Duration = Field(
         default=Duration("500ms"),
         alias="leaseTTL",
-        description="How long a lease lasts, 1ms to 1m.",
+        description="Lifetime of a lease, 1ms to 1m.",
     )
 
 
@@ -311,10 +336,10 @@ class Breaker(Model):
     """Circuit breaker of the connection to Redis."""
 
     failures: int = Field(
-        default=5, ge=1, le=1000, description="Failures in a row until it is left alone."
+        default=5, ge=1, le=1000, description="Consecutive failures until Redis is not called."
     )
     pause: Duration = Field(
-        default=Duration("1s"), description="How long it is left alone, 1ms to 10s."
+        default=Duration("1s"), description="Time for which Redis is not called, 1ms to 10s."
     )
 
 
@@ -323,12 +348,13 @@ class Failure(Model):
 
     mode: FailureMode = Field(
         default=FailureMode.LOCAL,
-        description="Local: enforcers share the rate. Open: admit, and count. Closed: 503.",
+        description="Local: enforcers split the rate. Open: admit, and count. Closed: 503.",
     )
     timeout: Duration = Field(
-        default=Duration("20ms"), description="How long a decision waits for Redis, 1ms to 10s."
+        default=Duration("20ms"),
+        description="Longest time that a decision waits for Redis, 1ms to 10s.",
     )
-    breaker: Breaker = Field(default=Breaker(), description="When Redis is left alone.")
+    breaker: Breaker = Field(default=Breaker(), description="Circuit breaker for Redis.")
 
 
 class Response(Model):
@@ -350,7 +376,7 @@ class RateLimitPolicySpec(Model):
         description="Objects whose requests are limited in front of the application.",
     )
     selector: Selector | None = Field(
-        default=None, description="Applications that enforce it with the middleware instead."
+        default=None, description="Applications that enforce the policy with the middleware."
     )
     limits: list[Limit] = Field(
         min_length=1,
@@ -359,18 +385,21 @@ class RateLimitPolicySpec(Model):
         json_schema_extra=_BY_NAME,
     )
     distribution: Distribution = Field(
-        default=Distribution(), description="Whether tokens are taken ahead."
+        default=Distribution(), description="Where decisions are made."
     )
-    failure: Failure = Field(default=Failure(), description="When Redis does not decide.")
-    response: Response = Field(default=Response(), description="What is answered.")
+    failure: Failure = Field(default=Failure(), description="Behaviour while Redis is unavailable.")
+    response: Response = Field(default=Response(), description="Responses to clients.")
     trusted_proxy_hops: int = Field(
         default=0,
         ge=0,
         le=32,
-        description="Proxies in front that append to X-Forwarded-For; 0 does not read it.",
+        description=(
+            "Number of proxies in front that append to X-Forwarded-For; with 0 the "
+            "header is not read."
+        ),
     )
     redis: RedisConnection | None = Field(
-        default=None, description="Where it is counted. Absent: the chart's own Redis."
+        default=None, description="Redis that holds the buckets. Absent: the chart's own Redis."
     )
 
 
@@ -380,14 +409,16 @@ class AncestorRef(Model):
     group: str = Field(default="", description="API group.")
     kind: str = Field(description="Kind.")
     name: str = Field(description="Name.")
-    section_name: str | None = Field(default=None, description="Part of it.")
+    section_name: str | None = Field(default=None, description="Part of the object.")
 
 
 class Ancestor(Model):
     """Conditions of the policy at one target."""
 
     ancestor_ref: AncestorRef = Field(description="The target.")
-    controller_name: str = Field(description="Who says so: engineroom.dev/controller.")
+    controller_name: str = Field(
+        description="Controller that wrote this: engineroom.dev/controller."
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Accepted.",
@@ -398,23 +429,28 @@ class Ancestor(Model):
 class Enforcers(Model):
     """Counts of the processes that enforce the policy."""
 
-    ready: int = Field(default=0, description="Enforcers that acknowledged this very content.")
+    ready: int = Field(
+        default=0, description="Enforcers that have acknowledged the present content."
+    )
     total: int = Field(
         default=0,
-        description="Enforcers that are alive: decision services for targetRefs, applications that "
-        "follow it by their labels for a selector.",
+        description=(
+            "Live enforcers: decision services for targetRefs, applications with "
+            "matching labels for a selector."
+        ),
     )
-    config_hash: str = Field(default="", description="Digest of what the policy was compiled to.")
+    config_hash: str = Field(default="", description="Digest of the compiled policy.")
     since: str | None = Field(
         default=None,
-        description="Since when all of them have this very content; absent while Enforced is not "
-        "True.",
+        description=(
+            "Time since which all of them have the present content; absent while "
+            "Enforced is not True."
+        ),
         json_schema_extra={"format": "date-time"},
     )
     without_redis: int | None = Field(
         default=None,
-        description="Decisions that were made without Redis, as spec.failure says, because it did "
-        "not decide in time; since there was none for a day.",
+        description="Decisions without Redis, by spec.failure; reset after a day without any.",
     )
 
 
@@ -423,25 +459,33 @@ class RateLimitPolicyStatus(Model):
 
     observed_generation: int = Field(
         default=0,
-        description="Generation that this status is about; -1 before the operator wrote one.",
+        description=(
+            "Generation of the spec that this status describes; -1 before the operator wrote one."
+        ),
     )
-    enforcers: Enforcers | None = Field(default=None, description="Who enforces it.")
+    enforcers: Enforcers | None = Field(
+        default=None, description="Processes that enforce the policy."
+    )
     ancestors: list[Ancestor] = Field(
         default_factory=list,
         max_length=16,
-        description="What became of it at each target.",
+        description="State of the policy for each target.",
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Accepted: valid, with targets of its own. Programmed: in the document that "
-        "enforcers follow. Enforced: every live enforcer acknowledged it. Degraded: Redis did not "
-        "decide in time of late. Ready, Reconciling, Stalled: as kstatus has them.",
+        description=(
+            "Accepted: valid and without conflict. Programmed: in the document that "
+            "enforcers follow. Enforced: every live enforcer has acknowledged it. "
+            "Degraded: some recent decisions were made without Redis. Ready, "
+            "Reconciling, Stalled: as in kstatus."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
 
 class RateLimitPolicy(Model):
-    """Limits of requests that hold across every replica, in the application and in front of it."""
+    """Limits on the number of requests, across all replicas, enforced in the application or in
+    front of it."""
 
     api_version: Annotated[str, Field(pattern=r"^engineroom\.dev/v1alpha1$")]
     kind: Annotated[str, Field(pattern=r"^RateLimitPolicy$")]

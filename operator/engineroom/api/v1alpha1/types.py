@@ -64,7 +64,7 @@ class SecretKeyRef(Model):
 
     name: ObjectName = Field(description="Name of the Secret, in the object's own namespace.")
     key: str = Field(
-        pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253, description="Key inside it."
+        pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253, description="Key in the Secret."
     )
 
 
@@ -73,10 +73,12 @@ class Condition(Model):
 
     type: str = Field(description="Type of the condition.")
     status: str = Field(description="True, False or Unknown.")
-    reason: str = Field(default="", description="One word for programs.")
-    message: str = Field(default="", description="A sentence for people.")
+    reason: str = Field(default="", description="Reason as one word, for programs.")
+    message: str = Field(default="", description="Details as text, for people.")
     last_transition_time: str = Field(
-        description="When status last changed (RFC 3339).",
+        description="Time of the last change of status (RFC 3339).",
         json_schema_extra={"format": "date-time"},
     )
-    observed_generation: int = Field(default=0, description="Generation this speaks of.")
+    observed_generation: int = Field(
+        default=0, description="Generation of the spec that the condition describes."
+    )

@@ -77,7 +77,7 @@ class RedisTLS(Model):
         default=None, description="CA bundle (PEM) that signs Redis' certificate."
     )
     insecure_skip_verify: bool = Field(
-        default=False, description="Do not check Redis' certificate. For tests only."
+        default=False, description="Do not verify Redis' certificate. For tests only."
     )
 
 
@@ -107,7 +107,10 @@ class Queue(Model):
     )
     target_latency: Duration | None = Field(
         default=None,
-        description="How long a job of this queue may wait. Defaults to the pool's targetLatency.",
+        description=(
+            "Longest time that a job of this queue should wait. Defaults to the pool's "
+            "targetLatency."
+        ),
     )
 
 
@@ -116,10 +119,12 @@ class ScaleDown(Model):
 
     stabilization_window: Duration = Field(
         default=Duration("2m"),
-        description="The pool shrinks to the largest size wanted within this window, no further.",
+        description=(
+            "The pool shrinks at most to the largest size that was needed within this window."
+        ),
     )
     max_pods_per_minute: int | None = Field(
-        default=None, ge=1, le=10000, description="At most so many pods go in any minute."
+        default=None, ge=1, le=10000, description="Maximum number of pods removed in any minute."
     )
 
 
@@ -133,13 +138,15 @@ class Schedule(Model):
         description="Name of the schedule, shown in status.decision.",
     )
     cron: str = Field(
-        min_length=1, max_length=100, description="Five-field cron line of the peak's start."
+        min_length=1,
+        max_length=100,
+        description="Cron expression with five fields for the start of the peak.",
     )
     duration: Duration = Field(
-        default=Duration("1h"), description="How long the minimum holds after each tick."
+        default=Duration("1h"), description="Time for which the minimum applies after each tick."
     )
     time_zone: str = Field(
-        default="UTC", max_length=64, description="IANA time zone of the cron line."
+        default="UTC", max_length=64, description="IANA time zone of the cron expression."
     )
     min_replicas: int = Field(ge=0, le=10000, description="Smallest size during the peak.")
 
@@ -151,8 +158,10 @@ class Autoscaling(Model):
     max_replicas: int = Field(default=10, ge=1, le=10000, description="Largest number of pods.")
     target_latency: Duration = Field(
         default=Duration("30s"),
-        description="How long a job may wait before it starts. The operator measures arrivals and "
-        "durations and computes the workers that keep it.",
+        description=(
+            "Longest time that a job should wait before it starts. The operator "
+            "computes the number of workers from measured arrivals and durations."
+        ),
     )
     target_backlog_per_worker: int | None = Field(
         default=None,
@@ -162,16 +171,17 @@ class Autoscaling(Model):
     )
     scale_down: ScaleDown = Field(default=ScaleDown(), description="How fast the pool shrinks.")
     idle_timeout: Duration = Field(
-        default=Duration("1m"), description="How long the last worker stays after the last job."
+        default=Duration("1m"),
+        description="Time for which the last worker stays after the last job.",
     )
     schedules: list[Schedule] = Field(
         default_factory=list,
         max_length=32,
-        description="Known peaks.",
+        description="Minimum sizes for known peaks.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     pause: Pause = Field(
-        default=Pause.NONE, description="Hold scaling: None, All, ScaleIn, ScaleOut."
+        default=Pause.NONE, description="Stop scaling: None, All, ScaleIn, ScaleOut."
     )
 
 
@@ -180,11 +190,13 @@ class Drain(Model):
 
     max_job_duration: Duration = Field(
         default=Duration("1h"),
-        description="Longest a job may run on a worker that leaves; the pods' grace period.",
+        description=(
+            "Longest time that a job may run on a worker that ends; sets the pods' grace period."
+        ),
     )
     on_deadline: OnDeadline = Field(
         default=OnDeadline.FAIL,
-        description="A job that outlives maxJobDuration is requeued or failed.",
+        description="A job that exceeds maxJobDuration is requeued or failed.",
     )
 
 
@@ -193,28 +205,32 @@ class Recovery(Model):
 
     requeue_orphans: RequeueOrphans = Field(
         default=RequeueOrphans.FOLLOW_RETRY,
-        description="FollowRetry requeues when the job's Retry has tries left and fails it else.",
+        description=(
+            "FollowRetry requeues the job if its Retry has tries left, and fails it otherwise."
+        ),
     )
     poison_threshold: int = Field(
         default=3,
         ge=1,
         le=100,
-        description="A job that took down its worker so often is set aside.",
+        description="A job that has crashed this number of workers is quarantined.",
     )
     poison_window: Duration = Field(
-        default=Duration("72h"), description="Within how long those crashes count."
+        default=Duration("72h"), description="Period in which those crashes count."
     )
 
 
 class DeadLetter(Model):
     """Retention of failed jobs."""
 
-    ttl: Duration = Field(default=Duration("30d"), description="Failed jobs are kept this long.")
+    ttl: Duration = Field(
+        default=Duration("30d"), description="Time for which failed jobs are stored."
+    )
     max_jobs: int | None = Field(
         default=None,
         ge=1,
         le=10000000,
-        description="At most so many are kept for each queue; the oldest go.",
+        description="Maximum number of failed jobs per queue; the oldest are deleted.",
     )
 
 
@@ -223,8 +239,10 @@ class RightSizing(Model):
 
     mode: RightSizingMode = Field(
         default=RightSizingMode.RECOMMEND,
-        description="Off; Recommend: status.recommendedResources says what use suggests; InPlace: "
-        "running pods are given that, too, without a restart.",
+        description=(
+            "Off; Recommend: status.recommendedResources has the recommendation; "
+            "InPlace: it is also applied to running pods, without a restart."
+        ),
     )
     min_allowed: dict[str, str | int] | None = Field(
         default=None,
@@ -268,33 +286,38 @@ class WorkerPoolSpec(Model):
         default=1, ge=1, le=64, description="Worker processes in each pod."
     )
     template: dict[str, Any] = Field(
-        description="PodTemplateSpec with the application's own image. The container named "
-        "`worker`, else the first, runs the workers; it needs Python and RQ, nothing else.",
+        description=(
+            "PodTemplateSpec with the application's own image. The container named "
+            "`worker`, or else the first one, runs the workers; it needs only Python "
+            "and RQ."
+        ),
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     replicas: int | None = Field(
         default=None,
         ge=0,
         le=10000,
-        description="Size set by hand (kubectl scale). Only where autoscaling is absent; with "
-        "neither of the two the pool has 1 pod.",
+        description=(
+            "Fixed number of pods (kubectl scale). Not allowed with autoscaling; "
+            "without both, the pool has 1 pod."
+        ),
     )
     autoscaling: Autoscaling | None = Field(
-        default=None, description="Size follows the work. Excludes replicas."
+        default=None, description="The size follows the load. Excludes replicas."
     )
     schedules: list[JobSchedule] = Field(
         default_factory=list,
         max_length=64,
-        description="Jobs that are enqueued when their time has come, each tick once.",
+        description="Jobs that are enqueued at given times, one job per tick.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    suspend: bool = Field(default=False, description="Workers stay but take no job.")
-    drain: Drain = Field(default=Drain(), description="How a worker leaves.")
+    suspend: bool = Field(default=False, description="Workers stay and take no job.")
+    drain: Drain = Field(default=Drain(), description="How a worker ends.")
     recovery: Recovery = Field(default=Recovery(), description="Jobs whose worker died.")
-    dead_letter: DeadLetter = Field(default=DeadLetter(), description="How failed jobs are kept.")
+    dead_letter: DeadLetter = Field(default=DeadLetter(), description="Retention of failed jobs.")
     right_sizing: RightSizing = Field(
         default=RightSizing(),
-        description="Requests and limits from what the workers really use.",
+        description="Requests and limits from the measured use of the workers.",
     )
     metric_outage: MetricOutage = Field(
         default=MetricOutage(), description="The size while Redis cannot be measured."
@@ -309,7 +332,9 @@ class QueueStatus(Model):
     running: int = Field(default=0, description="Jobs being executed.")
     scheduled: int = Field(default=0, description="Jobs scheduled for later.")
     failed: int = Field(default=0, description="Jobs in the failed registry.")
-    oldest_job_age: Duration | None = Field(default=None, description="Wait of the oldest job.")
+    oldest_job_age: Duration | None = Field(
+        default=None, description="Waiting time of the oldest job."
+    )
 
 
 class WorkerPoolStatus(Model):
@@ -317,54 +342,62 @@ class WorkerPoolStatus(Model):
 
     observed_generation: int = Field(
         default=0,
-        description="Generation that this status is about; -1 before the operator wrote one.",
+        description=(
+            "Generation of the spec that this status describes; -1 before the operator wrote one."
+        ),
     )
     selector: str = Field(default="", description="Label selector of the pods, for kubectl scale.")
     replicas: int = Field(default=0, description="Pods that exist.")
     ready_replicas: int = Field(default=0, description="Pods that are ready.")
-    desired_replicas: int = Field(default=0, description="Pods that the decision asks for.")
-    busy_workers: int = Field(default=0, description="Workers with a job in hand.")
-    draining_replicas: int = Field(default=0, description="Pods on their way out.")
-    waiting_jobs: int = Field(default=0, description="Jobs waiting, in all queues together.")
+    desired_replicas: int = Field(
+        default=0, description="Number of pods that the operator decided on."
+    )
+    busy_workers: int = Field(default=0, description="Workers that run a job.")
+    draining_replicas: int = Field(default=0, description="Pods that are draining.")
+    waiting_jobs: int = Field(default=0, description="Waiting jobs, in all queues together.")
     queues: list[QueueStatus] = Field(
         default_factory=list,
-        description="The queues, as last seen.",
+        description="The queues, as last read.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     schedules: list[JobScheduleStatus] = Field(
         default_factory=list,
-        description="The schedules, as last seen.",
+        description="The schedules, as last read.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     jobs_per_minute: int = Field(default=0, description="Jobs finished in the last minute.")
     last_scale_time: str | None = Field(
         default=None,
-        description="When the size last changed (RFC 3339).",
+        description="Time of the last change of the size (RFC 3339).",
         json_schema_extra={"format": "date-time"},
     )
-    decision: str = Field(default="", description="Why the pool has this size: the arithmetic.")
+    decision: str = Field(
+        default="", description="Reason for the pool's size, with the computation."
+    )
     recommended_resources: dict[str, Any] | None = Field(
         default=None,
-        description="Requests and limits that the workers' use suggests.",
+        description="Recommended requests and limits, from the workers' use.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     last_out_of_memory_time: str | None = Field(
         default=None,
-        description="When a worker was last killed for memory (RFC 3339).",
+        description="Time of the last out-of-memory kill of a worker (RFC 3339).",
         json_schema_extra={"format": "date-time"},
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Ready, Reconciling, Stalled, RedisReachable, ScalingActive, ScalingLimited, "
-        "Draining, RightSized, and SchedulesActive where there are schedules.",
+        description=(
+            "Ready, Reconciling, Stalled, RedisReachable, ScalingActive, "
+            "ScalingLimited, Draining, RightSized, and SchedulesActive if there are "
+            "schedules."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
 
 class WorkerPool(Model):
-    """A pool of RQ workers: a Deployment that grows when jobs wait, shrinks without touching a job
-    that runs, and costs nothing when there is nothing to do.
-    """
+    """A pool of RQ workers: a Deployment that grows when jobs wait, shrinks without interrupting a
+    running job, and scales to zero when no work is left."""
 
     api_version: Annotated[str, Field(pattern=r"^engineroom\.dev/v1alpha1$")]
     kind: Annotated[str, Field(pattern=r"^WorkerPool$")]
