@@ -216,7 +216,7 @@ async def test_every_field_explains_itself(
     assert mute(schema, "") == []
     status, text = await kubectl(control_plane, "explain", "wp.spec.drain.maxJobDuration")
     assert status == 0
-    assert "Longest a job may run on a worker that leaves" in text
+    assert "Longest time that a job may run on a worker that ends" in text
 
 
 async def test_kubectl_scale(control_plane: Cluster, client: Client, namespace: str) -> None:

@@ -32,7 +32,7 @@ _SUFFIXES = {
 
 
 class QuantityError(EngineroomError, ValueError):
-    """The text is no Kubernetes quantity; write one such as 500m, 2 or 1Gi."""
+    """The text is not a Kubernetes quantity; write one such as 500m, 2 or 1Gi."""
 
     code = "quantity"
     category = Category.VALIDATION

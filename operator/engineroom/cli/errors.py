@@ -56,7 +56,7 @@ _MEANINGS = {
 
 
 class CliError(EngineroomError):
-    """A command cannot go on; it is shown as three sentences, never as a stack trace."""
+    """A command failed; it prints what happened, the cause and the fix, without a stack trace."""
 
     code = "cli"
     category = Category.PERMANENT
@@ -75,7 +75,7 @@ class CliError(EngineroomError):
 
 
 class RefusedError(CliError):
-    """The API server or an admission webhook said no to the change itself."""
+    """The API server or an admission webhook refused the change."""
 
     code = "cli_refused"
     category = Category.CONFLICT
@@ -91,7 +91,7 @@ class TimedOutError(CliError):
 
 
 class UsageError(CliError):
-    """The command does not fit; another one does."""
+    """The command cannot be used here; the message names another one."""
 
     code = "cli_usage"
     category = Category.VALIDATION
@@ -99,7 +99,7 @@ class UsageError(CliError):
 
 
 class UnreachableError(CliError):
-    """No answer from an API server, or no way to know which one to ask."""
+    """An API server does not answer, or its address is unknown."""
 
     code = "cli_unreachable"
     category = Category.DEPENDENCY
@@ -108,7 +108,7 @@ class UnreachableError(CliError):
 
 
 class NotFoundError(CliError):
-    """The object, or its kind, is not there."""
+    """The object or its kind does not exist."""
 
     code = "cli_not_found"
     category = Category.NOT_FOUND

@@ -33,7 +33,7 @@ class Category(StrEnum):
 
 
 class EngineroomError(Exception):
-    """The base of all errors that Engineroom raises on purpose."""
+    """Base class of all errors that Engineroom raises."""
 
     code: ClassVar[str] = "internal"
     category: ClassVar[Category] = Category.BUG

@@ -19,7 +19,7 @@ class TransactionInDoubtError(EngineroomError):
 
 
 class SagaFencedError(ConflictError):
-    """Another coordinator took the saga over; this one must not touch it any more."""
+    """Another coordinator has taken over the saga; this one must stop."""
 
     code = "saga_fenced"
     retryable = False

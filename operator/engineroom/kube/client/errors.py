@@ -136,7 +136,7 @@ class Throttled(ApiError, DependencyError):
 
 
 class ServerFailure(ApiError, DependencyError):
-    """5xx: the API server or etcd failed; whether a write took place is not known."""
+    """5xx: the API server or etcd failed; the write may have happened."""
 
     code = "kubernetes_server"
     category = Category.DEPENDENCY
@@ -145,9 +145,9 @@ class ServerFailure(ApiError, DependencyError):
 
 
 class Unreachable(DependencyError):
-    """No answer: refused, reset, timed out, bad certificate.
+    """The API server cannot be reached: refused, reset, timed out, bad certificate.
 
-    Whether a write took place is not known.
+    A write may have happened.
     """
 
     code = "kubernetes_unreachable"

@@ -22,7 +22,7 @@ class InvalidPolicyError(InvalidSpecError, ValueError):
 
 
 class LimiterUnavailableError(DependencyError):
-    """Redis did not decide in time, so that the policy's ``failure.mode`` decides."""
+    """Redis did not decide in time; the policy's ``failure.mode`` decides."""
 
     code = "rate_limiter_unavailable"
 
