@@ -828,8 +828,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             (
                 "spec.template: is missing; add it: PodTemplateSpec with the application's "
-                "own image. The container named `worker`, else the first, runs the workers; "
-                "it needs Python and RQ, nothing else"
+                "own image. The container named `worker`, or else the first one, runs the workers; "
+                "it needs only Python and RQ"
             ),
         ],
     ),
