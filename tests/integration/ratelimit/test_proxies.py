@@ -251,7 +251,7 @@ def test_what_a_claim_says_is_never_a_parameter_of_the_proxys_address(
     """As the page has it, with a claim that somebody chose; ``X-Verified`` stands for the token."""
     limits = (Limit("per-subject", Rate(2, 3600), key=(JWTClaim("sub"), Tenant())),)
     publish(store, [compiled(Policy("shop/api", limits, Failure(timeout=1.0)))], revision=2)
-    (reported,) = proxies.blocks("Whose request it is, nginx and Traefik")
+    (reported,) = proxies.blocks("Tenant, route, claims and cost (nginx and Traefik)")
     reported = reported.replace("$tenant", '"acme"').replace("$subject", "$http_x_verified")
     front = proxies.nginx(tmp_path / "nginx", limiter.http_port, application, asks=reported)
     with front as port:
