@@ -103,7 +103,7 @@ class SlotMetrics:
         self._metrics.add(self._slot, field, value)
 
 
-class Family(NamedTuple):
+class MetricFamily(NamedTuple):
     """A metric family; ``samples`` are label sets and values."""
 
     name: str
@@ -126,7 +126,7 @@ def render(metrics: SharedMetrics, pool: str, now: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pool_families(metrics: SharedMetrics, base: str) -> list[Family]:
+def _pool_families(metrics: SharedMetrics, base: str) -> list[MetricFamily]:
     """Return the metrics of the pod as a whole."""
     slots = range(metrics.slots)
 
@@ -138,42 +138,42 @@ def _pool_families(metrics: SharedMetrics, base: str) -> list[Family]:
         if metrics.get(slot, "alive"):
             states[STATES[int(metrics.get(slot, "state"))]] += 1
     return [
-        Family(
+        MetricFamily(
             "rq_workers",
             "gauge",
             "Workers of this pool by state.",
             [(f'{base},state="{state}"', float(count)) for state, count in states.items()],
             _whole,
         ),
-        Family(
+        MetricFamily(
             "rq_workers_success_total",
             "counter",
             "Jobs that ended well in this pod.",
             [(base, total("finished"))],
             _whole,
         ),
-        Family(
+        MetricFamily(
             "rq_workers_failed_total",
             "counter",
             "Jobs that failed in this pod.",
             [(base, total("failed"))],
             _whole,
         ),
-        Family(
+        MetricFamily(
             "rq_workers_working_time_total",
             "counter",
             "Seconds that jobs have run in this pod.",
             [(base, total("busy_seconds"))],
             _decimal,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_oom_kills_total",
             "counter",
             "Processes of the container killed for memory.",
             [(base, max(metrics.get(slot, "oom_kills") for slot in slots))],
             _whole,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_info",
             "gauge",
             "Version of the runtime.",
@@ -183,7 +183,7 @@ def _pool_families(metrics: SharedMetrics, base: str) -> list[Family]:
     ]
 
 
-def _worker_families(metrics: SharedMetrics, base: str, now: float) -> list[Family]:
+def _worker_families(metrics: SharedMetrics, base: str, now: float) -> list[MetricFamily]:
     """Return the metrics of the pod's workers."""
     slots = range(metrics.slots)
 
@@ -197,46 +197,48 @@ def _worker_families(metrics: SharedMetrics, base: str, now: float) -> list[Fami
         for index, state in enumerate(DRAIN_STATES)
     ]
     return [
-        Family(
+        MetricFamily(
             "engineroom_worker_busy",
             "gauge",
             "Whether the worker has a job.",
             [(labels, float(value == STATES.index("busy"))) for labels, value in by_slot("state")],
             _whole,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_memory_bytes",
             "gauge",
             "Resident memory of worker and work horse.",
             by_slot("memory"),
             _whole,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_cpu_seconds_total",
             "counter",
             "Processor time of worker and work horses.",
             by_slot("cpu_seconds"),
             _decimal,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_job_age_seconds", "gauge", "Age of the job in hand.", ages, _decimal
         ),
-        Family("engineroom_worker_drain", "gauge", "Which drain state holds.", drains, _whole),
-        Family(
+        MetricFamily(
+            "engineroom_worker_drain", "gauge", "Which drain state holds.", drains, _whole
+        ),
+        MetricFamily(
             "engineroom_worker_heartbeat_timestamp_seconds",
             "gauge",
             "When a heartbeat last reached Redis.",
             by_slot("heartbeat"),
             _decimal,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_redis_outages_total",
             "counter",
             "How often Redis was found away.",
             by_slot("outages"),
             _whole,
         ),
-        Family(
+        MetricFamily(
             "engineroom_worker_restarts_total",
             "counter",
             "How often the supervisor started the worker anew.",

@@ -19,7 +19,7 @@ import yaml
 
 from engineroom.auth.login.passwords import Passwords
 from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
-from engineroom.cli.connections.port_forward import Forward
+from engineroom.cli.connections.port_forward import PortForward
 from tests.deployed import images
 from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.kube import condition, wait_for
@@ -472,7 +472,7 @@ def test_changed_accounts_reach_running_pods(installation: Installation) -> None
         for pod in pods(installation, "api"):
             name = pod["metadata"]["name"]
             way = stack.enter_context(
-                Forward(functools.partial(cluster.open_port, SYSTEM, name, 8000))
+                PortForward(functools.partial(cluster.open_port, SYSTEM, name, 8000))
             )
             doors.append(stack.enter_context(httpx.Client(base_url=way.url, timeout=30)))
 

@@ -22,11 +22,19 @@ from engineroom.core.validation.paths import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-__all__ = ["MAX_BYTES", "Document", "Finding", "Report", "UnreadableError", "check", "read"]
+__all__ = [
+    "MAX_BYTES",
+    "Document",
+    "ManifestFinding",
+    "ManifestReport",
+    "UnreadableError",
+    "check",
+    "read",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ManifestFinding:
     """An error or a warning (``level``) at a line of a file."""
 
     file: str
@@ -46,10 +54,10 @@ class Finding:
 
 
 @dataclass(slots=True)
-class Report:
+class ManifestReport:
     """The findings in some files, and counts of files and documents."""
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ManifestFinding] = field(default_factory=list)
     files: int = 0
     checked: int = 0
     skipped: int = 0
@@ -73,13 +81,13 @@ def check(
     level: Level = Level.RESTRICTED,
     *,
     lenient: frozenset[str] = frozenset(),
-) -> Report:
+) -> ManifestReport:
     """Check files, given as (name, text), together.
 
     ``level`` is the Pod Security level of namespaces that the files do not define themselves. A
     file in ``lenient`` that cannot be parsed and looks like a template gives a warning only.
     """
-    report = Report(files=len(files))
+    report = ManifestReport(files=len(files))
     read_ones: list[tuple[str, Document]] = []
     for name, text in files:
         try:
@@ -88,7 +96,7 @@ def check(
         except UnreadableError as error:
             if name in lenient and "{{" in text:
                 report.findings.append(
-                    Finding(
+                    ManifestFinding(
                         name,
                         error.line,
                         "warning",
@@ -100,7 +108,9 @@ def check(
             else:
                 problem = error.problem
                 report.findings.append(
-                    Finding(name, error.line, "error", problem.field, problem.problem, problem.fix)
+                    ManifestFinding(
+                        name, error.line, "error", problem.field, problem.problem, problem.fix
+                    )
                 )
     levels = _levels(document for _, document in read_ones)
     places: dict[tuple[str, str], str] = {}
@@ -161,11 +171,11 @@ def _levels(documents: Iterable[Document]) -> dict[str, Level]:
 
 def _findings(
     name: str, document: Document, levels: dict[str, Level], level: Level
-) -> Iterator[Finding]:
+) -> Iterator[ManifestFinding]:
     namespace, object_ = _identity(document.value)
     context = ValidationContext(pod_security=levels.get(namespace, level))
     for problem in validation.problems(document.value, context):
-        yield Finding(
+        yield ManifestFinding(
             name,
             document.line_of(problem.field),
             "error",
@@ -177,10 +187,14 @@ def _findings(
     for warning in validation.warnings(document.value):
         place, _, text = warning.partition(": ")
         problem_text, _, fix = text.partition("; ")
-        yield Finding(name, document.line_of(place), "warning", place, problem_text, fix, object_)
+        yield ManifestFinding(
+            name, document.line_of(place), "warning", place, problem_text, fix, object_
+        )
 
 
-def _twice(name: str, document: Document, places: dict[tuple[str, str], str]) -> Iterator[Finding]:
+def _twice(
+    name: str, document: Document, places: dict[tuple[str, str], str]
+) -> Iterator[ManifestFinding]:
     metadata = document.value.get("metadata")
     own = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(own, str):
@@ -189,7 +203,7 @@ def _twice(name: str, document: Document, places: dict[tuple[str, str], str]) ->
     key = (namespace, f"{document.value.get('kind')}/{own}")
     line = document.line_of("metadata.name")
     if key in places:
-        yield Finding(
+        yield ManifestFinding(
             name,
             line,
             "error",

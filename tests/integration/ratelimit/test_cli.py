@@ -19,7 +19,7 @@ from engineroom.cli.commands.ratelimit import explain, top, try_request
 from engineroom.cli.commands.status import status
 from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.errors import NotFoundError, UnreachableError, UsageError
-from engineroom.cli.views.output_formats import Output, Report
+from engineroom.cli.views.output_formats import OutputFormat, ReportFormat
 from engineroom.core.errors import DependencyError
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import Target, digest
@@ -137,10 +137,14 @@ def ask(trial: Trial, *names: str, code: int = 0, **options: Any) -> dict[str, A
     value: dict[str, Any] = {"client_ip": ADDRESS, **options}
     if code:
         with pytest.raises(typer.Exit) as end:
-            run_command(try_request, trial.context, names=list(names), output=Report.JSON, **value)
+            run_command(
+                try_request, trial.context, names=list(names), output=ReportFormat.JSON, **value
+            )
         assert end.value.exit_code == code
     else:
-        run_command(try_request, trial.context, names=list(names), output=Report.JSON, **value)
+        run_command(
+            try_request, trial.context, names=list(names), output=ReportFormat.JSON, **value
+        )
     actual: dict[str, Any] = json.loads(trial.out)
     return actual
 
@@ -291,7 +295,7 @@ def test_explain_says_who_has_it_and_what_bound_holds(
     built["spec"]["targetRefs"] = [{"kind": "Service", "name": "shop"}]
     world = World(built)
     output = trial(world, server.url)
-    explain(output.context, "api", output=Report.JSON)
+    explain(output.context, "api", output=ReportFormat.JSON)
     actual = json.loads(output.out)
     assert [(enforcer["name"], enforcer["acknowledged"]) for enforcer in actual["enforcers"]] == [
         ("new", True), ("old", False), ("web", None),
@@ -339,7 +343,7 @@ def test_explain_says_conflicts_and_what_to_do_also_without_redis(store: redis.R
     assert "Redis was not asked" in output.out
     assert "Unknown" in output.out, "of Enforced nothing is known"
     # Without a Redis that can be found it says so and goes on.
-    explain(trial(world).context, "api", output=Report.YAML)
+    explain(trial(world).context, "api", output=ReportFormat.YAML)
     with pytest.raises(NotFoundError):
         explain(trial(world).context, "other")
 
@@ -364,10 +368,10 @@ def test_get_and_status_show_policies() -> None:
             ["NAME", "STATE"], ["bad", "InvalidSpec"], ["good", "Ready"],
         ]  # fmt: skip
     output = trial(World(good, bad))
-    get_command(output.context, ["rlp/good"], output=Output.JSON)
+    get_command(output.context, ["rlp/good"], output=OutputFormat.JSON)
     assert json.loads(output.out)["metadata"]["name"] == "good"
     output = trial(World(good, bad))
-    get_command(output.context, ["policies"], output=Output.WIDE)
+    get_command(output.context, ["policies"], output=OutputFormat.WIDE)
     assert "applications with app=shop" in output.out
     output = trial(World(good, bad))
     with pytest.raises(typer.Exit):
@@ -396,7 +400,7 @@ def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
         try:
             door = f"127.0.0.1:{process.admin_port}"
             output = trial(World())
-            top(output.context, "other", seconds=0.5, limiter=door, output=Report.JSON)
+            top(output.context, "other", seconds=0.5, limiter=door, output=ReportFormat.JSON)
             actual = json.loads(output.out)
             plain = trial(World())
             top(plain.context, None, seconds=0.5, limiter=door)

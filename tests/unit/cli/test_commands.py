@@ -16,7 +16,7 @@ from engineroom.cli.commands.pools.patch import merge, report
 from engineroom.cli.commands.pools.pause import Direction, pause
 from engineroom.cli.commands.pools.resume import resume
 from engineroom.cli.commands.pools.scale import scale
-from engineroom.cli.commands.pools.top import What, top
+from engineroom.cli.commands.pools.top import TopRows, top
 from engineroom.cli.commands.status import status
 from engineroom.cli.commands.version import version
 from engineroom.cli.connections.parsing import (
@@ -32,7 +32,7 @@ from engineroom.cli.errors import (
     UnreachableError,
     UsageError,
 )
-from engineroom.cli.views.output_formats import Output, Report
+from engineroom.cli.views.output_formats import OutputFormat, ReportFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_get_lists_the_namespace_and_takes_the_kind_in_all_its_spellings() -> No
         get(trial.context, names)
         assert [line.split()[0] for line in trial.out.splitlines()] == ["NAME", "mail"]
     trial = Trial(cluster)
-    get(trial.context, None, all_namespaces=True, output=Output.NAME)
+    get(trial.context, None, all_namespaces=True, output=OutputFormat.NAME)
     assert trial.out == "workerpool.engineroom.dev/mail\nworkerpool.engineroom.dev/far\n".replace(
         "workerpool.", "workerpools."
     )
@@ -60,12 +60,12 @@ def test_get_lists_the_namespace_and_takes_the_kind_in_all_its_spellings() -> No
 
 def test_get_prints_objects_as_the_api_has_them_without_managed_fields() -> None:
     trial = Trial(MemoryCluster(pool("mail"), pool("other")))
-    get(trial.context, ["wp/mail"], output=Output.JSON)
+    get(trial.context, ["wp/mail"], output=OutputFormat.JSON)
     document = json.loads(trial.out)
     assert document["kind"] == "WorkerPool"
     assert "managedFields" not in document["metadata"]
     trial = Trial(trial.cluster)
-    get(trial.context, ["mail", "other"], output=Output.JSON)
+    get(trial.context, ["mail", "other"], output=OutputFormat.JSON)
     assert [item["metadata"]["name"] for item in json.loads(trial.out)["items"]] == [
         "mail",
         "other",
@@ -93,7 +93,7 @@ def test_get_refuses_what_excludes_each_other() -> None:
 def test_get_by_label() -> None:
     cluster = MemoryCluster(pool("a", metadata={"labels": {"team": "x"}}), pool("b"))
     trial = Trial(cluster)
-    get(trial.context, None, selector="team=x", output=Output.NAME)
+    get(trial.context, None, selector="team=x", output=OutputFormat.NAME)
     assert trial.out == "workerpools.engineroom.dev/a\n"
 
 
@@ -102,7 +102,7 @@ def test_explain_in_both_shapes() -> None:
     explain(trial.context, ["mail"])
     assert trial.out.startswith("default/mail: 7 pods, 7 ready")
     trial = Trial(trial.cluster)
-    explain(trial.context, ["mail"], output=Report.JSON)
+    explain(trial.context, ["mail"], output=ReportFormat.JSON)
     assert json.loads(trial.out)["pods"][0]["name"] == "mail-1"
 
 
@@ -218,7 +218,9 @@ def test_a_rehearsal_tells_no_secret_that_stands_beside_what_changes() -> None:
     trial = Trial(MemoryCluster(pool(replicas=1, template=template)))
     pool_change = {"spec": {"template": {"spec": {"containers": [{**container, "env": []}]}}}}
     found = trial.context.cluster.pool("default", "mail")
-    report(trial.context, found, merge(found, pool_change), "changed", Output.TABLE, dry_run=True)
+    report(
+        trial.context, found, merge(found, pool_change), "changed", OutputFormat.TABLE, dry_run=True
+    )
     assert "DB_PASSWORD" in trial.out
     assert "hunter2" not in trial.out
 
@@ -226,10 +228,10 @@ def test_a_rehearsal_tells_no_secret_that_stands_beside_what_changes() -> None:
 def test_a_change_in_other_shapes() -> None:
     cluster = MemoryCluster(pool(autoscaling=AUTO))
     trial = Trial(cluster)
-    pause(trial.context, "mail", output=Output.NAME)
+    pause(trial.context, "mail", output=OutputFormat.NAME)
     assert trial.out == "workerpools.engineroom.dev/mail\n"
     trial = Trial(cluster)
-    pause(trial.context, "mail", Direction.IN, output=Output.JSON)
+    pause(trial.context, "mail", Direction.IN, output=OutputFormat.JSON)
     assert json.loads(trial.out)["spec"]["autoscaling"]["pause"] == "ScaleIn"
 
 
@@ -421,7 +423,7 @@ def test_progress_believes_status_and_pods_together() -> None:
 def test_status_ends_with_one_when_there_is_a_problem() -> None:
     trial = Trial(MemoryCluster())
     with pytest.raises(typer.Exit) as caught:
-        status(trial.context, output=Report.JSON)
+        status(trial.context, output=ReportFormat.JSON)
     assert caught.value.exit_code == 1
     assert json.loads(trial.out)["checks"][1]["summary"] == "no operator runs"
 
@@ -435,7 +437,7 @@ def test_status_falls_back_to_the_own_namespace_where_all_are_forbidden() -> Non
 
     trial = Trial(Narrow(pool()))
     with pytest.raises(typer.Exit):
-        status(trial.context, output=Report.JSON)
+        status(trial.context, output=ReportFormat.JSON)
     assert json.loads(trial.out)["namespace"] == "default"
 
 
@@ -444,19 +446,19 @@ def test_top_of_pools_and_of_one_pools_workers() -> None:
         pool("mail", status={}), pool("web", status={}), pods=[pod("m"), pod("w", pool="web")]
     )
     trial = Trial(cluster)
-    top(trial.context, output=Report.JSON)
+    top(trial.context, output=ReportFormat.JSON)
     assert [pool["name"] for pool in json.loads(trial.out)["pools"]] == ["mail", "web"]
     trial = Trial(cluster)
-    top(trial.context, What.WORKERS, "web", output=Report.JSON)
+    top(trial.context, TopRows.WORKERS, "web", output=ReportFormat.JSON)
     assert [worker["name"] for worker in json.loads(trial.out)["workers"]] == ["w"]
     with pytest.raises(UsageError):
-        top(trial.context, What.POOLS, "web")
+        top(trial.context, TopRows.POOLS, "web")
 
 
 def test_version_of_the_client_asks_no_cluster() -> None:
     trial = Trial(MemoryCluster())
     trial.context.connections.connect_cluster = lambda shared: pytest.fail("it connected")
-    version(trial.context, client=True, output=Report.JSON)
+    version(trial.context, client=True, output=ReportFormat.JSON)
     assert list(json.loads(trial.out)) == ["client"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engineroom.cli.connections.parsing import parse_pod, parse_pool
-from engineroom.cli.views.diagnose import Finding, pool_findings, pool_state
+from engineroom.cli.views.diagnose import PoolFinding, pool_findings, pool_state
 from engineroom.core import reasons
 
 from .samples import NOW, READY, ago, condition, pod, pool
@@ -15,7 +15,7 @@ from .samples import NOW, READY, ago, condition, pod, pool
 AUTO: dict[str, Any] = {"minReplicas": 0, "maxReplicas": 10}
 
 
-def findings(document: dict[str, Any], *pods: dict[str, Any]) -> tuple[Finding, ...]:
+def findings(document: dict[str, Any], *pods: dict[str, Any]) -> tuple[PoolFinding, ...]:
     return pool_findings(parse_pool(document), [parse_pod(pod) for pod in pods], NOW, "engineroom")
 
 
@@ -52,7 +52,7 @@ def test_a_pool_no_operator_has_seen_is_a_problem_only_after_a_while() -> None:
     young = pool(metadata={"creationTimestamp": ago(seconds=5)})
     assert findings(young) == ()
     (finding,) = findings(pool())
-    assert (finding.severity, finding.what) == ("problem", "no operator has looked at this pool")
+    assert (finding.severity, finding.what) == ("problem", "no operator has reconciled this pool")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from engineroom.cli.app import docs
-from engineroom.cli.app.lazy import Entry, paragraphs
+from engineroom.cli.app.lazy import CommandEntry, paragraphs
 from engineroom.cli.app.main import ENTRIES, create, main
 from engineroom.cli.connections.options import ConnectionOptions
 
@@ -126,10 +126,10 @@ def test_the_line_in_the_help_is_the_first_of_the_commands_own() -> None:
         assert entry.summary == first, name
 
 
-def every_command() -> list[tuple[str, Entry]]:
-    found: list[tuple[str, Entry]] = []
+def every_command() -> list[tuple[str, CommandEntry]]:
+    found: list[tuple[str, CommandEntry]] = []
     for one in ENTRIES:
-        if isinstance(one, Entry):
+        if isinstance(one, CommandEntry):
             found.append((one.name, one))
         else:
             found += [(f"{one.name} {entry.name}", entry) for entry in one.entries]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from engineroom.cli.connections.manifest_files import gather, namespace_of
 from engineroom.cli.connections.options import ConnectionOptions
-from engineroom.cli.connections.port_forward import Forward
+from engineroom.cli.connections.port_forward import PortForward
 from engineroom.cli.connections.remote.api import Api, problem
 from engineroom.cli.connections.remote.cluster import ApiCluster, labels_of
 from engineroom.cli.connections.remote.credentials import (
@@ -337,7 +337,7 @@ def test_a_forwarded_port_carries_both_ways_and_listens_to_this_machine_alone() 
 
         thread = threading.Thread(target=echo)
         thread.start()
-        with Forward(lambda: socket.create_connection(behind.getsockname())) as way:
+        with PortForward(lambda: socket.create_connection(behind.getsockname())) as way:
             host, _, port = way.url.removeprefix("http://").partition(":")
             assert host == "127.0.0.1"
             for _ in range(3):
@@ -371,7 +371,7 @@ def test_tls_of_the_pod_is_undone_inside_the_tunnel(tmp_path: Path) -> None:
         thread.start()
         try:
             address = ("127.0.0.1", running.server_address[1])
-            with Forward(lambda: socket.create_connection(address), tls=True) as way:
+            with PortForward(lambda: socket.create_connection(address), tls=True) as way:
                 assert Api(Account(way.url, "token", access="x")).get("/whoami") == {}
                 with ThreadPoolExecutor(8) as threads:
                     asked = [threads.submit(fetched, way.url, body) for _ in range(40)]
@@ -385,7 +385,7 @@ def test_a_way_that_fails_says_why() -> None:
     def refused() -> Any:
         raise ForbiddenError("you may not forward")
 
-    with Forward(refused) as way:
+    with PortForward(refused) as way:
         port = int(way.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as near:
             assert near.recv(1) == b""

@@ -13,7 +13,7 @@ from engineroom.cli.connections.remote.api import Api
 from engineroom.cli.connections.remote.credentials import Account
 from engineroom.cli.connections.remote.tasks import ApiTasks
 from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.core.clock import FakeClock
 from engineroom.tasks import JobFilter, NothingMatchesError, Schedule, State, Task
 from engineroom.tasks.triggers import Every
@@ -45,7 +45,7 @@ class ToldApi(Api):
         self.answers = list(answers)
         self.asked: list[tuple[str, Any, Any]] = []
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -67,7 +67,7 @@ class ToldApi(Api):
 def retried(trial: Trial, api: ToldApi, *, yes: bool = False) -> None:
     trial.context.connections.connect_api = lambda options: api
     BulkOperations(trial.context).change(
-        "retry", State.FAILED, "mail", JobFilter(function="mail.*"), Output.TABLE, yes=yes
+        "retry", State.FAILED, "mail", JobFilter(function="mail.*"), OutputFormat.TABLE, yes=yes
     )
 
 

@@ -14,7 +14,7 @@ from engineroom.cli.connections.parsing import parse_component, parse_event, par
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
 from engineroom.cli.views.output_formats import difference, dump
 from engineroom.cli.views.pools import pools_table
-from engineroom.cli.views.status import Overview, status_document, status_text
+from engineroom.cli.views.status import InstallationOverview, status_document, status_text
 from engineroom.cli.views.text import clip, cpu, memory, span
 from engineroom.cli.views.top import top_pools, top_workers
 
@@ -199,8 +199,8 @@ def installation(**changes: object) -> Installation:
     return replace(parts, **changes)  # type: ignore[arg-type]
 
 
-def overview(*pools: dict[str, object], **changes: object) -> Overview:
-    return Overview(
+def overview(*pools: dict[str, object], **changes: object) -> InstallationOverview:
+    return InstallationOverview(
         installation(**changes), tuple(map(parse_pool, pools)), (), None, NOW, "engineroom"
     )
 
@@ -276,7 +276,7 @@ def test_status_without_the_kind_is_a_problem_with_the_command_that_installs_it(
     assert status_document(seen)["checks"][0] == {
         "part": "CRD",
         "state": "problem",
-        "summary": "the kind WorkerPool is not there",
+        "summary": "the kind WorkerPool is not installed",
         "fix": "helm install engineroom charts/engineroom -n engineroom-system --create-namespace",
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from engineroom.cli.app.lazy import Entry, paragraphs
+from engineroom.cli.app.lazy import CommandEntry, paragraphs
 from engineroom.cli.app.main import ENTRIES, create
 from engineroom.cli.app.options import shared_parameters
 from engineroom.cli.errors import ExitCode
@@ -231,7 +231,7 @@ def render() -> str:
         if not entry.present:
             continue
         command = group.get_command(None, entry.name)
-        if isinstance(entry, Entry):
+        if isinstance(entry, CommandEntry):
             parts += _command(entry, entry.name, command, shared)
             continue
         for member in entry.entries:
@@ -246,7 +246,7 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def _command(entry: Entry, name: str, command: Any, shared: set[str]) -> list[str]:
+def _command(entry: CommandEntry, name: str, command: Any, shared: set[str]) -> list[str]:
     parts = [f"### engineroom {_usage(name, command)}\n"]
     parts.append(f"{paragraphs(inspect.getdoc(entry.function()) or '')}\n")
     own = [parameter for parameter in command.params if parameter.name not in shared | {"help"}]

@@ -1,6 +1,6 @@
-"""A group of commands whose modules are imported when a command is run, not when help is shown.
+"""Command groups that import the module of a command only when the command runs.
 
-Start-up is felt on every key of a completing shell; what a command needs is not paid for by others.
+Shell completion starts the program on every key, so it must not import all commands.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One command: where its function is, and the line that help shows of it.
+class CommandEntry:
+    """A command: the location of its function, and its summary for the help.
 
-    The line repeats the first of the function's docstring (a test compares them), so that
+    The summary repeats the first line of the function's docstring (a test compares them), so that
     ``--help`` need not import every command.
     """
 
@@ -32,11 +32,11 @@ class Entry:
     module: str
     panel: str
     summary: str
-    #: Whether the function takes a CommandContext, and so the options of all commands.
+    #: True if the function takes a CommandContext, which adds the options of all commands.
     takes_context: bool = True
-    #: Whether it works on Redis, and so takes the options that say which one.
+    #: True if the command uses Redis, which adds the options that select it.
     redis: bool = False
-    #: The function's name where it is not the command's.
+    #: The function's name if it differs from the command's.
     attribute: str = ""
 
     @property
@@ -45,14 +45,14 @@ class Entry:
         return importlib.util.find_spec(self.module) is not None
 
     def function(self) -> Callable[..., None]:
-        """The command's function, imported."""
+        """Import and return the command's function."""
         function: Callable[..., None] = getattr(
             importlib.import_module(self.module), self.attribute or self.name
         )
         return function
 
     def load(self) -> Any:
-        """The command with its options."""
+        """Import and return the command with its options."""
         function = self.function()
         single = typer.Typer(add_completion=False)
         single.command(
@@ -62,13 +62,13 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """Commands under one word: ``jobs list``, ``jobs show``."""
+class CommandGroup:
+    """Commands with a common first word: ``jobs list``, ``jobs show``."""
 
     name: str
     panel: str
     summary: str
-    entries: tuple[Entry, ...]
+    entries: tuple[CommandEntry, ...]
 
     @property
     def present(self) -> bool:
@@ -76,7 +76,7 @@ class Family:
         return all(entry.present for entry in self.entries)
 
     def load(self) -> Any:
-        """The group; its commands are loaded when they are asked for."""
+        """Return the group, which imports each command at its first use."""
         app = typer.Typer(
             name=self.name,
             cls=group(self.entries),
@@ -91,30 +91,30 @@ class Family:
 
 
 def _nothing() -> None:
-    """A group does nothing itself."""
+    """Do nothing: only the commands of a group have an effect."""
 
 
 def paragraphs(text: str) -> str:
-    """A docstring whose lines are broken where the terminal needs it, not where the source did."""
+    """Join the lines of each paragraph of a docstring; the terminal wraps them."""
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-def group(entries: tuple[Entry | Family, ...]) -> type[TyperGroup]:
-    """A class of group that knows ``entries`` and loads each when it is asked for."""
+def group(entries: tuple[CommandEntry | CommandGroup, ...]) -> type[TyperGroup]:
+    """Return a Typer group class of ``entries`` that imports each command at its first use."""
     index = {entry.name: entry for entry in entries if entry.present}
 
-    class Group(TyperGroup):
-        """The commands, loaded late."""
+    class LazyGroup(TyperGroup):
+        """A Typer group that imports each command at its first use."""
 
         summaries = False
 
         def list_commands(self, ctx: Any) -> list[str]:
-            """In the order of the entries."""
+            """Return the names of the commands in the order of the entries."""
             del ctx
             return list(index)
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            """The command, or None; while help is written only its summary."""
+            """Return the command or None; while help is written, only its summary."""
             del ctx
             entry = index.get(cmd_name)
             if entry is None:
@@ -133,4 +133,4 @@ def group(entries: tuple[Entry | Family, ...]) -> type[TyperGroup]:
             finally:
                 self.summaries = False
 
-    return Group
+    return LazyGroup

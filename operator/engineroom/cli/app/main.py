@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from engineroom.cli.app.context import console
-from engineroom.cli.app.lazy import Entry, Family, group
+from engineroom.cli.app.lazy import CommandEntry, CommandGroup, group
 from engineroom.cli.app.options import (  # noqa: TC001 - typer reads the annotations
     CaFile,
     Debug,
@@ -32,18 +32,22 @@ API, OTHER = "Through the API", "Other"
 _COMMANDS = "engineroom.cli.commands"
 
 
-def _redis(name: str, module: str, attribute: str, summary: str, panel: str = TASKS) -> Entry:
-    """A command that works on Redis."""
-    return Entry(name, f"{_COMMANDS}.{module}", panel, summary, redis=True, attribute=attribute)
+def _redis(
+    name: str, module: str, attribute: str, summary: str, panel: str = TASKS
+) -> CommandEntry:
+    """Return the entry of a command that uses Redis."""
+    return CommandEntry(
+        name, f"{_COMMANDS}.{module}", panel, summary, redis=True, attribute=attribute
+    )
 
 
-def _api(name: str, module: str, attribute: str, summary: str) -> Entry:
-    """A command that works on the API."""
-    return Entry(name, f"{_COMMANDS}.{module}", API, summary, attribute=attribute)
+def _api(name: str, module: str, attribute: str, summary: str) -> CommandEntry:
+    """Return the entry of a command that uses the API process."""
+    return CommandEntry(name, f"{_COMMANDS}.{module}", API, summary, attribute=attribute)
 
 
-ENTRIES: tuple[Entry | Family, ...] = (
-    Entry(
+ENTRIES: tuple[CommandEntry | CommandGroup, ...] = (
+    CommandEntry(
         "status",
         f"{_COMMANDS}.status",
         LOOK,
@@ -52,64 +56,64 @@ ENTRIES: tuple[Entry | Family, ...] = (
             "problems."
         ),
     ),
-    Entry(
+    CommandEntry(
         "get",
         f"{_COMMANDS}.get",
         LOOK,
         "List pools with their state, size, load and age, or objects of another kind.",
     ),
-    Entry(
+    CommandEntry(
         "explain",
         f"{_COMMANDS}.explain",
         LOOK,
         ("Explain the state of an object: why a pool has its size, whether a policy is enforced."),
     ),
-    Entry(
+    CommandEntry(
         "top",
         f"{_COMMANDS}.pools.top",
         LOOK,
         "Show the current activity of pools or workers, once or continuously.",
     ),
-    Entry(
+    CommandEntry(
         "scale",
         f"{_COMMANDS}.pools.scale",
         CHANGE,
         "Set the size of a pool, or the size range of an autoscaled one.",
     ),
-    Entry(
+    CommandEntry(
         "pause",
         f"{_COMMANDS}.pools.pause",
         CHANGE,
         "Stop an autoscaled pool from changing its size.",
     ),
-    Entry(
+    CommandEntry(
         "resume",
         f"{_COMMANDS}.pools.resume",
         CHANGE,
         "Let a paused or drained pool scale and take jobs again.",
     ),
-    Entry(
+    CommandEntry(
         "apply",
         f"{_COMMANDS}.manifests.apply",
         CHANGE,
         "Apply manifests as one transaction: all objects, or none.",
     ),
-    Entry(
+    CommandEntry(
         "diff",
         f"{_COMMANDS}.manifests.diff",
         CHANGE,
         "Show the changes that `apply` would make, without writing.",
     ),
-    Entry(
+    CommandEntry(
         "drain",
         f"{_COMMANDS}.pools.drain",
         CHANGE,
-        "Let a pool, or one of its pods, finish its jobs and take no more.",
+        "Let a pool, or one of its pods, finish its jobs and start no new ones.",
     ),
-    Family(
+    CommandGroup(
         "jobs",
         TASKS,
-        "List jobs, look into one, put failed ones back, cancel those that wait.",
+        "List and show jobs, retry failed ones, cancel waiting ones.",
         (
             _redis("list", "tasks.jobs", "list_jobs", "List jobs by state, page by page."),
             _redis("show", "tasks.jobs", "show", "Show all details of one job."),
@@ -117,10 +121,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             _redis("cancel", "tasks.cancel", "cancel", "Cancel jobs and their dependents."),
         ),
     ),
-    Family(
+    CommandGroup(
         "queues",
         TASKS,
-        "List queues, pause and limit one, move or delete what waits.",
+        "List, pause and limit queues, move or delete waiting jobs.",
         (
             _redis(
                 "list",
@@ -143,10 +147,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             _redis("empty", "tasks.queues", "empty", "Delete the waiting jobs of a queue."),
         ),
     ),
-    Family(
+    CommandGroup(
         "schedules",
         TASKS,
-        "List schedules, make, pause, run and delete them.",
+        "List, create, pause, run and delete schedules.",
         (
             _redis(
                 "list",
@@ -178,10 +182,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
         ),
     ),
     _redis("enqueue", "tasks.enqueue", "enqueue", "Enqueue one job."),
-    Family(
+    CommandGroup(
         "workers",
         TASKS,
-        "List workers, and clear away those that are no more.",
+        "List workers, and remove the entries of dead ones.",
         (
             _redis("list", "tasks.workers", "list_workers", "List workers and their state."),
             _redis(
@@ -192,10 +196,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Family(
+    CommandGroup(
         "ratelimit",
         LIMITS,
-        "Test a request against RateLimitPolicies, see the top keys, understand a policy.",
+        "Test a request against RateLimitPolicies, show the top keys, explain a policy.",
         (
             _redis(
                 "test",
@@ -207,7 +211,7 @@ ENTRIES: tuple[Entry | Family, ...] = (
                 ),
                 LIMITS,
             ),
-            Entry(
+            CommandEntry(
                 "top",
                 f"{_COMMANDS}.ratelimit",
                 LIMITS,
@@ -222,24 +226,26 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Entry("login", f"{_COMMANDS}.access.login", API, "Log in to the API process."),
-    Entry(
+    CommandEntry("login", f"{_COMMANDS}.access.login", API, "Log in to the API process."),
+    CommandEntry(
         "logout",
         f"{_COMMANDS}.access.logout",
         API,
         "Revoke the login at the server, and delete it locally.",
     ),
-    Entry(
+    CommandEntry(
         "ui",
         f"{_COMMANDS}.access.ui",
         API,
         "Sign in to the API in a browser, by a one-time link.",
     ),
-    Entry("whoami", f"{_COMMANDS}.access.whoami", API, "Show your identity and your permissions."),
-    Family(
+    CommandEntry(
+        "whoami", f"{_COMMANDS}.access.whoami", API, "Show your identity and your permissions."
+    ),
+    CommandGroup(
         "keys",
         API,
-        "List API keys, make, replace and revoke them.",
+        "List, create, replace and revoke API keys.",
         (
             _api("list", "access.keys", "list_keys", "List API keys: your own, or those of --of."),
             _api("create", "access.keys", "create", "Create an API key; it is shown only once."),
@@ -252,10 +258,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             _api("revoke", "access.keys", "revoke", "Revoke an API key at once."),
         ),
     ),
-    Family(
+    CommandGroup(
         "sessions",
         API,
-        "List sessions of browsers, and end them.",
+        "List and end sessions of browsers.",
         (
             _api(
                 "list",
@@ -271,7 +277,7 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Family(
+    CommandGroup(
         "signing-keys",
         API,
         "List and rotate the keys that sign the API's tokens.",
@@ -290,10 +296,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Family(
+    CommandGroup(
         "audit",
         API,
-        "Read the audit log, and check that it is as it was written.",
+        "Read the audit log and verify that it was not changed.",
         (
             _api("list", "access.audit", "list_audit", "List the audit log, oldest records first."),
             _api(
@@ -301,10 +307,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Family(
+    CommandGroup(
         "transactions",
         API,
-        "List transactions of `apply`, and look into one.",
+        "List and show transactions of `apply`.",
         (
             _api(
                 "list",
@@ -317,10 +323,10 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Family(
+    CommandGroup(
         "operations",
         API,
-        "List changes of many jobs, watch one, and stop it.",
+        "List, show and stop bulk operations on jobs.",
         (
             _api(
                 "list",
@@ -337,20 +343,20 @@ ENTRIES: tuple[Entry | Family, ...] = (
             ),
         ),
     ),
-    Entry(
+    CommandEntry(
         "lint",
         "engineroom.cli.commands.manifests.lint",
         OTHER,
-        "Check manifests as admission would.",
+        "Check manifests by the rules of the admission webhooks.",
         takes_context=False,
     ),
-    Entry(
+    CommandEntry(
         "version",
         f"{_COMMANDS}.version",
         OTHER,
         "Show the versions of this program, the operator and the API server.",
     ),
-    Entry(
+    CommandEntry(
         "completion",
         f"{_COMMANDS}.completion",
         OTHER,
@@ -361,12 +367,12 @@ ENTRIES: tuple[Entry | Family, ...] = (
 
 
 def create() -> typer.Typer:
-    """The application with all its commands."""
+    """Return the application with all its commands."""
     app = typer.Typer(
         name="engineroom",
         cls=group(ENTRIES),
-        help="Pools of RQ workers on Kubernetes: look at them, understand them, change them.\n\n"
-        "Needs nothing but the rights of your kubeconfig. `kubectl wait --for=condition=Ready "
+        help="Show, explain and change pools of RQ workers on Kubernetes.\n\n"
+        "Needs only the rights of your kubeconfig. `kubectl wait --for=condition=Ready "
         "workerpool/NAME` waits for a pool.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -397,13 +403,13 @@ def _before(
         bool,
         typer.Option(
             "--version",
-            help="Show this program's version alone.",
+            help="Show only the version of this program.",
             is_eager=True,
             callback=_version,
         ),
     ] = False,
 ) -> None:
-    """Keep the options that stand before the command's name for the command."""
+    """Store the options before the command's name in the context of the command."""
     # ``main`` reads the last three from the command line itself.
     del version, no_color, debug
     ctx.obj = ConnectionOptions(kubeconfig, kube_context, namespace, server, ca_file)
@@ -421,12 +427,15 @@ def show_error(error: CliError) -> None:
         err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
 
 
-def _help_of_family(words: list[str]) -> None:
-    """Show the help of a family at once: going through its parent's options costs a third more."""
+def _group_help(words: list[str]) -> None:
+    """Show the help of a command group directly: parsing the parent's options takes a third more.
+
+    ``words`` are the command line; for any other command this does nothing.
+    """
     if len(words) != 2 or words[1] not in ("--help", "-h"):
         return
     for entry in ENTRIES:
-        if isinstance(entry, Family) and entry.name == words[0]:
+        if isinstance(entry, CommandGroup) and entry.name == words[0]:
             entry.load()(args=["--help"], prog_name=f"{program()} {entry.name}")
 
 
@@ -437,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Before anything is printed, so that help and usage errors follow it too.
         os.environ["NO_COLOR"] = "1"
     try:
-        _help_of_family(words)
+        _group_help(words)
         create()(args=words, prog_name=program(), complete_var=COMPLETE_VARIABLE)
     except CliError as error:
         if "--debug" in words:
@@ -455,7 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         show_error(
             CliError(
-                f"{program()} failed in a way it should not",
+                f"{program()} failed unexpectedly",
                 why=f"{type(error).__name__}: {error}",
                 fix="run it again with --debug and report what it prints",
             )

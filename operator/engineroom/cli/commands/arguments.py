@@ -10,7 +10,7 @@ from engineroom.api.kinds import Kind
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.connections.objects import list_objects, object_name
 from engineroom.cli.errors import UsageError
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 
 
 def object_names(ctx: typer.Context, kind: Kind) -> list[str]:
@@ -66,7 +66,7 @@ PoolName = Annotated[
     typer.Argument(metavar="NAME", help="Name of the pool.", autocompletion=complete_pools),
 ]
 OutputOption = Annotated[
-    Output, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
+    OutputFormat, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 DryRun = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""``engineroom completion``: the script that a shell reads."""
+"""``engineroom completion``: print the completion script of a shell."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -16,8 +16,8 @@ _KUBECTL = f"""\
 echo :4"""
 
 
-class Shell(StrEnum):
-    """Programs that complete command lines."""
+class CompletionShell(StrEnum):
+    """Programs with a completion script."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -27,7 +27,7 @@ class Shell(StrEnum):
 
 def completion(
     shell: Annotated[
-        Shell, typer.Argument(metavar="bash|zsh|fish|kubectl", help="Shell, or kubectl.")
+        CompletionShell, typer.Argument(metavar="bash|zsh|fish|kubectl", help="Shell, or kubectl.")
     ],
 ) -> None:
     """Print the completion script of a shell, or of kubectl for its plugin.
@@ -35,7 +35,7 @@ def completion(
     For bash: `source <(engineroom completion bash)`. For kubectl: `engineroom completion kubectl >
     ~/.local/bin/kubectl_complete-engineroom && chmod +x ~/.local/bin/kubectl_complete-engineroom`.
     """
-    if shell is Shell.KUBECTL:
+    if shell is CompletionShell.KUBECTL:
         typer.echo(_KUBECTL)
         return
     from typer import completion as typers

@@ -14,7 +14,7 @@ from engineroom.cli.connections.objects import object_name, parse_target, read_o
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.explain import event_documents, events_table
 from engineroom.cli.views.kinds import conditions_table, state_of
-from engineroom.cli.views.output_formats import Report, dump, word
+from engineroom.cli.views.output_formats import ReportFormat, dump, word
 from engineroom.kube.client.resources import resource_of
 
 
@@ -29,8 +29,9 @@ def explain(
         ),
     ],
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
-    ] = Report.TABLE,
+        ReportFormat,
+        typer.Option("--output", "-o", help="Output format.", case_sensitive=False),
+    ] = ReportFormat.TABLE,
 ) -> None:
     """Explain the state of an object: why a pool has its size, whether a policy is enforced.
 
@@ -55,14 +56,16 @@ def _target(words: list[str]) -> tuple[Kind, str]:
     return kind, object_name(kind, names[0])
 
 
-def general_explanation(context: CommandContext, kind: Kind, name: str, output: Report) -> None:
+def general_explanation(
+    context: CommandContext, kind: Kind, name: str, output: ReportFormat
+) -> None:
     """Show the state, conditions and events of an object."""
     document = read_object(context.cluster, kind, context.namespace, name)
     metadata, now = document["metadata"], context.clock.now()
     conditions = (document.get("status") or {}).get("conditions") or []
     reference = resource_of(kind).ref(metadata["namespace"], name, metadata.get("uid", ""))
     events = None if context.through_api else context.cluster.events(reference)
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         explanation = {
             "resource": f"{kind.resource}/{name}",
             "namespace": metadata["namespace"],

@@ -1,4 +1,4 @@
-"""``engineroom get``: objects of any kind, as a table or as objects."""
+"""``engineroom get``: show objects of any kind, as a table, JSON or YAML."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from engineroom.cli.commands.arguments import OutputOption, complete_objects
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.objects import list_objects, parse_target, read_object
 from engineroom.cli.errors import UsageError
-from engineroom.cli.views.output_formats import Output, listing
+from engineroom.cli.views.output_formats import OutputFormat, listing
 
 
 def get(
@@ -26,7 +26,7 @@ def get(
             autocompletion=complete_objects,
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
     selector: Selector = None,
     all_namespaces: AllNamespaces = False,
 ) -> None:
@@ -53,7 +53,7 @@ def get(
             documents,
             context.clock.now(),
             namespaces=all_namespaces,
-            wide=output is Output.WIDE,
+            wide=output is OutputFormat.WIDE,
         ),
         none=f"no {kind.plural_noun} in {where}",
     )

@@ -1,4 +1,4 @@
-"""Prints results in the format of ``-o``."""
+"""Functions that print results in the format of ``-o``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from engineroom.cli.views.output_formats import Output, dump
+from engineroom.cli.views.output_formats import OutputFormat, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 def present(
     context: CommandContext,
-    output: Output,
+    output: OutputFormat,
     document: Any,
     names: Sequence[str],
     view: Callable[[], RenderableType],
     *,
     none: str = "",
 ) -> None:
-    """Show ``document`` as JSON or YAML, ``names`` one a line, or what ``view`` makes for people.
+    """Print ``document`` as JSON or YAML, ``names`` one per line, or ``view()`` as a table.
 
-    Without names there is nothing to look at: people are told ``none``.
+    If ``names`` is empty, prints the message ``none`` instead of the table.
     """
-    if output in (Output.JSON, Output.YAML):
+    if output in (OutputFormat.JSON, OutputFormat.YAML):
         context.show(dump(document, output))
     elif not names:
         context.note(none)
-    elif output is Output.NAME:
+    elif output is OutputFormat.NAME:
         context.show(Text("\n".join(names)))
     else:
         context.show(view())
 
 
 def print_result(
-    context: CommandContext, done: Any, text: str, output: Output, *, name: str = ""
+    context: CommandContext, done: Any, text: str, output: OutputFormat, *, name: str = ""
 ) -> None:
-    """Print the outcome of a change: ``text`` for people, ``done`` as JSON or YAML, or ``name``."""
+    """Print the result of a change: ``text`` by default, ``done`` as JSON or YAML, or ``name``."""
     present(context, output, done, [name], lambda: Text(text))

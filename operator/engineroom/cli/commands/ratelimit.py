@@ -1,4 +1,4 @@
-"""``engineroom ratelimit``: test a request, see the top keys, understand a policy."""
+"""``engineroom ratelimit``: test a request, show the top keys, explain a policy."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -20,7 +20,7 @@ from engineroom.cli.connections.policies import (
     top_keys,
 )
 from engineroom.cli.errors import ExitCode, UsageError
-from engineroom.cli.views.output_formats import Report, dump
+from engineroom.cli.views.output_formats import ReportFormat, dump
 from engineroom.cli.views.ratelimits import (
     PolicyExplanation,
     explanation_document,
@@ -36,7 +36,7 @@ from engineroom.ratelimit.limits.dry_run import SimulatedRequest, dry_run
 
 _HELD = "Name of the policy; the default is all policies of the namespace."
 OutputOption = Annotated[
-    Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
+    ReportFormat, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 
 
@@ -117,7 +117,7 @@ def try_request(
         list[str] | None,
         typer.Argument(metavar="[POLICY]...", help=_HELD, autocompletion=complete_policies),
     ] = None,
-    output: OutputOption = Report.TABLE,
+    output: OutputOption = ReportFormat.TABLE,
 ) -> None:
     """Show the limits that apply to a request, their remaining tokens, and the response.
 
@@ -137,7 +137,7 @@ def try_request(
             read_policies(redis, namespace), wanted, attachment.target, attachment.labels
         )
         done = [dry_run(policy.policy, redis, simulated) for policy in policies]
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(rehearsals_document(done), output))
     elif not done:
         context.note("no policy is for that: the request is not limited")
@@ -172,7 +172,7 @@ def top(
             ),
         ),
     ] = None,
-    output: OutputOption = Report.TABLE,
+    output: OutputOption = ReportFormat.TABLE,
 ) -> None:
     """Record for some seconds, and show the most requested keys by policy and limit.
 
@@ -191,7 +191,7 @@ def top(
     recorded = replace(recorded, keys=tuple(matching[:keys]))
     for failure in recorded.failures:
         context.note(f"not counted: {failure}")
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(top_document(recorded), output))
         return
     if not recorded.keys:
@@ -204,9 +204,11 @@ def explain(
     context: CommandContext,
     name: Annotated[
         str,
-        typer.Argument(metavar="POLICY", help="Its name.", autocompletion=complete_policies),
+        typer.Argument(
+            metavar="POLICY", help="Name of the policy.", autocompletion=complete_policies
+        ),
     ],
-    output: OutputOption = Report.TABLE,
+    output: OutputOption = ReportFormat.TABLE,
 ) -> None:
     """Show whether a policy is accepted, programmed and enforced, why, and its bound.
 
@@ -240,13 +242,13 @@ def explain(
         if policies is None or roster is None
         else enforcers_of(roster, policies, policy["metadata"]["name"]),
     )
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(explanation_document(explanation), output))
     else:
         context.show(explanation_text(explanation))
 
 
-def explain_policy(context: CommandContext, kind: Kind, name: str, output: Report) -> None:
+def explain_policy(context: CommandContext, kind: Kind, name: str, output: ReportFormat) -> None:
     """Explain a policy for ``engineroom explain``."""
     del kind
     explain(context, name, output)

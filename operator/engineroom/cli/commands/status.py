@@ -11,16 +11,17 @@ from engineroom.cli.connections.model import Document, Installation, Pod, Pool, 
 from engineroom.cli.connections.objects import list_objects
 from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
 from engineroom.cli.views.diagnose import Check, Severity
-from engineroom.cli.views.output_formats import Report, dump
-from engineroom.cli.views.status import Overview, status_document, status_text
+from engineroom.cli.views.output_formats import ReportFormat, dump
+from engineroom.cli.views.status import InstallationOverview, status_document, status_text
 from engineroom.cli.views.text import count
 
 
 def status(
     context: CommandContext,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
-    ] = Report.TABLE,
+        ReportFormat,
+        typer.Option("--output", "-o", help="Output format.", case_sensitive=False),
+    ] = ReportFormat.TABLE,
     selector: Selector = None,
 ) -> None:
     """Show the state of the installation: operator, webhooks, Redis, CRD, and pools with problems.
@@ -30,7 +31,7 @@ def status(
     one namespace, and not the installation. The exit status is 1 if there is a problem.
     """
     overview = (_through_api if context.through_api else _look)(context, selector)
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(status_document(overview), output))
     else:
         context.show(status_text(overview))
@@ -38,7 +39,7 @@ def status(
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def _look(context: CommandContext, selector: str | None) -> Overview:
+def _look(context: CommandContext, selector: str | None) -> InstallationOverview:
     cluster, scope = context.cluster, context.options.namespace
     installation = cluster.installation()
     pools: tuple[Pool, ...] = ()
@@ -58,10 +59,10 @@ def _look(context: CommandContext, selector: str | None) -> Overview:
             raise
     now = context.clock.now()
     objects = _objects(context, scope, selector)
-    return Overview(installation, pools, pods, scope, now, program(), objects)
+    return InstallationOverview(installation, pools, pods, scope, now, program(), objects)
 
 
-def _through_api(context: CommandContext, selector: str | None) -> Overview:
+def _through_api(context: CommandContext, selector: str | None) -> InstallationOverview:
     subject = context.api.get("/whoami")["subject"]
     scope = context.namespace
     pools = context.cluster.pools(scope, selector)
@@ -80,7 +81,7 @@ def _through_api(context: CommandContext, selector: str | None) -> Overview:
         summary = f"not reached for {', '.join(unreached[:5])}"
         parts.append(Check("Redis", Severity.PROBLEM, summary, "see the pools below"))
     installation = Installation(context.api.server, "", None)
-    return Overview(
+    return InstallationOverview(
         installation,
         pools,
         (),

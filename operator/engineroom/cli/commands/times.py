@@ -1,4 +1,4 @@
-"""Lengths of time and points in time, as options take them."""
+"""Parsing of durations and times in options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``engineroom version``: of this program, of the operator, of the API server."""
+"""``engineroom version``: show the versions of this program, the operator and the API server."""
 
 import platform
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from engineroom import __version__
 from engineroom.cli.app.context import CommandContext
-from engineroom.cli.views.output_formats import Report, dump
+from engineroom.cli.views.output_formats import ReportFormat, dump
 from engineroom.cli.views.version import version_table
 
 if TYPE_CHECKING:
@@ -20,19 +20,20 @@ def version(
         bool, typer.Option("--client", help="Only the version of this program, without a cluster.")
     ] = False,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
-    ] = Report.TABLE,
+        ReportFormat,
+        typer.Option("--output", "-o", help="Output format.", case_sensitive=False),
+    ] = ReportFormat.TABLE,
 ) -> None:
     """Show the versions of this program, the operator and the API server."""
     document = version_document(None if client else context.cluster.installation())
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(document, output))
     else:
         context.show(version_table(document))
 
 
 def version_document(installation: "Installation | None") -> dict[str, Any]:
-    """The versions; what the cluster did not say is null."""
+    """Return the versions; unknown ones are null."""
     document: dict[str, Any] = {
         "client": {"version": __version__, "python": platform.python_version()}
     }

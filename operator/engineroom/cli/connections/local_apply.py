@@ -1,7 +1,7 @@
-"""Applying by the kubeconfig: the API's own transaction, its log on this machine.
+"""Transactions of manifests with a kubeconfig, logged in files on this machine.
 
-The same plan, the same steps and the same undo as in the API process, with the rights of the
-kubeconfig alone. Recovery differs: replicas of the API finish the work of a killed process, while
+They use the same plan, steps and rollback as the API process, with the rights of the kubeconfig.
+Recovery differs: replicas of the API process recover the transactions of a killed process, while
 here the user runs ``apply --recover``.
 """
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from engineroom.kube.client.resources import Resource
 
 _APPLY = "application/apply-patch+yaml"
-#: Seconds for which the objects of a transaction are kept that has no log: it never began.
+#: Age in seconds after which the stored objects of a transaction that never began are deleted.
 _ORPHANED = 3600.0
 
 
 class KubeWriter:
-    """``Writer`` by the command line's own client: whatever way to log in the kubeconfig has."""
+    """``Writer`` through the command line's cluster connection, with the kubeconfig's login."""
 
     def __init__(self, cluster: KubernetesCluster) -> None:
         self._cluster = cluster
@@ -133,7 +133,10 @@ class KubeWriter:
 
 
 class FileBundles:
-    """``Bundles`` in files beside the log, for their owner alone; gone when a transaction ends."""
+    """``Bundles`` in files beside the log, readable only by their owner.
+
+    A file is deleted when its transaction ends.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -151,7 +154,7 @@ class FileBundles:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DependencyError(
-                f"{self._directory}: cannot be written ({error.strerror}), so nothing was begun"
+                f"{self._directory}: cannot be written ({error.strerror}), so nothing was changed"
             ) from error
 
     async def get(self, transaction: str) -> list[Planned]:
@@ -161,19 +164,19 @@ class FileBundles:
             return [Planned(**document) for document in json.loads(text)]
         except (OSError, ValueError, TypeError) as error:
             raise ManifestChangedError(
-                "transaction: its objects are not kept any more; look anew"
+                "transaction: its objects are no longer stored; plan the change again"
             ) from error
 
     async def drop(self, transaction: str) -> None:
         """See Bundles."""
         self._path(transaction).unlink(missing_ok=True)
 
-    def sweep(self, now: float, begun: Callable[[str], bool]) -> None:
-        """Forget the objects of what never began."""
+    def sweep(self, now: float, has_log: Callable[[str], bool]) -> None:
+        """Delete the objects of old transactions without a log, which never began."""
         if not self._directory.is_dir():
             return
         for path in self._directory.glob("*.objects"):
-            if path.stat().st_mtime < now - _ORPHANED and not begun(path.stem):
+            if path.stat().st_mtime < now - _ORPHANED and not has_log(path.stem):
                 path.unlink(missing_ok=True)
 
     def _path(self, transaction: str) -> Path:
@@ -181,48 +184,48 @@ class FileBundles:
 
 
 class _ReportingApplier(Applier):
-    """Prints the outcome of each step."""
+    """An applier that prints the outcome of each step."""
 
     def __init__(
-        self, cluster: KubernetesCluster, bundles: FileBundles, tell: Callable[[str], None]
+        self, cluster: KubernetesCluster, bundles: FileBundles, report: Callable[[str], None]
     ) -> None:
         super().__init__(KubeWriter(cluster), bundles, SystemClock())
-        self._tell = tell
+        self._report = report
 
     async def apply(self, step: StepContext) -> str:
         """See Applier."""
-        done = await super().apply(step)
-        await self._say(step, done.partition(" to ")[0])
-        return done
+        outcome = await super().apply(step)
+        await self._report_step(step, outcome.partition(" to ")[0])
+        return outcome
 
     async def undo(self, step: StepContext) -> str:
         """See Applier."""
-        done = await super().undo(step)
-        await self._say(step, f"put back: {done}")
-        return done
+        outcome = await super().undo(step)
+        await self._report_step(step, f"rolled back: {outcome}")
+        return outcome
 
-    async def _say(self, step: StepContext, done: str) -> None:
+    async def _report_step(self, step: StepContext, outcome: str) -> None:
         planned = await self._of(step)
-        self._tell(f"{planned.kind}/{planned.name} {done}")
+        self._report(f"{planned.kind}/{planned.name} {outcome}")
 
 
 class LocalApply:
     """Transactions with the rights of one kubeconfig, logged on this machine.
 
-    ``note`` prints the progress of each step. Raises TypeError for a cluster behind the API.
+    ``report`` prints the progress of each step. Raises TypeError for a cluster behind the API.
     """
 
-    def __init__(self, cluster: Cluster, note: Callable[[str], None]) -> None:
+    def __init__(self, cluster: Cluster, report: Callable[[str], None]) -> None:
         # The command itself reports a step that fails; a log line would repeat it.
         configure("CRITICAL")
         if not isinstance(cluster, KubernetesCluster):
             raise TypeError("transactions on this machine need a kubeconfig")
         self._cluster = cluster
-        self._note = note
+        self._report = report
         directory = state_directory(cluster.server)
         self._bundles = FileBundles(directory)
         self.log = FileSagaLog(directory)
-        applier = _ReportingApplier(cluster, self._bundles, note)
+        applier = _ReportingApplier(cluster, self._bundles, report)
         self._coordinator = Coordinator(self.log, applier.sagas(), lease=LEASE)
 
     def plan(self, namespace: str, text: str, *, force: bool) -> list[Planned]:
@@ -235,13 +238,13 @@ class LocalApply:
         try:
             pod_security = await level(writer, namespace, objects)
         except Forbidden:
-            # Who may not read the namespace: admission knows its level, and decides.
+            # The account may not read the namespace's level; admission enforces it at the write.
             pod_security = Level.PRIVILEGED
         check(objects, pod_security)
         return await rehearse(writer, namespace, objects, force=force)
 
     def run(self, namespace: str, planned: list[Planned], *, force: bool) -> str:
-        """Write all or nothing; the transaction's id. Raises ManifestUndoneError."""
+        """Write all objects or none; returns the transaction's id. Raises ManifestUndoneError."""
         transaction = secrets.token_hex(16)
         details = {
             "namespace": namespace,
@@ -254,21 +257,21 @@ class LocalApply:
         }
         name = f"{SAGA}.{len(planned)}"
 
-        async def all_or_nothing() -> None:
+        async def run_transaction() -> None:
             await self._bundles.put(transaction, planned)
-            await self._coordinator.run(name, transaction, details, by=_me())
+            await self._coordinator.run(name, transaction, details, by=_local_user())
             await self._bundles.drop(transaction)
 
-        # Asked to end it ends like by Ctrl-C: what was written is put back first.
+        # SIGTERM acts like Ctrl-C: the writes are rolled back before the program ends.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            asyncio.run(all_or_nothing())
+            asyncio.run(run_transaction())
         except SagaUndoneError as error:
             asyncio.run(self._bundles.drop(transaction))
             problem = f"manifest: {error}; see transaction {transaction}"
             raise ManifestUndoneError(problem) from error
         except KeyboardInterrupt:
-            self._note("interrupted: putting back what was written")
+            self._report("interrupted: rolling back")
             self.recover()
             raise
         finally:
@@ -276,36 +279,36 @@ class LocalApply:
         return transaction
 
     def recover(self) -> list[SagaRecord]:
-        """Put back what programs that died have left here; what became of each."""
-        # Ours too: an interrupted one counts as dead from here on.
+        """Roll back the unfinished transactions on this machine; returns their records."""
+        # Includes a transaction of this process that was interrupted.
         self.log.release_all()
-        left = self.log.left()
+        unfinished = self.log.left()
 
-        async def all_of_them() -> list[SagaRecord]:
-            for record in left:
+        async def recover_all() -> list[SagaRecord]:
+            for record in unfinished:
                 if record.status == "stuck":
                     await self._coordinator.resume(record.id)
             await self._coordinator.recover()
             recovered = []
-            for record in left:
-                now = await self.log.read(record.id)
-                if now is not None:
-                    recovered.append(now)
-                    if now.status in ("rolled_back", "committed"):
-                        await self._bundles.drop(now.id)
+            for record in unfinished:
+                current = await self.log.read(record.id)
+                if current is not None:
+                    recovered.append(current)
+                    if current.status in ("rolled_back", "committed"):
+                        await self._bundles.drop(current.id)
             return recovered
 
-        recovered = asyncio.run(all_of_them())
+        recovered = asyncio.run(recover_all())
         self._bundles.sweep(time.time(), self.log.exists)
         return recovered
 
     def refuse_if_left(self) -> None:
-        """Raises RefusedError while something is to be put back: it would be put back over this."""
-        left = self.log.left()
-        if left:
+        """Raise RefusedError if a transaction is unfinished: its rollback would undo a new one."""
+        unfinished = self.log.left()
+        if unfinished:
             raise RefusedError(
-                f"an `apply` from this machine did not come to its end: {left[0].id}",
-                why="what it wrote is still there, and is to be put back first",
+                f"an `apply` from this machine did not finish: {unfinished[0].id}",
+                why="its changes must be rolled back before a new `apply`",
                 fix=f"`{program()} apply --recover`",
             )
 
@@ -317,7 +320,7 @@ def state_directory(server: str) -> Path:
     return root / "engineroom" / hashlib.sha256(server.encode()).hexdigest()[:16]
 
 
-def _me() -> str:
+def _local_user() -> str:
     import getpass
 
     try:
@@ -327,7 +330,7 @@ def _me() -> str:
 
 
 def objects_of(planned: list[Planned]) -> list[Document]:
-    """A plan as the API tells it."""
+    """Return a plan in the form of the API."""
     return [
         {
             "apiVersion": entry.api_version,
@@ -344,7 +347,7 @@ def local_transactions(server: str, namespace: str) -> list[Document]:
     """Return the transactions of this machine in a namespace, newest first."""
     log = FileSagaLog(state_directory(server))
 
-    async def every() -> list[SagaRecord]:
+    async def read_all() -> list[SagaRecord]:
         records: list[SagaRecord] = []
         cursor = None
         while True:
@@ -354,7 +357,7 @@ def local_transactions(server: str, namespace: str) -> list[Document]:
             if cursor is None:
                 return records
 
-    records = asyncio.run(every())
+    records = asyncio.run(read_all())
     documents = [transaction_document(record) for record in records]
     return [entry for entry in documents if entry["namespace"] == namespace]
 
@@ -365,13 +368,13 @@ def local_transaction(server: str, identity: str) -> Document:
     if record is None:
         raise NotFoundError(
             f"transaction {identity[:100]} is not in the log of this machine",
-            fix=f"`{program()} transactions list` shows those that are",
+            fix=f"`{program()} transactions list` shows the transactions",
         )
     return transaction_document(record)
 
 
 def transaction_document(record: SagaRecord) -> Document:
-    """A transaction as the API tells it."""
+    """Return a transaction in the form of the API."""
     details = record.input if isinstance(record.input, dict) else {}
     return {
         "id": record.id,

@@ -1,7 +1,7 @@
-"""Reads objects of the API server leniently into the command line's model.
+"""Lenient parsing of Kubernetes objects into the command line's model.
 
-Unknown fields are ignored, and missing ones are None: a client one version behind must still show
-the status that a newer operator writes, which the API's own models would refuse.
+Unknown fields are ignored and missing fields are None, because a client must show the status of a
+newer operator, which the API's own models would refuse.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engineroom.cli.connections.model import (
 
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
-#: A pod with this cost said that its workers are drained; it is the next to go.
+#: Deletion cost of a pod whose workers are drained; such a pod is deleted first.
 DRAINED_COST = -1000
 
 _GITOPS = {
@@ -38,7 +38,7 @@ _GITOPS = {
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """An RFC 3339 time, aware; None for nothing or for what is none."""
+    """Return an RFC 3339 time with its time zone; None for no time or an invalid one."""
     if not text:
         return None
     try:
@@ -49,14 +49,14 @@ def parse_time(text: str | None) -> datetime | None:
 
 
 def parse_pool(document: Document) -> Pool:
-    """A WorkerPool object as facts."""
+    """Return the pool of a WorkerPool object."""
     metadata = dict(document["metadata"])
     metadata.pop("managedFields", None)
     spec, raw_status = document.get("spec") or {}, document.get("status") or {}
     autoscaling = spec.get("autoscaling")
     document = {**document, "metadata": metadata}
     status = _status(raw_status) if raw_status.get("observedGeneration", 0) > 0 else None
-    marks = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
+    label_keys = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
     return Pool(
         namespace=metadata.get("namespace", ""),
         name=metadata["name"],
@@ -71,7 +71,7 @@ def parse_pool(document: Document) -> Pool:
         strategy=spec.get("dequeueStrategy", "Priority"),
         max_job_duration=(spec.get("drain") or {}).get("maxJobDuration", "1h"),
         image=_image(spec.get("template") or {}),
-        managed_by=next((name for mark, name in _GITOPS.items() if mark in marks), None),
+        managed_by=next((tool for key, tool in _GITOPS.items() if key in label_keys), None),
         queues=_queues(spec, raw_status if status else {}),
         status=status,
         document=document,
@@ -134,17 +134,17 @@ def _queues(spec: Document, status: Document) -> tuple[Queue, ...]:
         queue = Queue(
             declared["name"], declared.get("priority", 0), declared.get("targetLatency", default)
         )
-        if (look := observed.get(queue.name)) is not None:
+        if (counts := observed.get(queue.name)) is not None:
             queue = replace(
                 queue,
-                depth=look.get("depth", 0),
-                running=look.get("running", 0),
-                scheduled=look.get("scheduled", 0),
-                failed=look.get("failed", 0),
-                oldest_job_age=look.get("oldestJobAge"),
+                depth=counts.get("depth", 0),
+                running=counts.get("running", 0),
+                scheduled=counts.get("scheduled", 0),
+                failed=counts.get("failed", 0),
+                oldest_job_age=counts.get("oldestJobAge"),
             )
         queues.append(queue)
-    # Workers that follow the priorities look at the highest first; so does the reader.
+    # The highest priority first, the order in which workers take jobs.
     return tuple(sorted(queues, key=lambda queue: -queue.priority))
 
 
@@ -155,7 +155,7 @@ def _image(template: Document) -> str:
 
 
 def parse_pod(document: Document) -> Pod:
-    """A Pod object as facts."""
+    """Return the model of a Pod object."""
     metadata, status = document["metadata"], document.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     conditions = {condition.get("type"): condition for condition in status.get("conditions") or ()}
@@ -176,7 +176,7 @@ def parse_pod(document: Document) -> Pod:
         trouble=trouble,
         trouble_message=message,
         deleting="deletionTimestamp" in metadata,
-        # The operator keeps the cluster's autoscaler off a pod that holds a job.
+        # The operator forbids the cluster autoscaler to evict a pod that runs a job.
         busy=None if evict is None else evict == "false",
         drain_requested=annotations.get(ANNOTATION_DRAIN) == "true",
         drained=annotations.get(ANNOTATION_DELETION_COST) == str(DRAINED_COST),
@@ -203,7 +203,7 @@ def _trouble(status: Document, conditions: dict[Any, Document]) -> tuple[str, st
 
 
 def parse_event(document: Document) -> Event:
-    """An Event object, of either of the two APIs that make them, as facts."""
+    """Return the model of an Event object of core/v1 or events.k8s.io/v1."""
     series = document.get("series") or {}
     times = (
         series.get("lastObservedTime"),
@@ -221,7 +221,7 @@ def parse_event(document: Document) -> Event:
 
 
 def parse_component(kind: str, document: Document) -> Component:
-    """A Deployment or StatefulSet of the installation as facts."""
+    """Return the model of a Deployment or StatefulSet of the installation."""
     metadata, spec = document["metadata"], document.get("spec") or {}
     labels, status = metadata.get("labels") or {}, document.get("status") or {}
     return Component(
@@ -252,16 +252,16 @@ _SUFFIXES = {
 
 
 def parse_quantity(text: str) -> float:
-    """A Kubernetes quantity as a number. Raises ValueError for what is none."""
+    """Return a Kubernetes quantity as a number. Raises ValueError for an invalid one."""
     number = text.rstrip("numkMGTPKi")
     suffix = text[len(number) :]
     if suffix not in _SUFFIXES:
-        raise ValueError(f"{text!r} is no quantity")
+        raise ValueError(f"{text!r} is not a quantity")
     return float(number) * _SUFFIXES[suffix]
 
 
 def parse_usage(document: Document) -> Usage:
-    """A PodMetrics object as one sum over its containers."""
+    """Return the memory (bytes) and CPU (millicores) of a PodMetrics object, all containers."""
     containers = document.get("containers") or []
     usages = [container.get("usage") or {} for container in containers]
     return Usage(

@@ -1,9 +1,9 @@
-"""A port of this machine that leads to the API process in the cluster, through the API server.
+"""Forwarding of a local port to the API process in the cluster, through the API server.
 
-It listens on the loopback address alone. Each connection is forwarded to a ready pod behind the
-Service, as `kubectl port-forward` does it: the tunnel has the TLS and the rights of the kubeconfig.
-Where the pod itself speaks TLS that is undone here, inside the tunnel, whose other end the API
-server vouches for; a certificate for this machine's address there is none to check.
+The port listens on the loopback address only. Each connection is forwarded to a ready pod of the
+Service like `kubectl port-forward` does: the tunnel uses the TLS and the rights of the kubeconfig.
+If the pod itself serves TLS, this module terminates it inside the tunnel. It does not verify the
+pod's certificate, which names no local address; the API server authenticates the tunnel's end.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ if TYPE_CHECKING:
 
 #: Finds the Service and the Deployment of the API process.
 LABELS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=api"
-#: Where it is looked for by who may not look everywhere.
+#: Namespaces to search if the account may not list the Services of all namespaces.
 NAMESPACES = ("engineroom-system", "engineroom")
-#: What the port is called, in the Service and in the pod.
+#: Name of the port, in the Service and in the pod.
 _PORT = "api"
-#: Connections at one time: a browser opens six.
-_MOST = 32
+#: Concurrent connections; a browser opens six.
+_MAX_CONNECTIONS = 32
 
 
-class Forward:
-    """Listens while the block runs; ``url`` is where."""
+class PortForward:
+    """A local listener that forwards connections while its ``with`` block runs.
+
+    ``connect`` opens a connection to the pod; with ``tls`` the pod serves TLS.
+    """
 
     def __init__(self, connect: Callable[[], Any], *, tls: bool = False) -> None:
         self._connect = connect
         self._context = _unverified() if tls else None
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._places = threading.Semaphore(_MOST)
+        self._free_slots = threading.Semaphore(_MAX_CONNECTIONS)
         self._closed = threading.Event()
-        #: Why the last connection could not be made.
+        #: The error of the last failed connection.
         self.failure: CliError | None = None
 
     @property
@@ -57,7 +60,7 @@ class Forward:
         """The URL of the listener."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> Forward:
+    def __enter__(self) -> PortForward:
         threading.Thread(target=self._accept, name="forward", daemon=True).start()
         return self
 
@@ -71,41 +74,41 @@ class Forward:
     def _accept(self) -> None:
         while not self._closed.is_set():
             try:
-                near, _ = self._listener.accept()
+                local, _ = self._listener.accept()
             except OSError:
                 return
-            if not self._places.acquire(timeout=5):
-                near.close()
+            if not self._free_slots.acquire(timeout=5):
+                local.close()
                 continue
-            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(local,), daemon=True).start()
 
-    def _serve(self, near: socket.socket) -> None:
-        far: Any = None
+    def _serve(self, local: socket.socket) -> None:
+        remote: Any = None
         try:
-            far = self._connect()
+            remote = self._connect()
             if self._context is not None:
-                far = _Tls(far, self._context)
-            back = threading.Thread(target=_pump, args=(far, near), daemon=True)
-            back.start()
-            _pump(near, far)
-            back.join()
+                remote = _TlsConnection(remote, self._context)
+            responses = threading.Thread(target=_copy, args=(remote, local), daemon=True)
+            responses.start()
+            _copy(local, remote)
+            responses.join()
         except CliError as error:
             self.failure = error
         except OSError:
             pass
         finally:
-            self._places.release()
-            for entry in (near, far):
-                if entry is not None:
+            self._free_slots.release()
+            for connection in (local, remote):
+                if connection is not None:
                     with contextlib.suppress(OSError):
-                        entry.close()
+                        connection.close()
 
 
-class _Tls:
+class _TlsConnection:
     """TLS over a connection, for one thread that reads and one that writes.
 
-    ``ssl.SSLSocket`` is for one thread at a time: OpenSSL changes one state for both directions,
-    and Python before 3.13 does not lock it. Raises OSError, of which SSLError is one.
+    ``ssl.SSLSocket`` is not safe for two threads: OpenSSL has one state for both directions, and
+    Python before 3.13 does not lock it. Methods raise OSError (SSLError is one).
     """
 
     def __init__(self, raw: Any, context: ssl.SSLContext) -> None:
@@ -113,8 +116,8 @@ class _Tls:
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._received, self._to_send)
         self._state = threading.Lock()
-        # Held from taking bytes until they are sent: records go in order. Never taken within the
-        # other, so that who reads goes on while who writes waits for the peer.
+        # Held from the encryption of bytes until they are sent, so that records stay in order.
+        # Never acquired inside the other lock, so that reading continues while a write blocks.
         self._sending = threading.Lock()
         while True:
             try:
@@ -127,7 +130,7 @@ class _Tls:
         self._send(None)
 
     def recv(self, size: int) -> bytes:
-        """Return the next bytes; b"" at the end."""
+        """Return the next bytes, at most ``size``; b"" at the end."""
         while True:
             try:
                 with self._state:
@@ -141,22 +144,22 @@ class _Tls:
             self._receive()
 
     def sendall(self, data: bytes) -> None:
-        """Send it."""
+        """Send all of ``data``."""
         self._send(lambda: self._tls.write(data))
 
     def shutdown(self, how: int) -> None:
-        """Say that nothing more is sent."""
+        """Send the end of the stream; ``how`` is ignored."""
         del how
 
         def end() -> None:
-            # Sends the notice; then it would wait for the other side's, which recv does.
+            # Sends the close notification. Waiting for the peer's is left to recv.
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.unwrap()
 
         self._send(end)
 
     def close(self) -> None:
-        """Close the connection under it."""
+        """Close the underlying connection."""
         self._raw.close()
 
     def _send(self, make: Callable[[], object] | None) -> None:
@@ -177,8 +180,8 @@ class _Tls:
                 self._received.write_eof()
 
 
-def _pump(source: Any, target: Any) -> None:
-    """Everything from one to the other, then the end."""
+def _copy(source: Any, target: Any) -> None:
+    """Copy bytes until the end of ``source``, then end the stream of ``target``."""
     with contextlib.suppress(OSError, ValueError):
         while data := source.recv(65_536):
             target.sendall(data)
@@ -194,7 +197,7 @@ def _unverified() -> ssl.SSLContext:
 
 
 def find(cluster: Cluster, namespace: str | None) -> Document:
-    """The Service of the API process. Raises NotFoundError, ForbiddenError, UsageError."""
+    """Return the Service of the API process. Raises NotFoundError, ForbiddenError, UsageError."""
     try:
         services = cluster.read_all(SERVICES, namespace, LABELS)
     except ForbiddenError:
@@ -204,30 +207,32 @@ def find(cluster: Cluster, namespace: str | None) -> Document:
         for name in NAMESPACES:
             with contextlib.suppress(ForbiddenError):
                 services += cluster.read_all(SERVICES, name, LABELS)
-    # Beside it stands the Service that metrics are read by, with the same labels.
+    # The Service for metrics has the same labels but no such port.
     services = [
         entry for entry in services if any(p.get("name") == _PORT for p in entry["spec"]["ports"])
     ]
     if not services:
         raise NotFoundError(
-            "there is no API process in this cluster",
+            "no API process runs in this cluster",
             why=f"no Service with the labels {LABELS}"
             + ("" if namespace is None else f" in {namespace}"),
-            fix="install it by the chart's `api.enabled=true`, or name the namespace it is in with "
-            "-n",
+            fix="install it with the chart's `api.enabled=true`, or give its namespace with -n",
         )
     if len(services) > 1:
         names = ", ".join(f"{s['metadata']['namespace']}/{s['metadata']['name']}" for s in services)
         raise UsageError(
             f"there are {len(services)} API processes in this cluster",
             why=names,
-            fix=f"say which: `{program()} ui -n NAMESPACE`",
+            fix=f"choose one: `{program()} ui -n NAMESPACE`",
         )
     return services[0]
 
 
-def forward(cluster: Cluster, service: Document) -> Forward:
-    """A way to the Service. Raises UnreachableError where no pod stands behind it."""
+def forward(cluster: Cluster, service: Document) -> PortForward:
+    """Return a port forward to a ready pod of the Service.
+
+    Raises UnreachableError if the Service has no ready pod, UsageError if it has no selector.
+    """
     metadata = service["metadata"]
     port = next(int(p["port"]) for p in service["spec"]["ports"] if p.get("name") == _PORT)
     host = f"{metadata['name']}.{metadata['namespace']}.svc"
@@ -237,11 +242,11 @@ def forward(cluster: Cluster, service: Document) -> Forward:
             f"Service {metadata['namespace']}/{metadata['name']} selects no pods",
             fix="name the API's URL with --server",
         )
-    return Forward(connect, tls=port == 443)
+    return PortForward(connect, tls=port == 443)
 
 
 def admin_password(cluster: Cluster, service: Document) -> str | None:
-    """The first administrator's password, for who may read the Secret that it is in anyway."""
+    """Return the first administrator's password; None if the account may not read its Secret."""
     import base64
 
     namespace = service["metadata"]["namespace"]

@@ -34,7 +34,7 @@ def _grants(key: Document) -> str:
 
 
 def keys_table(keys: Sequence[Document], now: datetime, *, wide: bool = False) -> Table:
-    """One line a key."""
+    """Return a table with one row per API key."""
     columns = ["ID", "NAME", "STATE", "MADE", "EXPIRES", "LAST USED", "MAY"]
     rows: list[list[str | Text]] = []
     for key in keys:
@@ -52,7 +52,7 @@ def keys_table(keys: Sequence[Document], now: datetime, *, wide: bool = False) -
 
 
 def sessions_table(sessions: Sequence[Document], now: datetime) -> Table:
-    """One line a session."""
+    """Return a table with one row per session."""
     columns = ["HANDLE", "WHO", "SIGNED IN", "LAST USED", "ENDS", "ADDRESS", "BROWSER"]
     rows = [
         (session["handle"], session["subject"], when(_time(session["created"]), now),
@@ -64,7 +64,7 @@ def sessions_table(sessions: Sequence[Document], now: datetime) -> Table:
 
 
 def signing_keys_table(keys: Sequence[Document], now: datetime) -> Table:
-    """One line a signing key."""
+    """Return a table with one row per signing key."""
     columns = ["KEY", "ALGORITHM", "STATE", "SIGNS FROM", "VERIFIES UNTIL"]
     rows = [
         (key["kid"], key["jwk"]["alg"], key["state"], when(_time(key["signsFrom"]), now),
@@ -75,7 +75,7 @@ def signing_keys_table(keys: Sequence[Document], now: datetime) -> Table:
 
 
 def audit_table(records: Sequence[Document], *, wide: bool = False) -> Table:
-    """One line a record, times in UTC."""
+    """Return a table with one row per audit record, times in UTC."""
     columns = ["NO", "WHEN (UTC)", "WHO", "ACTION", "TARGET", "OUTCOME"]
     if wide:
         columns += ["HOW", "ADDRESS", "REQUEST", "REASON"]
@@ -94,7 +94,7 @@ def audit_table(records: Sequence[Document], *, wide: bool = False) -> Table:
 
 
 def transactions_table(transactions: Sequence[Document], now: datetime) -> Table:
-    """One line a transaction."""
+    """Return a table with one row per transaction."""
     columns = ["ID", "STATUS", "BY", "BEGUN", "TOOK", "OBJECTS"]
     rows: list[list[str | Text]] = [
         [entry["id"], word(entry["status"]), entry["by"], when(_time(entry["started"]), now),
@@ -106,7 +106,7 @@ def transactions_table(transactions: Sequence[Document], now: datetime) -> Table
 
 
 def operations_table(operations: Sequence[Document], now: datetime) -> Table:
-    """One line a change of many jobs."""
+    """Return a table with one row per bulk operation."""
     columns = ["ID", "ACTION", "STATUS", "DONE", "QUEUES", "BY", "BEGUN"]
     rows: list[list[str | Text]] = [
         [entry["id"], f"{entry['action']} {entry['state']}", word(entry["status"]),
@@ -119,7 +119,7 @@ def operations_table(operations: Sequence[Document], now: datetime) -> Table:
 
 
 def operation_text(operation: Document) -> str:
-    """A change of many jobs in a sentence."""
+    """Return a sentence about a bulk operation."""
     text = (
         f"operation {operation['id']} ({operation['action']} {operation['state']} jobs of "
         f"{', '.join(operation['queues'])}) is {operation['status']}: "
@@ -131,7 +131,7 @@ def operation_text(operation: Document) -> str:
 
 
 def transaction_view(transaction: Document, now: datetime) -> Group:
-    """A transaction with its steps."""
+    """Return a transaction and its steps for the terminal."""
     facts = [
         ("by", transaction["by"]),
         ("namespace", transaction["namespace"]),

@@ -1,7 +1,7 @@
 """Diagnosis of pools and of the installation: pure functions that return findings.
 
-Condition types and their meaning are those of ``WorkerPoolStatus.conditions``; the operator's own
-message is always shown, the fix is what it cannot know: which command to type next.
+Condition types are those of ``WorkerPoolStatus.conditions``. A finding shows the operator's message
+and adds a fix: the next command to run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from engineroom.cli.connections.model import Admission, Component, Installation, Pod, Pool
 
-#: An operator that works writes a first status well within this.
-_FIRST_LOOK_SECONDS = 15.0
+#: A running operator writes the first status of a pool within this time, in seconds.
+_FIRST_STATUS_SECONDS = 15.0
 
 
 class Severity(StrEnum):
@@ -33,8 +33,8 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as it should be."""
+class PoolFinding:
+    """A problem of a pool, its cause and its fix."""
 
     severity: Severity
     what: str
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the overview: a part of the installation and how it does."""
+    """The health of one part of the installation."""
 
     part: str
     severity: Severity
@@ -53,7 +53,7 @@ class Check:
 
 
 def pool_state(pool: Pool) -> str:
-    """One word for a pool; the first that applies of what people ask about first."""
+    """Return the state of a pool in one word; the most urgent one if several apply."""
     status = pool.status
     if pool.deleting:
         return "Deleting"
@@ -76,20 +76,20 @@ def pool_state(pool: Pool) -> str:
 
 def pool_findings(
     pool: Pool, pods: Sequence[Pod], now: datetime, program: str
-) -> tuple[Finding, ...]:
+) -> tuple[PoolFinding, ...]:
     """Return the findings of one pool, worst first. ``pods`` are the pool's own."""
     if pool.deleting:
         return ()
     if pool.status is None:
         young = pool.created is not None and (now - pool.created).total_seconds() < (
-            _FIRST_LOOK_SECONDS
+            _FIRST_STATUS_SECONDS
         )
         if young:
             return ()
         return (
-            Finding(
+            PoolFinding(
                 Severity.PROBLEM,
-                "no operator has looked at this pool",
+                "no operator has reconciled this pool",
                 "its status is empty",
                 f"`{program} status` shows whether an operator runs and watches this namespace",
             ),
@@ -103,14 +103,14 @@ def pool_findings(
     return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
 
 
-def _conditions(pool: Pool, program: str) -> list[Finding]:
+def _conditions(pool: Pool, program: str) -> list[PoolFinding]:
     status = pool.status
     assert status is not None  # noqa: S101 - for the type checker; pool_findings returned before
     findings = []
     stalled = status.holds("Stalled")
     if stalled is not None:
         findings.append(
-            Finding(
+            PoolFinding(
                 Severity.PROBLEM,
                 f"stalled: {stalled.reason}",
                 stalled.message,
@@ -120,7 +120,7 @@ def _conditions(pool: Pool, program: str) -> list[Finding]:
     redis = status.holds("RedisReachable", "False")
     if redis is not None:
         findings.append(
-            Finding(
+            PoolFinding(
                 Severity.PROBLEM,
                 f"Redis cannot be measured: {redis.reason}",
                 redis.message,
@@ -129,10 +129,10 @@ def _conditions(pool: Pool, program: str) -> list[Finding]:
         )
     ready = status.holds("Ready", "False")
     if ready is not None and stalled is None and redis is None:
-        # While it is on its way a pool is not ready either; that is no fault.
+        # A pool is also not ready during a change, which is only a warning.
         moving = status.holds("Reconciling") is not None or not pool.answered
         findings.append(
-            Finding(
+            PoolFinding(
                 Severity.WARNING if moving else Severity.PROBLEM,
                 f"not ready: {ready.reason}",
                 ready.message,
@@ -142,7 +142,7 @@ def _conditions(pool: Pool, program: str) -> list[Finding]:
     limited = status.holds("ScalingLimited")
     if limited is not None and pool.autoscaling is not None and _at_maximum(pool):
         findings.append(
-            Finding(
+            PoolFinding(
                 Severity.WARNING,
                 f"wants more than its {count(pool.autoscaling.maximum, 'pod')}: {limited.reason}",
                 limited.message or status.decision,
@@ -161,12 +161,12 @@ def _at_maximum(pool: Pool) -> bool:
     )
 
 
-#: What the operator's message cannot know: the command to type next.
+#: The fix for each reason: the next command to run.
 _REASON_FIXES = {
-    reasons.INVALID_SPEC: "correct what the message names (`{edit}`); `{program} lint FILE` checks "
-    "a manifest before it is applied",
+    reasons.INVALID_SPEC: "correct the field in the message (`{edit}`); `{program} lint FILE` "
+    "checks a manifest before it is applied",
     reasons.NAME_TAKEN: "rename the pool, or delete the object that has its name",
-    reasons.SECRET_NOT_FOUND: "create the Secret; the pool goes on by itself",
+    reasons.SECRET_NOT_FOUND: "create the Secret; the pool then recovers by itself",
     reasons.SECRET_KEY_NOT_FOUND: "add the key to the Secret, or name another in `{edit}`",
     reasons.SECRET_FORBIDDEN: "let the operator read it: install the chart for this namespace too",
     reasons.NO_RQ_IN_IMAGE: "add rq to the image's requirements, or name the interpreter that has "
@@ -174,7 +174,7 @@ _REASON_FIXES = {
     reasons.IMAGE_PULL_FAILED: "check the image's name and tag, and imagePullSecrets in "
     "spec.template",
     reasons.QUOTA_EXCEEDED: "raise the ResourceQuota, or `{program} scale {pool} --max N`",
-    reasons.APPLY_REFUSED: "change what the message names: it is the API server's own",
+    reasons.APPLY_REFUSED: "change the field in the API server's message",
 }
 
 
@@ -208,8 +208,8 @@ _POD_FIXES = {
 }
 
 
-def _pods(pool: Pool, pods: Sequence[Pod]) -> list[Finding]:
-    """One finding a kind of trouble, however many pods have it."""
+def _pods(pool: Pool, pods: Sequence[Pod]) -> list[PoolFinding]:
+    """Return one finding for each kind of trouble of the pods."""
     by_trouble: dict[str, list[Pod]] = {}
     for pod in pods:
         if pod.trouble and not pod.ready and not pod.deleting:
@@ -219,7 +219,7 @@ def _pods(pool: Pool, pods: Sequence[Pod]) -> list[Finding]:
         first = affected[0]
         fix = _POD_FIXES.get(trouble, "`kubectl describe pod {pod} -n {namespace}` shows more")
         findings.append(
-            Finding(
+            PoolFinding(
                 Severity.PROBLEM,
                 f"{count(len(affected), 'pod')} of {len(pods)}: {trouble}",
                 first.trouble_message or f"first of them: {first.name}",
@@ -229,7 +229,7 @@ def _pods(pool: Pool, pods: Sequence[Pod]) -> list[Finding]:
     return findings
 
 
-def _queues(pool: Pool, program: str) -> list[Finding]:
+def _queues(pool: Pool, program: str) -> list[PoolFinding]:
     if pool.suspend:
         return []
     findings = []
@@ -239,9 +239,9 @@ def _queues(pool: Pool, program: str) -> list[Finding]:
         if seconds(queue.oldest_job_age) <= seconds(queue.target_latency):
             continue
         findings.append(
-            Finding(
+            PoolFinding(
                 Severity.WARNING,
-                f"jobs of queue {queue.name} wait longer than they should",
+                f"jobs of queue {queue.name} wait longer than the target latency",
                 f"the oldest waits {queue.oldest_job_age}, the target is {queue.target_latency}; "
                 f"{count(queue.depth, 'job')} waiting",
                 f"`{program} explain {pool.name} -n {pool.namespace}` shows what holds the size",
@@ -251,7 +251,7 @@ def _queues(pool: Pool, program: str) -> list[Finding]:
 
 
 def checks(installation: Installation, pools: Sequence[Pool]) -> tuple[Check, ...]:
-    """The installation, part by part."""
+    """Return the health of each part of the installation."""
     return (
         _definition(installation),
         _operator(installation),
@@ -263,7 +263,7 @@ def checks(installation: Installation, pools: Sequence[Pool]) -> tuple[Check, ..
 def _definition(installation: Installation) -> Check:
     definition = installation.definition
     if definition is None:
-        return Check("CRD", Severity.PROBLEM, "the kind WorkerPool is not there", INSTALL)
+        return Check("CRD", Severity.PROBLEM, "the kind WorkerPool is not installed", INSTALL)
     release = f", from release {definition.release}" if definition.release else ""
     return Check("CRD", Severity.OK, f"workerpools {', '.join(definition.served)} served{release}")
 
@@ -296,7 +296,7 @@ def _webhooks(installation: Installation) -> Check:
                 "webhooks",
                 Severity.PROBLEM,
                 f"{check.summary}, without a CA certificate",
-                f"it writes the certificate itself at its start: `kubectl logs -n "
+                f"the webhook server writes it at its start: `kubectl logs -n "
                 f"{servers[0].namespace} deploy/{servers[0].name}`",
             )
     return check

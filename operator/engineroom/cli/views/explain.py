@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engineroom.cli.connections.model import Event, Pod, Pool, Queue
-    from engineroom.cli.views.diagnose import Finding
+    from engineroom.cli.views.diagnose import PoolFinding
 
 _EVENTS_SHOWN = 10
 _PODS_SHOWN = 50
@@ -41,7 +41,7 @@ class Explanation:
     program: str
 
     @property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[PoolFinding, ...]:
         """The findings of the pool."""
         return pool_findings(self.pool, self.pods or (), self.now, self.program)
 
@@ -216,7 +216,7 @@ def pods_table(pods: Sequence[Pod], workers_per_pod: int, now: datetime) -> Rend
     return table(columns, rows, right=("WORKERS", "RESTARTS", "MEMORY", "CPU"))
 
 
-def findings_list(findings: Sequence[Finding]) -> RenderableType:
+def findings_list(findings: Sequence[PoolFinding]) -> RenderableType:
     """Return findings with their reasons and fixes."""
     lines = []
     for finding in findings:
@@ -309,7 +309,7 @@ def event_documents(events: Sequence[Event] | None) -> list[dict[str, Any]] | No
     ]
 
 
-def finding_document(finding: Finding) -> dict[str, str]:
+def finding_document(finding: PoolFinding) -> dict[str, str]:
     """Return a finding for ``-o json``."""
     return {
         "severity": str(finding.severity),

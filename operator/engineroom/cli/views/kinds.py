@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from engineroom.api.kinds import Kind
     from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
-    from engineroom.cli.views.output_formats import Report
-    from engineroom.cli.views.status import Overview
+    from engineroom.cli.views.output_formats import ReportFormat
+    from engineroom.cli.views.status import InstallationOverview
 
 
 class TableView(Protocol):
@@ -46,7 +46,9 @@ class TableView(Protocol):
 class ExplainView(Protocol):
     """A function that explains the state of one object."""
 
-    def __call__(self, context: CommandContext, kind: Kind, name: str, output: Report) -> None:
+    def __call__(
+        self, context: CommandContext, kind: Kind, name: str, output: ReportFormat
+    ) -> None:
         """Read the object, show its state, the reasons for it, and possible fixes."""
 
 
@@ -54,7 +56,7 @@ class StatusView(Protocol):
     """A function that sums up all objects of a kind."""
 
     def __call__(
-        self, kind: Kind, documents: Sequence[Document], overview: Overview
+        self, kind: Kind, documents: Sequence[Document], overview: InstallationOverview
     ) -> Check | None:
         """Return a line of ``status``, or None to leave it out."""
 
@@ -140,7 +142,9 @@ def json_path(document: Document, path: str) -> Any:
     return values[0] if values else None
 
 
-def general_status(kind: Kind, documents: Sequence[Document], overview: Overview) -> Check | None:
+def general_status(
+    kind: Kind, documents: Sequence[Document], overview: InstallationOverview
+) -> Check | None:
     """Count the objects that are not ready, and name the first of them."""
     if not documents:
         return None

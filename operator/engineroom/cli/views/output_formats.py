@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.model import Document
 
 
-class Output(StrEnum):
+class OutputFormat(StrEnum):
     """Formats of ``-o`` for commands that list or change objects."""
 
     TABLE = "table"
@@ -31,7 +31,7 @@ class Output(StrEnum):
     NAME = "name"
 
 
-class Report(StrEnum):
+class ReportFormat(StrEnum):
     """Formats of ``-o`` for reports."""
 
     TABLE = "table"

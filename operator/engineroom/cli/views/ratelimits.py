@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engineroom.api.kinds import Kind
     from engineroom.cli.connections.model import Document
     from engineroom.cli.connections.policies import Top
-    from engineroom.cli.views.status import Overview
+    from engineroom.cli.views.status import InstallationOverview
     from engineroom.ratelimit.distribution.document import CompiledPolicy
     from engineroom.ratelimit.limits.dry_run import DryRunResult, LimitOutcome
     from engineroom.ratelimit.limits.model import Limit
@@ -96,7 +96,9 @@ def policy_state(policy: Document) -> str:
     return "Ready"
 
 
-def policies_status(kind: Kind, policies: Sequence[Document], overview: Overview) -> Check | None:
+def policies_status(
+    kind: Kind, policies: Sequence[Document], overview: InstallationOverview
+) -> Check | None:
     """Count the policies that are not enforced, or decided without Redis; name the first."""
     del kind
     if not policies:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from engineroom.api.kinds import Kind
     from engineroom.cli.connections.model import Document, Installation, Pod, Pool
-    from engineroom.cli.views.diagnose import Finding
+    from engineroom.cli.views.diagnose import PoolFinding
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class InstallationOverview:
     """Everything that ``status`` shows. ``scope`` is a namespace, None for all."""
 
     installation: Installation
@@ -53,7 +53,7 @@ class Overview:
         return (*parts, *(line for line in lines if line is not None))
 
     @property
-    def troubled(self) -> tuple[tuple[Pool, tuple[Finding, ...]], ...]:
+    def troubled(self) -> tuple[tuple[Pool, tuple[PoolFinding, ...]], ...]:
         """Pools with findings, worst first."""
         groups = by_pool(self.pods)
         troubled = []
@@ -73,7 +73,9 @@ class Overview:
         return all(check.severity is not Severity.PROBLEM for check in self.checks)
 
 
-def pools_status(kind: Kind, documents: Sequence[Document], overview: Overview) -> Check:
+def pools_status(
+    kind: Kind, documents: Sequence[Document], overview: InstallationOverview
+) -> Check:
     """Sum up the pools of an overview, which has them parsed."""
     del kind, documents
     where = f"in namespace {overview.scope}" if overview.scope else "in all namespaces"
@@ -88,7 +90,7 @@ def pools_status(kind: Kind, documents: Sequence[Document], overview: Overview) 
     return Check("pools", Severity.OK, f"{summary(overview.pools)}")
 
 
-def status_text(overview: Overview) -> RenderableType:
+def status_text(overview: InstallationOverview) -> RenderableType:
     """Return one line for each check, then each pool with findings and their fixes."""
     installation = overview.installation
     version = f" (Kubernetes {installation.server_version})"
@@ -122,7 +124,7 @@ def status_text(overview: Overview) -> RenderableType:
     return Group(*parts)
 
 
-def status_document(overview: Overview) -> dict[str, Any]:
+def status_document(overview: InstallationOverview) -> dict[str, Any]:
     """Return the overview for ``-o json`` and ``-o yaml``."""
     installation = overview.installation
     return {

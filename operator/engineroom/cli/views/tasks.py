@@ -1,7 +1,7 @@
-"""Jobs, queues, schedules and workers: as tables, and as documents for programs.
+"""Jobs, queues, schedules and workers as tables, and as JSON documents.
 
-Documents have the names of ``engineroom.tasks``, written as elsewhere on the command line
-(``job_id`` is ``jobId``); times are UTC as ISO 8601, durations seconds.
+Documents have the fields of ``engineroom.tasks`` in camel case (``job_id`` is ``jobId``); times are
+ISO 8601 in UTC, durations are seconds.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from engineroom.tasks.schedules.model import ScheduleInfo
     from engineroom.tasks.triggers import Trigger
 
-#: Lines of a traceback that are shown, the last ones; all with ``-o wide``.
+#: Number of last lines of a traceback that are shown; ``-o wide`` shows all.
 TRACEBACK_LINES = 15
 
 
 def document(value: Any) -> Any:
-    """A value of ``engineroom.tasks`` as what JSON has."""
+    """Return a value of ``engineroom.tasks`` as JSON data."""
     if is_dataclass(value) and not isinstance(value, type):
         return {_camel(field.name): document(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, datetime):
@@ -60,12 +60,12 @@ def _camel(name: str) -> str:
 
 
 def page_document(items: Sequence[Any], following: str | None) -> dict[str, Any]:
-    """A page of a list: ``items``, and what ``--after`` takes for the next page or null."""
+    """Return a page of a list: ``items``, and ``next`` for ``--after`` (null on the last page)."""
     return {"items": [document(item) for item in items], "next": following}
 
 
 def jobs_table(jobs: Sequence[JobSummary], now: datetime, *, wide: bool = False) -> Table:
-    """One line a job."""
+    """Return a table with one row per job."""
     columns = ["ID", "STATE", "QUEUE", "FUNCTION", "WHEN"]
     if wide:
         columns += ["WORKER", "TRIES LEFT", "CATEGORY"]
@@ -93,14 +93,14 @@ def about(job: JobSummary, *, wide: bool = False) -> str:
 
 
 def when(at: datetime | None, now: datetime) -> str:
-    """``5m ago``, ``in 10m``, or a dash."""
+    """Return a time relative to ``now``: ``5m ago``, ``in 10m``, or a dash for None."""
     if at is None:
         return ABSENT
     return f"in {span((at - now).total_seconds())}" if at > now else f"{age(at, now)} ago"
 
 
 def job_view(detail: JobDetail, now: datetime, *, wide: bool = False) -> Group:
-    """All that is known of one job."""
+    """Return the details of one job for the terminal."""
     job = detail.job
     parts: list[RenderableType] = [
         Text.assemble((job.function or job.job_id, "bold"), "  ", word(job.state.value)),
@@ -137,9 +137,9 @@ def _facts(detail: JobDetail, now: datetime) -> Table:
     ]
     if job.exception:
         category = f" ({job.category})" if job.category else ""
-        rows.append(("failed of", f"{job.exception}: {job.message}{category}"))
+        rows.append(("error", f"{job.exception}: {job.message}{category}"))
     if job.crashes:
-        rows.append(("crashes", f"took its worker down {job.crashes} times"))
+        rows.append(("crashes", f"its worker died {job.crashes} times"))
     rows += [
         ("worker", job.worker or ABSENT),
         ("tries left", tries),
@@ -180,7 +180,7 @@ def _timeline(detail: JobDetail, now: datetime) -> Table:
 
 
 def progress_text(progress: Progress, now: datetime) -> str:
-    """``40 of 100 (40%), importing; 3s ago``."""
+    """Return the progress of a job: ``40 of 100 (40%), importing; 3s ago``."""
     text = f"{progress.count:g}"
     if progress.total is not None:
         text += f" of {progress.total:g}"
@@ -196,14 +196,14 @@ def _title(text: str) -> Text:
 
 
 def impact_text(impact: Impact) -> str:
-    """``12 jobs``, or at least so many where not all were looked at."""
+    """Return ``12 jobs``, or a lower bound if not all jobs were checked."""
     if impact.complete:
         return f"{impact.matched} job{'' if impact.matched == 1 else 's'}"
-    return f"at least {impact.matched} jobs ({impact.scanned} of {impact.total} looked at)"
+    return f"at least {impact.matched} jobs ({impact.scanned} of {impact.total} checked)"
 
 
 def queues_table(queues: Sequence[QueueCounts], *, wide: bool = False) -> Table:
-    """One line a queue."""
+    """Return a table with one row per queue."""
     columns = ["NAME", "STATE", "WAITING", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED"]
     if wide:
         columns += ["DUE", "FINISHED", "CANCELED", "HELD"]
@@ -229,7 +229,7 @@ def _limit(limit: QueueLimit | None) -> str:
 
 
 def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = False) -> Table:
-    """One line a worker."""
+    """Return a table with one row per worker."""
     columns = ["NAME", "HEALTH", "STATE", "JOB", "FOR", "HEARTBEAT", "MEMORY", "POOL", "HOST"]
     if wide:
         columns += ["QUEUES", "CPU", "PID", "FINISHED", "FAILED", "AGE", "RQ"]
@@ -261,11 +261,10 @@ def workers_table(workers: Sequence[Worker], now: datetime, *, wide: bool = Fals
 
 
 def trigger_text(trigger: Trigger) -> str:
-    """Return a trigger in a few words."""
+    """Return a short description of a trigger."""
     spec = document(trigger)
     if isinstance(spec, str):
-        # As the API told it.
-        return spec
+        return spec  # already the text of the API
     later = f" (up to {span(spec['jitter'])} later)" if spec.get("jitter") else ""
     if "line" in spec:
         return f"{spec['line']} {spec['zone']}{later}"
@@ -275,7 +274,7 @@ def trigger_text(trigger: Trigger) -> str:
 
 
 def schedule_document(schedule: ScheduleInfo) -> dict[str, Any]:
-    """A schedule as JSON has it, its times like all others."""
+    """Return a schedule as JSON data, with its times in ISO 8601."""
     values: dict[str, Any] = document(schedule)
     for name in ("next", "last"):
         values[name] = document(_moment(values[name]))
@@ -289,7 +288,7 @@ def _moment(at: float | None) -> datetime | None:
 def schedules_table(
     schedules: Sequence[ScheduleInfo], now: datetime, *, wide: bool = False
 ) -> Table:
-    """One line a schedule."""
+    """Return a table with one row per schedule."""
     columns = ["NAME", "STATE", "WHEN", "NEXT", "LAST", "QUEUE", "OWNER"]
     if wide:
         columns += ["MISSED", "GRACE", "DROPPED", "LAST JOB"]
@@ -318,11 +317,11 @@ def schedules_table(
 
 
 def schedule_view(schedule: ScheduleInfo, now: datetime) -> Group:
-    """One schedule, and its next ticks."""
+    """Return one schedule and its next five ticks for the terminal."""
     facts = [
         ("when", trigger_text(schedule.trigger)),
         ("state", "paused" if schedule.paused else "on"),
-        ("owner", f"WorkerPool {schedule.owner}" if schedule.owner else "made at run time"),
+        ("owner", f"WorkerPool {schedule.owner}" if schedule.owner else "created at run time"),
         ("queue", schedule.queue),
         ("calls", schedule.description),
         ("if missed", f"{schedule.missed.value}, when later than {span(schedule.grace)}"),
@@ -338,7 +337,7 @@ def schedule_view(schedule: ScheduleInfo, now: datetime) -> Group:
     while at is not None and len(ticks) < 5:
         moment = datetime.fromtimestamp(at, UTC)
         ticks.append((f"{moment:%Y-%m-%d %H:%M:%S} UTC", when(moment, now)))
-        # What comes through the API is a text and knows no more than the next one.
+        # A trigger from the API is a text, so only the next tick is known.
         after = getattr(schedule.trigger, "after", None)
         at = after(at, schedule.name) if after is not None else None
     following = table(["", ""], ticks, header=False) if ticks else Text("none")

@@ -1,4 +1,4 @@
-"""Pools and worker pods by what they do now."""
+"""Tables of pools and worker pods by their current load."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _ORDER = ("busy", "draining", "drained", "leaving", "ready", "idle", "starting")
 
 
 def by_pool(pods: Sequence[Pod]) -> dict[tuple[str, str], list[Pod]]:
-    """Pods under their pool's namespace and name."""
+    """Return the pods grouped by namespace and name of their pool."""
     groups: dict[tuple[str, str], list[Pod]] = {}
     for pod in pods:
         groups.setdefault((pod.namespace, pod.pool), []).append(pod)
     return groups
 
 
-def _sum(pods: Sequence[Pod], what: str) -> int | None:
-    """Sum over the measured pods; None where none is measured."""
-    values = [getattr(pod.usage, what) for pod in pods if pod.usage is not None]
+def _sum(pods: Sequence[Pod], resource: str) -> int | None:
+    """Return the usage of a resource over all measured pods; None if none is measured."""
+    values = [getattr(pod.usage, resource) for pod in pods if pod.usage is not None]
     return sum(values) if values else None
 
 
 def top_pools(pools: Sequence[Pool], pods: Sequence[Pod], *, namespaces: bool) -> RenderableType:
-    """One line a pool, the busiest first, and a line for all of them."""
+    """Return a table with one row per pool, the busiest first, and a summary line."""
     groups = by_pool(pods)
     columns = ["NAME", "STATE", "PODS", "BUSY", "JOBS/MIN", "WAITING", "RUNNING", "OLDEST"]
     columns += ["MEMORY", "CPU"]
@@ -79,7 +79,7 @@ def _busiest(pools: Sequence[Pool]) -> list[Pool]:
 
 
 def summary(pools: Sequence[Pool]) -> str:
-    """All pools in one line."""
+    """Return a summary of all pools in one line."""
     reported = [pool for pool in pools if pool.status is not None]
     busy_workers = sum(pool.status.busy_workers for pool in reported if pool.status)
     workers = count(sum(pool.workers or 0 for pool in reported), "worker")
@@ -95,12 +95,12 @@ def top_workers(
     pods: Sequence[Pod], workers_per_pod: Mapping[tuple[str, str], int], now: datetime,
     *, namespaces: bool,
 ) -> RenderableType:  # fmt: skip
-    """One line a worker pod, busy ones first."""
+    """Return a table with one row per worker pod, busy ones first."""
     columns = ["POD", "POOL", "STATE", "WORKERS", "RESTARTS", "MEMORY", "CPU", "AGE", "NODE"]
     if namespaces:
         columns.insert(0, "NAMESPACE")
     rows: list[list[str | Text]] = []
-    for pod in sorted(pods, key=_place):
+    for pod in sorted(pods, key=_sort_key):
         row: list[str | Text] = [
             pod.name,
             pod.pool,
@@ -118,14 +118,14 @@ def top_workers(
     return table(columns, rows, right=("WORKERS", "RESTARTS", "MEMORY", "CPU"))
 
 
-def _place(pod: Pod) -> tuple[int, int, str, str]:
-    # What is in trouble is none of the known states and comes first.
-    place = _ORDER.index(pod.state) if pod.state in _ORDER else -1
-    return place, -(pod.usage.memory if pod.usage else 0), pod.namespace, pod.name
+def _sort_key(pod: Pod) -> tuple[int, int, str, str]:
+    # The state of a pod in trouble is not in the order, so the pod comes first.
+    rank = _ORDER.index(pod.state) if pod.state in _ORDER else -1
+    return rank, -(pod.usage.memory if pod.usage else 0), pod.namespace, pod.name
 
 
 def top_pools_document(pools: Sequence[Pool], pods: Sequence[Pod]) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the pools as a JSON document, in the order of ``top_pools``."""
     groups = by_pool(pods)
     return {
         "pools": [
@@ -140,5 +140,5 @@ def top_pools_document(pools: Sequence[Pool], pods: Sequence[Pod]) -> dict[str, 
 
 
 def top_workers_document(pods: Sequence[Pod]) -> dict[str, Any]:
-    """The same for programs."""
-    return {"workers": [pod_document(pod) for pod in sorted(pods, key=_place)]}
+    """Return the worker pods as a JSON document, in the order of ``top_workers``."""
+    return {"workers": [pod_document(pod) for pod in sorted(pods, key=_sort_key)]}

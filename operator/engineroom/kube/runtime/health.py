@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Report:
+class ProbeResult:
     """The answer of a probe: facts, and the problems among them."""
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class HttpServer:
         await self._runner.cleanup()
 
 
-def probe(report: Callable[[], Report]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def probe(report: Callable[[], ProbeResult]) -> Callable[[web.Request], Awaitable[web.Response]]:
     """A route that answers with a report."""
 
     async def answer(_request: web.Request) -> web.Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engineroom import __version__
-from engineroom.kube.runtime.health import Report
+from engineroom.kube.runtime.health import ProbeResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ class ProcessHealth:
         self._process = process
         self._kinds = kinds
 
-    def liveness(self) -> Report:
+    def liveness(self) -> ProbeResult:
         """Report what a restart would heal: something hangs. An absent API server is no problem."""
         process, settings = self._process, self._process.settings
         report = self._report()
@@ -45,7 +45,7 @@ class ProcessHealth:
             ]
         return report
 
-    def readiness(self) -> Report:
+    def readiness(self) -> ProbeResult:
         """Report what keeps the process from leading; a standby is ready."""
         report = self._report()
         if not self._process.synced.is_set():
@@ -54,10 +54,10 @@ class ProcessHealth:
             report.problems.append("ending")
         return report
 
-    def _report(self) -> Report:
+    def _report(self) -> ProbeResult:
         process = self._process
         elector, kinds = process.elector, self._kinds
-        return Report(
+        return ProbeResult(
             facts={
                 "version": __version__,
                 "identity": process.settings.who,

@@ -1,4 +1,4 @@
-"""``engineroom audit``: who did what, and whether the log of it is as it was written."""
+"""``engineroom audit``: list the audit log, and verify that it was not changed."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from rich.text import Text
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.errors import ExitCode, UsageError
 from engineroom.cli.views.access import audit_table
-from engineroom.cli.views.output_formats import Report, dump
+from engineroom.cli.views.output_formats import ReportFormat, dump
 
 _MAX_LINE = 1 << 20
 _SECRET, _SECRET_FILE = "ENGINEROOM_API_SECRET", "ENGINEROOM_API_SECRET_FILE"  # nosec B105
 
 ReportOption = Annotated[
-    Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
+    ReportFormat, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 
 
@@ -32,7 +32,7 @@ def list_audit(
     everything: Annotated[
         bool, typer.Option("--all", help="Show all records to the end of the log.")
     ] = False,
-    output: ReportOption = Report.TABLE,
+    output: ReportOption = ReportFormat.TABLE,
 ) -> None:
     """List the audit log, oldest records first.
 
@@ -45,10 +45,10 @@ def list_audit(
         page = context.api.get("/audit", after=place, limit=most)
         records += page["items"]
         place = page["nextAfter"]
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump({"items": records}, output))
     elif records:
-        context.show(audit_table(records, wide=output is Report.WIDE))
+        context.show(audit_table(records, wide=output is ReportFormat.WIDE))
     else:
         context.note("no records")
     if place is not None and not everything:
@@ -84,7 +84,7 @@ def verify(
             help=f"With --file: the installation's secret; also {_SECRET_FILE}.",
         ),
     ] = None,
-    output: ReportOption = Report.TABLE,
+    output: ReportOption = ReportFormat.TABLE,
 ) -> None:
     """Check that the audit log has not been changed.
 
@@ -100,7 +100,7 @@ def verify(
         check = context.api.get("/audit/check", **query)
     else:
         check = _exported(file, _secret(secret_file), noted)
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(check, output))
     else:
         for problem in check["problems"]:
@@ -155,7 +155,7 @@ def _exported(file: Path, secret: bytes, anchor: tuple[int, str] | None) -> dict
 
 
 def _records(file: Path) -> list[tuple[dict[str, Any], str]]:
-    """Bodies and MACs of an export, whichever of its two forms it has."""
+    """Yield the bodies and MACs of an export, JSON document or log lines."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

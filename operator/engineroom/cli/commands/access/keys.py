@@ -13,7 +13,7 @@ from engineroom.cli.commands.output import present, print_result
 from engineroom.cli.commands.times import parse_length
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.access import keys_table
-from engineroom.cli.views.output_formats import Output, dump
+from engineroom.cli.views.output_formats import OutputFormat, dump
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, not the key itself.")]
 Of = Annotated[
@@ -24,12 +24,14 @@ Of = Annotated[
 ]
 
 
-def list_keys(context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE) -> None:
+def list_keys(
+    context: CommandContext, of: Of = None, output: OutputOption = OutputFormat.TABLE
+) -> None:
     """List API keys: your own, or those of --of."""
     keys = context.api.get(f"{_base(of)}/keys")["items"]
     present(
         context, output, {"items": keys}, [entry["id"] for entry in keys],
-        lambda: keys_table(keys, context.clock.now(), wide=output is Output.WIDE),
+        lambda: keys_table(keys, context.clock.now(), wide=output is OutputFormat.WIDE),
         none="no API keys",
     )  # fmt: skip
 
@@ -64,7 +66,7 @@ def create(
     days: Annotated[
         int, typer.Option("--days", min=1, max=366, help="Days until it expires.")
     ] = 90,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create an API key; it is shown only once.
 
@@ -88,7 +90,7 @@ def rotate(
         str,
         typer.Option("--overlap", metavar="LENGTH", help="Time for which the old key stays valid."),
     ] = "1d",
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Replace an API key; the old one stays valid for a while."""
     body = {"overlap": int(parse_length("--overlap", overlap))}
@@ -100,7 +102,7 @@ def revoke(
     key: KeyId,
     of: Of = None,
     yes: Yes = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Revoke an API key at once."""
     context.confirm(f"Revoke key {key}?", yes=yes)
@@ -108,10 +110,10 @@ def revoke(
     print_result(context, {"id": key, "revoked": True}, f"key {key} revoked", output, name=key)
 
 
-def _print_created(context: CommandContext, created: dict[str, Any], output: Output) -> None:
-    if output in (Output.JSON, Output.YAML):
+def _print_created(context: CommandContext, created: dict[str, Any], output: OutputFormat) -> None:
+    if output in (OutputFormat.JSON, OutputFormat.YAML):
         context.show(dump(created, output))
-    elif output is Output.NAME:
+    elif output is OutputFormat.NAME:
         context.show(Text(created["key"]["id"]))
         context.note("the key itself was not shown, and will not be: revoke it and make another")
     else:

@@ -1,4 +1,4 @@
-"""``engineroom login``: who you are to the API process, kept for the commands after it."""
+"""``engineroom login``: log in to the API process and store the login for later commands."""
 
 import sys
 from dataclasses import replace
@@ -74,7 +74,7 @@ def login(
         if user is None:
             raise UsageError("whose password is it?", fix="give --user NAME")
         password = _line("password") if password_stdin else _prompt_password(context, user)
-        pair = Api(plain, store).ask(
+        pair = Api(plain, store).request(
             "POST", "/tokens", body={"name": user, "password": password}, credentials=False
         )
         account = replace(

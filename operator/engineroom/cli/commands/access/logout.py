@@ -1,4 +1,4 @@
-"""``engineroom logout``: nothing of a login is left, neither here nor at the server."""
+"""``engineroom logout``: revoke a login at the server and delete it here."""
 
 from typing import Annotated
 
@@ -41,7 +41,7 @@ def logout(
             store.drop(name)
             if account.kind == "tokens":
                 try:
-                    Api(account, store).ask(
+                    Api(account, store).request(
                         "POST", "/tokens/revoke", body={"refresh": account.refresh},
                         credentials=False,
                     )  # fmt: skip

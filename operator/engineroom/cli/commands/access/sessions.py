@@ -1,4 +1,4 @@
-"""``engineroom sessions``: who is signed in with a browser."""
+"""``engineroom sessions``: list and end the sessions of browsers."""
 
 from typing import Annotated
 from urllib.parse import quote
@@ -12,11 +12,11 @@ from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present, print_result
 from engineroom.cli.errors import UsageError
 from engineroom.cli.views.access import sessions_table
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 
 
 def list_sessions(
-    context: CommandContext, of: Of = None, output: OutputOption = Output.TABLE
+    context: CommandContext, of: Of = None, output: OutputOption = OutputFormat.TABLE
 ) -> None:
     """List sessions: your own, or those of --of."""
     sessions = context.api.get(f"{_base(of)}/sessions")["items"]
@@ -38,7 +38,7 @@ def end(
         typer.Option("--all", help="With --of: end all sessions and tokens; API keys stay valid."),
     ] = False,
     yes: Yes = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """End one session, or all sessions of a subject."""
     if (handle is None) is not everything:

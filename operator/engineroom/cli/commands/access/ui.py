@@ -1,4 +1,4 @@
-"""``engineroom ui``: signed in to a browser without typing a password."""
+"""``engineroom ui``: sign in to the API in a browser without a password."""
 
 import contextlib
 import os
@@ -64,7 +64,7 @@ def ui(
 
 
 def _api(context: CommandContext, url: str, service: "Document") -> "Api":
-    """The API at the forwarded port, as who the kubeconfig is."""
+    """Return the API at the forwarded port, with the identity of the kubeconfig."""
     from dataclasses import replace
 
     from engineroom.cli.connections.port_forward import admin_password
@@ -78,7 +78,7 @@ def _api(context: CommandContext, url: str, service: "Document") -> "Api":
         password = admin_password(context.cluster, service)
         if password is None:
             raise
-    pair = Api(plain).ask(
+    pair = Api(plain).request(
         "POST", "/tokens", body={"name": "admin", "password": password}, credentials=False
     )
     context.note("your kubeconfig has no token, but may read the administrator's: you are admin")
@@ -93,7 +93,7 @@ def _open(context: CommandContext, url: str, no_browser: bool) -> None:
 
 @contextlib.contextmanager
 def _opened(context: CommandContext, url: str, no_browser: bool) -> "Iterator[bool]":
-    """A browser at the link, or the link on standard output where there is none."""
+    """Open the link in a browser, or print it if there is no browser."""
     if no_browser or not context.interactive or not _has_browser():
         context.show(Text(url))
         yield False

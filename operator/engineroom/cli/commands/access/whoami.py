@@ -1,4 +1,4 @@
-"""``engineroom whoami``: who you are to the API, and what you may do there."""
+"""``engineroom whoami``: show your identity and permissions at the API."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.text import Text
 
 from engineroom.cli.app.context import CommandContext
-from engineroom.cli.views.output_formats import Report, dump, table
+from engineroom.cli.views.output_formats import ReportFormat, dump, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,8 +22,9 @@ def whoami(
         ),
     ] = None,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
-    ] = Report.TABLE,
+        ReportFormat,
+        typer.Option("--output", "-o", help="Output format.", case_sensitive=False),
+    ] = ReportFormat.TABLE,
 ) -> None:
     """Show your identity and your permissions.
 
@@ -34,7 +35,7 @@ def whoami(
     who = api.get("/whoami")
     chosen = list(dict.fromkeys(namespaces or [context.namespace]))
     may = {name: api.get("/access", namespace=name)["permissions"] for name in chosen}
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump({"server": api.server, **who, "access": may}, output))
         return
     rows = [("server", api.server), ("who", who["subject"]), ("known by", who["how"])]

@@ -1,4 +1,4 @@
-"""``engineroom apply``: several manifests as one transaction, through the API or directly."""
+"""``engineroom apply``: apply manifests as one transaction, through the API or directly."""
 
 import secrets
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.output import present
 from engineroom.cli.connections.manifest_files import Manifest, differences, gather, namespace_of
 from engineroom.cli.errors import CliError, ExitCode, RefusedError, UnreachableError, UsageError
-from engineroom.cli.views.output_formats import Output, dump
+from engineroom.cli.views.output_formats import OutputFormat, dump
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.model import Document
@@ -32,7 +32,7 @@ Files = Annotated[
 Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Read subdirectories, too.")]
 Force = Annotated[bool, typer.Option("--force", help="Take over fields that other managers own.")]
 OutputOption = Annotated[
-    Output, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
+    OutputFormat, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
 ]
 
 
@@ -56,7 +56,7 @@ def apply(
             help="Undo the writes of an `apply` by kubeconfig that was killed on this machine.",
         ),
     ] = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Apply manifests as one transaction: all objects, or none.
 
@@ -91,7 +91,7 @@ def diff(
     files: Files = None,
     recursive: Recursive = False,
     force: Force = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show the changes that `apply` would make, without writing.
 
@@ -108,9 +108,9 @@ def diff(
             raise
     else:
         done = _directly(context, manifest, namespace, force=force, dry_run=True)
-    if output in (Output.JSON, Output.YAML):
+    if output in (OutputFormat.JSON, OutputFormat.YAML):
         context.show(dump(done, output))
-    elif output is Output.NAME:
+    elif output is OutputFormat.NAME:
         _names(context, done["objects"])
     else:
         context.show(differences(done["objects"]))
@@ -174,11 +174,13 @@ def _directly(
     return {"outcome": "committed", "transaction": transaction, "objects": objects}
 
 
-def _report(context: CommandContext, done: "Document", namespace: str, output: Output) -> None:
+def _report(
+    context: CommandContext, done: "Document", namespace: str, output: OutputFormat
+) -> None:
     objects = done["objects"]
-    if output in (Output.JSON, Output.YAML):
+    if output in (OutputFormat.JSON, OutputFormat.YAML):
         context.show(dump(done, output))
-    elif output is Output.NAME:
+    elif output is OutputFormat.NAME:
         _names(context, objects)
     elif done["outcome"] == "planned":
         context.show(differences(objects))
@@ -201,13 +203,13 @@ def _names(context: CommandContext, objects: "list[Document]") -> None:
         context.show(Text("\n".join(lines)))
 
 
-def _recover(context: CommandContext, output: Output) -> None:
+def _recover(context: CommandContext, output: OutputFormat) -> None:
     from engineroom.cli.connections.local_apply import LocalApply, transaction_document
 
     if context.through_api:
         raise UsageError(
             "the API process recovers by itself",
-            why="its replicas look for what one of them left",
+            why="its replicas recover transactions by themselves",
             fix="for an `apply` by a kubeconfig name its context with --context",
         )
     transactions = [

@@ -1,4 +1,4 @@
-"""``engineroom lint FILE...``: what admission would say, before anything is applied.
+"""``engineroom lint FILE...``: check manifests by the rules of the admission webhooks.
 
 No ``from __future__ import annotations`` here, see ``engineroom.cli.commands``.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engineroom.api.manifests import MAX_BYTES, Finding, Report, check
+from engineroom.api.manifests import MAX_BYTES, ManifestFinding, ManifestReport, check
 from engineroom.api.validation.pod_security import Level
 from engineroom.cli.errors import ExitCode
 
@@ -29,7 +29,7 @@ class LintOutput(StrEnum):
 
 
 class PodSecurity(StrEnum):
-    """The levels of Pod Security, as namespaces are labelled with them."""
+    """The levels of the Pod Security Standards."""
 
     RESTRICTED = "restricted"
     BASELINE = "baseline"
@@ -57,7 +57,7 @@ def lint(
     ] = PodSecurity.RESTRICTED,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
-    """Check manifests as admission would.
+    """Check manifests by the rules of the admission webhooks.
 
     Every document of every file is checked; objects of other API groups are skipped. It needs no
     cluster. The exit status is 1 if admission would refuse anything.
@@ -69,10 +69,10 @@ def lint(
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def lint_files(names: list[str], level: Level = Level.RESTRICTED) -> Report:
-    """Read and check files, folders and ``-``; what cannot be read is an error among the others."""
+def lint_files(names: list[str], level: Level = Level.RESTRICTED) -> ManifestReport:
+    """Read and check files, folders and ``-``; an unreadable file is one of the errors."""
     texts: list[tuple[str, str]] = []
-    unread: list[Finding] = []
+    unread: list[ManifestFinding] = []
     lenient: set[str] = set()
     for name in names:
         for path, within_folder in _paths(name):
@@ -83,7 +83,9 @@ def lint_files(names: list[str], level: Level = Level.RESTRICTED) -> Report:
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 unread.append(
-                    Finding(path, 1, "error", "(file)", f"cannot be read: {reason}", "check it")
+                    ManifestFinding(
+                        path, 1, "error", "(file)", f"cannot be read: {reason}", "check it"
+                    )
                 )
     report = check(list(dict(texts).items()), level, lenient=frozenset(lenient))
     report.findings = [*unread, *report.findings]
@@ -92,7 +94,7 @@ def lint_files(names: list[str], level: Level = Level.RESTRICTED) -> Report:
 
 
 def _paths(name: str) -> Iterator[tuple[str, bool]]:
-    """(path, whether it was found in a folder)."""
+    """Yield each path with whether it was found in a folder."""
     folder = Path(name)
     if name == STDIN or not folder.is_dir():
         yield name, False
@@ -104,15 +106,15 @@ def _paths(name: str) -> Iterator[tuple[str, bool]]:
 
 
 def _text(name: str) -> str:
-    """At most one byte more than is allowed is read: enough to be refused."""
+    """Return the text of a file; of a file that is too large, one byte more than the limit."""
     if name == STDIN:
         return sys.stdin.buffer.read(MAX_BYTES + 1).decode()
     with Path(name).open("rb") as file:
         return file.read(MAX_BYTES + 1).decode("utf-8-sig")
 
 
-def render(report: Report, output: LintOutput) -> Iterator[str]:
-    """The lines to print."""
+def render(report: ManifestReport, output: LintOutput) -> Iterator[str]:
+    """Return the lines to print."""
     if output is LintOutput.JSON:
         yield json.dumps(_document(report), indent=2, ensure_ascii=False)
         return
@@ -130,7 +132,7 @@ def render(report: Report, output: LintOutput) -> Iterator[str]:
         yield _summary(report)
 
 
-def _summary(report: Report) -> str:
+def _summary(report: ManifestReport) -> str:
     parts = [f"{_count(report.checked, 'object')} checked in {_count(report.files, 'file')}"]
     if report.skipped:
         parts.append(f"{_count(report.skipped, 'document')} of other kinds passed over")
@@ -142,7 +144,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _document(report: Report) -> dict[str, Any]:
+def _document(report: ManifestReport) -> dict[str, Any]:
     return {
         "files": report.files,
         "checked": report.checked,
@@ -165,7 +167,7 @@ def _document(report: Report) -> dict[str, Any]:
 
 
 def _message(text: str) -> str:
-    """Escaped as GitHub's workflow commands want it, so that no value can make a command."""
+    """Escape a message for GitHub's workflow commands, so that no value can add a command."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

@@ -1,4 +1,4 @@
-"""``engineroom transactions``: what `apply` did, and how each step went."""
+"""``engineroom transactions``: list the transactions of `apply`, and show their steps."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +8,7 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.views.access import transaction_view, transactions_table
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.model import Document
@@ -19,7 +19,7 @@ def list_transactions(
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1000, help="Maximum number of entries to show.")
     ] = 50,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List transactions, newest first.
 
@@ -43,7 +43,7 @@ def list_transactions(
 def show(
     context: CommandContext,
     transaction: Annotated[str, typer.Argument(metavar="ID", help="Id of the transaction.")],
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show one transaction with all its steps."""
     if context.through_api:

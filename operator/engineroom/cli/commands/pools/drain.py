@@ -1,4 +1,4 @@
-"""``engineroom drain``: let a pool, or one of its pods, finish what it holds and take no more."""
+"""``engineroom drain``: let a pool, or one of its pods, finish its jobs and start no new ones."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from engineroom.cli.errors import (
     UsageError,
     program,
 )
-from engineroom.cli.views.output_formats import Output, difference
+from engineroom.cli.views.output_formats import OutputFormat, difference
 from engineroom.cli.views.text import count, seconds, span
 
 _LOOK_EVERY = 1.0
@@ -39,7 +39,7 @@ _GRACE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class DrainProgress:
     """The progress of a drain. ``held`` is None while the operator has not answered."""
 
     held: int | None
@@ -52,25 +52,25 @@ class Progress:
         return self.held == 0
 
 
-def pool_progress(pool: Pool, pods: tuple[Pod, ...]) -> Progress:
+def pool_progress(pool: Pool, pods: tuple[Pod, ...]) -> DrainProgress:
     """Return the progress of a suspended pool in finishing its jobs."""
     if not pool.answered or pool.status is None:
-        return Progress(None, 0, "waiting for the operator to see it")
+        return DrainProgress(None, 0, "waiting for the operator to see it")
     marked = sum(bool(pod.busy) for pod in pods)
     held = max(pool.status.busy_workers, pool.total("running") or 0, marked)
     workers = count(pool.workers or 0, "worker")
-    return Progress(held, pool.workers or 0, f"{held} of {workers} hold a job")
+    return DrainProgress(held, pool.workers or 0, f"{held} of {workers} hold a job")
 
 
-def pod_progress(before: Pod, pod: Pod | None) -> Progress:
+def pod_progress(before: Pod, pod: Pod | None) -> DrainProgress:
     """Return the progress of one pod: gone, drained, or still working."""
     if pod is None or pod.uid != before.uid:
-        return Progress(0, 1, "gone")
+        return DrainProgress(0, 1, "gone")
     if pod.drained:
-        return Progress(0, 1, "drained")
+        return DrainProgress(0, 1, "drained")
     if pod.deleting:
-        return Progress(0 if pod.busy is False else 1, 1, "leaving")
-    return Progress(1, 1, "finishing its job" if pod.busy else "waiting for the operator")
+        return DrainProgress(0 if pod.busy is False else 1, 1, "leaving")
+    return DrainProgress(1, 1, "finishing its job" if pod.busy else "waiting for the operator")
 
 
 def drain(
@@ -97,7 +97,7 @@ def drain(
     dry_run: DryRun = "none",
     yes: Yes = False,
 ) -> None:
-    """Let a pool, or one of its pods, finish its jobs and take no more.
+    """Let a pool, or one of its pods, finish its jobs and start no new ones.
 
     A pool is suspended: its workers stay, new jobs wait, and `resume` reverts this. A pod is marked
     for the operator, which drains and deletes it, and replaces it if the load requires it.
@@ -131,14 +131,14 @@ def _pool(
             context.confirm(f"Stop {pool.id} from taking jobs until it is resumed?", yes=yes)
         done = "suspended: its workers take no more jobs"
         patch = {"spec": {"suspend": True}}
-        pool = change_pool(context, pool, patch, done, Output.TABLE, dry_run=dry_run)
+        pool = change_pool(context, pool, patch, done, OutputFormat.TABLE, dry_run=dry_run)
     elif limit is None or dry_run:
         context.show(Text(f"workerpool {pool.id} is already suspended"))
     if limit is None or dry_run:
         return
     undo = f"`{program()} resume {pool.name} -n {pool.namespace}` lets it work again"
 
-    def look() -> Progress:
+    def look() -> DrainProgress:
         now = context.cluster.pool(pool.namespace, pool.name)
         if not now.suspend:
             raise TimedOutError(
@@ -180,7 +180,7 @@ def _pod(
         return
     undo = f"`{program()} resume {pool.name} {name} -n {pool.namespace}` calls it back"
 
-    def look() -> Progress:
+    def look() -> DrainProgress:
         try:
             return pod_progress(pod, context.cluster.pod(pool.namespace, name))
         except NotFoundError:
@@ -196,27 +196,27 @@ def _annotations(pod: Pod) -> dict[str, object]:
 
 def _wait(
     context: CommandContext,
-    look: Callable[[], Progress],
+    look: Callable[[], DrainProgress],
     limit: float,
     settle: float,
     title: str,
     undo: str,
-) -> Progress:
-    """Look until it is done and stays so for ``settle`` seconds; what was seen last.
+) -> DrainProgress:
+    """Wait until the drain is complete for ``settle`` seconds; return the last progress.
 
     Raises TimedOutError after ``limit`` seconds.
     """
     clock = context.clock
     started = clock.monotonic()
     quiet_since: float | None = None
-    progress = Progress(None, 0, "looking")
+    progress = DrainProgress(None, 0, "looking")
     with _display(context, title) as show:
         while True:
             try:
                 progress = look()
             except UnreachableError as error:
                 # The drain goes on without us; one answer that does not come ends no wait.
-                progress = Progress(None, 0, error.what)
+                progress = DrainProgress(None, 0, error.what)
             now = clock.monotonic()
             if not progress.done:
                 quiet_since = None
@@ -239,12 +239,12 @@ def _wait(
 
 
 @contextmanager
-def _display(context: CommandContext, title: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on a terminal, a line a change elsewhere; on standard error."""
+def _display(context: CommandContext, title: str) -> Iterator[Callable[[DrainProgress], None]]:
+    """Show the progress on standard error: a bar on a terminal, a line per change elsewhere."""
     if not context.err.is_terminal:
         last = ""
 
-        def line(progress: Progress) -> None:
+        def line(progress: DrainProgress) -> None:
             nonlocal last
             if progress.text != last:
                 last = progress.text
@@ -264,7 +264,7 @@ def _display(context: CommandContext, title: str) -> Iterator[Callable[[Progress
     with bars.Progress(*columns, console=context.err, transient=True) as display:
         task = display.add_task(title, total=None, text="")
 
-        def bar(progress: Progress) -> None:
+        def bar(progress: DrainProgress) -> None:
             nonlocal most
             held = progress.held
             if held is None:

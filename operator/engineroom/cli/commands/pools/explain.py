@@ -4,11 +4,11 @@ from engineroom.api.kinds import Kind
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.errors import program
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
-from engineroom.cli.views.output_formats import Report, dump
+from engineroom.cli.views.output_formats import ReportFormat, dump
 from engineroom.kube.client.resources import resource_of
 
 
-def explain_pool(context: CommandContext, kind: Kind, name: str, output: Report) -> None:
+def explain_pool(context: CommandContext, kind: Kind, name: str, output: ReportFormat) -> None:
     """Show why a pool has its size, and what would change it."""
     cluster = context.cluster
     pool = cluster.pool(context.namespace, name)
@@ -20,7 +20,7 @@ def explain_pool(context: CommandContext, kind: Kind, name: str, output: Report)
         now=context.clock.now(),
         program=program(),
     )
-    if output in (Report.JSON, Report.YAML):
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(explain_document(explanation), output))
     else:
         context.show(explain_text(explanation))

@@ -1,4 +1,4 @@
-"""Writing: one merge patch of exactly what was asked for, or its rehearsal."""
+"""Changes of a pool: one merge patch with only the requested fields, or its dry run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from engineroom.cli.connections.model import RESOURCE
-from engineroom.cli.views.output_formats import Output, difference, dump
+from engineroom.cli.views.output_formats import OutputFormat, difference, dump
 
 if TYPE_CHECKING:
     from engineroom.cli.app.context import CommandContext
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def merge(pool: Pool, patch: Document) -> Document:
-    """``pool.document`` with ``patch`` merged in as RFC 7386 has it, for comparing."""
+    """Return the pool's document with ``patch`` merged in by RFC 7386, for a comparison."""
 
     def merged(target: object, change: object) -> object:
         if not isinstance(change, dict):
@@ -38,11 +38,11 @@ def change_pool(
     pool: Pool,
     patch: Document,
     done: str,
-    output: Output,
+    output: OutputFormat,
     *,
     dry_run: bool,
 ) -> Pool:
-    """Patch a pool and say so; with ``dry_run`` show what the server would make of it."""
+    """Patch a pool and print the result; with ``dry_run`` show the server's result unwritten."""
     after = context.cluster.patch_pool(pool, patch, dry_run=dry_run)
     report(context, pool, after.document, done, output, dry_run=dry_run)
     return after
@@ -53,17 +53,17 @@ def report(
     pool: Pool,
     after: Document,
     done: str,
-    output: Output,
+    output: OutputFormat,
     *,
     dry_run: bool,
 ) -> None:
-    """Say what was done to a pool, in the shape that was asked for."""
-    if output in (Output.JSON, Output.YAML):
+    """Print the change of a pool in the requested format."""
+    if output in (OutputFormat.JSON, OutputFormat.YAML):
         context.show(dump(after, output))
     elif dry_run:
         context.show(difference(_spec(pool.document), _spec(after), f"workerpool {pool.id}"))
         context.note("rehearsed by the server; nothing was changed")
-    elif output is Output.NAME:
+    elif output is OutputFormat.NAME:
         context.show(Text(f"{RESOURCE}/{pool.name}"))
     else:
         context.show(Text(f"workerpool {pool.id} {done}"))

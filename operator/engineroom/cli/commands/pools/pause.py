@@ -16,11 +16,11 @@ from engineroom.cli.commands.arguments import (
 )
 from engineroom.cli.commands.pools.patch import change_pool
 from engineroom.cli.errors import UsageError, program
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 
 
 class Direction(StrEnum):
-    """Which way of scaling is held."""
+    """The directions of scaling that are held."""
 
     ALL = "all"
     IN = "in"
@@ -42,7 +42,7 @@ def pause(
         Direction,
         typer.Option("--direction", "-d", help="Stop shrinking (in), growing (out) or both (all)."),
     ] = Direction.ALL,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
     dry_run: DryRun = "none",
 ) -> None:
     """Stop an autoscaled pool from changing its size.
@@ -59,7 +59,7 @@ def pause(
             fix=f"`{program()} drain {here}` stops its workers from taking jobs, "
             f"`{program()} scale {here} N` sets its size",
         )
-    if pool.autoscaling.pause == _PAUSES[direction] and output is Output.TABLE:
+    if pool.autoscaling.pause == _PAUSES[direction] and output is OutputFormat.TABLE:
         context.show(Text(f"workerpool {pool.id} is already {_DONE[direction]}"))
         return
     patch = {"spec": {"autoscaling": {"pause": _PAUSES[direction]}}}

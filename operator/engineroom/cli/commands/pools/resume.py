@@ -18,7 +18,7 @@ from engineroom.cli.commands.arguments import (
 from engineroom.cli.commands.pools.patch import change_pool
 from engineroom.cli.connections.model import Document, Pool
 from engineroom.cli.errors import UsageError
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 
 
 def resume(
@@ -30,7 +30,7 @@ def resume(
             metavar="POD", help="Cancel only the drain of this pod.", autocompletion=complete_pods
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
     dry_run: DryRun = "none",
 ) -> None:
     """Let a paused or drained pool scale and take jobs again.
@@ -50,7 +50,7 @@ def resume(
     if pool.autoscaling is not None and pool.autoscaling.pause != "None":
         spec["autoscaling"] = {"pause": "None"}
         undone.append("scales")
-    if not spec and output is Output.TABLE:
+    if not spec and output is OutputFormat.TABLE:
         context.show(Text(f"workerpool {pool.id} is neither paused nor suspended"))
         return
     done = f"resumed: it {' and '.join(undone)} again"

@@ -1,4 +1,4 @@
-"""``engineroom scale``: a size by hand, or the range of a pool that scales by itself."""
+"""``engineroom scale``: set the size of a pool, or the range of an autoscaled pool."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from engineroom.cli.commands.arguments import (
 from engineroom.cli.commands.pools.patch import change_pool, merge, report
 from engineroom.cli.connections.model import Document, Pool
 from engineroom.cli.errors import UsageError, program
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.text import count
 
 _MOST = 10_000
@@ -39,7 +39,7 @@ def scale(
         int | None,
         typer.Option("--max", min=1, max=_MOST, help="Largest size of an autoscaled pool."),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
     dry_run: DryRun = "none",
     yes: Yes = False,
 ) -> None:
@@ -63,7 +63,12 @@ def scale(
 
 
 def _by_hand(
-    context: CommandContext, pool: Pool, replicas: int, output: Output, dry_run: bool, yes: bool
+    context: CommandContext,
+    pool: Pool,
+    replicas: int,
+    output: OutputFormat,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     if pool.autoscaling is not None:
         auto = pool.autoscaling
@@ -71,9 +76,10 @@ def _by_hand(
         number = max(replicas, 1)
         raise UsageError(
             f"{pool.id} is autoscaled between {auto.minimum} and {count(auto.maximum, 'pod')}",
-            why="its size follows the work; a number set by hand would be put right at once",
-            fix=f"`{program()} scale {here} --min {number}` for at least so many, `--max {number}` "
-            "for at most, both for exactly; or remove spec.autoscaling to size it by hand",
+            why="its size follows the load; the autoscaler would overwrite a number at once",
+            fix=f"`{program()} scale {here} --min {number}` for at least {number} pods, "
+            f"`--max {number}` for at most, both for exactly; or remove spec.autoscaling to set "
+            "the size yourself",
         )
     if replicas == 0 and not dry_run:
         context.confirm(f"Leave {pool.id} without any worker? Its jobs will wait.", yes=yes)
@@ -89,7 +95,7 @@ def _range(
     pool: Pool,
     minimum: int | None,
     maximum: int | None,
-    output: Output,
+    output: OutputFormat,
     dry_run: bool,
 ) -> None:
     auto = pool.autoscaling

@@ -11,7 +11,7 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import AllNamespaces, Selector
 from engineroom.cli.connections.model import Pool  # noqa: TC001
 from engineroom.cli.errors import CliError, UnreachableError, UsageError
-from engineroom.cli.views.output_formats import Report, dump
+from engineroom.cli.views.output_formats import ReportFormat, dump
 from engineroom.cli.views.top import (
     top_pools,
     top_pools_document,
@@ -20,7 +20,7 @@ from engineroom.cli.views.top import (
 )
 
 
-class What(StrEnum):
+class TopRows(StrEnum):
     """Kinds of lines that ``top`` shows."""
 
     POOLS = "pools"
@@ -29,18 +29,19 @@ class What(StrEnum):
 
 def top(
     context: CommandContext,
-    what: Annotated[
-        What,
+    rows: Annotated[
+        TopRows,
         typer.Argument(
             metavar="pools|workers", help="Show one line per pool, or one line per worker pod."
         ),
-    ] = What.POOLS,
+    ] = TopRows.POOLS,
     pool: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Only this pool's workers.")
+        str | None, typer.Argument(metavar="NAME", help="Only the workers of this pool.")
     ] = None,
     output: Annotated[
-        Report, typer.Option("--output", "-o", help="Output format.", case_sensitive=False)
-    ] = Report.TABLE,
+        ReportFormat,
+        typer.Option("--output", "-o", help="Output format.", case_sensitive=False),
+    ] = ReportFormat.TABLE,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Refresh the output until Ctrl-C.")
     ] = False,
@@ -56,26 +57,26 @@ def top(
     It shows jobs per minute, queue lengths, busy workers and memory. Memory and CPU need a metrics
     server in the cluster; without one they are shown as a dash.
     """
-    if pool is not None and what is What.POOLS:
+    if pool is not None and rows is TopRows.POOLS:
         raise UsageError("a name goes with `top workers`", fix=f"top workers {pool}")
     scope = context.scope(all_namespaces)
     if not watch:
-        context.show(_look(context, what, scope, pool, selector, output))
+        context.show(_read(context, rows, scope, pool, selector, output))
         return
     try:
-        _live(context, what, scope, pool, selector, output, interval)
+        _live(context, rows, scope, pool, selector, output, interval)
     except KeyboardInterrupt:
-        # The way out of a live view, not a failure.
+        # Ctrl-C is the normal end of a live view.
         return
 
 
-def _look(
+def _read(
     context: CommandContext,
-    what: What,
+    rows: TopRows,
     scope: str | None,
     pool: str | None,
     selector: str | None,
-    output: Report,
+    output: ReportFormat,
 ) -> RenderableType:
     cluster = context.cluster
     pools: tuple[Pool, ...]
@@ -87,48 +88,48 @@ def _look(
     pods = tuple(
         pod for pod in cluster.pods(scope, pool) if (pod.namespace, pod.pool) in workers_per_pod
     )
-    if output in (Report.JSON, Report.YAML):
-        document = top_pools_document(pools, pods) if what is What.POOLS else (
+    if output in (ReportFormat.JSON, ReportFormat.YAML):
+        document = top_pools_document(pools, pods) if rows is TopRows.POOLS else (
             top_workers_document(pods)
         )  # fmt: skip
         return dump(document, output)
     namespaces = scope is None
-    if what is What.POOLS:
+    if rows is TopRows.POOLS:
         return top_pools(pools, pods, namespaces=namespaces)
     return top_workers(pods, workers_per_pod, context.clock.now(), namespaces=namespaces)
 
 
 def _live(
     context: CommandContext,
-    what: What,
+    rows: TopRows,
     scope: str | None,
     pool: str | None,
     selector: str | None,
-    output: Report,
+    output: ReportFormat,
     interval: float,
 ) -> None:
-    """Show it anew until interrupted; a cluster that does not answer is said, and asked again."""
-    screen: RenderableType = _look(context, what, scope, pool, selector, output)
-    if not context.out.is_terminal or output in (Report.JSON, Report.YAML):
+    """Refresh the table until interrupted; an unreachable cluster is shown and tried again."""
+    screen: RenderableType = _read(context, rows, scope, pool, selector, output)
+    if not context.out.is_terminal or output in (ReportFormat.JSON, ReportFormat.YAML):
         while True:
             context.show(screen)
             context.sleep(interval)
-            screen = _look(context, what, scope, pool, selector, output)
+            screen = _read(context, rows, scope, pool, selector, output)
     from rich.live import Live
 
     with Live(console=context.out, screen=True, auto_refresh=False) as live:
-        looked = context.clock.now()
+        refreshed_at = context.clock.now()
         stale: CliError | None = None
         while True:
-            at = looked.strftime("%H:%M:%S UTC")
-            line = Text(f"every {interval:g} s, last look {at}; Ctrl-C ends", style="dim")
+            at = refreshed_at.strftime("%H:%M:%S UTC")
+            line = Text(f"every {interval:g} s, last refresh {at}; Ctrl-C ends", style="dim")
             if stale is not None:
                 line = Text(f"stale since {at}: {stale.what}", style="bold red")
             live.update(Group(line, Text(), screen), refresh=True)
             context.sleep(interval)
             try:
-                screen = _look(context, what, scope, pool, selector, output)
+                screen = _read(context, rows, scope, pool, selector, output)
             except UnreachableError as error:
                 stale = error
             else:
-                stale, looked = None, context.clock.now()
+                stale, refreshed_at = None, context.clock.now()

@@ -1,4 +1,4 @@
-"""Many jobs through the API: counted, changed by an operation at the server, and watched."""
+"""Bulk changes of jobs through the API: count, confirm, start the operation, show its progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engineroom.cli.views.text import count
 if TYPE_CHECKING:
     from engineroom.cli.app.context import CommandContext
     from engineroom.cli.connections.model import Document
-    from engineroom.cli.views.output_formats import Output
+    from engineroom.cli.views.output_formats import OutputFormat
     from engineroom.tasks import JobFilter, State
 
 _LOOK_EVERY = 1.0
@@ -39,15 +39,15 @@ class BulkOperations:
         state: State,
         queue: str,
         where: JobFilter,
-        output: Output,
+        output: OutputFormat,
         *,
         yes: bool,
         stop: bool = False,
     ) -> None:
-        """Say how many jobs match, ask, have them changed, and watch it to the end.
+        """Count the matching jobs, ask for confirmation, start the operation and wait for its end.
 
-        ``action`` is retry or cancel. Who was asked gets no more than was counted: if more match
-        by then, nothing is done. Raises NothingMatchesError.
+        ``action`` is retry or cancel. If more jobs match than were confirmed, the server changes
+        none. Raises NothingMatchesError.
         """
         from engineroom.tasks import NothingMatchesError
 
@@ -90,10 +90,10 @@ class BulkOperations:
                 context.sleep(1.0)
         raise AssertionError
 
-    def watch(self, operation: str, output: Output) -> None:
-        """Show how far an operation is until it ends. An interrupt ends the watching alone.
+    def watch(self, operation: str, output: OutputFormat) -> None:
+        """Show the progress of an operation until it ends. An interrupt ends only the display.
 
-        Raises RefusedError for one that was stopped, CliError for one that failed.
+        Raises RefusedError if the operation was stopped, CliError if it failed.
         """
         context = self._context
         try:
@@ -110,12 +110,12 @@ class BulkOperations:
         if ended["status"] == "stopped":
             raise RefusedError(
                 f"operation {operation} was stopped", why=so_far,
-                fix="the same command again does the rest",
+                fix="run the same command again for the remaining jobs",
             )  # fmt: skip
         if ended["status"] == "failed":
             raise CliError(
                 f"operation {operation} failed", why=f"{ended['problem']}; {so_far}",
-                fix="the same command again does the rest",
+                fix="run the same command again for the remaining jobs",
             )  # fmt: skip
         text = f"{count(ended['done'], 'job')} {done}"
         if ended["skipped"]:
@@ -143,7 +143,7 @@ class BulkOperations:
 
 
 def selection(queue: str, where: JobFilter) -> Document:
-    """A filter as the API reads it."""
+    """Return a job filter in the form of the API."""
     options: Document = {name: getattr(where, name) for name in _FILTERS}
     options = {name: value for name, value in options.items() if value is not None}
     for name in ("before", "after"):

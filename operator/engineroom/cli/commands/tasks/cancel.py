@@ -1,4 +1,4 @@
-"""``engineroom jobs cancel``: by id or by filter, with what hangs on them."""
+"""``engineroom jobs cancel``: cancel jobs and their dependents, by id or by filter."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from engineroom.cli.commands.tasks.bulk import BulkOperations
 from engineroom.cli.commands.tasks.job_filters import FilterOptions
 from engineroom.cli.commands.tasks.queue_names import QueueOption, require_queue
 from engineroom.cli.errors import UsageError, program
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.tasks import impact_text
 from engineroom.cli.views.text import count
 
@@ -42,7 +42,7 @@ def cancel(
         bool, typer.Option("--stop", help="Also stop those that are already running.")
     ] = False,
     yes: Yes = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Cancel jobs and their dependents.
 
@@ -95,7 +95,7 @@ def _matching(
     job_filter: "JobFilter",
     yes: bool,
 ) -> list[str]:
-    """Ids of the jobs that match. Raises NothingMatchesError."""
+    """Return the ids of the matching jobs. Raises NothingMatchesError."""
     from engineroom.tasks import NothingMatchesError
 
     impact = connection.tasks.count_jobs(state, job_filter, queues=[queue])
@@ -121,9 +121,9 @@ def _matching(
 
 
 def _cancel_all(
-    context: CommandContext, tasks: "Tasks", job_ids: list[str], stop: bool, output: Output
+    context: CommandContext, tasks: "Tasks", job_ids: list[str], stop: bool, output: OutputFormat
 ) -> None:
-    """Cancel one after the other; what is not there any more is told, and raised at the end."""
+    """Cancel the jobs one by one; reports missing jobs and raises an error for them at the end."""
     from engineroom.core.errors import Category, EngineroomError
 
     canceled: dict[str, None] = {}

@@ -12,7 +12,7 @@ from engineroom.cli.commands.output import print_result
 from engineroom.cli.commands.tasks.job_options import FunctionName, JobOptions
 from engineroom.cli.commands.times import parse_length, parse_moment
 from engineroom.cli.errors import NotFoundError, UsageError
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.tasks import document
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def enqueue(
         str | None,
         typer.Option("--id", metavar="ID", help="Id of the job; refused if the id is taken."),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Enqueue one job.
 

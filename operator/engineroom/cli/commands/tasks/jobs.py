@@ -10,7 +10,7 @@ from engineroom.cli.commands.output import present
 from engineroom.cli.commands.tasks.job_filters import FailureFilterOptions
 from engineroom.cli.commands.tasks.queue_names import QueueOption, queue_names, require_queue
 from engineroom.cli.errors import UsageError
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.tasks import document, job_view, jobs_table, page_document
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def list_jobs(
             "--after", metavar="CURSOR", help="Cursor of the page, from the previous one."
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List jobs by state, page by page.
 
@@ -75,17 +75,17 @@ def list_jobs(
                 break
     present(
         context, output, page_document(jobs, cursor), [job.job_id for job in jobs],
-        lambda: jobs_table(jobs, context.clock.now(), wide=output is Output.WIDE),
+        lambda: jobs_table(jobs, context.clock.now(), wide=output is OutputFormat.WIDE),
         none="no such jobs" if cursor is None else "no such jobs so far",
     )  # fmt: skip
-    if cursor is not None and output not in (Output.JSON, Output.YAML):
+    if cursor is not None and output not in (OutputFormat.JSON, OutputFormat.YAML):
         context.note(f"there are more: the same command with --after {cursor}")
 
 
 def show(
     context: CommandContext,
     job_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")],
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show all details of one job.
 
@@ -97,5 +97,5 @@ def show(
         detail = connection.tasks.job(job_id)
     present(
         context, output, document(detail), [detail.job.job_id],
-        lambda: job_view(detail, context.clock.now(), wide=output is Output.WIDE),
+        lambda: job_view(detail, context.clock.now(), wide=output is OutputFormat.WIDE),
     )  # fmt: skip

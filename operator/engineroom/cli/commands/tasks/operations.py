@@ -1,4 +1,4 @@
-"""``engineroom operations``: changes of many jobs, which the API process carries out."""
+"""``engineroom operations``: bulk operations on jobs, which the API process runs."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +9,7 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.commands.arguments import OutputOption
 from engineroom.cli.commands.output import present
 from engineroom.cli.views.access import operation_text, operations_table
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 
 if TYPE_CHECKING:
     from engineroom.cli.connections.model import Document
@@ -22,7 +22,7 @@ def list_operations(
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1000, help="Maximum number of entries to show.")
     ] = 50,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List bulk changes of jobs, newest first."""
     operations = list(context.api.items(f"/namespaces/{context.namespace}/operations", limit))
@@ -39,7 +39,7 @@ def show(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until it ends, and show its progress.")
     ] = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show the progress of a bulk change of jobs."""
     if wait:
@@ -51,7 +51,7 @@ def show(
 
 
 def stop(
-    context: CommandContext, operation: Operation, output: OutputOption = Output.TABLE
+    context: CommandContext, operation: Operation, output: OutputOption = OutputFormat.TABLE
 ) -> None:
     """Stop a bulk change of jobs after its current step, without reverting it."""
     _print(context, context.api.ask("DELETE", _path(context, operation)), output)
@@ -63,5 +63,5 @@ def _path(context: CommandContext, operation: str) -> str:
     return f"/namespaces/{context.namespace}/operations/{quote(operation, safe='')}"
 
 
-def _print(context: CommandContext, operation: "Document", output: Output) -> None:
+def _print(context: CommandContext, operation: "Document", output: OutputFormat) -> None:
     present(context, output, operation, [operation["id"]], lambda: Text(operation_text(operation)))

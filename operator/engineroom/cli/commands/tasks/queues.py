@@ -1,4 +1,4 @@
-"""``engineroom queues``: what is where, one queue paused, moved or emptied."""
+"""``engineroom queues``: list, pause, limit, move and empty queues."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from engineroom.cli.commands.tasks.queue_names import (
     require_queue,
 )
 from engineroom.cli.errors import UsageError, program
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.tasks import page_document, queues_table
 from engineroom.cli.views.text import count
 
@@ -30,7 +30,7 @@ def list_queues(
             autocompletion=complete_queues,
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show the number of jobs in each queue, by state."""
     with context.tasks() as connection:
@@ -39,7 +39,8 @@ def list_queues(
         title = connection.title
     present(
         context, output, page_document(counts, None), [count.name for count in counts],
-        lambda: queues_table(counts, wide=output is Output.WIDE), none=f"no queues in {title}",
+        lambda: queues_table(counts, wide=output is OutputFormat.WIDE),
+        none=f"no queues in {title}",
     )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def pause(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Reason, shown with the queue.")
     ] = "",
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Stop workers from taking jobs from a queue.
 
@@ -63,8 +64,10 @@ def pause(
     print_result(context, done, text, output, name=name)
 
 
-def resume(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
-    """Let workers take jobs from a queue again."""
+def resume(
+    context: CommandContext, name: QueueName, output: OutputOption = OutputFormat.TABLE
+) -> None:
+    """Let workers take jobs of a queue again."""
     with context.tasks() as connection:
         changed = connection.tasks.resume_queue(require_queue(connection, name))
     done = {"name": name, "paused": False, "changed": changed}
@@ -89,7 +92,7 @@ def limit(
             help="Number of jobs that may start: 10/s, 100/min, 1000/24h.",
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Limit how many jobs run at the same time, and how many start per period.
 
@@ -110,7 +113,9 @@ def limit(
            name=name)  # fmt: skip
 
 
-def unlimit(context: CommandContext, name: QueueName, output: OutputOption = Output.TABLE) -> None:
+def unlimit(
+    context: CommandContext, name: QueueName, output: OutputOption = OutputFormat.TABLE
+) -> None:
     """Remove the limit of a queue."""
     with context.tasks() as connection:
         changed = connection.tasks.unlimit_queue(require_queue(connection, name))
@@ -138,7 +143,7 @@ def move(
         bool, typer.Option("--create", help="Create TARGET if it does not exist.")
     ] = False,
     yes: Yes = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Move waiting jobs to the end of another queue.
 
@@ -171,7 +176,7 @@ def empty(
             help="Name of the queue, to confirm without a question.",
         ),
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Delete the waiting jobs of a queue.
 

@@ -1,4 +1,4 @@
-"""``engineroom jobs retry``: failed jobs back on their queues, by id or by filter."""
+"""``engineroom jobs retry``: put failed jobs back on their queues, by id or by filter."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from engineroom.cli.commands.tasks.bulk import BulkOperations
 from engineroom.cli.commands.tasks.job_filters import FailureFilterOptions
 from engineroom.cli.commands.tasks.queue_names import QueueOption, queue_names, require_queue
 from engineroom.cli.errors import RefusedError, UsageError, program
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.tasks import document, impact_text
 from engineroom.cli.views.text import count
 
@@ -37,7 +37,7 @@ def retry(
         typer.Option("--resume", metavar="OPERATION", help="Continue an interrupted operation."),
     ] = None,
     yes: Yes = False,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Requeue failed jobs.
 
@@ -78,7 +78,9 @@ def retry(
             _carry_on(context, connection.tasks, operation, output)
 
 
-def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: Output) -> None:
+def _by_id(
+    context: CommandContext, tasks: "Tasks", job_ids: list[str], output: OutputFormat
+) -> None:
     from engineroom.tasks import NotFailedError
 
     refused: NotFailedError | RefusedError | None = None
@@ -99,7 +101,7 @@ def _by_id(context: CommandContext, tasks: "Tasks", job_ids: list[str], output: 
 
 
 def _queue(connection: "TasksConnection", queue: str | None) -> str:
-    """The queue that was named, else the only one with failed jobs."""
+    """Return the given queue, else the only queue with failed jobs."""
     from engineroom.tasks import NothingMatchesError
 
     if queue is not None:
@@ -140,7 +142,9 @@ def _begin(
     return operation
 
 
-def _carry_on(context: CommandContext, tasks: "Tasks", operation: str, output: Output) -> None:
+def _carry_on(
+    context: CommandContext, tasks: "Tasks", operation: str, output: OutputFormat
+) -> None:
     with progress_bar(context, "Putting back") as draw:
 
         def report(so_far: "Requeueing") -> None:

@@ -1,4 +1,4 @@
-"""``engineroom schedules``: those made at run time are steered here, those of pools are shown."""
+"""``engineroom schedules``: list all schedules, and change those created at run time."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from engineroom.cli.commands.output import present, print_result
 from engineroom.cli.commands.tasks.job_options import FunctionName, JobOptions
 from engineroom.cli.commands.times import parse_length, parse_moment
 from engineroom.cli.errors import UsageError
-from engineroom.cli.views.output_formats import Output
+from engineroom.cli.views.output_formats import OutputFormat
 from engineroom.cli.views.tasks import (
     page_document,
     schedule_document,
@@ -45,7 +45,7 @@ def list_schedules(
     after: Annotated[
         str | None, typer.Option("--after", metavar="NAME", help="Only schedules after this one.")
     ] = None,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List schedules, sorted by their next tick.
 
@@ -61,14 +61,14 @@ def list_schedules(
         context, output,
         page_document([schedule_document(entry) for entry in schedules], following),
         [entry.name for entry in schedules],
-        lambda: schedules_table(schedules, now, wide=output is Output.WIDE),
+        lambda: schedules_table(schedules, now, wide=output is OutputFormat.WIDE),
         none=f"no schedules in {title}" if after is None else "no more schedules",
     )  # fmt: skip
-    if following is not None and output not in (Output.JSON, Output.YAML):
+    if following is not None and output not in (OutputFormat.JSON, OutputFormat.YAML):
         context.note(f"there may be more: the same command with --after {following}")
 
 
-def show(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
+def show(context: CommandContext, name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show one schedule and its next ticks."""
     with context.tasks() as connection:
         schedule = connection.tasks.schedule(name)
@@ -151,7 +151,7 @@ def add(
     trigger: TriggerOptions,
     job: JobOptions,
     missed: MissedOptions,
-    output: OutputOption = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create a schedule, or change the existing one of that name.
 
@@ -177,7 +177,7 @@ def add(
     print_result(context, schedule_document(stored), text, output, name=name)
 
 
-def pause(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
+def pause(context: CommandContext, name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
     """Stop a schedule until it is resumed.
 
     Ticks in the meantime are dropped.
@@ -190,8 +190,8 @@ def pause(context: CommandContext, name: Name, output: OutputOption = Output.TAB
     )
 
 
-def resume(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
-    """Let a schedule tick again."""
+def resume(context: CommandContext, name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Resume a paused schedule."""
     with context.tasks() as connection:
         connection.tasks.resume_schedule(name)
         schedule = connection.tasks.schedule(name)
@@ -201,7 +201,7 @@ def resume(context: CommandContext, name: Name, output: OutputOption = Output.TA
     print_result(context, schedule_document(schedule), text, output, name=name)
 
 
-def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE) -> None:
+def run(context: CommandContext, name: Name, output: OutputOption = OutputFormat.TABLE) -> None:
     """Enqueue a schedule's job now, in addition to its ticks, also if it is paused."""
     with context.tasks() as connection:
         job_id = connection.tasks.run_schedule(name)
@@ -210,7 +210,7 @@ def run(context: CommandContext, name: Name, output: OutputOption = Output.TABLE
 
 
 def delete(
-    context: CommandContext, name: Name, yes: Yes = False, output: OutputOption = Output.TABLE
+    context: CommandContext, name: Name, yes: Yes = False, output: OutputOption = OutputFormat.TABLE
 ) -> None:
     """Delete a schedule; jobs that it has enqueued stay."""
     with context.tasks() as connection:

@@ -1,4 +1,4 @@
-"""Requests to the API process, and its problem documents as errors of the command line."""
+"""Requests to the API process; its problem documents become errors of the command line."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.options import ConnectionOptions
 
 BASE = "/api/v1"
-#: Seconds to connect, seconds to answer: applying fifty objects takes some.
+#: Time-outs in seconds: of the connection, and of the response (an apply of 50 objects is slow).
 _TIMEOUT = (5.0, 120.0)
-#: An access token is renewed so many seconds before its end.
-_EARLY = 30.0
-#: Larger answers are none of the API's.
-_MAX_ANSWER = 64 << 20
+#: An access token is renewed this many seconds before it expires.
+_RENEW_EARLY = 30.0
+#: Largest response that is read, in bytes.
+_MAX_RESPONSE = 64 << 20
 
 
 class Api:
-    """The API process behind one account. All methods raise CliError."""
+    """A client of the API process for one account. All methods raise CliError."""
 
     def __init__(
         self,
@@ -58,21 +58,21 @@ class Api:
         return self.account.server
 
     def get(self, path: str, **query: object) -> Document:
-        """An answer to GET; parameters that are None, empty or 0 are left out."""
-        return self.ask("GET", path, query=query)
+        """Send GET and return the JSON response; parameters that are None, "" or 0 are omitted."""
+        return self.request("GET", path, query=query)
 
     def post(
         self, path: str, body: Document | None = None, headers: Mapping[str, str] | None = None
     ) -> Document:
-        """An answer to POST."""
-        return self.ask("POST", path, body=body, headers=headers)
+        """Send POST and return the JSON response."""
+        return self.request("POST", path, body=body, headers=headers)
 
     def delete(self, path: str) -> None:
-        """DELETE."""
-        self.ask("DELETE", path)
+        """Send DELETE."""
+        self.request("DELETE", path)
 
     def items(self, path: str, limit: int | None = None, **query: object) -> Iterator[Document]:
-        """The entries of a list, page by page, up to ``limit``."""
+        """Yield the items of a list up to ``limit``, reading page by page."""
         cursor: str | None = None
         yielded = 0
         while True:
@@ -86,7 +86,7 @@ class Api:
             if cursor is None:
                 return
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -96,25 +96,25 @@ class Api:
         headers: Mapping[str, str] | None = None,
         credentials: bool = True,
     ) -> Document:
-        """One request below /api/v1 and its JSON answer; {} where there is none."""
+        """Send one request below /api/v1; returns the JSON response, {} if it is empty."""
         status, data, reason = self._send(method, path, query, body, headers, credentials)
         if status == 401 and credentials and self.account.kind == "tokens":
-            # The server may have ended it, or its clock is not ours.
-            self._refreshed(force=True)
+            # The server may have revoked the token, or the clocks differ.
+            self._renew_token(force=True)
             status, data, reason = self._send(method, path, query, body, headers, credentials)
         if not 200 <= status < 300:
             raise problem(status, data, reason, self.server)
         if not data:
             return {}
         try:
-            answer: Document = json.loads(data)
+            document: Document = json.loads(data)
         except ValueError as error:
             raise UnreachableError(
-                f"what answers at {self.server} is not Engineroom's API",
-                why="its answer is no JSON",
+                f"the server at {self.server} is not Engineroom's API",
+                why="its response is not JSON",
                 fix="check the URL; a proxy may answer in its place",
             ) from error
-        return answer
+        return document
 
     def _send(
         self,
@@ -130,7 +130,7 @@ class Api:
         from urllib3.exceptions import HTTPError
         from urllib3.util import Timeout
 
-        connect, answer = _TIMEOUT
+        connect_timeout, read_timeout = _TIMEOUT
         parameters = {k: str(v) for k, v in (query or {}).items() if v not in (None, "", 0, False)}
         url = f"{BASE}{quote(path, safe='/:@+')}" + (
             f"?{urlencode(parameters)}" if parameters else ""
@@ -144,13 +144,13 @@ class Api:
             all_headers["Content-Type"] = "application/json"
             data = json.dumps(body).encode()
         try:
-            # Nothing is followed: a token goes to the server that was named, and to no other.
+            # No redirects: a token must go only to the named server.
             response = self._connections().request(
                 method, url, body=data, headers=all_headers, retries=False, redirect=False,
-                timeout=Timeout(connect=connect, read=answer), preload_content=False,
+                timeout=Timeout(connect=connect_timeout, read=read_timeout), preload_content=False,
             )  # fmt: skip
             try:
-                content = response.read(_MAX_ANSWER)
+                content = response.read(_MAX_RESPONSE)
             finally:
                 response.release_conn()
         except (HTTPError, OSError) as error:
@@ -171,7 +171,7 @@ class Api:
                     raise UsageError(
                         f"the CA file {self.account.ca_file} cannot be used",
                         why=str(error),
-                        fix="name a file with certificates (PEM) by --ca-file",
+                        fix="give a file with PEM certificates with --ca-file",
                     ) from error
                 options["ssl_context"] = context
             self._pool = connection_from_url(self.server, maxsize=2, **options)
@@ -184,7 +184,7 @@ class Api:
             "`kubectl get pods -A -l app.kubernetes.io/component=api` shows it"
         )
         if "CERTIFICATE_VERIFY_FAILED" in why:
-            fix = "name the CA that signed its certificate by --ca-file; it is never not verified"
+            fix = "give the CA of its certificate with --ca-file; verification cannot be disabled"
         return UnreachableError(f"cannot reach the API at {self.server}", why=why, fix=fix)
 
     # -- credentials -----------------------------------------------------------------------------
@@ -192,24 +192,24 @@ class Api:
     def _token(self) -> str:
         if self.account.kind == "kube":
             return self._kube_token(self.account)
-        if self.account.kind == "tokens" and self.account.expires - self._now() < _EARLY:
-            self._refreshed()
+        if self.account.kind == "tokens" and self.account.expires - self._now() < _RENEW_EARLY:
+            self._renew_token()
         return self.account.access
 
-    def _refreshed(self, *, force: bool = False) -> None:
-        """Renew the tokens, or take those that another program has just got."""
+    def _renew_token(self, *, force: bool = False) -> None:
+        """Renew the tokens, or use those that another process has just renewed."""
         before = self.account
         with self._store.locked():
             stored = self._store.accounts().get(before.server)
             if stored is None or stored.kind != "tokens":
                 raise _logged_out(before.server)
             stored = replace(stored, ca_file=before.ca_file)
-            fresh = stored.expires - self._now() >= _EARLY
+            fresh = stored.expires - self._now() >= _RENEW_EARLY
             if fresh and (not force or stored.access != before.access):
                 self.account = stored
                 return
             try:
-                pair = self.ask(
+                pair = self.request(
                     "POST", "/tokens/refresh", body={"refresh": stored.refresh}, credentials=False
                 )
             except ForbiddenError as error:
@@ -217,30 +217,31 @@ class Api:
             self.account = replace(
                 stored, access=pair["access"], refresh=pair["refresh"], expires=pair["expires"]
             )
-            # Before it is used: the old one is void already.
+            # Stored before its first use, because the old refresh token is already invalid.
             self._store.put(self.account)
 
 
 def _logged_out(server: str) -> ForbiddenError:
     return ForbiddenError(
-        f"your login at {server} is over", fix=f"`{program()} login --server {server}`"
+        f"your login at {server} has expired or was revoked",
+        fix=f"`{program()} login --server {server}`",
     )
 
 
 def token_of_kubeconfig(account: Account) -> str:
-    """The token of the kubeconfig that the account names, asked for anew."""
+    """Return a fresh token of the account's kubeconfig."""
     from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 
     return bearer(KubernetesCluster(account.kubeconfig, account.context))
 
 
 def bearer(cluster: Cluster) -> str:
-    """The token that a kubeconfig logs in with. Raises ForbiddenError where it does without."""
+    """Return the bearer token of a kubeconfig. Raises ForbiddenError if it has none."""
     token = cluster.bearer()
     if token is None:
         raise ForbiddenError(
-            "your kubeconfig logs in without a token, so there is none to show to the API",
-            why="a client certificate proves who you are to the API server alone",
+            "your kubeconfig has no token that could be sent to the API",
+            why="a client certificate authenticates you only to the Kubernetes API server",
             fix=f"`kubectl create token SERVICEACCOUNT | {program()} login --server URL "
             "--token-stdin`, or log in with name and password",
         )
@@ -260,7 +261,7 @@ _BY_CATEGORY: dict[str, type[CliError]] = {
 
 
 def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
-    """A problem document (RFC 9457) as an error that says what, why and what to do."""
+    """Return a problem document (RFC 9457) as an error with cause and fix."""
     try:
         document = json.loads(data)
     except ValueError:
@@ -269,7 +270,7 @@ def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
         return UnreachableError(
             f"{server} answered {status} {reason}".rstrip(),
             why=data[:200].decode(errors="replace").strip(),
-            fix="check the URL; what answers may be a proxy and not Engineroom's API",
+            fix="check the URL; a proxy may answer in place of Engineroom's API",
         )
     code, detail = document["code"], str(document.get("detail") or document.get("title") or "")
     kind = _BY_CATEGORY.get(str(document.get("category")), CliError)
@@ -296,13 +297,13 @@ def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
 
 
 def open_api(shared: ConnectionOptions, store: Store | None = None) -> Api:
-    """The API that a command's options select. Raises UsageError where they select none."""
+    """Return the API that a command's options select. Raises UsageError if they select none."""
     from engineroom.cli.connections.remote.credentials import account_of, selected_server
 
     server = selected_server(shared, store)
     if server is None:
         raise UsageError(
-            "this goes through the API process, and none is chosen",
-            fix=f"`{program()} login --server URL` once, or name it with --server",
+            "this command needs the API process, and no server is selected",
+            fix=f"run `{program()} login --server URL` once, or give --server",
         )
     return Api(account_of(server, shared, store), store)

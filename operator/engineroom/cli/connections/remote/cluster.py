@@ -106,7 +106,7 @@ class ApiCluster:
             case {"spec": {**wanted}} if not wanted:
                 pass
             case {"spec": {"suspend": bool(suspend), **more}}:
-                self._api.ask("POST" if suspend else "DELETE", f"{path}/drain")
+                self._api.request("POST" if suspend else "DELETE", f"{path}/drain")
                 if more:
                     return self.patch_pool(pool, {"spec": more})
             case {"spec": {"autoscaling": {"pause": str(pause), **rest}, **more}} if (
@@ -142,7 +142,7 @@ class ApiCluster:
             refuse("annotating a pod")
         path = f"/namespaces/{pod.namespace}/pools/{pod.pool}/pods/{pod.name}/drain"
         requested = annotations[ANNOTATION_DRAIN] is not None
-        self._api.ask("POST" if requested else "DELETE", path)
+        self._api.request("POST" if requested else "DELETE", path)
         return replace(pod, drain_requested=requested)
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Document:

@@ -1,4 +1,4 @@
-"""Queues, jobs and schedules by the API's routes, in the form of ``engineroom.tasks.Tasks``."""
+"""Queues, jobs and schedules through the API, with the methods of ``engineroom.tasks.Tasks``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COUNTS = (
     "name", "waiting", "running", "scheduled", "due", "deferred", "finished", "failed", "canceled",
     "held", "paused", "reason",
 )  # fmt: skip
-#: Bytes that the API takes of a job's function and arguments.
+#: Largest size of a job's function and arguments that the API accepts, in bytes.
 MAX_WORK = 256 * 1024
 
 
@@ -75,13 +75,13 @@ class ApiTasks:
         self._max_bytes = min(max_bytes, MAX_WORK)
 
     def writer(self, serializer: Serializer, max_bytes: int) -> ApiTasks:
-        """The same, for workers that read so; larger jobs than the API takes are refused."""
+        """Return the same tasks with another serializer and a size limit in bytes."""
         return ApiTasks(
             self._api, self._namespace, self._clock, serializer=serializer, max_bytes=max_bytes
         )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """For every other method of Tasks: one that refuses."""
+        """Return a function that refuses, for every other method of Tasks."""
 
         def refused(*_: object, **__: object) -> None:
             refuse(f"this ({name.replace('_', ' ')})")
@@ -94,11 +94,11 @@ class ApiTasks:
         refuse("working on Redis itself")
 
     def queue_names(self) -> list[str]:
-        """The queues of the namespace."""
+        """Return the names of the namespace's queues."""
         return [queue["name"] for queue in self._queues()]
 
     def counts(self, names: Sequence[str] | None = None) -> list[QueueCounts]:
-        """Their counts."""
+        """Return the counts of the given queues, by default of all."""
         from engineroom.tasks import QueueCounts
 
         wanted = None if names is None else set(names)
@@ -109,13 +109,13 @@ class ApiTasks:
         ]
 
     def pause_queue(self, name: str, reason: str = "") -> bool:
-        """Have workers take no job from it; whether that is new."""
+        """Pause a queue; returns False if it was paused already."""
         before = self._api.get(self._queue(name))
         self._api.post(f"{self._queue(name)}/pause", {"reason": reason})
         return not before["paused"]
 
     def resume_queue(self, name: str) -> bool:
-        """Let workers take jobs from it again; whether that is new."""
+        """Resume a queue; returns False if it was not paused."""
         before = self._api.get(self._queue(name))
         self._api.post(f"{self._queue(name)}/resume")
         return bool(before["paused"])
@@ -123,18 +123,18 @@ class ApiTasks:
     def limit_queue(
         self, name: str, *, concurrency: int | None = None, rate: str | None = None
     ) -> None:
-        """Limit how many of its jobs run at once, and how many begin."""
+        """Limit the jobs of a queue that run at once, and the rate at which they start."""
         body = {"concurrency": concurrency, "rate": rate}
-        self._api.ask("PUT", f"{self._queue(name)}/limit", body=body)
+        self._api.request("PUT", f"{self._queue(name)}/limit", body=body)
 
     def unlimit_queue(self, name: str) -> bool:
-        """Take its limit away; whether it had one."""
+        """Remove the limit of a queue; returns False if it had none."""
         before = self._api.get(self._queue(name))
         self._api.delete(f"{self._queue(name)}/limit")
         return before["limit"] is not None
 
     def workers(self, queue: str | None = None) -> list[Worker]:
-        """The workers of the namespace's pools, by name."""
+        """Return the workers of the namespace's pools, sorted by name."""
         workers = self._api.items(f"{self._here}/workers", queue=queue)
         return [_worker(entry, self._namespace) for entry in workers]
 
@@ -143,9 +143,9 @@ class ApiTasks:
         from engineroom.tasks import Enqueued, Reason
 
         if task.depends_on:
-            refuse("a job that waits for others")
+            refuse("a job with dependencies")
         if task.unique is not None and task.unique.until != "window":
-            refuse("a key that is free when its job has ended")
+            refuse("a unique key that is free once its job has ended")
         delay = task.delay
         body = self._work(task) | {
             "delay": delay.total_seconds() if isinstance(delay, timedelta) else delay,
@@ -167,7 +167,7 @@ class ApiTasks:
         cursor: str | None = None,
         limit: int = 50,
     ) -> JobPage:
-        """A page of jobs in one state or in all, of one queue or of all."""
+        """Return a page of jobs, in one state or all states, of one queue or all queues."""
         from engineroom.tasks import JobPage, State
 
         if where.category or where.after or where.before or where.prefix:
@@ -191,22 +191,22 @@ class ApiTasks:
         return JobPage(jobs, page["nextCursor"], len(jobs))
 
     def job(self, job_id: str) -> JobDetail:
-        """All that the API tells of one job."""
+        """Return all details of one job that the API has."""
         return _detail(self._api.get(self._job(job_id)))
 
     def requeue(self, job_id: str) -> str:
-        """Put a failed job back; the queue."""
+        """Put a failed job back on its queue; returns the queue's name."""
         return str(self._api.post(f"{self._job(job_id)}/retry")["queue"])
 
     def cancel(self, job_id: str, *, stop: bool = False) -> Canceled:
-        """Cancel a job, and what waits for it."""
+        """Cancel a job and its dependents; with ``stop`` also if it runs."""
         from engineroom.tasks import Canceled
 
-        done = self._api.post(f"{self._job(job_id)}/cancel", {"stop": stop})
-        return Canceled(tuple(done["canceled"]), tuple(done["running"]))
+        result = self._api.post(f"{self._job(job_id)}/cancel", {"stop": stop})
+        return Canceled(tuple(result["canceled"]), tuple(result["running"]))
 
     def schedules(self, *, after: str = "", limit: int = 100) -> list[ScheduleInfo]:
-        """Schedules by their next tick; all of them, whatever the API has on a page."""
+        """Return all schedules by their next tick in one page; ``limit`` is ignored."""
         if after:
             return []
         del limit
@@ -220,12 +220,12 @@ class ApiTasks:
                 return schedules
 
     def schedule(self, name: str) -> ScheduleInfo:
-        """One schedule. Raises NotFoundError."""
+        """Return one schedule. Raises NotFoundError."""
         try:
             return _schedule_info(self._api.get(self._schedule(name)))
         except NotFoundError as error:
             raise NotFoundError(
-                f"schedule {name[:100]} is not there", fix="`schedules list` shows those that are"
+                f"schedule {name[:100]} does not exist", fix="`schedules list` shows all schedules"
             ) from error
 
     def put_schedule(self, schedule: Schedule) -> bool:
@@ -239,39 +239,39 @@ class ApiTasks:
             before = None
         body = self._work(schedule.task) | _when(schedule)
         headers = {} if before is None else {"If-Match": f'"{before["version"]}"'}
-        self._api.ask("PUT", self._schedule(schedule.name), body=body, headers=headers)
+        self._api.request("PUT", self._schedule(schedule.name), body=body, headers=headers)
         return before is None
 
     def pause_schedule(self, name: str) -> None:
-        """Have it not tick."""
+        """Pause a schedule."""
         self._api.post(f"{self._schedule(name)}/pause")
 
     def resume_schedule(self, name: str) -> None:
-        """Let it tick again."""
+        """Resume a schedule."""
         self._api.post(f"{self._schedule(name)}/resume")
 
     def run_schedule(self, name: str) -> str:
-        """Enqueue its job now; the job's id."""
+        """Enqueue the schedule's job now; returns the job's id."""
         return str(self._api.post(f"{self._schedule(name)}/run")["id"])
 
     def remove_schedule(self, name: str) -> None:
-        """Forget a schedule."""
+        """Delete a schedule."""
         self._api.delete(self._schedule(name))
 
     def _work(self, task: Task) -> Document:
-        """Return the task as the API reads it. Raises InvalidTaskError."""
+        """Return the task in the form of the API. Raises InvalidTaskError."""
         from engineroom.tasks import JSONSerializer
         from engineroom.tasks.enqueueing.encode import encode, resolve
         from engineroom.tasks.enqueueing.task import Rules
         from engineroom.tasks.serializers import PickleSerializer
 
-        form = self._serializer or PickleSerializer
-        # Checked as everywhere, and before it is sent: the API knows some of it only by its limits.
-        encode(task, Rules(max_bytes=self._max_bytes, serializer=form), self._clock.now())
+        serializer = self._serializer or PickleSerializer
+        # Validated here too, for the same errors as without the API.
+        encode(task, Rules(max_bytes=self._max_bytes, serializer=serializer), self._clock.now())
         if task.timeout < 0:
             refuse("a job without a time-out")
         if task.limit is not None:
-            refuse("a limit of a key")
+            refuse("a limit shared by a key")
         retry = task.retry
         return {
             "function": resolve(task.function)[1],
@@ -283,7 +283,7 @@ class ApiTasks:
             "resultTtl": task.result_ttl,
             "failureTtl": task.failure_ttl,
             "priority": task.priority,
-            "serializer": "json" if form is JSONSerializer else "pickle",
+            "serializer": "json" if serializer is JSONSerializer else "pickle",
             "retry": retry and {"maximum": retry.maximum, "intervals": list(retry.intervals)},
         }
 
@@ -383,7 +383,7 @@ def _schedule_info(schedule: Document) -> ScheduleInfo:
 
     return ScheduleInfo(
         name=schedule["name"],
-        # Its text: the API tells no more of it.
+        # Its text: the API does not return the trigger's fields.
         trigger=schedule["trigger"],
         queue=schedule["queue"],
         description=schedule["description"],
@@ -428,7 +428,7 @@ def _worker(worker: Document, namespace: str) -> Worker:
 
 
 def _when(schedule: Schedule) -> Document:
-    """Return the trigger of a schedule as the API reads it."""
+    """Return the trigger of a schedule in the form of the API."""
     from engineroom.tasks.triggers import Cron, Every
 
     document: Document = {"missed": schedule.missed.value, "grace": schedule.grace}
