@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from engineroom.api.kinds import Access, DottedName, GuardedPaths, Kind, Permissions
-from engineroom.api.schema.common import KindSchema, Rule
+from engineroom.api.kinds import DottedName, GuardedPaths, Kind, Permissions, RoleRule
+from engineroom.api.schema.common import CelRule, KindSchema
 from engineroom.api.v1alpha1.types import Condition, Duration, Model, SecretKeyRef
-from engineroom.api.validation import Rules
+from engineroom.api.validation import KindRules
 from engineroom.core.errors import Problem
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def _warnings(spec: dict[str, Any]) -> Iterator[str]:
         yield "spec.count: 100 rings are loud; write fewer"
 
 
-RULES = Rules(missing_spec="add it with count", problems=_problems, warnings=_warnings)
+RULES = KindRules(missing_spec="add it with count", problems=_problems, warnings=_warnings)
 SCHEMA = KindSchema(
     spec=ToySpec,
     status=ToyStatus,
-    rules={"spec": (Rule("self.count != 7", "7 is taken; write another", field=".count"),)},
+    rules={"spec": (CelRule("self.count != 7", "7 is taken; write another", field=".count"),)},
     columns=({"name": "Rings", "type": "integer", "jsonPath": ".status.rings"},),
 )
 
@@ -95,6 +95,6 @@ TOY = Kind(
     controller=DottedName("tests.toy_controller:controller"),
     permissions=Permissions.to_read("namespace:pools:read"),
     guarded=GuardedPaths(pod_templates=("spec.template",), secrets=("spec.bells[]",)),
-    children=(Access(group="batch", resources=("jobs",), verbs=("create", "delete")),),
+    children=(RoleRule(group="batch", resources=("jobs",), verbs=("create", "delete")),),
 )
 KINDS = (TOY,)

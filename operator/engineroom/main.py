@@ -17,7 +17,7 @@ from engineroom.core import tracing
 from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
 from engineroom.kube.client import config as kube_config
 from engineroom.kube.client.config import SERVICE_ACCOUNT
-from engineroom.kube.client.errors import ConfigError
+from engineroom.kube.client.errors import ClientConfigError
 from engineroom.kube.runtime.process import EXIT_CONFIG, ControllerProcess
 from engineroom.settings import Settings
 
@@ -35,10 +35,10 @@ def pools(settings: Settings) -> Controller:
     """Return the controller of WorkerPools."""
     from engineroom.scheduling import TaskSchedules
     from engineroom.workers.controller import WorkerPoolController
-    from engineroom.workers.objects import Runtime
+    from engineroom.workers.objects import RuntimeImage
 
     return WorkerPoolController(
-        Runtime(settings.runtime_image, settings.runtime_image_pull_policy),
+        RuntimeImage(settings.runtime_image, settings.runtime_image_pull_policy),
         settings.read_redis_url() or "",
         TaskSchedules(),
         use_interval=settings.use_interval,
@@ -96,7 +96,7 @@ def main() -> int:
     try:
         validation.check_registry(kinds.registry())
         return asyncio.run(_run(settings))
-    except (ConfigError, KindError, OSError) as error:
+    except (ClientConfigError, KindError, OSError) as error:
         log.error("the operator cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
     finally:

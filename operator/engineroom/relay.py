@@ -138,7 +138,7 @@ class PrometheusMetrics:
         return generate_latest(self.registry)
 
 
-class Host:
+class RelayRunner:
     """Runs a relay until told to stop, through outages of PostgreSQL and Redis."""
 
     def __init__(
@@ -268,10 +268,12 @@ class Host:
                 connection.close()
 
 
-def serve(host: Host, metrics: RelayMetrics, address: tuple[str, int]) -> ThreadingHTTPServer:
+def serve(
+    host: RelayRunner, metrics: RelayMetrics, address: tuple[str, int]
+) -> ThreadingHTTPServer:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` from a thread."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class RelayRequestHandler(BaseHTTPRequestHandler):
         """Answers GET requests."""
 
         def do_GET(self) -> None:
@@ -295,7 +297,7 @@ def serve(host: Host, metrics: RelayMetrics, address: tuple[str, int]) -> Thread
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
             """Log no requests."""
 
-    server = ThreadingHTTPServer(address, Handler)
+    server = ThreadingHTTPServer(address, RelayRequestHandler)
     threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
     return server
 
@@ -334,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec("prometheus_client") is not None:
             metrics = PrometheusMetrics()
             recovery_metrics = metrics.recovery
-        host = Host(
+        host = RelayRunner(
             database_url,
             redis_url,
             poll=options.poll,

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks.enqueueing.task import Retry, Rules, Task
+from engineroom.tasks.enqueueing.task import EnqueueRules, Retry, Task
 from engineroom.tasks.redis_steps import run_async
 from engineroom.tasks.schedules import store
 from engineroom.tasks.schedules.model import Schedule
@@ -68,7 +68,7 @@ class TaskSchedules:
     ) -> dict[str, str]:
         """See ScheduleStore."""
         as_json = any(job.json for job in jobs)
-        rules = Rules(serializer=JSONSerializer if as_json else PickleSerializer)
+        rules = EnqueueRules(serializer=JSONSerializer if as_json else PickleSerializer)
         names = {stored_name(owner, job.name): job.name for job in jobs}
         declared = [schedule_of(owner, job) for job in jobs]
         steps = store.declare(owner, installation, declared, rules, self._clock.now())

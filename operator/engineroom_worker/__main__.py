@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom_worker.config import (
     EX_CONFIG,
-    ConfigError,
     Settings,
+    WorkerConfigError,
     connection_options,
     from_environment,
 )
@@ -40,7 +40,7 @@ def main() -> int:
         settings = from_environment()
         _check_rq()
         _check_serializer(settings)
-    except ConfigError as error:
+    except WorkerConfigError as error:
         return _refuse(str(error))
     from engineroom_worker import logs, out_of_memory
 
@@ -129,13 +129,13 @@ def _check_rq() -> None:
     try:
         import rq
     except ImportError:
-        raise ConfigError(
+        raise WorkerConfigError(
             f"RQ is not installed in this image; add rq>=2.4 to what {sys.executable} sees, or "
             "name the interpreter that has it as the container's command"
         ) from None
     numbers: list[int] = [int(part) for part in rq.__version__.split(".")[:2] if part.isdigit()]
     if tuple(numbers) < OLDEST_RQ:
-        raise ConfigError(f"RQ {rq.__version__} in this image is too old; install rq>=2.4")
+        raise WorkerConfigError(f"RQ {rq.__version__} in this image is too old; install rq>=2.4")
 
 
 def _check_serializer(settings: Settings) -> None:
@@ -146,7 +146,7 @@ def _check_serializer(settings: Settings) -> None:
     try:
         resolve_serializer(settings.serializer)
     except Exception as error:  # noqa: BLE001 - importing it runs the user's code
-        raise ConfigError(f"ENGINEROOM_SERIALIZER: {settings.serializer}: {error}") from None
+        raise WorkerConfigError(f"ENGINEROOM_SERIALIZER: {settings.serializer}: {error}") from None
 
 
 def _refuse(message: str) -> int:

@@ -24,9 +24,9 @@ from engineroom_worker.metrics import STATES
 from engineroom_worker.record import NO_JOB, RECORD_TTL, job_fields
 from engineroom_worker.transactions import (
     Command,
-    Guard,
     GuardedConnection,
     NotHeldError,
+    TransactionGuard,
     is_outage,
 )
 
@@ -65,7 +65,7 @@ class Bookkeeper:
         current = self.current
         current.started_at = now()
         current.waited = current.started_at - job.enqueued_at if job.enqueued_at else timedelta(0)
-        guard = Guard(
+        guard = TransactionGuard(
             "start",
             (current.queue.intermediate_queue_key, job.started_job_registry.key),
             member=lambda: self._executions.current().composite_key,
@@ -147,10 +147,10 @@ class Bookkeeper:
         self._worker._horse_pid = 0
         self.clear()
 
-    def held_guard(self, job: Job) -> Guard:
+    def held_guard(self, job: Job) -> TransactionGuard:
         """Return a guard for writes during the job, which apply while it is held."""
         execution = self.current.execution
-        return Guard(
+        return TransactionGuard(
             "end",
             (job.started_job_registry.key, self._worker.key),
             member=lambda: execution.composite_key,
@@ -173,7 +173,9 @@ class Bookkeeper:
         if self._state.current is not None:
             self._state.current.execution = None
 
-    def _write_through_outages(self, guard: Guard, job: Job, write: Callable[[], None]) -> None:
+    def _write_through_outages(
+        self, guard: TransactionGuard, job: Job, write: Callable[[], None]
+    ) -> None:
         worker = self._worker
         attributes, executions = dict(job.__dict__), self._executions.snapshot()
         stopped_job_id = worker._stopped_job_id
@@ -219,8 +221,8 @@ class Bookkeeper:
             ("PERSIST", job.key),
         ]
 
-    def _end_guard(self, job: Job, queue: Queue, execution: Any, outcome: str) -> Guard:
-        return Guard(
+    def _end_guard(self, job: Job, queue: Queue, execution: Any, outcome: str) -> TransactionGuard:
+        return TransactionGuard(
             "end",
             (job.started_job_registry.key, self._worker.key),
             member=lambda: execution.composite_key,
@@ -262,7 +264,7 @@ class Bookkeeper:
         self.clear()
 
     @contextlib.contextmanager
-    def _guarded(self, guard: Guard, job: Job) -> Iterator[None]:
+    def _guarded(self, guard: TransactionGuard, job: Job) -> Iterator[None]:
         """Give RQ's code of this worker guarded pipelines."""
         worker = self._worker
         connection = worker.connection

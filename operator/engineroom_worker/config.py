@@ -18,7 +18,7 @@ ON_DEADLINE = ("Requeue", "Fail")
 DEFAULT_METRICS_PORT = 9477
 
 
-class ConfigError(Exception):
+class WorkerConfigError(Exception):
     """The environment does not describe a worker; the message names the variable and the fix."""
 
 
@@ -50,12 +50,12 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the variables ``ENGINEROOM_*``. Raises ConfigError for the first invalid one."""
     env = os.environ if environment is None else environment
     if env.get("RQ_KEY_PREFIX", "rq") != "rq":
-        raise ConfigError("RQ_KEY_PREFIX: Engineroom looks at RQ's keys under 'rq'; unset it")
+        raise WorkerConfigError("RQ_KEY_PREFIX: Engineroom looks at RQ's keys under 'rq'; unset it")
     strategy = _one_of(env, "ENGINEROOM_DEQUEUE_STRATEGY", "Priority", STRATEGIES)
     on_deadline = _one_of(env, "ENGINEROOM_ON_DEADLINE", "Fail", ON_DEADLINE)
     pool = _required(env, "ENGINEROOM_POOL")
     if pool.count("/") != 1 or pool.startswith("/") or pool.endswith("/"):
-        raise ConfigError(f"ENGINEROOM_POOL: {pool!r} is not <namespace>/<name>")
+        raise WorkerConfigError(f"ENGINEROOM_POOL: {pool!r} is not <namespace>/<name>")
     return Settings(
         redis_url=_redis_url(env),
         pool=pool,
@@ -95,7 +95,7 @@ def connection_options(settings: Settings) -> Mapping[str, Any]:
 def _required(env: Mapping[str, str], name: str) -> str:
     value = env.get(name, "")
     if not value:
-        raise ConfigError(f"{name}: is not set; the operator sets it on the worker container")
+        raise WorkerConfigError(f"{name}: is not set; the operator sets it on the worker container")
     return value
 
 
@@ -103,7 +103,7 @@ def _redis_url(env: Mapping[str, str]) -> str:
     url = _required(env, "ENGINEROOM_REDIS_URL")
     if not url.startswith(("redis://", "rediss://", "unix://")):
         # The message omits the value, which holds credentials.
-        raise ConfigError(
+        raise WorkerConfigError(
             "ENGINEROOM_REDIS_URL: must start with redis://, rediss:// or unix://; fix the Secret"
         )
     return url
@@ -112,7 +112,7 @@ def _redis_url(env: Mapping[str, str]) -> str:
 def _one_of(env: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:
     value = env.get(name) or default
     if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+        raise WorkerConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
     return value
 
 
@@ -121,9 +121,9 @@ def _number(env: Mapping[str, str], name: str, default: int, least: int, most: i
     try:
         value = int(text)
     except ValueError:
-        raise ConfigError(f"{name}: {text!r} is not a whole number") from None
+        raise WorkerConfigError(f"{name}: {text!r} is not a whole number") from None
     if not least <= value <= most:
-        raise ConfigError(f"{name}: {value} is not between {least} and {most}")
+        raise WorkerConfigError(f"{name}: {value} is not between {least} and {most}")
     return value
 
 
@@ -135,11 +135,11 @@ def _queues(text: str) -> tuple[str, ...]:
             for entry in sorted(entries, key=lambda entry: -int(entry.get("priority", 0)))
         ]
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ConfigError(
+        raise WorkerConfigError(
             'ENGINEROOM_QUEUES: must be a JSON list like [{"name": "default", "priority": 0}]'
         ) from None
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError("ENGINEROOM_QUEUES: needs at least one queue, each with a name")
+        raise WorkerConfigError("ENGINEROOM_QUEUES: needs at least one queue, each with a name")
     if len(set(names)) != len(names):
-        raise ConfigError("ENGINEROOM_QUEUES: a queue is named twice")
+        raise WorkerConfigError("ENGINEROOM_QUEUES: a queue is named twice")
     return tuple(names)

@@ -63,7 +63,7 @@ def strays_key(queue: str) -> str:
 
 
 @dataclass(frozen=True)
-class Controls:
+class ControlRequests:
     """The requests to the worker at one moment."""
 
     rq_suspended: bool = False
@@ -87,7 +87,7 @@ class Controls:
         return self.drain == RETIRED
 
     @classmethod
-    def read(cls, rq_suspended: Any, pool_suspended: Any, request: Any) -> Controls:
+    def read(cls, rq_suspended: Any, pool_suspended: Any, request: Any) -> ControlRequests:
         """Return the controls of three Redis values; an unknown request counts as a drain."""
         text: str = _text(request) or ""
         verb, _, request_id = text.partition(":")

@@ -179,7 +179,7 @@ class HorseMonitor:
         self._state.metrics.set("heartbeat", time.time())
         if not existed:
             self._record.write()
-        self._write_drain(drain.Controls.read(*requests))
+        self._write_drain(drain.ControlRequests.read(*requests))
 
     def _refresh(self, pipeline: Any, job: Job, execution: Any) -> None:
         """Write the execution in full, unlike RQ's refresh: it may have expired in an outage."""
@@ -197,7 +197,7 @@ class HorseMonitor:
             pipeline.zadd(slots, {job.id: time.time() + limits.LEASE})
             pipeline.expire(slots, 2 * limits.LEASE)
 
-    def _write_drain(self, controls: drain.Controls) -> None:
+    def _write_drain(self, controls: drain.ControlRequests) -> None:
         """Acknowledge a request to leave; a busy worker is draining, and drained only later."""
         state = drain.DRAINING if controls.leaving else ""
         known_id = self._state.controls.drain_id

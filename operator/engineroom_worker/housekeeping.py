@@ -27,7 +27,12 @@ from engineroom_worker import drain, executions
 from engineroom_worker.dequeue import limits
 from engineroom_worker.dequeue.priority import MAX_SEARCH, MOVE_BY_PRIORITY
 from engineroom_worker.executions import RQ_MAJOR
-from engineroom_worker.transactions import Guard, GuardedConnection, NotHeldError, RedisRetry
+from engineroom_worker.transactions import (
+    GuardedConnection,
+    NotHeldError,
+    RedisRetry,
+    TransactionGuard,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -289,7 +294,7 @@ class Housekeeper:
         self, registry_key: str, member: str, job: Job, queue: Queue, at: float
     ) -> None:
         worker = self._worker
-        guard = Guard(
+        guard = TransactionGuard(
             "abandoned",
             (registry_key, worker.key),
             member=lambda: member,
@@ -361,7 +366,7 @@ class Housekeeper:
             )
 
 
-def bind_status(job: Job, guard: Guard) -> None:
+def bind_status(job: Job, guard: TransactionGuard) -> None:
     """Have RQ write the job's status in the guarded transaction.
 
     ``Job.retry`` with an interval writes the status SCHEDULED before the transaction that schedules

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rq.queue import Queue
 
     from engineroom_worker.bookkeeping import Bookkeeper
-    from engineroom_worker.dequeue.dequeuer import Look, Taken
-    from engineroom_worker.drain import Controls
+    from engineroom_worker.dequeue.dequeuer import DequeueResult, TakenJob
+    from engineroom_worker.drain import ControlRequests
     from engineroom_worker.housekeeping import Housekeeper
     from engineroom_worker.record import WorkerRecord
     from engineroom_worker.state import WorkerState
@@ -147,7 +147,7 @@ class WorkLoop:
             return 0
         return self._run_job(taken)
 
-    def _wait(self, queue_keys: list[str], look: Look) -> Taken | None:
+    def _wait(self, queue_keys: list[str], look: DequeueResult) -> TakenJob | None:
         """Wait until a job may be there or something else is due; return a job taken meanwhile."""
         state = self._state
         resting = state.controls.leaving or state.retired_since is not None
@@ -161,7 +161,7 @@ class WorkLoop:
             seconds = max(0.01, min(seconds, look.again))
         return state.dequeuer.wait(queue_keys, seconds, look.limited)
 
-    def _run_job(self, taken: Taken) -> int:
+    def _run_job(self, taken: TakenJob) -> int:
         worker, metrics = self._worker, self._state.metrics
         queue = next(queue for queue in worker.queues if queue.key == taken.queue_key)
         job = self._read_job(taken, queue)
@@ -186,7 +186,7 @@ class WorkLoop:
             worker._horse_pid = 0
         return 1
 
-    def _read_job(self, taken: Taken, queue: Queue) -> Job | None:
+    def _read_job(self, taken: TakenJob, queue: Queue) -> Job | None:
         """Return the RQ job of the hash; None for a missing hash, or one that RQ cannot read.
 
         A job that cannot be read becomes a failed job.
@@ -225,7 +225,7 @@ class WorkLoop:
             pipeline.execute()
         self._state.dequeuer.in_hand = None
 
-    def _apply_controls(self, controls: Controls) -> None:
+    def _apply_controls(self, controls: ControlRequests) -> None:
         """Apply the operator's requests; the script has already written the acknowledgement."""
         state = self._state
         if controls != state.controls:
@@ -264,7 +264,7 @@ class WorkLoop:
             return result
 
 
-def _describe(controls: Controls) -> str:
+def _describe(controls: ControlRequests) -> str:
     if controls.drain:
         return f"{controls.drain} ({controls.drain_id})"
     return "suspended" if controls.suspended else "taking jobs"

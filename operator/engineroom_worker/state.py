@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from engineroom_worker.drain import Controls
+from engineroom_worker.drain import ControlRequests
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -44,7 +44,7 @@ class WorkerState:
     wakeup: WakeupPipe
     retry: RedisRetry
     dequeuer: Dequeuer
-    controls: Controls = field(default_factory=Controls)
+    controls: ControlRequests = field(default_factory=ControlRequests)
     current: CurrentJob | None = None
     #: Time of the first request to stop.
     stopping_since: float | None = None

@@ -125,7 +125,7 @@ class RedisRetry:
         self._delay = min(2.0, self._delay * 2)
 
 
-class Guard:
+class TransactionGuard:
     """The condition of a transaction, and the commands to add to it."""
 
     def __init__(
@@ -163,7 +163,7 @@ class Guard:
 class GuardedPipeline(Pipeline):  # type: ignore[type-arg, unused-ignore]
     """A pipeline whose first execution runs through a Guard."""
 
-    guard: Guard
+    guard: TransactionGuard
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Run the queued commands if the job is still held. Raises NotHeldError otherwise.
@@ -205,7 +205,7 @@ class GuardedPipeline(Pipeline):  # type: ignore[type-arg, unused-ignore]
 class GuardedConnection:
     """The worker's connection with guarded pipelines."""
 
-    def __init__(self, connection: Any, guard: Guard) -> None:
+    def __init__(self, connection: Any, guard: TransactionGuard) -> None:
         self._connection = connection
         self._guard = guard
 

@@ -15,7 +15,7 @@ import redis.asyncio
 
 from engineroom.queue import keys, recovery
 from engineroom.queue.observe import _time
-from engineroom.queue.recovery import Action, DeadWorker, RecoveryOutcome, RecoveryPolicy
+from engineroom.queue.recovery import DeadWorker, RecoveryAction, RecoveryOutcome, RecoveryPolicy
 from tests.integration import rq_versions
 from tests.integration.runtime.lab import HERE, POOL, Lab, WorkerProcess, eventually
 
@@ -90,33 +90,33 @@ ONE, TWO = ("default",), ("high", "default")
 @pytest.mark.parametrize(
     ("point", "queues", "action", "runs"),
     [
-        ("taken", ONE, Action.RETURNED, 1),
-        ("taken", TWO, Action.RETURNED, 1),
-        ("prepared", ONE, Action.REQUEUED, 1),
-        ("prepared", TWO, Action.REQUEUED, 1),
-        ("forked", ONE, Action.REQUEUED, 1),
-        ("horse-begins", ONE, Action.REQUEUED, 1),
+        ("taken", ONE, RecoveryAction.RETURNED, 1),
+        ("taken", TWO, RecoveryAction.RETURNED, 1),
+        ("prepared", ONE, RecoveryAction.REQUEUED, 1),
+        ("prepared", TWO, RecoveryAction.REQUEUED, 1),
+        ("forked", ONE, RecoveryAction.REQUEUED, 1),
+        ("horse-begins", ONE, RecoveryAction.REQUEUED, 1),
         # The function had run and nothing said so yet: the job is run again, as it must.
-        ("horse-ended", ONE, Action.REQUEUED, 2),
-        ("horse-booked", ONE, Action.NOTHING, 1),
-        ("done", TWO, Action.NOTHING, 1),
+        ("horse-ended", ONE, RecoveryAction.REQUEUED, 2),
+        ("horse-booked", ONE, RecoveryAction.NOTHING, 1),
+        ("done", TWO, RecoveryAction.NOTHING, 1),
     ],
 )
 def test_killed_at_each_step(
-    lab: Lab, point: str, queues: tuple[str, ...], action: Action, runs: int
+    lab: Lab, point: str, queues: tuple[str, ...], action: RecoveryAction, runs: int
 ) -> None:
     _, name, job = killed_at(lab, point, queues=queues)
     if point == "forked":
         # The horse may have got to its end before its worker stopped.
         time.sleep(0.3)
         if lab.status(job) == "finished":
-            action, runs = Action.NOTHING, 1
+            action, runs = RecoveryAction.NOTHING, 1
         elif lab.ran():
             runs = 2
     outcome = recover(lab, dead(lab, name, queues), ALWAYS)
     assert outcome.action is action
     assert_no_trace_of(lab, name)
-    assert recover(lab, dead(lab, name, queues), ALWAYS).action is Action.NOTHING
+    assert recover(lab, dead(lab, name, queues), ALWAYS).action is RecoveryAction.NOTHING
     lab.worker("pod-2", queues)
     lab.becomes(job, "finished")
     assert lab.ran() == [job] * runs
@@ -127,7 +127,7 @@ def test_killed_at_each_step(
 def test_killed_between_blmove_and_saying_so(lab: Lab) -> None:
     """Nobody knows who took it: it goes back when it has lain there for long enough."""
     _, name, job = killed_at(lab, "blmoved")
-    assert recover(lab, dead(lab, name), ALWAYS).action is Action.NOTHING
+    assert recover(lab, dead(lab, name), ALWAYS).action is RecoveryAction.NOTHING
     assert lab.redis.lrange(keys.intermediate("default"), 0, -1) == [job.encode()]
     at = time.time()
 
@@ -173,7 +173,7 @@ def test_a_worker_that_comes_back_does_not_book_over_its_successor(lab: Lab, poi
     pid = zombie.stopped(point)
     zombie.signal(19)
     outcome = recover(lab, dead(lab, zombie.name), ALWAYS)
-    assert outcome.action is Action.REQUEUED
+    assert outcome.action is RecoveryAction.REQUEUED
     heir = lab.worker("pod-2")
     lab.becomes(job, "finished")
     described = lab.describe(job)
@@ -206,7 +206,7 @@ def test_a_living_worker_is_left_alone(lab: Lab) -> None:
     eventually(lambda: lab.ran("begun"), "the job to begin")
     seen = dead(lab, worker.name)
     eventually(lambda: dead(lab, worker.name) != seen, "a heartbeat")
-    assert recover(lab, seen, ALWAYS).action is Action.ALIVE
+    assert recover(lab, seen, ALWAYS).action is RecoveryAction.ALIVE
     lab.becomes(job, "finished")
     assert lab.ran() == [job]
 
@@ -215,7 +215,7 @@ def test_retry_is_followed_to_its_end(lab: Lab) -> None:
     _, name, job = killed_at(lab, "prepared", retry={"max": 1})
     first = recover(lab, dead(lab, name))
     assert (first.action, first.job, first.queue, first.crashes) == (
-        Action.REQUEUED,
+        RecoveryAction.REQUEUED,
         job,
         "default",
         1,
@@ -225,7 +225,7 @@ def test_retry_is_followed_to_its_end(lab: Lab) -> None:
     worker.stopped("prepared")
     name = worker.name
     worker.kill()
-    assert recover(lab, dead(lab, name)).action is Action.FAILED
+    assert recover(lab, dead(lab, name)).action is RecoveryAction.FAILED
     described = lab.describe(job)
     assert described["status"] == "failed"
     assert f"Worker {name} of pod pod-2 died (its pod is gone)." in described["error"]
@@ -237,7 +237,7 @@ def test_retry_is_followed_to_its_end(lab: Lab) -> None:
 
 def test_retry_with_an_interval_is_scheduled(lab: Lab) -> None:
     _, name, job = killed_at(lab, "prepared", retry={"max": 2, "interval": [1, 50]})
-    assert recover(lab, dead(lab, name)).action is Action.SCHEDULED
+    assert recover(lab, dead(lab, name)).action is RecoveryAction.SCHEDULED
     assert lab.status(job) == "scheduled"
     due = lab.redis.zscore(keys.scheduled("default"), job)
     assert due is not None
@@ -258,7 +258,9 @@ def test_a_job_that_takes_down_workers_is_set_aside(lab: Lab) -> None:
         worker.kill()
         outcome = recover(lab, dead(lab, name))
         assert outcome.crashes == round_
-        assert outcome.action is (Action.POISONED if round_ == 3 else Action.REQUEUED)
+        assert outcome.action is (
+            RecoveryAction.POISONED if round_ == 3 else RecoveryAction.REQUEUED
+        )
     assert "set aside: it has taken down 3 workers" in lab.describe(job)["error"]
     assert lab.redis.llen(keys.queue("default")) == 0
     assert 0 < lab.redis.ttl(keys.crashes(job)) <= 72 * 3600
@@ -268,7 +270,7 @@ def test_callbacks_and_dependents_of_a_failed_orphan_are_seen_to(lab: Lab) -> No
     _, name, job = killed_at(lab, "prepared", on_failure="on_failure")
     anyway = lab.enqueue("ran", depends_on=job, allow_failure=True)
     never = lab.enqueue("ran", depends_on=job)
-    assert recover(lab, dead(lab, name), NEVER).action is Action.FAILED
+    assert recover(lab, dead(lab, name), NEVER).action is RecoveryAction.FAILED
     lab.worker("pod-2")
     lab.becomes(anyway, "finished")
     eventually(lambda: lab.ran("failure") == [job], "the failure callback")
@@ -279,7 +281,7 @@ def test_callbacks_and_dependents_of_a_failed_orphan_are_seen_to(lab: Lab) -> No
 def test_what_is_left_to_a_worker_that_dies_too_is_seen_to(lab: Lab) -> None:
     _, name, job = killed_at(lab, "prepared", on_failure="on_failure")
     anyway = lab.enqueue("ran", depends_on=job, allow_failure=True)
-    assert recover(lab, dead(lab, name), NEVER).action is Action.FAILED
+    assert recover(lab, dead(lab, name), NEVER).action is RecoveryAction.FAILED
     second = lab.worker("pod-2", stop_at="settling", SETTLING_SECONDS=1)
     second.stopped("settling")
     second.kill()
@@ -356,12 +358,12 @@ def test_an_expired_execution_is_decided_on_once_beside_rqs_cleanup(lab: Lab) ->
     process = cleaner(lab, "stall")
     try:
         eventually((lab.directory / "stalled").exists, "RQ to stall")
-        assert recover(lab, dead(lab, name), ALWAYS).action is Action.DEFERRED
-        assert recover(lab, dead(lab, name), ALWAYS).action is Action.DEFERRED
+        assert recover(lab, dead(lab, name), ALWAYS).action is RecoveryAction.DEFERRED
+        assert recover(lab, dead(lab, name), ALWAYS).action is RecoveryAction.DEFERRED
         os.kill(process.pid, 18)
         process.wait(10)
         time.sleep(recovery.SETTLING_SECONDS)
-        assert recover(lab, dead(lab, name), ALWAYS).action is Action.SETTLED
+        assert recover(lab, dead(lab, name), ALWAYS).action is RecoveryAction.SETTLED
     finally:
         process.kill()
         process.wait()
@@ -372,11 +374,11 @@ def test_an_expired_execution_is_decided_on_once_beside_rqs_cleanup(lab: Lab) ->
 def test_what_recovery_has_renewed_rqs_cleanup_leaves_alone(lab: Lab) -> None:
     _, name, job = killed_at(lab, "prepared", retry={"max": 5})
     expire(lab, job, name)
-    assert recover(lab, dead(lab, name)).action is Action.DEFERRED
+    assert recover(lab, dead(lab, name)).action is RecoveryAction.DEFERRED
     lab.ask("cleanup", queue="default")
     assert lab.status(job) == "started"
     time.sleep(recovery.SETTLING_SECONDS + 0.1)
-    assert recover(lab, dead(lab, name)).action is Action.REQUEUED
+    assert recover(lab, dead(lab, name)).action is RecoveryAction.REQUEUED
     lab.ask("cleanup", queue="default")
     assert lab.redis.lrange(keys.queue("default"), 0, -1) == [job.encode()]
     assert lab.describe(job)["retries_left"] == 4
@@ -464,7 +466,7 @@ def test_many_jobs_under_workers_that_keep_being_killed(lab: Lab) -> None:
         name = victim.name
         if dice.random() < 0.7:
             victim.kill()
-            assert recover(lab, dead(lab, name, queues), ALWAYS).action is not Action.ALIVE
+            assert recover(lab, dead(lab, name, queues), ALWAYS).action is not RecoveryAction.ALIVE
         else:
             victim.end()
         with_redis(lab, lambda client: recovery.return_strays(client, queues, time.time(), 0.5))

@@ -26,16 +26,16 @@ from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.audit.log import AuditLog
 from engineroom.auth.errors import ApiKeyError, LockedOutError, TokenError
 from engineroom.auth.login.credential_throttle import CredentialThrottle
-from engineroom.auth.login.lockout import ACCOUNT, RedisCounter
+from engineroom.auth.login.lockout import ACCOUNT, RedisAttemptCounter
 from engineroom.auth.login.login_links import LoginLinks
 from engineroom.auth.login.sessions import Sessions
 from engineroom.auth.permissions import Grant
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
-from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
+from engineroom.auth.tokens.signing_keys import RedisKeyStore, SigningKeyCache
 from engineroom.console.accounts.oidc_users import OidcUsers
-from engineroom.console.background.operation_store import OperationStore, Status
+from engineroom.console.background.operation_store import OperationStatus, OperationStore
 from engineroom.console.idempotency import Idempotency, StoredResponse
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import LimitError
@@ -235,7 +235,7 @@ def test_the_runtime_of_now_runs_stored_jobs(
 async def test_tokens_signing_keys_and_revocations(
     aio: redis.asyncio.Redis, clock: FakeClock
 ) -> None:
-    signing = Keys(RedisKeyStore(aio, derived("signing")), clock)
+    signing = SigningKeyCache(RedisKeyStore(aio, derived("signing")), clock)
     assert len((await signing.jwks())["keys"]) == 2
     revocations = Revocations(aio, clock)
     await revocations.read(block_ms=1)
@@ -274,7 +274,7 @@ async def test_sessions_and_links(aio: redis.asyncio.Redis, clock: FakeClock) ->
 
 
 async def test_counted_attempts(aio: redis.asyncio.Redis, clock: FakeClock) -> None:
-    counter = RedisCounter(aio, clock)
+    counter = RedisAttemptCounter(aio, clock)
     assert await counter.take("account:ada", ACCOUNT) > 0
     with pytest.raises(LimitError):
         await CredentialThrottle(counter).count_failure(
@@ -344,7 +344,7 @@ async def test_a_bulk_change(aio: redis.asyncio.Redis) -> None:
     assert operation is not None
     assert (operation.namespace, operation.queues, operation.by) == ("shop", ("done",), "ada")
     assert operation.where == JobFilter(function="operator.*")
-    assert operation.status is Status.RUNNING
+    assert operation.status is OperationStatus.RUNNING
     assert list(await store.open_ids()) == ["op-1"]
 
 

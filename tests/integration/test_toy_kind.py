@@ -13,7 +13,7 @@ import yaml
 from engineroom.api import generate, kinds, rbac
 from engineroom.api.manifests import check
 from engineroom.api.schema.common import crd
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import EngineroomError, InvalidSpecError
 from engineroom.kube.client.errors import ApiError
 from engineroom.kube.client.resources import CRDS, resource_of
@@ -156,14 +156,14 @@ async def test_apply_plans_it_and_refuses_what_admission_refuses(
     served: Client, namespace: str
 ) -> None:
     objects = plan.read_objects(namespace, yaml.safe_dump(a_toy(namespace)))
-    plan.check(objects, Level.RESTRICTED)
+    plan.check(objects, PodSecurityLevel.RESTRICTED)
 
     (planned,) = await plan.rehearse(served, namespace, objects, force=False)
 
     assert (planned.kind, planned.action, planned.resource) == ("Toy", "create", TOYS)
     unlucky = plan.read_objects(namespace, yaml.safe_dump(a_toy(namespace, count=13)))
     with pytest.raises(InvalidSpecError, match="13 is unlucky"):
-        plan.check(unlucky, Level.RESTRICTED)
+        plan.check(unlucky, PodSecurityLevel.RESTRICTED)
 
 
 def test_lint_checks_it(registry: Registry) -> None:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from engineroom.auth.errors import TokenError
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.revocation import Revocations
-from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
+from engineroom.auth.tokens.signing_keys import RedisKeyStore, SigningKeyCache
 from engineroom.core.clock import SystemClock
 from tests.performance.outcome import Goal, outcome, percentile
 from tests.support import redis_server
@@ -33,7 +33,7 @@ EVERY = 0.002
 async def _replica(url: str) -> tuple[Redis, Tokens, asyncio.Task[None]]:
     redis, clock = Redis.from_url(url), SystemClock()
     revocations = Revocations(redis, clock)
-    keys = Keys(RedisKeyStore(redis, b"s" * 32), clock)
+    keys = SigningKeyCache(RedisKeyStore(redis, b"s" * 32), clock)
     await keys.ensure()
     tokens = Tokens(redis, keys, revocations, clock, issuer="https://x", audience="https://x")
     await revocations.read(block_ms=1)

@@ -18,7 +18,7 @@ from argon2 import PasswordHasher
 from pydantic import SecretStr
 
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
-from engineroom.auth.oidc.id_token import Identity
+from engineroom.auth.oidc.id_token import OidcIdentity
 from engineroom.console.accounts.oidc_users import CACHE_SECONDS
 from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
@@ -431,7 +431,7 @@ async def test_everybody_is_listed_once_page_by_page(two: tuple[Replica, Replica
     bob = session(await one.sign_in("bob", "also right"))
     people = [f"p{number}" for number in range(7)]
     for name in people:
-        await one.services.accounts.oidc_users.remember(Identity("https://idp.example", name))
+        await one.services.accounts.oidc_users.remember(OidcIdentity("https://idp.example", name))
     expected = ["user:admin", "user:ada", "user:bob"]
     expected = sorted(expected, key=lambda s: s.removeprefix("user:"))
     expected += [f"https://idp.example#{name}" for name in reversed(people)]
@@ -446,7 +446,7 @@ async def test_everybody_is_listed_once_page_by_page(two: tuple[Replica, Replica
         assert found == expected
     # Who signs in while somebody turns pages comes twice rather than hiding another.
     page = await one.ask("GET", "/users?limit=5", headers=bob)
-    await one.services.accounts.oidc_users.remember(Identity("https://idp.example", "p5"))
+    await one.services.accounts.oidc_users.remember(OidcIdentity("https://idp.example", "p5"))
     rest = await one.ask("GET", f"/users?limit=50&cursor={page.json()['nextCursor']}", headers=bob)
     seen = {each["subject"] for each in (*page.json()["items"], *rest.json()["items"])}
     assert seen == set(expected)

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from engineroom.auth.errors import TokenError
 from engineroom.auth.login.credential_throttle import WRONG, CredentialThrottle
-from engineroom.auth.login.lockout import RedisCounter
+from engineroom.auth.login.lockout import RedisAttemptCounter
 from engineroom.auth.middleware import Authenticator, AuthMiddleware
 from engineroom.auth.permissions import Principal
 from engineroom.core.errors import DependencyError
@@ -65,7 +65,7 @@ def cluster() -> Cluster:
 async def app(desk: Desk, redis: Redis, clock: FakeClock, cluster: Cluster) -> AuthMiddleware:
     authenticator = Authenticator(
         tokens=desk.tokens, api_keys=desk.api_keys, sessions=desk.sessions,
-        external=cluster.judge, throttle=CredentialThrottle(RedisCounter(redis, clock)),
+        external=cluster.judge, throttle=CredentialThrottle(RedisAttemptCounter(redis, clock)),
     )  # fmt: skip
     return AuthMiddleware(application, authenticator, public=lambda s: s["path"] == "/health")
 

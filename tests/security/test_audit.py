@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from engineroom.auth.audit.log import AuditEntry, AuditLog, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditLog, AuditOutcome
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
 from engineroom.core.clock import FakeClock, SystemClock
 from tests.support import RedisServer, redis_server
@@ -28,7 +28,7 @@ def log(redis: Redis, clock: Any = None, out: io.StringIO | None = None) -> Audi
 def entry(number: int = 0, **changed: Any) -> AuditEntry:
     fields = {
         "who": "ada", "action": "namespace:pools:scale", "target": f"workerpool/shop/p{number}",
-        "outcome": Outcome.DONE, **changed,
+        "outcome": AuditOutcome.DONE, **changed,
     }  # fmt: skip
     return AuditEntry(**fields)
 

@@ -35,7 +35,13 @@ from engineroom.auth.permissions import (
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
-from engineroom.auth.tokens.signing_keys import Algorithm, Keys, KeySet, MemoryKeyStore, SigningKey
+from engineroom.auth.tokens.signing_keys import (
+    Algorithm,
+    KeySet,
+    MemoryKeyStore,
+    SigningKey,
+    SigningKeyCache,
+)
 
 if TYPE_CHECKING:
     from engineroom.core.clock import FakeClock
@@ -121,7 +127,7 @@ class Desk:
 
 @pytest_asyncio.fixture
 async def desk(redis: Redis, clock: FakeClock) -> Desk:
-    keys = Keys(
+    keys = SigningKeyCache(
         MemoryKeyStore(KeySet((SigningKey.generate(Algorithm.EDDSA, clock.now()),), 1)), clock
     )
     revocations = Revocations(redis, clock)

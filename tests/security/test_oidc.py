@@ -19,7 +19,7 @@ from engineroom.auth.errors import OidcSignInError
 from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.oidc.flow import FLOW_COOKIE, challenge
 from engineroom.auth.outbound import Rules
-from engineroom.auth.tokens.issuers import Caching
+from engineroom.auth.tokens.issuers import KeyCacheTimes
 from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
@@ -431,7 +431,7 @@ async def test_keys_change_at_the_provider_while_sessions_go_on(
 ) -> None:
     oidc = api.services.oidc
     assert oidc is not None
-    oidc._caching = Caching(unknown_pause=0.0)
+    oidc._caching = KeyCacheTimes(unknown_pause=0.0)
     browser = api.browser()
     await browser.sign_in("ada")
     idp.rotate("second")

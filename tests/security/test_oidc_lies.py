@@ -25,9 +25,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from engineroom.auth.errors import OidcProviderError, OidcSignInError
-from engineroom.auth.oidc.flow import Callback, Client, Oidc, SignedIn
+from engineroom.auth.oidc.flow import Oidc, OidcCallback, OidcClient, SignedIn
 from engineroom.auth.outbound import Outbound, Rules
-from engineroom.auth.tokens.issuers import Caching
+from engineroom.auth.tokens.issuers import KeyCacheTimes
 from engineroom.auth.tokens.signing_keys import Algorithm, SigningKey
 from engineroom.core.clock import FakeClock, SystemClock
 
@@ -133,8 +133,8 @@ def liar(running: Liar) -> Liar:
     return running
 
 
-def client(liar: Liar, **changes: Any) -> Client:
-    return Client(
+def client(liar: Liar, **changes: Any) -> OidcClient:
+    return OidcClient(
         **{
             "issuer": liar.issuer,
             "client_id": "us",
@@ -153,7 +153,7 @@ def connected(liar: Liar, redis: Redis, clock: Any = None, **changes: Any) -> Oi
         Outbound(rules, timeout=2.0),
         redis,
         clock or SystemClock(),
-        caching=Caching(unknown_pause=0.0),
+        caching=KeyCacheTimes(unknown_pause=0.0),
     )
 
 
@@ -179,7 +179,7 @@ async def sign_in(
     said = {"id_token": token, "access_token": "access", "token_type": "Bearer", **answer}
     liar.token = lambda: JSONResponse(said)
     browser = started.cookie.split("=", 1)[1].split(";")[0]
-    return await oidc.complete(Callback(state=asked["state"], code="code"), browser)
+    return await oidc.complete(OidcCallback(state=asked["state"], code="code"), browser)
 
 
 async def reason(
@@ -335,7 +335,7 @@ async def test_an_answer_that_is_none(
     state = parse_qs(urlsplit(started.url).query)["state"][0]
     browser = started.cookie.split("=", 1)[1].split(";")[0]
     with pytest.raises(kind):
-        await oidc.complete(Callback(state=state, code="code"), browser)
+        await oidc.complete(OidcCallback(state=state, code="code"), browser)
 
 
 async def test_claims_of_somebody_else_are_not_mixed_in(liar: Liar, redis: Redis) -> None:
@@ -373,7 +373,7 @@ async def test_a_sign_in_that_takes_too_long_is_none(liar: Liar, redis: Redis) -
     assert 0 < await redis.ttl(key) <= 600
     clock.advance(601)
     with pytest.raises(OidcSignInError) as raised:
-        await oidc.complete(Callback(state=state, code="code"), browser)
+        await oidc.complete(OidcCallback(state=state, code="code"), browser)
     assert raised.value.reason == "state"
     # Under other settings it ends as well.
     started = await oidc.start("/")
@@ -381,7 +381,7 @@ async def test_a_sign_in_that_takes_too_long_is_none(liar: Liar, redis: Redis) -
     other = connected(liar, redis, clock, redirect_url="https://api.test/other")
     with pytest.raises(OidcSignInError) as raised:
         await other.complete(
-            Callback(state=state, code="code"), started.cookie.split("=", 1)[1].split(";")[0]
+            OidcCallback(state=state, code="code"), started.cookie.split("=", 1)[1].split(";")[0]
         )
     assert raised.value.reason == "state"
 
@@ -433,6 +433,6 @@ async def test_redis_that_does_not_answer_lets_nobody_in(liar: Liar) -> None:
     with pytest.raises(AuthStoreError):
         await connected(liar, away).start("/")
     with pytest.raises(AuthStoreError):
-        await connected(liar, away).complete(Callback(state="x" * 43, code="c"), "x" * 43)
+        await connected(liar, away).complete(OidcCallback(state="x" * 43, code="c"), "x" * 43)
     with contextlib.suppress(Exception):
         await away.aclose()

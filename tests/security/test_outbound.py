@@ -12,7 +12,7 @@ import pytest
 
 from engineroom.auth.errors import KeyStoreError, OutboundError, OutboundRefusedError, TokenError
 from engineroom.auth.outbound import IPAddress, Outbound, Rules, parse, refusal
-from engineroom.auth.tokens.issuers import Caching, ExternalIssuer, read_jwks
+from engineroom.auth.tokens.issuers import ExternalIssuer, KeyCacheTimes, read_jwks
 from engineroom.auth.tokens.signing_keys import Algorithm, SigningKey
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class Provider:
     def issuer(self, **more: object) -> ExternalIssuer:
         return ExternalIssuer(
             Outbound(LOOPBACK), self.clock, issuer="https://id.test", audience="console",
-            jwks_url=self.server.url(path="/jwks"), caching=Caching(), **more,  # type: ignore
+            jwks_url=self.server.url(path="/jwks"), caching=KeyCacheTimes(), **more,  # type: ignore
         )  # fmt: skip
 
     def token(self, key: SigningKey | None = None, **changed: object) -> str:

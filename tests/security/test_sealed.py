@@ -16,12 +16,12 @@ from pydantic import SecretStr
 from engineroom.auth.errors import ApiKeyError, LinkError, SessionError
 from engineroom.auth.login.login_links import LoginLink, LoginLinks
 from engineroom.auth.login.sessions import COOKIE, SessionLimits, Sessions
-from engineroom.auth.oidc.id_token import Identity
+from engineroom.auth.oidc.id_token import OidcIdentity
 from engineroom.auth.permissions import ADMIN, EVERYWHERE, Grant
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.console.accounts.oidc_users import OidcUsers
 from engineroom.console.background import tampering
-from engineroom.console.background.operation_store import Action, Operation, OperationStore
+from engineroom.console.background.operation_store import Operation, OperationAction, OperationStore
 from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.core.sealing import MAX_REPORTED, Sealer
@@ -29,7 +29,7 @@ from engineroom.core.transactions.journal import EntryKind, JournalEntry
 from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepContext
 from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client.config import ApiConfig
-from engineroom.manifests.apply import RETENTION, Planned, RedisBundles
+from engineroom.manifests.apply import RETENTION, PlannedObject, RedisBundles
 from engineroom.manifests.errors import ManifestChangedError
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
@@ -130,7 +130,7 @@ async def api_key(redis: Redis, clock: FakeClock, secret: bytes, told: Told, nam
 async def person(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
     people = OidcUsers(redis, clock, secret, remember=1000, on_broken=told)
     subject = f"https://idp.example#{name}"
-    await people.remember(Identity("https://idp.example", name, "", "", ("staff",)))
+    await people.remember(OidcIdentity("https://idp.example", name, "", "", ("staff",)))
     ours = OidcUsers(redis, clock, OURS, remember=1000, cache_seconds=0.0, on_broken=told)
     key = people._user_key(hashlib.sha256(subject.encode()).hexdigest()[:40])
 
@@ -146,7 +146,15 @@ async def person(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name
 async def operation(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
     operations = OperationStore(redis, secret, on_broken=told)
     asked = Operation(
-        name, "shop", Action.RETRY, State.FAILED, ("mail",), JobFilter(), "user:ada", 1.0, 7
+        name,
+        "shop",
+        OperationAction.RETRY,
+        State.FAILED,
+        ("mail",),
+        JobFilter(),
+        "user:ada",
+        1.0,
+        7,
     )
     await operations.start(asked)
     ours = OperationStore(redis, OURS, on_broken=told)
@@ -158,7 +166,7 @@ async def operation(redis: Redis, clock: FakeClock, secret: bytes, told: Told, n
 
 
 async def bundle(redis: Redis, clock: FakeClock, secret: bytes, told: Told, name: str) -> Stored:
-    planned = Planned(
+    planned = PlannedObject(
         "engineroom.dev/v1alpha1", "WorkerPool", "shop", name, "create", None, {"a": 1}, {"a": 1}
     )
     await RedisBundles(redis, clock, secret, on_broken=told).put(name, [planned])
@@ -317,7 +325,7 @@ async def test_ends_are_inside_the_seal(redis: Redis, clock: FakeClock, told: To
     )
     opened = await sessions.open("user:ada", ALL)
     people = OidcUsers(redis, clock, OURS, remember=1000, on_broken=told)
-    await people.remember(Identity("https://idp.example", "ada", "Ada", "", ("ops",)))
+    await people.remember(OidcIdentity("https://idp.example", "ada", "Ada", "", ("ops",)))
     stored = await bundle(redis, clock, OURS, told, "t")
     old = await redis.dump(sessions._key(opened.id))
     for key in [key async for key in redis.scan_iter("*")]:

@@ -15,9 +15,9 @@ from engineroom.auth.errors import CredentialsError, LockedOutError
 from engineroom.auth.login.lockout import (
     ACCOUNT,
     ADDRESS,
-    Account,
-    Rate,
-    RedisCounter,
+    AttemptRate,
+    PasswordAccount,
+    RedisAttemptCounter,
     SignIn,
     address_key,
 )
@@ -33,20 +33,20 @@ class Desk:
 
     def __init__(self, redis: Redis, clock: FakeClock) -> None:
         self.passwords = Passwords(time_cost=1, memory_kib=64, lanes=1)
-        self.accounts: dict[str, Account] = {}
+        self.accounts: dict[str, PasswordAccount] = {}
         self.kept: list[tuple[str, str]] = []
         self.sign_in = SignIn(
-            RedisCounter(redis, clock), self.passwords, self.find, keep_hash=self.keep
+            RedisAttemptCounter(redis, clock), self.passwords, self.find, keep_hash=self.keep
         )
 
-    async def find(self, name: str) -> Account | None:
+    async def find(self, name: str) -> PasswordAccount | None:
         return self.accounts.get(name)
 
     async def keep(self, subject: str, kept: str) -> None:
         self.kept.append((subject, kept))
 
     async def add(self, name: str, password: str) -> None:
-        self.accounts[name] = Account(name, await self.passwords.hash(password))
+        self.accounts[name] = PasswordAccount(name, await self.passwords.hash(password))
 
 
 @pytest_asyncio.fixture
@@ -131,7 +131,7 @@ async def test_an_unknown_name_costs_the_same_hash(
 async def test_an_old_hash_is_made_anew_at_sign_in(desk: Desk, redis: Redis) -> None:
     desk.passwords = Passwords(time_cost=2, memory_kib=128, lanes=1)
     desk.sign_in = SignIn(
-        RedisCounter(redis, FakeClock()), desk.passwords, desk.find, keep_hash=desk.keep
+        RedisAttemptCounter(redis, FakeClock()), desk.passwords, desk.find, keep_hash=desk.keep
     )
     assert await outcome(desk, "ada", "right") == "ada"
     ((subject, kept),) = desk.kept
@@ -162,9 +162,9 @@ def test_the_counter_is_the_textbook_one(server: RedisServer, steps: list[tuple[
     """Against a model in memory: the theoretical arrival time, moved by each step."""
 
     async def run() -> None:
-        redis, clock, rate = Redis.from_url(server.url), FakeClock(), Rate(3, 7.0)
+        redis, clock, rate = Redis.from_url(server.url), FakeClock(), AttemptRate(3, 7.0)
         await redis.flushall()
-        counter, due = RedisCounter(redis, clock), 0.0
+        counter, due = RedisAttemptCounter(redis, clock), 0.0
         for what, pause in steps:
             clock.advance(pause)
             now = clock.monotonic()

@@ -31,11 +31,11 @@ from engineroom.auth.tokens.revocation import RevocationKind, Revocations
 from engineroom.auth.tokens.signing_keys import (
     Algorithm,
     DirectoryKeyStore,
-    Keys,
     KeySet,
     MemoryKeyStore,
     RedisKeyStore,
     SigningKey,
+    SigningKeyCache,
 )
 from engineroom.core.clock import FakeClock, SystemClock
 from tests.support import RedisServer, redis_server
@@ -51,7 +51,7 @@ SECRET = b"s" * 48
 @dataclass
 class Desk:
     tokens: Tokens
-    keys: Keys
+    keys: SigningKeyCache
     key: SigningKey
     revocations: Revocations
     clock: FakeClock
@@ -73,7 +73,7 @@ class Desk:
 
 async def desk(redis: Redis, clock: FakeClock, algorithm: Algorithm) -> Desk:
     key = SigningKey.generate(algorithm, clock.now())
-    keys = Keys(MemoryKeyStore(KeySet((key,), 1)), clock)
+    keys = SigningKeyCache(MemoryKeyStore(KeySet((key,), 1)), clock)
     revocations = Revocations(redis, clock)
     await revocations.read(1)
     tokens = Tokens(redis, keys, revocations, clock, issuer=ISSUER, audience=AUDIENCE)
@@ -382,7 +382,7 @@ async def test_without_redis_it_is_an_outage_and_no_yes(clock: FakeClock) -> Non
 async def test_keys_rotate_without_a_restart_and_without_a_gap(
     redis: Redis, clock: FakeClock
 ) -> None:
-    replicas = [Keys(RedisKeyStore(redis, SECRET), clock) for _ in range(2)]
+    replicas = [SigningKeyCache(RedisKeyStore(redis, SECRET), clock) for _ in range(2)]
     await asyncio.gather(*(replica.ensure() for replica in replicas))
     assert len((await replicas[0].current()).keys) == 1
     revocations = Revocations(redis, clock)
@@ -416,7 +416,7 @@ async def test_keys_rotate_without_a_restart_and_without_a_gap(
 
 
 async def test_two_that_rotate_at_once_do_not_lose_a_key(redis: Redis, clock: FakeClock) -> None:
-    replicas = [Keys(RedisKeyStore(redis, SECRET), clock) for _ in range(4)]
+    replicas = [SigningKeyCache(RedisKeyStore(redis, SECRET), clock) for _ in range(4)]
     await replicas[0].ensure()
     outcomes = await asyncio.gather(
         *(r.rotate(overlap=timedelta(hours=1)) for r in replicas), return_exceptions=True
@@ -429,7 +429,7 @@ async def test_two_that_rotate_at_once_do_not_lose_a_key(redis: Redis, clock: Fa
 
 async def test_keys_in_redis_are_sealed(redis: Redis, clock: FakeClock) -> None:
     store = RedisKeyStore(redis, SECRET)
-    keys = Keys(store, clock)
+    keys = SigningKeyCache(store, clock)
     await keys.ensure()
     stored = b"".join((await redis.hgetall("engineroom:auth:keys")).values())
     pem = (await store.load()).keys[0].pem()
@@ -452,14 +452,14 @@ async def test_unknown_key_ids_do_not_make_us_look_each_time(clock: FakeClock) -
             return await super().load()
 
     store = Counting(KeySet((SigningKey.generate(Algorithm.EDDSA, clock.now()),), 1))
-    keys = Keys(store, clock)
+    keys = SigningKeyCache(store, clock)
     for number in range(1000):
         assert await keys.verifier(f"guess-{number}") is None
     assert store.looks <= 2
 
 
 async def test_a_mounted_secret_rotates_by_its_files(tmp_path: Path, clock: FakeClock) -> None:
-    keys = Keys(DirectoryKeyStore(tmp_path), clock, refresh=0)
+    keys = SigningKeyCache(DirectoryKeyStore(tmp_path), clock, refresh=0)
     with pytest.raises(KeyStoreError, match="none may sign"):
         (await keys.current()).signer(clock.now())
     made = [SigningKey.generate(Algorithm.EDDSA, clock.now()) for _ in range(2)]

@@ -15,7 +15,7 @@ import pytest_asyncio
 from jwt import decode, get_unverified_header
 from pydantic import SecretStr
 
-from engineroom.auth.audit.log import AuditEntry, AuditLog, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditLog, AuditOutcome
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.permissions import ADMIN, VIEWER, Grant
 from engineroom.auth.tokens import signing_keys
@@ -157,7 +157,9 @@ async def test_a_change_without_its_sessions_token_is_recorded(api: Site) -> Non
 
 
 def entry(number: int) -> AuditEntry:
-    return AuditEntry("ada", "namespace:pools:scale", f"workerpool/shop/p{number}", Outcome.DONE)
+    return AuditEntry(
+        "ada", "namespace:pools:scale", f"workerpool/shop/p{number}", AuditOutcome.DONE
+    )
 
 
 def audit_log(redis: Redis, clock: Any = None, out: Any = None) -> AuditLog:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.async_cache import AsyncCache
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import NAMESPACES, SUBJECT_ACCESS_REVIEWS
@@ -26,7 +26,7 @@ _TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Author:
+class RequestUser:
     """The user that sent the request."""
 
     username: str
@@ -36,7 +36,7 @@ class Author:
     extra: str = field(default="{}", repr=False)
 
     @classmethod
-    def of(cls, user: Any) -> Author:
+    def of(cls, user: Any) -> RequestUser:
         """Read ``request.userInfo``; accepts any JSON."""
         info = user if isinstance(user, dict) else {}
         groups = info.get("groups")
@@ -52,11 +52,11 @@ class Author:
 class Authorizer(Protocol):
     """Source of namespaces' levels and authors' rights. Raises DependencyError or ApiError."""
 
-    async def level(self, namespace: str) -> Level:
+    async def level(self, namespace: str) -> PodSecurityLevel:
         """Return the Pod Security level of the namespace's label; restricted without one."""
         ...
 
-    async def may_create_pods(self, author: Author, namespace: str) -> bool:
+    async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """Return whether the author may create pods in the namespace."""
         ...
 
@@ -64,12 +64,12 @@ class Authorizer(Protocol):
 class AllowAll:
     """The twin for ``review_authors=false``: namespaces are restricted, authors have all rights."""
 
-    async def level(self, namespace: str) -> Level:
+    async def level(self, namespace: str) -> PodSecurityLevel:
         """Return restricted."""
         del namespace
-        return Level.RESTRICTED
+        return PodSecurityLevel.RESTRICTED
 
-    async def may_create_pods(self, author: Author, namespace: str) -> bool:
+    async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """Return True."""
         del author, namespace
         return True
@@ -83,22 +83,22 @@ class ClusterAuthorizer:
         self._client = client
         self._trusted = trusted
         self._clock = clock
-        self._levels: AsyncCache[Level] = AsyncCache(clock)
+        self._levels: AsyncCache[PodSecurityLevel] = AsyncCache(clock)
         self._rights: AsyncCache[bool] = AsyncCache(clock)
 
-    async def level(self, namespace: str) -> Level:
+    async def level(self, namespace: str) -> PodSecurityLevel:
         """See Authorizer."""
 
-        async def ask() -> tuple[Level, float]:
+        async def ask() -> tuple[PodSecurityLevel, float]:
             try:
                 labelled = await self._client.get(NAMESPACES, None, namespace, timeout=_TIMEOUT)
             except NotFound:
-                return Level.RESTRICTED, _KEEP_LEVEL
-            return Level.of(labelled["metadata"].get("labels")), _KEEP_LEVEL
+                return PodSecurityLevel.RESTRICTED, _KEEP_LEVEL
+            return PodSecurityLevel.of(labelled["metadata"].get("labels")), _KEEP_LEVEL
 
         return await self._levels.get(namespace, ask)
 
-    async def may_create_pods(self, author: Author, namespace: str) -> bool:
+    async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """See Authorizer."""
         if author.username in self._trusted:
             return True

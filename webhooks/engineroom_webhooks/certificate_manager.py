@@ -15,7 +15,7 @@ from engineroom.core.logging import get_logger
 from engineroom.kube.client.errors import ApiError, NotFound
 from engineroom.kube.client.resources import SECRETS, VALIDATING_WEBHOOKS
 from engineroom_webhooks import certificates, metrics, tls
-from engineroom_webhooks.certificates import Pair, RotationPolicy, RotationStep
+from engineroom_webhooks.certificates import CertificatePair, RotationPolicy, RotationStep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ _MOST_STEPS = 8
 logger = get_logger(__name__)
 
 
-class Store(Protocol):
+class CertificateStore(Protocol):
     """Storage of certificate and CA bundle; each write has a version as its precondition."""
 
     async def published(self) -> tuple[tuple[bytes, ...] | None, str]:
@@ -51,7 +51,7 @@ class Store(Protocol):
         ...
 
 
-class ClusterStore:
+class ClusterCertificateStore:
     """Secret and ValidatingWebhookConfiguration in a cluster."""
 
     def __init__(self, client: Client, namespace: str, secret: str, configuration: str) -> None:
@@ -148,7 +148,7 @@ class ServingCertificate:
     """The TLS context in use, and whether API servers trust its certificate."""
 
     def __init__(self) -> None:
-        self._serving: Pair | None = None
+        self._serving: CertificatePair | None = None
         self.context: ssl.SSLContext | None = None
         self.trusted = False
         #: Set when a certificate is loaded.
@@ -159,7 +159,7 @@ class ServingCertificate:
         """The certificate in use (PEM)."""
         return None if self._serving is None else self._serving.certificate
 
-    def serve(self, pair: Pair) -> None:
+    def serve(self, pair: CertificatePair) -> None:
         """Use ``pair`` for new connections."""
         if self.context is None:
             self.context = tls.context(pair)
@@ -173,7 +173,10 @@ class ServingCertificate:
 
 
 async def look(
-    serving_certificate: ServingCertificate, store: Store, policy: RotationPolicy, clock: Clock
+    serving_certificate: ServingCertificate,
+    store: CertificateStore,
+    policy: RotationPolicy,
+    clock: Clock,
 ) -> None:
     """Bring Secret, configuration and server to their desired state.
 
@@ -207,7 +210,7 @@ async def look(
 
 async def keep(
     serving_certificate: ServingCertificate,
-    store: Store,
+    store: CertificateStore,
     policy: RotationPolicy,
     clock: Clock,
     interval: float,
@@ -244,8 +247,8 @@ async def keep_files(
         await asyncio.sleep(min(interval, 5.0) if serving_certificate.trusted else 0.5)
 
 
-def _read_files(folder: Path) -> Pair:
-    return Pair(
+def _read_files(folder: Path) -> CertificatePair:
+    return CertificatePair(
         (folder / certificates.LEAF_CERTIFICATE).read_bytes(),
         (folder / certificates.LEAF_KEY).read_bytes(),
     )

@@ -57,7 +57,7 @@ KEYS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class CertificatePair:
     """A certificate and its key, both PEM."""
 
     certificate: bytes
@@ -70,13 +70,13 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredCertificates:
     """The Secret's content, checked for use; see ``stored``."""
 
-    authority: Pair
-    leaf: Pair
+    authority: CertificatePair
+    leaf: CertificatePair
     leaf_since: datetime
-    next_authority: Pair | None = None
+    next_authority: CertificatePair | None = None
     next_since: datetime | None = None
 
     def authorities(self) -> tuple[bytes, ...]:
@@ -125,7 +125,7 @@ class RotationDecision:
 
 def decide(
     now: datetime,
-    secret: Stored | None,
+    secret: StoredCertificates | None,
     published: tuple[bytes, ...] | None,
     serving: bytes | None,
     policy: RotationPolicy,
@@ -157,7 +157,7 @@ def decide(
 
 
 def _step(
-    now: datetime, secret: Stored, trusted: tuple[bytes, ...], policy: RotationPolicy
+    now: datetime, secret: StoredCertificates, trusted: tuple[bytes, ...], policy: RotationPolicy
 ) -> RotationStep:
     following = secret.next_authority
     if following is not None:
@@ -180,7 +180,7 @@ def _step(
 
 
 def _wanted(
-    now: datetime, secret: Stored, trusted: tuple[bytes, ...], policy: RotationPolicy
+    now: datetime, secret: StoredCertificates, trusted: tuple[bytes, ...], policy: RotationPolicy
 ) -> tuple[bytes, ...]:
     """The CAs to publish: the Secret's, and those that went lately but may still be in use."""
     wanted = list(secret.authorities())
@@ -193,7 +193,7 @@ def _passed(now: datetime, since: datetime, seconds: float) -> bool:
     return (now - since).total_seconds() >= seconds
 
 
-def _due(pair: Pair, now: datetime) -> bool:
+def _due(pair: CertificatePair, now: datetime) -> bool:
     certificate = pair.parsed
     start = certificate.not_valid_before_utc + _BACKDATE
     lifetime = certificate.not_valid_after_utc - start
@@ -202,7 +202,7 @@ def _due(pair: Pair, now: datetime) -> bool:
     )
 
 
-def _ends(pair: Pair, now: datetime) -> bool:
+def _ends(pair: CertificatePair, now: datetime) -> bool:
     return now >= pair.parsed.not_valid_after_utc
 
 
@@ -233,25 +233,25 @@ def _names(certificate: x509.Certificate) -> set[str]:
 
 
 def carry_out(
-    step: RotationStep, now: datetime, secret: Stored | None, policy: RotationPolicy
-) -> Stored:
+    step: RotationStep, now: datetime, secret: StoredCertificates | None, policy: RotationPolicy
+) -> StoredCertificates:
     """Return the Secret's content after ``step``. Generates keys: call it in a thread."""
     if step is RotationStep.CREATE or secret is None:
         authority = make_authority(now, policy)
-        return Stored(authority, make_leaf(now, authority, policy), now)
+        return StoredCertificates(authority, make_leaf(now, authority, policy), now)
     if step is RotationStep.ADD_NEXT:
         return replace(secret, next_authority=make_authority(now, policy), next_since=None)
     if step is RotationStep.MARK_NEXT:
         return replace(secret, next_since=now)
     if step is RotationStep.PROMOTE and secret.next_authority is not None:
         authority = secret.next_authority
-        return Stored(authority, make_leaf(now, authority, policy), now)
+        return StoredCertificates(authority, make_leaf(now, authority, policy), now)
     if step is RotationStep.RENEW_LEAF:
         return replace(secret, leaf=make_leaf(now, secret.authority, policy), leaf_since=now)
     return secret
 
 
-def make_authority(now: datetime, policy: RotationPolicy) -> Pair:
+def make_authority(now: datetime, policy: RotationPolicy) -> CertificatePair:
     """Create a CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     serial = x509.random_serial_number()
@@ -271,7 +271,7 @@ def make_authority(now: datetime, policy: RotationPolicy) -> Pair:
     return _pair(certificate, key)
 
 
-def make_leaf(now: datetime, authority: Pair, policy: RotationPolicy) -> Pair:
+def make_leaf(now: datetime, authority: CertificatePair, policy: RotationPolicy) -> CertificatePair:
     """Create a server certificate, signed by ``authority`` and ending no later than it."""
     issuer = authority.parsed
     issuer_key = serialization.load_pem_private_key(authority.key, password=None)
@@ -333,8 +333,8 @@ def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
     return general_names
 
 
-def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:
-    return Pair(
+def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> CertificatePair:
+    return CertificatePair(
         certificate.public_bytes(serialization.Encoding.PEM),
         key.private_bytes(
             serialization.Encoding.PEM,
@@ -347,7 +347,7 @@ def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pai
 # -- storing ------------------------------------------------------------------------------------
 
 
-def stored(data: Mapping[str, bytes], now: datetime) -> Stored | None:
+def stored(data: Mapping[str, bytes], now: datetime) -> StoredCertificates | None:
     """Read a Secret's data; None if a part of CA or leaf is missing, broken or expired.
 
     A broken next CA is ignored, and created again when it is due.
@@ -359,7 +359,7 @@ def stored(data: Mapping[str, bytes], now: datetime) -> Stored | None:
     following = _usable(data, NEXT_CERTIFICATE, NEXT_KEY)
     if _ends(authority, now) and following is None:
         return None
-    return Stored(
+    return StoredCertificates(
         authority,
         leaf,
         _time(data.get(LEAF_SINCE), now),
@@ -368,7 +368,7 @@ def stored(data: Mapping[str, bytes], now: datetime) -> Stored | None:
     )
 
 
-def data_of(secret: Stored) -> dict[str, bytes]:
+def data_of(secret: StoredCertificates) -> dict[str, bytes]:
     """Return the Secret's data for ``secret``."""
     data = {
         CA_CERTIFICATE: secret.authority.certificate,
@@ -396,7 +396,7 @@ def split_bundle(bundle: bytes) -> tuple[bytes, ...]:
     )
 
 
-def _usable(data: Mapping[str, bytes], certificate: str, key: str) -> Pair | None:
+def _usable(data: Mapping[str, bytes], certificate: str, key: str) -> CertificatePair | None:
     if not data.get(certificate) or not data.get(key):
         return None
     try:
@@ -408,7 +408,7 @@ def _usable(data: Mapping[str, bytes], certificate: str, key: str) -> Pair | Non
         return None
     if private.public_key() != parsed.public_key():
         return None
-    return Pair(parsed.public_bytes(serialization.Encoding.PEM), data[key])
+    return CertificatePair(parsed.public_bytes(serialization.Encoding.PEM), data[key])
 
 
 def _time(text: bytes | None, default: datetime) -> datetime:

@@ -16,7 +16,7 @@ from engineroom.core.logging import get_logger
 from engineroom.kube.client.client import Client
 from engineroom_webhooks.authorization import AllowAll, ClusterAuthorizer
 from engineroom_webhooks.certificate_manager import (
-    ClusterStore,
+    ClusterCertificateStore,
     ServingCertificate,
     keep,
     keep_files,
@@ -142,7 +142,9 @@ async def _keeping(
         settings.settle,
         settings.retire,
     )
-    store = ClusterStore(client, settings.namespace, settings.secret, settings.configuration)
+    store = ClusterCertificateStore(
+        client, settings.namespace, settings.secret, settings.configuration
+    )
     await keep(serving_certificate, store, policy, clock, settings.check_interval)
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api import GROUP, kinds, validation
 from engineroom.api.validation import ValidationContext, guarded_fields
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
 from engineroom.core.validation.json_values import as_map
 from engineroom_webhooks import metrics
-from engineroom_webhooks.authorization import Author
+from engineroom_webhooks.authorization import RequestUser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,10 +124,10 @@ async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
         return AdmissionAnswer(uid, operation)
     namespace = str(request.get("namespace") or "")
     name = str(request.get("name") or as_map(new.get("metadata")).get("name") or "")
-    author = Author.of(request.get("userInfo"))
+    author = RequestUser.of(request.get("userInfo"))
     kind = kinds.registry().find_object(new)
     try:
-        level = Level.RESTRICTED
+        level = PodSecurityLevel.RESTRICTED
         if namespace and validation.escalations(new):
             level = await authorizer.level(namespace)
         problems = validation.problems(new, ValidationContext(pod_security=level))
@@ -149,7 +149,7 @@ async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
     return AdmissionAnswer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
 
 
-def _forbidden(author: Author, namespace: str, asks: list[str]) -> str:
+def _forbidden(author: RequestUser, namespace: str, asks: list[str]) -> str:
     fields = ", ".join(asks[:5]) + (" and more" if len(asks) > 5 else "")
     return (
         f"{fields}: only authors who may create pods in namespace {namespace} may set this, and "

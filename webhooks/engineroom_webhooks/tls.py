@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engineroom_webhooks.certificates import Pair
+    from engineroom_webhooks.certificates import CertificatePair
 
 
-def context(pair: Pair) -> ssl.SSLContext:
+def context(pair: CertificatePair) -> ssl.SSLContext:
     """Create a server context that uses ``pair``. Raises ssl.SSLError if the two do not match."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -23,7 +23,7 @@ def context(pair: Pair) -> ssl.SSLContext:
     return server_context
 
 
-def change(live: ssl.SSLContext, pair: Pair) -> None:
+def change(live: ssl.SSLContext, pair: CertificatePair) -> None:
     """Use ``pair`` for new connections of ``live``; open ones continue.
 
     Call it in the event loop's thread, where no handshake can interfere. Raises ssl.SSLError, with
@@ -33,7 +33,7 @@ def change(live: ssl.SSLContext, pair: Pair) -> None:
     _load(live, pair)
 
 
-def _load(target: ssl.SSLContext, pair: Pair) -> None:
+def _load(target: ssl.SSLContext, pair: CertificatePair) -> None:
     """Load a certificate through a file in memory, because Python reads them from files only."""
     text = pair.certificate.rstrip(b"\n") + b"\n" + pair.key
     if not hasattr(os, "memfd_create"):

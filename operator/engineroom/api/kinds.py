@@ -62,7 +62,7 @@ class Process(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class RoleRule:
     """A rule of a Kubernetes role: resources of one API group, and verbs."""
 
     group: str = ""
@@ -195,9 +195,9 @@ class Kind:
     guarded: GuardedPaths = GuardedPaths()
     roles: Roles = Roles()
     #: Resources that objects of the kind own.
-    children: tuple[Access, ...] = ()
+    children: tuple[RoleRule, ...] = ()
     #: Further resources that the controller reads or writes.
-    access: tuple[Access, ...] = ()
+    access: tuple[RoleRule, ...] = ()
 
     group: str = GROUP
     version: str = VERSION
@@ -338,40 +338,40 @@ WORKER_POOL = Kind(
         data=("spec.schedules[].args", "spec.schedules[].kwargs"),
     ),
     children=(
-        Access(
+        RoleRule(
             group="apps",
             resources=("deployments",),
             verbs=("get", "list", "watch", "create", "patch"),
             reason="Nothing is deleted: Kubernetes' garbage collection deletes what a pool owns.",
         ),
-        Access(group="apps", resources=("deployments/scale",), verbs=("patch",)),
-        Access(group="policy", resources=("poddisruptionbudgets",), verbs=("create",)),
-        Access(resources=("serviceaccounts",), verbs=("create",)),
+        RoleRule(group="apps", resources=("deployments/scale",), verbs=("patch",)),
+        RoleRule(group="policy", resources=("poddisruptionbudgets",), verbs=("create",)),
+        RoleRule(resources=("serviceaccounts",), verbs=("create",)),
     ),
     access=(
-        Access(
+        RoleRule(
             resources=("pods",),
             verbs=("get", "list", "watch", "patch"),
             reason="Patch: the deletion cost, so that Kubernetes removes finished pods first.",
         ),
-        Access(
+        RoleRule(
             group="metrics.k8s.io",
             resources=("pods",),
             verbs=("list",),
             reason="CPU and memory that the workers use, in one list.",
         ),
-        Access(
+        RoleRule(
             resources=("pods/resize",),
             verbs=("patch",),
             reason="Requests and limits of running containers, and nothing else of a Pod.",
             condition=".Values.rightSizing.inPlace",
         ),
-        Access(
+        RoleRule(
             resources=("namespaces",),
             verbs=("get",),
             reason="The Pod Security level, for templates that go beyond restricted.",
         ),
-        Access(
+        RoleRule(
             resources=("secrets",),
             verbs=("create",),
             reason="Copies of the chart's Redis address in the pools' namespaces; never read back.",
@@ -398,13 +398,13 @@ RATE_LIMIT_POLICY = Kind(
     permissions=Permissions.to_read("namespace:limits:read"),
     guarded=GuardedPaths(secrets=("spec.redis",)),
     access=(
-        Access(
+        RoleRule(
             resources=("services",),
             verbs=("list", "watch"),
             reason="Targets of policies. Watched only while a policy names such an object.",
         ),
-        Access(group="networking.k8s.io", resources=("ingresses",), verbs=("list", "watch")),
-        Access(
+        RoleRule(group="networking.k8s.io", resources=("ingresses",), verbs=("list", "watch")),
+        RoleRule(
             group="gateway.networking.k8s.io",
             resources=("gateways", "httproutes", "grpcroutes"),
             verbs=("list", "watch"),

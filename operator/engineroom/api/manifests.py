@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api import GROUP, validation
 from engineroom.api.validation import ValidationContext, pod_security
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.validation.documents import (
     MAX_BYTES,
     Document,
@@ -78,7 +78,7 @@ class ManifestReport:
 
 def check(
     files: Sequence[tuple[str, str]],
-    level: Level = Level.RESTRICTED,
+    level: PodSecurityLevel = PodSecurityLevel.RESTRICTED,
     *,
     lenient: frozenset[str] = frozenset(),
 ) -> ManifestReport:
@@ -153,7 +153,7 @@ def _ours(value: Any) -> bool:
     return isinstance(version, str) and (version == GROUP or version.startswith(f"{GROUP}/"))
 
 
-def _levels(documents: Iterable[Document]) -> dict[str, Level]:
+def _levels(documents: Iterable[Document]) -> dict[str, PodSecurityLevel]:
     """Read Pod Security levels by namespace from the Namespaces among the documents."""
     levels = {}
     for document in documents:
@@ -165,12 +165,12 @@ def _levels(documents: Iterable[Document]) -> dict[str, Level]:
             continue
         labels = metadata.get("labels")
         if isinstance(labels, dict) and pod_security.LABEL in labels:
-            levels[str(metadata.get("name"))] = Level.of(labels)
+            levels[str(metadata.get("name"))] = PodSecurityLevel.of(labels)
     return levels
 
 
 def _findings(
-    name: str, document: Document, levels: dict[str, Level], level: Level
+    name: str, document: Document, levels: dict[str, PodSecurityLevel], level: PodSecurityLevel
 ) -> Iterator[ManifestFinding]:
     namespace, object_ = _identity(document.value)
     context = ValidationContext(pod_security=levels.get(namespace, level))

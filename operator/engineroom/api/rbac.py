@@ -1,6 +1,6 @@
 """RBAC from the registry of kinds: rules for our processes and for people, and the chart's helpers.
 
-Pure: rules are returned as ``Access`` and written by ``engineroom.api.generate``.
+Pure: rules are returned as ``RoleRule`` and written by ``engineroom.api.generate``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engineroom.api.kinds import Access, Process
+from engineroom.api.kinds import Process, RoleRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ _HEADER = (
 )
 
 
-def controller_rules(registry: Registry, process: Process) -> list[Access]:
+def controller_rules(registry: Registry, process: Process) -> list[RoleRule]:
     """List what the process that runs the controllers of some kinds may do."""
     kinds = registry.of_process(process)
     rules = [
@@ -41,7 +41,7 @@ def controller_rules(registry: Registry, process: Process) -> list[Access]:
     return list(dict.fromkeys(rules))
 
 
-def api_rules(registry: Registry) -> list[Access]:
+def api_rules(registry: Registry) -> list[RoleRule]:
     """List what the API process may do with objects of our kinds."""
     verbs = (*_READ, "create", "patch", "delete")
     return [
@@ -50,7 +50,7 @@ def api_rules(registry: Registry) -> list[Access]:
     ]
 
 
-def role_rules(registry: Registry, role: str) -> list[Access]:
+def role_rules(registry: Registry, role: str) -> list[RoleRule]:
     """List what the aggregated ClusterRole ``view``, ``edit`` or ``admin`` grants to people."""
     if role == "view":
         return _merged(
@@ -72,14 +72,14 @@ def _merged(
     kinds: Iterable[Kind],
     resources: Callable[[Kind], tuple[str, ...]],
     verbs: Callable[[Kind], tuple[str, ...]],
-) -> list[Access]:
+) -> list[RoleRule]:
     """Put the resources of kinds that have group and verbs in common into one rule."""
     rules: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for kind in kinds:
         if resources(kind) and verbs(kind):
             rules.setdefault((kind.group, verbs(kind)), []).extend(resources(kind))
     return [
-        Access(group=group, resources=tuple(names), verbs=words)
+        RoleRule(group=group, resources=tuple(names), verbs=words)
         for (group, words), names in rules.items()
     ]
 
@@ -107,7 +107,7 @@ def chart_helpers(registry: Registry) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(rule: Access) -> Iterator[str]:
+def _lines(rule: RoleRule) -> Iterator[str]:
     if rule.condition:
         yield f"{{{{- if {rule.condition} }}}}"
     if rule.reason:

@@ -73,7 +73,7 @@ class SystemResolver:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class OutboundTarget:
     """A parsed URL: ``path`` includes the query, ``host`` is the name for Host and TLS."""
 
     scheme: str
@@ -130,7 +130,7 @@ class Response:
     body: bytes = field(repr=False)
 
 
-def parse(url: str, schemes: frozenset[str]) -> Target:
+def parse(url: str, schemes: frozenset[str]) -> OutboundTarget:
     """Parse a URL strictly: refuse everything that parsers interpret differently.
 
     Raises OutboundRefusedError.
@@ -175,7 +175,7 @@ def parse(url: str, schemes: frozenset[str]) -> Target:
     elif len(host) > 253 or not _NAME.fullmatch(host):
         raise OutboundRefusedError("host", "URL: its host is not a valid name")
     path = parts.path or "/"
-    return Target(
+    return OutboundTarget(
         scheme, host, port or _PORTS[scheme], f"{path}?{parts.query}" if parts.query else path
     )
 
@@ -271,7 +271,7 @@ class Outbound:
             )
         return response
 
-    async def _resolve(self, target: Target) -> list[IPAddress]:
+    async def _resolve(self, target: OutboundTarget) -> list[IPAddress]:
         """Return the addresses of the target; raise unless all are permitted."""
         with contextlib.suppress(ValueError):
             literal = ipaddress.ip_address(target.host)
@@ -287,7 +287,7 @@ class Outbound:
             self._check(target, address)
         return addresses[:MAX_TRIES]
 
-    def _check(self, target: Target, address: IPAddress) -> None:
+    def _check(self, target: OutboundTarget, address: IPAddress) -> None:
         if reason := refusal(address, self._rules):
             # Without the address, which would reveal internal names to the author of the URL.
             raise OutboundRefusedError(
@@ -295,7 +295,7 @@ class Outbound:
             )
 
     async def _connect(
-        self, target: Target, addresses: Sequence[IPAddress]
+        self, target: OutboundTarget, addresses: Sequence[IPAddress]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         secure: dict[str, Any] = {}
         if target.scheme == "https":
@@ -319,7 +319,7 @@ class Outbound:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        target: Target,
+        target: OutboundTarget,
         method: str,
         headers: Mapping[str, str],
         body: bytes,
@@ -332,7 +332,12 @@ class Outbound:
         return await self._read_response(reader, connection, target)
 
     def _encode_request(
-        self, connection: Any, target: Target, method: str, headers: Mapping[str, str], body: bytes
+        self,
+        connection: Any,
+        target: OutboundTarget,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes,
     ) -> bytes:
         import h11
 
@@ -359,7 +364,7 @@ class Outbound:
             ) from error
 
     async def _read_response(
-        self, reader: asyncio.StreamReader, connection: Any, target: Target
+        self, reader: asyncio.StreamReader, connection: Any, target: OutboundTarget
     ) -> Response:
         import h11
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.api import kinds
 from engineroom.auth.kubernetes import KubernetesIdentity, ResourceAttributes
 from engineroom.auth.login.credential_throttle import CredentialThrottle
-from engineroom.auth.login.lockout import RedisCounter, SignIn
+from engineroom.auth.login.lockout import RedisAttemptCounter, SignIn
 from engineroom.auth.login.login_links import LoginLinks
 from engineroom.auth.login.passwords import Passwords
 from engineroom.auth.login.sessions import Sessions
@@ -16,7 +16,7 @@ from engineroom.auth.middleware import Authenticator
 from engineroom.auth.tokens.access_tokens import Tokens
 from engineroom.auth.tokens.api_keys import ApiKeys
 from engineroom.auth.tokens.revocation import Revocations
-from engineroom.auth.tokens.signing_keys import Keys, RedisKeyStore
+from engineroom.auth.tokens.signing_keys import RedisKeyStore, SigningKeyCache
 from engineroom.console.accounts import account_config
 from engineroom.console.accounts.accounts import Accounts
 from engineroom.console.accounts.authorizer import Authorizer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Credentials:
     """The stores of credentials in Redis, and the keys that sign tokens."""
 
-    signing_keys: Keys
+    signing_keys: SigningKeyCache
     revocations: Revocations
     tokens: Tokens
     api_keys: ApiKeys
@@ -98,7 +98,7 @@ def create_credentials(base: Foundation) -> Credentials:
 async def create_identities(base: Foundation, credentials: Credentials) -> Identities:
     """Create accounts, sign-in and authentication. Raises ValueError and OSError for bad files."""
     settings, passwords = base.settings, Passwords()
-    counter = RedisCounter(base.redis, base.clock)
+    counter = RedisAttemptCounter(base.redis, base.clock)
     files = account_config.read(settings.accounts_file, settings.passwords_directory)
     oidc_users = OidcUsers(
         base.redis, base.clock, base.key("people"), remember=settings.oidc_remember,
@@ -151,8 +151,8 @@ def _kind_attributes() -> dict[str, ResourceAttributes]:
     return attributes
 
 
-def _signing_keys(base: Foundation) -> Keys:
+def _signing_keys(base: Foundation) -> SigningKeyCache:
     # The name depends on the secret: a new secret starts with new keys instead of some that it
     # cannot unseal, and replicas that still have the old secret continue.
     name = f"engineroom:auth:keys:{base.key('signing-name').hex()[:16]}"
-    return Keys(RedisKeyStore(base.redis, base.key("signing"), name=name), base.clock)
+    return SigningKeyCache(RedisKeyStore(base.redis, base.key("signing"), name=name), base.clock)

@@ -24,7 +24,7 @@ from engineroom.core.errors import InvalidInputError
 from engineroom.core.logging import REPEAT_SECONDS, configure, get_logger
 from engineroom.core.validation.requests import Limits
 from engineroom.kube.client import config as kube_config
-from engineroom.kube.client.errors import ConfigError
+from engineroom.kube.client.errors import ClientConfigError
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -98,7 +98,7 @@ def main() -> int:
             account_config.read(settings.accounts_file, settings.passwords_directory)
         )
         config = kube_config.load(settings.kubeconfig, settings.context)
-    except (ConfigError, InvalidInputError, KindError, OSError, ValueError) as error:
+    except (ClientConfigError, InvalidInputError, KindError, OSError, ValueError) as error:
         log.error("the API cannot start", error=str(error))  # noqa: TRY400
         return EXIT_CONFIG
     metrics = ApiMetrics()

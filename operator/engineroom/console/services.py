@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from engineroom.auth.tokens.access_tokens import Tokens
     from engineroom.auth.tokens.api_keys import ApiKeys
     from engineroom.auth.tokens.revocation import Revocations
-    from engineroom.auth.tokens.signing_keys import Keys
+    from engineroom.auth.tokens.signing_keys import SigningKeyCache
     from engineroom.console.accounts.accounts import Accounts
     from engineroom.console.accounts.authorizer import Authorizer
     from engineroom.console.accounts.config_watcher import AccountConfigWatcher
@@ -106,7 +106,7 @@ class Services:
     audit: AuditLog
     sessions: Sessions
     tokens: Tokens
-    signing_keys: Keys
+    signing_keys: SigningKeyCache
     api_keys: ApiKeys
     accounts: Accounts
     account_watcher: AccountConfigWatcher

@@ -54,7 +54,7 @@ _TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedObject:
     """The planned change of one object: create, update or unchanged."""
 
     api_version: str
@@ -76,7 +76,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FieldChange:
     """One difference; values are JSON, shortened and without secrets, None if absent."""
 
     path: str
@@ -102,12 +102,12 @@ def content(obj: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"metadata": metadata_fields, **rest}
 
 
-def differences(before: Any, after: Any) -> Iterator[Change]:
+def differences(before: Any, after: Any) -> Iterator[FieldChange]:
     """Yield each field that differs, depth first, without secrets."""
     return _differing(before, after, redact_object(before), redact_object(after), "")
 
 
-def _differing(before: Any, after: Any, old: Any, new: Any, path: str) -> Iterator[Change]:
+def _differing(before: Any, after: Any, old: Any, new: Any, path: str) -> Iterator[FieldChange]:
     """``old`` and ``new`` are the redacted ``before`` and ``after``; they can be less deep."""
     if before == after:
         return
@@ -120,7 +120,7 @@ def _differing(before: Any, after: Any, old: Any, new: Any, path: str) -> Iterat
         for index, (was, now) in enumerate(zip(before, after, strict=True)):
             yield from _differing(was, now, old[index], new[index], f"{path}[{index}]")
     else:
-        yield Change(path, _display(old), _display(new))
+        yield FieldChange(path, _display(old), _display(new))
 
 
 def _display(value: Any) -> str | None:
@@ -174,11 +174,11 @@ def owned_by_apply(fields: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 class Bundles(Protocol):
     """Storage of a transaction's objects, which may hold secrets and so do not belong in a log."""
 
-    async def put(self, transaction: str, objects: list[Planned]) -> None:
+    async def put(self, transaction: str, objects: list[PlannedObject]) -> None:
         """Store the objects, unless there are some under this id already."""
         ...
 
-    async def get(self, transaction: str) -> list[Planned]:
+    async def get(self, transaction: str) -> list[PlannedObject]:
         """Return the objects. Raises ManifestChangedError if they have expired."""
         ...
 
@@ -205,7 +205,7 @@ class RedisBundles:
         self._prefix = prefix
         self._sealer = Sealer(secret, "manifest", on_broken)
 
-    async def put(self, transaction: str, objects: list[Planned]) -> None:
+    async def put(self, transaction: str, objects: list[PlannedObject]) -> None:
         """See Bundles."""
         until = self._clock.now().timestamp() + RETENTION
         text = json.dumps([until, [asdict(planned) for planned in objects]], separators=(",", ":"))
@@ -213,7 +213,7 @@ class RedisBundles:
         with wrapped("manifests.put"):
             await self._redis.set(key, self._sealer.wrap(key, text), ex=RETENTION, nx=True)
 
-    async def get(self, transaction: str) -> list[Planned]:
+    async def get(self, transaction: str) -> list[PlannedObject]:
         """See Bundles."""
         key = self._key(transaction)
         with wrapped("manifests.get"):
@@ -222,7 +222,7 @@ class RedisBundles:
         until, objects = (0.0, []) if content is None else json.loads(content)
         if self._clock.now().timestamp() >= until:
             raise ManifestChangedError("transaction: its objects have expired; apply again")
-        return [Planned(**fields) for fields in objects]
+        return [PlannedObject(**fields) for fields in objects]
 
     async def drop(self, transaction: str) -> None:
         """See Bundles."""
@@ -233,7 +233,7 @@ class RedisBundles:
         return f"{self._prefix}:{transaction}"
 
 
-class Writer(Protocol):
+class ManifestWriter(Protocol):
     """The part of a Kubernetes client that is used here; raises the errors of engineroom.kube."""
 
     async def get(self, ref: Resource, namespace: str | None, name: str) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class Writer(Protocol):
 class Applier:
     """Steps of the saga: apply one object, and undo it."""
 
-    def __init__(self, client: Writer, bundles: Bundles, clock: Clock) -> None:
+    def __init__(self, client: ManifestWriter, bundles: Bundles, clock: Clock) -> None:
         self._client = client
         self._bundles = bundles
         self._clock = clock
@@ -329,7 +329,9 @@ class Applier:
             raise _changed(planned, error) from error
         return f"updated to {written['metadata']['resourceVersion']}"
 
-    async def _create(self, planned: Planned, desired: dict[str, Any], transaction: str) -> str:
+    async def _create(
+        self, planned: PlannedObject, desired: dict[str, Any], transaction: str
+    ) -> str:
         resource = planned.resource
         try:
             # Server-side apply cannot say "only if there is none"; a creation does.
@@ -374,7 +376,9 @@ class Applier:
                 return done
         raise TransientError(f"{planned.name}: others keep changing it; it could not be put back")
 
-    async def _uncreate(self, planned: Planned, live: dict[str, Any], transaction: str) -> str:
+    async def _uncreate(
+        self, planned: PlannedObject, live: dict[str, Any], transaction: str
+    ) -> str:
         if mark_of(live) != transaction:
             return "not ours"
         metadata = live["metadata"]
@@ -387,7 +391,7 @@ class Applier:
         return "deleted"
 
     async def _restore(
-        self, planned: Planned, before: dict[str, Any], live: dict[str, Any], transaction: str
+        self, planned: PlannedObject, before: dict[str, Any], live: dict[str, Any], transaction: str
     ) -> str:
         """Take one step towards the former state; return "" while another step is needed."""
         metadata, old = live["metadata"], before["metadata"]
@@ -416,24 +420,24 @@ class Applier:
             await self._patch(planned, patch)
         return "restored"
 
-    async def _patch(self, planned: Planned, patch: dict[str, Any]) -> dict[str, Any]:
+    async def _patch(self, planned: PlannedObject, patch: dict[str, Any]) -> dict[str, Any]:
         return await self._client.merge_patch(
             planned.resource, planned.namespace, planned.name, patch, field_manager=MANAGER
         )
 
-    async def _live(self, planned: Planned) -> dict[str, Any] | None:
+    async def _live(self, planned: PlannedObject) -> dict[str, Any] | None:
         try:
             return await self._client.get(planned.resource, planned.namespace, planned.name)
         except NotFound:
             return None
 
-    async def _of(self, step: StepContext) -> Planned:
+    async def _of(self, step: StepContext) -> PlannedObject:
         objects = await self._bundles.get(step.saga)
         return objects[int(step.step.rpartition("-")[2]) - 1]
 
 
 async def create(
-    client: Writer, resource: Resource, obj: Mapping[str, Any], *, dry_run: bool = False
+    client: ManifestWriter, resource: Resource, obj: Mapping[str, Any], *, dry_run: bool = False
 ) -> dict[str, Any]:
     """Create an object, or try it as a dry run. Raises AlreadyExists."""
     params = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry_run else {})
@@ -451,7 +455,7 @@ def _owners(fields: list[dict[str, Any]] | None) -> list[tuple[Any, ...]]:
     )
 
 
-def _changed(planned: Planned, error: Conflict) -> ManifestChangedError:
+def _changed(planned: PlannedObject, error: Conflict) -> ManifestChangedError:
     return ManifestChangedError(
         f"{planned.kind}/{planned.name}: another client changed or created it meanwhile, or "
         f"another manager owns a field ({error.message[:200]}); apply again, or with force"

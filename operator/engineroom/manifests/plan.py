@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api import kinds, validation
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import InvalidInputError, InvalidSpecError, Problem
 from engineroom.core.validation.documents import Document, read
 from engineroom.kube.client.errors import AlreadyExists, Conflict, NotFound
@@ -17,8 +17,8 @@ from engineroom.manifests.apply import (
     MANAGER,
     MAX_CHANGES,
     MAX_OBJECTS,
-    Change,
-    Planned,
+    FieldChange,
+    PlannedObject,
     content,
     create,
     differences,
@@ -27,7 +27,7 @@ from engineroom.manifests.errors import ManifestChangedError
 
 if TYPE_CHECKING:
     from engineroom.kube.client.resources import Resource
-    from engineroom.manifests.apply import Writer
+    from engineroom.manifests.apply import ManifestWriter
 
     Objects = list[tuple[Resource, dict[str, Any]]]
 
@@ -96,18 +96,18 @@ def _unfit(document: Document, namespace: str) -> Problem | None:
     return None
 
 
-async def level(client: Writer, namespace: str, objects: Objects) -> Level:
+async def level(client: ManifestWriter, namespace: str, objects: Objects) -> PodSecurityLevel:
     """Return the Pod Security level of the namespace, read only if a template needs it."""
     if not any(validation.escalations(obj) for _, obj in objects):
-        return Level.RESTRICTED
+        return PodSecurityLevel.RESTRICTED
     try:
         labelled = await client.get(NAMESPACES, None, namespace)
     except NotFound:
-        return Level.RESTRICTED
-    return Level.of(labelled["metadata"].get("labels"))
+        return PodSecurityLevel.RESTRICTED
+    return PodSecurityLevel.of(labelled["metadata"].get("labels"))
 
 
-def check(objects: Objects, pod_security: Level) -> None:
+def check(objects: Objects, pod_security: PodSecurityLevel) -> None:
     """Check the objects as admission does. Raises InvalidSpecError."""
     context = validation.ValidationContext(pod_security=pod_security)
     problems = [
@@ -120,15 +120,15 @@ def check(objects: Objects, pod_security: Level) -> None:
 
 
 async def rehearse(
-    client: Writer, namespace: str, objects: Objects, *, force: bool
-) -> list[Planned]:
+    client: ManifestWriter, namespace: str, objects: Objects, *, force: bool
+) -> list[PlannedObject]:
     """Plan each object by a dry run, without writing.
 
     Raises ManifestChangedError and the client's errors: what the API server would refuse later.
     """
     limit = asyncio.Semaphore(_AT_ONCE)
 
-    async def plan_one(resource: Resource, obj: dict[str, Any]) -> Planned:
+    async def plan_one(resource: Resource, obj: dict[str, Any]) -> PlannedObject:
         async with limit:
             return await _rehearsed(client, namespace, resource, obj, force=force)
 
@@ -136,8 +136,8 @@ async def rehearse(
 
 
 async def _rehearsed(
-    client: Writer, namespace: str, resource: Resource, obj: dict[str, Any], *, force: bool
-) -> Planned:
+    client: ManifestWriter, namespace: str, resource: Resource, obj: dict[str, Any], *, force: bool
+) -> PlannedObject:
     """Plan one object by a dry run, which includes defaults, CEL, admission and quotas."""
     name = obj["metadata"]["name"]
     before: dict[str, Any] | None
@@ -163,10 +163,12 @@ async def _rehearsed(
     action = "create" if before is None else "update"
     if before is not None and content(before) == content(after):
         action = "unchanged"
-    return Planned(resource.api_version, resource.kind, namespace, name, action, before, obj, after)
+    return PlannedObject(
+        resource.api_version, resource.kind, namespace, name, action, before, obj, after
+    )
 
 
-def changes(planned: Planned) -> list[Change]:
+def changes(planned: PlannedObject) -> list[FieldChange]:
     """List the fields of an object that change, at most ``MAX_CHANGES``."""
     all_changes = differences(content(planned.before), content(planned.after))
     return list(islice(all_changes, MAX_CHANGES))

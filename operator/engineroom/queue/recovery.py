@@ -43,7 +43,7 @@ STRAY_SECONDS = 15
 _RENEWAL_SECONDS = 100
 
 
-class Action(StrEnum):
+class RecoveryAction(StrEnum):
     """The result of ``recover``."""
 
     ALIVE = "alive"  # the worker has sent a heartbeat since: nothing was done
@@ -59,7 +59,13 @@ class Action(StrEnum):
 
 #: The actions that decided a job's outcome.
 DECISIVE = frozenset(
-    {Action.RETURNED, Action.REQUEUED, Action.SCHEDULED, Action.FAILED, Action.POISONED}
+    {
+        RecoveryAction.RETURNED,
+        RecoveryAction.REQUEUED,
+        RecoveryAction.SCHEDULED,
+        RecoveryAction.FAILED,
+        RecoveryAction.POISONED,
+    }
 )
 
 
@@ -103,7 +109,7 @@ class RecoveryOutcome:
     ``crashes`` counts the workers that the job has crashed within the poison window.
     """
 
-    action: Action
+    action: RecoveryAction
     job: str = ""
     queue: str = ""
     crashes: int = 0
@@ -150,7 +156,7 @@ async def recover(
             *worker.queues,
         ),
     )
-    action = Action(text(reply[0]))
+    action = RecoveryAction(text(reply[0]))
     if action not in DECISIVE:
         return RecoveryOutcome(action)
     return RecoveryOutcome(action, text(reply[1]), text(reply[2]), int(reply[3]))

@@ -7,7 +7,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.tasks.enqueueing.task import Function, Rules, Task
+from engineroom.tasks.enqueueing.task import EnqueueRules, Function, Task
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.type_checks import check_type, whole_number, wrong_type
@@ -53,7 +53,7 @@ class TasksBase:
             )
         self.redis = redis
         self.clock = clock or SystemClock()
-        self.rules = Rules(
+        self.rules = EnqueueRules(
             None if queues is None else frozenset(queues), max_bytes, serializer, max_flow_bytes
         )
 

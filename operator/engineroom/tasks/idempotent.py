@@ -18,11 +18,13 @@ from engineroom.tasks.schedules import store
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from engineroom.tasks.enqueueing.task import Rules, Task
+    from engineroom.tasks.enqueueing.task import EnqueueRules, Task
     from engineroom.tasks.redis_steps import Steps
 
 
-def enqueue(task: Task, job_id: str, rules: Rules, now: datetime, window: int) -> Steps[Enqueued]:
+def enqueue(
+    task: Task, job_id: str, rules: EnqueueRules, now: datetime, window: int
+) -> Steps[Enqueued]:
     """Enqueue the task under ``job_id``, once within ``window`` seconds.
 
     For a task with a unique key, the guarantee lasts as long as the key's window or the job.

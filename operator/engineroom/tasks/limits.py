@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Invoke, Script, Steps
+from engineroom.tasks.redis_steps import LuaScript, ScriptStep, Steps
 from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
@@ -102,12 +102,12 @@ def limit_queue(name: str, concurrency: int | None, rate: str | None) -> Steps[N
     if rate is not None:
         count, milliseconds = parse_rate(rate)
         fields += "rate", rate, "count", count, "ms", milliseconds
-    yield Invoke(_LIMIT, [keys.limit(name), f"rq:workers:{name}"], fields)
+    yield ScriptStep(_LIMIT, [keys.limit(name), f"rq:workers:{name}"], fields)
 
 
 def unlimit_queue(name: str) -> Steps[bool]:
     """Remove the queue's limit; return False if it had none."""
-    return bool((yield Invoke(_LIMIT, [keys.limit(name), f"rq:workers:{name}"], [])))
+    return bool((yield ScriptStep(_LIMIT, [keys.limit(name), f"rq:workers:{name}"], [])))
 
 
 def read(row: Sequence[bytes | None]) -> QueueLimit | None:
@@ -119,7 +119,7 @@ def read(row: Sequence[bytes | None]) -> QueueLimit | None:
 
 #: KEYS: the limit, set of the queue's workers. ARGV: the limit's fields. Returns 1 if the queue had
 #: a limit before.
-_LIMIT = Script("""
+_LIMIT = LuaScript("""
 local was = redis.call('DEL', KEYS[1])
 if #ARGV > 0 then redis.call('HSET', KEYS[1], unpack(ARGV)) end
 for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do

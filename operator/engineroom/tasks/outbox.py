@@ -38,13 +38,13 @@ from engineroom.tasks.enqueueing.flows import MAX_JOBS, encode_flow
 from engineroom.tasks.enqueueing.task import (
     MAX_DEPENDENCIES,
     MAX_SECONDS,
-    Rules,
+    EnqueueRules,
     Task,
     Unique,
     check_queue,
 )
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
-from engineroom.tasks.redis_steps import Batch, Steps, run
+from engineroom.tasks.redis_steps import BatchStep, Steps, run
 from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def _read_job(job: dict[str, Any], now: str) -> EncodedJob:
         if name in job and type(job[name]) not in types:
             raise ValueError(f"{name}: {type(job[name]).__name__} is of the wrong type")
     due, depends_on = job["due"], job.get("depends_on", [])
-    check_queue(job["queue"], Rules())
+    check_queue(job["queue"], EnqueueRules())
     _check_ids("job_id", [job["job_id"]])
     _check_ids("depends_on", depends_on)
     if len(depends_on) > MAX_DEPENDENCIES:
@@ -325,4 +325,4 @@ def _unique(entry: dict[str, Any]) -> Unique | None:
 
 
 def _probe() -> Steps[None]:
-    yield Batch([["SET", key_prefixes.RELAY, "1", "EX", 60]])
+    yield BatchStep([["SET", key_prefixes.RELAY, "1", "EX", 60]])

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Words = Sequence[Any]
 
 
-class Script:
+class LuaScript:
     """A Lua script; Redis runs it by its hash if it has it cached."""
 
     __slots__ = ("sha", "source")
@@ -41,16 +41,16 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True)
-class Invoke:
+class ScriptStep:
     """One invocation of a script."""
 
-    script: Script
+    script: LuaScript
     keys: Sequence[str]
     arguments: Words
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchStep:
     """Commands in one round trip; ``atomic`` runs them in one transaction.
 
     With ``refusals`` a refused command has a ResponseError as its reply, and Redis runs the others.
@@ -62,11 +62,11 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class YieldStep:
     """A step without a command that lets other coroutines of the event loop run."""
 
 
-Step = Invoke | Batch | Pause
+Step = ScriptStep | BatchStep | YieldStep
 Steps = Generator[Step, Any, T]
 
 
@@ -103,9 +103,9 @@ async def run_async(redis: AsyncRedis, steps: Steps[T]) -> T:
 
 
 def _send(redis: Any, step: Step) -> Any:
-    if isinstance(step, Pause):
+    if isinstance(step, YieldStep):
         return None
-    if isinstance(step, Invoke):
+    if isinstance(step, ScriptStep):
         script, keys = step.script, step.keys
         try:
             return redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *step.arguments)
@@ -118,9 +118,9 @@ def _send(redis: Any, step: Step) -> Any:
 
 
 async def _send_async(redis: Any, step: Step) -> Any:
-    if isinstance(step, Pause):
+    if isinstance(step, YieldStep):
         return await asyncio.sleep(0)
-    if isinstance(step, Invoke):
+    if isinstance(step, ScriptStep):
         script, keys = step.script, step.keys
         try:
             return await redis.execute_command(

@@ -14,7 +14,7 @@ from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Batch, Steps, run
+from engineroom.tasks.redis_steps import BatchStep, Steps, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +116,7 @@ def progress_key(job_id: str) -> str:
 
 def progress_of(job_id: str) -> Steps[Progress | None]:
     """Return the job's last report; None if there is none, or if it has expired."""
-    [value] = yield Batch([["GET", progress_key(job_id)]])
+    [value] = yield BatchStep([["GET", progress_key(job_id)]])
     if value is None:
         return None
     report = json.loads(value)
@@ -136,7 +136,7 @@ def results_of(job_ids: Sequence[str], serializer: Serializer) -> Steps[list[Job
     for job_id in job_ids:
         commands.append(["HGET", keys.job(job_id), "status"])
         commands.append(["XREVRANGE", f"rq:results:{job_id}", "+", "-", "COUNT", 1])
-    replies = (yield Batch(commands)) if commands else []
+    replies = (yield BatchStep(commands)) if commands else []
     return [
         _result(job_id, status, entries, serializer)
         for job_id, status, entries in zip(job_ids, replies[::2], replies[1::2], strict=True)
@@ -157,4 +157,4 @@ def _result(job_id: str, status: Any, entries: Any, serializer: Serializer) -> J
 
 
 def _write(key: str, value: str) -> Steps[None]:
-    yield Batch([["SET", key, value, "EX", REPORT_TTL]])
+    yield BatchStep([["SET", key, value, "EX", REPORT_TTL]])

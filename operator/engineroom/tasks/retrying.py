@@ -22,7 +22,7 @@ from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
 from engineroom.core.redaction import redact_text
 from engineroom.tasks.errors import InvalidTaskError, TasksUnavailableError
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps, run
+from engineroom.tasks.redis_steps import BatchStep, LuaScript, ScriptStep, Steps, run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -198,16 +198,16 @@ def _entry(error: Exception, decision: RetryDecision, now: datetime) -> dict[str
 
 def _read_failures(key: str) -> Steps[int]:
     # A field of the hash and not in the meta: requeueing the job resets it.
-    [failures] = yield Batch([["HGET", key, "er_tried"]])
+    [failures] = yield BatchStep([["HGET", key, "er_tried"]])
     return int(failures or 0)
 
 
 def _write_failure(key: str, fields: list[Any]) -> Steps[None]:
-    yield Invoke(_WRITE_FAILURE, [key], fields)
+    yield ScriptStep(_WRITE_FAILURE, [key], fields)
 
 
 #: A job that was deleted while it ran must stay deleted.
-_WRITE_FAILURE = Script("""
+_WRITE_FAILURE = LuaScript("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HSET', KEYS[1], unpack(ARGV))
 """)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.client.client import Client
     from engineroom.kube.client.resources import ObjectRef, Resource
-    from engineroom.workers.objects import Runtime
+    from engineroom.workers.objects import RuntimeImage
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import PodView
 
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 class ChildWriter:
     """Writes the objects of pools; every method returns what the API server has afterwards."""
 
-    def __init__(self, client: Client, *, runtime: Runtime, redis_url: str) -> None:
+    def __init__(self, client: Client, *, runtime: RuntimeImage, redis_url: str) -> None:
         self._client = client
         self._runtime = runtime
         self._redis_url = redis_url

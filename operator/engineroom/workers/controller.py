@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from engineroom.kube.runtime.reconciler import ObjectReconciler, earliest, unless_refused
 from engineroom.kube.runtime.redis_addresses import RedisAddresses
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from engineroom.kube.runtime.controller import Record
     from engineroom.kube.runtime.informer import Informer
     from engineroom.workers.job_schedules.declarations import ScheduleFacts, ScheduleStore
-    from engineroom.workers.objects import Runtime
+    from engineroom.workers.objects import RuntimeImage
     from engineroom.workers.projections import DeploymentView, PodView
     from engineroom.workers.rightsizing.monitor import SizingStatus
 
@@ -65,7 +65,7 @@ class WorkerPoolController(
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: RuntimeImage,
         redis_url: str,
         schedules: ScheduleStore,
         *,
@@ -137,7 +137,7 @@ class WorkerPoolController(
         """See Reconciler. What exceeds "restricted" is measured by the namespace's label."""
         if needs_namespace(obj):
             namespace = await self.context.client.get(NAMESPACES, None, memory.namespace)
-            memory.level = Level.of(namespace["metadata"].get("labels"))
+            memory.level = PodSecurityLevel.of(namespace["metadata"].get("labels"))
         return plan_of(parse_pool(obj, memory.level))
 
     def look_at_invalid(self, memory: PoolMemory, obj: Mapping[str, Any]) -> float | None:

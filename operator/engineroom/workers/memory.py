@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.kube.runtime.object_memory import NEVER, ObjectMemory
 from engineroom.workers.apply import AppliedState
 from engineroom.workers.demand import DemandHistory
@@ -25,7 +25,7 @@ class PoolMemory(ObjectMemory[Plan]):
     """
 
     #: What the namespace's Pod Security allows; read only where a template needs more than usual.
-    level: Level = Level.RESTRICTED
+    level: PodSecurityLevel = PodSecurityLevel.RESTRICTED
     #: Fingerprint of what the objects are made from; "" before it is computed.
     inputs: str = ""
     #: When this generation was first seen (Unix seconds); 0 if an earlier process saw it first.

@@ -35,14 +35,14 @@ DEFAULT_USER = 65532
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
+class RuntimeImage:
     """The image that brings the worker runtime into users' pods."""
 
     image: str
     pull_policy: str = "IfNotPresent"
 
 
-def inputs_hash(spec: Any, runtime: Runtime, redis_secret: tuple[str, str]) -> str:
+def inputs_hash(spec: Any, runtime: RuntimeImage, redis_secret: tuple[str, str]) -> str:
     """Fingerprint of all that a pool's objects are made from, size excluded.
 
     Equal fingerprints mean equal objects, so that a restarted operator knows without building
@@ -134,7 +134,7 @@ def deployment(
     uid: str,
     *,
     replicas: int,
-    runtime: Runtime,
+    runtime: RuntimeImage,
     redis_secret: tuple[str, str],
     inputs: str,
 ) -> Object:
@@ -169,7 +169,7 @@ def _metadata(pool: WorkerPool, uid: str, name: str) -> Object:
     }
 
 
-def _template(pool: WorkerPool, runtime: Runtime, redis_secret: tuple[str, str]) -> Object:
+def _template(pool: WorkerPool, runtime: RuntimeImage, redis_secret: tuple[str, str]) -> Object:
     template = copy.deepcopy(pool.spec.template)
     metadata = template.setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels(pool.name)}

@@ -19,7 +19,7 @@ from engineroom.workers.rightsizing.recommendation import SizingPlan, sizing_pla
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engineroom.api.validation.pod_security import Level
+    from engineroom.api.validation.pod_security import PodSecurityLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def plan_of(pool: WorkerPool) -> Plan:
     )
 
 
-def parse_pool(obj: Mapping[str, Any], level: Level) -> WorkerPool:
+def parse_pool(obj: Mapping[str, Any], level: PodSecurityLevel) -> WorkerPool:
     """Return the model of a pool in a namespace of that Pod Security level.
 
     Raises InvalidSpecError with every problem.

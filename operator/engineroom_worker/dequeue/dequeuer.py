@@ -22,7 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 from engineroom_worker.dequeue.limits import limit_key
 from engineroom_worker.dequeue.take_script import PUT_BACK, TAKE
 from engineroom_worker.dequeue.waiting import QueueTracking, WaitingConnection
-from engineroom_worker.drain import Controls, paused_key
+from engineroom_worker.drain import ControlRequests, paused_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ QUEUE_PREFIX = "rq:queue:"
 
 
 @dataclass(frozen=True)
-class Taken:
+class TakenJob:
     """A job between its queue and its start; ``data`` is its hash, None if the hash is missing."""
 
     queue_key: str
@@ -43,12 +43,12 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Look:
+class DequeueResult:
     """The result of one look at Redis."""
 
     existed: bool
-    controls: Controls
-    taken: Taken | None
+    controls: ControlRequests
+    taken: TakenJob | None
     #: Whether all queues are paused or at their limit.
     paused: bool = False
     #: Seconds after which to look again at the latest.
@@ -84,7 +84,9 @@ class Dequeuer:
         #: The job that this process took and has yet to start or put back: (queue key, job id).
         self.in_hand: tuple[str, str] | None = None
 
-    def look(self, queue_keys: Sequence[str], fields: Mapping[str, Any], take: bool) -> Look:
+    def look(
+        self, queue_keys: Sequence[str], fields: Mapping[str, Any], take: bool
+    ) -> DequeueResult:
         """Send a heartbeat, read requests, and, with ``take``, take the next job if allowed."""
         keys = [self._worker_key, *self._control_keys]
         for key in queue_keys:
@@ -101,10 +103,10 @@ class Dequeuer:
         taken = None
         if job_id is not None:
             queue_key = queue_keys[int(index) - 1]
-            taken = Taken(queue_key, _text(job_id), dict(zip(data[::2], data[1::2])))  # noqa: B905
+            taken = TakenJob(queue_key, _text(job_id), dict(zip(data[::2], data[1::2])))  # noqa: B905
             self.in_hand = (queue_key, taken.job_id)
-        controls = Controls.read(rq_suspended, pool_suspended, drain)
-        return Look(
+        controls = ControlRequests.read(rq_suspended, pool_suspended, drain)
+        return DequeueResult(
             bool(existed),
             controls,
             taken,
@@ -115,7 +117,7 @@ class Dequeuer:
 
     def wait(
         self, queue_keys: Sequence[str], timeout: float, limited: bool = False
-    ) -> Taken | None:
+    ) -> TakenJob | None:
         """Wait until a job may be there, the worker is woken, or ``timeout`` seconds are over.
 
         Return the job if there is a single queue and it is not ``limited``. After None the caller
@@ -131,7 +133,7 @@ class Dequeuer:
         if self._tracking is not None:
             self._tracking.turn_off()
 
-    def put_back(self, taken: Taken) -> bool:
+    def put_back(self, taken: TakenJob) -> bool:
         """Return a job that was not started to the head of its queue; False if another has it."""
         keys = [taken.queue_key, f"{taken.queue_key}:intermediate", self._worker_key]
         moved = bool(self._put_back(keys=keys, args=[taken.job_id, self._job_prefix]))
@@ -146,7 +148,7 @@ class Dequeuer:
             self._tracking.close()
         self._blmove = self._tracking = None
 
-    def _wait_for_one(self, queue_key: str, timeout: float) -> Taken | None:
+    def _wait_for_one(self, queue_key: str, timeout: float) -> TakenJob | None:
         if self._blmove is None:
             self._blmove = WaitingConnection(self._connection)
         connection = self._blmove
@@ -184,7 +186,7 @@ class Dequeuer:
             name = queue_key[len(QUEUE_PREFIX) :]
             pipeline.exists(paused_key(name), limit_key(name))
             _, data, forbidden = pipeline.execute()
-        taken = Taken(queue_key, job_id, dict(data) or None)
+        taken = TakenJob(queue_key, job_id, dict(data) or None)
         if forbidden or b"er_limit" in data:
             # The queue was paused or limited during the wait, which BLMOVE does not check.
             self.put_back(taken)

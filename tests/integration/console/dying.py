@@ -22,7 +22,14 @@ from engineroom.core.transactions.sagalog import RedisSagaLog
 from engineroom.kube.client import config as kube_config
 from engineroom.kube.client.client import Client
 from engineroom.kube.client.errors import NotFound
-from engineroom.manifests.apply import MANAGER, Applier, Planned, RedisBundles, content, create
+from engineroom.manifests.apply import (
+    MANAGER,
+    Applier,
+    PlannedObject,
+    RedisBundles,
+    content,
+    create,
+)
 from engineroom.manifests.plan import read_objects
 
 #: Seconds: so soon the test may take over.
@@ -63,7 +70,7 @@ async def run(config: str, url: str, namespace: str, text: str, number: int, aft
             assert content(before) != content(document)
             action = "create" if before is None else "update"
             planned.append(
-                Planned(resource.api_version, resource.kind, namespace, name, action,
+                PlannedObject(resource.api_version, resource.kind, namespace, name, action,
                         before, obj, document)
             )  # fmt: skip
         secret = b"s" * 48  # of the API that recovers it

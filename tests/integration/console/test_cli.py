@@ -144,7 +144,7 @@ async def test_a_token_is_not_sent_without_tls(command: Command) -> None:
     )
     assert "without TLS" in done.stderr
     assert "not logged in" in command.run("whoami", "--server", "https://x.example", code=5).stderr
-    assert "none is chosen" in command.run("whoami", code=2).stderr
+    assert "no server is selected" in command.run("whoami", code=2).stderr
 
 
 @pytest.mark.parametrize("by_exec", [False, True], ids=["token", "exec"])

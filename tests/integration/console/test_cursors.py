@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineroom.auth.oidc.id_token import Identity
+from engineroom.auth.oidc.id_token import OidcIdentity
 from engineroom.console.resources import schedules
 from engineroom.tasks import Every, Schedule, Task
 from engineroom.tasks.errors import InvalidTaskError
@@ -67,7 +67,7 @@ async def test_a_changed_cursor_is_refused_or_valid(
     await tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * 4)
     for n in range(4):
         await tasks.put_schedule(Schedule(f"s{n}", Every(60), Task(ADD, (1,), queue="mail")))
-        await api.services.accounts.oidc_users.remember(Identity("https://idp.test", f"p{n}"))
+        await api.services.accounts.oidc_users.remember(OidcIdentity("https://idp.test", f"p{n}"))
         await api.services.operation_runner.start(_operation(namespace, n))
     chance, here = random.Random(11), f"/namespaces/{namespace}"
     lists = [
@@ -97,12 +97,12 @@ async def test_a_changed_cursor_is_refused_or_valid(
 
 
 def _operation(namespace: str, number: int) -> Any:
-    from engineroom.console.background.operation_store import Action, Operation
+    from engineroom.console.background.operation_store import Operation, OperationAction
     from engineroom.tasks import JobFilter, State
 
     return Operation(
-        f"{number:032x}", namespace, Action.CANCEL, State.WAITING, ("none",), JobFilter(), "test",
-        1.7e9 + number, 0,
+        f"{number:032x}", namespace, OperationAction.CANCEL, State.WAITING, ("none",), JobFilter(),
+        "test", 1.7e9 + number, 0,
     )  # fmt: skip
 
 

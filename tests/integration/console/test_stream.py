@@ -14,7 +14,7 @@ import pytest_asyncio
 from engineroom.auth.login.sessions import COOKIE, SessionLimits
 from engineroom.auth.middleware import SECURITY_HEADERS
 from engineroom.auth.permissions import Grant
-from engineroom.console.background.event_hub import BEHIND, MOST_EACH, Event, Stream
+from engineroom.console.background.event_hub import BEHIND, MOST_EACH, EventStream, ObjectChange
 from engineroom.console.main import server
 from engineroom.console.resources import events as event_routes
 from engineroom.kube.client.resources import WORKERPOOLS
@@ -165,10 +165,10 @@ async def test_the_streams_of_one_caller_are_limited(served: Served, namespace: 
 
 
 async def test_a_slow_reader_is_disconnected_and_frees_memory() -> None:
-    stream = Stream("shop", ["pool"])
+    stream = EventStream("shop", ["pool"])
     for number in range(BEHIND + 10):
-        stream.offer(Event(str(number), "pool", "pool", "shop", "{}"))
-        stream.offer(Event(str(number), "pool", "pool", "other", "{}"))
+        stream.offer(ObjectChange(str(number), "pool", "pool", "shop", "{}"))
+        stream.offer(ObjectChange(str(number), "pool", "pool", "other", "{}"))
     assert stream.lost
     assert stream._waiting.qsize() == BEHIND
 

@@ -11,10 +11,10 @@ from redis import Redis
 from engineroom.api import ANNOTATION_DRAIN_PODS
 from engineroom.console.background import operations
 from engineroom.console.background.operation_store import (
-    Action,
     Operation,
+    OperationAction,
+    OperationStatus,
     OperationStore,
-    Status,
 )
 from engineroom.console.background.operations import LEASE, OperationRunner
 from engineroom.core.clock import SystemClock
@@ -329,20 +329,20 @@ class Dying:
         return await self._execute(*words, **options)
 
 
-@pytest.mark.parametrize("action", [Action.RETRY, Action.CANCEL])
+@pytest.mark.parametrize("action", [OperationAction.RETRY, OperationAction.CANCEL])
 async def test_after_a_crash_at_any_step_another_replica_finishes_without_repetition(
-    api: Api, client: Client, namespace: str, action: Action, make_redis: Callable[[], Any]
+    api: Api, client: Client, namespace: str, action: OperationAction, make_redis: Callable[[], Any]
 ) -> None:
     await stage(api, client, namespace, "mail")
     jobs = 60
     for allowed in range(0, 40, 3):
         redis = api.services.redis
         await redis.flushall()
-        if action is Action.RETRY:
+        if action is OperationAction.RETRY:
             await fail(api, jobs, "mail")
         else:
             await api.services.tasks.enqueue_many([Task(ADD, (1,), queue="mail")] * jobs)
-        state = State.FAILED if action is Action.RETRY else State.WAITING
+        state = State.FAILED if action is OperationAction.RETRY else State.WAITING
         operation = Operation(
             "ab" * 16, namespace, action, state, ("mail",), JobFilter(), "test",
             SystemClock().now().timestamp(), jobs,
@@ -364,11 +364,11 @@ async def test_after_a_crash_at_any_step_another_replica_finishes_without_repeti
         await second.execute(operation.id)
         ends = await store.get(operation.id)
         assert ends is not None
-        assert ends.status is Status.DONE, allowed
+        assert ends.status is OperationStatus.DONE, allowed
         # Twice where one died between telling and noting it, never not at all.
-        assert {item.status for item in told} == {Status.DONE}, allowed
+        assert {item.status for item in told} == {OperationStatus.DONE}, allowed
         waiting = {item.decode() for item in await redis.lrange("rq:queue:mail", 0, -1)}
-        if action is Action.RETRY:
+        if action is OperationAction.RETRY:
             assert (len(waiting), ends.done) == (jobs, jobs), allowed
             assert await redis.llen("rq:queue:mail") == jobs
         else:
@@ -384,7 +384,7 @@ async def test_one_replica_at_a_time_executes_an_operation_and_a_stop_ends_it(
     redis = api.services.redis
     both = [OperationStore(redis, SECRET) for _ in range(2)]
     operation = Operation(
-        "cd" * 16, namespace, Action.CANCEL, State.WAITING, ("mail",), JobFilter(), "test",
+        "cd" * 16, namespace, OperationAction.CANCEL, State.WAITING, ("mail",), JobFilter(), "test",
         SystemClock().now().timestamp(), 0,
     )  # fmt: skip
     await both[0].start(operation)
@@ -394,7 +394,7 @@ async def test_one_replica_at_a_time_executes_an_operation_and_a_stop_ends_it(
     assert not await both[0].acquire(operation.id, LEASE)
     stored = await both[0].get(operation.id)
     assert stored is not None
-    assert stored.status is Status.STOPPED
+    assert stored.status is OperationStatus.STOPPED
     assert not await both[1].stop(operation.id)
 
 

@@ -16,7 +16,7 @@ import pytest
 from engineroom.ratelimit.service import grpc as front
 from engineroom.ratelimit.service import http, protocol_server
 from engineroom.ratelimit.service.directory import FixedDirectory
-from engineroom.ratelimit.service.engine import DecisionResult, Engine, MissingPolicy
+from engineroom.ratelimit.service.engine import DecisionEngine, DecisionResult, MissingPolicy
 from engineroom.ratelimit.service.metrics import ServiceCounts
 from engineroom.ratelimit.service.top import Recordings
 
@@ -132,7 +132,7 @@ async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 @contextlib.asynccontextmanager
 async def serving(module: Any, kind: Any, directory: Any = None) -> AsyncIterator[Front]:
     counts = ServiceCounts()
-    service = kind(Engine(directory or FixedDirectory({}), counts, Recordings()), counts)
+    service = kind(DecisionEngine(directory or FixedDirectory({}), counts, Recordings()), counts)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(service.connection, "127.0.0.1", 0)
     service.start()

@@ -13,7 +13,7 @@ from engineroom.relay import PrometheusMetrics
 from engineroom.tasks import Reason, Task, Tasks, TasksUnavailableError, Unique, chain, group
 from engineroom.tasks.enqueueing.encode import encode
 from engineroom.tasks.enqueueing.flows import encode_flow
-from engineroom.tasks.enqueueing.task import Rules
+from engineroom.tasks.enqueueing.task import EnqueueRules
 from engineroom.tasks.outbox import Relay, _dumps
 from tests.integration.tasks.conftest import snapshot
 from tests.integration.tasks.work import add
@@ -32,9 +32,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def entry(part: Part, **changes: Any) -> str:
     """A row's content, as the application writes it but for the changes."""
     if isinstance(part, Task):
-        said = json.loads(_dumps(encode(part, Rules(), NOW)))
+        said = json.loads(_dumps(encode(part, EnqueueRules(), NOW)))
     else:
-        said = json.loads(_dumps(encode_flow(part, Rules(), NOW, "flow", None)))
+        said = json.loads(_dumps(encode_flow(part, EnqueueRules(), NOW, "flow", None)))
     return json.dumps({**said, **changes})
 
 

@@ -29,8 +29,8 @@ from engineroom.tasks import (
     Task,
     Tasks,
 )
-from engineroom.tasks.enqueueing.task import Rules
-from engineroom.tasks.redis_steps import Batch, run
+from engineroom.tasks.enqueueing.task import EnqueueRules
+from engineroom.tasks.redis_steps import BatchStep, run
 from engineroom.tasks.schedules.model import INDEX
 from engineroom.tasks.schedules.store import declare, owned, owners
 from engineroom.tasks.schedules.ticking import tick
@@ -148,7 +148,7 @@ def test_a_scheduler_that_read_before_another_fired_fires_nothing(
         while True:
             replies = run(redis, _only(step))
             fired += run(redis, tick(clock.now()))[0]
-            if isinstance(step, Batch) and len(step.commands) > 1:
+            if isinstance(step, BatchStep) and len(step.commands) > 1:
                 assert sum(replies) == 0
             step = slow.send(replies)
     except StopIteration:
@@ -230,7 +230,7 @@ OWNER = "shop/mail"
 def declared(
     redis: Redis, clock: FakeClock, *schedules: Schedule, owner: str = OWNER
 ) -> dict[str, str]:
-    return run(redis, declare(owner, "lease-1", schedules, Rules(), clock.now()))
+    return run(redis, declare(owner, "lease-1", schedules, EnqueueRules(), clock.now()))
 
 
 def names(tasks: Tasks) -> list[str]:

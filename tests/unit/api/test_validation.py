@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import ValidationContext, escalations, parse, problems, warnings
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import InvalidSpecError
 from tests.unit.api.specs import pool, put
 
@@ -338,7 +338,7 @@ def test_what_the_model_refuses_validation_refuses(place: str, value: Any) -> No
         text = json.dumps(kept)
         WorkerPool.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError:
-        assert problems(spec, ValidationContext(pod_security=Level.PRIVILEGED))
+        assert problems(spec, ValidationContext(pod_security=PodSecurityLevel.PRIVILEGED))
         with pytest.raises(InvalidSpecError):
             parse(WorkerPool, spec)
 

@@ -12,7 +12,7 @@ import pytest
 
 from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.api.validation import ValidationContext, parse, problems
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import InvalidSpecError
 from tests.unit.api.specs import pool
 
@@ -1510,18 +1510,22 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("level", "changes"),
     [
-        (Level.PRIVILEGED, {f"{POD}.hostNetwork": True}),
-        (Level.PRIVILEGED, {f"{CONTAINER}.securityContext": {"privileged": True}}),
-        (Level.BASELINE, {f"{CONTAINER}.securityContext": {"runAsUser": 0}}),
-        (Level.PRIVILEGED, {f"{CONTAINER}.securityContext": {"runAsUser": 0}}),
+        (PodSecurityLevel.PRIVILEGED, {f"{POD}.hostNetwork": True}),
+        (PodSecurityLevel.PRIVILEGED, {f"{CONTAINER}.securityContext": {"privileged": True}}),
+        (PodSecurityLevel.BASELINE, {f"{CONTAINER}.securityContext": {"runAsUser": 0}}),
+        (PodSecurityLevel.PRIVILEGED, {f"{CONTAINER}.securityContext": {"runAsUser": 0}}),
     ],
 )
-def test_namespace_of_a_higher_level_lets_it_pass(level: Level, changes: dict[str, Any]) -> None:
+def test_namespace_of_a_higher_level_lets_it_pass(
+    level: PodSecurityLevel, changes: dict[str, Any]
+) -> None:
     assert problems(pool(changes), ValidationContext(pod_security=level)) == []
 
 
 def test_baseline_does_not_let_privileged_pass() -> None:
-    found = problems(pool({f"{POD}.hostPID": True}), ValidationContext(pod_security=Level.BASELINE))
+    found = problems(
+        pool({f"{POD}.hostPID": True}), ValidationContext(pod_security=PodSecurityLevel.BASELINE)
+    )
 
     assert [str(problem) for problem in found] == [
         (

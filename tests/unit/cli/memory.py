@@ -13,7 +13,14 @@ from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.signature import expand_groups
 from engineroom.cli.commands.pools.patch import merge
 from engineroom.cli.connections.factory import Connections
-from engineroom.cli.connections.model import Definition, Document, Event, Installation, Pod, Pool
+from engineroom.cli.connections.model import (
+    Document,
+    Event,
+    Installation,
+    KindDefinition,
+    Pod,
+    Pool,
+)
 from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.connections.parsing import parse_event, parse_pod, parse_pool
 from engineroom.cli.errors import NotFoundError
@@ -41,7 +48,7 @@ class MemoryCluster:
         self.pod_documents = list(pods or [])
         self.event_documents: list[Document] = []
         self.writes: list[tuple[str, str, Any]] = []
-        self.parts = Installation(self.server, "v1.37.2", Definition(("v1alpha1",)))
+        self.parts = Installation(self.server, "v1.37.2", KindDefinition(("v1alpha1",)))
         #: Called before each read of a pool: how the operator's work is played.
         self.before_read: Callable[[MemoryCluster], None] = lambda cluster: None
 

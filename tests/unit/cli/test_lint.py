@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineroom.api.manifests import UnreadableError, check, read
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.cli.app.main import main
 from engineroom.cli.commands.manifests.lint import LintOutput, lint_files, render
 
@@ -35,7 +35,7 @@ spec:
 WRONG = GOOD.replace("- name: mail\n", "- name: mail\n      priority: high\n")
 
 
-def told(text: str, level: Level = Level.RESTRICTED) -> list[str]:
+def told(text: str, level: PodSecurityLevel = PodSecurityLevel.RESTRICTED) -> list[str]:
     report = check([("f.yaml", text)], level)
     return [f"{finding.line}: {finding.level}: {finding.text}" for finding in report.findings]
 
@@ -112,7 +112,7 @@ metadata: {name: shop, labels: {pod-security.kubernetes.io/enforce: privileged}}
 
 def test_level_of_the_namespace_comes_from_the_files_or_the_option() -> None:
     assert len(told(HOST)) == 1
-    assert told(HOST, Level.PRIVILEGED) == []
+    assert told(HOST, PodSecurityLevel.PRIVILEGED) == []
     assert told(f"{NAMESPACE}---\n{HOST}") == []
     assert told(f"{HOST}---\n{NAMESPACE}") == []
 

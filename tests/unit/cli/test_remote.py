@@ -24,8 +24,8 @@ from engineroom.cli.connections.port_forward import PortForward
 from engineroom.cli.connections.remote.api import Api, problem
 from engineroom.cli.connections.remote.cluster import ApiCluster, labels_of
 from engineroom.cli.connections.remote.credentials import (
-    Account,
-    Store,
+    AccountStore,
+    ServerAccount,
     account_of,
     checked_url,
     selected_server,
@@ -86,10 +86,10 @@ def test_what_is_no_url_of_a_server_is_refused_and_not_repeated(said: str) -> No
 
 
 def test_the_way_is_chosen_by_what_stands_closest(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store()
+    store = AccountStore()
     assert selected_server(ConnectionOptions()) is None
     with store.locked():
-        store.put(Account("https://login", "token", access="x"), choose=True)
+        store.put(ServerAccount("https://login", "token", access="x"), choose=True)
     assert selected_server(ConnectionOptions()) == "https://login"
     monkeypatch.setenv("ENGINEROOM_SERVER", "https://variable")
     assert selected_server(ConnectionOptions()) == "https://variable"
@@ -101,19 +101,19 @@ def test_the_way_is_chosen_by_what_stands_closest(monkeypatch: pytest.MonkeyPatc
 
 
 def test_who_asks_is_the_variable_before_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store()
+    store = AccountStore()
     with pytest.raises(ForbiddenError, match="not logged in"):
         account_of("https://x", ConnectionOptions())
     with store.locked():
-        store.put(Account("https://x", "tokens", access="a", refresh="r", expires=5.0))
+        store.put(ServerAccount("https://x", "tokens", access="a", refresh="r", expires=5.0))
     assert account_of("https://x", ConnectionOptions(ca_file="/ca")).ca_file == "/ca"
     monkeypatch.setenv("ENGINEROOM_TOKEN", "key\n")
     assert account_of("https://x", ConnectionOptions()).access == "key"
 
 
 def test_the_file_is_the_owners_and_secrets_are_in_no_repr() -> None:
-    store = Store()
-    account = Account("https://x", "tokens", access="s3cret", refresh="r3fresh", expires=5.0)
+    store = AccountStore()
+    account = ServerAccount("https://x", "tokens", access="s3cret", refresh="r3fresh", expires=5.0)
     with store.locked():
         store.put(account)
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
@@ -192,7 +192,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
 def test_a_token_goes_nowhere_else(server: tuple[str, list[str]]) -> None:
     url, seen = server
     with pytest.raises(UnreachableError, match="302"):
-        Api(Account(url, "token", access="s3cret")).get("/whoami")
+        Api(ServerAccount(url, "token", access="s3cret")).get("/whoami")
     assert seen == ["Bearer s3cret"]
 
 
@@ -231,7 +231,7 @@ def test_an_answer_may_take_longer_than_a_connection(monkeypatch: pytest.MonkeyP
         later.start()
         try:
             url = f"http://127.0.0.1:{running.server_address[1]}"
-            assert Api(Account(url, "token", access="x")).get("/whoami") == {}
+            assert Api(ServerAccount(url, "token", access="x")).get("/whoami") == {}
         finally:
             later.cancel()
             answering.set()
@@ -251,7 +251,7 @@ def test_certificates_are_verified_by_the_ca_that_is_named(tmp_path: Path) -> No
         thread.start()
         try:
             port = running.server_address[1]
-            known = Account(
+            known = ServerAccount(
                 f"https://localhost:{port}", "token", access="x", ca_file=str(authority.certificate)
             )
             assert Api(known).get("/whoami") == {}
@@ -271,7 +271,7 @@ def test_certificates_are_verified_by_the_ca_that_is_named(tmp_path: Path) -> No
 
 
 def test_what_the_api_has_no_route_for_names_the_way_round() -> None:
-    cluster = ApiCluster(Api(Account("https://x", "token")))
+    cluster = ApiCluster(Api(ServerAccount("https://x", "token")))
     for work in (
         lambda: cluster.pods(None),
         lambda: cluster.pools(None),
@@ -372,7 +372,7 @@ def test_tls_of_the_pod_is_undone_inside_the_tunnel(tmp_path: Path) -> None:
         try:
             address = ("127.0.0.1", running.server_address[1])
             with PortForward(lambda: socket.create_connection(address), tls=True) as way:
-                assert Api(Account(way.url, "token", access="x")).get("/whoami") == {}
+                assert Api(ServerAccount(way.url, "token", access="x")).get("/whoami") == {}
                 with ThreadPoolExecutor(8) as threads:
                     asked = [threads.submit(fetched, way.url, body) for _ in range(40)]
                     assert all(entry.result() == body for entry in asked)

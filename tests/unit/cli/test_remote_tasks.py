@@ -10,7 +10,7 @@ import typer
 
 from engineroom.cli.commands.tasks.bulk import BulkOperations
 from engineroom.cli.connections.remote.api import Api
-from engineroom.cli.connections.remote.credentials import Account
+from engineroom.cli.connections.remote.credentials import ServerAccount
 from engineroom.cli.connections.remote.tasks import ApiTasks
 from engineroom.cli.errors import CliError, NotFoundError, RefusedError, UnreachableError
 from engineroom.cli.views.output_formats import OutputFormat
@@ -41,7 +41,7 @@ class ToldApi(Api):
     """Gives the answers that it is told to, and keeps what it was asked."""
 
     def __init__(self, *answers: dict[str, Any] | Exception) -> None:
-        super().__init__(Account("https://x", "token"))
+        super().__init__(ServerAccount("https://x", "token"))
         self.answers = list(answers)
         self.asked: list[tuple[str, Any, Any]] = []
 

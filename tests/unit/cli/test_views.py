@@ -9,7 +9,12 @@ import pytest
 import yaml
 
 from engineroom.api.kinds import WORKER_POOL
-from engineroom.cli.connections.model import Admission, Definition, Installation, Usage
+from engineroom.cli.connections.model import (
+    Installation,
+    KindDefinition,
+    ResourceUsage,
+    WebhookRegistration,
+)
 from engineroom.cli.connections.parsing import parse_component, parse_event, parse_pod, parse_pool
 from engineroom.cli.views.explain import Explanation, explain_document, explain_text
 from engineroom.cli.views.output_formats import difference, dump
@@ -63,7 +68,7 @@ def explanation() -> Explanation:
         parse_pod(pod("mail-2", ready=False, container={"state": {"waiting": {
             "reason": "ImagePullBackOff", "message": "no such image"}}})),
     ]  # fmt: skip
-    measured = replace(pods[0], usage=Usage(memory=100 * 2**20, cpu=250))
+    measured = replace(pods[0], usage=ResourceUsage(memory=100 * 2**20, cpu=250))
     return Explanation(
         pool=parse_pool(pool(autoscaling=AUTO, status={})),
         pods=(measured, pods[1]),
@@ -187,13 +192,13 @@ def installation(**changes: object) -> Installation:
     parts = Installation(
         server="https://192.0.2.10:6443",
         server_version="v1.37.2",
-        definition=Definition(("v1alpha1",), release="0.1.0"),
+        definition=KindDefinition(("v1alpha1",), release="0.1.0"),
         components=(
             parse_component("Deployment", deployment("operator")),
             parse_component("Deployment", deployment("webhooks")),
             parse_component("StatefulSet", deployment("redis", wanted=1, ready=1)),
         ),
-        admission=Admission("engineroom-webhooks", 1, 1),
+        admission=WebhookRegistration("engineroom-webhooks", 1, 1),
         leader="engineroom-operator-abc",
     )
     return replace(parts, **changes)  # type: ignore[arg-type]
@@ -283,7 +288,7 @@ def test_status_without_the_kind_is_a_problem_with_the_command_that_installs_it(
 
 def test_status_sees_a_webhook_that_is_not_registered_or_has_no_certificate() -> None:
     assert "not registered" in text_of(status_text(overview(admission=None)))
-    seen = overview(admission=Admission("engineroom", 1, 0))
+    seen = overview(admission=WebhookRegistration("engineroom", 1, 0))
     assert "without a CA certificate" in text_of(status_text(seen))
     assert not seen.healthy
 
@@ -293,7 +298,7 @@ def test_top_puts_the_busiest_first_and_sums_up() -> None:
         parse_pool(pool("calm", status={"busyWorkers": 0, "queues": []})),
         parse_pool(pool("mail", autoscaling=AUTO, status={})),
     ]
-    pods = [replace(parse_pod(pod(f"mail-{n}")), usage=Usage(2**30, 100)) for n in range(2)]
+    pods = [replace(parse_pod(pod(f"mail-{n}")), usage=ResourceUsage(2**30, 100)) for n in range(2)]
     assert (
         text_of(top_pools(pools, pods, namespaces=False))
         == """\

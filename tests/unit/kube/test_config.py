@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.kube.client import config
-from engineroom.kube.client.errors import ConfigError
+from engineroom.kube.client.errors import ClientConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,25 +75,25 @@ def test_of_several_files_the_first_to_name_a_thing_wins(
 @pytest.mark.parametrize("way", ["exec", "auth-provider"])
 def test_sign_in_by_plugins_is_refused_with_a_way_out(tmp_path: Path, way: str) -> None:
     path = written(tmp_path / "config", document(**{way: {"command": "x"}}))
-    with pytest.raises(ConfigError, match=f"by {way}, which is not supported; use a token"):
+    with pytest.raises(ClientConfigError, match=f"by {way}, which is not supported; use a token"):
         config.from_kubeconfig(path)
 
 
 def test_a_missing_file_context_or_user_is_said_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="set KUBECONFIG"):
+    with pytest.raises(ClientConfigError, match="set KUBECONFIG"):
         config.from_kubeconfig(tmp_path / "none")
     path = written(tmp_path / "config", document())
-    with pytest.raises(ConfigError, match="no context 'three'; it has: one, two"):
+    with pytest.raises(ClientConfigError, match="no context 'three'; it has: one, two"):
         config.from_kubeconfig(path, "three")
     path.write_text(": not yaml : [")
-    with pytest.raises(ConfigError, match="cannot read the kubeconfig"):
+    with pytest.raises(ClientConfigError, match="cannot read the kubeconfig"):
         config.from_kubeconfig(path)
 
 
 def test_a_pod_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    with pytest.raises(ConfigError, match="not inside a pod"):
+    with pytest.raises(ClientConfigError, match="not inside a pod"):
         config.in_cluster(tmp_path)
     (tmp_path / "token").write_text("t1")
     (tmp_path / "ca.crt").write_text("CA")
@@ -103,7 +103,7 @@ def test_a_pod_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.namespace == "engineroom"
     assert loaded.read_ca() == b"CA"
     (tmp_path / "token").unlink()
-    with pytest.raises(ConfigError, match="cannot read the token file"):
+    with pytest.raises(ClientConfigError, match="cannot read the token file"):
         loaded.read_token()
 
 
@@ -113,5 +113,5 @@ def test_plain_http_needs_no_certificates() -> None:
 
 def test_an_unusable_client_certificate_is_said_so() -> None:
     made = config.ApiConfig("https://x", certificate=b"no", private_key=b"no")
-    with pytest.raises(ConfigError, match="client certificate"):
+    with pytest.raises(ClientConfigError, match="client certificate"):
         made.ssl_context()

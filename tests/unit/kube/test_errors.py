@@ -45,7 +45,7 @@ def test_causes_name_the_fields() -> None:
             }
         },
     )
-    assert error.causes == (errors.Cause("spec.queues", "FieldValueRequired", "needed"),)
+    assert error.causes == (errors.StatusCause("spec.queues", "FieldValueRequired", "needed"),)
 
 
 @pytest.mark.parametrize("body", [None, {}, {"details": "odd"}, {"details": {"causes": ["odd"]}}])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engineroom.core.errors import InvalidSpecError, Problem
-from engineroom.kube.client.errors import Cause, Forbidden, NotFound, Unreachable
+from engineroom.kube.client.errors import Forbidden, NotFound, StatusCause, Unreachable
 from engineroom.kube.client.resources import CONFIG_MAPS, Resource
 from engineroom.kube.runtime.reconciler import (
     GroupReconciler,
@@ -29,7 +29,7 @@ TOYS = Resource("engineroom.dev", "v1alpha1", "toys", "Toy")
 TERMINATING = Forbidden(
     "namespace is being terminated",
     status=403,
-    causes=(Cause("", "NamespaceTerminating", ""),),
+    causes=(StatusCause("", "NamespaceTerminating", ""),),
 )
 
 

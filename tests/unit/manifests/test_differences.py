@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.core.redaction import REDACTED, redact_object
-from engineroom.manifests.apply import Change, differences
+from engineroom.manifests.apply import FieldChange, differences
 
 SECRET = "hunter2"
 
@@ -30,7 +30,7 @@ def password(value: str = SECRET) -> dict[str, Any]:
     return {"name": "DB_PASSWORD", "value": value}
 
 
-def told(before: Any, after: Any) -> list[Change]:
+def told(before: Any, after: Any) -> list[FieldChange]:
     found = list(differences(before, after))
     assert SECRET not in str(found)
     return found

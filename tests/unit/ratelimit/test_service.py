@@ -25,7 +25,7 @@ from engineroom.ratelimit.service.metrics import Exposition, ServiceCounts
 from engineroom.ratelimit.service.request_parsing import (
     DecisionRequest,
     ProxyProtocol,
-    UnreadableError,
+    UnreadableRequestError,
     parse_descriptor,
     parse_json,
     parse_proxy_request,
@@ -123,13 +123,13 @@ def test_a_proxy_says_whose_request_it_is_in_its_address_or_in_headers_that_it_n
      "tenant=" + "x" * 9000],
 )  # fmt: skip
 def test_parameters_that_are_repeated_unknown_free_or_too_many_are_refused(query: str) -> None:
-    with pytest.raises(UnreadableError):
+    with pytest.raises(UnreadableRequestError):
         asked(query, x_b="b")
 
 
 @given(st.binary(max_size=200))
 def test_no_message_makes_it_raise_anything_else(data: bytes) -> None:
-    with contextlib.suppress(UnreadableError):
+    with contextlib.suppress(UnreadableRequestError):
         rls.parse_message(data)
 
 
@@ -151,7 +151,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_no_document_makes_it_raise_anything_else(document: object) -> None:
     for read in (parse_json, rls.parse_json):
-        with contextlib.suppress(UnreadableError):
+        with contextlib.suppress(UnreadableRequestError):
             read(document)
 
 
@@ -168,7 +168,7 @@ def test_entries_are_parts_of_the_request_and_else_headers() -> None:
     )  # fmt: skip
     assert view.headers == {"x-api-key": "k"}
     assert (view.tenant, dict(view.claims)) == ("acme", {"sub": "u1"})
-    with pytest.raises(UnreadableError, match="domain"):
+    with pytest.raises(UnreadableRequestError, match="domain"):
         parse_descriptor("shop", entries, 1)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom.core.redaction import is_secret_key, redact_text
-from engineroom.tasks.inspection.arguments import MAX_BYTES, Call, read_call
+from engineroom.tasks.inspection.arguments import MAX_BYTES, JobCall, read_call
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.text(max_size=30)
@@ -118,7 +118,7 @@ def test_a_bomb_of_zeros_is_not_unpacked() -> None:
 
 def test_the_instance_of_a_method_is_told() -> None:
     data = pickle.dumps(("send", uuid.UUID(int=1), (), {}))
-    assert read_call(data) == Call("uuid.UUID.send", (), {})
+    assert read_call(data) == JobCall("uuid.UUID.send", (), {})
 
 
 def test_every_opcode_that_plain_values_need_is_known() -> None:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.clock import FakeClock
 from engineroom.kube.client.errors import NotFound, Unreachable
-from engineroom_webhooks.authorization import Author, ClusterAuthorizer
+from engineroom_webhooks.authorization import ClusterAuthorizer, RequestUser
 
 if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
 
-ANN = Author("ann", groups=("dev",), extra='{"a": ["b"]}')
+ANN = RequestUser("ann", groups=("dev",), extra='{"a": ["b"]}')
 
 
 class Api:
@@ -107,13 +107,13 @@ async def test_yes_is_kept_longer_than_no(
 @pytest.mark.parametrize(
     "other",
     [
-        Author("ann", groups=("dev",)),
-        Author("ann", groups=("ops",), extra='{"a": ["b"]}'),
-        Author("ben", groups=("dev",), extra='{"a": ["b"]}'),
+        RequestUser("ann", groups=("dev",)),
+        RequestUser("ann", groups=("ops",), extra='{"a": ["b"]}'),
+        RequestUser("ben", groups=("dev",), extra='{"a": ["b"]}'),
     ],
 )
 async def test_answers_are_not_shared_between_authors(
-    authorizer: ClusterAuthorizer, api: Api, other: Author
+    authorizer: ClusterAuthorizer, api: Api, other: RequestUser
 ) -> None:
     await authorizer.may_create_pods(ANN, "shop")
     api.allowed = False
@@ -134,16 +134,16 @@ async def test_failure_is_not_kept(authorizer: ClusterAuthorizer, api: Api) -> N
 @pytest.mark.parametrize(
     ("labels", "level"),
     [
-        ({}, Level.RESTRICTED),
-        ({"pod-security.kubernetes.io/enforce": "privileged"}, Level.PRIVILEGED),
-        ({"pod-security.kubernetes.io/enforce": "baseline"}, Level.BASELINE),
-        ({"pod-security.kubernetes.io/enforce": "whatever"}, Level.RESTRICTED),
-        ({"pod-security.kubernetes.io/warn": "privileged"}, Level.RESTRICTED),
-        (None, Level.RESTRICTED),
+        ({}, PodSecurityLevel.RESTRICTED),
+        ({"pod-security.kubernetes.io/enforce": "privileged"}, PodSecurityLevel.PRIVILEGED),
+        ({"pod-security.kubernetes.io/enforce": "baseline"}, PodSecurityLevel.BASELINE),
+        ({"pod-security.kubernetes.io/enforce": "whatever"}, PodSecurityLevel.RESTRICTED),
+        ({"pod-security.kubernetes.io/warn": "privileged"}, PodSecurityLevel.RESTRICTED),
+        (None, PodSecurityLevel.RESTRICTED),
     ],
 )
 async def test_level_of_a_namespace(
-    authorizer: ClusterAuthorizer, api: Api, labels: dict[str, str] | None, level: Level
+    authorizer: ClusterAuthorizer, api: Api, labels: dict[str, str] | None, level: PodSecurityLevel
 ) -> None:
     api.labels = labels
 
@@ -151,5 +151,5 @@ async def test_level_of_a_namespace(
 
 
 async def test_rubbish_is_an_author_without_a_name() -> None:
-    assert Author.of(None) == Author("")
-    assert Author.of({"username": 5, "groups": "x", "extra": []}) == Author("5")
+    assert RequestUser.of(None) == RequestUser("")
+    assert RequestUser.of({"username": 5, "groups": "x", "extra": []}) == RequestUser("5")

@@ -14,7 +14,13 @@ from engineroom.core.clock import FakeClock
 from engineroom.core.errors import ConflictError
 from engineroom_webhooks import certificates, tls
 from engineroom_webhooks.certificate_manager import ServingCertificate, keep_files, look
-from engineroom_webhooks.certificates import RotationPolicy, RotationStep, Stored, carry_out, decide
+from engineroom_webhooks.certificates import (
+    RotationPolicy,
+    RotationStep,
+    StoredCertificates,
+    carry_out,
+    decide,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +33,7 @@ POLICY = RotationPolicy(
 )
 
 
-def made(now: datetime = START) -> Stored:
+def made(now: datetime = START) -> StoredCertificates:
     return carry_out(RotationStep.CREATE, now, None, POLICY)
 
 
@@ -212,7 +218,7 @@ def test_change_is_seen_by_new_connections_and_a_misfit_changes_nothing() -> Non
     trusting_second = ssl.create_default_context(cadata=second.authority.certificate.decode())
 
     with pytest.raises(ssl.SSLError):
-        tls.change(server, certificates.Pair(second.leaf.certificate, first.leaf.key))
+        tls.change(server, certificates.CertificatePair(second.leaf.certificate, first.leaf.key))
     handshake(trusting_first, server, "127.0.0.1")
 
     tls.change(server, second.leaf)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.kube.client.errors import Unreachable
-from engineroom_webhooks.authorization import AllowAll, Author
+from engineroom_webhooks.authorization import AllowAll, RequestUser
 from engineroom_webhooks.review import UnreadableReviewError, answer
 from tests.unit.api.policies import policy
 from tests.unit.api.specs import pool
@@ -42,16 +42,18 @@ def review(
 class Rights:
     """An authority in memory that remembers what it was asked."""
 
-    def __init__(self, level: Level = Level.RESTRICTED, *, allowed: bool = True) -> None:
+    def __init__(
+        self, level: PodSecurityLevel = PodSecurityLevel.RESTRICTED, *, allowed: bool = True
+    ) -> None:
         self._level = level
         self._allowed = allowed
         self.asked: list[Any] = []
 
-    async def level(self, namespace: str) -> Level:
+    async def level(self, namespace: str) -> PodSecurityLevel:
         self.asked.append(namespace)
         return self._level
 
-    async def may_create_pods(self, author: Author, namespace: str) -> bool:
+    async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         self.asked.append((author.username, namespace))
         return self._allowed
 
@@ -144,13 +146,13 @@ HOST = {f"{POD}.hostNetwork": True}
 
 
 async def test_host_network_needs_a_privileged_namespace() -> None:
-    assert not (await answer(review(pool(HOST)), Rights(Level.RESTRICTED))).allowed
-    assert not (await answer(review(pool(HOST)), Rights(Level.BASELINE))).allowed
-    assert (await answer(review(pool(HOST)), Rights(Level.PRIVILEGED))).allowed
+    assert not (await answer(review(pool(HOST)), Rights(PodSecurityLevel.RESTRICTED))).allowed
+    assert not (await answer(review(pool(HOST)), Rights(PodSecurityLevel.BASELINE))).allowed
+    assert (await answer(review(pool(HOST)), Rights(PodSecurityLevel.PRIVILEGED))).allowed
 
 
 async def test_host_network_needs_an_author_who_may_create_pods() -> None:
-    rights = Rights(Level.PRIVILEGED, allowed=False)
+    rights = Rights(PodSecurityLevel.PRIVILEGED, allowed=False)
 
     found = await answer(review(pool(HOST)), rights)
 
@@ -228,7 +230,7 @@ async def test_author_who_schedules_functions_beside_secrets_is_asked() -> None:
 
 async def test_silence_of_the_api_server_is_a_refusal_that_may_be_repeated() -> None:
     class Silent(AllowAll):
-        async def may_create_pods(self, author: Author, namespace: str) -> bool:
+        async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
             raise Unreachable("gone")
 
     found = await answer(review(pool(SECRET_ENV)), Silent())
@@ -258,7 +260,7 @@ async def test_any_request_gets_an_answer_or_is_unreadable(key: str, value: Any)
     document = review(pool({**HOST, **SECRET_ENV}), pool())
     document["request"][key] = value
     try:
-        found = await answer(document, Rights(Level.PRIVILEGED))
+        found = await answer(document, Rights(PodSecurityLevel.PRIVILEGED))
     except UnreadableReviewError:
         return
     assert found.document()["response"]["uid"] == found.uid

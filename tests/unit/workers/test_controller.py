@@ -18,7 +18,7 @@ from engineroom.kube.client.resources import (
 )
 from engineroom.queue.observe import WorkerFacts
 from engineroom.workers.controller import WorkerPoolController
-from engineroom.workers.objects import Runtime
+from engineroom.workers.objects import RuntimeImage
 from engineroom.workers.projections import DELETION_COST
 from engineroom.workers.wake_ups import LEAST_BETWEEN_LOOKS
 from tests.memory_api import Scenario, refuse
@@ -51,7 +51,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.controller = WorkerPoolController(
-            Runtime("runtime:1"),
+            RuntimeImage("runtime:1"),
             URL,
             MemorySchedules(),
             connections=self._open,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engineroom.workers.objects import (
-    Runtime,
+    RuntimeImage,
     deployment,
     inputs_hash,
     redis_secret,
@@ -16,7 +16,7 @@ from engineroom.workers.objects import (
 )
 from tests.unit.workers.builders import pool
 
-RUNTIME = Runtime("engineroom/worker-runtime:1")
+RUNTIME = RuntimeImage("engineroom/worker-runtime:1")
 SECRET = ("mail-redis-0a", "url")
 
 

@@ -24,7 +24,7 @@ from engineroom.workers.rightsizing.recommendation import (
     sizing_plan,
     wants,
 )
-from engineroom.workers.rightsizing.usage import DAY, Sample
+from engineroom.workers.rightsizing.usage import DAY, UsageSample
 from tests.unit.workers import builders
 
 MEBI = 2.0**20
@@ -49,7 +49,7 @@ class Watch:
         self.plan, self.at = sizing, at
         self.recommender = Recommender.begin(sizing, published, at)
 
-    def round(self, *samples: Sample) -> ResourceAmounts:
+    def round(self, *samples: UsageSample) -> ResourceAmounts:
         self.at += ROUND
         self.recommender.profile.fold(list(samples), self.at, ROUND)
         return self.look()
@@ -57,7 +57,7 @@ class Watch:
     def look(self) -> ResourceAmounts:
         return self.recommender.step(self.plan, self.at, PATIENCE)
 
-    def rounds(self, seconds: float, *samples: Sample) -> ResourceAmounts:
+    def rounds(self, seconds: float, *samples: UsageSample) -> ResourceAmounts:
         found = ResourceAmounts()
         for _ in range(int(seconds / ROUND)):
             found = self.round(*samples)
@@ -66,11 +66,11 @@ class Watch:
 
 def test_little_known_recommends_nothing():
     watch = Watch(plan())
-    assert not watch.rounds(PATIENCE - 2 * ROUND, Sample(0.05, 60 * MEBI))
+    assert not watch.rounds(PATIENCE - 2 * ROUND, UsageSample(0.05, 60 * MEBI))
 
 
 def test_after_its_patience_it_recommends_what_is_used_and_some_room():
-    found = Watch(plan()).rounds(PATIENCE + 10 * ROUND, Sample(0.05, 60 * MEBI))
+    found = Watch(plan()).rounds(PATIENCE + 10 * ROUND, UsageSample(0.05, 60 * MEBI))
     assert found.cpu_request == pytest.approx(0.05 * MARGIN, rel=0.16)
     assert found.memory_request == pytest.approx(60 * MEBI * MARGIN, rel=0.12)
     assert found.memory_limit == pytest.approx(60 * MEBI * HEADROOM, rel=0.12)
@@ -79,8 +79,8 @@ def test_after_its_patience_it_recommends_what_is_used_and_some_room():
 
 def test_a_peak_raises_the_limit_at_once_and_nothing_else():
     watch = Watch(plan())
-    watch.rounds(300, Sample(0.05, 60 * MEBI))
-    found = watch.round(Sample(0.05, 60 * MEBI, 300 * MEBI))
+    watch.rounds(300, UsageSample(0.05, 60 * MEBI))
+    found = watch.round(UsageSample(0.05, 60 * MEBI, 300 * MEBI))
     assert found.memory_limit >= 300 * MEBI * HEADROOM
     assert found.memory_request == 128 * MEBI
     assert found.cpu_request == pytest.approx(0.1)
@@ -89,15 +89,15 @@ def test_a_peak_raises_the_limit_at_once_and_nothing_else():
 def test_a_handful_of_samples_raises_no_request():
     watch = Watch(plan())
     for _ in range(LEAST_SAMPLES - 1):
-        assert not watch.round(Sample(0.9, 60 * MEBI))
-    assert watch.round(Sample(0.9, 60 * MEBI)).cpu_request >= 0.9
+        assert not watch.round(UsageSample(0.9, 60 * MEBI))
+    assert watch.round(UsageSample(0.9, 60 * MEBI)).cpu_request >= 0.9
 
 
 def test_nine_of_ten_count_for_requests_and_all_for_limits():
     watch, found = Watch(plan()), ResourceAmounts()
     for turn in range(400):
         rare = turn % 20 == 0
-        found = watch.round(Sample(2.0 if rare else 0.2, (200 if rare else 100) * MEBI))
+        found = watch.round(UsageSample(2.0 if rare else 0.2, (200 if rare else 100) * MEBI))
     assert found.cpu_request < 0.3
     assert found.memory_request < 140 * MEBI
     assert found.memory_limit >= 200 * MEBI * HEADROOM
@@ -115,7 +115,7 @@ def test_a_kill_raises_the_limit_beyond_what_it_was():
 def test_bounds_hold_at_once_whatever_was_used():
     narrow = plan(minAllowed={"cpu": "200m", "memory": "64Mi"}, maxAllowed={"memory": "100M"})
     watch = Watch(narrow)
-    found = watch.rounds(PATIENCE + 300, Sample(0.01, 500 * MEBI))
+    found = watch.rounds(PATIENCE + 300, UsageSample(0.01, 500 * MEBI))
     assert found.memory_limit == found.memory_request == 100e6
     assert found.resources()["limits"]["memory"] == "100000000"
     assert found.cpu_request == pytest.approx(0.2)
@@ -123,27 +123,27 @@ def test_bounds_hold_at_once_whatever_was_used():
 
 def test_a_cpu_limit_is_recommended_only_where_there_is_one():
     limited = plan({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m"}})
-    found = Watch(limited).rounds(120, Sample(0.2, 60 * MEBI), Sample(0.2, 60 * MEBI))
+    found = Watch(limited).rounds(120, UsageSample(0.2, 60 * MEBI), UsageSample(0.2, 60 * MEBI))
     assert found.cpu_limit == pytest.approx(0.24, rel=0.1)
 
 
 def test_requests_that_are_limits_stay_so():
     same = plan({"requests": {"memory": "128Mi"}, "limits": {"memory": "128Mi"}})
-    found = Watch(same).round(Sample(0.1, 60 * MEBI, 300 * MEBI))
+    found = Watch(same).round(UsageSample(0.1, 60 * MEBI, 300 * MEBI))
     assert found.memory_request == found.memory_limit >= 300 * MEBI * HEADROOM
 
 
 def test_a_successor_goes_on_from_what_was_published():
-    before = Watch(plan()).rounds(PATIENCE + 300, Sample(0.05, 60 * MEBI))
+    before = Watch(plan()).rounds(PATIENCE + 300, UsageSample(0.05, 60 * MEBI))
     after = Watch(plan(), ResourceAmounts.of(before.resources()), at=2 * PATIENCE)
     assert after.look() == before
-    assert after.rounds(1800, Sample(0.05, 60 * MEBI)) == before
+    assert after.rounds(1800, UsageSample(0.05, 60 * MEBI)) == before
 
 
 def test_a_limit_that_is_new_in_the_template_is_where_a_successor_begins():
     published = ResourceAmounts.of({"requests": {"cpu": "100m", "memory": "128Mi"}})
     limited = plan({**TEMPLATE, "limits": {"cpu": "200m", "memory": "256Mi"}})
-    found = Watch(limited, published).round(Sample(0.4, 60 * MEBI))
+    found = Watch(limited, published).round(UsageSample(0.4, 60 * MEBI))
     assert found.cpu_limit >= 0.4
     assert found.memory_limit == 256 * MEBI
 
@@ -151,13 +151,13 @@ def test_a_limit_that_is_new_in_the_template_is_where_a_successor_begins():
 def test_a_published_peak_is_not_forgotten_by_a_restart_before_a_day():
     published = ResourceAmounts.of({"limits": {"memory": "2Gi"}, "requests": {"memory": "128Mi"}})
     watch = Watch(plan(), published)
-    assert watch.rounds(DAY - 3600, Sample(None, 60 * MEBI)).memory_limit == 2048 * MEBI
-    assert watch.rounds(7200 + PATIENCE, Sample(None, 60 * MEBI)).memory_limit < 128 * MEBI
+    assert watch.rounds(DAY - 3600, UsageSample(None, 60 * MEBI)).memory_limit == 2048 * MEBI
+    assert watch.rounds(7200 + PATIENCE, UsageSample(None, 60 * MEBI)).memory_limit < 128 * MEBI
 
 
 def test_resources_that_somebody_raised_are_not_lowered_at_once():
     watch = Watch(plan())
-    low = watch.rounds(PATIENCE + 300, Sample(0.05, 60 * MEBI))
+    low = watch.rounds(PATIENCE + 300, UsageSample(0.05, 60 * MEBI))
     watch.plan = plan({"requests": {"cpu": "1", "memory": "128Mi"}, "limits": {"memory": "1Gi"}})
     raised = watch.look()
     assert raised.memory_limit == 1024 * MEBI
@@ -184,7 +184,7 @@ def test_it_never_starves_never_hurries_down_and_keeps_its_bounds(load):
     before: dict[str, float | None] = {}
     for cpu, memory, rounds in load:
         for _ in range(rounds):
-            found = watch.round(Sample(cpu, memory))
+            found = watch.round(UsageSample(cpu, memory))
             held = {name: each.value for name, each in watch.recommender.values.items()}
             watched = watch.recommender.profile.watched
             for name, value in held.items():
@@ -217,7 +217,7 @@ def test_steady_use_with_noise_comes_to_rest(cpu, memory, seed):
     watch, seen = Watch(plan()), []
     for _ in range(1200):
         noise = chance.uniform(0.9, 1.1)
-        seen.append(watch.round(Sample(cpu * noise, memory * noise)))
+        seen.append(watch.round(UsageSample(cpu * noise, memory * noise)))
     settled = seen[int(2 * PATIENCE / ROUND) :]
     for name in RESOURCE_NAMES:
         values = [getattr(found, name) or 0.0 for found in settled]
@@ -230,7 +230,7 @@ def test_work_that_comes_and_goes_does_not_make_it_flap():
     watch, changes, before = Watch(plan()), 0, ResourceAmounts()
     for turn in range(3 * 2880):
         busy = turn // 20 % 10 == 0  # a tenth of the time, which is where the percentile lies
-        found = watch.round(Sample(1.0 if busy else 0.05, (400 if busy else 60) * MEBI))
+        found = watch.round(UsageSample(1.0 if busy else 0.05, (400 if busy else 60) * MEBI))
         if turn > 2880 and found != before:
             changes += 1
         before = found
@@ -262,5 +262,5 @@ def test_a_spec_without_resources_is_off_or_begins_from_nothing():
     made = plan_of(builders.pool(rightSizing={"mode": "Off"})).right_sizing
     assert (made.mode, made.template) == (RightSizingMode.OFF, ResourceAmounts())
     watch = Watch(plan(None))
-    assert not watch.rounds(PATIENCE - 60, Sample(0.05, 60 * MEBI))
-    assert watch.rounds(120, Sample(0.05, 60 * MEBI)).memory_limit is not None
+    assert not watch.rounds(PATIENCE - 60, UsageSample(0.05, 60 * MEBI))
+    assert watch.rounds(120, UsageSample(0.05, 60 * MEBI)).memory_limit is not None

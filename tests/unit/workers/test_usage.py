@@ -19,8 +19,8 @@ from engineroom.workers.rightsizing.usage import (
     RATIO,
     Histogram,
     Peak,
-    Sample,
     UsageProfile,
+    UsageSample,
 )
 
 MEBI = 2.0**20
@@ -129,9 +129,9 @@ def test_a_kill_counts_as_more_than_the_limit():
 def test_only_rounds_that_told_something_count_as_watched():
     profile = UsageProfile()
     profile.fold([], 0.0, 30.0)
-    profile.fold([Sample()], 30.0, 30.0)
+    profile.fold([UsageSample()], 30.0, 30.0)
     assert (profile.watched, profile.version) == (0.0, 0)
-    profile.fold([Sample(memory=64 * MEBI)], 60.0, 30.0)
+    profile.fold([UsageSample(memory=64 * MEBI)], 60.0, 30.0)
     assert (profile.watched, profile.version, profile.memory_samples) == (30.0, 1, 1)
 
 
@@ -139,7 +139,7 @@ def test_a_profile_stays_small_whatever_it_sees():
     profile = UsageProfile()
     for place in range(10_000):
         use = 0.01 * 1.002 ** (place % 5_000)
-        profile.fold([Sample(use, use * 2.0**30, use * 2.0**30)], place * 60.0, 60.0)
+        profile.fold([UsageSample(use, use * 2.0**30, use * 2.0**30)], place * 60.0, 60.0)
     for histogram in (profile.cpu, profile.memory):
         assert len(histogram) <= BUCKETS
     for peak in (profile.cpu_peak, profile.memory_peak):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.schema.tree import Node
+from engineroom.api.schema.tree import SchemaNode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ _LONGEST_NAME = 63
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class CelRule:
     """A CEL rule; ``field`` is the path below the rule's node that the API server reports."""
 
     rule: str
@@ -63,7 +63,7 @@ class KindSchema:
     spec: type[BaseModel]
     status: type[BaseModel]
     #: CEL rules by the path of their node, such as ``spec.queues[]``.
-    rules: Mapping[str, tuple[Rule, ...]]
+    rules: Mapping[str, tuple[CelRule, ...]]
     #: Printer columns of ``kubectl get``, as in the CRD.
     columns: tuple[Mapping[str, Any], ...]
     #: Labels of the CRD.
@@ -142,14 +142,14 @@ def open_api_schema(kind: Kind) -> dict[str, Any]:
     return root
 
 
-def _name_rules(longest: int) -> tuple[Rule, ...]:
+def _name_rules(longest: int) -> tuple[CelRule, ...]:
     reason = ", so that the names made from it fit" if longest < _LONGEST_NAME else ""
     return (
-        Rule(
+        CelRule(
             f"self.metadata.name.size() <= {longest}",
             f"metadata.name: is too long; shorten it to at most {longest} characters{reason}",
         ),
-        Rule(
+        CelRule(
             "!self.metadata.name.contains('.')",
             "metadata.name: has a dot; write a DNS label: lower-case letters, digits and dashes",
         ),
@@ -235,7 +235,7 @@ def _default_text(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default)
 
 
-def _add_rules(node: dict[str, Any], path: str, rules: Mapping[str, Sequence[Rule]]) -> None:
+def _add_rules(node: dict[str, Any], path: str, rules: Mapping[str, Sequence[CelRule]]) -> None:
     if path in rules:
         node["x-kubernetes-validations"] = [rule.document() for rule in rules[path]]
     for name, inner in node.get("properties", {}).items():
@@ -245,12 +245,12 @@ def _add_rules(node: dict[str, Any], path: str, rules: Mapping[str, Sequence[Rul
 
 
 @cache
-def spec_node(kind: Kind) -> Node:
+def spec_node(kind: Kind) -> SchemaNode:
     """Return the tree of the kind's ``spec``, for ``engineroom.api.schema.tree.check``."""
     return node_of(open_api_schema(kind)["properties"]["spec"])
 
 
-def node_of(schema: dict[str, Any]) -> Node:
+def node_of(schema: dict[str, Any]) -> SchemaNode:
     """Turn a structural schema into a tree."""
     type_ = (
         "int-or-string" if schema.get("x-kubernetes-int-or-string") else schema.get("type", "any")
@@ -260,7 +260,7 @@ def node_of(schema: dict[str, Any]) -> Node:
     if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
         fields = {name: node_of(inner) for name, inner in schema["properties"].items()}
     keys = schema.get("x-kubernetes-list-map-keys", ())
-    return Node(
+    return SchemaNode(
         type_,
         description=schema.get("description", ""),
         fields=fields,

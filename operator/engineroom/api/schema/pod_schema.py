@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from engineroom.api.schema.tree import Node
+from engineroom.api.schema.tree import SchemaNode
 
 _ROOT = "PodTemplateSpec"
 _FILE = "pod_schema.json"
@@ -96,27 +96,27 @@ def document() -> dict[str, Any]:
 
 
 @cache
-def pod_template() -> Node:
+def pod_template() -> SchemaNode:
     """Build the tree of a PodTemplateSpec."""
     types = document()["types"]
-    built: dict[str, Node] = {}
+    built: dict[str, SchemaNode] = {}
 
-    def build(short: str, place: str) -> Node:
+    def build(short: str, place: str) -> SchemaNode:
         if short.startswith("["):
             unique_by, _, inner = short[1:].partition("]")
-            return Node(
+            return SchemaNode(
                 "array",
                 items=build(inner, place),
                 unique_by=unique_by or None,
                 secret=place in _SECRET,
             )
         if short.startswith("{}"):
-            return Node("object", items=build(short[2:], place))
+            return SchemaNode("object", items=build(short[2:], place))
         if short not in types:
-            return Node(short, enum=_ENUMS.get(place, ()), secret=place in _SECRET)
+            return SchemaNode(short, enum=_ENUMS.get(place, ()), secret=place in _SECRET)
         if short not in built:
             described = types[short]
-            built[short] = Node(
+            built[short] = SchemaNode(
                 "object",
                 fields={
                     name: build(inner, f"{short}.{name}")

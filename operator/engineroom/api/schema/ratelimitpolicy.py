@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engineroom.api.schema.common import KindSchema, Rule
+from engineroom.api.schema.common import CelRule, KindSchema
 from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicySpec, RateLimitPolicyStatus
 
 #: Sources that need a name, and that may have one.
@@ -12,22 +12,22 @@ NAMED = ("Header", "Query", "Cookie", "JWTClaim")
 
 _NAMED = "['Header', 'Query', 'Cookie', 'JWTClaim']"
 _SOURCE = (
-    Rule(
+    CelRule(
         f"!(self.source in {_NAMED}) || has(self.name)",
         "is missing; write the name of the header, parameter, cookie or claim",
         field=".name",
     ),
-    Rule(
+    CelRule(
         f"!has(self.name) || self.source in {_NAMED} || self.source == 'APIKey'",
         "is set, but this source has no name; remove it",
         field=".name",
     ),
-    Rule(
+    CelRule(
         "(self.source == 'Constant') == has(self.value)",
         "belongs to Constant, and Constant needs one; add or remove it",
         field=".value",
     ),
-    Rule(
+    CelRule(
         "!has(self.ipv6Prefix) || self.source == 'ClientIP'",
         "is set, but the source is not ClientIP; remove it",
         field=".ipv6Prefix",
@@ -35,28 +35,28 @@ _SOURCE = (
 )
 _MATCH = (
     *_SOURCE,
-    Rule(
+    CelRule(
         "(has(self.operator) && self.operator in ['Exists', 'DoesNotExist'])"
         " ? !has(self.values) || self.values.size() == 0"
         " : has(self.values) && self.values.size() > 0",
         "does not fit the operator; Exists and DoesNotExist take none, the others at least one",
         field=".values",
     ),
-    Rule(
+    CelRule(
         "!has(self.operator) || self.operator != 'InNetwork' || self.source == 'ClientIP'",
         "InNetwork compares addresses; use it with source ClientIP",
         field=".operator",
     ),
 )
-_NOT_ZERO = Rule("self.matches('[1-9]')", "is no time at all; write 1ms or more, such as 1s")
+_NOT_ZERO = CelRule("self.matches('[1-9]')", "is no time at all; write 1ms or more, such as 1s")
 
-_RULES: dict[str, tuple[Rule, ...]] = {
+_RULES: dict[str, tuple[CelRule, ...]] = {
     "spec": (
-        Rule(
+        CelRule(
             "has(self.selector) != (has(self.targetRefs) && self.targetRefs.size() > 0)",
             "a policy has either targetRefs or a selector; write one of the two",
         ),
-        Rule(
+        CelRule(
             "!has(self.distribution.mode) || self.distribution.mode != 'Leased' || "
             "self.limits.all(limit, (!has(limit.algorithm) || limit.algorithm == 'TokenBucket') && "
             "(!has(limit.mode) || limit.mode == 'Enforce'))",
@@ -65,7 +65,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "spec.targetRefs[]": (
-        Rule(
+        CelRule(
             "!has(self.group) || (self.kind == 'Service' ? self.group == '' : self.group == "
             "(self.kind == 'Ingress' ? 'networking.k8s.io' : 'gateway.networking.k8s.io'))",
             "is not the group of that kind; leave it out",
@@ -73,12 +73,12 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "spec.limits[]": (
-        Rule(
+        CelRule(
             "!has(self.burst) || !has(self.algorithm) || self.algorithm == 'TokenBucket'",
             "only a TokenBucket has a burst; remove it or use TokenBucket",
             field=".burst",
         ),
-        Rule(
+        CelRule(
             "!has(self.cost) || !has(self.cost.request) || self.cost.request <= "
             "(has(self.burst) ? self.burst : self.rate.requests)",
             "is below cost.request, so every request would be refused; raise it",

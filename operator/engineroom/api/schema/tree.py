@@ -53,16 +53,16 @@ def describe_pattern(pattern: str, name: str, fix: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class SchemaNode:
     """The schema of one value; ``type`` is a key of ``_TYPE_NAMES`` or ``any``."""
 
     type: str
     description: str = ""
     #: The fields of an object; None where all are accepted.
-    fields: Mapping[str, Node] | None = None
+    fields: Mapping[str, SchemaNode] | None = None
     required: tuple[str, ...] = ()
     #: The schema of the values of a free map or the items of a list.
-    items: Node | None = None
+    items: SchemaNode | None = None
     enum: tuple[str, ...] = ()
     minimum: int | None = None
     maximum: int | None = None
@@ -103,7 +103,7 @@ def kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def check(node: Node, value: Any, path: str) -> Iterator[Problem]:
+def check(node: SchemaNode, value: Any, path: str) -> Iterator[Problem]:
     """Yield every difference between ``value`` and ``node``, in the document's order."""
     if node.type == "any":
         return
@@ -120,7 +120,7 @@ def check(node: Node, value: Any, path: str) -> Iterator[Problem]:
         yield from _check_integer(node, value, path)
 
 
-def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
+def _wrong_type(node: SchemaNode, value: Any, path: str) -> Problem | None:
     if value.__class__ is _USUAL.get(node.type):
         return None
     if node.type == "quantity":
@@ -163,7 +163,7 @@ def _wrong_type(node: Node, value: Any, path: str) -> Problem | None:
     return Problem(path, problem, f"write {expected}")
 
 
-def _wrong_quantity(node: Node, value: Any, path: str) -> Problem | None:
+def _wrong_quantity(node: SchemaNode, value: Any, path: str) -> Problem | None:
     del node
     fix = "write a Kubernetes quantity such as 500m, 2, 256Mi or 1Gi"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -175,7 +175,7 @@ def _wrong_quantity(node: Node, value: Any, path: str) -> Problem | None:
     return None
 
 
-def _check_object(node: Node, value: dict[Any, Any], path: str) -> Iterator[Problem]:
+def _check_object(node: SchemaNode, value: dict[Any, Any], path: str) -> Iterator[Problem]:
     for key, item in value.items():
         if not isinstance(key, str):
             yield Problem(path, f"the key {quoted(key)} is no string", "put the key in quotes")
@@ -200,7 +200,7 @@ def _check_object(node: Node, value: dict[Any, Any], path: str) -> Iterator[Prob
             )
 
 
-def unknown_field(node: Node, key: str, path: str) -> Problem:
+def unknown_field(node: SchemaNode, key: str, path: str) -> Problem:
     """Return the problem of a field that is not in the schema, with its probable spelling."""
     fields = node.fields or {}
     guess = nearest(key, fields)
@@ -213,7 +213,7 @@ def unknown_field(node: Node, key: str, path: str) -> Problem:
     return Problem(child(path, key), "is not a known field", fix)
 
 
-def _check_list(node: Node, value: list[Any], path: str) -> Iterator[Problem]:
+def _check_list(node: SchemaNode, value: list[Any], path: str) -> Iterator[Problem]:
     if node.min_length is not None and len(value) < node.min_length:
         yield Problem(path, "is empty", "add at least one item")
     if node.max_length is not None and len(value) > node.max_length:
@@ -237,7 +237,7 @@ def _check_list(node: Node, value: list[Any], path: str) -> Iterator[Problem]:
         indices.setdefault(name, index)
 
 
-def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
+def _check_string(node: SchemaNode, value: str, path: str) -> Iterator[Problem]:
     if node.enum and value not in node.enum:
         guess = nearest(value, node.enum)
         one_of = ", ".join(node.enum)
@@ -254,11 +254,11 @@ def _check_string(node: Node, value: str, path: str) -> Iterator[Problem]:
         yield Problem(path, f"{_display(node, value)} is not {name}", fix)
 
 
-def _display(node: Node, value: object) -> str:
+def _display(node: SchemaNode, value: object) -> str:
     return "the value" if node.secret else quoted(value)
 
 
-def _check_integer(node: Node, value: int, path: str) -> Iterator[Problem]:
+def _check_integer(node: SchemaNode, value: int, path: str) -> Iterator[Problem]:
     low, high = node.minimum, node.maximum
     if low is not None and high is not None:
         fix = f"write a number from {low} to {high}"

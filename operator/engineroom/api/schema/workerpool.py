@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from engineroom.api.schema.common import KindSchema, Rule
+from engineroom.api.schema.common import CelRule, KindSchema
 from engineroom.api.v1alpha1.workerpool import WorkerPoolSpec, WorkerPoolStatus
 
-_NOT_ZERO = Rule("self.matches('[1-9]')", "is no time at all; write more than zero, such as 30s")
+_NOT_ZERO = CelRule("self.matches('[1-9]')", "is no time at all; write more than zero, such as 30s")
 
-_RULES: dict[str, tuple[Rule, ...]] = {
+_RULES: dict[str, tuple[CelRule, ...]] = {
     "spec": (
-        Rule(
+        CelRule(
             "!(has(self.replicas) && has(self.autoscaling))",
             "is set beside spec.autoscaling; remove one of the two",
             field=".replicas",
         ),
-        Rule(
+        CelRule(
             "!has(self.autoscaling) || !has(self.autoscaling.targetBacklogPerWorker) || "
             "!self.queues.exists(queue, has(queue.targetLatency))",
             "spec.queues[].targetLatency: is set, but the pool scales by "
             "targetBacklogPerWorker; remove one of the two",
             field=".queues",
         ),
-        Rule(
+        CelRule(
             "!has(self.autoscaling) || !has(self.metricOutage.replicas) || "
             "(self.metricOutage.replicas >= self.autoscaling.minReplicas && "
             "self.metricOutage.replicas <= self.autoscaling.maxReplicas)",
@@ -31,7 +31,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
             "them",
             field=".metricOutage.replicas",
         ),
-        Rule(
+        CelRule(
             "!has(self.schedules) || self.schedules.all(schedule, !has(schedule.queue) || "
             "self.queues.exists(queue, queue.name == schedule.queue))",
             "spec.schedules[].queue: is none of the pool's queues; write the name of one of them",
@@ -39,40 +39,42 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "spec.schedules[]": (
-        Rule(
+        CelRule(
             "[has(self.cron), has(self.every), has(self.at)].filter(given, given).size() == 1",
             "says no time, or more than one; write exactly one of cron, every and at",
         ),
-        Rule(
+        CelRule(
             "!has(self.timeZone) || has(self.cron)",
             "is set without cron; remove it: only cron has a zone",
             field=".timeZone",
         ),
-        Rule("!has(self.jitter) || !has(self.at)", "is set beside at; remove it", field=".jitter"),
+        CelRule(
+            "!has(self.jitter) || !has(self.at)", "is set beside at; remove it", field=".jitter"
+        ),
     ),
     "spec.schedules[].every": (_NOT_ZERO,),
     "spec.schedules[].timeout": (_NOT_ZERO,),
     "spec.schedules[].cron": (
-        Rule(
+        CelRule(
             "!self.startsWith('@')",
             "is a nickname; write the five fields, such as 0 8 * * 1-5",
         ),
     ),
     "spec.queues[].targetLatency": (_NOT_ZERO,),
     "spec.autoscaling": (
-        Rule(
+        CelRule(
             "self.minReplicas <= self.maxReplicas",
             "is more than maxReplicas; lower it or raise maxReplicas",
             field=".minReplicas",
         ),
-        Rule(
+        CelRule(
             "!has(self.schedules) || "
             "self.schedules.all(schedule, schedule.minReplicas <= self.maxReplicas)",
             "spec.autoscaling.schedules[].minReplicas: is more than maxReplicas; lower it or "
             "raise maxReplicas",
             field=".schedules",
         ),
-        Rule(
+        CelRule(
             "!has(self.targetBacklogPerWorker) || self.targetLatency == '30s'",
             "is set beside targetLatency; remove one of the two",
             field=".targetBacklogPerWorker",
@@ -81,7 +83,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "spec.autoscaling.targetLatency": (_NOT_ZERO,),
     "spec.autoscaling.schedules[].duration": (_NOT_ZERO,),
     "spec.autoscaling.schedules[].cron": (
-        Rule(
+        CelRule(
             "!self.startsWith('@')",
             "is a nickname; write the five fields, such as 0 8 * * 1-5",
         ),
@@ -91,12 +93,12 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "spec.deadLetter.ttl": (_NOT_ZERO,),
     # The API server tries the parent's default, {}, against these before mode has its own.
     "spec.metricOutage": (
-        Rule(
+        CelRule(
             "!has(self.mode) || self.mode != 'Fallback' || has(self.replicas)",
             "Fallback needs a size; write replicas beside it",
             field=".mode",
         ),
-        Rule(
+        CelRule(
             "!has(self.replicas) || (has(self.mode) && self.mode == 'Fallback')",
             "is set, but mode is KeepReplicas; write mode: Fallback or remove it",
             field=".replicas",

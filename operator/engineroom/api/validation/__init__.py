@@ -7,7 +7,7 @@ One module a kind (``workerpool``, ``ratelimitpolicy``) adds the kind's rules to
 from engineroom.api.validation.common import (
     MAX_VALUES,
     RESTRICTED,
-    Rules,
+    KindRules,
     ValidationContext,
     check_registry,
     escalations,
@@ -19,7 +19,7 @@ from engineroom.api.validation.common import (
 __all__ = [
     "MAX_VALUES",
     "RESTRICTED",
-    "Rules",
+    "KindRules",
     "ValidationContext",
     "check_registry",
     "escalations",

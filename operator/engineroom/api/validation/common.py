@@ -1,7 +1,8 @@
 """Validation of objects of every kind: the same for webhook, controller, command line and API.
 
 ``problems`` takes any JSON and never raises. The schema, made from the models, is checked exactly
-as the API server does; each kind adds ``Rules``. Values of environment variables are never shown.
+as the API server does; each kind adds ``KindRules``. Values of environment variables are never
+shown.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engineroom.api.schema.common import spec_node
 from engineroom.api.schema.tree import MAX_PROBLEMS, check, describe_pattern, kind_of
 from engineroom.api.v1alpha1.types import DURATION_PATTERN
 from engineroom.api.validation import guarded_fields
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import InvalidSpecError, Problem
 from engineroom.core.validation.documents import MAX_DEPTH
 from engineroom.core.validation.json_values import as_map
@@ -60,7 +61,7 @@ describe_pattern(
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class KindRules:
     """The rules of one kind beyond its schema; the functions take the spec, of any shape."""
 
     #: The fix for a missing spec.
@@ -75,7 +76,7 @@ class ValidationContext:
     """Facts besides the object that validity depends on."""
 
     #: Pod Security level that the object's namespace enforces; restricted without a label.
-    pod_security: Level = Level.RESTRICTED
+    pod_security: PodSecurityLevel = PodSecurityLevel.RESTRICTED
 
 
 RESTRICTED = ValidationContext()
@@ -120,7 +121,7 @@ def warnings(obj: Any) -> list[str]:
     kind = kinds.registry().find(as_map(obj).get("kind"))
     if kind is None:
         return []
-    rules: Rules = kind.rules.load()
+    rules: KindRules = kind.rules.load()
     return list(islice(rules.warnings(as_map(as_map(obj).get("spec"))), MAX_PROBLEMS))
 
 
@@ -196,7 +197,7 @@ def _top_level(obj: dict[str, Any], kind: Kind) -> Iterator[Problem]:
 
 
 def _spec(obj: dict[str, Any], kind: Kind, context: ValidationContext) -> Iterator[Problem]:
-    rules: Rules = kind.rules.load()
+    rules: KindRules = kind.rules.load()
     if obj.get("spec") is None:
         yield Problem("spec", "is missing", rules.missing_spec)
         return

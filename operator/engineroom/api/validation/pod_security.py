@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LABEL = "pod-security.kubernetes.io/enforce"
 
 
-class Level(IntEnum):
+class PodSecurityLevel(IntEnum):
     """Levels of Pod Security, from the strictest up."""
 
     RESTRICTED = 0
@@ -33,7 +33,7 @@ class Level(IntEnum):
         return self.name.lower()
 
     @classmethod
-    def of(cls, labels: Any) -> Level:
+    def of(cls, labels: Any) -> PodSecurityLevel:
         """Return the level that a namespace with these labels enforces; restricted by default."""
         word = labels.get(LABEL) if isinstance(labels, dict) else None
         return next((level for level in cls if level.word == word), cls.RESTRICTED)
@@ -46,9 +46,9 @@ class Escalation:
     field: str
     problem: str
     fix: str
-    needs: Level
+    needs: PodSecurityLevel
 
-    def refused(self, level: Level) -> Problem:
+    def refused(self, level: PodSecurityLevel) -> Problem:
         """Return the problem of the field in a namespace of ``level``."""
         return Problem(
             self.field,
@@ -113,7 +113,7 @@ def escalations(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
     """Yield the fields of a pod spec that need more than restricted; accepts any JSON."""
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(name) is True:
-            yield Escalation(f"{path}.{name}", "is true", "remove it", Level.PRIVILEGED)
+            yield Escalation(f"{path}.{name}", "is true", "remove it", PodSecurityLevel.PRIVILEGED)
     yield from _volumes(spec, path)
     yield from _security(as_map(spec.get("securityContext")), f"{path}.securityContext")
     for group in ("initContainers", "containers"):
@@ -129,7 +129,9 @@ def _volumes(spec: dict[str, Any], path: str) -> Iterator[Escalation]:
         for source in volume:
             if source == "name" or source in _RESTRICTED_VOLUMES or volume[source] is None:
                 continue
-            needs = Level.PRIVILEGED if source == "hostPath" else Level.BASELINE
+            needs = (
+                PodSecurityLevel.PRIVILEGED if source == "hostPath" else PodSecurityLevel.BASELINE
+            )
             problem = (
                 "mounts a folder of the node"
                 if source == "hostPath"
@@ -148,18 +150,24 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
     where = f"{path}.securityContext"
     yield from _security(security, where)
     if security.get("privileged") is True:
-        yield Escalation(f"{where}.privileged", "is true", "remove it", Level.PRIVILEGED)
+        yield Escalation(f"{where}.privileged", "is true", "remove it", PodSecurityLevel.PRIVILEGED)
     if security.get("allowPrivilegeEscalation") is True:
         field = f"{where}.allowPrivilegeEscalation"
-        yield Escalation(field, "is true", "remove it", Level.BASELINE)
+        yield Escalation(field, "is true", "remove it", PodSecurityLevel.BASELINE)
     mount = security.get("procMount")
     if isinstance(mount, str) and mount != "Default":
-        yield Escalation(f"{where}.procMount", f"is {quoted(mount)}", "remove it", Level.PRIVILEGED)
+        yield Escalation(
+            f"{where}.procMount", f"is {quoted(mount)}", "remove it", PodSecurityLevel.PRIVILEGED
+        )
     capabilities = as_map(security.get("capabilities"))
     for index, name in enumerate(as_list(capabilities.get("add"))):
         if not isinstance(name, str) or name == "NET_BIND_SERVICE":
             continue
-        needs = Level.BASELINE if name in _BASELINE_CAPABILITIES else Level.PRIVILEGED
+        needs = (
+            PodSecurityLevel.BASELINE
+            if name in _BASELINE_CAPABILITIES
+            else PodSecurityLevel.PRIVILEGED
+        )
         field = f"{where}.capabilities.add[{index}]"
         yield Escalation(field, f"adds {quoted(name)}", "remove it", needs)
     dropped = capabilities.get("drop")
@@ -168,13 +176,15 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
             f"{where}.capabilities.drop",
             "leaves out ALL",
             "write [ALL] or remove it (Engineroom drops all)",
-            Level.BASELINE,
+            PodSecurityLevel.BASELINE,
         )
     for index, port in enumerate(as_list(container.get("ports"))):
         number = as_map(port).get("hostPort")
         if isinstance(number, int) and number:
             field = f"{path}.ports[{index}].hostPort"
-            yield Escalation(field, f"is {quoted(number)}", "remove it", Level.PRIVILEGED)
+            yield Escalation(
+                field, f"is {quoted(number)}", "remove it", PodSecurityLevel.PRIVILEGED
+            )
     for hook in ("postStart", "preStop"):
         action = as_map(as_map(as_map(container.get("lifecycle")).get(hook)).get("httpGet"))
         if action.get("host"):
@@ -182,7 +192,7 @@ def _container(container: dict[str, Any], path: str) -> Iterator[Escalation]:
                 f"{path}.lifecycle.{hook}.httpGet.host",
                 "names a host",
                 "remove it",
-                Level.PRIVILEGED,
+                PodSecurityLevel.PRIVILEGED,
             )
 
 
@@ -190,25 +200,27 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
     """Check the fields that pod and container security contexts share."""
     if security.get("runAsUser") == 0 and not isinstance(security.get("runAsUser"), bool):
         fix = "write the number of another user, or remove it"
-        yield Escalation(f"{path}.runAsUser", "is 0 (root)", fix, Level.BASELINE)
+        yield Escalation(f"{path}.runAsUser", "is 0 (root)", fix, PodSecurityLevel.BASELINE)
     if security.get("runAsNonRoot") is False:
-        yield Escalation(f"{path}.runAsNonRoot", "is false", "remove it", Level.BASELINE)
+        yield Escalation(f"{path}.runAsNonRoot", "is false", "remove it", PodSecurityLevel.BASELINE)
     for name in ("seccompProfile", "appArmorProfile"):
         if as_map(security.get(name)).get("type") == "Unconfined":
             fix = "write RuntimeDefault, or remove it"
-            yield Escalation(f"{path}.{name}.type", "is Unconfined", fix, Level.PRIVILEGED)
+            yield Escalation(
+                f"{path}.{name}.type", "is Unconfined", fix, PodSecurityLevel.PRIVILEGED
+            )
     selinux = as_map(security.get("seLinuxOptions"))
     kind = selinux.get("type")
     if isinstance(kind, str) and kind not in _SELINUX_TYPES:
         field = f"{path}.seLinuxOptions.type"
-        yield Escalation(field, f"is {quoted(kind)}", "remove it", Level.PRIVILEGED)
+        yield Escalation(field, f"is {quoted(kind)}", "remove it", PodSecurityLevel.PRIVILEGED)
     for name in ("user", "role"):
         if selinux.get(name):
             field = f"{path}.seLinuxOptions.{name}"
-            yield Escalation(field, "is set", "remove it", Level.PRIVILEGED)
+            yield Escalation(field, "is set", "remove it", PodSecurityLevel.PRIVILEGED)
     if as_map(security.get("windowsOptions")).get("hostProcess") is True:
         field = f"{path}.windowsOptions.hostProcess"
-        yield Escalation(field, "is true", "remove it", Level.PRIVILEGED)
+        yield Escalation(field, "is true", "remove it", PodSecurityLevel.PRIVILEGED)
     for index, sysctl in enumerate(as_list(security.get("sysctls"))):
         setting = as_map(sysctl).get("name")
         if isinstance(setting, str) and setting not in _SAFE_SYSCTLS:
@@ -216,5 +228,5 @@ def _security(security: dict[str, Any], path: str) -> Iterator[Escalation]:
                 f"{path}.sysctls[{index}].name",
                 f"sets {quoted(setting)}",
                 "remove it",
-                Level.PRIVILEGED,
+                PodSecurityLevel.PRIVILEGED,
             )

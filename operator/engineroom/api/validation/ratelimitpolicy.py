@@ -10,7 +10,7 @@ from engineroom.api.schema.ratelimitpolicy import NAMED
 from engineroom.api.schema.tree import describe_pattern
 from engineroom.api.v1alpha1.ratelimitpolicy import GROUPS, TargetKind
 from engineroom.api.v1alpha1.types import read_duration
-from engineroom.api.validation.common import Rules
+from engineroom.api.validation.common import KindRules
 from engineroom.core.errors import Problem
 from engineroom.core.validation.json_values import as_integer, as_list, as_map, as_text
 from engineroom.core.validation.paths import quoted
@@ -309,7 +309,7 @@ def _fraction(value: object) -> Fraction:
         return Fraction(0)
 
 
-RULES = Rules(
+RULES = KindRules(
     missing_spec="add it with limits, and targetRefs or selector",
     problems=_problems,
     warnings=_warnings,

@@ -8,7 +8,7 @@ from engineroom.api.quantity import QuantityError, parse_quantity
 from engineroom.api.schema.tree import describe_pattern
 from engineroom.api.v1alpha1.types import read_duration
 from engineroom.api.validation import job_schedules, pod_template
-from engineroom.api.validation.common import Rules
+from engineroom.api.validation.common import KindRules
 from engineroom.core.errors import Problem
 from engineroom.core.validation.cron import cron_problem, zone_problem
 from engineroom.core.validation.json_values import as_integer, as_list, as_map
@@ -239,6 +239,6 @@ def _restarts(containers: object) -> Iterator[str]:
             )
 
 
-RULES = Rules(
+RULES = KindRules(
     missing_spec="add it with queues and template", problems=_problems, warnings=_warnings
 )

@@ -38,7 +38,7 @@ MAX_TRIES = 200
 BATCH = 500
 
 
-class Outcome(StrEnum):
+class AuditOutcome(StrEnum):
     """The outcome of an action."""
 
     DONE = "done"
@@ -53,7 +53,7 @@ class AuditEntry:
     who: str
     action: str
     target: str
-    outcome: Outcome
+    outcome: AuditOutcome
     how: str = ""
     reason: str = ""
     namespace: str = ""
@@ -81,7 +81,7 @@ class AuditRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class AuditVerification:
     """The result of a verification: number of records, end of the log, problems."""
 
     records: int
@@ -165,7 +165,7 @@ class AuditLog:
         sequence, mac, _ = await self._ends("seq", "mac", "seal")
         return AuditHead(int(sequence or 0), mac)
 
-    async def verify(self, anchor: AuditHead | None = None) -> Verification:
+    async def verify(self, anchor: AuditHead | None = None) -> AuditVerification:
         """Verify the whole log; report edited, removed, added and reordered records.
 
         With ``anchor``, an earlier head, it also detects the restoration of an older log. Raises
@@ -199,7 +199,7 @@ class AuditLog:
         head = await self._check_head(walk, problems)
         if not anchored and anchor is not None and head.sequence < anchor.sequence:
             problems.append(f"the log ends at {head.sequence}, the anchor at {anchor.sequence}")
-        return Verification(walk.records, head, tuple(problems[:MAX_PROBLEMS]))
+        return AuditVerification(walk.records, head, tuple(problems[:MAX_PROBLEMS]))
 
     def _record_problems(self, walk: _Walk, number: int, raw: str, mac: str) -> Iterator[str]:
         """Yield the problems of the record that follows ``walk``."""

@@ -14,20 +14,20 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar
 
 from engineroom.auth.errors import AccountGoneError, ApiKeyError, TokenError
-from engineroom.auth.login.lockout import Rate, address_key
+from engineroom.auth.login.lockout import AttemptRate, address_key
 from engineroom.core.errors import AuthenticationError, LimitError
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from engineroom.auth.login.lockout import Counter
+    from engineroom.auth.login.lockout import AttemptCounter
 
 T = TypeVar("T")
 log = get_logger(__name__)
 
 #: 60 wrong credentials at once, then one a second.
-WRONG = Rate(burst=60, every=1.0)
+WRONG = AttemptRate(burst=60, every=1.0)
 #: Most digests of valid tokens that are remembered.
 MAX_VALID = 10_000
 #: Reasons that are not guesses: the credential was valid at another time.
@@ -37,7 +37,7 @@ _NOT_GUESSED = ("expired", "not_before", "issued_later", "revoked")
 class CredentialThrottle:
     """Counts wrong credentials by address. Raises AuthStoreError if its counter does."""
 
-    def __init__(self, counter: Counter, rate: Rate = WRONG) -> None:
+    def __init__(self, counter: AttemptCounter, rate: AttemptRate = WRONG) -> None:
         self._counter = counter
         self._rate = rate
         self._valid: OrderedDict[bytes, None] = OrderedDict()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class AttemptRate:
     """A limit: ``burst`` attempts at once, then one more every ``every`` seconds."""
 
     burst: int
@@ -35,24 +35,24 @@ class Rate:
 
 
 #: 10 wrong attempts, then one every 90 s: a lockout of an account lasts that long.
-ACCOUNT = Rate(burst=10, every=90.0)
+ACCOUNT = AttemptRate(burst=10, every=90.0)
 #: Higher, because many users may share an address; still slow for a list of accounts.
-ADDRESS = Rate(burst=30, every=10.0)
+ADDRESS = AttemptRate(burst=30, every=10.0)
 
 
-class Counter(Protocol):
+class AttemptCounter(Protocol):
     """A counter of attempts."""
 
-    async def take(self, key: str, rate: Rate) -> float:
+    async def take(self, key: str, rate: AttemptRate) -> float:
         """Take one attempt; return 0.0, or the seconds until the next one is available."""
         ...
 
-    async def give_back(self, key: str, rate: Rate) -> None:
+    async def give_back(self, key: str, rate: AttemptRate) -> None:
         """Return an attempt taken earlier."""
         ...
 
 
-class RedisCounter:
+class RedisAttemptCounter:
     """A counter in Redis by GCRA (ATM Forum's generic cell rate algorithm), one number a key."""
 
     def __init__(
@@ -62,8 +62,8 @@ class RedisCounter:
         self._clock = clock
         self._name = name
 
-    async def take(self, key: str, rate: Rate) -> float:
-        """Take one attempt; see ``Counter``."""
+    async def take(self, key: str, rate: AttemptRate) -> float:
+        """Take one attempt; see ``AttemptCounter``."""
         now = self._clock.now().timestamp()
         with store_errors():
             wait = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
@@ -71,7 +71,7 @@ class RedisCounter:
             )
         return float(text(wait))
 
-    async def give_back(self, key: str, rate: Rate) -> None:
+    async def give_back(self, key: str, rate: AttemptRate) -> None:
         """Return an attempt taken earlier."""
         now = self._clock.now().timestamp()
         with store_errors():
@@ -117,7 +117,7 @@ def address_key(address: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class PasswordAccount:
     """An account with a password."""
 
     subject: str
@@ -129,13 +129,13 @@ class SignIn:
 
     def __init__(
         self,
-        counter: Counter,
+        counter: AttemptCounter,
         passwords: Passwords,
-        find: Callable[[str], Awaitable[Account | None]],
+        find: Callable[[str], Awaitable[PasswordAccount | None]],
         *,
         keep_hash: Callable[[str, str], Awaitable[None]] | None = None,
-        account: Rate = ACCOUNT,
-        address: Rate = ADDRESS,
+        account: AttemptRate = ACCOUNT,
+        address: AttemptRate = ADDRESS,
     ) -> None:
         """``find`` looks up an account by its name; ``keep_hash`` stores (subject, new hash)."""
         self._counter = counter
@@ -144,7 +144,7 @@ class SignIn:
         self._keep_hash = keep_hash
         self._rates = {"account": account, "address": address}
 
-    async def attempt(self, name: str, password: str, address: str) -> Account:
+    async def attempt(self, name: str, password: str, address: str) -> PasswordAccount:
         """Return the account; raise CredentialsError, LockedOutError or AuthStoreError.
 
         Unknown names have the same limits, timing and answer as known ones.

@@ -26,10 +26,10 @@ from engineroom.auth.errors import (
     OutboundRefusedError,
     TokenError,
 )
-from engineroom.auth.oidc.id_token import Expected, Identity, check_id_token, identity_of
+from engineroom.auth.oidc.id_token import ExpectedClaims, OidcIdentity, check_id_token, identity_of
 from engineroom.auth.store_errors import store_errors
 from engineroom.auth.tokens.access_tokens import read_header
-from engineroom.auth.tokens.issuers import Caching, ExternalIssuer
+from engineroom.auth.tokens.issuers import ExternalIssuer, KeyCacheTimes
 from engineroom.auth.tokens.signing_keys import Algorithm
 from engineroom.core import key_prefixes
 from engineroom.core.redis_replies import text
@@ -60,7 +60,7 @@ Authentication = Literal["client_secret_basic", "client_secret_post", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
+class OidcClient:
     """The registration of this client at the provider. Raises ValueError for invalid values.
 
     ``authentication`` is the method at the token endpoint; ``none`` is a public client, protected
@@ -102,7 +102,7 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
+class ProviderMetadata:
     """The used parts of the provider's discovery document."""
 
     authorization: str
@@ -116,7 +116,7 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class StartedSignIn:
     """The provider's URL for the browser, and the value of Set-Cookie."""
 
     url: str
@@ -124,7 +124,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Callback:
+class OidcCallback:
     """The parameters of the provider's redirect back; "" is absent."""
 
     state: str = ""
@@ -137,7 +137,7 @@ class Callback:
 class SignedIn:
     """A completed sign-in. ``id_token`` is for the logout at the provider."""
 
-    identity: Identity
+    identity: OidcIdentity
     return_to: str
     id_token: str = field(repr=False)
 
@@ -178,7 +178,7 @@ def flow_of(cookies: tuple[str, ...]) -> str:
     return values[0] if len(values) == 1 and _RANDOM.fullmatch(values[0]) else ""
 
 
-def read_metadata(document: bytes, client: Client) -> Metadata:
+def read_metadata(document: bytes, client: OidcClient) -> ProviderMetadata:
     """Read a discovery document (OpenID Connect Discovery 1.0, 3); raise OidcProviderError."""
     fields = _object(document, "discovery")
     if fields.get("issuer") != client.issuer:
@@ -205,7 +205,7 @@ def read_metadata(document: bytes, client: Client) -> Metadata:
     methods = fields.get("code_challenge_methods_supported", ["S256"])
     if not isinstance(methods, list) or "S256" not in methods:
         raise OidcProviderError("provider: has no PKCE by S256; turn it on at the provider")
-    return Metadata(
+    return ProviderMetadata(
         authorization=endpoint("authorization_endpoint"),
         token=endpoint("token_endpoint"),
         jwks=endpoint("jwks_uri"),
@@ -224,7 +224,7 @@ def _supported(algorithms: Any) -> frozenset[Algorithm]:
 
 @dataclass(slots=True)
 class _Discovered:
-    metadata: Metadata | None = None
+    metadata: ProviderMetadata | None = None
     loaded: float = float("-inf")
     tried: float = float("-inf")
     #: The message of the last failure.
@@ -237,12 +237,12 @@ class Oidc:
 
     def __init__(
         self,
-        client: Client,
+        client: OidcClient,
         outbound: Outbound,
         redis: Redis,
         clock: Clock,
         *,
-        caching: Caching | None = None,
+        caching: KeyCacheTimes | None = None,
         name: str = key_prefixes.OIDC,
     ) -> None:
         """``caching`` applies to the provider's discovery document and to its keys."""
@@ -250,12 +250,12 @@ class Oidc:
         self._outbound = outbound
         self._redis = redis
         self._clock = clock
-        self._caching = caching or Caching()
+        self._caching = caching or KeyCacheTimes()
         self._name = name
         self._discovered = _Discovered()
         self._lock = asyncio.Lock()
 
-    async def start(self, return_to: str, browser: str = "") -> Started:
+    async def start(self, return_to: str, browser: str = "") -> StartedSignIn:
         """Start a sign-in that ends at the local path ``return_to``.
 
         ``browser`` is the result of ``flow_of``. All tabs of a browser share it; otherwise each new
@@ -291,9 +291,9 @@ class Oidc:
         cookie = (
             f"{FLOW_COOKIE}={browser}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={FLOW_LIFE}"
         )
-        return Started(_with(metadata.authorization, parameters), cookie)
+        return StartedSignIn(_with(metadata.authorization, parameters), cookie)
 
-    async def complete(self, callback: Callback, browser: str) -> SignedIn:
+    async def complete(self, callback: OidcCallback, browser: str) -> SignedIn:
         """Complete a sign-in from the provider's redirect.
 
         The state is used up in every case. Raises OidcSignInError if the sign-in is not of that
@@ -317,7 +317,7 @@ class Oidc:
         id_token, access = answer.get("id_token"), answer.get("access_token", "")
         if not isinstance(id_token, str) or not isinstance(access, str):
             raise OidcProviderError("provider: its answer to the code has no ID token")
-        expected = Expected(
+        expected = ExpectedClaims(
             client_id=self.client.client_id,
             nonce=flow["nonce"],
             began=flow["started"],
@@ -345,7 +345,7 @@ class Oidc:
             parameters["post_logout_redirect_uri"] = return_url
         return _with(metadata.logout, parameters)
 
-    async def metadata(self) -> Metadata:
+    async def metadata(self) -> ProviderMetadata:
         """Return the provider's metadata from the cache or anew; raise OidcProviderError."""
         # While another task loads the document, the cached one serves.
         if not (self._lock.locked() and self._usable()):
@@ -410,7 +410,9 @@ class Oidc:
             raise unknown
         return flow
 
-    async def _exchange(self, metadata: Metadata, code: str, verifier: str) -> dict[str, Any]:
+    async def _exchange(
+        self, metadata: ProviderMetadata, code: str, verifier: str
+    ) -> dict[str, Any]:
         """Exchange the code at the token endpoint (RFC 6749, 4.1.3); return the response."""
         client = self.client
         form = {
@@ -448,7 +450,7 @@ class Oidc:
         )
 
     async def _verified(
-        self, metadata: Metadata, id_token: str, expected: Expected
+        self, metadata: ProviderMetadata, id_token: str, expected: ExpectedClaims
     ) -> Mapping[str, Any]:
         cached = self._discovered
         if cached.keys is None:
@@ -475,7 +477,7 @@ class Oidc:
         return claims.all
 
     async def _with_userinfo(
-        self, metadata: Metadata, claims: Mapping[str, Any], access: str
+        self, metadata: ProviderMetadata, claims: Mapping[str, Any], access: str
     ) -> Mapping[str, Any]:
         """Add claims of the UserInfo endpoint; those of the ID token take precedence (Core 5.3)."""
         response = await self._fetch(

@@ -16,7 +16,7 @@ from engineroom.auth.errors import OidcSignInError, TokenError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engineroom.auth.tokens.access_tokens import Header
+    from engineroom.auth.tokens.access_tokens import TokenHeader
 
 #: Most groups of one identity; further ones are ignored.
 MAX_GROUPS = 1_000
@@ -29,7 +29,7 @@ _HASHES = {"EdDSA": hashlib.sha512, "ES256": hashlib.sha256, "RS256": hashlib.sh
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedClaims:
     """The expected values of an ID token. Times are Unix seconds, ``leeway`` is in seconds."""
 
     client_id: str
@@ -40,7 +40,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class OidcIdentity:
     """An identity at a provider. ``name`` and ``email`` are for display only."""
 
     issuer: str
@@ -56,7 +56,9 @@ class Identity:
         return f"{self.issuer}#{self.person}"
 
 
-def check_id_token(claims: Mapping[str, Any], header: Header, expected: Expected) -> None:
+def check_id_token(
+    claims: Mapping[str, Any], header: TokenHeader, expected: ExpectedClaims
+) -> None:
     """Check the remaining claims of a verified ID token; raise TokenError."""
     if header.type not in {"", "jwt"}:
         raise TokenError("type", "token: is not an ID token")
@@ -80,12 +82,12 @@ def check_id_token(claims: Mapping[str, Any], header: Header, expected: Expected
             raise TokenError("at_hash", "token: is of another access token")
 
 
-def identity_of(claims: Mapping[str, Any], issuer: str, groups: str) -> Identity:
+def identity_of(claims: Mapping[str, Any], issuer: str, groups: str) -> OidcIdentity:
     """Return the identity in checked claims; raise OidcSignInError for an unusable subject."""
     person = claims.get("sub")
     if not isinstance(person, str) or not person.isascii() or not person.isprintable():
         raise OidcSignInError("subject", "sign-in: the provider's subject is not plain text")
-    identity = Identity(
+    identity = OidcIdentity(
         issuer,
         person,
         name=_label(claims.get("name")) or _label(claims.get("preferred_username")),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from engineroom.auth.tokens.signing_keys import Keys, VerifyingKey
+    from engineroom.auth.tokens.signing_keys import SigningKeyCache, VerifyingKey
     from engineroom.core.clock import Clock
 
 #: Most characters of a token.
@@ -80,7 +80,7 @@ class KeySource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class TokenHeader:
     """The used fields of a token's header."""
 
     kid: str
@@ -88,7 +88,7 @@ class Header:
     type: str
 
 
-def read_header(token: str) -> Header:
+def read_header(token: str) -> TokenHeader:
     """Read the header of an unverified token; raise TokenError unless it is a JWT."""
     if len(token) > MAX_TOKEN:
         raise TokenError("too_long", f"token: is longer than {MAX_TOKEN} characters")
@@ -104,10 +104,10 @@ def read_header(token: str) -> Header:
     if not isinstance(algorithm, str):
         raise TokenError("no_algorithm", "token: its header names no algorithm")
     kind = header.get("typ", "")
-    return Header(kid, algorithm, kind.lower() if isinstance(kind, str) else "")
+    return TokenHeader(kid, algorithm, kind.lower() if isinstance(kind, str) else "")
 
 
-async def verified_payload(token: str, header: Header, keys: KeySource) -> dict[str, Any]:
+async def verified_payload(token: str, header: TokenHeader, keys: KeySource) -> dict[str, Any]:
     """Verify a token's signature by ``keys`` and return its payload; raise TokenError."""
     from jwt import PyJWS
     from jwt.exceptions import PyJWTError
@@ -171,7 +171,7 @@ class Tokens:
     def __init__(
         self,
         redis: Redis,
-        keys: Keys,
+        keys: SigningKeyCache,
         revocations: Revocations,
         clock: Clock,
         *,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Caching:
+class KeyCacheTimes:
     """Cache times in seconds.
 
     Keys are reloaded after ``fresh`` and used up to ``max_stale`` while the issuer does not answer.
@@ -100,7 +100,7 @@ class ExternalIssuer:
         audience: str,
         jwks_url: str,
         algorithms: Iterable[Algorithm] = tuple(Algorithm),
-        caching: Caching | None = None,
+        caching: KeyCacheTimes | None = None,
         leeway: float = 30.0,
     ) -> None:
         self._outbound = outbound
@@ -109,7 +109,7 @@ class ExternalIssuer:
         self._audience = audience
         self._url = jwks_url
         self._algorithms = frozenset(algorithms)
-        self._caching = caching or Caching()
+        self._caching = caching or KeyCacheTimes()
         self._leeway = leeway
         self._cached = _CachedKeys()
         self._lock = asyncio.Lock()

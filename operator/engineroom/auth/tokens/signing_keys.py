@@ -339,7 +339,7 @@ class DirectoryKeyStore:
         )
 
 
-class Keys:
+class SigningKeyCache:
     """A cache of the keys for one process, reloaded when they may have changed."""
 
     def __init__(

@@ -7,7 +7,7 @@ import typer
 from engineroom.api import kinds
 from engineroom.cli.app.context import CommandContext
 from engineroom.cli.app.options import Selector
-from engineroom.cli.connections.model import Document, Installation, Pod, Pool, Status
+from engineroom.cli.connections.model import Document, Installation, Pod, Pool, PoolStatus
 from engineroom.cli.connections.objects import list_objects
 from engineroom.cli.errors import ExitCode, ForbiddenError, NotFoundError, program
 from engineroom.cli.views.diagnose import Check, Severity
@@ -93,7 +93,7 @@ def _through_api(context: CommandContext, selector: str | None) -> InstallationO
     )
 
 
-def _unreachable(status: Status) -> bool:
+def _unreachable(status: PoolStatus) -> bool:
     return status.holds("RedisReachable", "False") is not None
 
 

@@ -16,15 +16,15 @@ from engineroom.cli.connections.api_server_errors import answer_error, unreachab
 from engineroom.cli.connections.kubeconfig import load_kubeconfig
 from engineroom.cli.connections.model import (
     RESOURCE,
-    Admission,
-    Component,
-    Definition,
     Document,
     Event,
     Installation,
+    InstalledComponent,
+    KindDefinition,
     Pod,
     Pool,
-    Usage,
+    ResourceUsage,
+    WebhookRegistration,
 )
 from engineroom.cli.connections.parsing import (
     parse_component,
@@ -104,7 +104,7 @@ class KubernetesCluster:
         measured = (replace(pod, usage=usage.get((pod.namespace, pod.name))) for pod in pods)
         return tuple(sorted(measured, key=lambda pod: (pod.namespace, pod.pool, pod.name)))
 
-    def _usage(self, namespace: str | None, selector: str) -> dict[tuple[str, str], Usage]:
+    def _usage(self, namespace: str | None, selector: str) -> dict[tuple[str, str], ResourceUsage]:
         """Measured use by pod; empty where no metrics server answers, which is no error."""
         try:
             documents = self._list(_POD_METRICS, namespace, labelSelector=selector)
@@ -140,7 +140,7 @@ class KubernetesCluster:
         """Return the installed parts of Engineroom, with names of what the account may not read."""
         denied: list[str] = []
         version = self._ask("GET", "/version", "the API server's version")
-        none: list[Component] = []
+        none: list[InstalledComponent] = []
         components = [
             *_allowed(denied, "Deployments", lambda: self._components(DEPLOYMENTS), none),
             *_allowed(denied, "StatefulSets", lambda: self._components(_STATEFUL_SETS), none),
@@ -156,7 +156,7 @@ class KubernetesCluster:
             denied=tuple(denied),
         )
 
-    def _definition(self) -> Definition | None:
+    def _definition(self) -> KindDefinition | None:
         """By discovery, which every account may use; the release only for who may read CRDs."""
         try:
             discovery = self._ask("GET", f"/apis/{API_VERSION}", "discovery")
@@ -167,27 +167,27 @@ class KubernetesCluster:
         try:
             document = self._get(CRDS, None, RESOURCE)
         except (ForbiddenError, NotFoundError):
-            return Definition(served=(VERSION,))
+            return KindDefinition(served=(VERSION,))
         labels = document["metadata"].get("labels") or {}
         served = tuple(
             version["name"] for version in document["spec"]["versions"] if version.get("served")
         )
-        return Definition(served=served, release=labels.get("app.kubernetes.io/version", ""))
+        return KindDefinition(served=served, release=labels.get("app.kubernetes.io/version", ""))
 
-    def _components(self, resource: Resource) -> list[Component]:
+    def _components(self, resource: Resource) -> list[InstalledComponent]:
         documents = self._list(resource, None, labelSelector=PART_OF)
         return [parse_component(resource.kind, document) for document in documents]
 
-    def _admission(self) -> Admission | None:
+    def _admission(self) -> WebhookRegistration | None:
         for document in self._list(_WEBHOOKS, None):
             webhooks = document.get("webhooks") or []
             rules = [rule for webhook in webhooks for rule in webhook.get("rules") or []]
             if any(GROUP in (rule.get("apiGroups") or []) for rule in rules):
                 signed = sum(bool(webhook["clientConfig"].get("caBundle")) for webhook in webhooks)
-                return Admission(document["metadata"]["name"], len(webhooks), signed)
+                return WebhookRegistration(document["metadata"]["name"], len(webhooks), signed)
         return None
 
-    def _leader(self, operators: Sequence[Component]) -> str | None:
+    def _leader(self, operators: Sequence[InstalledComponent]) -> str | None:
         for operator in operators:
             if not operator.lease:
                 continue

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.cli.connections.kubernetes_cluster import MERGE_PATCH, KubernetesCluster
 from engineroom.cli.errors import NotFoundError, RefusedError, UnreachableError, program
 from engineroom.core.clock import SystemClock
@@ -28,7 +28,7 @@ from engineroom.core.transactions.errors import SagaUndoneError
 from engineroom.core.transactions.filelog import FileSagaLog
 from engineroom.core.transactions.saga import Coordinator
 from engineroom.kube.client.errors import Forbidden, Unreachable, from_status
-from engineroom.manifests.apply import LEASE, SAGA, Applier, Planned
+from engineroom.manifests.apply import LEASE, SAGA, Applier, PlannedObject
 from engineroom.manifests.errors import ManifestChangedError, ManifestUndoneError
 from engineroom.manifests.plan import changes, check, level, read_objects, rehearse
 
@@ -141,7 +141,7 @@ class FileBundles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    async def put(self, transaction: str, objects: list[Planned]) -> None:
+    async def put(self, transaction: str, objects: list[PlannedObject]) -> None:
         """See Bundles."""
         text = json.dumps([asdict(document) for document in objects])
         try:
@@ -157,11 +157,11 @@ class FileBundles:
                 f"{self._directory}: cannot be written ({error.strerror}), so nothing was changed"
             ) from error
 
-    async def get(self, transaction: str) -> list[Planned]:
+    async def get(self, transaction: str) -> list[PlannedObject]:
         """See Bundles."""
         try:
             text = self._path(transaction).read_text(encoding="utf-8")
-            return [Planned(**document) for document in json.loads(text)]
+            return [PlannedObject(**document) for document in json.loads(text)]
         except (OSError, ValueError, TypeError) as error:
             raise ManifestChangedError(
                 "transaction: its objects are no longer stored; plan the change again"
@@ -228,22 +228,22 @@ class LocalApply:
         applier = _ReportingApplier(cluster, self._bundles, report)
         self._coordinator = Coordinator(self.log, applier.sagas(), lease=LEASE)
 
-    def plan(self, namespace: str, text: str, *, force: bool) -> list[Planned]:
+    def plan(self, namespace: str, text: str, *, force: bool) -> list[PlannedObject]:
         """Return the planned changes; writes nothing."""
         return asyncio.run(self._plan(namespace, text, force))
 
-    async def _plan(self, namespace: str, text: str, force: bool) -> list[Planned]:
+    async def _plan(self, namespace: str, text: str, force: bool) -> list[PlannedObject]:
         objects = read_objects(namespace, text)
         writer = KubeWriter(self._cluster)
         try:
             pod_security = await level(writer, namespace, objects)
         except Forbidden:
             # The account may not read the namespace's level; admission enforces it at the write.
-            pod_security = Level.PRIVILEGED
+            pod_security = PodSecurityLevel.PRIVILEGED
         check(objects, pod_security)
         return await rehearse(writer, namespace, objects, force=force)
 
-    def run(self, namespace: str, planned: list[Planned], *, force: bool) -> str:
+    def run(self, namespace: str, planned: list[PlannedObject], *, force: bool) -> str:
         """Write all objects or none; returns the transaction's id. Raises ManifestUndoneError."""
         transaction = secrets.token_hex(16)
         details = {
@@ -329,7 +329,7 @@ def _local_user() -> str:
         return f"local:{os.getuid()}"
 
 
-def objects_of(planned: list[Planned]) -> list[Document]:
+def objects_of(planned: list[PlannedObject]) -> list[Document]:
     """Return a plan in the form of the API."""
     return [
         {

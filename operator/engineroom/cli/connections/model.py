@@ -58,7 +58,7 @@ class Autoscaling:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class PoolStatus:
     """The status that the operator last wrote for a pool."""
 
     observed_generation: int
@@ -102,7 +102,7 @@ class Pool:
     image: str
     managed_by: str | None
     queues: tuple[Queue, ...]
-    status: Status | None
+    status: PoolStatus | None
     #: The object as the API server gave it, without managedFields.
     document: Document = field(repr=False, compare=False)
 
@@ -129,7 +129,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class ResourceUsage:
     """The current usage of a pod: bytes and millicores."""
 
     memory: int
@@ -157,7 +157,7 @@ class Pod:
     busy: bool | None
     drain_requested: bool
     drained: bool
-    usage: Usage | None = None
+    usage: ResourceUsage | None = None
     document: Document = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -188,7 +188,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Component:
+class InstalledComponent:
     """A Deployment or StatefulSet of the installation."""
 
     kind: str
@@ -209,7 +209,7 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
+class KindDefinition:
     """The WorkerPool kind as the cluster has it."""
 
     served: tuple[str, ...]
@@ -218,7 +218,7 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class WebhookRegistration:
     """A validating webhook configuration for our kinds."""
 
     name: str
@@ -232,12 +232,12 @@ class Installation:
 
     server: str
     server_version: str
-    definition: Definition | None
-    components: tuple[Component, ...] = ()
-    admission: Admission | None = None
+    definition: KindDefinition | None
+    components: tuple[InstalledComponent, ...] = ()
+    admission: WebhookRegistration | None = None
     leader: str | None = None
     denied: tuple[str, ...] = ()
 
-    def role(self, role: str) -> tuple[Component, ...]:
+    def role(self, role: str) -> tuple[InstalledComponent, ...]:
         """The components with that ``app.kubernetes.io/component``."""
         return tuple(component for component in self.components if component.role == role)

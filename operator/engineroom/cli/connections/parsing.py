@@ -13,15 +13,15 @@ from typing import Any
 from engineroom.api import ANNOTATION_DRAIN, LABEL_POOL
 from engineroom.cli.connections.model import (
     Autoscaling,
-    Component,
     Condition,
     Document,
     Event,
+    InstalledComponent,
     Pod,
     Pool,
+    PoolStatus,
     Queue,
-    Status,
-    Usage,
+    ResourceUsage,
 )
 
 ANNOTATION_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
@@ -98,7 +98,7 @@ def _autoscaling(spec: Document) -> Autoscaling:
     )
 
 
-def _status(status: Document) -> Status:
+def _status(status: Document) -> PoolStatus:
     conditions = tuple(
         Condition(
             type=condition.get("type", ""),
@@ -109,7 +109,7 @@ def _status(status: Document) -> Status:
         )
         for condition in status.get("conditions") or ()
     )
-    return Status(
+    return PoolStatus(
         observed_generation=status.get("observedGeneration", 0),
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
@@ -220,11 +220,11 @@ def parse_event(document: Document) -> Event:
     )
 
 
-def parse_component(kind: str, document: Document) -> Component:
+def parse_component(kind: str, document: Document) -> InstalledComponent:
     """Return the model of a Deployment or StatefulSet of the installation."""
     metadata, spec = document["metadata"], document.get("spec") or {}
     labels, status = metadata.get("labels") or {}, document.get("status") or {}
-    return Component(
+    return InstalledComponent(
         kind=kind,
         namespace=metadata.get("namespace", ""),
         name=metadata["name"],
@@ -260,11 +260,11 @@ def parse_quantity(text: str) -> float:
     return float(number) * _SUFFIXES[suffix]
 
 
-def parse_usage(document: Document) -> Usage:
+def parse_usage(document: Document) -> ResourceUsage:
     """Return the memory (bytes) and CPU (millicores) of a PodMetrics object, all containers."""
     containers = document.get("containers") or []
     usages = [container.get("usage") or {} for container in containers]
-    return Usage(
+    return ResourceUsage(
         memory=round(sum(parse_quantity(usage.get("memory", "0")) for usage in usages)),
         cpu=round(sum(parse_quantity(usage.get("cpu", "0")) for usage in usages) * 1000),
     )

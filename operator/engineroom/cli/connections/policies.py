@@ -214,7 +214,7 @@ def simulated_request(
 # -- top keys -----------------------------------------------------------------------------------
 
 
-class Key(NamedTuple):
+class TopKey(NamedTuple):
     """A key and how often it was asked for, which is too high by at most ``error``."""
 
     namespace: str
@@ -226,18 +226,20 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Top:
+class TopKeys:
     """The keys that were asked for most while ``seconds`` were recorded."""
 
     seconds: float
     total: int
-    keys: tuple[Key, ...]
+    keys: tuple[TopKey, ...]
     #: The number of recording processes, and the errors of those that failed.
     asked: int
     failures: tuple[str, ...] = ()
 
 
-def top_keys(cluster: Callable[[], Cluster], limiter: str | None, seconds: float, many: int) -> Top:
+def top_keys(
+    cluster: Callable[[], Cluster], limiter: str | None, seconds: float, many: int
+) -> TopKeys:
     """Record in all pods of the decision service at once, or in the one at an address.
 
     Raises NotFoundError where none runs, UnreachableError where none answers.
@@ -257,14 +259,14 @@ def top_keys(cluster: Callable[[], Cluster], limiter: str | None, seconds: float
         )  # fmt: skip
     merged = json.loads(merge_top(bodies, many))
     keys = tuple(_key(key) for key in merged["keys"])
-    return Top(seconds, int(merged["total"]), keys, len(doors), tuple(failures))
+    return TopKeys(seconds, int(merged["total"]), keys, len(doors), tuple(failures))
 
 
-def _key(row: Document) -> Key:
+def _key(row: Document) -> TopKey:
     place, _, key = str(row["key"]).partition(" ")
     namespace, _, rest = place.partition("/")
     policy, _, limit = rest.partition("/")
-    return Key(namespace, policy, limit, key, int(row["count"]), int(row["error"]))
+    return TopKey(namespace, policy, limit, key, int(row["count"]), int(row["error"]))
 
 
 def _at(address: str) -> Callable[[], socket]:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from engineroom.cli.connections.model import Admission, Component, Installation, Pod, Pool
+    from engineroom.cli.connections.model import (
+        Installation,
+        InstalledComponent,
+        Pod,
+        Pool,
+        WebhookRegistration,
+    )
 
 #: A running operator writes the first status of a pool within this time, in seconds.
 _FIRST_STATUS_SECONDS = 15.0
@@ -302,7 +308,7 @@ def _webhooks(installation: Installation) -> Check:
     return check
 
 
-def _registered(admission: Admission | None) -> str:
+def _registered(admission: WebhookRegistration | None) -> str:
     return "" if admission is None else f", registered as {admission.name}"
 
 
@@ -343,7 +349,7 @@ def _absent(
     return Check(part, severity, summary, fix)
 
 
-def _deployed(part: str, components: Sequence[Component], more: str) -> Check:
+def _deployed(part: str, components: Sequence[InstalledComponent], more: str) -> Check:
     texts, severity, fix = [], Severity.OK, ""
     for component in components:
         version = f", {component.version}" if component.version else ""

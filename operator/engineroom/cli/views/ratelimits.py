@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from engineroom.api.kinds import Kind
     from engineroom.cli.connections.model import Document
-    from engineroom.cli.connections.policies import Top
+    from engineroom.cli.connections.policies import TopKeys
     from engineroom.cli.views.status import InstallationOverview
     from engineroom.ratelimit.distribution.document import CompiledPolicy
     from engineroom.ratelimit.limits.dry_run import DryRunResult, LimitOutcome
@@ -274,7 +274,7 @@ def _limit_document(outcome: LimitOutcome) -> dict[str, Any]:
 # -- top ----------------------------------------------------------------------------------------
 
 
-def top_text(top: Top) -> RenderableType:
+def top_text(top: TopKeys) -> RenderableType:
     """One line a key, most first."""
     columns = ("ASKED", "PER SECOND", "POLICY", "LIMIT", "KEY")
     rows = [
@@ -290,7 +290,7 @@ def top_text(top: Top) -> RenderableType:
     return table(columns, rows, right=("ASKED", "PER SECOND"))
 
 
-def top_document(top: Top) -> dict[str, Any]:
+def top_document(top: TopKeys) -> dict[str, Any]:
     """The same for programs."""
     return {
         "seconds": top.seconds,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engineroom.auth.errors import AccountGoneError
-from engineroom.auth.login.lockout import Account
+from engineroom.auth.login.lockout import PasswordAccount
 from engineroom.auth.permissions import ADMIN, Grant, intersect_grants
 from engineroom.console.accounts.account_config import BOOTSTRAP, AccountConfig
 
@@ -64,16 +64,16 @@ class Accounts:
         """The current roles."""
         return self.config.policy
 
-    async def find(self, name: str) -> Account | None:
+    async def find(self, name: str) -> PasswordAccount | None:
         """Return the account of that name if it has a password. Raises AuthStoreError."""
         if name == NAME:
-            return Account(SUBJECT, self._hashed) if self._hashed else None
+            return PasswordAccount(SUBJECT, self._hashed) if self._hashed else None
         declared = self.config.accounts.get(name)
         if declared is None or not declared.hashed:
             return None
         if await self.oidc_users.blocked(declared.subject):
             return None
-        return Account(declared.subject, declared.hashed)
+        return PasswordAccount(declared.subject, declared.hashed)
 
     def exists(self, name: str) -> bool:
         """Return True if there is an account of that name, with a password or without."""

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from engineroom.auth.oidc.flow import Client, Oidc
+    from engineroom.auth.oidc.flow import Oidc, OidcClient
     from engineroom.core.clock import Clock
 
 #: URL path to which the provider redirects a browser.
@@ -104,14 +104,14 @@ class AccountSettings(BaseSettings):
         """The same in seconds."""
         return float(self.oidc_remember_days * _DAY)
 
-    def oidc_client(self) -> Client | None:
+    def oidc_client(self) -> OidcClient | None:
         """Return the client registered at the provider, or None without a provider.
 
         Raises ValueError for invalid settings, and OSError.
         """
         if not self.oidc_issuer:
             return None
-        from engineroom.auth.oidc.flow import Client
+        from engineroom.auth.oidc.flow import OidcClient
         from engineroom.auth.tokens.signing_keys import Algorithm
 
         parts = urlsplit(self.oidc_url)
@@ -133,7 +133,7 @@ class AccountSettings(BaseSettings):
         file, value = self.oidc_client_secret_file, self.oidc_client_secret
         secret = value.get_secret_value() if value is not None else ""
         try:
-            return Client(
+            return OidcClient(
                 issuer=self.oidc_issuer,
                 client_id=self.oidc_client_id,
                 redirect_url=self.oidc_url.rstrip("/") + CALLBACK_PATH,

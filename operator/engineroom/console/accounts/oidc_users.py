@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from engineroom.auth.oidc.id_token import Identity
+    from engineroom.auth.oidc.id_token import OidcIdentity
     from engineroom.core.clock import Clock
 
 #: Seconds for which a replica caches an answer of Redis, and so may miss a change.
@@ -75,7 +75,7 @@ class OidcUsers:
         self._users: AsyncCache[OidcUser | None] = AsyncCache(clock)
         self._blocked: AsyncCache[bool] = AsyncCache(clock)
 
-    async def remember(self, identity: Identity) -> None:
+    async def remember(self, identity: OidcIdentity) -> None:
         """Store a user who just signed in. Raises AuthStoreError."""
         now = self._clock.now().timestamp()
         record = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineroom.auth.audit.log import AuditEntry, Outcome
-from engineroom.console.background.operation_store import Status
+from engineroom.auth.audit.log import AuditEntry, AuditOutcome
+from engineroom.console.background.operation_store import OperationStatus
 from engineroom.core.transactions.journal import EntryKind
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ class CompletionAudit:
                 who=ended.by,
                 action="operation.end",
                 target=f"operations/{ended.namespace}/{ended.id}",
-                outcome=Outcome.DONE if ended.status is Status.DONE else Outcome.FAILED,
+                outcome=AuditOutcome.DONE
+                if ended.status is OperationStatus.DONE
+                else AuditOutcome.FAILED,
                 reason=ended.problem,
                 namespace=ended.namespace,
                 details={
@@ -48,7 +50,9 @@ class CompletionAudit:
                 who=record.by or record.name,
                 action="transaction.recover",
                 target=f"transactions/{namespace}/{record.id}",
-                outcome=Outcome.FAILED if outcome == EntryKind.STUCK.value else Outcome.DONE,
+                outcome=AuditOutcome.FAILED
+                if outcome == EntryKind.STUCK.value
+                else AuditOutcome.DONE,
                 namespace=namespace,
                 details={"transaction": record.id, "ended": outcome},
             )

@@ -70,7 +70,7 @@ class WatchedKind:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ObjectChange:
     """A change of one object. ``version`` identifies it among the changes of its kind."""
 
     version: str
@@ -80,7 +80,7 @@ class Event:
     data: str
 
 
-class Stream:
+class EventStream:
     """Events of one namespace that one client has not received yet."""
 
     def __init__(self, namespace: str, kinds: Iterable[str]) -> None:
@@ -89,9 +89,9 @@ class Stream:
         self.kinds = frozenset(kinds)
         self.lost = False
         self.positions: dict[str, str] = {}
-        self._waiting: asyncio.Queue[Event] = asyncio.Queue(BEHIND)
+        self._waiting: asyncio.Queue[ObjectChange] = asyncio.Queue(BEHIND)
 
-    def offer(self, event: Event) -> None:
+    def offer(self, event: ObjectChange) -> None:
         """Queue an event of the stream's namespace and kinds; set ``lost`` if the queue is full."""
         if event.namespace != self.namespace or event.kind not in self.kinds or self.lost:
             return
@@ -110,7 +110,7 @@ class Stream:
                         return self._text(event)
         return None
 
-    def _text(self, event: Event) -> bytes:
+    def _text(self, event: ObjectChange) -> bytes:
         self.positions[event.kind] = event.version
         identity = ",".join(f"{kind}={at}" for kind, at in sorted(self.positions.items()))
         return f"id: {identity}\nevent: {event.name}\ndata: {event.data}\n\n".encode()
@@ -124,7 +124,7 @@ class KindFeed:
         client: Client,
         watched: WatchedKind,
         namespaces: Sequence[str],
-        publish: Callable[[Event], None],
+        publish: Callable[[ObjectChange], None],
     ) -> None:
         self.watched = watched
         self.informer: Informer[ObjectView] = Informer(
@@ -132,7 +132,7 @@ class KindFeed:
         )
         self._publish = publish
         self._versions: dict[str, str] = {}
-        self._past: deque[Event] = deque()
+        self._past: deque[ObjectChange] = deque()
         #: The position before the oldest remembered change.
         self._start = ""
 
@@ -141,7 +141,7 @@ class KindFeed:
         """The version of the latest change; without one, a digest of all objects."""
         return self._past[-1].version if self._past else self._start_position()
 
-    def since(self, position: str) -> Sequence[Event] | None:
+    def since(self, position: str) -> Sequence[ObjectChange] | None:
         """Return the changes after ``position``, or None if it is not remembered."""
         past = list(self._past)
         if position and position == self._start_position():
@@ -165,11 +165,11 @@ class KindFeed:
         if view is None:
             version = f"{self._versions.pop(key, '0')}-gone"
             data = json.dumps({"namespace": namespace, "name": name})
-            event = Event(version, watched.event, watched.deleted_event, namespace, data)
+            event = ObjectChange(version, watched.event, watched.deleted_event, namespace, data)
         else:
             version = self._versions[key] = view.resource_version
             data = view.model_dump_json(by_alias=True)
-            event = Event(version, watched.event, watched.event, namespace, data)
+            event = ObjectChange(version, watched.event, watched.event, namespace, data)
         if self.informer.synced.is_set():
             if len(self._past) == REMEMBERED:
                 self._start = self._past.popleft().version
@@ -184,7 +184,7 @@ class EventHub:
         self, client: Client, watched: Iterable[WatchedKind], namespaces: Sequence[str] = ()
     ) -> None:
         """Watch the kinds in ``namespaces``, in all if it is empty; one must be ``pool``."""
-        self._streams: set[Stream] = set()
+        self._streams: set[EventStream] = set()
         self._open: Counter[str] = Counter()
         self._feeds = {
             kind.event: KindFeed(client, kind, namespaces, self._publish) for kind in watched
@@ -221,7 +221,7 @@ class EventHub:
             for queue in pool.queues
         }
 
-    def _publish(self, event: Event) -> None:
+    def _publish(self, event: ObjectChange) -> None:
         for stream in tuple(self._streams):
             stream.offer(event)
 
@@ -234,7 +234,7 @@ class EventHub:
         """
         if self._open[owner] >= MOST_EACH or self._open.total() >= MOST:
             raise StreamsError("events: too many streams are open; close one", retry_after=5.0)
-        stream = Stream(namespace, kinds)
+        stream = EventStream(namespace, kinds)
         missed = not self._resume(stream, last)
         self._open[owner] += 1
         self._streams.add(stream)
@@ -246,7 +246,7 @@ class EventHub:
             if not self._open[owner]:
                 del self._open[owner]
 
-    def _resume(self, stream: Stream, last: str) -> bool:
+    def _resume(self, stream: EventStream, last: str) -> bool:
         """Queue the changes after the event ``last``; return False if some are not remembered."""
         stream.positions = {kind: self._feeds[kind].position for kind in stream.kinds}
         positions = dict(part.partition("=")[::2] for part in last.split(","))

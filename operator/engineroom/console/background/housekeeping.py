@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from engineroom.auth.audit.log import AuditEntry, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditOutcome
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
 from engineroom.core.errors import EngineroomError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.auth.audit.log import AuditLog
-    from engineroom.auth.tokens.signing_keys import Keys
+    from engineroom.auth.tokens.signing_keys import SigningKeyCache
     from engineroom.core.clock import Clock
 
 log = get_logger(__name__)
@@ -44,7 +44,7 @@ class Housekeeping:
         self,
         redis: Redis,
         audit: AuditLog,
-        keys: Keys,
+        keys: SigningKeyCache,
         clock: Clock,
         *,
         records: int,
@@ -103,7 +103,7 @@ class Housekeeping:
                 who=WHO,
                 action="signing-key.rotate",
                 target="signing-keys",
-                outcome=Outcome.DONE,
+                outcome=AuditOutcome.DONE,
                 details={"key": kid, "days": self.key_days},
             )
         )

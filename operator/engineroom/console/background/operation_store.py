@@ -39,14 +39,14 @@ _PREFIX = key_prefixes.OPERATIONS
 _OPEN = f"{_PREFIX}s:open"
 
 
-class Action(StrEnum):
+class OperationAction(StrEnum):
     """The change that an operation makes to each job."""
 
     RETRY = "retry"
     CANCEL = "cancel"
 
 
-class Status(StrEnum):
+class OperationStatus(StrEnum):
     """The state of an operation."""
 
     RUNNING = "running"
@@ -66,7 +66,7 @@ class Operation:
 
     id: str
     namespace: str
-    action: Action
+    action: OperationAction
     state: State
     queues: tuple[str, ...]
     where: JobFilter
@@ -76,7 +76,7 @@ class Operation:
     #: Further queues whose jobs may be cancelled as dependents of a matching job.
     allowed: tuple[str, ...] = ()
     stop: bool = False
-    status: Status = Status.RUNNING
+    status: OperationStatus = OperationStatus.RUNNING
     done: int = 0
     skipped: int = 0
     problem: str = ""
@@ -119,7 +119,7 @@ class OperationStore:
             "stop": str(int(operation.stop)),
         }
         seal = self._sealer.seal_fields(_key(operation.id), fields)
-        record = {**fields, "seal": seal, "status": Status.RUNNING.value}
+        record = {**fields, "seal": seal, "status": OperationStatus.RUNNING.value}
         arguments: list[str | int] = [operation.id, KEPT, LISTED, repr(operation.started)]
         arguments += [part for pair in record.items() for part in pair]
         keys = [_key(operation.id), _OPEN, _index(operation.namespace)]
@@ -148,7 +148,7 @@ class OperationStore:
         return Operation(
             id=operation,
             namespace=record["namespace"],
-            action=Action(record["action"]),
+            action=OperationAction(record["action"]),
             state=State(record["state"]),
             queues=tuple(json.loads(record["queues"])),
             allowed=tuple(json.loads(record.get("allowed", "[]"))),
@@ -157,7 +157,7 @@ class OperationStore:
             started=float(record["started"]),
             total=int(record["total"]),
             stop=record["stop"] == "1",
-            status=Status(record["status"]),
+            status=OperationStatus(record["status"]),
             done=done,
             skipped=skipped,
             problem=record.get("problem", ""),
@@ -199,7 +199,7 @@ class OperationStore:
         with wrapped("operations.leave"):
             await self._hold(keys=[_lease(operation), _key(operation)], args=[self._holder, 0])
 
-    async def end(self, operation: str, status: Status, problem: str) -> None:
+    async def end(self, operation: str, status: OperationStatus, problem: str) -> None:
         """Record how the operation ended, unless it has ended already."""
         with wrapped("operations.end"):
             arguments = [operation, status.value, problem, KEPT]

@@ -11,7 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from engineroom.console.background.operation_store import Action, Operation, Status
+from engineroom.console.background.operation_store import (
+    Operation,
+    OperationAction,
+    OperationStatus,
+)
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import get_logger
 from engineroom.tasks.errors import NothingMatchesError
@@ -132,24 +136,28 @@ class OperationRunner:
     async def _change_jobs(self, operation: str, halted: asyncio.Event) -> None:
         record = await self._store.get(operation)
         if record is None:
-            await self._finish(operation, Status.STOPPED, "")
+            await self._finish(operation, OperationStatus.STOPPED, "")
             return
         try:
             for queue in record.queues:
-                if record.action is Action.RETRY:
+                if record.action is OperationAction.RETRY:
                     await self._retry(record, queue, halted)
                 else:
                     await self._cancel(record, queue, halted)
         except EngineroomError as error:
             if error.retryable or error.category in (Category.DEPENDENCY, Category.TRANSIENT):
                 raise
-            await self._finish(operation, Status.FAILED, f"{error.code}: {error}"[:500])
+            await self._finish(operation, OperationStatus.FAILED, f"{error.code}: {error}"[:500])
             return
-        await self._finish(operation, Status.DONE, "")
+        await self._finish(operation, OperationStatus.DONE, "")
 
-    async def _finish(self, operation: str, status: Status, problem: str) -> None:
+    async def _finish(self, operation: str, status: OperationStatus, problem: str) -> None:
         record = None if self._on_end is None else await self._store.get(operation)
-        if self._on_end is not None and record is not None and record.status is Status.RUNNING:
+        if (
+            self._on_end is not None
+            and record is not None
+            and record.status is OperationStatus.RUNNING
+        ):
             await self._on_end(replace(record, status=status, problem=problem))
         await self._store.end(operation, status, problem)
 

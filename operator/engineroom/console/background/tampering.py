@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from engineroom.auth.audit.log import AuditEntry, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditOutcome
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
 from engineroom.core.sealing import log_broken
@@ -53,7 +53,7 @@ class TamperingReports:
                 who=WHO,
                 action=ACTION,
                 target=f"{kind}/{name}"[:1000],
-                outcome=Outcome.DENIED,
+                outcome=AuditOutcome.DENIED,
                 reason="its seal is broken: it was changed in Redis, or the API's secret was",
             )
             try:

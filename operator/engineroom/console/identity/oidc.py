@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from engineroom.auth.errors import OidcProviderError, OidcSignInError
 from engineroom.auth.login.sessions import FORGET_COOKIE
 from engineroom.auth.middleware import SESSION
-from engineroom.auth.oidc.flow import Callback, flow_of
+from engineroom.auth.oidc.flow import OidcCallback, flow_of
 from engineroom.auth.permissions import Access
 from engineroom.auth.store_errors import store_errors
 from engineroom.console.accounts.oidc_settings import CALLBACK_PATH
@@ -79,7 +79,7 @@ async def oidc_callback(call: Call) -> Answer:
     try:
         with _provider_errors():
             signed_in = await oidc.complete(
-                Callback(query.state, query.code, query.iss, query.error), flow_of(cookies)
+                OidcCallback(query.state, query.code, query.iss, query.error), flow_of(cookies)
             )
     except OidcSignInError as error:
         log.warning("sign-in at the provider failed", reason=error.reason, address=call.address)

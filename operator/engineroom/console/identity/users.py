@@ -11,7 +11,7 @@ from engineroom.console.accounts.oidc_users import PATH_PREFIX, path_of
 from engineroom.console.cursors import bad_cursor, decode_cursor, encode_cursor
 from engineroom.console.identity.views import GrantView, grant_views
 from engineroom.console.rest.errors import DeclaredError
-from engineroom.console.rest.pagination import Cursor, Limit, Paged
+from engineroom.console.rest.pagination import Cursor, Limit, PageQuery
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import MissingError
 
@@ -25,7 +25,7 @@ _CURSOR = re.compile(
 )
 
 
-class UsersQuery(Paged):
+class UsersQuery(PageQuery):
     """The page to return."""
 
     limit: Limit = 100

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engineroom.auth.audit.log import AuditHead
 from engineroom.auth.permissions import Permission
-from engineroom.console.rest.pagination import Cursor, Limit, Paged
+from engineroom.console.rest.pagination import Cursor, Limit, PageQuery
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
 
@@ -59,7 +59,7 @@ class AuditCheck(Model):
     problems: list[str]
 
 
-class TransactionsQuery(Paged):
+class TransactionsQuery(PageQuery):
     """The requested page."""
 
     limit: Limit = 50

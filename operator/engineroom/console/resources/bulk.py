@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from engineroom.auth.permissions import Permission
-from engineroom.console.background.operation_store import Action, Operation
+from engineroom.console.background.operation_store import Operation, OperationAction
 from engineroom.console.cursors import decode_cursor, encode_cursor
 from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.errors import ImpactError
-from engineroom.console.rest.pagination import Paged
+from engineroom.console.rest.pagination import PageQuery
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
 from engineroom.tasks.inspection.job_filter import JobFilter
@@ -84,16 +84,18 @@ class OperationList(Model):
 
 async def retry_jobs(call: Call) -> Answer:
     """Requeue failed jobs."""
-    return await _begin(call, Action.RETRY, State.FAILED)
+    return await _begin(call, OperationAction.RETRY, State.FAILED)
 
 
 async def cancel_jobs(call: Call) -> Answer:
     """Cancel jobs and their dependents."""
     request: BulkCancel = call.body
-    return await _begin(call, Action.CANCEL, State(request.state), stop=request.stop)
+    return await _begin(call, OperationAction.CANCEL, State(request.state), stop=request.stop)
 
 
-async def _begin(call: Call, action: Action, state: State, *, stop: bool = False) -> Answer:
+async def _begin(
+    call: Call, action: OperationAction, state: State, *, stop: bool = False
+) -> Answer:
     request: Selection = call.body
     where, queues = _where(request), _queues(call, request)
     impact = await call.services.tasks.count_jobs(state, where, queues=queues)
@@ -197,7 +199,7 @@ ROUTES = (
     Route(
         method="GET", path=_OPERATIONS, needs=Permission.NAMESPACE_JOBS_READ,
         handler=list_operations, summary="List bulk changes", tag="operations",
-        query=Paged, answer=OperationList, cost=2,
+        query=PageQuery, answer=OperationList, cost=2,
     ),
     Route(
         method="GET", path=_OPERATION, needs=Permission.NAMESPACE_JOBS_READ,

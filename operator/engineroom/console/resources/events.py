@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from engineroom.auth.permissions import Principal
-    from engineroom.console.background.event_hub import Stream, WatchedKind
+    from engineroom.console.background.event_hub import EventStream, WatchedKind
 
 #: Seconds between two heartbeats. Each heartbeat checks the caller's rights again.
 HEARTBEAT = 5.0
@@ -56,7 +56,7 @@ class _EventResponse(StreamingResponse):
 
 
 async def _lines(
-    stream: Stream,
+    stream: EventStream,
     *,
     missed: bool,
     check: Callable[[], Awaitable[frozenset[str] | None]],

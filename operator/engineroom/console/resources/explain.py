@@ -12,7 +12,7 @@ from engineroom.console.cursors import decode_cursor, encode_cursor
 from engineroom.console.resources.objects import Condition, observed_generation
 from engineroom.console.resources.pools import pool_view, read_pool
 from engineroom.console.resources.queues import require_queue
-from engineroom.console.rest.pagination import Paged, etag
+from engineroom.console.rest.pagination import PageQuery, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core import reasons
 
@@ -73,7 +73,7 @@ class PoolExplanation(Model):
     conditions: list[Condition]
 
 
-class WorkersQuery(Paged):
+class WorkersQuery(PageQuery):
     """A filter for workers: by pool, by queue, or none."""
 
     pool: Annotated[str, Field(max_length=63)] = ""

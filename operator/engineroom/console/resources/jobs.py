@@ -16,7 +16,7 @@ from engineroom.auth.permissions import Permission
 from engineroom.console.idempotency import MARK_SECONDS
 from engineroom.console.resources.job_request import JobRequest
 from engineroom.console.resources.queues import require_queue
-from engineroom.console.rest.pagination import Paged
+from engineroom.console.rest.pagination import PageQuery
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import JobMissingError
 from engineroom.tasks import idempotent
@@ -28,14 +28,14 @@ from engineroom.tasks.redis_steps import run_async
 
 if TYPE_CHECKING:
     from engineroom.tasks.inspection.failures import Attempt
-    from engineroom.tasks.inspection.job_detail import JobDetail, Linked
+    from engineroom.tasks.inspection.job_detail import JobDetail, LinkedJob
     from engineroom.tasks.inspection.jobs import JobSummary
 
 
 _Filter = Annotated[str, Field(max_length=200)]
 
 
-class JobsQuery(Paged):
+class JobsQuery(PageQuery):
     """A filter for jobs; empty fields match all. Function and exception are shell patterns."""
 
     state: Literal[
@@ -305,7 +305,7 @@ def _detail(detail: JobDetail) -> JobDetailView:
     )
 
 
-def _related(link: Linked) -> RelatedJob:
+def _related(link: LinkedJob) -> RelatedJob:
     return RelatedJob(id=link.job_id, status=link.status)
 
 

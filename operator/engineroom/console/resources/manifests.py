@@ -14,7 +14,7 @@ from engineroom.auth.kubernetes import ResourceAttributes
 from engineroom.auth.permissions import Permission
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.transactions.errors import SagaUndoneError
-from engineroom.manifests.apply import SAGA, Planned
+from engineroom.manifests.apply import SAGA, PlannedObject
 from engineroom.manifests.errors import ManifestUndoneError
 from engineroom.manifests.plan import MAX_MANIFEST, changes, check, level, read_objects, rehearse
 
@@ -108,7 +108,7 @@ async def diff(call: Call) -> Answer:
     return Answer(Applied(outcome="planned", transaction=None, objects=objects))
 
 
-async def _plan(call: Call, request: Compared) -> list[Planned]:
+async def _plan(call: Call, request: Compared) -> list[PlannedObject]:
     """Return the planned changes. Raises every error that `apply` would raise before it writes."""
     objects = read_objects(call.namespace, request.manifest)
     client = call.services.client
@@ -135,7 +135,7 @@ async def _require_rights(call: Call, resource: Resource, obj: dict[str, Any]) -
         await call.services.authorizer.require_object(call.principal, attributes, call.namespace)
 
 
-def _applied(planned: Planned) -> AppliedObject:
+def _applied(planned: PlannedObject) -> AppliedObject:
     return AppliedObject(
         api_version=planned.api_version,
         kind=planned.kind,

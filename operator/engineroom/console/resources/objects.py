@@ -14,7 +14,7 @@ from pydantic import Field
 from engineroom.api import kinds
 from engineroom.auth.permissions import Permission
 from engineroom.console.cursors import bad_cursor
-from engineroom.console.rest.pagination import Paged, etag
+from engineroom.console.rest.pagination import PageQuery, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route, kind_parameter
 from engineroom.kube.client.errors import BadRequest, Gone
 from engineroom.kube.client.resources import resource_of
@@ -213,7 +213,7 @@ def kind_routes(kind: Kind) -> tuple[Route, ...]:
         Route(
             method="GET", path=path, needs=Permission(kind.permissions.list),
             handler=list_kind, summary=f"List {kind.plural_noun} ({kind.kind})",
-            tag=kind.plural_noun, query=Paged, answer=rest_view.page,
+            tag=kind.plural_noun, query=PageQuery, answer=rest_view.page,
         ),
         Route(
             method="GET", path=f"{path}/{{{parameter}}}", needs=Permission(kind.permissions.get),
@@ -250,7 +250,7 @@ ROUTES = (
     Route(
         method="GET", path=_OBJECTS, needs=Permission.NAMESPACE_POOLS_READ,
         handler=list_objects, summary="List worker pools as objects of the cluster",
-        tag="pools", query=Paged, answer=PoolObjects,
+        tag="pools", query=PageQuery, answer=PoolObjects,
     ),
     Route(
         method="GET", path=f"{_OBJECTS}/{{pool}}", needs=Permission.NAMESPACE_POOLS_READ,

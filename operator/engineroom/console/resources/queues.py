@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engineroom.auth.permissions import Permission
 from engineroom.console.cursors import decode_cursor, encode_cursor
-from engineroom.console.rest.pagination import Cursor, Limit, Paged
+from engineroom.console.rest.pagination import Cursor, Limit, PageQuery
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import MissingError
 from engineroom.tasks.limits import MAX_CONCURRENCY
@@ -46,7 +46,7 @@ class QueueView(Model):
     limit: QueueLimitView | None
 
 
-class QueuesQuery(Paged):
+class QueuesQuery(PageQuery):
     """The requested page."""
 
     limit: Limit = 200

@@ -16,7 +16,7 @@ from engineroom.console.idempotency import MARK_SECONDS
 from engineroom.console.resources.job_request import JobRequest
 from engineroom.console.resources.queues import require_queue
 from engineroom.console.rest.errors import PreconditionFailedError
-from engineroom.console.rest.pagination import Paged, check_match, etag
+from engineroom.console.rest.pagination import PageQuery, check_match, etag
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.errors import InvalidInputError, MissingError, Problem
 from engineroom.core.triggers.triggers import MAX_JITTER
@@ -247,7 +247,7 @@ _WRITE = Permission.NAMESPACE_SCHEDULES_WRITE
 ROUTES = (
     Route(
         method="GET", path=_SCHEDULES, needs=Permission.NAMESPACE_SCHEDULES_READ,
-        handler=list_schedules, summary="List schedules", tag="schedules", query=Paged,
+        handler=list_schedules, summary="List schedules", tag="schedules", query=PageQuery,
         answer=ScheduleList, cost=2,
     ),
     Route(

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Route as StarletteRoute
 from structlog.contextvars import get_contextvars
 
-from engineroom.auth.audit.log import AuditEntry, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditOutcome
 from engineroom.auth.errors import CsrfError
 from engineroom.auth.middleware import SECURITY_HEADERS, AuthMiddleware
 from engineroom.auth.permissions import Access
@@ -118,7 +118,7 @@ class _Authentication:
             who=error.subject,
             action=route.action,
             target=f"{route.tag}{path}"[:1000],
-            outcome=Outcome.DENIED,
+            outcome=AuditOutcome.DENIED,
             how=f"session {error.session}",
             reason=f"{error.code}: {error}",
             request=str(get_contextvars().get("request_id", "")),

@@ -13,7 +13,7 @@ from engineroom import __version__
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.permissions import Access
 from engineroom.console import idempotency
-from engineroom.console.rest.routing import PATH_PARAMETERS, Nothing
+from engineroom.console.rest.routing import PATH_PARAMETERS, NoParameters
 from engineroom.core.error_responses import ProblemDocument
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
             {"name": name, "in": "path", "required": True, "description": description,
              "schema": schema}
         )  # fmt: skip
-    if route.query is not Nothing:
+    if route.query is not NoParameters:
         properties = _schema(route.query)["properties"]
         for name, field in properties.items():
             schema = {k: v for k, v in field.items() if k not in {"title", "description"}}

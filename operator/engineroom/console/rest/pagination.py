@@ -18,7 +18,7 @@ Cursor = Annotated[
 ]
 
 
-class Paged(Model):
+class PageQuery(Model):
     """The page to return."""
 
     limit: Limit = 50

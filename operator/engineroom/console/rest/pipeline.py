@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from structlog.contextvars import get_contextvars
 
-from engineroom.auth.audit.log import AuditEntry, Outcome
+from engineroom.auth.audit.log import AuditEntry, AuditOutcome
 from engineroom.auth.login.lockout import address_key
 from engineroom.auth.middleware import current_principal, problem
 from engineroom.auth.permissions import Access
@@ -176,7 +176,11 @@ class RequestPipeline:
             who=caller.subject if caller else "(nobody)",
             action=route.action,
             target="/".join([route.tag, *(str(value) for value in path.values())])[:1000],
-            outcome=Outcome.DENIED if denied else Outcome.FAILED if error else Outcome.DONE,
+            outcome=AuditOutcome.DENIED
+            if denied
+            else AuditOutcome.FAILED
+            if error
+            else AuditOutcome.DONE,
             how=f"{caller.how} {caller.reference}" if caller else "",
             reason=f"{error.code}: {error}" if isinstance(error, EngineroomError) else "",
             namespace=str(path.get("namespace", "")),

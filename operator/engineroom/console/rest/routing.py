@@ -65,7 +65,7 @@ class Model(BaseModel):
     )
 
 
-class Nothing(Model):
+class NoParameters(Model):
     """A query without parameters."""
 
 
@@ -141,7 +141,7 @@ class Route:
     summary: str
     tag: str
     body: type[Model] | None = None
-    query: type[Model] = Nothing
+    query: type[Model] = NoParameters
     answer: type[Model] | None = None
     status: int = 200
     media: str = "application/json"

@@ -193,7 +193,7 @@ class _Plain:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RecoveredTransaction:
     """A prepared transaction that recovery ended."""
 
     gid: str
@@ -206,17 +206,19 @@ def recover(first: Any, databases: Mapping[str, Any], *, older_than: float = 60.
 
     The connections are in autocommit. ``databases`` has the participants' names; pass as many
     databases as are reachable: a decision is deleted once all its databases were checked. Returns a
-    list of ``Ended``, for async connections an awaitable of it. Safe to run in any number of
-    processes. A transaction older than ``older_than`` without a decision is rolled back, and its
-    ``prepare`` raises ConflictError. Raises the driver's errors.
+    list of ``RecoveredTransaction``, for async connections an awaitable of it. Safe to run in any
+    number of processes. A transaction older than ``older_than`` without a decision is rolled back,
+    and its ``prepare`` raises ConflictError. Raises the driver's errors.
     """
     work = _recover(first, databases, older_than)
     return work if inspect.iscoroutinefunction(first.commit) else run_plain(work)
 
 
-async def _recover(first: Any, databases: Mapping[str, Any], older_than: float) -> list[Ended]:
+async def _recover(
+    first: Any, databases: Mapping[str, Any], older_than: float
+) -> list[RecoveredTransaction]:
     await settle(first.execute(_LOCK_TIMEOUT))
-    ended: list[Ended] = []
+    ended: list[RecoveredTransaction] = []
     left: set[str] = set()
     for name, other in databases.items():
         cursor = await settle(other.execute(_PREPARED))
@@ -229,7 +231,7 @@ async def _recover(first: Any, databases: Mapping[str, Any], older_than: float) 
             if committed is None:
                 left.add(gid)
             elif await _end(other, text, committed):
-                ended.append(Ended(gid, name, committed))
+                ended.append(RecoveredTransaction(gid, name, committed))
     await settle(first.execute(_FORGET, (RETENTION, list(databases), sorted(left))))
     return ended
 

@@ -24,7 +24,7 @@ from engineroom.kube.client import config as kube_config
 from engineroom.kube.client.config import TOKEN_MAX_AGE, ApiConfig
 from engineroom.kube.client.errors import (
     ApiError,
-    ConfigError,
+    ClientConfigError,
     Unauthorized,
     Unreachable,
     from_status,
@@ -490,7 +490,7 @@ class Client:
         headers_within: float | None,
     ) -> aiohttp.ClientResponse:
         if self._session is None:
-            raise ConfigError("the client is not open; use it as an async context manager")
+            raise ClientConfigError("the client is not open; use it as an async context manager")
         headers: dict[str, str] = {}
         authorization = self._authorize()
         if authorization:

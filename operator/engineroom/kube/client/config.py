@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from engineroom.kube.client.errors import ConfigError
+from engineroom.kube.client.errors import ClientConfigError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -49,7 +49,9 @@ class ApiConfig:
         try:
             return self.token_file.read_text().strip()
         except OSError as error:
-            raise ConfigError(f"cannot read the token file {self.token_file}: {error}") from error
+            raise ClientConfigError(
+                f"cannot read the token file {self.token_file}: {error}"
+            ) from error
 
     def read_ca(self) -> bytes | None:
         """The CA bundle as it is now (PEM), or None for the machine's own trust store."""
@@ -60,7 +62,7 @@ class ApiConfig:
         try:
             return self.ca_file.read_bytes()
         except OSError as error:
-            raise ConfigError(f"cannot read the CA file {self.ca_file}: {error}") from error
+            raise ClientConfigError(f"cannot read the CA file {self.ca_file}: {error}") from error
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """A fresh context with the CA and client certificate as they are now; None for http."""
@@ -84,7 +86,7 @@ def _load_pair(context: ssl.SSLContext, certificate: bytes, private_key: bytes) 
             file.write(certificate + b"\n" + private_key)
         context.load_cert_chain(name)
     except ssl.SSLError as error:
-        raise ConfigError(
+        raise ClientConfigError(
             f"the client certificate of the kubeconfig is not usable: {error}"
         ) from error
     finally:
@@ -96,7 +98,7 @@ def in_cluster(directory: Path = SERVICE_ACCOUNT) -> ApiConfig:
     host = os.environ.get("KUBERNETES_SERVICE_HOST")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host or not (directory / "token").exists():
-        raise ConfigError(
+        raise ClientConfigError(
             "not inside a pod with a service account token; set KUBECONFIG to run outside a cluster"
         )
     if ":" in host:
@@ -127,25 +129,25 @@ def from_kubeconfig(path: str | Path | None = None, context: str | None = None) 
         try:
             document = yaml.safe_load(file.read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the kubeconfig {file}: {error}") from error
+            raise ClientConfigError(f"cannot read the kubeconfig {file}: {error}") from error
         merged["current-context"] = merged["current-context"] or document.get("current-context", "")
         for section, key in (("clusters", "cluster"), ("users", "user"), ("contexts", "context")):
             for entry in document.get(section) or ():
                 merged[section].setdefault(entry["name"], (entry.get(key) or {}, file.parent))
     if not found:
-        raise ConfigError(
+        raise ClientConfigError(
             f"no kubeconfig at {', '.join(map(str, paths))}; set KUBECONFIG to the file to use"
         )
     name = context or merged["current-context"]
     if not name:
-        raise ConfigError("the kubeconfig has no current-context; choose one with --context")
+        raise ClientConfigError("the kubeconfig has no current-context; choose one with --context")
     chosen, _ = _entry(merged, "contexts", name)
     cluster, cluster_dir = _entry(merged, "clusters", str(chosen.get("cluster")))
     user_name = chosen.get("user")
     user, user_dir = _entry(merged, "users", str(user_name)) if user_name else ({}, Path())
     for unsupported in ("exec", "auth-provider"):
         if unsupported in user:
-            raise ConfigError(
+            raise ClientConfigError(
                 f"user {user_name!r} of the kubeconfig signs in by {unsupported}, which is not "
                 "supported; use a token or a client certificate "
                 "(kubectl create token SERVICEACCOUNT makes one)"
@@ -190,7 +192,7 @@ def _entry(merged: dict[str, Any], section: str, name: str) -> tuple[dict[str, A
         entry: tuple[dict[str, Any], Path] = merged[section][name]
     except KeyError:
         known = ", ".join(sorted(merged[section])) or "none"
-        raise ConfigError(
+        raise ClientConfigError(
             f"the kubeconfig has no {section[:-1]} {name!r}; it has: {known}"
         ) from None
     return entry
@@ -206,4 +208,4 @@ def _data(entry: dict[str, Any], directory: Path, key: str) -> bytes | None:
     try:
         return (directory / str(name)).read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read {key} of the kubeconfig: {error}") from error
+        raise ClientConfigError(f"cannot read {key} of the kubeconfig: {error}") from error

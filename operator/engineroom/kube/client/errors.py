@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class StatusCause:
     """One entry of ``details.causes``: a field, what kind of breach, and the message."""
 
     field: str
@@ -40,7 +40,7 @@ class ApiError(EngineroomError):
         *,
         status: int = 0,
         reason: str = "",
-        causes: tuple[Cause, ...] = (),
+        causes: tuple[StatusCause, ...] = (),
         retry_after: float | None = None,
     ) -> None:
         self.status = status
@@ -154,7 +154,7 @@ class Unreachable(DependencyError):
     retryable = True
 
 
-class ConfigError(EngineroomError):
+class ClientConfigError(EngineroomError):
     """The kubeconfig or the service account's files cannot be used; the message says what to do."""
 
     code = "kubernetes_config"
@@ -174,11 +174,11 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
-def _causes(details: object) -> tuple[Cause, ...]:
+def _causes(details: object) -> tuple[StatusCause, ...]:
     if not isinstance(details, dict):
         return ()
     return tuple(
-        Cause(
+        StatusCause(
             field=str(cause.get("field") or ""),
             reason=str(cause.get("reason") or ""),
             message=str(cause.get("message") or ""),

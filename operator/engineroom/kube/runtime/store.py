@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Entry(NamedTuple, Generic[T]):
+class _CachedObject(NamedTuple, Generic[T]):
     version: str
     label: str | None
     value: T
@@ -46,7 +46,7 @@ class ObjectStore(Generic[T]):
         self._on_change = on_change
         self._index_label = index_label
         self._on_index = on_index
-        self._objects: dict[str, _Entry[T]] = {}
+        self._objects: dict[str, _CachedObject[T]] = {}
         self._index: dict[str, set[str]] = {}
         self._comparisons: list[ListComparison[T]] = []
 
@@ -122,7 +122,7 @@ class ObjectStore(Generic[T]):
         if old is not None and version and old.version == version:
             return False
         index = self._index_of(metadata)
-        self._objects[key] = _Entry(version, index, self._project(obj))
+        self._objects[key] = _CachedObject(version, index, self._project(obj))
         if old is None or old.label != index:
             if old is not None and old.label is not None:
                 self._unindex(old.label, key)

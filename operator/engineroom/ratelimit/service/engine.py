@@ -101,7 +101,7 @@ class DecisionResult(NamedTuple):
         return self.missing is MissingPolicy.UNATTACHED
 
 
-class Directory(Protocol):
+class PolicyDirectory(Protocol):
     """A directory of policies."""
 
     def find(
@@ -111,10 +111,12 @@ class Directory(Protocol):
         ...
 
 
-class Engine:
+class DecisionEngine:
     """Decides on requests on one event loop."""
 
-    def __init__(self, directory: Directory, counts: ServiceCounts, recordings: Recordings) -> None:
+    def __init__(
+        self, directory: PolicyDirectory, counts: ServiceCounts, recordings: Recordings
+    ) -> None:
         self._directory = directory
         self._counts = counts
         self._recordings = recordings

@@ -31,7 +31,7 @@ from ngh2.events import (
 from engineroom.ratelimit.service import rls
 from engineroom.ratelimit.service.engine import MissingPolicy
 from engineroom.ratelimit.service.protocol_server import ProtocolServer
-from engineroom.ratelimit.service.request_parsing import UnreadableError
+from engineroom.ratelimit.service.request_parsing import UnreadableRequestError
 
 log = structlog.get_logger(__name__)
 
@@ -243,7 +243,7 @@ class GrpcConnection(asyncio.Protocol):
         call.responding = True
         try:
             requests = rls.parse_message(body[_PREFIX.size :])
-        except UnreadableError as error:
+        except UnreadableRequestError as error:
             self._fail(stream, INVALID_ARGUMENT, str(error))
             return
 

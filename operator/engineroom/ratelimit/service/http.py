@@ -19,12 +19,12 @@ import structlog
 
 from engineroom.ratelimit.service import request_parsing, responses, rls
 from engineroom.ratelimit.service.protocol_server import ProtocolServer
-from engineroom.ratelimit.service.request_parsing import ProxyProtocol, UnreadableError
+from engineroom.ratelimit.service.request_parsing import ProxyProtocol, UnreadableRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from engineroom.ratelimit.service.engine import DecisionResult, Engine
+    from engineroom.ratelimit.service.engine import DecisionEngine, DecisionResult
     from engineroom.ratelimit.service.metrics import ServiceCounts
 from engineroom.ratelimit.service.request_parsing import DecisionRequest
 
@@ -53,7 +53,7 @@ _MAX_ROUTES, _MAX_ROUTE = 4096, 1024
 class HttpService(ProtocolServer["HttpConnection"]):
     """The HTTP/1.1 server of the service."""
 
-    def __init__(self, engine: Engine, counts: ServiceCounts) -> None:
+    def __init__(self, engine: DecisionEngine, counts: ServiceCounts) -> None:
         super().__init__(engine, counts)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -245,7 +245,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 form, namespace, name = route
                 self._decide_for_proxy(number, form, namespace, name, "", "", method, headers)
-        except UnreadableError as error:
+        except UnreadableRequestError as error:
             self._respond(number, 400, responses.problem(400, str(error)), "unreadable")
 
     # -- requests and responses -----------------------------------------------------------------
@@ -307,7 +307,7 @@ class HttpConnection(asyncio.Protocol):
             request = request_parsing.parse_proxy_request(
                 form, namespace, name, rest, query, method, headers
             )
-        except UnreadableError as error:
+        except UnreadableRequestError as error:
             self._respond(number, *responses.unreadable(form, str(error)), "unreadable")
             return
         result = self._engine.decide(request, self._respond_to_proxy, number, form)
@@ -441,4 +441,4 @@ def _document(body: bytes) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise UnreadableError("the body is not JSON") from None
+        raise UnreadableRequestError("the body is not JSON") from None

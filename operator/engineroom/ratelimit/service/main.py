@@ -27,7 +27,7 @@ from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.ratelimit.service import admin
 from engineroom.ratelimit.service.admin import JSON, TEXT, AdminServer
 from engineroom.ratelimit.service.directory import FixedDirectory, FollowingDirectory
-from engineroom.ratelimit.service.engine import Engine
+from engineroom.ratelimit.service.engine import DecisionEngine
 from engineroom.ratelimit.service.file import read_namespaces
 from engineroom.ratelimit.service.grpc import GrpcService
 from engineroom.ratelimit.service.http import HttpService
@@ -79,7 +79,7 @@ class Service:
                 identity=f"{settings.identity_or_host}-{os.getpid()}",
             )
         self.counts.read_breakers(self.directory.breakers)
-        engine = Engine(self.directory, self.counts, self._recordings)
+        engine = DecisionEngine(self.directory, self.counts, self._recordings)
         self.http = HttpService(engine, self.counts)
         self.grpc = GrpcService(engine, self.counts)
         self.draining = False

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from engineroom.ratelimit.service.engine import Engine
+    from engineroom.ratelimit.service.engine import DecisionEngine
     from engineroom.ratelimit.service.metrics import ServiceCounts
 
 #: Seconds between two checks of all connections for timeouts.
@@ -35,7 +35,7 @@ _C = TypeVar("_C", bound=ServerConnection)
 class ProtocolServer(Generic[_C]):
     """The connections of one protocol on one event loop."""
 
-    def __init__(self, engine: Engine, counts: ServiceCounts) -> None:
+    def __init__(self, engine: DecisionEngine, counts: ServiceCounts) -> None:
         self.engine = engine
         self.counts = counts
         self.connections: set[_C] = set()

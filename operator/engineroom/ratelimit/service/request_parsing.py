@@ -59,7 +59,7 @@ class DecisionRequest(NamedTuple):
     cost: int = 1
 
 
-class UnreadableError(EngineroomError, ValueError):
+class UnreadableRequestError(EngineroomError, ValueError):
     """A request to the service is invalid."""
 
     code = "unreadable_question"
@@ -111,7 +111,7 @@ def parse_descriptor(domain: str, entries: Sequence[tuple[str, str]], hits: int)
     """
     namespace, slash, name = domain.partition("/")
     if not slash or not namespace or not name:
-        raise UnreadableError(f"domain: {domain[:80]!r} is not namespace/policy")
+        raise UnreadableRequestError(f"domain: {domain[:80]!r} is not namespace/policy")
     headers: dict[str, str] = {}
     peer = ""
     parts = {_METHOD: "GET", _PATH: "/"}
@@ -152,7 +152,7 @@ def parse_json(document: object) -> DecisionRequest:
     )
     cost = fields.get("cost", 1)
     if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MAX_COST:
-        raise UnreadableError(f"cost: it is not a whole number from 0 to {_MAX_COST}")
+        raise UnreadableRequestError(f"cost: it is not a whole number from 0 to {_MAX_COST}")
     return DecisionRequest(namespace, name, normalized(view), cost)
 
 
@@ -174,21 +174,21 @@ def decode_segment(text: str) -> str:
 def _parameters(query: str, headers: Mapping[str, str]) -> dict[str, str]:
     """Return the parameters of a proxy, without empty values and missing headers."""
     if len(query) > _MAX_QUERY:
-        raise UnreadableError(f"the query is longer than {_MAX_QUERY} characters")
+        raise UnreadableRequestError(f"the query is longer than {_MAX_QUERY} characters")
     try:
         pairs = parse_qsl(
             query, max_num_fields=_MAX_PARAMETERS, errors="replace", keep_blank_values=True
         )
     except ValueError:
-        raise UnreadableError(f"there are more than {_MAX_PARAMETERS} parameters") from None
+        raise UnreadableRequestError(f"there are more than {_MAX_PARAMETERS} parameters") from None
     parameters: dict[str, str] = {}
     for name, value in pairs:
         key = name.removeprefix(_HEADER)
         if key in parameters:
-            raise UnreadableError(f"{key[:80]!r} is given twice; write it once")
+            raise UnreadableRequestError(f"{key[:80]!r} is given twice; write it once")
         if (key not in _PARAMETERS and not key.startswith(_CLAIM)) or name == "header.cost":
             valid = "tenant, route, claim.NAME, the same with the prefix header., and cost"
-            raise UnreadableError(f"{name[:80]!r} is not a parameter; use {valid}")
+            raise UnreadableRequestError(f"{name[:80]!r} is not a parameter; use {valid}")
         parameters[key] = headers.get(value.lower(), "") if name != key else value
     return {key: value for key, value in parameters.items() if value}
 
@@ -202,24 +202,24 @@ def _claims(parameters: Mapping[str, str]) -> dict[str, str]:
 def _cost(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MAX_COST:
         return int(text)
-    raise UnreadableError(f"cost: {text[:20]!r} is not a whole number from 1 to {_MAX_COST}")
+    raise UnreadableRequestError(f"cost: {text[:20]!r} is not a whole number from 1 to {_MAX_COST}")
 
 
 def _mapping(value: object, name: str) -> Mapping[str, object]:
     if not isinstance(value, dict):
-        raise UnreadableError(f"{name} is not an object")
+        raise UnreadableRequestError(f"{name} is not an object")
     return value
 
 
 def _texts(value: object, name: str) -> dict[str, str]:
     entries = _mapping(value, name)
     if any(not isinstance(entry, str) for entry in entries.values()):
-        raise UnreadableError(f"{name}: a value is not a string")
+        raise UnreadableRequestError(f"{name}: a value is not a string")
     return {key: str(entry) for key, entry in entries.items()}
 
 
 def _text(fields: Mapping[str, object], name: str, default: str | None = None) -> str:
     value = fields.get(name, default)
     if not isinstance(value, str) or (default is None and not value):
-        raise UnreadableError(f"{name}: write a string")
+        raise UnreadableRequestError(f"{name}: write a string")
     return value

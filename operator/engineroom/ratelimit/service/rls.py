@@ -25,13 +25,13 @@ from engineroom.ratelimit.limits.middleware import limit_headers, refusal
 from engineroom.ratelimit.limits.model import HeaderStyle
 from engineroom.ratelimit.limits.paths import as_wire_text
 from engineroom.ratelimit.service.engine import MissingPolicy
-from engineroom.ratelimit.service.request_parsing import UnreadableError, parse_descriptor
+from engineroom.ratelimit.service.request_parsing import UnreadableRequestError, parse_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engineroom.ratelimit.limits.decision import Decision
-    from engineroom.ratelimit.service.engine import DecisionResult, EnforcedPolicy, Engine
+    from engineroom.ratelimit.service.engine import DecisionEngine, DecisionResult, EnforcedPolicy
     from engineroom.ratelimit.service.request_parsing import DecisionRequest
 
 #: Most descriptors of one request, and most entries of one descriptor.
@@ -136,7 +136,7 @@ def parse_message(data: bytes) -> list[DecisionRequest]:
     try:
         requests = _questions(RateLimitRequest.FromString(data))
     except DecodeError:
-        raise UnreadableError("the message is not a RateLimitRequest") from None
+        raise UnreadableRequestError("the message is not a RateLimitRequest") from None
     if len(data) <= _MAX_CACHED_BYTES:
         if len(_cached) >= _MAX_CACHED:
             _cached.clear()
@@ -149,14 +149,14 @@ def parse_json(document: object) -> list[DecisionRequest]:
     fields = _object(document)
     descriptors = _list(fields.get("descriptors"))
     if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
-        raise UnreadableError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
+        raise UnreadableRequestError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
     hits = _hits(fields) or 1
     requests = []
     for entry in descriptors:
         descriptor = _object(entry)
         entries = [_object(pair) for pair in _list(descriptor.get("entries"))]
         if len(entries) > MAX_ENTRIES:
-            raise UnreadableError(f"entries: there may be {MAX_ENTRIES}")
+            raise UnreadableRequestError(f"entries: there may be {MAX_ENTRIES}")
         pairs = [
             (str(pair.get("key", "")), as_wire_text(str(pair.get("value", "")))) for pair in entries
         ]
@@ -169,13 +169,13 @@ def parse_json(document: object) -> list[DecisionRequest]:
 
 def _object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise UnreadableError("the body is not a RateLimitRequest: a value is not an object")
+        raise UnreadableRequestError("the body is not a RateLimitRequest: a value is not an object")
     return value
 
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
-        raise UnreadableError("the body is not a RateLimitRequest: a value is not a list")
+        raise UnreadableRequestError("the body is not a RateLimitRequest: a value is not a list")
     return value
 
 
@@ -187,19 +187,19 @@ def _hits(fields: dict[str, object]) -> int | None:
     text = str(value)
     if text.isascii() and text.isdigit() and len(text) <= 10:
         return min(int(text), _MOST)
-    raise UnreadableError("hitsAddend: it is not a whole number of at least 0")
+    raise UnreadableRequestError("hitsAddend: it is not a whole number of at least 0")
 
 
 def _questions(request: Any) -> list[DecisionRequest]:
     descriptors = request.descriptors
     if not 1 <= len(descriptors) <= MAX_DESCRIPTORS:
-        raise UnreadableError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
+        raise UnreadableRequestError(f"descriptors: there must be 1 to {MAX_DESCRIPTORS}")
     domain, hits = request.domain, request.hits_addend or 1
     requests = []
     for descriptor in descriptors:
         entries = descriptor.entries
         if len(entries) > MAX_ENTRIES:
-            raise UnreadableError(f"entries: there may be {MAX_ENTRIES}")
+            raise UnreadableRequestError(f"entries: there may be {MAX_ENTRIES}")
         cost = hits
         if descriptor.HasField("hits_addend"):
             cost = min(descriptor.hits_addend.value, _MOST)
@@ -304,7 +304,9 @@ def _status_document(status: Any) -> dict[str, Any]:
 
 
 def decide_all(
-    engine: Engine, requests: Sequence[DecisionRequest], done: Callable[[RateLimitResult], None]
+    engine: DecisionEngine,
+    requests: Sequence[DecisionRequest],
+    done: Callable[[RateLimitResult], None],
 ) -> None:
     """Decide on all descriptors; ``done`` is called once all have a result."""
     if len(requests) == 1:

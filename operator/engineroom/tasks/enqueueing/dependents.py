@@ -16,7 +16,7 @@ from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks.errors import JobEndedError, ParentCanceledError
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
+from engineroom.tasks.redis_steps import BatchStep, LuaScript, ScriptStep, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -58,7 +58,7 @@ def invocation(
     unique: Unique | None = None,
     unique_key: str = "",
     mark: tuple[str, int] | None = None,
-) -> Invoke:
+) -> ScriptStep:
     """Return the script invocation that writes all of the dependent jobs or none.
 
     ``unique`` applies to all of them, and the last job holds its key. ``mark`` is a relay's key and
@@ -86,7 +86,7 @@ def invocation(
             len(fields),
             *fields,
         ]
-    return Invoke(_WRITE, ["rq:queues", unique_key, mark[0] if mark else ""], arguments)
+    return ScriptStep(_WRITE, ["rq:queues", unique_key, mark[0] if mark else ""], arguments)
 
 
 def key_fields(unique: Unique | None, unique_key: str) -> list[str]:
@@ -140,7 +140,7 @@ def _cascade(
     allowed = [""] if queues is None else [str(len(queues)), *queues]
     while waiting:
         step = waiting[:STEP]
-        rows = yield Invoke(_CANCEL, [], [repr(now.timestamp()), *allowed, *step])
+        rows = yield ScriptStep(_CANCEL, [], [repr(now.timestamp()), *allowed, *step])
         # On a long queue the script handles one job at a time.
         waiting = waiting[len(rows) :]
         stops: list[list[Any]] = []
@@ -150,7 +150,7 @@ def _cascade(
                 command = json.dumps({"command": "stop-job", "job_id": job_id})
                 stops.append(["PUBLISH", keys.worker_channel(worker), command])
         if stops:
-            yield Batch(stops)
+            yield BatchStep(stops)
         for job_id in step[: len(rows)]:
             # Including jobs that were cancelled before: that call may have been killed.
             if outcomes[job_id] not in ("gone", "finished", "foreign"):
@@ -165,7 +165,7 @@ def _dependents(job_id: str) -> Steps[list[str]]:
     cursor: Any = 0
     while True:
         key = f"{keys.job(job_id)}:dependents"
-        [(cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", _SCAN]])
+        [(cursor, members)] = yield BatchStep([["SSCAN", key, cursor, "COUNT", _SCAN]])
         job_ids.update(dict.fromkeys(map(text, members)))
         if not int(cursor):
             return list(job_ids)
@@ -188,7 +188,7 @@ end
 #: exists, or a relay wrote it before, 3 the dependency with this id is cancelled or stopped (its
 #: status replaces the queue). A relay, whose transaction has committed, writes such a job cancelled
 #: and returns 4. A dependency that no longer exists counts as finished, as in RQ.
-_WRITE = Script(
+_WRITE = LuaScript(
     PUT
     + WRONG_TYPE
     + """
@@ -302,7 +302,7 @@ return {result, last.id, last.queue}
 #: worker} for each job that it reached: canceled (now or before), running, finished, gone, or
 #: foreign (on a queue that is not allowed). Searching a long queue is slow, so the script stops
 #: after such a job.
-_CANCEL = Script("""
+_CANCEL = LuaScript("""
 local now, rows, allowed, first = ARGV[1], {}, false, 3
 if ARGV[2] ~= '' then
   allowed, first = {}, 3 + ARGV[2]

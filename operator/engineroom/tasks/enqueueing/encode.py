@@ -21,7 +21,7 @@ from engineroom.tasks.enqueueing.task import (
     MAX_DEPENDENCIES,
     MAX_SECONDS,
     Callback,
-    Rules,
+    EnqueueRules,
     Task,
     check_queue,
     check_task,
@@ -68,7 +68,7 @@ class EncodedJob:
     allow_failure: bool = False
 
 
-def encode(task: Task, rules: Rules, now: datetime, *, carry: bool = True) -> EncodedJob:
+def encode(task: Task, rules: EnqueueRules, now: datetime, *, carry: bool = True) -> EncodedJob:
     """Return the RQ job of ``task``, enqueued at ``now``.
 
     ``carry`` adds the current ids of request and trace to the job's meta. Raises InvalidTaskError.

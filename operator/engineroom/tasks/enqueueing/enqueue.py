@@ -16,14 +16,14 @@ from engineroom.queue.priority import PUT, WALK
 from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.encode import EncodedJob, encode, size
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TasksUnavailableError
-from engineroom.tasks.redis_steps import Batch, Invoke, Pause, Script, Steps
+from engineroom.tasks.redis_steps import BatchStep, LuaScript, ScriptStep, Steps, YieldStep
 from engineroom.tasks.type_checks import check_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from engineroom.tasks.enqueueing.task import Rules, Task
+    from engineroom.tasks.enqueueing.task import EnqueueRules, Task
 
 #: Jobs in one transaction, which blocks Redis for less than 5 ms.
 CHUNK = 250
@@ -79,7 +79,7 @@ def unique_key(key: str) -> str:
     return key_prefixes.UNIQUE + key
 
 
-def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
+def enqueue_one(task: Task, rules: EnqueueRules, now: datetime) -> Steps[Enqueued]:
     """Enqueue one job in one round trip, whole or not at all."""
     with tracing.span("enqueue", kind="producer", messaging__destination__name=task.queue) as span:
         job = encode(task, rules, now)
@@ -88,14 +88,16 @@ def enqueue_one(task: Task, rules: Rules, now: datetime) -> Steps[Enqueued]:
         return _read_reply(job, reply)
 
 
-def enqueue_many(tasks: Iterable[Task], rules: Rules, now: datetime) -> Steps[list[Enqueued]]:
+def enqueue_many(
+    tasks: Iterable[Task], rules: EnqueueRules, now: datetime
+) -> Steps[list[Enqueued]]:
     """Check all tasks, then write them in chunks, each of them whole or not at all."""
     with tracing.span("enqueue many", kind="producer") as span:
         check_type("tasks", tasks, Iterable, "use a list of tasks")
         batch = JobBatch()
         for index, task in enumerate(tasks):
             if index % TURN == TURN - 1:
-                yield Pause()
+                yield YieldStep()
             try:
                 job = encode(task, rules, now)
             except InvalidTaskError as error:
@@ -145,7 +147,7 @@ def write(jobs: Sequence[EncodedJob]) -> Steps[list[Enqueued]]:
     for chunk in _chunks(jobs):
         commands, reply_indexes = _commands(chunk)
         try:
-            replies = yield Batch(commands, atomic=True)
+            replies = yield BatchStep(commands, atomic=True)
         except TasksUnavailableError as error:
             error.done = len(done)
             raise
@@ -155,7 +157,7 @@ def write(jobs: Sequence[EncodedJob]) -> Steps[list[Enqueued]]:
     return done
 
 
-def invocation(job: EncodedJob, relay_window: int | None = None, walk: int = WALK) -> Invoke:
+def invocation(job: EncodedJob, relay_window: int | None = None, walk: int = WALK) -> ScriptStep:
     """Return the script invocation that writes one job.
 
     With ``relay_window`` (seconds) the script writes the job once within the window: a relay may
@@ -166,10 +168,10 @@ def invocation(job: EncodedJob, relay_window: int | None = None, walk: int = WAL
         mark = None if relay_window is None else (relayed_key(job.job_id), relay_window)
         return dependents.invocation([job], job.unique, unique, mark)
     marks = [] if relay_window is None else [relayed_key(job.job_id)]
-    return Invoke(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window, walk))
+    return ScriptStep(_ENQUEUE, [*_keys(job), *marks], _arguments(job, relay_window, walk))
 
 
-def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = None) -> Invoke:
+def flow_invocation(flow: dependents.EncodedFlow, relay_window: int | None = None) -> ScriptStep:
     """Return the script invocation that writes a flow; see ``invocation`` for ``relay_window``."""
     unique = "" if flow.unique is None else unique_key(flow.unique.key)
     mark = None if relay_window is None else (relayed_key(flow.flow_id), relay_window)
@@ -192,7 +194,7 @@ def relay(
         for entry in entries
     ]
     commands = [invoke.script.words(invoke.keys, invoke.arguments) for invoke in scripts]
-    replies = yield Batch(commands, refusals=True)
+    replies = yield BatchStep(commands, refusals=True)
     last_jobs = [entry.jobs[-1] if isinstance(entry, flow) else entry for entry in entries]
     return [
         reply if isinstance(reply, ResponseError) else _read_reply(job, reply, refuse=False)
@@ -305,7 +307,7 @@ _REASONS = {
 #: Returns {status, id, queue}: 1 written, 0 an earlier job holds the unique key, 2 the named job
 #: exists, or a relay wrote it before. The mark is written last, so that a job which Redis refuses
 #: halfway does not count as written.
-_ENQUEUE = Script(
+_ENQUEUE = LuaScript(
     PUT
     + dependents.WRONG_TYPE
     + """

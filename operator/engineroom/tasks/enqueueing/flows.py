@@ -21,9 +21,9 @@ from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.dependents import EncodedFlow
 from engineroom.tasks.enqueueing.encode import EncodedJob, encode, size
 from engineroom.tasks.enqueueing.enqueue import Enqueued, Reason, flow_invocation
-from engineroom.tasks.enqueueing.task import Rules, Task, Unique, check_task
+from engineroom.tasks.enqueueing.task import EnqueueRules, Task, Unique, check_task
 from engineroom.tasks.errors import InvalidTaskError, JobExistsError, TaskTooLargeError
-from engineroom.tasks.redis_steps import Batch, Steps, run
+from engineroom.tasks.redis_steps import BatchStep, Steps, run
 from engineroom.tasks.results import JobResult, results_of
 from engineroom.tasks.type_checks import check_type
 
@@ -139,7 +139,7 @@ def graph(tasks: Mapping[str, Task], after: Mapping[str, Sequence[str]]) -> Flow
 
 def enqueue_flow(
     flow: Part,
-    rules: Rules,
+    rules: EnqueueRules,
     now: datetime,
     flow_id: str | None = None,
     unique: Unique | None = None,
@@ -162,7 +162,7 @@ def enqueue_flow(
 
 
 def encode_flow(
-    flow: Part, rules: Rules, now: datetime, flow_id: str | None, unique: Unique | None
+    flow: Part, rules: EnqueueRules, now: datetime, flow_id: str | None, unique: Unique | None
 ) -> EncodedFlow:
     """Return the flow as RQ jobs. Raises InvalidTaskError."""
     flow = flow if isinstance(flow, Flow) else group(flow)
@@ -223,7 +223,7 @@ def parents() -> list[JobResult]:
 
 def parents_of(job_id: str, serializer: Serializer) -> Steps[list[JobResult]]:
     """Return the results of the dependencies of ``job_id``, in their order."""
-    [ids_json] = yield Batch([["HGET", keys.job(job_id), "dependency_ids"]])
+    [ids_json] = yield BatchStep([["HGET", keys.job(job_id), "dependency_ids"]])
     return (yield from results_of(json.loads(ids_json) if ids_json else [], serializer))
 
 
@@ -240,7 +240,7 @@ def _check_member(task: Task, *, awaited: bool) -> None:
 
 def _existing_flow(last: str, queue: str) -> Steps[EnqueuedFlow]:
     """Return the earlier flow that ends with the job ``last``."""
-    [[flow_id, jobs_json]] = yield Batch([["HMGET", keys.job(last), "er_flow", "er_flow_jobs"]])
+    [[flow_id, jobs_json]] = yield BatchStep([["HMGET", keys.job(last), "er_flow", "er_flow_jobs"]])
     # If the last job has expired, the flow's other jobs are unknown.
     jobs = json.loads(jobs_json) if jobs_json else [[last, queue]]
     return EnqueuedFlow(

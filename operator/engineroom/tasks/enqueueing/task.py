@@ -149,7 +149,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class EnqueueRules:
     """The application's limits for what it enqueues, checked before anything is written.
 
     ``queues`` are the allowed names; None allows all. See DEFAULT_MAX_BYTES for ``max_bytes`` and
@@ -193,7 +193,7 @@ def check_task(task: Task) -> None:
             raise InvalidTaskError("kwargs", "has a name that is no text", "use names of arguments")
 
 
-def check_queue(name: str, rules: Rules) -> None:
+def check_queue(name: str, rules: EnqueueRules) -> None:
     """Raise InvalidTaskError for an invalid name, and UnknownQueueError for one not allowed."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_QUEUE_NAME or not name.isprintable():
         raise InvalidTaskError(

@@ -25,7 +25,7 @@ _MARK = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class JobCall:
     """A job's function and arguments as JSON values, cut to size and without secrets.
 
     ``problem`` says why they are missing; it is empty if they are present.
@@ -46,22 +46,22 @@ class _Opaque:
         self.name = name
 
 
-def read_call(data: bytes) -> Call:
+def read_call(data: bytes) -> JobCall:
     """Return the call of a job's ``data`` field, pickled or JSON, compressed or not."""
     try:
         unpacker = zlib.decompressobj()
         plain = unpacker.decompress(data, MAX_BYTES)
         if unpacker.unconsumed_tail:
-            return Call(problem=f"more than {MAX_BYTES} bytes")
+            return JobCall(problem=f"more than {MAX_BYTES} bytes")
     except zlib.error:
         plain = data
     try:
         value = _read_pickle(plain) if plain[:1] == b"\x80" else json.loads(plain)
         name, instance, args, kwargs = value
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError):
-        return Call(problem="written by a serializer that is not known here")
+        return JobCall(problem="written by a serializer that is not known here")
     if not isinstance(name, str):
-        return Call(problem="written by a serializer that is not known here")
+        return JobCall(problem="written by a serializer that is not known here")
     budget = [_MAX_VALUES]
     keywords = kwargs if isinstance(kwargs, dict) else {}
     named: Any = redact(_displayed(dict(keywords), 0, budget))
@@ -69,7 +69,7 @@ def read_call(data: bytes) -> Call:
     if len(args) > _MAX_ITEMS:
         positional += (f"... {len(args) - _MAX_ITEMS} more",)
     prefix = f"{instance.name}." if isinstance(instance, _Opaque) else ""
-    return Call(f"{prefix}{name}"[:_MAX_TEXT], positional, named)
+    return JobCall(f"{prefix}{name}"[:_MAX_TEXT], positional, named)
 
 
 def _displayed(value: Any, depth: int, budget: list[int]) -> Any:

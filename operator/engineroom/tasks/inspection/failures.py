@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
-from engineroom.tasks.enqueueing.task import Rules, check_queue
+from engineroom.tasks.enqueueing.task import EnqueueRules, check_queue
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection.job_filter import JobFilter
-from engineroom.tasks.inspection.scan import Row, decompress_traceback, exception_of, rows, walk
-from engineroom.tasks.redis_steps import Batch, Steps
+from engineroom.tasks.inspection.scan import JobRow, decompress_traceback, exception_of, rows, walk
+from engineroom.tasks.redis_steps import BatchStep, Steps
 
 if TYPE_CHECKING:
-    from engineroom.tasks.redis_steps import Invoke
+    from engineroom.tasks.redis_steps import ScriptStep
 
 #: Jobs that one step reads or requeues; a step blocks Redis for about 0.5 ms.
 STEP = 25
@@ -27,7 +27,7 @@ MAX_PAGE = 500
 #: Jobs that one page with a filter reads at most, however few match.
 MAX_SCANNED = 1000
 
-_NO_RULES = Rules()
+_NO_RULES = EnqueueRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def attempts(job_id: str) -> Steps[list[Attempt]]:
 
     RQ stores the last run only. Earlier runs are known for functions decorated with ``retrying``.
     """
-    recorded, entries = yield Batch(
+    recorded, entries = yield BatchStep(
         [
             ["HGET", keys.job(job_id), "er_failures"],
             ["XRANGE", f"rq:results:{job_id}", "-", "+", "COUNT", 10],
@@ -142,7 +142,7 @@ def attempts(job_id: str) -> Steps[list[Attempt]]:
 
 def read_failed(
     queue: str, cursor: str | None, count: int, *, oldest_first: bool, bound: str = ""
-) -> Invoke:
+) -> ScriptStep:
     """Return the invocation that reads failed jobs; see ``scan.walk``."""
     return walk(
         keys.failed(queue), cursor, count, oldest_first=oldest_first, failed=True, bound=bound
@@ -157,7 +157,7 @@ def matches(where: JobFilter, failure: Failure) -> bool:
     )  # fmt: skip
 
 
-def to_failure(queue: str, row: Row) -> Failure:
+def to_failure(queue: str, row: JobRow) -> Failure:
     """Return the row of a failed job as a Failure."""
     exception, message = exception_of(row.traceback)
     ended = row.fields["ended_at"]

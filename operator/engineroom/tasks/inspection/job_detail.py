@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core.errors import JobMissingError
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
-from engineroom.tasks.inspection.arguments import Call, read_call
+from engineroom.tasks.inspection.arguments import JobCall, read_call
 from engineroom.tasks.inspection.failures import Attempt, attempts
 from engineroom.tasks.inspection.jobs import (
     JobSummary,
@@ -21,7 +21,7 @@ from engineroom.tasks.inspection.jobs import (
     to_summary,
 )
 from engineroom.tasks.inspection.scan import read_rows, rows
-from engineroom.tasks.redis_steps import Batch, Steps
+from engineroom.tasks.redis_steps import BatchStep, Steps
 from engineroom.tasks.results import Progress, progress_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MAX_POSITION = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TimelineEvent:
     """A past or future event of a job; ``what`` is a short label."""
 
     at: datetime
@@ -45,7 +45,7 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Linked:
+class LinkedJob:
     """A dependency or a dependent of a job; ``status`` is RQ's, empty if the job does not exist."""
 
     job_id: str
@@ -59,12 +59,12 @@ class JobDetail:
     job: JobSummary
     #: RQ's job status.
     status: str
-    call: Call
-    timeline: tuple[Moment, ...]
+    call: JobCall
+    timeline: tuple[TimelineEvent, ...]
     attempts: tuple[Attempt, ...]
     progress: Progress | None
-    depends_on: tuple[Linked, ...]
-    dependents: tuple[Linked, ...]
+    depends_on: tuple[LinkedJob, ...]
+    dependents: tuple[LinkedJob, ...]
     #: Whether there are more than MAX_LINKED of either.
     more_linked: bool
     #: Jobs before it in its queue; None if it does not wait, or is beyond MAX_POSITION.
@@ -96,7 +96,7 @@ def detail(job_id: str, now: datetime) -> Steps[JobDetail]:
     state = state_of(status)
     ahead = None
     if state is State.WAITING:
-        [ahead] = yield Batch([["LPOS", keys.queue(queue), job_id, "MAXLEN", MAX_POSITION]])
+        [ahead] = yield BatchStep([["LPOS", keys.queue(queue), job_id, "MAXLEN", MAX_POSITION]])
     history = yield from attempts(job_id)
     summary = to_summary(queue, state, row, due=raw.due, attempt=history[-1:], crashes=raw.crashes)
     depends_on = _read_list(raw.fields["dependency_ids"], str)[:MAX_LINKED]
@@ -141,7 +141,7 @@ class _RawDetail:
 
 def _read_fields(job_id: str, queue: str) -> Steps[_RawDetail]:
     key = keys.job(job_id)
-    values, size, expires_in, dependent_count, scanned, due, crashes = yield Batch(
+    values, size, expires_in, dependent_count, scanned, due, crashes = yield BatchStep(
         [
             ["HMGET", key, *_FIELDS],
             ["HSTRLEN", key, "data"],
@@ -163,18 +163,20 @@ def _read_fields(job_id: str, queue: str) -> Steps[_RawDetail]:
     )
 
 
-def _read_call(job_id: str, size: int) -> Steps[Call]:
+def _read_call(job_id: str, size: int) -> Steps[JobCall]:
     if size > MAX_DATA:
-        return Call(problem=f"{size} bytes are too many to be shown")
-    [data] = yield Batch([["HGET", keys.job(job_id), "data"]])
+        return JobCall(problem=f"{size} bytes are too many to be shown")
+    [data] = yield BatchStep([["HGET", keys.job(job_id), "data"]])
     return read_call(data or b"")
 
 
-def _read_links(job_ids: Sequence[str]) -> Steps[list[Linked]]:
+def _read_links(job_ids: Sequence[str]) -> Steps[list[LinkedJob]]:
     if not job_ids:
         return []
-    statuses = yield Batch([["HGET", keys.job(job_id), "status"] for job_id in job_ids])
-    return [Linked(job_id, text(status)) for job_id, status in zip(job_ids, statuses, strict=True)]
+    statuses = yield BatchStep([["HGET", keys.job(job_id), "status"] for job_id in job_ids])
+    return [
+        LinkedJob(job_id, text(status)) for job_id, status in zip(job_ids, statuses, strict=True)
+    ]
 
 
 def _timeline(
@@ -183,7 +185,7 @@ def _timeline(
     history: Sequence[Attempt],
     schedule: str,
     expires: datetime | None,
-) -> tuple[Moment, ...]:
+) -> tuple[TimelineEvent, ...]:
     moments = [
         (job.created_at, "created", f"by schedule {schedule}" if schedule else ""),
         (job.enqueued_at, "enqueued", f"on {job.queue}"),
@@ -198,7 +200,7 @@ def _timeline(
         (attempt.at, "failed", f"{attempt.exception}: {attempt.message}"[:300])
         for attempt in history
     ]
-    events = [Moment(at, what, note) for at, what, note in moments if at is not None]
+    events = [TimelineEvent(at, what, note) for at, what, note in moments if at is not None]
     return tuple(sorted(events, key=lambda event: event.at))
 
 

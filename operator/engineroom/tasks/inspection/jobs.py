@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from engineroom.core.redaction import redact_text
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
-from engineroom.tasks.enqueueing.task import Rules, check_queue
+from engineroom.tasks.enqueueing.task import EnqueueRules, check_queue
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection.failures import MAX_PAGE, MAX_SCANNED, STEP
 from engineroom.tasks.inspection.job_filter import JobFilter
-from engineroom.tasks.inspection.scan import Row, exception_of, read_rows, rows, walk, walk_list
-from engineroom.tasks.redis_steps import Batch, Steps
+from engineroom.tasks.inspection.scan import JobRow, exception_of, read_rows, rows, walk, walk_list
+from engineroom.tasks.redis_steps import BatchStep, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ COUNT_SCANNED = 20_000
 _CHUNK = 200
 
 _NO_FILTER = JobFilter()
-_NO_RULES = Rules()
+_NO_RULES = EnqueueRules()
 
 
 class State(StrEnum):
@@ -163,7 +163,7 @@ def page(
     scanned = 0
     for start in range(first, len(segments), _CHUNK):
         chunk = segments[start : start + _CHUNK]
-        present = yield Batch([["EXISTS", _KEYS[state](queue)] for state, queue in chunk])
+        present = yield BatchStep([["EXISTS", _KEYS[state](queue)] for state, queue in chunk])
         for (state, queue), exists in zip(chunk, present, strict=True):
             current, position = position, None
             ended = not exists
@@ -190,7 +190,7 @@ def count(
     """Count the jobs that match; a filter reads at most ``most`` jobs."""
     _segments(queues, [state])
     command = "LLEN" if state is State.WAITING else "ZCARD"
-    sizes = yield Batch([[command, _KEYS[state](queue)] for queue in queues])
+    sizes = yield BatchStep([[command, _KEYS[state](queue)] for queue in queues])
     total = sum(sizes)
     if where == _NO_FILTER:
         return Impact(total, total, total)
@@ -227,7 +227,7 @@ def _segments(queues: Sequence[str], states: Sequence[State]) -> list[tuple[Stat
 
 def _read(
     state: State, queue: str, position: str | None, count: int
-) -> Steps[tuple[list[Row], bool]]:
+) -> Steps[tuple[list[JobRow], bool]]:
     key = _KEYS[state](queue)
     if state is State.RUNNING:
         return (yield from _read_running(key, position, count))
@@ -238,7 +238,7 @@ def _read(
     return rows((yield walk(key, position, count, oldest_first=oldest_first, failed=failed)))
 
 
-def _read_running(key: str, position: str | None, count: int) -> Steps[tuple[list[Row], bool]]:
+def _read_running(key: str, position: str | None, count: int) -> Steps[tuple[list[JobRow], bool]]:
     """Read running jobs by id, because each heartbeat changes their scores.
 
     There are few of them: one per worker.
@@ -246,7 +246,7 @@ def _read_running(key: str, position: str | None, count: int) -> Steps[tuple[lis
     members: set[str] = set()
     cursor: Any = 0
     while True:
-        [(cursor, part)] = yield Batch([["ZSCAN", key, cursor, "COUNT", 500]])
+        [(cursor, part)] = yield BatchStep([["ZSCAN", key, cursor, "COUNT", 500]])
         members |= {text(member).rpartition(":")[0] for member, _ in _pairs(part)}
         if not int(cursor):
             break
@@ -292,7 +292,7 @@ def _matches(where: JobFilter, job: JobSummary) -> bool:
 def to_summary(
     queue: str,
     state: State,
-    row: Row,
+    row: JobRow,
     *,
     due: float | None = None,
     attempt: Sequence[Attempt] = (),

@@ -12,9 +12,9 @@ from engineroom.queue.priority import PUT
 from engineroom.tasks import limits
 from engineroom.tasks.enqueueing import dependents
 from engineroom.tasks.enqueueing.encode import timestamp
-from engineroom.tasks.enqueueing.task import Rules, check_queue
+from engineroom.tasks.enqueueing.task import EnqueueRules, check_queue
 from engineroom.tasks.errors import NotConfirmedError
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
+from engineroom.tasks.redis_steps import BatchStep, LuaScript, ScriptStep, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ CHUNK = 200
 
 _QUEUES = "rq:queues"
 _WAKE = '{"command": "engineroom-wake"}'
-_NO_RULES = Rules()
+_NO_RULES = EnqueueRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def count(names: Sequence[str], now: datetime) -> Steps[list[QueueCounts]]:
     counts: list[QueueCounts] = []
     for start in range(0, len(names), CHUNK):
         chunk = names[start : start + CHUNK]
-        rows = yield Batch([_COUNT.words([], [name, at]) for name in chunk])
+        rows = yield BatchStep([_COUNT.words([], [name, at]) for name in chunk])
         counts += [_counts(name, row) for name, row in zip(chunk, rows, strict=True)]
     return counts
 
@@ -72,30 +72,30 @@ def names() -> Steps[list[str]]:
     queues: set[str] = set()
     cursor: Any = 0
     while True:
-        [(cursor, members)] = yield Batch([["SSCAN", _QUEUES, cursor, "COUNT", 500]])
+        [(cursor, members)] = yield BatchStep([["SSCAN", _QUEUES, cursor, "COUNT", 500]])
         queues |= {text(member).removeprefix("rq:queue:") for member in members}
         if not int(cursor):
             return sorted(queues)
 
 
-def create(name: str, rules: Rules) -> Steps[bool]:
+def create(name: str, rules: EnqueueRules) -> Steps[bool]:
     """Register the queue with RQ; return False if it existed."""
     check_queue(name, rules)
-    [added] = yield Batch([["SADD", _QUEUES, keys.queue(name)]])
+    [added] = yield BatchStep([["SADD", _QUEUES, keys.queue(name)]])
     return bool(added)
 
 
 def pause(name: str, reason: str) -> Steps[bool]:
     """Stop our workers from taking the queue's jobs; return False if it was paused already."""
     check_queue(name, _NO_RULES)
-    [before] = yield Batch([["SET", keys.paused(name), reason[:500], "GET"]])
+    [before] = yield BatchStep([["SET", keys.paused(name), reason[:500], "GET"]])
     return before is None
 
 
 def resume(name: str) -> Steps[bool]:
     """Resume the queue and wake idle workers; return False if it was not paused."""
     check_queue(name, _NO_RULES)
-    resumed = yield Invoke(_RESUME, [keys.paused(name), f"rq:workers:{name}"], [_WAKE])
+    resumed = yield ScriptStep(_RESUME, [keys.paused(name), f"rq:workers:{name}"], [_WAKE])
     return bool(resumed)
 
 
@@ -112,7 +112,7 @@ def empty(name: str, confirm: str, now: datetime) -> Steps[int]:
             f"confirm: is not {name!r}; repeat the queue's name to delete its waiting jobs"
         )
     yield from _take_out(name, now)
-    [lists] = yield Batch([["HKEYS", keys.emptying(name)]])
+    [lists] = yield BatchStep([["HKEYS", keys.emptying(name)]])
     deleted = 0
     for key in lists:
         deleted += yield from _delete(name, text(key), now)
@@ -123,10 +123,10 @@ def _take_out(name: str, now: datetime) -> Steps[None]:
     """Move the waiting jobs, including those held by limits, to lists that only ``empty`` reads."""
     keys_of_queue = [keys.queue(name), keys.limited(name), keys.emptying(name)]
 
-    def step(first: str) -> Invoke:
+    def step(first: str) -> ScriptStep:
         # A new list per step, because RENAME overwrites its target.
         mine = f"{keys.emptying(name)}:{uuid4()}"
-        return Invoke(_TAKE_OUT, keys_of_queue, [name, mine, timestamp(now), LISTS, first])
+        return ScriptStep(_TAKE_OUT, keys_of_queue, [name, mine, timestamp(now), LISTS, first])
 
     left = yield step("1")
     # With more lists, later steps may include jobs that arrive meanwhile; their number is bounded.
@@ -139,7 +139,7 @@ def _delete(name: str, taken_out: str, now: datetime) -> Steps[int]:
     deleted = 0
     cancelled: list[str] = []
     while True:
-        count, parents, left = yield Invoke(
+        count, parents, left = yield ScriptStep(
             _DELETE,
             [taken_out, keys.emptying(name), keys.queue(name), keys.intermediate(name)],
             [STEP, *cancelled],
@@ -153,7 +153,9 @@ def _delete(name: str, taken_out: str, now: datetime) -> Steps[int]:
             yield from dependents.cancel_dependents(parent, now)
 
 
-def move(source: str, target: str, rules: Rules, limit: int | None, now: datetime) -> Steps[int]:
+def move(
+    source: str, target: str, rules: EnqueueRules, limit: int | None, now: datetime
+) -> Steps[int]:
     """Move the jobs that wait now, oldest first, as if they were enqueued to ``target`` now.
 
     Jobs held by limits move first. Each step is atomic: after a kill every job is in exactly one of
@@ -163,11 +165,11 @@ def move(source: str, target: str, rules: Rules, limit: int | None, now: datetim
     check_queue(target, rules)
     if source == target:
         return 0
-    [left] = yield Batch([["LLEN", keys.queue(source)]])
+    [left] = yield BatchStep([["LLEN", keys.queue(source)]])
     left += yield from _count_held(source)
     moved, most = 0, left if limit is None else min(left, max(0, limit))
     while left > 0 and most > 0:
-        scanned, taken, placed = yield Invoke(
+        scanned, taken, placed = yield ScriptStep(
             _MOVE,
             [keys.queue(source), keys.queue(target), _QUEUES, keys.limited(source)],
             [min(STEP, left, most), target, timestamp(now), source],
@@ -184,7 +186,7 @@ def _count_held(name: str) -> Steps[int]:
     """Return the number of the queue's jobs that limits hold."""
     jobs = scanned = 0
     while True:
-        lists, count = yield Invoke(_COUNT_HELD, [keys.limited(name)], [name, scanned, LISTS])
+        lists, count = yield ScriptStep(_COUNT_HELD, [keys.limited(name)], [name, scanned, LISTS])
         jobs += int(count)
         scanned += lists
         if lists < LISTS:
@@ -204,7 +206,7 @@ _COUNTED = (
     "canceled", "held", "emptying",
 )  # fmt: skip
 
-_COUNT = Script("""
+_COUNT = LuaScript("""
 local name, at = ARGV[1], ARGV[2]
 local list, scheduled = 'rq:queue:' .. name, 'rq:scheduled:' .. name
 local held, emptying = 0, 0
@@ -226,7 +228,7 @@ return {
 }
 """)
 
-_RESUME = Script("""
+_RESUME = LuaScript("""
 local was = redis.call('DEL', KEYS[1])
 for _, key in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   -- Stock RQ workers ignore the pause, and would log a warning about an unknown command.
@@ -240,7 +242,7 @@ return was
 #: KEYS: list, index of held jobs, the queue's hash of lists to delete. ARGV: queue, key for such a
 #: list, time, maximum of lists, whether to include the queue itself. Returns the number of lists
 #: left. RENAME takes the same time for any length of a list.
-_TAKE_OUT = Script("""
+_TAKE_OUT = LuaScript("""
 local list, limited, lists = KEYS[1], KEYS[2], KEYS[3]
 local name, mine = ARGV[1], ARGV[2]
 if ARGV[5] ~= '' and redis.call('EXISTS', list) == 1 then
@@ -262,7 +264,7 @@ return redis.call('ZCARD', limited)
 #: list. ARGV: maximum of jobs, then ids of jobs whose dependents are cancelled. Returns {number of
 #: deleted jobs, ids of jobs with dependents, whether jobs are left}. The script cancels the jobs
 #: with dependents, so that they get no new ones; a later call deletes them.
-_DELETE = Script("""
+_DELETE = LuaScript("""
 local mine, lists, list, intermediate = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local since = redis.call('HGET', lists, mine) or ''
 local cancelled, deleted, parents = {}, 0, {}
@@ -299,7 +301,7 @@ return {deleted, parents, left}
 
 #: KEYS: index of held jobs. ARGV: queue, first list, maximum of lists. Returns the number of lists
 #: and the number of jobs in them.
-_COUNT_HELD = Script("""
+_COUNT_HELD = LuaScript("""
 local jobs = 0
 local limited = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[2] + ARGV[3] - 1)
 for _, key in ipairs(limited) do
@@ -310,7 +312,7 @@ return {#limited, jobs}
 
 #: KEYS: source list, target list, set of queues, the source's index of held jobs. ARGV: maximum of
 #: jobs, target's name, time, source's name. Returns the numbers of jobs scanned, taken and moved.
-_MOVE = Script(
+_MOVE = LuaScript(
     PUT
     + """
 local placed, taken, scanned = 0, 0, 0

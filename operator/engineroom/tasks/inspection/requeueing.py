@@ -11,7 +11,7 @@ from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.queue.priority import PUT
 from engineroom.tasks.enqueueing.encode import timestamp
-from engineroom.tasks.enqueueing.task import Rules, check_queue
+from engineroom.tasks.enqueueing.task import EnqueueRules, check_queue
 from engineroom.tasks.errors import (
     InvalidTaskError,
     NotFailedError,
@@ -21,7 +21,7 @@ from engineroom.tasks.errors import (
 from engineroom.tasks.inspection.failures import STEP, matches, read_failed, to_failure
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.scan import rows
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
+from engineroom.tasks.redis_steps import BatchStep, LuaScript, ScriptStep, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ _MIN_STEP = 5
 #: Time to live of an operation's state (seconds).
 OPERATION_TTL = 7 * 86400
 
-_NO_RULES = Rules()
+_NO_RULES = EnqueueRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ def requeue_one(job_id: str, now: datetime) -> Steps[str]:
 
     Raises NotFailedError, SupersededError.
     """
-    [origin] = yield Batch([["HGET", keys.job(job_id), "origin"]])
+    [origin] = yield BatchStep([["HGET", keys.job(job_id), "origin"]])
     queue = text(origin)
     reply = [0, 0, 0]
     if queue:
-        reply = yield Invoke(
+        reply = yield ScriptStep(
             _REQUEUE,
             [keys.failed(queue), keys.queue(queue), "", "rq:queues"],
             ["", "", 0, 0, timestamp(now), "", job_id],
@@ -80,7 +80,7 @@ def start(queue: str, where: JobFilter, now: datetime) -> Steps[Requeueing]:
     """Store an operation that requeues the failed jobs that match; move no job yet."""
     check_queue(queue, _NO_RULES)
     operation = str(uuid4())
-    total, newest = yield Batch(
+    total, newest = yield BatchStep(
         [
             ["ZCARD", keys.failed(queue)],
             ["EVAL", _NEWEST, 1, keys.failed(queue)],
@@ -93,7 +93,7 @@ def start(queue: str, where: JobFilter, now: datetime) -> Steps[Requeueing]:
     }  # fmt: skip
     flat = [word for pair in fields.items() for word in pair]
     key = operation_key(operation)
-    yield Batch([["HSET", key, *flat], ["EXPIRE", key, OPERATION_TTL]], atomic=True)
+    yield BatchStep([["HSET", key, *flat], ["EXPIRE", key, OPERATION_TTL]], atomic=True)
     return Requeueing(operation, queue, total)
 
 
@@ -112,7 +112,7 @@ def carry_on(
     step = STEP
     while True:
         began = now()
-        [row] = yield Batch([["HMGET", key, *_OPERATION]])
+        [row] = yield BatchStep([["HMGET", key, *_OPERATION]])
         # Reading a few fields takes little more than the network's round trip.
         round_trip = now() - began
         state = dict(zip(_OPERATION, map(text, row), strict=True))
@@ -130,7 +130,7 @@ def carry_on(
         read, ended = rows(reply)
         matching = [row.job_id for row in read if matches(where, to_failure(queue, row))]
         began = now()
-        yield Invoke(
+        yield ScriptStep(
             _REQUEUE,
             [keys.failed(queue), keys.queue(queue), key, "rq:queues"],
             [
@@ -175,7 +175,7 @@ return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2] or ''
 #: number of scanned jobs, whether they were the last, time, start of the operation, then job ids.
 #: Returns the numbers {requeued, skipped for a rate limit, skipped for a unique key}. The job gets
 #: its unique key back, for the rest of the window, if the key's holder has ended.
-_REQUEUE = Script(
+_REQUEUE = LuaScript(
     PUT
     + """
 local failed, list, operation = KEYS[1], KEYS[2], KEYS[3]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.core.redis_replies import text
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Invoke, Script
+from engineroom.tasks.redis_steps import LuaScript, ScriptStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ FIELDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class JobRow:
     """A job at a position; ``fields`` has the names of FIELDS, and empty text for missing ones."""
 
     job_id: str
@@ -64,7 +64,7 @@ class Row:
 
 def walk(
     key: str, cursor: str | None, count: int, *, oldest_first: bool, failed: bool, bound: str = ""
-) -> Invoke:
+) -> ScriptStep:
     """Return the invocation that reads ``count`` members of a sorted set after the cursor.
 
     Read the reply with ``rows``. ``failed`` adds tracebacks and workers. ``bound`` is the highest
@@ -73,25 +73,27 @@ def walk(
     score, job_id = _split(cursor, _is_score)
     order = "asc" if oldest_first else "desc"
     arguments = [score, job_id, count, order, bound, "1" if failed else "", *_LIMITS, *FIELDS]
-    return Invoke(_WALK, [key], arguments)
+    return ScriptStep(_WALK, [key], arguments)
 
 
-def walk_list(key: str, cursor: str | None, count: int) -> Invoke:
+def walk_list(key: str, cursor: str | None, count: int) -> ScriptStep:
     """Return the invocation that reads ``count`` members of a list after the cursor, head first.
 
     Read the reply with ``rows``. Workers take jobs from the head, so a position that has moved is
     searched for near the head.
     """
     index, job_id = _split(cursor, lambda place: bool(re.fullmatch("[0-9]{1,10}", place)))
-    return Invoke(_WALK_LIST, [key], [index, job_id, count, "", "", "", *_LIMITS, *FIELDS])
+    return ScriptStep(_WALK_LIST, [key], [index, job_id, count, "", "", "", *_LIMITS, *FIELDS])
 
 
-def read_rows(job_ids: Sequence[str]) -> Invoke:
+def read_rows(job_ids: Sequence[str]) -> ScriptStep:
     """Return the invocation that reads jobs by id; read the reply with ``rows``."""
-    return Invoke(_READ, [""], ["", "", 0, "", "", "", *_LIMITS, len(job_ids), *job_ids, *FIELDS])
+    return ScriptStep(
+        _READ, [""], ["", "", 0, "", "", "", *_LIMITS, len(job_ids), *job_ids, *FIELDS]
+    )
 
 
-def rows(reply: Any) -> tuple[list[Row], bool]:
+def rows(reply: Any) -> tuple[list[JobRow], bool]:
     """Return the rows of a script's reply, and whether they are the last."""
     row_replies, ended = reply
     return [_row(row_reply) for row_reply in row_replies], bool(ended)
@@ -153,7 +155,7 @@ def _split(cursor: str | None, valid: Callable[[str], bool]) -> tuple[str, str]:
     return place, job_id
 
 
-def _row(reply: Sequence[Any]) -> Row:
+def _row(reply: Sequence[Any]) -> JobRow:
     job_id, at, hash_, data, traceback, worker, crashes = reply
     values = dict(zip(FIELDS, hash_, strict=True))
     old_traceback = values.pop("exc_info") or b""
@@ -163,7 +165,7 @@ def _row(reply: Sequence[Any]) -> Row:
     if not function and data is None:
         # The arguments are too large to read, but RQ's description begins with the function.
         function = fields["description"].partition("(")[0]
-    return Row(
+    return JobRow(
         job_id=text(job_id),
         place=f"{place}:{text(job_id)}",
         score=float(place),
@@ -214,7 +216,7 @@ end
 
 #: KEYS: sorted set. If the job at the position has gone, bisection among the members of equal score
 #: finds the position. Lua compares strings by locale, but Redis by bytes, hence ``before``.
-_WALK = Script(
+_WALK = LuaScript(
     _ROW
     + """
 local asc, bound, failed = ARGV[4] == 'asc', ARGV[5], ARGV[6] ~= ''
@@ -262,7 +264,7 @@ return {rows, #members < 2 * count and 1 or 0}
 )
 
 #: KEYS: list. Workers take jobs from the head, so the position can only move toward the head.
-_WALK_LIST = Script(
+_WALK_LIST = LuaScript(
     _ROW
     + """
 local first = 0
@@ -288,7 +290,7 @@ return {rows, #members < count and 1 or 0}
 )
 
 #: ARGV: as of _ROW, with the number of ids and the ids between _LIMITS and FIELDS.
-_READ = Script(
+_READ = LuaScript(
     _ROW
     + """
 names = 12 + ARGV[11]

@@ -11,7 +11,7 @@ from engineroom.core.redis_replies import text
 from engineroom.queue import stale_workers
 from engineroom.tasks.errors import InvalidTaskError
 from engineroom.tasks.inspection import queues
-from engineroom.tasks.redis_steps import Batch, Invoke, Script, Steps
+from engineroom.tasks.redis_steps import BatchStep, LuaScript, ScriptStep, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ SILENT, SILENT_STOCK = 15.0, 480.0
 OVERDUE = 120.0
 MAX_WORKERS = 10_000
 
-_CLEAR = Script(stale_workers.CLEAR)
+_CLEAR = LuaScript(stale_workers.CLEAR)
 
 
 class Health(StrEnum):
@@ -70,7 +70,7 @@ def page(queue: str | None, now: datetime) -> Steps[list[Worker]]:
         commands: list[Sequence[str]] = []
         for key in chunk:
             commands += ["HMGET", key, *_FIELDS], ["SRANDMEMBER", f"{key}:executions"]
-        rows = yield Batch(commands)
+        rows = yield BatchStep(commands)
         workers += [
             _worker(key, row, execution, now)
             for key, row, execution in zip(chunk, rows[::2], rows[1::2], strict=True)
@@ -86,7 +86,7 @@ def clear_ghosts(now: datetime) -> Steps[list[str]]:
     for start in range(0, len(registered), stale_workers.STEP):
         chunk = registered[start : start + stale_workers.STEP]
         words = stale_workers.arguments(names, chunk, now)
-        cleared += map(text, (yield Invoke(_CLEAR, [stale_workers.WORKERS], words)))
+        cleared += map(text, (yield ScriptStep(_CLEAR, [stale_workers.WORKERS], words)))
     return cleared
 
 
@@ -115,7 +115,7 @@ def _registered_keys(queue: str | None) -> Steps[list[str]]:
     cursor = "0"
     key = stale_workers.WORKERS if queue is None else f"{stale_workers.WORKERS}:{queue}"
     while True:
-        [(next_cursor, members)] = yield Batch([["SSCAN", key, cursor, "COUNT", 500]])
+        [(next_cursor, members)] = yield BatchStep([["SSCAN", key, cursor, "COUNT", 500]])
         registered |= set(map(text, members))
         if len(registered) > MAX_WORKERS:
             raise InvalidTaskError("workers", f"more than {MAX_WORKERS}", "ask for one queue")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from engineroom.queue.priority import PUT
-from engineroom.tasks.redis_steps import Script
+from engineroom.tasks.redis_steps import LuaScript
 from engineroom.tasks.schedules.model import FIELDS
 
 #: KEYS: index, schedule, template, the owner's set. ARGV: name, first tick, spec, maximum of
 #: schedules, owner or '', whether an owned schedule is paused, trigger, expected version or '', the
 #: job's fields. Returns {status, owner}: 1 created, 0 existed, -1 too many schedules, -2 owned by
 #: another, -3 not in the expected version.
-PUT_SCHEDULE = Script("""
+PUT_SCHEDULE = LuaScript("""
 local index, schedule, template, owned = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local name, first, spec, owner, trigger = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[7]
 local now = redis.call('HMGET', schedule, 'spec', 'owner', 'paused', 'trigger', 'version')
@@ -50,7 +50,7 @@ return {new and 1 or 0, ''}
 #: KEYS: index, schedule, template, the owner's set. ARGV: name, owner or '', optionally the
 #: expected version. Returns {status, owner}: 1 removed, 0 not found, -2 owned by another, -3 not in
 #: the expected version.
-REMOVE = Script("""
+REMOVE = LuaScript("""
 local owner = redis.call('HMGET', KEYS[2], 'owner', 'spec')
 if ARGV[2] ~= '' then redis.call('SREM', KEYS[4], ARGV[1]) end
 if not owner[2] then return {0, ''} end
@@ -62,7 +62,7 @@ return {1, ''}
 """)
 
 #: KEYS: index, schedule. ARGV: name, new score. Returns {status, owner} as REMOVE does.
-PAUSE = Script("""
+PAUSE = LuaScript("""
 local owner = redis.call('HMGET', KEYS[2], 'owner', 'spec')
 if not owner[2] then return {0, ''} end
 if (owner[1] or '') ~= '' then return {-2, owner[1]} end
@@ -72,7 +72,7 @@ return {1, ''}
 """)
 
 #: KEYS, ARGV and result as of PAUSE. A schedule that is not paused keeps its next tick.
-RESUME = Script("""
+RESUME = LuaScript("""
 local owner = redis.call('HMGET', KEYS[2], 'owner', 'spec')
 if not owner[2] then return {0, ''} end
 if (owner[1] or '') ~= '' then return {-2, owner[1]} end
@@ -82,7 +82,7 @@ return {1, ''}
 
 #: KEYS: schedule, template, waiting list, set of queues, optionally the mark of this run. ARGV:
 #: name, job id, time, seconds that the mark lasts. Returns 1, or 0 if there is no such schedule.
-RUN_NOW = Script(
+RUN_NOW = LuaScript(
     PUT
     + """
 local fields = redis.call('HGETALL', KEYS[2])
@@ -114,7 +114,7 @@ end
 """.replace("FIELDS", ", ".join(map(repr, FIELDS)))
 
 #: KEYS: index, schedule. ARGV: name. Returns the row, or {}.
-GET = Script(
+GET = LuaScript(
     _ROW
     + """
 return row(ARGV[1], redis.call('ZSCORE', KEYS[1], ARGV[1])) or {}
@@ -122,7 +122,7 @@ return row(ARGV[1], redis.call('ZSCORE', KEYS[1], ARGV[1])) or {}
 )
 
 #: KEYS: the owner's set, index. Returns the rows.
-OWNED = Script(
+OWNED = LuaScript(
     _ROW
     + """
 local rows = {}
@@ -134,7 +134,7 @@ return rows
 )
 
 #: KEYS: index. ARGV: name before the page or '', rows on the page. Returns the rows.
-LIST = Script(
+LIST = LuaScript(
     _ROW
     + """
 local first, rows = 0, {}
@@ -147,7 +147,7 @@ return rows
 
 #: KEYS: index. ARGV: latest tick, maximum of rows. Returns the rows, and the next tick of all
 #: schedules if there are no rows.
-DUE = Script(
+DUE = LuaScript(
     _ROW
     + """
 local rows = {}
@@ -165,7 +165,7 @@ return {rows, head[2] or false}
 )
 
 #: KEYS: index. ARGV: name, expected tick, new score. Returns 0 if the schedule has moved on.
-POSTPONE = Script("""
+POSTPONE = LuaScript("""
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 return redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 """)
@@ -173,7 +173,7 @@ return redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 #: KEYS: index, schedule, template, waiting list, set of queues. ARGV: name, expected tick, version,
 #: time, next tick or '', number of dropped ticks, then the ticks to run. Returns the number of
 #: jobs.
-TICK = Script(
+TICK = LuaScript(
     PUT
     + """
 local index, schedule, template, list = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -11,14 +11,14 @@ from engineroom.core.redis_replies import text
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing.encode import encode, timestamp
 from engineroom.tasks.enqueueing.enqueue import relayed_key
-from engineroom.tasks.enqueueing.task import Rules, check_task
+from engineroom.tasks.enqueueing.task import EnqueueRules, check_task
 from engineroom.tasks.errors import (
     InvalidTaskError,
     ScheduleChangedError,
     ScheduleNotFoundError,
     ScheduleOwnedError,
 )
-from engineroom.tasks.redis_steps import Batch, Invoke, Steps
+from engineroom.tasks.redis_steps import BatchStep, ScriptStep, Steps
 from engineroom.tasks.schedules import scripts
 from engineroom.tasks.schedules.model import (
     INDEX,
@@ -46,7 +46,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,160}")
 
 
 def put(
-    schedule: Schedule, rules: Rules, now: datetime, expected: int | None = None
+    schedule: Schedule, rules: EnqueueRules, now: datetime, expected: int | None = None
 ) -> Steps[bool]:
     """Create the schedule or replace the one of its name; return True if it is new.
 
@@ -57,12 +57,12 @@ def put(
     (its_keys, arguments), first = _put_arguments(schedule, "", rules, now, expected)
     if first is None:
         raise InvalidTaskError("trigger", "is in the past", "use a time to come")
-    reply = yield Invoke(scripts.PUT_SCHEDULE, its_keys, arguments)
+    reply = yield ScriptStep(scripts.PUT_SCHEDULE, its_keys, arguments)
     return _is_new(schedule.name, reply)
 
 
 def declare(
-    owner: str, installation: str, declared: Sequence[Schedule], rules: Rules, now: datetime
+    owner: str, installation: str, declared: Sequence[Schedule], rules: EnqueueRules, now: datetime
 ) -> Steps[dict[str, str]]:
     """Replace the owner's schedules by exactly these; equal schedules cause no write.
 
@@ -74,7 +74,9 @@ def declare(
     for schedule in declared:
         (its_keys, arguments), _ = _put_arguments(schedule, owner, rules, now)
         commands.append(scripts.PUT_SCHEDULE.words(its_keys, arguments))
-    [stored_names, manager] = yield Batch([["SMEMBERS", owned_key(owner)], ["HGET", OWNERS, owner]])
+    [stored_names, manager] = yield BatchStep(
+        [["SMEMBERS", owned_key(owner)], ["HGET", OWNERS, owner]]
+    )
     declared_names = {schedule.name for schedule in declared}
     left_out = sorted({text(name) for name in stored_names} - declared_names)
     commands += [scripts.REMOVE.words(*_remove_arguments(name, owner)) for name in left_out]
@@ -82,7 +84,7 @@ def declare(
         commands.append(["HSET", OWNERS, owner, installation])
     elif not declared and manager is not None:
         commands.append(["HDEL", OWNERS, owner])
-    replies = (yield Batch(commands)) if commands else []
+    replies = (yield BatchStep(commands)) if commands else []
     refused = {}
     for schedule, reply in zip(declared, replies, strict=False):
         try:
@@ -94,14 +96,14 @@ def declare(
 
 def owners() -> Steps[dict[str, str]]:
     """Return the owners of schedules, each with the installation that manages it."""
-    [reply] = yield Batch([["HGETALL", OWNERS]])
+    [reply] = yield BatchStep([["HGETALL", OWNERS]])
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
     return {text(owner): text(installation) for owner, installation in pairs}
 
 
 def owned(owner: str) -> Steps[list[ScheduleInfo]]:
     """Return the owner's schedules, sorted by name."""
-    rows = yield Invoke(scripts.OWNED, [owned_key(owner), INDEX], [])
+    rows = yield ScriptStep(scripts.OWNED, [owned_key(owner), INDEX], [])
     return sorted((read_schedule(row) for row in rows), key=lambda schedule: schedule.name)
 
 
@@ -113,7 +115,7 @@ def remove(name: str, expected: int | None = None) -> Steps[None]:
     its_keys, arguments = _remove_arguments(name, "")
     if expected is not None:
         arguments.append(expected)
-    _check_changed(name, (yield Invoke(scripts.REMOVE, its_keys, arguments)))
+    _check_changed(name, (yield ScriptStep(scripts.REMOVE, its_keys, arguments)))
 
 
 def pause(name: str) -> Steps[None]:
@@ -121,7 +123,7 @@ def pause(name: str) -> Steps[None]:
 
     Raises ScheduleNotFoundError, ScheduleOwnedError.
     """
-    invoke = Invoke(scripts.PAUSE, [INDEX, schedule_key(name)], [name, "inf"])
+    invoke = ScriptStep(scripts.PAUSE, [INDEX, schedule_key(name)], [name, "inf"])
     _check_changed(name, (yield invoke))
 
 
@@ -133,7 +135,7 @@ def resume(name: str, now: datetime) -> Steps[None]:
     schedule = yield from get(name)
     following = schedule.trigger.after(now.timestamp(), name)
     next_score = "inf" if following is None else score(following)
-    invoke = Invoke(scripts.RESUME, [INDEX, schedule_key(name)], [name, next_score])
+    invoke = ScriptStep(scripts.RESUME, [INDEX, schedule_key(name)], [name, next_score])
     _check_changed(name, (yield invoke))
 
 
@@ -146,7 +148,7 @@ def run_now(name: str, now: datetime, once: tuple[str, int] | None = None) -> St
     schedule = yield from get(name)
     job_id = f"{name}-{once[0] if once else uuid4().hex[:12]}"
     marks = [relayed_key(job_id)] if once else []
-    enqueued = yield Invoke(
+    enqueued = yield ScriptStep(
         scripts.RUN_NOW,
         [schedule_key(name), template_key(name), keys.queue(schedule.queue), "rq:queues", *marks],
         [name, job_id, timestamp(now), once[1] if once else ""],
@@ -158,7 +160,7 @@ def run_now(name: str, now: datetime, once: tuple[str, int] | None = None) -> St
 
 def get(name: str) -> Steps[ScheduleInfo]:
     """Return the schedule. Raises ScheduleNotFoundError."""
-    row = yield Invoke(scripts.GET, [INDEX, schedule_key(name)], [name])
+    row = yield ScriptStep(scripts.GET, [INDEX, schedule_key(name)], [name])
     if not row:
         raise _not_found(name)
     return read_schedule(row)
@@ -171,12 +173,12 @@ def page(after: str, limit: int) -> Steps[list[ScheduleInfo]]:
     """
     if not 1 <= limit <= 1000:
         raise InvalidTaskError("limit", f"{limit}", "use 1 to 1000")
-    rows = yield Invoke(scripts.LIST, [INDEX], [after, limit])
+    rows = yield ScriptStep(scripts.LIST, [INDEX], [after, limit])
     return [read_schedule(row) for row in rows]
 
 
 def _put_arguments(
-    schedule: Schedule, owner: str, rules: Rules, now: datetime, expected: int | None = None
+    schedule: Schedule, owner: str, rules: EnqueueRules, now: datetime, expected: int | None = None
 ) -> tuple[tuple[list[str], list[Any]], float | None]:
     """Return keys and arguments of PUT_SCHEDULE, and the first tick. Raises InvalidTaskError."""
     _check_schedule(schedule, owner)

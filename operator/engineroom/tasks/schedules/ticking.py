@@ -11,7 +11,7 @@ from engineroom.core.triggers.missed import MAX_TICKS, TickPlan, plan_ticks
 from engineroom.queue import keys
 from engineroom.tasks.enqueueing.encode import timestamp
 from engineroom.tasks.errors import InvalidTaskError
-from engineroom.tasks.redis_steps import Batch, Invoke, Steps
+from engineroom.tasks.redis_steps import BatchStep, ScriptStep, Steps
 from engineroom.tasks.schedules import scripts
 from engineroom.tasks.schedules.model import (
     INDEX,
@@ -51,7 +51,7 @@ def tick(now: datetime) -> Steps[tuple[int, float | None]]:
     if not schedules:
         return 0, next_tick
     enqueued = yield from enqueue_due(schedules, now)
-    [[_, next_tick]] = yield Batch([scripts.DUE.words([INDEX], ["-inf", 0])])
+    [[_, next_tick]] = yield BatchStep([scripts.DUE.words([INDEX], ["-inf", 0])])
     return enqueued, None if next_tick is None else float(next_tick)
 
 
@@ -61,7 +61,7 @@ def due(now: datetime, behind: float = 0.0) -> Steps[tuple[list[DueSchedule], fl
     The second value is the next tick of all schedules if none is due, otherwise None.
     """
     latest = now.timestamp() - behind
-    rows, next_tick = yield Invoke(scripts.DUE, [INDEX], [repr(latest), MAX_DUE])
+    rows, next_tick = yield ScriptStep(scripts.DUE, [INDEX], [repr(latest), MAX_DUE])
     schedules, postponements = [], []
     for row in rows:
         try:
@@ -72,7 +72,7 @@ def due(now: datetime, behind: float = 0.0) -> Steps[tuple[list[DueSchedule], fl
             later = score(round(now.timestamp() + UNREADABLE_DELAY, 3))
             postponements.append(scripts.POSTPONE.words([INDEX], [row[0], row[1], later]))
     if postponements:
-        yield Batch(postponements)
+        yield BatchStep(postponements)
     return schedules, None if next_tick is None else float(next_tick)
 
 
@@ -99,7 +99,7 @@ def enqueue_due(
         )  # fmt: skip
         commands.append(_tick_command(entry, plan, now))
     for start in range(0, len(commands), CHUNK):
-        enqueued += sum((yield Batch(commands[start : start + CHUNK])))
+        enqueued += sum((yield BatchStep(commands[start : start + CHUNK])))
     return enqueued
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engineroom.workers.resources import ResourceAmounts
 from engineroom.workers.rightsizing.recommendation import HEADROOM, Recommender
-from engineroom.workers.rightsizing.usage import Sample
+from engineroom.workers.rightsizing.usage import UsageSample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ class PoolUsage:
         metrics: Mapping[str, Mapping[str, ContainerUsage]],
         *,
         without_metrics: bool,
-    ) -> list[Sample]:
+    ) -> list[UsageSample]:
         """Return one sample for each running pod, and start the next round.
 
         ``metrics`` are by pod and container name. ``without_metrics``: there is no metrics API, so
@@ -148,7 +148,7 @@ class PoolUsage:
                 usage.timestamp = ""
                 cpu = usage.cpu / usage.looks if usage.looks else None
             complete = measured is not None or without_metrics
-            samples.append(Sample(cpu, usage.memory if complete else None, usage.peak or None))
+            samples.append(UsageSample(cpu, usage.memory if complete else None, usage.peak or None))
             usage.peak, usage.busy, usage.cpu, usage.looks = 0.0, False, 0.0, 0
         present = {pod.uid for pod in pods}
         for uid in self.pods.keys() - present:

@@ -35,7 +35,7 @@ _NEGLIGIBLE = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class BucketScale:
     """The buckets of a resource, by the upper bound of the first."""
 
     first: float
@@ -53,8 +53,8 @@ class Scale:
         return self.first * RATIO**bucket
 
 
-CPU: Final = Scale(0.01)
-MEMORY: Final = Scale(8.0 * 2**20)
+CPU: Final = BucketScale(0.01)
+MEMORY: Final = BucketScale(8.0 * 2**20)
 
 
 class Histogram:
@@ -62,7 +62,7 @@ class Histogram:
 
     __slots__ = ("_low", "_reference", "_scale", "_weights")
 
-    def __init__(self, scale: Scale) -> None:
+    def __init__(self, scale: BucketScale) -> None:
         self._scale = scale
         self._weights = array("f")
         self._low = 0
@@ -126,7 +126,7 @@ class Peak:
 
     __slots__ = ("_marks", "_scale")
 
-    def __init__(self, scale: Scale) -> None:
+    def __init__(self, scale: BucketScale) -> None:
         self._scale = scale
         #: (time, bucket), buckets falling: the first is the largest that is not forgotten.
         #: A list, because an empty deque takes as much memory as sixty entries.
@@ -155,7 +155,7 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class UsageSample:
     """The use of one pod's worker container in cores and bytes. None: unknown, or not counted."""
 
     cpu: float | None = None
@@ -180,7 +180,7 @@ class UsageProfile:
     #: Rises with every change.
     version: int = 0
 
-    def fold(self, samples: list[Sample], at: float, elapsed: float) -> None:
+    def fold(self, samples: list[UsageSample], at: float, elapsed: float) -> None:
         """Count one round of samples, ``elapsed`` seconds after the round before."""
         counted = False
         for sample in samples:

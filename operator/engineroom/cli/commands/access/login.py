@@ -47,9 +47,14 @@ def login(
     later commands.
     """
     from engineroom.cli.connections.remote.api import Api
-    from engineroom.cli.connections.remote.credentials import Account, Store, checked_url, server_of
+    from engineroom.cli.connections.remote.credentials import (
+        AccountStore,
+        ServerAccount,
+        checked_url,
+        server_of,
+    )
 
-    store = Store()
+    store = AccountStore()
     server = server_of(context.options, store)
     if server is None:
         raise UsageError(
@@ -62,7 +67,7 @@ def login(
         raise UsageError(
             "--token-stdin, --user and --kube exclude each other", fix="choose one of them"
         )
-    plain = Account(
+    plain = ServerAccount(
         server,
         "token",
         ca_file=_absolute(context.options.ca_file),

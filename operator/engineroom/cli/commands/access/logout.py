@@ -22,9 +22,9 @@ def logout(
     from dataclasses import replace
 
     from engineroom.cli.connections.remote.api import Api
-    from engineroom.cli.connections.remote.credentials import Store, server_of
+    from engineroom.cli.connections.remote.credentials import AccountStore, server_of
 
-    store = Store()
+    store = AccountStore()
     # Under the lock: a program that is refreshing now would bring the login back.
     with store.locked():
         accounts = store.accounts()

@@ -69,9 +69,9 @@ def _api(context: CommandContext, url: str, service: "Document") -> "Api":
 
     from engineroom.cli.connections.port_forward import admin_password
     from engineroom.cli.connections.remote.api import Api, bearer
-    from engineroom.cli.connections.remote.credentials import Account
+    from engineroom.cli.connections.remote.credentials import ServerAccount
 
-    plain = Account(url, "token")
+    plain = ServerAccount(url, "token")
     try:
         return Api(replace(plain, access=bearer(context.cluster)))
     except ForbiddenError:

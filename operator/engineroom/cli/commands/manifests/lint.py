@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from engineroom.api.manifests import MAX_BYTES, ManifestFinding, ManifestReport, check
-from engineroom.api.validation.pod_security import Level
+from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.cli.errors import ExitCode
 
 _ENDINGS = frozenset({".yaml", ".yml", ".json"})
@@ -62,14 +62,16 @@ def lint(
     Every document of every file is checked; objects of other API groups are skipped. It needs no
     cluster. The exit status is 1 if admission would refuse anything.
     """
-    report = lint_files(files, Level[pod_security.name])
+    report = lint_files(files, PodSecurityLevel[pod_security.name])
     for line in render(report, output):
         sys.stdout.write(f"{line}\n")
     if report.errors or (strict and report.warnings):
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def lint_files(names: list[str], level: Level = Level.RESTRICTED) -> ManifestReport:
+def lint_files(
+    names: list[str], level: PodSecurityLevel = PodSecurityLevel.RESTRICTED
+) -> ManifestReport:
     """Read and check files, folders and ``-``; an unreadable file is one of the errors."""
     texts: list[tuple[str, str]] = []
     unread: list[ManifestFinding] = []

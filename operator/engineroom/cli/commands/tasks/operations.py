@@ -54,7 +54,7 @@ def stop(
     context: CommandContext, operation: Operation, output: OutputOption = OutputFormat.TABLE
 ) -> None:
     """Stop a bulk change of jobs after its current step, without reverting it."""
-    _print(context, context.api.ask("DELETE", _path(context, operation)), output)
+    _print(context, context.api.request("DELETE", _path(context, operation)), output)
 
 
 def _path(context: CommandContext, operation: str) -> str:

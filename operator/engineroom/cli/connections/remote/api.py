@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engineroom import __version__
-from engineroom.cli.connections.remote.credentials import Account, Store
+from engineroom.cli.connections.remote.credentials import AccountStore, ServerAccount
 from engineroom.cli.errors import (
     CliError,
     ForbiddenError,
@@ -40,14 +40,14 @@ class Api:
 
     def __init__(
         self,
-        account: Account,
-        store: Store | None = None,
+        account: ServerAccount,
+        store: AccountStore | None = None,
         *,
         now: Callable[[], float] = time.time,
-        kube_token: Callable[[Account], str] | None = None,
+        kube_token: Callable[[ServerAccount], str] | None = None,
     ) -> None:
         self.account = account
-        self._store = store or Store()
+        self._store = store or AccountStore()
         self._now = now
         self._kube_token = kube_token or token_of_kubeconfig
         self._pool: Any = None
@@ -228,7 +228,7 @@ def _logged_out(server: str) -> ForbiddenError:
     )
 
 
-def token_of_kubeconfig(account: Account) -> str:
+def token_of_kubeconfig(account: ServerAccount) -> str:
     """Return a fresh token of the account's kubeconfig."""
     from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 
@@ -296,7 +296,7 @@ def problem(status: int, data: bytes, reason: str, server: str) -> CliError:
     return error
 
 
-def open_api(shared: ConnectionOptions, store: Store | None = None) -> Api:
+def open_api(shared: ConnectionOptions, store: AccountStore | None = None) -> Api:
     """Return the API that a command's options select. Raises UsageError if they select none."""
     from engineroom.cli.connections.remote.credentials import account_of, selected_server
 

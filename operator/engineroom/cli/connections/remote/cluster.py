@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engineroom.api import ANNOTATION_DRAIN, kinds
-from engineroom.cli.connections.model import Document, Event, Installation, Pod, Pool, Usage
+from engineroom.cli.connections.model import Document, Event, Installation, Pod, Pool, ResourceUsage
 from engineroom.cli.connections.parsing import parse_pool
 from engineroom.cli.errors import NotFoundError, UsageError, program
 from engineroom.kube.client.resources import WORKERPOOLS, resource_of
@@ -192,12 +192,12 @@ def _pod(namespace: str, name: str, workers: Sequence[Document], leaving: Collec
     )
 
 
-def _usage(workers: Sequence[Document]) -> Usage | None:
+def _usage(workers: Sequence[Document]) -> ResourceUsage | None:
     """Return their total usage; None if one of them does not report its own."""
     usages = [(worker["memory"], worker["cpu"]) for worker in workers]
     if any(memory is None or cores is None for memory, cores in usages):
         return None
-    return Usage(
+    return ResourceUsage(
         sum(int(memory) for memory, _ in usages), round(sum(cores for _, cores in usages) * 1000)
     )
 

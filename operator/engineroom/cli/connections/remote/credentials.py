@@ -33,7 +33,7 @@ Kind = Literal["token", "tokens", "kube"]
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class ServerAccount:
     """An account at one server.
 
     ``token``: a token or API key that was given. ``tokens``: those of a sign-in, refreshed when
@@ -53,19 +53,19 @@ class Account:
     context: str | None = None
 
 
-_FIELDS = frozenset(field.name for field in fields(Account)) - {"server"}
+_FIELDS = frozenset(field.name for field in fields(ServerAccount)) - {"server"}
 
 
-class Store:
+class AccountStore:
     """The file. A missing one is an empty one."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
 
-    def accounts(self) -> dict[str, Account]:
+    def accounts(self) -> dict[str, ServerAccount]:
         """Every account by its server. Raises UsageError for a file that cannot be used."""
         return {
-            server: Account(server, **{k: v for k, v in values.items() if k in _FIELDS})
+            server: ServerAccount(server, **{k: v for k, v in values.items() if k in _FIELDS})
             for server, values in self._read().get("servers", {}).items()
         }
 
@@ -73,7 +73,7 @@ class Store:
         """The server that the last login chose."""
         return self._read().get("current")
 
-    def put(self, account: Account, *, choose: bool = False) -> None:
+    def put(self, account: ServerAccount, *, choose: bool = False) -> None:
         """Keep an account; under ``locked`` only."""
         document = self._read()
         values = {k: v for k, v in asdict(account).items() if k != "server" and v not in (None, "")}
@@ -187,7 +187,7 @@ def checked_url(url: str) -> str:
     return f"{parts.scheme}://{name}{f':{port}' if port else ''}"
 
 
-def selected_server(shared: ConnectionOptions, store: Store | None = None) -> str | None:
+def selected_server(shared: ConnectionOptions, store: AccountStore | None = None) -> str | None:
     """The server that a command goes to; None where it goes by the kubeconfig.
 
     --server before --context and --kubeconfig, before ENGINEROOM_SERVER, before the last login.
@@ -204,21 +204,23 @@ def selected_server(shared: ConnectionOptions, store: Store | None = None) -> st
         return None
     if named := os.environ.get(SERVER):
         return checked_url(named)
-    return (store or Store()).current()
+    return (store or AccountStore()).current()
 
 
-def server_of(shared: ConnectionOptions, store: Store) -> str | None:
+def server_of(shared: ConnectionOptions, store: AccountStore) -> str | None:
     """The server that `login` and `logout` mean, whatever else of a cluster is named."""
     named = shared.server or os.environ.get(SERVER)
     return checked_url(named) if named else store.current()
 
 
-def account_of(server: str, shared: ConnectionOptions, store: Store | None = None) -> Account:
+def account_of(
+    server: str, shared: ConnectionOptions, store: AccountStore | None = None
+) -> ServerAccount:
     """Return the account for the server. Raises ForbiddenError if not logged in."""
     ca_file = shared.ca_file or os.environ.get(CA_FILE) or None
     if token := os.environ.get(TOKEN):
-        return Account(server, "token", ca_file=ca_file, access=token.strip())
-    account = (store or Store()).accounts().get(server)
+        return ServerAccount(server, "token", ca_file=ca_file, access=token.strip())
+    account = (store or AccountStore()).accounts().get(server)
     if account is None:
         raise ForbiddenError(
             f"you are not logged in at {server}",

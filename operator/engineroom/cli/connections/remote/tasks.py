@@ -262,12 +262,14 @@ class ApiTasks:
         """Return the task in the form of the API. Raises InvalidTaskError."""
         from engineroom.tasks import JSONSerializer
         from engineroom.tasks.enqueueing.encode import encode, resolve
-        from engineroom.tasks.enqueueing.task import Rules
+        from engineroom.tasks.enqueueing.task import EnqueueRules
         from engineroom.tasks.serializers import PickleSerializer
 
         serializer = self._serializer or PickleSerializer
         # Validated here too, for the same errors as without the API.
-        encode(task, Rules(max_bytes=self._max_bytes, serializer=serializer), self._clock.now())
+        encode(
+            task, EnqueueRules(max_bytes=self._max_bytes, serializer=serializer), self._clock.now()
+        )
         if task.timeout < 0:
             refuse("a job without a time-out")
         if task.limit is not None:
@@ -332,12 +334,12 @@ def _summary(job: Document) -> JobSummary:
 
 
 def _detail(document: Document) -> JobDetail:
-    from engineroom.tasks.inspection.arguments import Call
+    from engineroom.tasks.inspection.arguments import JobCall
     from engineroom.tasks.inspection.failures import Attempt
-    from engineroom.tasks.inspection.job_detail import JobDetail, Linked, Moment
+    from engineroom.tasks.inspection.job_detail import JobDetail, LinkedJob, TimelineEvent
 
     job = _summary(document["job"])
-    call = Call(
+    call = JobCall(
         job.function, tuple(document["args"]), dict(document["kwargs"]), document["unreadable"]
     )
     return JobDetail(
@@ -345,16 +347,18 @@ def _detail(document: Document) -> JobDetail:
         status=document["status"],
         call=call,
         timeline=tuple(
-            Moment(_moment(m["at"]), m["what"], m["note"]) for m in document["timeline"]
+            TimelineEvent(_moment(m["at"]), m["what"], m["note"]) for m in document["timeline"]
         ),
         attempts=tuple(
             Attempt(_moment(a["at"]), a["exception"], a["message"], a["category"], a["traceback"])
             for a in document["attempts"]
         ),
         progress=_progress(document),
-        depends_on=tuple(Linked(entry["id"], entry["status"]) for entry in document["dependsOn"]),
+        depends_on=tuple(
+            LinkedJob(entry["id"], entry["status"]) for entry in document["dependsOn"]
+        ),
         dependents=tuple(
-            Linked(dependent["id"], dependent["status"]) for dependent in document["dependents"]
+            LinkedJob(dependent["id"], dependent["status"]) for dependent in document["dependents"]
         ),
         more_linked=False,
         ahead=document["ahead"],
