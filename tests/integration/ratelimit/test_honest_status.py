@@ -139,7 +139,9 @@ async def test_a_limiter_that_starts_after_a_flush_refuses_until_the_policies_ar
 ) -> None:
     await service(policies)
     limit = {"name": "all", "rate": {"requests": 1, "period": "1h"}}
-    await policies.create("front", targetRefs=TARGET, limits=[limit])
+    # Closed, and patient: on a busy machine the local fallback would admit a second request.
+    failure = {"mode": "Closed", "timeout": "5s"}
+    await policies.create("front", targetRefs=TARGET, limits=[limit], failure=failure)
     with redis_server() as server, redis.Redis(port=server.port) as store:
         operator = OperatorProcess(control_plane.kubeconfig, server.url, namespace)
         await operator.start()

@@ -229,10 +229,15 @@ class LeaseHolder:
         self.lease = lease
 
     def surrender(self) -> tuple[Lease, ...]:
-        """Remove and return all leases, to be returned to Redis."""
+        """Remove and return all leases, to be returned to Redis.
+
+        Those that are used up come last, with nothing left: the book still counts them.
+        """
         leases = tuple(lease for lease in (self.lease, self.following) if lease is not None)
+        spent = tuple(Lease(name, 0, 0, 0.0) for name in self.spent)
         self.lease = self.following = None
-        return leases
+        self.spent = ()
+        return leases + spent
 
     def forget_spent(self, names: Sequence[str]) -> None:
         """Forget names that the book has removed."""

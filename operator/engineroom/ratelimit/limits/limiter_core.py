@@ -476,6 +476,8 @@ class LimiterCore:
             for held in self._held.values()
             for lease in held.holder.surrender()
         ]
+        # CLOSE_SECONDS may end before the last: leases that others can use again go first.
+        returns.sort(key=lambda entry: entry[1].left, reverse=True)
         self._held.clear()
         end = self.monotonic() + CLOSE_SECONDS
         for request, lease in returns:
