@@ -16,21 +16,19 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from engineroom.api.schema.common import crd
 from engineroom.core import conditions
 from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.resources import (
-    CRDS,
     RATELIMITPOLICIES,
     SECRETS,
     WORKERPOOLS,
-    resource_of,
 )
 from engineroom.ratelimit.distribution.policy_follower import AsyncFollower
 from tests import toy_kind
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.integration.ratelimit.policies import policy
+from tests.integration.toys import TOYS, toys_served
 from tests.kstatus import judge
 from tests.support import ROOT, RedisServer, extra_kinds, redis_server
 
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(180)
 
-TOYS = resource_of(toy_kind.TOY)
 KINDS = (WORKERPOOLS, RATELIMITPOLICIES, TOYS)
 
 
@@ -110,17 +107,8 @@ def toys_declared() -> Iterator[None]:
 @pytest_asyncio.fixture
 async def served(client: Client, toys_declared: None) -> AsyncIterator[Client]:
     """An API server that serves all three kinds."""
-    await client.apply(CRDS, crd(toy_kind.TOY))
-
-    async def listed() -> bool:
-        with contextlib.suppress(EngineroomError):
-            await client.list(TOYS)
-            return True
-        return False
-
-    await eventually("toys are served", listed)
-    yield client
-    await client.delete(CRDS, None, toy_kind.TOY.resource)
+    async with toys_served(client) as serving:
+        yield serving
 
 
 @pytest.fixture

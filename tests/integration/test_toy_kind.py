@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,15 @@ import yaml
 
 from engineroom.api import generate, kinds, rbac
 from engineroom.api.manifests import check
-from engineroom.api.schema.common import crd
 from engineroom.api.validation.pod_security import PodSecurityLevel
-from engineroom.core.errors import EngineroomError, InvalidSpecError
+from engineroom.core.errors import InvalidSpecError
 from engineroom.kube.client.errors import ApiError
-from engineroom.kube.client.resources import CRDS, resource_of
 from engineroom.manifests import plan
 from tests import toy_kind
 from tests.integration.test_admission import allow_ann, kubectl
+from tests.integration.toys import TOYS, toys_served
 from tests.integration.webhooks import Admission, secret_env
 from tests.support import ROOT, extra_kinds
-from tests.toy_kind import TOY
 from tests.unit.chart.rendering import render_chart
 
 if TYPE_CHECKING:
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
 
-TOYS = resource_of(TOY)
 SECRET = {"name": "bell", "key": "token"}
 
 
@@ -57,16 +53,9 @@ def registry() -> Iterator[Registry]:
 @pytest_asyncio.fixture
 async def served(registry: Registry, client: Client) -> AsyncIterator[Client]:
     """An API server that serves toys."""
-    await client.apply(CRDS, crd(registry.by_kind("Toy")))
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await client.list(TOYS)
-                break
-            except EngineroomError:
-                await asyncio.sleep(0.1)
-    yield client
-    await client.delete(CRDS, None, TOY.resource)
+    del registry
+    async with toys_served(client) as serving:
+        yield serving
 
 
 @pytest_asyncio.fixture

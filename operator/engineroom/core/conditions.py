@@ -206,14 +206,15 @@ def _exceeded(
 def progress(obj: Mapping[str, Any]) -> Progress:
     """Return the kstatus of one of our objects, as Flux and ``kubectl wait`` compute it.
 
-    Unknown before the first status; InProgress while the status is of an older generation.
+    InProgress before the operator's first status, and while the status is of an older generation.
+    Unknown for an object without any status, which our API server never stores.
     """
     metadata, status = obj.get("metadata") or {}, obj.get("status") or {}
-    conditions = status.get("conditions") or ()
-    if not conditions:
+    if not status:
         return "Unknown"
     if status.get("observedGeneration", 0) != metadata.get("generation", 0):
         return "InProgress"
+    conditions = status.get("conditions") or ()
     if is_true(conditions, STALLED):
         return "Failed"
     if is_true(conditions, RECONCILING):

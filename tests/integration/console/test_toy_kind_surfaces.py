@@ -10,14 +10,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from engineroom.api.schema.common import crd
-from engineroom.core.errors import EngineroomError
-from engineroom.kube.client.errors import NotFound
-from engineroom.kube.client.resources import CRDS, resource_of
 from tests import toy_kind
 from tests.integration.console.api import ADMIN_PASSWORD
 from tests.integration.console.command import Command
 from tests.integration.console.process import ApiProcess, api_process
+from tests.integration.toys import TOYS, toys_served
 from tests.support import extra_kinds
 
 if TYPE_CHECKING:
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.support import RedisServer
-
-TOYS = resource_of(toy_kind.TOY)
 
 
 def make_toy(name: str = "car") -> dict[str, Any]:
@@ -53,24 +48,9 @@ def registry() -> Iterator[None]:
 @pytest_asyncio.fixture
 async def toys(registry: None, client: Client, namespace: str) -> AsyncIterator[Client]:
     """An API server that serves toys and has one in the namespace."""
-    await client.apply(CRDS, crd(toy_kind.TOY))
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await client.create(TOYS, in_namespace(make_toy(), namespace))
-                break
-            except EngineroomError:
-                await asyncio.sleep(0.1)
-    yield client
-    await client.delete(CRDS, None, toy_kind.TOY.resource)
-    async with asyncio.timeout(60):
-        # The next test must not meet a definition that is being deleted.
-        while True:
-            try:
-                await client.get(CRDS, None, toy_kind.TOY.resource)
-            except NotFound:
-                break
-            await asyncio.sleep(0.1)
+    async with toys_served(client) as serving:
+        await serving.create(TOYS, in_namespace(make_toy(), namespace))
+        yield serving
 
 
 def in_namespace(obj: dict[str, Any], namespace: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_conditions_are_found_and_removed() -> None:
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        ({}, "Unknown"),
+        ({}, "InProgress"),
         ({"Ready": "True", "Reconciling": "False", "Stalled": "False"}, "Current"),
         ({"Ready": "False", "Reconciling": "True", "Stalled": "False"}, "InProgress"),
         ({"Ready": "True", "Reconciling": "True", "Stalled": "False"}, "InProgress"),
