@@ -74,7 +74,7 @@ class Bookkeeper:
             retry=self._state.retry,
         )
         try:
-            with self._guarded(guard, job):
+            with self._guarded_pipelines(guard, job):
                 prepared = prepare()
         except NotHeldError:
             self.clear()
@@ -128,7 +128,10 @@ class Bookkeeper:
         if self._state.settings.on_deadline == "Requeue":
             log.warning("Worker %s: job %s requeued, not done in %d s", name, job.id, longest)
             guard = self._end_guard(job, queue, execution, "requeued")
-            with self._guarded(guard, job), self._worker.connection.pipeline() as pipeline:
+            with (
+                self._guarded_pipelines(guard, job),
+                self._worker.connection.pipeline() as pipeline,
+            ):
                 job.started_at = None
                 job.worker_name = None
                 queue._enqueue_job(job, pipeline=pipeline, at_front=True)
@@ -181,7 +184,7 @@ class Bookkeeper:
         stopped_job_id = worker._stopped_job_id
         while True:
             try:
-                with self._guarded(guard, job):
+                with self._guarded_pipelines(guard, job):
                     write()
                 return
             except RedisError as error:
@@ -264,7 +267,7 @@ class Bookkeeper:
         self.clear()
 
     @contextlib.contextmanager
-    def _guarded(self, guard: TransactionGuard, job: Job) -> Iterator[None]:
+    def _guarded_pipelines(self, guard: TransactionGuard, job: Job) -> Iterator[None]:
         """Give RQ's code of this worker guarded pipelines."""
         worker = self._worker
         connection = worker.connection

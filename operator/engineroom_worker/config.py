@@ -53,15 +53,15 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         raise WorkerConfigError("RQ_KEY_PREFIX: Engineroom looks at RQ's keys under 'rq'; unset it")
     strategy = _one_of(env, "ENGINEROOM_DEQUEUE_STRATEGY", "Priority", STRATEGIES)
     on_deadline = _one_of(env, "ENGINEROOM_ON_DEADLINE", "Fail", ON_DEADLINE)
-    pool = _required(env, "ENGINEROOM_POOL")
+    pool = _require(env, "ENGINEROOM_POOL")
     if pool.count("/") != 1 or pool.startswith("/") or pool.endswith("/"):
         raise WorkerConfigError(f"ENGINEROOM_POOL: {pool!r} is not <namespace>/<name>")
     return Settings(
         redis_url=_redis_url(env),
         pool=pool,
-        pod_name=_required(env, "ENGINEROOM_POD_NAME"),
+        pod_name=_require(env, "ENGINEROOM_POD_NAME"),
         pod_uid=env.get("ENGINEROOM_POD_UID", ""),
-        queues=_queues(_required(env, "ENGINEROOM_QUEUES")),
+        queues=_queues(_require(env, "ENGINEROOM_QUEUES")),
         redis_ca_file=env.get("ENGINEROOM_REDIS_CA_FILE") or None,
         redis_insecure=env.get("ENGINEROOM_REDIS_INSECURE", "").lower() in ("1", "true", "yes"),
         strategy=strategy,
@@ -92,7 +92,7 @@ def connection_options(settings: Settings) -> Mapping[str, Any]:
     return options
 
 
-def _required(env: Mapping[str, str], name: str) -> str:
+def _require(env: Mapping[str, str], name: str) -> str:
     value = env.get(name, "")
     if not value:
         raise WorkerConfigError(f"{name}: is not set; the operator sets it on the worker container")
@@ -100,7 +100,7 @@ def _required(env: Mapping[str, str], name: str) -> str:
 
 
 def _redis_url(env: Mapping[str, str]) -> str:
-    url = _required(env, "ENGINEROOM_REDIS_URL")
+    url = _require(env, "ENGINEROOM_REDIS_URL")
     if not url.startswith(("redis://", "rediss://", "unix://")):
         # The message omits the value, which holds credentials.
         raise WorkerConfigError(

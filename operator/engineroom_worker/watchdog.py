@@ -27,7 +27,7 @@ log = logging.getLogger("rq.worker")
 def watch(metrics: SharedMetrics, slot: int, pace: float = PACE) -> None:
     """Check this process' worker from a thread, which work horses do not inherit."""
 
-    def look() -> None:
+    def check() -> None:
         while True:
             time.sleep(pace)
             if metrics.stuck(slot, time.monotonic()):
@@ -35,4 +35,4 @@ def watch(metrics: SharedMetrics, slot: int, pace: float = PACE) -> None:
                 # Skip the worker's clean-up, which could hang too.
                 os._exit(EX_SOFTWARE)
 
-    threading.Thread(target=look, name="watchdog", daemon=True).start()
+    threading.Thread(target=check, name="watchdog", daemon=True).start()

@@ -139,10 +139,10 @@ def decide(
         return RotationDecision(step=RotationStep.CREATE)
     trusted_authorities = published if published is not None else secret.authorities()
     step = _step(now, secret, trusted_authorities, policy)
-    wanted = _wanted(now, secret, trusted_authorities, policy)
+    wanted = _trusted_cas(now, secret, trusted_authorities, policy)
     trusted = secret.authority.certificate in trusted_authorities
     old_is_trusted = serving is not None and any(_signed(serving, ca) for ca in trusted_authorities)
-    settled = _passed(now, secret.leaf_since, policy.settle)
+    settled = _has_passed(now, secret.leaf_since, policy.settle)
     # While the old leaf works, API servers have time to load the new CA.
     serve = serving != secret.leaf.certificate and (
         serving is None or not old_is_trusted or (trusted and settled)
@@ -164,7 +164,9 @@ def _step(
         is_published = following.certificate in trusted
         if is_published and secret.next_since is None:
             return RotationStep.MARK_NEXT
-        settled = secret.next_since is not None and _passed(now, secret.next_since, policy.settle)
+        settled = secret.next_since is not None and _has_passed(
+            now, secret.next_since, policy.settle
+        )
         # A CA at its very end is of no use to wait with.
         if (is_published and settled) or _ends(secret.authority, now):
             return RotationStep.PROMOTE
@@ -179,17 +181,17 @@ def _step(
     return RotationStep.NONE
 
 
-def _wanted(
+def _trusted_cas(
     now: datetime, secret: StoredCertificates, trusted: tuple[bytes, ...], policy: RotationPolicy
 ) -> tuple[bytes, ...]:
     """The CAs to publish: the Secret's, and those that went lately but may still be in use."""
     wanted = list(secret.authorities())
-    if not _passed(now, secret.leaf_since, policy.retire):
+    if not _has_passed(now, secret.leaf_since, policy.retire):
         wanted += [ca for ca in trusted if ca not in wanted and not _expired(ca, now)]
     return tuple(wanted)
 
 
-def _passed(now: datetime, since: datetime, seconds: float) -> bool:
+def _has_passed(now: datetime, since: datetime, seconds: float) -> bool:
     return (now - since).total_seconds() >= seconds
 
 

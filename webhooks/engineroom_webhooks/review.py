@@ -120,7 +120,7 @@ async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
         return AdmissionAnswer(uid, operation)
     if not isinstance(new, dict):
         raise UnreadableReviewError("request.object is missing")
-    if operation == "UPDATE" and isinstance(old, dict) and _unchanged(new, old):
+    if operation == "UPDATE" and isinstance(old, dict) and _is_spec_unchanged(new, old):
         return AdmissionAnswer(uid, operation)
     namespace = str(request.get("namespace") or "")
     name = str(request.get("name") or as_map(new.get("metadata")).get("name") or "")
@@ -157,6 +157,6 @@ def _forbidden(author: RequestUser, namespace: str, asks: list[str]) -> str:
     )
 
 
-def _unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
+def _is_spec_unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Return whether the spec is unchanged: labels and finalizers are then always accepted."""
     return bool(new.get("spec") == old.get("spec"))

@@ -92,7 +92,7 @@ def check(
     for name, text in files:
         try:
             for document in read(text):
-                read_ones.extend((name, item) for item in _expanded(document))
+                read_ones.extend((name, item) for item in _expand_lists(document))
         except UnreadableError as error:
             if name in lenient and "{{" in text:
                 report.findings.append(
@@ -126,7 +126,7 @@ def check(
     return report
 
 
-def _expanded(document: Document) -> Iterator[Document]:
+def _expand_lists(document: Document) -> Iterator[Document]:
     """Yield the items of a ``List``, and any other document as it is."""
     value = document.value
     if not isinstance(value, dict) or value.get("kind") != "List":

@@ -25,14 +25,14 @@ def controller_rules(registry: Registry, process: Process) -> list[RoleRule]:
     """List what the process that runs the controllers of some kinds may do."""
     kinds = registry.of_process(process)
     rules = [
-        *_merged(kinds, lambda kind: (kind.plural,), lambda _kind: _READ),
-        *_merged(kinds, lambda kind: (f"{kind.plural}/status",), lambda _kind: ("patch",)),
+        *_merge_rules(kinds, lambda kind: (kind.plural,), lambda _kind: _READ),
+        *_merge_rules(kinds, lambda kind: (f"{kind.plural}/status",), lambda _kind: ("patch",)),
     ]
     owners = [kind for kind in kinds if kind.children]
     reason = "Needed to set owner references that block deletion."
     rules += [
         replace(rule, reason=reason)
-        for rule in _merged(
+        for rule in _merge_rules(
             owners, lambda kind: (f"{kind.plural}/finalizers",), lambda _kind: ("update",)
         )
     ]
@@ -45,22 +45,24 @@ def api_rules(registry: Registry) -> list[RoleRule]:
     """List what the API process may do with objects of our kinds."""
     verbs = (*_READ, "create", "patch", "delete")
     return [
-        *_merged(registry, lambda kind: (kind.plural,), lambda _kind: verbs),
-        *_merged(registry, _scale_of, lambda _kind: ("patch",)),
+        *_merge_rules(registry, lambda kind: (kind.plural,), lambda _kind: verbs),
+        *_merge_rules(registry, _scale_of, lambda _kind: ("patch",)),
     ]
 
 
 def role_rules(registry: Registry, role: str) -> list[RoleRule]:
     """List what the aggregated ClusterRole ``view``, ``edit`` or ``admin`` grants to people."""
     if role == "view":
-        return _merged(
+        return _merge_rules(
             registry,
             lambda kind: (kind.plural, *_scale_of(kind), f"{kind.plural}/status"),
             lambda kind: kind.roles.view,
         )
-    rules = _merged(registry, lambda kind: (kind.plural,), lambda kind: getattr(kind.roles, role))
+    rules = _merge_rules(
+        registry, lambda kind: (kind.plural,), lambda kind: getattr(kind.roles, role)
+    )
     if role == "edit":
-        rules += _merged(registry, _scale_of, lambda _kind: ("patch", "update"))
+        rules += _merge_rules(registry, _scale_of, lambda _kind: ("patch", "update"))
     return rules
 
 
@@ -68,7 +70,7 @@ def _scale_of(kind: Kind) -> tuple[str, ...]:
     return (f"{kind.plural}/scale",) if kind.scalable else ()
 
 
-def _merged(
+def _merge_rules(
     kinds: Iterable[Kind],
     resources: Callable[[Kind], tuple[str, ...]],
     verbs: Callable[[Kind], tuple[str, ...]],

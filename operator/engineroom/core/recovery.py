@@ -358,7 +358,7 @@ class Recovery:
                 if not attempt.retry_state.outcome.failed:  # type: ignore[union-attr]
                     return answer
         except EngineroomError as error:
-            return self._given_up(error, fallback, dead_letter)
+            return self._give_up(error, fallback, dead_letter)
         raise AssertionError("tenacity ends with an answer or an error")
 
     @contextmanager
@@ -370,9 +370,9 @@ class Recovery:
         try:
             yield
         except BaseException as error:
-            self._ended(error)
+            self._report_end(error)
             raise
-        self._ended(None)
+        self._report_end(None)
 
     async def call_async(
         self,
@@ -394,7 +394,7 @@ class Recovery:
                 if not attempt.retry_state.outcome.failed:  # type: ignore[union-attr]
                     return answer
         except EngineroomError as error:
-            return self._given_up(error, fallback, dead_letter)
+            return self._give_up(error, fallback, dead_letter)
         raise AssertionError("tenacity ends with an answer or an error")
 
     def _begin(self, policy: RetryPolicy | None) -> _Attempts:
@@ -416,7 +416,7 @@ class Recovery:
             "reraise": True,
         }
 
-    def _given_up(
+    def _give_up(
         self,
         error: EngineroomError,
         fallback: Callable[[EngineroomError], _T] | None,
@@ -433,7 +433,7 @@ class Recovery:
         """Count a failed attempt."""
         self._metrics.failed(error.code, error.category.value)
 
-    def _ended(self, error: BaseException | None) -> EngineroomError | None:
+    def _report_end(self, error: BaseException | None) -> EngineroomError | None:
         """Report a call's end to breaker and metrics; return its error as an EngineroomError."""
         breaker = self.breaker
         ours = None if error is None else wrap(error, operation=self.name)
@@ -468,6 +468,6 @@ class _Attempt:
             raise
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        ours = self._recovery._ended(error)
+        ours = self._recovery._report_end(error)
         if ours is not None and ours is not error:
             raise ours from error

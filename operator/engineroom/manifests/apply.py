@@ -326,7 +326,7 @@ class Applier:
             live = await self._live(planned)
             if live is not None and mark_of(live) == step.saga:
                 return "updated"
-            raise _changed(planned, error) from error
+            raise _conflict_error(planned, error) from error
         return f"updated to {written['metadata']['resourceVersion']}"
 
     async def _create(
@@ -339,7 +339,7 @@ class Applier:
         except AlreadyExists as error:
             existing = await self._live(planned)
             if existing is None or mark_of(existing) != transaction:
-                raise _changed(planned, error) from error
+                raise _conflict_error(planned, error) from error
             live = existing
         fields = owned_by_apply(live["metadata"].get("managedFields") or [])
         for _ in range(_TRIES):
@@ -455,7 +455,7 @@ def _owners(fields: list[dict[str, Any]] | None) -> list[tuple[Any, ...]]:
     )
 
 
-def _changed(planned: PlannedObject, error: Conflict) -> ManifestChangedError:
+def _conflict_error(planned: PlannedObject, error: Conflict) -> ManifestChangedError:
     return ManifestChangedError(
         f"{planned.kind}/{planned.name}: another client changed or created it meanwhile, or "
         f"another manager owns a field ({error.message[:200]}); apply again, or with force"

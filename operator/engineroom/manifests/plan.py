@@ -130,12 +130,12 @@ async def rehearse(
 
     async def plan_one(resource: Resource, obj: dict[str, Any]) -> PlannedObject:
         async with limit:
-            return await _rehearsed(client, namespace, resource, obj, force=force)
+            return await _dry_run(client, namespace, resource, obj, force=force)
 
     return list(await asyncio.gather(*(plan_one(*item) for item in objects)))
 
 
-async def _rehearsed(
+async def _dry_run(
     client: ManifestWriter, namespace: str, resource: Resource, obj: dict[str, Any], *, force: bool
 ) -> PlannedObject:
     """Plan one object by a dry run, which includes defaults, CEL, admission and quotas."""

@@ -191,7 +191,7 @@ def _template(pool: WorkerPool, runtime: RuntimeImage, redis_secret: tuple[str, 
     worker = worker_container(containers)
     for container in [*containers, *(spec.get("initContainers") or ())]:
         _restrict(container)
-    _equip(worker, pool, redis_secret)
+    _add_runtime(worker, pool, redis_secret)
     init = {
         "name": "engineroom-runtime",
         "image": runtime.image,
@@ -222,7 +222,7 @@ def worker_container(containers: list[Object]) -> Object:
     return next((c for c in containers if c.get("name") == "worker"), containers[0])
 
 
-def _equip(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -> None:
+def _add_runtime(container: Object, pool: WorkerPool, redis_secret: tuple[str, str]) -> None:
     """Make a container of the user's image run the worker runtime."""
     interpreter = container.get("command") or ["python3"]
     # `start` keeps a SIGTERM that comes before Python can hear it; see deploy/worker-runtime.

@@ -46,7 +46,7 @@ class SharedConnection:
         self._on_queue = on_queue
         self._on_state = on_state
         self._push = InvalidationListener(
-            self.redis, on_queue=self._changed, on_up=self._went_up, on_down=self._went_down
+            self.redis, on_queue=self._on_change, on_up=self._went_up, on_down=self._went_down
         )
         self._task = asyncio.create_task(self._push.run())
 
@@ -73,7 +73,7 @@ class SharedConnection:
             await self._task
         await self.redis.aclose()
 
-    def _changed(self, queue: str) -> None:
+    def _on_change(self, queue: str) -> None:
         for pool in self.subscribers.get(queue, ()):
             self._on_queue(pool)
 

@@ -152,7 +152,7 @@ def _conditions(plan: Plan, old: Mapping[str, Any], inputs: StatusInputs) -> lis
     values |= {
         "RedisReachable": _redis(inputs),
         "ScalingActive": _active(plan, inputs),
-        "ScalingLimited": _limited(inputs),
+        "ScalingLimited": _limited_condition(inputs),
         "Draining": _draining(inputs),
     }
     for kind, value in values.items():
@@ -200,7 +200,7 @@ def _active(plan: Plan, inputs: StatusInputs) -> ConditionValue:
     return "True", reasons.RECONCILED, "size follows the work"
 
 
-def _limited(inputs: StatusInputs) -> ConditionValue:
+def _limited_condition(inputs: StatusInputs) -> ConditionValue:
     if inputs.decision.limited:
         return "True", inputs.decision.limited, inputs.decision.sentence
     return "False", reasons.WITHIN_RANGE, "the size that the work asks for is within the limits"
@@ -234,7 +234,7 @@ def _rollout(conditions: Sequence[Mapping[str, Any]], inputs: StatusInputs) -> R
     trouble = missing or pod_trouble(inputs)
     if trouble is not None:
         return Rollout(complete=False, trouble=trouble)
-    awaited = _awaited(deployment, inputs.decision.replicas, outdated=outdated)
+    awaited = _rollout_wait(deployment, inputs.decision.replicas, outdated=outdated)
     return Rollout(complete=not awaited, awaited=awaited)
 
 
@@ -250,7 +250,7 @@ def _missing(inputs: StatusInputs) -> Trouble | None:
     return pod_trouble(replace(inputs, pods=unstarted)) if unstarted else None
 
 
-def _awaited(deployment: DeploymentView | None, wanted: int, *, outdated: bool) -> str:
+def _rollout_wait(deployment: DeploymentView | None, wanted: int, *, outdated: bool) -> str:
     """Return what the rollout waits for; "" if it is complete."""
     if deployment is None:
         return "the Deployment is being created" if wanted else ""

@@ -118,7 +118,7 @@ def test_scale_of_an_autoscaled_pool_explains_and_offers_the_range() -> None:
     with pytest.raises(UsageError) as caught:
         scale(trial.context, "mail", 5)
     assert caught.value.what == "default/mail is autoscaled between 0 and 10 pods"
-    assert "`engineroom scale mail -n default --min 5` for at least so many" in caught.value.fix
+    assert "`engineroom scale mail -n default --min 5` for at least 5 pods" in caught.value.fix
     assert trial.cluster.writes == []
 
 

@@ -86,7 +86,7 @@ def parse(
     model: type[_Model], obj: Mapping[str, Any], context: ValidationContext = RESTRICTED
 ) -> _Model:
     """Read a valid object, defaults filled in. Raises InvalidSpecError with every problem."""
-    bound = _unbounded(obj)
+    bound = _size_problem(obj)
     invalid = problems(obj, context) if bound is None else [bound]
     if invalid:
         raise InvalidSpecError(invalid)
@@ -97,7 +97,7 @@ def parse(
             json.dumps(fields), strict=True, by_alias=True, by_name=False
         )
     except ValidationError as error:
-        raise InvalidSpecError(_translated(error)) from error
+        raise InvalidSpecError(_model_problems(error)) from error
 
 
 def problems(obj: Any, context: ValidationContext = RESTRICTED) -> list[Problem]:
@@ -105,7 +105,7 @@ def problems(obj: Any, context: ValidationContext = RESTRICTED) -> list[Problem]
 
     Takes any JSON and never raises. The list ends after MAX_PROBLEMS.
     """
-    bound = _unbounded(as_map(obj).get("spec"))
+    bound = _size_problem(as_map(obj).get("spec"))
     if bound is not None:
         return [bound]
     distinct: dict[tuple[str, str], Problem] = {}
@@ -145,7 +145,7 @@ def check_registry(registry: Registry) -> None:
             raise KindError(f"{kind.kind}: guarded does not declare {', '.join(undeclared)}")
 
 
-def _unbounded(obj: object) -> Problem | None:
+def _size_problem(obj: object) -> Problem | None:
     """Return the problem of a document too deep or too large to check. Needs no recursion."""
     waiting: list[tuple[Any, int]] = [(obj, 1)]
     count = 0
@@ -256,7 +256,7 @@ def _object_metadata(metadata: object, max_name: int) -> Iterator[Problem]:
             yield Problem(f"metadata.{kind}", f"is {kind_of(value)}, not a map", "write a map")
 
 
-def _translated(error: ValidationError) -> list[Problem]:
+def _model_problems(error: ValidationError) -> list[Problem]:
     """List what pydantic found and the schema did not, in plainer words."""
     translated = []
     for detail in error.errors(include_url=False, include_input=False):

@@ -166,7 +166,7 @@ def undeclared_paths(kind: Kind) -> tuple[str, ...]:
     return tuple(
         path
         for path, node in _nodes(kind)
-        if _looks_guarded(path, node) and not _covered(kind, path)
+        if _looks_guarded(path, node) and not _is_covered(kind, path)
     )
 
 
@@ -198,7 +198,7 @@ def _looks_guarded(path: str, node: dict[str, Any]) -> bool:
     return bool(_TEMPLATE.fullmatch(name)) and _is_free(node)
 
 
-def _covered(kind: Kind, path: str) -> bool:
+def _is_covered(kind: Kind, path: str) -> bool:
     guarded = kind.guarded
     if _is_below(path, (*guarded.pod_templates, *guarded.fields, *guarded.data)):
         return True

@@ -44,12 +44,12 @@ def problems(spec: dict[str, Any]) -> Iterator[Problem]:
     for index, schedule in enumerate(as_list(schedules)[:MAX_SCHEDULES]):
         if isinstance(schedule, dict):
             path = f"spec.schedules[{index}]"
-            yield from _when(schedule, path)
+            yield from _trigger_problems(schedule, path)
             yield from _lengths(schedule, path)
-            yield from _what(schedule, path, queues)
+            yield from _job_problems(schedule, path, queues)
 
 
-def _when(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
+def _trigger_problems(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
     times = [word for word in _WHEN if schedule.get(word) is not None]
     if not times:
         yield Problem(path, "says no time", "add one of cron, every and at")
@@ -116,7 +116,7 @@ def _lengths(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
             )
 
 
-def _what(schedule: dict[str, Any], path: str, queues: list[str]) -> Iterator[Problem]:
+def _job_problems(schedule: dict[str, Any], path: str, queues: list[str]) -> Iterator[Problem]:
     queue = schedule.get("queue")
     if isinstance(queue, str) and queue and queues and queue not in queues:
         guess = nearest(queue, queues)

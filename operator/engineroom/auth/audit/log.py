@@ -217,7 +217,7 @@ class AuditLog:
         """Compare the head with the end of the log; return the head."""
         sequence, mac, seal = await self._ends("seq", "mac", "seal")
         head = AuditHead(int(sequence or 0), mac)
-        if head.sequence and not self._sealed("head", sequence, mac, seal):
+        if head.sequence and not self._has_valid_seal("head", sequence, mac, seal):
             problems.append("the head has no valid seal")
         last = walk.last
         # A record appended since the last read is not a problem.
@@ -276,7 +276,7 @@ class AuditLog:
     async def _base(self, problems: list[str]) -> AuditHead:
         """Return the record before the beginning of the log; add a problem for an invalid seal."""
         base, mac, seal = await self._ends("base_seq", "base_mac", "base_seal")
-        if base and not self._sealed("base", base, mac, seal):
+        if base and not self._has_valid_seal("base", base, mac, seal):
             problem = f"the beginning, after record {base}, has no valid seal"
             if problem not in problems:
                 problems.append(problem)
@@ -326,7 +326,7 @@ class AuditLog:
     def _seal(self, what: str, number: str, value: str) -> str:
         return seal(self._secret, what, number, value)
 
-    def _sealed(self, what: str, number: str, value: str, seal: str) -> bool:
+    def _has_valid_seal(self, what: str, number: str, value: str, seal: str) -> bool:
         return hmac.compare_digest(self._seal(what, number, value).encode(), seal.encode())
 
     def _print(self, record: Mapping[str, Any]) -> None:

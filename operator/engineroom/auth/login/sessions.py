@@ -154,7 +154,7 @@ class Sessions:
         now = self._clock.now().timestamp()
         if now - session.last_used >= self._limits.touch_every:
             key = self._key(identity)
-            seal = self._sealed(key, replace(session, last_used=now))["seal"]
+            seal = self._seal_fields(key, replace(session, last_used=now))["seal"]
             with store_errors():
                 await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                     _TOUCH, 1, key, repr(now), seal, str(self._life(session, now))
@@ -176,10 +176,14 @@ class Sessions:
                 3,
                 self._key(identity),
                 self._key(new),
-                self._owned(old.subject),
+                self._subject_key(old.subject),
                 old.handle,
                 str(self._life(session, now)),
-                *(part for pair in self._sealed(self._key(new), session).items() for part in pair),
+                *(
+                    part
+                    for pair in self._seal_fields(self._key(new), session).items()
+                    for part in pair
+                ),
             )
         if not moved:
             raise SessionError("session: has ended; sign in again")
@@ -195,12 +199,12 @@ class Sessions:
             pipeline = self._redis.pipeline(transaction=True)
             pipeline.delete(key)
             if subject is not None:
-                pipeline.hdel(self._owned(text(subject)), text(handle))
+                pipeline.hdel(self._subject_key(text(subject)), text(handle))
             await pipeline.execute()
 
     async def of(self, subject: str) -> list[Session]:
         """Return the live sessions of a subject, last used first. Raises AuthStoreError."""
-        owned = self._owned(subject)
+        owned = self._subject_key(subject)
         with store_errors():
             handles = texts(await self._redis.hgetall(owned))
             pipeline = self._redis.pipeline(transaction=False)
@@ -212,7 +216,9 @@ class Sessions:
                 await self._redis.hdel(owned, *over)
         now = self._clock.now().timestamp()
         sessions = [
-            self._opened(key, row) for key, row in zip(handles.values(), rows, strict=True) if row
+            self._verify_fields(key, row)
+            for key, row in zip(handles.values(), rows, strict=True)
+            if row
         ]
         live = [session for session in sessions if session and self._is_live(session, now)]
         return sorted(live, key=lambda session: -session.last_used)
@@ -222,7 +228,7 @@ class Sessions:
 
         Raises AuthStoreError.
         """
-        owned = self._owned(subject)
+        owned = self._subject_key(subject)
         with store_errors():
             ended = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
                 _END, 1, owned, handle
@@ -251,7 +257,7 @@ class Sessions:
         key = self._key(identity)
         with store_errors():
             fields = texts(await self._redis.hgetall(key))
-        session = self._opened(key, fields) if fields else None
+        session = self._verify_fields(key, fields) if fields else None
         if session is None:
             raise SessionError("session: has ended; sign in again")
         if not self._is_live(session, self._clock.now().timestamp()):
@@ -261,21 +267,21 @@ class Sessions:
 
     async def _store(self, session: Session) -> NewSession:
         identity = secrets.token_urlsafe(32)
-        key, owned = self._key(identity), self._owned(session.subject)
+        key, owned = self._key(identity), self._subject_key(session.subject)
         with store_errors():
             pipeline = self._redis.pipeline(transaction=True)
-            pipeline.hset(key, mapping=dict[Any, Any](self._sealed(key, session)))
+            pipeline.hset(key, mapping=dict[Any, Any](self._seal_fields(key, session)))
             pipeline.expire(key, self._life(session, session.last_used))
             pipeline.hset(owned, session.handle, key)
             pipeline.expire(owned, int(self._limits.absolute) + 60)
             await pipeline.execute()
         return NewSession(session, identity, self.csrf(identity))
 
-    def _sealed(self, key: str, session: Session) -> dict[str, str]:
+    def _seal_fields(self, key: str, session: Session) -> dict[str, str]:
         fields = _fields(session)
         return {**fields, "seal": self._sealer.seal_fields(key, fields)}
 
-    def _opened(self, key: str, fields: dict[str, str]) -> Session | None:
+    def _verify_fields(self, key: str, fields: dict[str, str]) -> Session | None:
         """Return the session, or None if the fields have no valid seal for this key."""
         seal = fields.pop("seal", "")
         return _session(fields) if self._sealer.fields_hold(seal, key, fields) else None
@@ -289,7 +295,7 @@ class Sessions:
     def _key(self, identity: str) -> str:
         return f"{self._name}:{hashlib.sha256(identity.encode()).hexdigest()}"
 
-    def _owned(self, subject: str) -> str:
+    def _subject_key(self, subject: str) -> str:
         return f"{self._name}s:{hashlib.sha256(subject.encode()).hexdigest()}"
 
 

@@ -168,7 +168,7 @@ def local_path(path: str) -> str:
 
 def challenge(verifier: str) -> str:
     """Return the S256 code challenge (RFC 7636)."""
-    return _unpadded(hashlib.sha256(verifier.encode()).digest())
+    return _base64url(hashlib.sha256(verifier.encode()).digest())
 
 
 def flow_of(cookies: tuple[str, ...]) -> str:
@@ -195,7 +195,9 @@ def read_metadata(document: bytes, client: OidcClient) -> ProviderMetadata:
             raise OidcProviderError(f"provider: its {name} is not an https URL")
         return url
 
-    algorithms = client.algorithms & _supported(fields.get("id_token_signing_alg_values_supported"))
+    algorithms = client.algorithms & _supported_algorithms(
+        fields.get("id_token_signing_alg_values_supported")
+    )
     if not algorithms:
         raise OidcProviderError(
             "provider: signs ID tokens by no algorithm that is allowed here; allow RS256, ES256 "
@@ -216,7 +218,7 @@ def read_metadata(document: bytes, client: OidcClient) -> ProviderMetadata:
     )
 
 
-def _supported(algorithms: Any) -> frozenset[Algorithm]:
+def _supported_algorithms(algorithms: Any) -> frozenset[Algorithm]:
     # Every provider must support RS256 (Discovery 3), so it is the default.
     named = algorithms if isinstance(algorithms, list) else ["RS256"]
     return frozenset(algorithm for algorithm in Algorithm if algorithm.value in named)
@@ -324,7 +326,7 @@ class Oidc:
             leeway=self.client.leeway,
             access_token=access,
         )
-        claims = await self._verified(metadata, id_token, expected)
+        claims = await self._verify_id_token(metadata, id_token, expected)
         if self.client.userinfo:
             claims = await self._with_userinfo(metadata, claims, access)
         identity = identity_of(claims, self.client.issuer, self.client.groups)
@@ -449,7 +451,7 @@ class Oidc:
             f"provider: answers {response.status}{suffix} to the code; check client and secret"
         )
 
-    async def _verified(
+    async def _verify_id_token(
         self, metadata: ProviderMetadata, id_token: str, expected: ExpectedClaims
     ) -> Mapping[str, Any]:
         cached = self._discovered
@@ -538,5 +540,5 @@ def _hash(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def _unpadded(raw: bytes) -> str:
+def _base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

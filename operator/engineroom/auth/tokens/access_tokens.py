@@ -225,7 +225,7 @@ class Tokens:
 
         Raises TokenError, AuthStoreError or KeyStoreError.
         """
-        claims = await self._verified(token, ACCESS_TYPE)
+        claims = await self._verify(token, ACCESS_TYPE)
         revoked = self._revocations.revoked(
             token=claims.token, family=claims.family, subject=claims.subject, issued=claims.issued
         )
@@ -244,7 +244,7 @@ class Tokens:
         client must not send a refresh token twice, not even after a lost response. Raises
         TokenError, RefreshReusedError, AuthStoreError or KeyStoreError.
         """
-        claims = await self._verified(token, REFRESH_TYPE)
+        claims = await self._verify(token, REFRESH_TYPE)
         rights = {"grants": claims.all.get("grants"), "scopes": claims.all.get("scopes")}
         if grants is not None:
             rights["grants"] = _grants_claim(await grants(claims.subject))
@@ -285,7 +285,7 @@ class Tokens:
 
         Raises TokenError, AuthStoreError or KeyStoreError.
         """
-        claims = await self._verified(token, REFRESH_TYPE)
+        claims = await self._verify(token, REFRESH_TYPE)
         await self.revoke_family(claims.family)
         return claims.subject
 
@@ -306,7 +306,7 @@ class Tokens:
             await self._redis.set(self._subject(subject), repr(self._now()), ex=self._family_life())
         await self._revocations.revoke(RevocationKind.SUBJECT, subject)
 
-    async def _verified(self, token: str, kind: str) -> Claims:
+    async def _verify(self, token: str, kind: str) -> Claims:
         header = read_header(token)
         payload = await verified_payload(token, header, self._keys)
         if header.type != kind:

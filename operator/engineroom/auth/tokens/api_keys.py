@@ -164,7 +164,7 @@ class ApiKeys:
                 _CREATE,
                 2,
                 self._record(key.id),
-                self._owned(key.owner),
+                self._owner_key(key.owner),
                 key.id,
                 str(MAX_KEYS),
                 repr(key.created),
@@ -192,7 +192,7 @@ class ApiKeys:
             raise ApiKeyError("unknown")
         if not any(matches):
             raise ApiKeyError("secret")
-        key = self._opened(identity, fields)
+        key = self._verify_fields(identity, fields)
         if key is None:
             raise ApiKeyError("seal")
         now = self._clock.now().timestamp()
@@ -211,18 +211,18 @@ class ApiKeys:
         """Return the data of a key by its id, or None; raise AuthStoreError."""
         with store_errors():
             fields = texts(await self._redis.hgetall(self._record(identity)))
-        return self._opened(identity, fields) if fields else None
+        return self._verify_fields(identity, fields) if fields else None
 
     async def of(self, owner: str) -> list[ApiKey]:
         """Return all keys of an owner, newest first, including recently ended ones."""
         with store_errors():
-            ids = [text(member) for member in await self._redis.smembers(self._owned(owner))]
+            ids = [text(member) for member in await self._redis.smembers(self._owner_key(owner))]
             pipeline = self._redis.pipeline(transaction=False)
             for identity in ids:
                 pipeline.hgetall(self._record(identity))
             rows = await pipeline.execute() if ids else []
         keys = [
-            self._opened(identity, texts(row))
+            self._verify_fields(identity, texts(row))
             for identity, row in zip(ids, rows, strict=True)
             if row
         ]
@@ -261,9 +261,9 @@ class ApiKeys:
         for _ in range(MAX_TRIES):
             with store_errors():
                 fields = texts(await self._redis.hgetall(record))
-            if not fields or self._opened(identity, fields) is None:
+            if not fields or self._verify_fields(identity, fields) is None:
                 return False
-            before, after = fields["seal"], {**_sealed(fields), how: repr(at)}
+            before, after = fields["seal"], {**_sealed_fields(fields), how: repr(at)}
             seal = self._sealer.seal_fields(record, after)
             with store_errors():
                 # Compares the seal that was read: of two concurrent changes one retries.
@@ -273,9 +273,9 @@ class ApiKeys:
                     return True
         raise AuthStoreError("API key: it keeps changing meanwhile; try again")
 
-    def _opened(self, identity: str, fields: dict[str, str]) -> ApiKey | None:
+    def _verify_fields(self, identity: str, fields: dict[str, str]) -> ApiKey | None:
         """Return the key, or None if the fields have no valid seal for this id."""
-        seal, sealed = fields.get("seal", ""), _sealed(fields)
+        seal, sealed = fields.get("seal", ""), _sealed_fields(fields)
         holds = self._sealer.fields_hold(seal, self._record(identity), sealed)
         return _key(identity, fields) if holds else None
 
@@ -285,7 +285,7 @@ class ApiKeys:
     def _record(self, identity: str) -> str:
         return f"{self._name}:{identity}"
 
-    def _owned(self, owner: str) -> str:
+    def _owner_key(self, owner: str) -> str:
         return f"{self._name}s:{hashlib.sha256(owner.encode()).hexdigest()}"
 
 
@@ -325,7 +325,7 @@ return 1
 """
 
 
-def _sealed(fields: dict[str, str]) -> dict[str, str]:
+def _sealed_fields(fields: dict[str, str]) -> dict[str, str]:
     """Return the sealed fields of a record: all but the seal and the time of last use."""
     return {name: value for name, value in fields.items() if name not in {"seal", "last_used"}}
 

@@ -136,15 +136,15 @@ class ExternalIssuer:
         """Return the issuer's key with that id, or None; raise OutboundError or KeyStoreError."""
         # While another task loads the keys, the cached ones serve.
         if not (self._lock.locked() and kid in self._cached.keys and self._usable()):
-            await self._look(self._caching.fresh)
+            await self._fetch_keys(self._caching.fresh)
         if kid not in self._cached.keys:
-            await self._look(self._caching.unknown_pause)
+            await self._fetch_keys(self._caching.unknown_pause)
         return self._cached.keys.get(kid)
 
-    async def _look(self, age: float) -> None:
-        if not self._settled(age):
+    async def _fetch_keys(self, age: float) -> None:
+        if not self._is_fresh(age):
             async with self._lock:
-                if not self._settled(age):
+                if not self._is_fresh(age):
                     await self._load()
         if not self._usable():
             raise OutboundError("JWKS: the issuer's keys cannot be loaded; it does not answer")
@@ -152,7 +152,7 @@ class ExternalIssuer:
     def _usable(self) -> bool:
         return self._clock.monotonic() - self._cached.loaded < self._caching.max_stale
 
-    def _settled(self, age: float) -> bool:
+    def _is_fresh(self, age: float) -> bool:
         """Return whether the keys are younger than ``age`` or were looked up just now."""
         now, cached = self._clock.monotonic(), self._cached
         return now - cached.loaded < age or now - cached.tried < self._caching.unknown_pause

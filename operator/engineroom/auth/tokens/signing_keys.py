@@ -363,17 +363,17 @@ class SigningKeyCache:
 
         Raises KeyStoreError or AuthStoreError if it has not answered for ``max_stale`` seconds.
         """
-        return await self._look(self._refresh)
+        return await self._read_keys(self._refresh)
 
     async def latest(self) -> KeySet:
         """Return all keys, reloaded now; raise KeyStoreError or AuthStoreError."""
-        return await self._look(0.0)
+        return await self._read_keys(0.0)
 
     async def verifier(self, kid: str) -> VerifyingKey | None:
         """Return the key with that id; reload for an unknown one, at most once a second."""
         key = (await self.current()).verifier(kid, self._clock.now())
         if key is None:
-            key = (await self._look(UNKNOWN_PAUSE)).verifier(kid, self._clock.now())
+            key = (await self._read_keys(UNKNOWN_PAUSE)).verifier(kid, self._clock.now())
         return key
 
     async def jwks(self) -> dict[str, list[dict[str, Any]]]:
@@ -412,7 +412,7 @@ class SigningKeyCache:
         self._loaded = self._tried = float("-inf")
         return new.kid
 
-    async def _look(self, age: float) -> KeySet:
+    async def _read_keys(self, age: float) -> KeySet:
         if self._keys is not None and self._clock.monotonic() - self._tried < age:
             return self._keys
         async with self._lock:

@@ -133,7 +133,7 @@ ENTRIES: tuple[CommandEntry | CommandGroup, ...] = (
                 "Show the number of jobs in each queue, by state.",
             ),
             _redis("pause", "tasks.queues", "pause", "Stop workers from taking jobs from a queue."),
-            _redis("resume", "tasks.queues", "resume", "Let workers take jobs from a queue again."),
+            _redis("resume", "tasks.queues", "resume", "Let workers take jobs of a queue again."),
             _redis(
                 "limit",
                 "tasks.queues",
@@ -166,7 +166,7 @@ ENTRIES: tuple[CommandEntry | CommandGroup, ...] = (
                 "Create a schedule, or change the existing one of that name.",
             ),
             _redis("pause", "tasks.schedules", "pause", "Stop a schedule until it is resumed."),
-            _redis("resume", "tasks.schedules", "resume", "Let a schedule tick again."),
+            _redis("resume", "tasks.schedules", "resume", "Resume a paused schedule."),
             _redis(
                 "run",
                 "tasks.schedules",

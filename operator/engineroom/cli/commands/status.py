@@ -30,7 +30,7 @@ def status(
     namespaces, it checks the one of the context. Through the API it checks the pools and queues of
     one namespace, and not the installation. The exit status is 1 if there is a problem.
     """
-    overview = (_through_api if context.through_api else _look)(context, selector)
+    overview = (_through_api if context.through_api else _read_overview)(context, selector)
     if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(status_document(overview), output))
     else:
@@ -39,7 +39,7 @@ def status(
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def _look(context: CommandContext, selector: str | None) -> InstallationOverview:
+def _read_overview(context: CommandContext, selector: str | None) -> InstallationOverview:
     cluster, scope = context.cluster, context.options.namespace
     installation = cluster.installation()
     pools: tuple[Pool, ...] = ()

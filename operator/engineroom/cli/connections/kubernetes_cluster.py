@@ -142,8 +142,10 @@ class KubernetesCluster:
         version = self._ask("GET", "/version", "the API server's version")
         none: list[InstalledComponent] = []
         components = [
-            *_allowed(denied, "Deployments", lambda: self._components(DEPLOYMENTS), none),
-            *_allowed(denied, "StatefulSets", lambda: self._components(_STATEFUL_SETS), none),
+            *_read_if_allowed(denied, "Deployments", lambda: self._components(DEPLOYMENTS), none),
+            *_read_if_allowed(
+                denied, "StatefulSets", lambda: self._components(_STATEFUL_SETS), none
+            ),
         ]
         operators = [component for component in components if component.role == "operator"]
         return Installation(
@@ -151,8 +153,8 @@ class KubernetesCluster:
             server_version=str(version.get("gitVersion", "")),
             definition=self._definition(),
             components=tuple(components),
-            admission=_allowed(denied, "webhook configurations", self._admission, None),
-            leader=_allowed(denied, "Leases", lambda: self._leader(operators), None),
+            admission=_read_if_allowed(denied, "webhook configurations", self._admission, None),
+            leader=_read_if_allowed(denied, "Leases", lambda: self._leader(operators), None),
             denied=tuple(denied),
         )
 
@@ -275,7 +277,9 @@ class KubernetesCluster:
         }
 
     def _get(self, resource: Resource, namespace: str | None, name: str) -> Document:
-        return self._ask("GET", resource.path(namespace, name), _called(resource, namespace, name))
+        return self._ask(
+            "GET", resource.path(namespace, name), _display_name(resource, namespace, name)
+        )
 
     def _list(
         self, resource: Resource, namespace: str | None, **query: str | None
@@ -303,7 +307,7 @@ class KubernetesCluster:
     ) -> Document:
         path = resource.path(namespace, name, subresource)
         query = {"fieldManager": FIELD_MANAGER, "dryRun": "All" if dry_run else None}
-        return self._ask("PATCH", path, _called(resource, namespace, name), query, patch)
+        return self._ask("PATCH", path, _display_name(resource, namespace, name), query, patch)
 
     def _ask(
         self,
@@ -357,12 +361,12 @@ class KubernetesCluster:
         return int(response.status), str(response.reason or ""), bytes(response.data)
 
 
-def _called(resource: Resource, namespace: str | None, name: str) -> str:
+def _display_name(resource: Resource, namespace: str | None, name: str) -> str:
     kind = resource.kind if resource.group else resource.kind.lower()
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
-def _allowed(denied: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
+def _read_if_allowed(denied: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
     """Return the result of ``read``; if it is forbidden, ``otherwise``, and note ``what``."""
     try:
         return read()

@@ -52,15 +52,15 @@ def list_objects(
 ) -> list[Document]:
     """Return the objects of a namespace, of all if it is None, sorted by namespace and name."""
     documents = cluster.read_all(resource_of(kind), namespace, selector)
-    return sorted(map(_cleaned, documents), key=_sort_key)
+    return sorted(map(_without_managed_fields, documents), key=_sort_key)
 
 
 def read_object(cluster: Cluster, kind: Kind, namespace: str, name: str) -> Document:
     """Return one object. Raises NotFoundError."""
-    return _cleaned(cluster.read(resource_of(kind), namespace, name))
+    return _without_managed_fields(cluster.read(resource_of(kind), namespace, name))
 
 
-def _cleaned(document: Document) -> Document:
+def _without_managed_fields(document: Document) -> Document:
     metadata = {k: v for k, v in document["metadata"].items() if k != "managedFields"}
     return {**document, "metadata": metadata}
 

@@ -48,7 +48,7 @@ class PortForward:
 
     def __init__(self, connect: Callable[[], Any], *, tls: bool = False) -> None:
         self._connect = connect
-        self._context = _unverified() if tls else None
+        self._context = _unverified_context() if tls else None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._free_slots = threading.Semaphore(_MAX_CONNECTIONS)
         self._closed = threading.Event()
@@ -189,7 +189,7 @@ def _copy(source: Any, target: Any) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def _unverified() -> ssl.SSLContext:
+def _unverified_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -279,7 +279,7 @@ def _operator(installation: Installation) -> Check:
     if not operators:
         return _absent(installation, "operator", "no operator runs", INSTALL)
     leader = f", leader {installation.leader}" if installation.leader else ""
-    return _deployed("operator", operators, leader)
+    return _deployment_check("operator", operators, leader)
 
 
 def _webhooks(installation: Installation) -> Check:
@@ -287,7 +287,7 @@ def _webhooks(installation: Installation) -> Check:
     if not servers:
         fix = "helm upgrade with webhooks.enabled=true, so that wrong specs are refused at once"
         return _absent(installation, "webhooks", "not installed", fix, Severity.WARNING)
-    check = _deployed("webhooks", servers, _registered(installation.admission))
+    check = _deployment_check("webhooks", servers, _registration_text(installation.admission))
     admission = installation.admission
     if check.severity is Severity.OK and "webhook configurations" not in installation.denied:
         if admission is None:
@@ -308,7 +308,7 @@ def _webhooks(installation: Installation) -> Check:
     return check
 
 
-def _registered(admission: WebhookRegistration | None) -> str:
+def _registration_text(admission: WebhookRegistration | None) -> str:
     return "" if admission is None else f", registered as {admission.name}"
 
 
@@ -320,7 +320,7 @@ def _redis(installation: Installation, pools: Sequence[Pool]) -> Check:
     reached = f"reached for {len(looked) - len(unreached)} of {count(len(looked), 'pool')}"
     bundled = installation.role("redis")
     if bundled:
-        check = _deployed("Redis", bundled, f", {reached}" if looked else "")
+        check = _deployment_check("Redis", bundled, f", {reached}" if looked else "")
         if check.severity is not Severity.OK:
             return check
         summary = check.summary
@@ -349,7 +349,7 @@ def _absent(
     return Check(part, severity, summary, fix)
 
 
-def _deployed(part: str, components: Sequence[InstalledComponent], more: str) -> Check:
+def _deployment_check(part: str, components: Sequence[InstalledComponent], more: str) -> Check:
     texts, severity, fix = [], Severity.OK, ""
     for component in components:
         version = f", {component.version}" if component.version else ""

@@ -83,7 +83,7 @@ class Accounts:
         """Return the current grants of an account; none if the account does not exist."""
         if subject == SUBJECT:
             return (Grant.everywhere(ADMIN.name),) if self._hashed else ()
-        declared = self._declared(subject)
+        declared = self._find_account(subject)
         return () if declared is None else declared.grants
 
     async def current_grants(self, subject: str) -> tuple[Grant, ...] | None:
@@ -95,7 +95,7 @@ class Accounts:
         if subject.startswith("user:"):
             if subject == SUBJECT and self._hashed:
                 return self.grants(subject)
-            if self._declared(subject) is None or await self.oidc_users.blocked(subject):
+            if self._find_account(subject) is None or await self.oidc_users.blocked(subject):
                 raise _account_gone(subject)
             return self.grants(subject)
         if subject.startswith(("https://", "http://")):
@@ -112,7 +112,7 @@ class Accounts:
             return principal
         return replace(principal, grants=intersect_grants(principal.grants, current, self.policy))
 
-    def _declared(self, subject: str) -> DeclaredAccount | None:
+    def _find_account(self, subject: str) -> DeclaredAccount | None:
         return self.config.accounts.get(subject.removeprefix("user:"))
 
     def _of_our_issuer(self, subject: str) -> bool:

@@ -128,7 +128,7 @@ class KindFeed:
     ) -> None:
         self.watched = watched
         self.informer: Informer[ObjectView] = Informer(
-            client, watched.resource, None, watched.view, self._changed, namespaces=namespaces
+            client, watched.resource, None, watched.view, self._on_change, namespaces=namespaces
         )
         self._publish = publish
         self._versions: dict[str, str] = {}
@@ -158,7 +158,7 @@ class KindFeed:
             self._start = f"list-{hashlib.sha256(objects).hexdigest()[:16]}"
         return self._start
 
-    def _changed(self, key: str, view: ObjectView | None) -> None:
+    def _on_change(self, key: str, view: ObjectView | None) -> None:
         namespace, _, name = key.rpartition("/")
         self._start_position()
         watched = self.watched

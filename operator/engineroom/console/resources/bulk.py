@@ -97,7 +97,7 @@ async def _begin(
     call: Call, action: OperationAction, state: State, *, stop: bool = False
 ) -> Answer:
     request: Selection = call.body
-    where, queues = _where(request), _queues(call, request)
+    where, queues = _job_filter(request), _queues(call, request)
     impact = await call.services.tasks.count_jobs(state, where, queues=queues)
     now = call.services.clock.now().timestamp()
     operation = Operation(
@@ -148,7 +148,7 @@ async def _read_operation(call: Call) -> Operation:
     return operation
 
 
-def _where(request: Selection) -> JobFilter:
+def _job_filter(request: Selection) -> JobFilter:
     filters = {name: getattr(request, name) for name in _FILTERS}
     if not request.all and all(value is None for value in filters.values()):
         problem = Problem("body", "has no filter", "send one, or all: true")

@@ -296,8 +296,8 @@ def _detail(detail: JobDetail) -> JobDetailView:
         progress_total=None if progress is None else progress.total,
         progress_message="" if progress is None else progress.message,
         progress_at=None if progress is None else progress.at,
-        depends_on=[_related(link) for link in detail.depends_on],
-        dependents=[_related(link) for link in detail.dependents],
+        depends_on=[_related_job(link) for link in detail.depends_on],
+        dependents=[_related_job(link) for link in detail.dependents],
         ahead=detail.ahead,
         timeout=detail.timeout,
         schedule=detail.schedule,
@@ -305,7 +305,7 @@ def _detail(detail: JobDetail) -> JobDetailView:
     )
 
 
-def _related(link: LinkedJob) -> RelatedJob:
+def _related_job(link: LinkedJob) -> RelatedJob:
     return RelatedJob(id=link.job_id, status=link.status)
 
 

@@ -65,7 +65,7 @@ async def apply(call: Call) -> Answer:
     """Validate and rehearse all objects, then write all of them or none."""
     request: Manifest = call.body
     planned = await _plan(call, request)
-    objects = [_applied(change) for change in planned]
+    objects = [_applied_object(change) for change in planned]
     changing = [change for change in planned if change.action != "unchanged"]
     if request.dry_run or not changing:
         outcome = "planned" if request.dry_run else "unchanged"
@@ -104,7 +104,7 @@ async def diff(call: Call) -> Answer:
     Identities of the cluster need the rights of `kubectl diff`, because a rehearsal is a patch.
     """
     planned = await _plan(call, call.body)
-    objects = [_applied(change) for change in planned]
+    objects = [_applied_object(change) for change in planned]
     return Answer(Applied(outcome="planned", transaction=None, objects=objects))
 
 
@@ -135,7 +135,7 @@ async def _require_rights(call: Call, resource: Resource, obj: dict[str, Any]) -
         await call.services.authorizer.require_object(call.principal, attributes, call.namespace)
 
 
-def _applied(planned: PlannedObject) -> AppliedObject:
+def _applied_object(planned: PlannedObject) -> AppliedObject:
     return AppliedObject(
         api_version=planned.api_version,
         kind=planned.kind,

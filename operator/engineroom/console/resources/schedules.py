@@ -135,7 +135,7 @@ async def put_schedule(call: Call) -> Answer:
     except ScheduleChangedError as error:
         if not conditional:
             raise
-        raise _changed() from error
+        raise _version_error() from error
     details = {"queue": request.queue, "function": request.function}
     return _answer(await _read_schedule(call), **details)
 
@@ -151,7 +151,7 @@ async def remove_schedule(call: Call) -> Answer:
     except ScheduleChangedError as error:
         if not conditional:
             raise
-        raise _changed() from error
+        raise _version_error() from error
     return Answer()
 
 
@@ -214,7 +214,7 @@ def _missing() -> MissingError:
     return MissingError("schedule: no schedule of this namespace has that name; list the schedules")
 
 
-def _changed() -> PreconditionFailedError:
+def _version_error() -> PreconditionFailedError:
     return PreconditionFailedError("if-match: the schedule has changed; read it again")
 
 

@@ -168,7 +168,7 @@ class RequestPipeline:
 
     async def _audit(self, response: Response, error: Exception | None) -> None:
         """Record every change and every attempted change."""
-        if response.headers.get(_REPLAYED_HEADER) or self._unaudited(error):
+        if response.headers.get(_REPLAYED_HEADER) or self._is_unaudited(error):
             return
         route, caller, path = self._route, self._caller, self._request.path_params
         denied = isinstance(error, PermissionDeniedError | AuthenticationError)
@@ -193,7 +193,7 @@ class RequestPipeline:
             self._services.audit.write, entry, policy=ONCE, fallback=log_audit_failure
         )
 
-    def _unaudited(self, error: Exception | None) -> bool:
+    def _is_unaudited(self, error: Exception | None) -> bool:
         """Return True for requests that could flood the audit log; count them instead."""
         route, caller = self._route, self._caller
         if not route.action or isinstance(error, LimitError):

@@ -320,7 +320,7 @@ def read_json(data: bytes | str) -> Any:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnreadableError(1, f"is not UTF-8 at byte {error.start}", "encode it") from error
-    _bounded(text)
+    _check_bounds(text)
     try:
         value = json.loads(
             text,
@@ -346,7 +346,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
 
 
-def _bounded(text: str) -> None:
+def _check_bounds(text: str) -> None:
     """Check depth and number of values before anything is built."""
     depth, values = 0, 1
     for match in _TOKEN.finditer(text):

@@ -133,7 +133,7 @@ class RequestLimits:
             await send(message)
 
         try:
-            body = self._checked(scope)
+            body = self._check_message(scope)
         except EngineroomError as error:
             await _refuse(error, send, self._headers)
             return
@@ -156,7 +156,7 @@ class RequestLimits:
             # The error's traceback refers to frames that hold the reader and its buffers.
             reader.refused = None
 
-    def _checked(self, scope: Message) -> Inflater | None:
+    def _check_message(self, scope: Message) -> Inflater | None:
         """Check the headers; return an inflater for a gzip body."""
         limits, headers = self._limits, scope.get("headers") or ()
         if len(headers) > limits.headers:
@@ -198,7 +198,7 @@ class _Reader:
         try:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
-            return self._checked(message)
+            return self._check_message(message)
         except TimeoutError as error:
             self.refused = SlowBodyError(f"the body took over {self._limits.seconds:g} s")
             raise self.refused from error
@@ -206,7 +206,7 @@ class _Reader:
             self.refused = error
             raise
 
-    def _checked(self, message: Message) -> Message:
+    def _check_message(self, message: Message) -> Message:
         if message["type"] != "http.request":
             return message
         data = message.get("body", b"")

@@ -127,7 +127,7 @@ class Templates:
     def _ask(self, question: dict[str, Any], path: str) -> dict[str, Any]:
         limits = self._limits
         with self._lock:
-            child = self._started()
+            child = self._start_process()
             try:
                 _write(child, json.dumps(question).encode())
                 answer = _read(child, limits.seconds, most=limits.output * 8 + 65536)
@@ -150,7 +150,7 @@ class Templates:
                 problem = f"line {answer['line']}: {answer['problem']}"
                 raise TemplateError([Problem(path or "template", problem, "correct the template")])
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start_process(self) -> subprocess.Popen[bytes]:
         child = self._child
         if child is not None and self._owner == os.getpid() and child.poll() is None:
             return child

@@ -65,7 +65,7 @@ class KindRuntime:
             metrics=QueueMetrics(process.metrics, plural),
             gate=lambda _key: process.is_leader,
         )
-        self.store = RecordStore(controller.kind, self._changed, process.clock)
+        self.store = RecordStore(controller.kind, self._on_change, process.clock)
         self.context = Context(
             client=process.client,
             clock=process.clock,
@@ -95,7 +95,7 @@ class KindRuntime:
         ages = {informer.ref.plural: informer.age() for informer in self.context.informers}
         return {self.kind.plural: self.store.age(), **ages}
 
-    def _changed(self, key: str, record: Record | None, before: Record | None) -> None:
+    def _on_change(self, key: str, record: Record | None, before: Record | None) -> None:
         """Queue a changed object; a user's change goes before objects that are looked at again."""
         if record is None or before is None:
             urgent = self.state is KindState.SYNCED

@@ -522,7 +522,7 @@ class WorkQueue:
             self._metrics.finished(self._clock() - began, "cancelled")
             raise
         except Exception as error:  # noqa: BLE001 - an error of one object must not stop the others
-            self._failed(key, error, began, timed_out=limit.expired())
+            self._end_failed_run(key, error, began, timed_out=limit.expired())
         else:
             now = self._clock()
             self.state.done(key, now, requeue_after)
@@ -530,7 +530,7 @@ class WorkQueue:
         finally:
             del self._started[key]
 
-    def _failed(self, key: str, error: Exception, began: float, *, timed_out: bool) -> None:
+    def _end_failed_run(self, key: str, error: Exception, began: float, *, timed_out: bool) -> None:
         now = self._clock()
         at_least = getattr(error, "retry_after", None) or 0.0
         wait, failures = self.state.failed(key, now, at_least)

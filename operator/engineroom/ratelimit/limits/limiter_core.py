@@ -87,7 +87,7 @@ class LimiterCore:
 
     def __init__(self, policy: Policy, *, clock: Clock | None, enforcers: int, prefix: str) -> None:
         self.policy = policy
-        self._enforcers = _checked_enforcers(enforcers)
+        self._enforcers = _check_enforcers(enforcers)
         #: Decisions without Redis, because it did not decide.
         self.failed = 0
         self.monotonic = time.monotonic if clock is None else clock.monotonic
@@ -522,7 +522,7 @@ class LimiterCore:
         return decision
 
 
-def _checked_enforcers(enforcers: int) -> int:
+def _check_enforcers(enforcers: int) -> int:
     if not isinstance(enforcers, int) or enforcers < 1:
         raise ValueError(
             f"enforcers: {enforcers!r} is below 1; write how many processes share the rate"

@@ -149,7 +149,7 @@ class AsgiRateLimit:
         self._limiter = limiter
         self._style = policy.response.headers if headers is None else headers
         hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
-        self._hops = _checked_hops(hops)
+        self._hops = _check_hops(hops)
         self._cost = cost
         self._caller = caller
         self._observe = observe
@@ -187,7 +187,7 @@ class AsgiRateLimit:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if self._charges:
-                    costs.update(response_costs(policy, _joined(message.get("headers", ()))))
+                    costs.update(response_costs(policy, _join_headers(message.get("headers", ()))))
                 message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
@@ -218,7 +218,7 @@ class WsgiRateLimit:
         self._limiter = limiter
         self._style = policy.response.headers if headers is None else headers
         hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
-        self._hops = _checked_hops(hops)
+        self._hops = _check_hops(hops)
         self._cost = cost
         self._caller = caller
         self._observe = observe
@@ -259,7 +259,7 @@ class WsgiRateLimit:
         return self._app(environ, start_with_headers)
 
 
-def _checked_hops(hops: int) -> int:
+def _check_hops(hops: int) -> int:
     if isinstance(hops, bool) or not isinstance(hops, int) or not 0 <= hops <= 32:
         raise ValueError(f"trusted_proxy_hops: {hops!r} is not from 0 to 32; 0 trusts no proxy")
     return hops
@@ -269,7 +269,7 @@ def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers]
 
 
-def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _join_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -279,7 +279,7 @@ def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _asgi_view(scope: MutableMapping[str, Any], hops: int, caller: Caller) -> RequestView:
-    headers = _joined(scope.get("headers", ()))
+    headers = _join_headers(scope.get("headers", ()))
     client = scope.get("client")
     view = RequestView(
         method=scope.get("method", "GET"),

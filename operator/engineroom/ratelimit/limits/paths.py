@@ -55,14 +55,14 @@ def normalized(view: RequestView, *, decoded: bool = False) -> RequestView:
     else:
         before, fragment, _ = path.partition("#")
         query = "" if fragment else view.query.partition("#")[0]
-        texts = [_decoded(before), _decoded(path)] if fragment else [_decoded(before)]
+        texts = [_decode(before), _decode(path)] if fragment else [_decode(before)]
     readings: dict[str, None] = {}
     for text in texts:
         rooted = text if text.startswith("/") or text == "*" else f"/{text}"
         merged = _SLASHES.sub("/", rooted)
-        readings |= dict.fromkeys((_resolved(merged), merged))
+        readings |= dict.fromkeys((_resolve_dots(merged), merged))
         if merged != rooted:
-            unmerged = _resolved(rooted)
+            unmerged = _resolve_dots(rooted)
             readings |= dict.fromkeys((_SLASHES.sub("/", unmerged), unmerged, rooted))
     first, *further = readings
     return view._replace(path=first, query=query, other_paths=tuple(further))
@@ -73,14 +73,14 @@ def as_wire_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
-def _decoded(path: str) -> str:
+def _decode(path: str) -> str:
     if not path.startswith("/"):
         path = _ORIGIN.sub("", path, count=1)
     raw = path.encode("latin-1", "replace")
     return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
 
-def _resolved(path: str) -> str:
+def _resolve_dots(path: str) -> str:
     """Resolve ``.`` and ``..``."""
     if "/." not in path:
         return path

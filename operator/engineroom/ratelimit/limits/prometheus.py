@@ -71,11 +71,11 @@ class DecisionCounts:
         yield HistogramMetricFamily(
             "engineroom_ratelimit_decision_seconds",
             "Time of a decision; close to 0 for decisions from memory.",
-            buckets=list(self._cumulated()),
+            buckets=list(self._cumulative_buckets()),
             sum_value=self._seconds,
         )
 
-    def _cumulated(self) -> Iterator[tuple[str, float]]:
+    def _cumulative_buckets(self) -> Iterator[tuple[str, float]]:
         total = 0
         for bound, count in zip((*BUCKETS, "+Inf"), self._buckets, strict=True):
             total += count

@@ -71,7 +71,7 @@ class NamespacePolicies:
         if not source.synced:
             self.missed = time.monotonic()
             return MissingPolicy.UNREAD
-        compiled, missing = self._compiled(current, name)
+        compiled, missing = self._find_policy(current, name)
         if compiled is None:
             self.missed = time.monotonic()
             return missing
@@ -95,7 +95,7 @@ class NamespacePolicies:
         await self._limiters.close()
 
     @staticmethod
-    def _compiled(
+    def _find_policy(
         current: PolicySnapshot, name: str
     ) -> tuple[CompiledPolicy | None, MissingPolicy]:
         if ":" not in name:

@@ -201,14 +201,14 @@ class DecisionEngine:
             self._recordings.record(policy, view)
         decision = enforced.limiter.decide(
             enforced.read_values(view), request.cost,
-            self._decided, enforced, counts.clock(), done, context,
+            self._record_decision, enforced, counts.clock(), done, context,
         )  # fmt: skip
         if decision is None:
             return None
         counts.record_decision(decision, 0.0)
         return _new(DecisionResult, (decision, enforced, None))
 
-    def _decided(
+    def _record_decision(
         self, decision: Decision, enforced: EnforcedPolicy, start: float, done: Callable[..., None],
         context: tuple[object, ...],
     ) -> None:  # fmt: skip

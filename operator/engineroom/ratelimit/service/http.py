@@ -281,20 +281,20 @@ class HttpConnection(asyncio.Protocol):
                 _routes[url] = form, namespace, name
             self._decide_for_proxy(number, form, namespace, name, rest, query, method, headers)
         elif target == "/v1/decide":
-            if self._posted(number, method):
+            if self._is_post(number, method):
                 self._decide(number, request_parsing.parse_json(_document(body)))
         elif target == "/v1/explain":
-            if self._posted(number, method):
+            if self._is_post(number, method):
                 request = request_parsing.parse_json(_document(body))
                 self._service.spawn(self._explain(number, request))
         elif target == "/v1/charge":
-            if self._posted(number, method):
+            if self._is_post(number, method):
                 document = _document(body)
                 request = request_parsing.parse_json(document)
                 spent = request_parsing.parse_response_headers(document)
                 self._service.spawn(self._charge(number, request, spent))
         elif target == "/json":
-            if self._posted(number, method):
+            if self._is_post(number, method):
                 self._as_json(number, body)
         else:
             self._respond(number, 404, responses.problem(404, "not found"), "none")
@@ -333,7 +333,7 @@ class HttpConnection(asyncio.Protocol):
         charged = await self._engine.charge(request, spent)
         self._respond(number, *responses.charged(charged), "charge")
 
-    def _posted(self, number: int, method: str) -> bool:
+    def _is_post(self, number: int, method: str) -> bool:
         if method == "POST":
             return True
         self._respond(number, 405, responses.problem(405, "use POST"), "none")

@@ -84,13 +84,13 @@ def to_proxy(form: ProxyProtocol, result: DecisionResult) -> tuple[int, bytes]:
             return 403, _for_nginx(status, [])
         return status, problem(status, detail)
     if decision.allowed:
-        return 200, admitted(enforced, decision)
+        return 200, admission_response(enforced, decision)
     if decision.reason is LIMITED and decision.retry_after is not None:
-        return _limited(form, enforced, decision, decision.retry_after)
+        return _refusal_with_wait(form, enforced, decision, decision.retry_after)
     policy = enforced.policy
     style = policy.response.headers
     status, headers, body = refusal(policy, decision, style, secrets.randbelow)
-    return _refused(form, status, headers, body)
+    return _refusal(form, status, headers, body)
 
 
 def unreadable(form: ProxyProtocol, detail: str) -> tuple[int, bytes]:
@@ -110,7 +110,7 @@ class _Limited(NamedTuple):
     spread: int
 
 
-def _limited(
+def _refusal_with_wait(
     form: ProxyProtocol, enforced: EnforcedPolicy, decision: Decision, wait: float
 ) -> tuple[int, bytes]:
     """Return a refusal with Retry-After, cached except for the random part."""
@@ -129,14 +129,14 @@ def _parts(
     form: ProxyProtocol, enforced: EnforcedPolicy, decision: Decision, needed: int
 ) -> _Limited:
     policy = enforced.policy
-    status, response_bytes = _refused(
+    status, response_bytes = _refusal(
         form, *refusal(policy, decision, policy.response.headers, lambda _: 0)
     )
     before, _, after = response_bytes.partition(f"Retry-After: {needed}\r\n".encode())
     return _Limited(status, before, after, max(2, math.ceil(needed * JITTER) + 1))
 
 
-def _refused(
+def _refusal(
     form: ProxyProtocol, status: int, headers: Sequence[tuple[str, str]], body: bytes
 ) -> tuple[int, bytes]:
     if form is ProxyProtocol.NGINX:
@@ -145,7 +145,7 @@ def _refused(
     return status, response(status, headers[:-1], body)
 
 
-def admitted(enforced: EnforcedPolicy, decision: Decision) -> bytes:
+def admission_response(enforced: EnforcedPolicy, decision: Decision) -> bytes:
     """Return the response for an admitted request, with headers that report what is left."""
     policy = enforced.policy
     style = policy.response.headers

@@ -64,15 +64,15 @@ def read_call(data: bytes) -> JobCall:
         return JobCall(problem="written by a serializer that is not known here")
     budget = [_MAX_VALUES]
     keywords = kwargs if isinstance(kwargs, dict) else {}
-    named: Any = redact(_displayed(dict(keywords), 0, budget))
-    positional = tuple(redact(_displayed(arg, 0, budget)) for arg in list(args)[:_MAX_ITEMS])
+    named: Any = redact(_display_value(dict(keywords), 0, budget))
+    positional = tuple(redact(_display_value(arg, 0, budget)) for arg in list(args)[:_MAX_ITEMS])
     if len(args) > _MAX_ITEMS:
         positional += (f"... {len(args) - _MAX_ITEMS} more",)
     prefix = f"{instance.name}." if isinstance(instance, _Opaque) else ""
     return JobCall(f"{prefix}{name}"[:_MAX_TEXT], positional, named)
 
 
-def _displayed(value: Any, depth: int, budget: list[int]) -> Any:
+def _display_value(value: Any, depth: int, budget: list[int]) -> Any:
     """Return the value as JSON, cut to size; a shared value counts each time it occurs."""
     budget[0] -= 1
     if budget[0] < 0:
@@ -92,11 +92,13 @@ def _displayed(value: Any, depth: int, budget: list[int]) -> Any:
     if isinstance(value, dict):
         entries: dict[str, Any] = {}
         for key, item in list(value.items())[:_MAX_ITEMS]:
-            entries[str(_displayed(key, depth + 1, budget))] = _displayed(item, depth + 1, budget)
+            entries[str(_display_value(key, depth + 1, budget))] = _display_value(
+                item, depth + 1, budget
+            )
         if len(value) > _MAX_ITEMS:
             entries["..."] = f"{len(value) - _MAX_ITEMS} more"
         return entries
-    items = [_displayed(item, depth + 1, budget) for item in list(value)[:_MAX_ITEMS]]
+    items = [_display_value(item, depth + 1, budget) for item in list(value)[:_MAX_ITEMS]]
     if len(value) > _MAX_ITEMS:
         items.append(f"... {len(value) - _MAX_ITEMS} more")
     return items

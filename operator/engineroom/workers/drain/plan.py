@@ -63,7 +63,9 @@ def retired_pods(
 ) -> list[PodView]:
     """Return the pods that never take a job again: marked, or with all of their workers retired."""
     return [
-        pod for pod in pods if pod.present and (_marked(pod) or _retired(workers.get(pod.name, ())))
+        pod
+        for pod in pods
+        if pod.present and (_is_marked(pod) or _retired(workers.get(pod.name, ())))
     ]
 
 
@@ -109,7 +111,7 @@ def plan_drain(
     marked = 0
     for pod in victims.values():
         registered = workers.get(pod.name, ())
-        if _marked(pod):
+        if _is_marked(pod):
             marked += 1
             continue
         if _retired(registered) or not registered:
@@ -191,10 +193,10 @@ def _first_to_go(present: Sequence[PodView]) -> int:
         present,
         key=lambda pod: (pod.scheduled, pod.phase == "Running", pod.ready, pod.deletion_cost),
     )
-    return next((place for place, pod in enumerate(order) if not _marked(pod)), len(order))
+    return next((place for place, pod in enumerate(order) if not _is_marked(pod)), len(order))
 
 
-def _marked(pod: PodView) -> bool:
+def _is_marked(pod: PodView) -> bool:
     return pod.deletion_cost <= RETIRED_COST
 
 
@@ -204,7 +206,7 @@ def _retired(workers: Sequence[WorkerFacts]) -> bool:
 
 def _rank(pod: PodView, workers: Sequence[WorkerFacts]) -> tuple[int, float, str]:
     """Return the order of leaving: pods already leaving, idle, not ready, with the youngest job."""
-    if _marked(pod):
+    if _is_marked(pod):
         stage = 0
     elif _retired(workers):
         stage = 1

@@ -211,7 +211,7 @@ class ScheduleRunner:
                 continue
             try:
                 for owner, installation in (await self._store.owners(runner.redis)).items():
-                    if await self._orphaned(owner, installation, address):
+                    if await self._is_orphaned(owner, installation, address):
                         log.info("schedules of a deleted pool are removed", pool=owner)
                         await self._store.declare(runner.redis, owner, "", ())
             except EngineroomError as error:
@@ -221,7 +221,7 @@ class ScheduleRunner:
                 # Otherwise a spec was not read yet, and the next turn looks once more.
                 runner.swept = now
 
-    async def _orphaned(self, owner: str, installation: str, address: Address) -> bool:
+    async def _is_orphaned(self, owner: str, installation: str, address: Address) -> bool:
         if owner in self._unread:
             return False
         pool = self._pools.get(owner)

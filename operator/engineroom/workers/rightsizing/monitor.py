@@ -181,7 +181,7 @@ class ResourceMonitor:
             message += f"; recommended is {quantity('memory', recommended)} now"
         self._recorder.record(pool, "Warning", reasons.WORKER_OUT_OF_MEMORY, message)
 
-    def _undecided(self) -> ConditionValue:
+    def _undecided_condition(self) -> ConditionValue:
         if self._outage:
             return "Unknown", reasons.METRICS_UNAVAILABLE, self._outage
         return (
@@ -193,7 +193,7 @@ class ResourceMonitor:
     def _compare(self, plan: SizingPlan, usage: PoolUsage) -> ConditionValue:
         """Mode Recommend: return whether the template is about what the use suggests."""
         if not usage.recommended:
-            return self._undecided()
+            return self._undecided_condition()
         differences = [
             _difference(name, plan.template, usage.recommended)
             for name in RESOURCE_NAMES
@@ -218,7 +218,7 @@ class ResourceMonitor:
     ) -> ConditionValue:
         """Mode InPlace: resize pods; returns what became of it."""
         if not usage.recommended:
-            return self._undecided()
+            return self._undecided_condition()
         if not await self._resizer.supported():
             return (
                 "False",

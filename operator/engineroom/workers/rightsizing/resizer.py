@@ -86,7 +86,7 @@ class PodResizer:
         ]
         resized = [
             pod.name
-            for pod, container, target in self._wanted(usage, running)[:RESIZES_AT_ONCE]
+            for pod, container, target in self._wanted_resizes(usage, running)[:RESIZES_AT_ONCE]
             if await self._request(pool, usage, pod, container, target)
         ]
         if resized:
@@ -96,7 +96,7 @@ class PodResizer:
             self._recorder.record(pool, "Normal", reasons.RESIZED, message)
         return _result(usage, running)
 
-    def _wanted(
+    def _wanted_resizes(
         self, usage: PoolUsage, running: Sequence[tuple[PodView, ContainerView]]
     ) -> list[tuple[PodView, ContainerView, ResourceAmounts]]:
         now = self._clock.monotonic()

@@ -99,7 +99,7 @@ def verify(
         query = {} if noted is None else {"sequence": noted[0], "mac": noted[1]}
         check = context.api.get("/audit/check", **query)
     else:
-        check = _exported(file, _secret(secret_file), noted)
+        check = _verify_export(file, _secret(secret_file), noted)
     if output in (ReportFormat.JSON, ReportFormat.YAML):
         context.show(dump(check, output))
     else:
@@ -139,7 +139,7 @@ def _secret(path: Path | None) -> bytes:
     return secret.encode()
 
 
-def _exported(file: Path, secret: bytes, anchor: tuple[int, str] | None) -> dict[str, Any]:
+def _verify_export(file: Path, secret: bytes, anchor: tuple[int, str] | None) -> dict[str, Any]:
     from engineroom.auth.audit.hash_chain import derive_secret, verify_export
 
     records, (sequence, mac), problems = verify_export(

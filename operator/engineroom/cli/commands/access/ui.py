@@ -56,7 +56,7 @@ def ui(
             if way.failure is not None:
                 raise way.failure from None
             raise
-        with _opened(context, way.url + link["path"], no_browser):
+        with _opened_link(context, way.url + link["path"], no_browser):
             context.note("forwarding to the API process; Ctrl-C ends it")
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
@@ -86,13 +86,13 @@ def _api(context: CommandContext, url: str, service: "Document") -> "Api":
 
 
 def _open(context: CommandContext, url: str, no_browser: bool) -> None:
-    with _opened(context, url, no_browser) as opened:
+    with _opened_link(context, url, no_browser) as opened:
         if opened:
             context.sleep(min(_LIFE, 5.0))  # until the browser has read the file
 
 
 @contextlib.contextmanager
-def _opened(context: CommandContext, url: str, no_browser: bool) -> "Iterator[bool]":
+def _opened_link(context: CommandContext, url: str, no_browser: bool) -> "Iterator[bool]":
     """Open the link in a browser, or print it if there is no browser."""
     if no_browser or not context.interactive or not _has_browser():
         context.show(Text(url))

@@ -78,7 +78,7 @@ def apply(
         _recover(context, output)
         return
     rehearse = is_dry_run(dry_run)
-    manifest, namespace = _wanted(context, files, recursive)
+    manifest, namespace = _read_manifest(context, files, recursive)
     if context.through_api:
         done = _through_api(context, manifest, namespace, force=force, dry_run=rehearse)
     else:
@@ -98,7 +98,7 @@ def diff(
     The exit status is 0 if there are no changes, 1 if there are, and another code if they could not
     be determined.
     """
-    manifest, namespace = _wanted(context, files, recursive)
+    manifest, namespace = _read_manifest(context, files, recursive)
     if context.through_api:
         body: Document = {"manifest": manifest.text, "force": force}
         try:
@@ -118,7 +118,7 @@ def diff(
         raise typer.Exit(ExitCode.PROBLEM)
 
 
-def _wanted(
+def _read_manifest(
     context: CommandContext, files: list[str] | None, recursive: bool
 ) -> tuple[Manifest, str]:
     if not files:

@@ -138,7 +138,7 @@ def _pool(
         return
     undo = f"`{program()} resume {pool.name} -n {pool.namespace}` lets it work again"
 
-    def look() -> DrainProgress:
+    def read_progress() -> DrainProgress:
         now = context.cluster.pool(pool.namespace, pool.name)
         if not now.suspend:
             raise TimedOutError(
@@ -152,7 +152,7 @@ def _pool(
         pods = () if context.through_api else context.cluster.pods(pool.namespace, pool.name)
         return pool_progress(now, pods)
 
-    _wait(context, look, limit, _SETTLE, f"Draining {pool.id}", undo)
+    _wait(context, read_progress, limit, _SETTLE, f"Draining {pool.id}", undo)
     context.show(Text(f"workerpool {pool.id} is drained: no worker holds a job; {undo}"))
 
 
@@ -180,13 +180,13 @@ def _pod(
         return
     undo = f"`{program()} resume {pool.name} {name} -n {pool.namespace}` calls it back"
 
-    def look() -> DrainProgress:
+    def read_progress() -> DrainProgress:
         try:
             return pod_progress(pod, context.cluster.pod(pool.namespace, name))
         except NotFoundError:
             return pod_progress(pod, None)
 
-    end = _wait(context, look, limit, 0.0, f"Draining pod {name}", undo)
+    end = _wait(context, read_progress, limit, 0.0, f"Draining pod {name}", undo)
     context.show(Text(f"pod {pool.namespace}/{name} is {end.text}: it holds no job"))
 
 
@@ -196,7 +196,7 @@ def _annotations(pod: Pod) -> dict[str, object]:
 
 def _wait(
     context: CommandContext,
-    look: Callable[[], DrainProgress],
+    read_progress: Callable[[], DrainProgress],
     limit: float,
     settle: float,
     title: str,
@@ -213,7 +213,7 @@ def _wait(
     with _display(context, title) as show:
         while True:
             try:
-                progress = look()
+                progress = read_progress()
             except UnreachableError as error:
                 # The drain goes on without us; one answer that does not come ends no wait.
                 progress = DrainProgress(None, 0, error.what)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def merge(pool: Pool, patch: Document) -> Document:
     """Return the pool's document with ``patch`` merged in by RFC 7386, for a comparison."""
 
-    def merged(target: object, change: object) -> object:
+    def merge_value(target: object, change: object) -> object:
         if not isinstance(change, dict):
             return change
         result = dict(target) if isinstance(target, dict) else {}
@@ -25,10 +25,10 @@ def merge(pool: Pool, patch: Document) -> Document:
             if value is None:
                 result.pop(key, None)
             else:
-                result[key] = merged(result.get(key), value)
+                result[key] = merge_value(result.get(key), value)
         return result
 
-    document = merged(pool.document, patch)
+    document = merge_value(pool.document, patch)
     assert isinstance(document, dict)  # noqa: S101 - for the type checker
     return document
 

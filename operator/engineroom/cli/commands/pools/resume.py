@@ -66,7 +66,7 @@ def _call_back(context: CommandContext, pool: Pool, name: str, dry_run: bool) ->
             f"pod {name} is on its way out already",
             fix="where the work needs it, a new one comes by itself",
         )
-    named = _named(pool)
+    named = _resource_name(pool)
     if not context.through_api and name in named:
         # Asked through the API, which notes it at the pool.
         rest = ",".join(entry for entry in named if entry != name) or None
@@ -83,6 +83,6 @@ def _call_back(context: CommandContext, pool: Pool, name: str, dry_run: bool) ->
     context.show(Text(f"pod {pool.namespace}/{name} is called back: it takes jobs again"))
 
 
-def _named(pool: Pool) -> list[str]:
+def _resource_name(pool: Pool) -> list[str]:
     names = (pool.document["metadata"].get("annotations") or {}).get(ANNOTATION_DRAIN_PODS) or ""
     return [entry.strip() for entry in names.split(",") if entry.strip()]

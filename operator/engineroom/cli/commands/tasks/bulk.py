@@ -97,7 +97,7 @@ class BulkOperations:
         """
         context = self._context
         try:
-            ended = self._ended(operation)
+            ended = self._end_document(operation)
         except KeyboardInterrupt:
             context.note(
                 f"no longer watching; the operation goes on. `{program()} operations show "
@@ -122,7 +122,7 @@ class BulkOperations:
             text += f"; {ended['skipped']} left alone, which were not as they had been"
         print_result(context, ended, text, output, name=operation)
 
-    def _ended(self, operation: str) -> Document:
+    def _end_document(self, operation: str) -> Document:
         context = self._context
         last_answer = context.clock.monotonic()
         with progress_bar(context, f"Operation {operation[:8]}") as draw:

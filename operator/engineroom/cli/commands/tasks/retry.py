@@ -72,10 +72,10 @@ def retry(
             name = _queue(connection, queue)
             BulkOperations(context).change("retry", State.FAILED, name, job_filter, output, yes=yes)
         elif resume is not None:
-            _carry_on(context, connection.tasks, resume, output)
+            _resume(context, connection.tasks, resume, output)
         else:
             operation = _begin(context, connection, queue, job_filter, yes)
-            _carry_on(context, connection.tasks, operation, output)
+            _resume(context, connection.tasks, operation, output)
 
 
 def _by_id(
@@ -142,9 +142,7 @@ def _begin(
     return operation
 
 
-def _carry_on(
-    context: CommandContext, tasks: "Tasks", operation: str, output: OutputFormat
-) -> None:
+def _resume(context: CommandContext, tasks: "Tasks", operation: str, output: OutputFormat) -> None:
     with progress_bar(context, "Putting back") as draw:
 
         def report(so_far: "Requeueing") -> None:

@@ -237,7 +237,7 @@ class ApiTasks:
             before = self._api.get(self._schedule(schedule.name))
         except NotFoundError:
             before = None
-        body = self._work(schedule.task) | _when(schedule)
+        body = self._work(schedule.task) | _trigger_document(schedule)
         headers = {} if before is None else {"If-Match": f'"{before["version"]}"'}
         self._api.request("PUT", self._schedule(schedule.name), body=body, headers=headers)
         return before is None
@@ -431,7 +431,7 @@ def _worker(worker: Document, namespace: str) -> Worker:
     )
 
 
-def _when(schedule: Schedule) -> Document:
+def _trigger_document(schedule: Schedule) -> Document:
     """Return the trigger of a schedule in the form of the API."""
     from engineroom.tasks.triggers import Cron, Every
 
