@@ -83,7 +83,7 @@ def _node_wrong(node: Any, sizes: dict[int, int]) -> str:
             keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
             plain = [k for k in keys if k != "<<"]
             if len(set(plain)) != len(plain):
-                raise LookupError("a key stands twice")
+                raise LookupError("a key appears twice")
             total += sum(size(k) + size(v) for k, v in node.value)
         sizes[id(node)] = total
         return total

@@ -84,7 +84,7 @@ async def admission(
     [
         (
             {"spec.replicas": 3, "spec.autoscaling": {}},
-            "spec.replicas: Invalid value: is set beside spec.autoscaling; remove one of the two",
+            "spec.replicas: Invalid value: conflicts with spec.autoscaling; remove one of the two",
         ),
         (
             {"spec.autoscaling": {"minReplicas": 5, "maxReplicas": 3}},
@@ -121,7 +121,7 @@ async def admission(
         (
             {"spec.drain": {"maxJobDuration": "0s"}},
             (
-                'spec.drain.maxJobDuration: Invalid value: "0s": is no time at all; write more '
+                'spec.drain.maxJobDuration: Invalid value: "0s": is zero; write more '
                 "than zero, such as 30s"
             ),
         ),
@@ -137,7 +137,7 @@ async def admission(
         ),
         (
             {"spec.autoscaling": {"targetBacklogPerWorker": 5, "targetLatency": "1s"}},
-            "is set beside targetLatency; remove one of the two",
+            "conflicts with targetLatency; remove one of the two",
         ),
         (
             {
@@ -231,7 +231,7 @@ async def test_kubectl_scale(control_plane: Cluster, client: Client, namespace: 
     await client.merge_patch(WORKERPOOLS, namespace, "mail", patch)
     status, text = await kubectl(control_plane, *scale, "--replicas=2")
     assert status == 1
-    assert "is set beside spec.autoscaling; remove one of the two" in text
+    assert "conflicts with spec.autoscaling; remove one of the two" in text
 
 
 async def test_columns(control_plane: Cluster, client: Client, namespace: str) -> None:

@@ -54,7 +54,7 @@ def read_objects(namespace: str, text: str) -> Objects:
         if any(
             kind == resource and planned["metadata"]["name"] == name for kind, planned in objects
         ):
-            problems.append(Problem(f"{where}: metadata.name", "stands twice", "keep one of them"))
+            problems.append(Problem(f"{where}: metadata.name", "appears twice", "keep one of them"))
             continue
         objects.append((resource, value))
     if not objects and not problems:

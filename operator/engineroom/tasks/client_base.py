@@ -63,5 +63,5 @@ def to_task(task: Task | Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not isinstance(task, Task):
         return Task(task, args, kwargs)
     if args or kwargs:
-        raise InvalidTaskError("args", "stand beside a Task", "put them into the Task")
+        raise InvalidTaskError("args", "conflict with a Task", "put them into the Task")
     return task

@@ -53,7 +53,7 @@ async def rehearse(client: Client, namespace: str, obj: dict[str, Any]) -> dict[
 
 #: What the API server refuses without the admission server, by its own rules in our words.
 BY_RULE = {
-    "period-zero": "is no time at all; write 1ms or more, such as 1s",
+    "period-zero": "is zero; write 1ms or more, such as 1s",
     "burst-below-cost": "is below cost.request, so every request would be refused; raise it",
     "burst-of-a-window": "only a TokenBucket has a burst; remove it or use TokenBucket",
     "source-without-name": "is missing; write the name of the header, parameter, cookie or claim",
@@ -65,7 +65,7 @@ BY_RULE = {
     "operator-without-values": "does not fit the operator; Exists and DoesNotExist take none",
     "operator-with-values": "does not fit the operator; Exists and DoesNotExist take none",
     "leased-window": "Leased needs limits of algorithm TokenBucket and mode Enforce; use Strict",
-    "timeout-zero": "is no time at all; write 1ms or more, such as 1s",
+    "timeout-zero": "is zero; write 1ms or more, such as 1s",
     "name-with-dots": "metadata.name: has a dot; write a DNS label",
 }
 

@@ -251,7 +251,7 @@ def test_a_flow_is_written_whole_or_not_at_all(redis: Redis, tasks: Tasks) -> No
         tasks.enqueue_flow(chain(Task(add), Task(add), taken))
     for wrong, said in [
         (Task(add, unique=Unique("x")), "flow[1].unique: stands in a flow; give it to"),
-        (Task(add, delay=5), "flow[1].delay: stands beside depends_on"),
+        (Task(add, delay=5), "flow[1].delay: conflicts with depends_on"),
         (Task(lambda: 0), "flow[1].function"),
         (Task(add, queue=""), "flow[1].queue"),
         (Task(add, on_success=Task), "flow[1].on_success: type; use a function"),

@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "period-zero": (
         {f"{LIMIT}.rate.period": "0ms"},
-        [f'{LIMIT}.rate.period: "0ms" is no time at all; write 1ms or more, such as 1s'],
+        [f'{LIMIT}.rate.period: "0ms" is zero; write 1ms or more, such as 1s'],
     ),
     "period-microseconds": (
         {f"{LIMIT}.rate.period": "100us"},
@@ -221,7 +221,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "attached-twice": (
         {"spec.selector": {"matchLabels": {"app": "a"}}},
-        ["spec.selector: is set beside spec.targetRefs; remove one of the two"],
+        ["spec.selector: conflicts with spec.targetRefs; remove one of the two"],
     ),
     "operator-without-values": (
         {f"{LIMIT}.when": [{"source": "Path"}]},
@@ -273,7 +273,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "timeout-zero": (
         {"spec.failure": {"timeout": "0s"}},
-        ['spec.failure.timeout: "0s" is no time at all; write 1ms or more'],
+        ['spec.failure.timeout: "0s" is zero; write 1ms or more'],
     ),
     "timeout-long": (
         {"spec.failure": {"timeout": "11s"}},

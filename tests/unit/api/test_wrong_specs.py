@@ -325,7 +325,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "replicas-beside-autoscaling": (
         {"spec.replicas": 3, AUTO: {}},
         [
-            "spec.replicas: is set beside spec.autoscaling; remove one of the two",
+            "spec.replicas: conflicts with spec.autoscaling; remove one of the two",
         ],
     ),
     "min-above-max": (
@@ -379,10 +379,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "latency-zero": (
         {AUTO: {"targetLatency": "0s"}},
         [
-            (
-                'spec.autoscaling.targetLatency: "0s" is no time at all; write more than '
-                "zero, such as 30s"
-            ),
+            ('spec.autoscaling.targetLatency: "0s" is zero; write more than zero, such as 30s'),
         ],
     ),
     "latency-too-long": (
@@ -395,7 +392,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {AUTO: {"targetLatency": "10s", "targetBacklogPerWorker": 5}},
         [
             (
-                "spec.autoscaling.targetBacklogPerWorker: is set beside targetLatency; "
+                "spec.autoscaling.targetBacklogPerWorker: conflicts with targetLatency; "
                 "remove one of the two"
             ),
         ],
@@ -522,7 +519,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
                 {"name": "a", "cron": "0 3 * * *", "every": "1h", "function": "shop.jobs.report"}
             ]
         },
-        ["spec.schedules[0].every: is set beside cron; keep one of cron, every and at"],
+        ["spec.schedules[0].every: conflicts with cron; keep one of cron, every and at"],
     ),
     "schedule-words": (
         {
@@ -564,7 +561,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
             ]
         },
         [
-            "spec.schedules[0].timeZone: is set beside every; remove it: only cron has a zone",
+            "spec.schedules[0].timeZone: conflicts with every; remove it: only cron has a zone",
             'spec.schedules[0].every: "500ms" is shorter than a second; write 1s or more',
             'spec.schedules[0].jitter: "1s" is not less than every; write less',
             (
@@ -593,7 +590,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
                 'spec.schedules[0].at: "2026-02-30T08:00:00Z" is no time that exists; correct '
                 "the day or hour"
             ),
-            "spec.schedules[0].jitter: is set beside at; remove it",
+            "spec.schedules[0].jitter: conflicts with at; remove it",
         ],
     ),
     "schedule-arguments-too-large": (
@@ -704,7 +701,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         [
             (
-                'spec.autoscaling.schedules[0].duration: "0m" is no time at all; write more '
+                'spec.autoscaling.schedules[0].duration: "0m" is zero; write more '
                 "than zero, such as 30s"
             ),
         ],
@@ -712,10 +709,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "drain-zero": (
         {"spec.drain": {"maxJobDuration": "0s"}},
         [
-            (
-                'spec.drain.maxJobDuration: "0s" is no time at all; write more than zero, '
-                "such as 30s"
-            ),
+            ('spec.drain.maxJobDuration: "0s" is zero; write more than zero, such as 30s'),
         ],
     ),
     "drain-milliseconds": (
@@ -751,7 +745,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "dead-letter-zero": (
         {"spec.deadLetter": {"ttl": "0d"}},
         [
-            'spec.deadLetter.ttl: "0d" is no time at all; write more than zero, such as 30s',
+            'spec.deadLetter.ttl: "0d" is zero; write more than zero, such as 30s',
         ],
     ),
     "dead-letter-max": (
@@ -802,7 +796,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "fallback-without-size": (
         {"spec.metricOutage": {"mode": "Fallback"}},
         [
-            "spec.metricOutage.mode: Fallback needs a size; write replicas beside it",
+            "spec.metricOutage.mode: Fallback needs a size; set replicas, too",
         ],
     ),
     "size-without-fallback": (
@@ -995,7 +989,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         [
             (
-                "spec.template.spec.containers[0].env[0].valueFrom: is set beside value; "
+                "spec.template.spec.containers[0].env[0].valueFrom: conflicts with value; "
                 "remove one of the two"
             ),
         ],

@@ -128,9 +128,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
-        ("a: 1\nb: 2\na: 3\n", 3, 'the key "a" stands twice'),
-        ("a:\n  b: 1\n  b: 1\n", 3, 'the key "b" stands twice'),
-        ('{"a": 1,\n"a": 2}', 2, 'the key "a" stands twice'),
+        ("a: 1\nb: 2\na: 3\n", 3, 'the key "a" appears twice'),
+        ("a:\n  b: 1\n  b: 1\n", 3, 'the key "b" appears twice'),
+        ('{"a": 1,\n"a": 2}', 2, 'the key "a" appears twice'),
         ("a: !!python/object/apply:os.system [ls]\n", 1, "is not allowed"),
         ("a: 1\nb: !secret x\n", 2, 'the tag "!secret" is not allowed'),
         ("a: [1, 2\n", 2, "is not YAML: "),

@@ -48,7 +48,7 @@ _MATCH = (
         field=".operator",
     ),
 )
-_NOT_ZERO = CelRule("self.matches('[1-9]')", "is no time at all; write 1ms or more, such as 1s")
+_NOT_ZERO = CelRule("self.matches('[1-9]')", "is zero; write 1ms or more, such as 1s")
 
 _RULES: dict[str, tuple[CelRule, ...]] = {
     "spec": (

@@ -7,13 +7,13 @@ from typing import Any
 from engineroom.api.schema.common import CelRule, KindSchema
 from engineroom.api.v1alpha1.workerpool import WorkerPoolSpec, WorkerPoolStatus
 
-_NOT_ZERO = CelRule("self.matches('[1-9]')", "is no time at all; write more than zero, such as 30s")
+_NOT_ZERO = CelRule("self.matches('[1-9]')", "is zero; write more than zero, such as 30s")
 
 _RULES: dict[str, tuple[CelRule, ...]] = {
     "spec": (
         CelRule(
             "!(has(self.replicas) && has(self.autoscaling))",
-            "is set beside spec.autoscaling; remove one of the two",
+            "conflicts with spec.autoscaling; remove one of the two",
             field=".replicas",
         ),
         CelRule(
@@ -49,7 +49,7 @@ _RULES: dict[str, tuple[CelRule, ...]] = {
             field=".timeZone",
         ),
         CelRule(
-            "!has(self.jitter) || !has(self.at)", "is set beside at; remove it", field=".jitter"
+            "!has(self.jitter) || !has(self.at)", "conflicts with at; remove it", field=".jitter"
         ),
     ),
     "spec.schedules[].every": (_NOT_ZERO,),
@@ -76,7 +76,7 @@ _RULES: dict[str, tuple[CelRule, ...]] = {
         ),
         CelRule(
             "!has(self.targetBacklogPerWorker) || self.targetLatency == '30s'",
-            "is set beside targetLatency; remove one of the two",
+            "conflicts with targetLatency; remove one of the two",
             field=".targetBacklogPerWorker",
         ),
     ),
@@ -95,7 +95,7 @@ _RULES: dict[str, tuple[CelRule, ...]] = {
     "spec.metricOutage": (
         CelRule(
             "!has(self.mode) || self.mode != 'Fallback' || has(self.replicas)",
-            "Fallback needs a size; write replicas beside it",
+            "Fallback needs a size; set replicas, too",
             field=".mode",
         ),
         CelRule(

@@ -55,7 +55,7 @@ def _trigger_problems(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
         yield Problem(path, "says no time", "add one of cron, every and at")
     elif len(times) > 1:
         yield Problem(
-            f"{path}.{times[1]}", f"is set beside {times[0]}", "keep one of cron, every and at"
+            f"{path}.{times[1]}", f"conflicts with {times[0]}", "keep one of cron, every and at"
         )
     cron, zone, at = (schedule.get(word) for word in ("cron", "timeZone", "at"))
     if isinstance(cron, str) and 0 < len(cron) <= 100:
@@ -68,7 +68,7 @@ def _trigger_problems(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.timeZone", *problem)
         elif times and "cron" not in times:
             yield Problem(
-                f"{path}.timeZone", f"is set beside {times[0]}", "remove it: only cron has a zone"
+                f"{path}.timeZone", f"conflicts with {times[0]}", "remove it: only cron has a zone"
             )
     if isinstance(at, str) and len(at) <= 32:
         try:
@@ -92,7 +92,7 @@ def _lengths(schedule: dict[str, Any], path: str) -> Iterator[Problem]:
     if jitter:
         jitter_text = quoted(schedule["jitter"])
         if schedule.get("at") is not None:
-            yield Problem(f"{path}.jitter", "is set beside at", "remove it")
+            yield Problem(f"{path}.jitter", "conflicts with at", "remove it")
         elif every is not None and jitter >= every:
             yield Problem(f"{path}.jitter", f"{jitter_text} is not less than every", "write less")
         elif every is None and jitter > 3600:

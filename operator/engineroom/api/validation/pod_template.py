@@ -258,7 +258,7 @@ def _env(container: dict[str, Any], path: str) -> Iterator[Problem]:
             )
         value, source = as_map(variable).get("value"), as_map(variable).get("valueFrom")
         if value and source is not None:
-            yield Problem(f"{where}.valueFrom", "is set beside value", "remove one of the two")
+            yield Problem(f"{where}.valueFrom", "conflicts with value", "remove one of the two")
 
 
 def _mounts(container: dict[str, Any], path: str) -> Iterator[Problem]:

@@ -78,7 +78,7 @@ def _warnings(spec: dict[str, Any]) -> Iterator[str]:
 def _attachment(spec: dict[str, Any]) -> Iterator[Problem]:
     targets, selector = as_list(spec.get("targetRefs")), spec.get("selector")
     if targets and selector is not None:
-        yield Problem("spec.selector", "is set beside spec.targetRefs", "remove one of the two")
+        yield Problem("spec.selector", "conflicts with spec.targetRefs", "remove one of the two")
     if not targets and selector is None and not isinstance(spec.get("targetRefs"), str | int):
         yield Problem(
             "spec.targetRefs",
@@ -187,7 +187,7 @@ def _period(text: object, path: str) -> tuple[float | None, Problem | None]:
     period = read_duration(text)
     if period is not None and period < MIN_PERIOD:
         fix = "write 1ms or more, such as 1s"
-        return None, Problem(path, f"{quoted(text)} is no time at all", fix)
+        return None, Problem(path, f"{quoted(text)} is zero", fix)
     if period is not None and period > MAX_PERIOD:
         return None, Problem(path, f"{quoted(text)} is longer than 366 days", "write 366d or less")
     return period, None
@@ -288,7 +288,7 @@ def _times(spec: dict[str, Any]) -> Iterator[Problem]:
         if seconds is None:
             continue
         if seconds < MIN_PERIOD:
-            yield Problem(path, f"{quoted(value)} is no time at all", "write 1ms or more")
+            yield Problem(path, f"{quoted(value)} is zero", "write 1ms or more")
         elif seconds > most:
             yield Problem(path, f"{quoted(value)} is longer than {most:g}s", "write less")
     fraction = as_map(spec.get("distribution")).get("maxLeaseFraction")

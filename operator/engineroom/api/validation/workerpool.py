@@ -37,7 +37,7 @@ def _problems(spec: dict[str, Any]) -> Iterator[Problem]:
 def _sizing(spec: dict[str, Any]) -> Iterator[Problem]:
     auto = spec.get("autoscaling")
     if spec.get("replicas") is not None and auto is not None:
-        yield Problem("spec.replicas", "is set beside spec.autoscaling", "remove one of the two")
+        yield Problem("spec.replicas", "conflicts with spec.autoscaling", "remove one of the two")
     if not isinstance(auto, dict):
         return
     path = "spec.autoscaling"
@@ -53,7 +53,7 @@ def _sizing(spec: dict[str, Any]) -> Iterator[Problem]:
     if auto.get("targetLatency", "30s") != "30s":
         yield Problem(
             f"{path}.targetBacklogPerWorker",
-            "is set beside targetLatency",
+            "conflicts with targetLatency",
             "remove one of the two",
         )
     for index, queue in enumerate(as_list(spec.get("queues"))):
@@ -92,7 +92,7 @@ def _duration(value: object, field: str, least: float) -> Iterator[Problem]:
     if seconds is None:
         return
     if seconds == 0 and least > 0:
-        problem = f"{quoted(value)} is no time at all"
+        problem = f"{quoted(value)} is zero"
         yield Problem(field, problem, "write more than zero, such as 30s")
     elif seconds < least:
         yield Problem(field, f"{quoted(value)} is shorter than a second", "write 1s or more")
@@ -129,7 +129,7 @@ def _outage(spec: dict[str, Any]) -> Iterator[Problem]:
     path = "spec.metricOutage"
     mode, size = outage.get("mode", "KeepReplicas"), as_integer(outage.get("replicas"))
     if mode == "Fallback" and outage.get("replicas") is None:
-        yield Problem(f"{path}.mode", "Fallback needs a size", "write replicas beside it")
+        yield Problem(f"{path}.mode", "Fallback needs a size", "set replicas, too")
     if mode == "KeepReplicas" and outage.get("replicas") is not None:
         yield Problem(
             f"{path}.replicas",

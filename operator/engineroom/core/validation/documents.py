@@ -202,7 +202,7 @@ class _Builder:
         frame = self._stack[-1]
         if key in frame.value and key not in frame.merged:
             raise UnreadableError(
-                line, f"the key {quoted(key)} stands twice", "keep one of the two"
+                line, f"the key {quoted(key)} appears twice", "keep one of the two"
             )
         frame.merged.discard(key)
         frame.key, frame.wants_key = key, False
@@ -373,7 +373,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, _ in pairs:
             if key in earlier:
                 raise UnreadableError(
-                    1, f"the key {quoted(key)} stands twice", "keep one of the two"
+                    1, f"the key {quoted(key)} appears twice", "keep one of the two"
                 )
             earlier.add(key)
     return value

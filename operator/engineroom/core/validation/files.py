@@ -145,7 +145,7 @@ class _Count:
         # A file system may treat two such names as one, and the files would overwrite each other.
         folded = unicodedata.normalize("NFC", name.rstrip("/")).casefold()
         if folded in names:
-            raise ArchiveError(f"the member {quoted(name)} stands twice; keep one")
+            raise ArchiveError(f"the member {quoted(name)} appears twice; keep one")
         names.add(folded)
 
     def size(self, name: str, size: int, so_far: int = 0) -> None:

@@ -206,7 +206,7 @@ def _dependencies(task: Task) -> list[str]:
         if job_id == task.job_id:
             raise InvalidTaskError("depends_on", "names the job itself", "leave it out")
     if ids and (task.delay is not None or task.at is not None):
-        raise InvalidTaskError("delay", "stands beside depends_on", "use one of the two")
+        raise InvalidTaskError("delay", "conflicts with depends_on", "use one of the two")
     return ids
 
 
@@ -289,7 +289,7 @@ def _due(task: Task, now: datetime) -> float | None:
     if task.delay is None and task.at is None:
         return None
     if task.delay is not None and task.at is not None:
-        raise InvalidTaskError("delay", "stands beside at", "use one of them")
+        raise InvalidTaskError("delay", "conflicts with at", "use one of them")
     if task.at is not None:
         if task.at.utcoffset() is None:
             raise InvalidTaskError("at", "has no time zone", "use datetime.now(UTC) and the like")
@@ -312,7 +312,7 @@ def _priority(task: Task) -> int:
     if not 0 <= priority <= MAX_PRIORITY:
         raise InvalidTaskError("priority", f"{priority}", f"use 0 to {MAX_PRIORITY}")
     if priority and task.at_front:
-        raise InvalidTaskError("priority", "stands beside at_front", "use one of them")
+        raise InvalidTaskError("priority", "conflicts with at_front", "use one of them")
     return priority
 
 
