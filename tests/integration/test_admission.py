@@ -95,10 +95,7 @@ async def admission(
         ),
         (
             {"spec.metricOutage": {"mode": "Fallback"}},
-            (
-                "spec.metricOutage.mode: Invalid value: Fallback needs a size; write replicas "
-                "beside it"
-            ),
+            "spec.metricOutage.mode: Invalid value: Fallback needs a size; set replicas, too",
         ),
         (
             {"spec.metricOutage": {"replicas": 1}},

@@ -232,7 +232,7 @@ async def test_schedules_move_with_their_pool_to_another_redis_and_off_a_dead_on
         ({"name": "a", "every": "1h", "cron": "0 3 * * *", "function": "a.b"}, "exactly one of"),
         ({"name": "a", "every": "1h", "timeZone": "UTC", "function": "a.b"}, "set without cron"),
         ({"name": "a", "every": "1h", "queue": "x", "function": "a.b"}, "none of the pool's"),
-        ({"name": "a", "every": "0s", "function": "a.b"}, "no time at all"),
+        ({"name": "a", "every": "0s", "function": "a.b"}, "is zero"),
         ({"name": "a", "cron": "@daily", "function": "a.b"}, "is a nickname"),
         ({"name": "a", "at": "2026-01-01T00:00:00Z", "jitter": "1s", "function": "a.b"}, "remove"),
         ({"name": "a", "every": "1h", "function": "report"}, "function"),
