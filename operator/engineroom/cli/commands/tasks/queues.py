@@ -67,7 +67,7 @@ def pause(
 def resume(
     context: CommandContext, name: QueueName, output: OutputOption = OutputFormat.TABLE
 ) -> None:
-    """Let workers take jobs of a queue again."""
+    """Let workers take jobs from a queue again."""
     with context.tasks() as connection:
         changed = connection.tasks.resume_queue(require_queue(connection, name))
     done = {"name": name, "paused": False, "changed": changed}
