@@ -133,7 +133,7 @@ ENTRIES: tuple[CommandEntry | CommandGroup, ...] = (
                 "Show the number of jobs in each queue, by state.",
             ),
             _redis("pause", "tasks.queues", "pause", "Stop workers from taking jobs from a queue."),
-            _redis("resume", "tasks.queues", "resume", "Let workers take jobs of a queue again."),
+            _redis("resume", "tasks.queues", "resume", "Let workers take jobs from a queue again."),
             _redis(
                 "limit",
                 "tasks.queues",
