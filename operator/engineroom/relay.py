@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EXIT_OK, EXIT_CONFIG = 0, 2
-#: Default of the seconds between two looks at an empty table.
+#: Default of the seconds between two polls of an empty table.
 POLL = 0.2
 #: Seconds without a turn of the loop after which the relay is stuck, and without a successful turn
 #: after which it is not ready.
@@ -312,7 +312,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--database-url-file", type=Path, help="file with the PostgreSQL URL")
     arguments.add_argument("--redis-url-file", type=Path, help="file with the Redis URL")
     arguments.add_argument(
-        "--poll", type=float, default=POLL, help=f"seconds between looks when idle [{POLL:g}]"
+        "--poll", type=float, default=POLL, help=f"seconds between polls when idle [{POLL:g}]"
     )
     arguments.add_argument("--host", default="0.0.0.0", help="address of the probes [all]")  # noqa: S104 # nosec B104 - the kubelet connects from outside the pod
     arguments.add_argument("--port", type=int, default=8081, help="port of the probes [8081]")

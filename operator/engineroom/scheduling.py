@@ -75,7 +75,7 @@ class TaskSchedules:
         refused = await run_async(redis, steps)
         return {names[name]: holder for name, holder in refused.items()}
 
-    async def look(self, redis: Redis, owner: str) -> list[ScheduleFacts]:
+    async def read(self, redis: Redis, owner: str) -> list[ScheduleFacts]:
         """See ScheduleStore."""
         prefix = len(stored_name(owner, ""))
         return [

@@ -252,7 +252,7 @@ class Bookkeeper:
         return commands
 
     def _announce_free_slot(self) -> None:
-        """Let workers look at once for a held job of the limit of the job that ended."""
+        """Wake workers to take a held job of the limit of the job that ended."""
         if self.current.limit:
             with contextlib.suppress(RedisError):
                 self._housekeeper.announce_free_slot(self.current.limit)

@@ -26,7 +26,7 @@ class WorkerConfigError(Exception):
 class Settings:
     """The settings of a worker process; durations are seconds.
 
-    ``queues`` have the order in which the worker looks at them.
+    ``queues`` have the order in which the worker reads them.
     """
 
     redis_url: str

@@ -1,7 +1,7 @@
 """The operator's requests to a worker: suspend, drain or retire.
 
 Requests are levels and not messages: the worker reads their keys in each turn of its loop. A nudge
-over RQ's pubsub channel only makes it look sooner.
+over RQ's pubsub channel only makes it poll sooner.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class Housekeeper:
             self._move(keys=[queue_key], args=[prefix, MAX_SEARCH, *chunk])
 
     def announce_free_slot(self, limit: str) -> None:
-        """Let workers look at once at queues with held jobs of the limit's key."""
+        """Wake workers to take held jobs of the limit's key."""
         self._announce_slot(keys=[limits.holding_key(limit)], args=[limit])
 
     def on_outage(self) -> None:

@@ -1,4 +1,4 @@
-"""The worker's main loop: take a job, run it, and look after everything else in between."""
+"""The worker's main loop: take a job, run it, and do the other work of the worker in between."""
 
 from __future__ import annotations
 
@@ -129,16 +129,16 @@ class WorkLoop:
             worker.run_maintenance_tasks()
         queue_keys = [queue.key for queue in worker._ordered_queues]
         take = not worker._stop_requested and state.retired_since is None
-        look = state.dequeuer.look(queue_keys, self._record.heartbeat_fields(), take=take)
+        result = state.dequeuer.poll(queue_keys, self._record.heartbeat_fields(), take=take)
         self._on_answer()
-        if not look.existed:
+        if not result.existed:
             self._record.write()
-        self._apply_controls(look.controls)
-        taken = look.taken
+        self._apply_controls(result.controls)
+        taken = result.taken
         if taken is None:
             if burst:
                 return None
-            taken = self._wait(queue_keys, look)
+            taken = self._wait(queue_keys, result)
             if taken is None:
                 return 0
         state.dequeuer.stop_watching()
@@ -147,19 +147,19 @@ class WorkLoop:
             return 0
         return self._run_job(taken)
 
-    def _wait(self, queue_keys: list[str], look: DequeueResult) -> TakenJob | None:
+    def _wait(self, queue_keys: list[str], result: DequeueResult) -> TakenJob | None:
         """Wait until a job may be there or something else is due; return a job taken meanwhile."""
         state = self._state
         resting = state.controls.leaving or state.retired_since is not None
-        if look.controls.suspended or look.paused or resting:
+        if result.controls.suspended or result.paused or resting:
             state.dequeuer.stop_watching()
-            state.wakeup.wait(1.0 if look.again is None else min(1.0, look.again))
+            state.wakeup.wait(1.0 if result.again is None else min(1.0, result.again))
             return None
         due = self._housekeeper.due() - time.monotonic()
         seconds = max(0.05, min(float(self._worker.heartbeat_seconds), due))
-        if look.again is not None:
-            seconds = max(0.01, min(seconds, look.again))
-        return state.dequeuer.wait(queue_keys, seconds, look.limited)
+        if result.again is not None:
+            seconds = max(0.01, min(seconds, result.again))
+        return state.dequeuer.wait(queue_keys, seconds, result.limited)
 
     def _run_job(self, taken: TakenJob) -> int:
         worker, metrics = self._worker, self._state.metrics

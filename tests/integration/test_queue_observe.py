@@ -51,7 +51,7 @@ async def test_a_look_tells_what_waits_and_since_when(client, queue):
     queue.enqueue_in(timedelta(seconds=50), "time.sleep", 1)
     queue.connection.zadd(keys.started("mail"), {"a:1": time.time() + 60, "b:1": time.time() - 60})
     queue.connection.rpush(keys.settle("mail"), "dead")
-    facts = await Observer(client, SystemClock()).look("shop/mail", ["mail", "empty"])
+    facts = await Observer(client, SystemClock()).observe("shop/mail", ["mail", "empty"])
     mail, empty = facts.queues
     assert (mail.waiting, mail.running, mail.scheduled, mail.due) == (2, 1, 1, 0)
     assert mail.backlog == 3
@@ -65,7 +65,7 @@ async def test_looking_changes_nothing(client, queue):
     """RQ's own counting would have cleaned up the abandoned entry."""
     queue.connection.zadd(keys.started("mail"), {"b:1": 1})
     before = queue.connection.dbsize()
-    await Observer(client, SystemClock()).look("shop/mail", ["mail"])
+    await Observer(client, SystemClock()).observe("shop/mail", ["mail"])
     assert queue.connection.zcard(keys.started("mail")) == 1
     assert queue.connection.dbsize() == before
 
@@ -74,7 +74,7 @@ async def test_many_looks_at_once_share_round_trips(client, queue):
     queue.enqueue("time.sleep", 1)
     observer = Observer(client, SystemClock())
     before = queue.connection.info("stats")["total_commands_processed"]
-    looks = await asyncio.gather(*(observer.look(f"shop/{i}", ["mail"]) for i in range(50)))
+    looks = await asyncio.gather(*(observer.observe(f"shop/{i}", ["mail"]) for i in range(50)))
     used = queue.connection.info("stats")["total_commands_processed"] - before
     assert [look.queues[0].waiting for look in looks] == [1] * 50
     assert used < 50 * 4
@@ -89,10 +89,10 @@ async def test_quiet_queues_are_told_from_the_others(client, queue):
 
 async def test_a_failed_look_is_an_error_and_never_a_zero(server, client):
     observer = Observer(client, SystemClock())
-    await observer.look("shop/mail", ["mail"])
+    await observer.observe("shop/mail", ["mail"])
     server.stop()
     with pytest.raises(MeasurementError):
-        await observer.look("shop/mail", ["mail"])
+        await observer.observe("shop/mail", ["mail"])
 
 
 async def test_pushes_name_the_queue_and_come_back_after_a_restart(server, client, queue):
@@ -123,10 +123,10 @@ async def test_what_waits_in_a_paused_queue_asks_for_nobody(client, queue):
     queue.enqueue(print)
     await client.set(keys.paused("mail"), "")
     observer = Observer(client, SystemClock())
-    [seen] = (await observer.look("shop/mail", ["mail"])).queues
+    [seen] = (await observer.observe("shop/mail", ["mail"])).queues
     assert (seen.paused, seen.waiting, seen.backlog, seen.demand) == (True, 1, 0, 0)
     await client.delete(keys.paused("mail"))
-    [seen] = (await observer.look("shop/mail", ["mail"])).queues
+    [seen] = (await observer.observe("shop/mail", ["mail"])).queues
     assert (seen.paused, seen.backlog) == (False, 1)
 
 
@@ -136,7 +136,7 @@ async def test_what_a_limit_holds_back_asks_for_no_more_than_it_lets_run(client,
     await client.zadd(keys.started("mail"), {"a:1": time.time() + 60})
     await client.hset(keys.limit("mail"), mapping={"concurrency": 2, "count": 30, "ms": 60000})
     observer = Observer(client, SystemClock())
-    [seen] = (await observer.look("shop/mail", ["mail"])).queues
+    [seen] = (await observer.observe("shop/mail", ["mail"])).queues
     assert (seen.waiting, seen.backlog, seen.demand) == (100, 1, 2)
     assert (seen.concurrency, seen.rate, seen.burst) == (2, 0.5, 30)
 
@@ -147,11 +147,11 @@ async def test_of_jobs_set_aside_those_count_that_may_have_room(client, queue):
     keyed = {"free": 0, "also": at - 5, "later": at + 20}
     await client.zadd(keys.limited("mail"), keyed)
     observer = Observer(client, SystemClock())
-    facts = await observer.look("shop/mail", ["mail"])
+    facts = await observer.observe("shop/mail", ["mail"])
     [seen] = facts.queues
     assert (seen.limited_keys, seen.backlog) == (3, 2)
     assert seen.next_due == pytest.approx(at + 20)
     await client.zrem(keys.limited("mail"), "free", "also")
-    facts = await observer.look("shop/mail", ["mail"])
+    facts = await observer.observe("shop/mail", ["mail"])
     assert (facts.queues[0].demand, facts.quiet) == (0, False)
     assert await observer.quiet(["mail"]) == set()

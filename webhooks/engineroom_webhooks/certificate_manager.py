@@ -172,7 +172,7 @@ class ServingCertificate:
         self.loaded.set()
 
 
-async def look(
+async def reconcile(
     serving_certificate: ServingCertificate,
     store: CertificateStore,
     policy: RotationPolicy,
@@ -219,7 +219,7 @@ async def keep(
     pause = 1.0
     while True:
         try:
-            await look(serving_certificate, store, policy, clock)
+            await reconcile(serving_certificate, store, policy, clock)
             pause = interval
         except ConflictError:
             # Another replica took the step; read its result at once.

@@ -184,7 +184,7 @@ def _step(
 def _trusted_cas(
     now: datetime, secret: StoredCertificates, trusted: tuple[bytes, ...], policy: RotationPolicy
 ) -> tuple[bytes, ...]:
-    """The CAs to publish: the Secret's, and those that went lately but may still be in use."""
+    """Return the CAs to publish: the Secret's, and removed ones that may still be in use."""
     wanted = list(secret.authorities())
     if not _has_passed(now, secret.leaf_since, policy.retire):
         wanted += [ca for ca in trusted if ca not in wanted and not _expired(ca, now)]

@@ -278,15 +278,15 @@ class Registry:
         return self.find(obj.get("kind"))
 
     def by_kind(self, kind: str) -> Kind:
-        """The entry of ``kind``. Raises KindError when there is none."""
+        """The entry of ``kind``. Raises KindError if there is none."""
         return self._of(self._by_kind, kind)
 
     def by_plural(self, plural: str) -> Kind:
-        """The entry of ``plural`` (``workerpools``). Raises KindError when there is none."""
+        """The entry of ``plural`` (``workerpools``). Raises KindError if there is none."""
         return self._of(self._by_plural, plural)
 
     def by_rest_path(self, path: str) -> Kind:
-        """The entry with this path in the API (``pools``). Raises KindError when there is none."""
+        """The entry with this path in the API (``pools``). Raises KindError if there is none."""
         return self._of(self._by_rest_path, path)
 
     def by_word(self, word: str) -> Kind | None:

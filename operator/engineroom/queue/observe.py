@@ -1,7 +1,7 @@
 """Observation of queues and workers in Redis, read-only and in batches.
 
 RQ's registries clean up while they count, which writes to Redis and calls users' callbacks. This
-module reads the keys instead. All looks that start in one turn of the event loop share a pipeline.
+module reads the keys instead. All reads that start in one turn of the event loop share a pipeline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Time limit of a look (seconds).
+#: Time limit of an observation (seconds).
 LOOK_TIMEOUT = 3.0
 #: Keys in one EXISTS command, which takes Redis well under a millisecond.
 EXISTS_CHUNK = 400
@@ -123,7 +123,7 @@ class WorkerFacts:
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """The result of one look at a pool."""
+    """The result of one observation of a pool."""
 
     at: float
     queues: tuple[QueueFacts, ...]
@@ -157,7 +157,7 @@ class _Request:
 
 
 class Observer:
-    """Observes pools on one Redis; concurrent looks share a pipeline."""
+    """Observes pools on one Redis; concurrent observations share a pipeline."""
 
     def __init__(self, redis: Redis, clock: Clock) -> None:
         self._redis = redis
@@ -165,7 +165,7 @@ class Observer:
         self._requests: list[_Request] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def look(self, pool: str, queues: Sequence[str]) -> PoolFacts:
+    async def observe(self, pool: str, queues: Sequence[str]) -> PoolFacts:
         """Return the present state of the pool ``namespace/name`` and its queues.
 
         Raises MeasurementError if Redis does not answer in time or answers with an error.

@@ -59,7 +59,7 @@ log = get_logger(__name__)
 
 #: Rows that the relay moves in one transaction.
 CHUNK = 100
-#: Pause between two looks at an empty table (seconds).
+#: Pause between two polls of an empty table (seconds).
 PACE = 1.0
 
 #: The application's own migrations create the table. The relay moves rows in the order of ``id``,

@@ -1,6 +1,6 @@
 """Demand over time: rates from totals, and the history that scaling down needs.
 
-Pure state: each look is folded in with its time; nothing here reads a clock.
+Pure state: each observation is added with its time; nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class QueueRates:
     _at: float = 0.0
 
     def fold(self, facts: QueueFacts, at: float) -> None:
-        """Take one look into account. Totals that went back (Redis was flushed) start over."""
+        """Add one observation. Totals that decreased (Redis was flushed) start over."""
         finished = facts.finished_total + facts.failed_total
         if self._finished < 0 or finished < self._finished or facts.busy_ms_total < self._busy_ms:
-            # The first look: the totals still tell how long jobs take.
+            # The first observation: the totals already give the mean duration of jobs.
             if finished:
                 self.duration = facts.busy_ms_total / 1000.0 / finished
             self._remember(facts, finished, at)
@@ -89,7 +89,7 @@ class DemandHistory:
     removals: deque[float] = field(default_factory=deque)
 
     def fold(self, facts: PoolFacts, busy: bool) -> None:
-        """Take one look into account; ``busy``: a job waits, runs or is held by a worker."""
+        """Add one observation; ``busy``: a job waits, runs or is held by a worker."""
         for queue in facts.queues:
             rates = self.rates.get(queue.name)
             if rates is None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LatestDeployment:
-    """The memory of one pool's Deployment between two looks."""
+    """The memory of one pool's Deployment between two reconciles."""
 
     #: The result of the last write, until the cache has caught up.
     written: DeploymentView | None = None
@@ -23,7 +23,7 @@ class LatestDeployment:
     scaled: bool = False
 
     def cache_changed(self, view: DeploymentView | None) -> bool:
-        """Store what the cache holds now (None: deleted); return whether the pool needs a look."""
+        """Store what the cache holds now (None: deleted); return whether to reconcile."""
         before, self.cached = self.cached, view
         if view is None and self.written and (before is None or before.uid == self.written.uid):
             self.written = None  # deleted before the cache had our last write

@@ -1,4 +1,4 @@
-"""The controller's memory of one pool between two looks; ten thousand must stay small."""
+"""The controller's memory of one pool between two reconciles; ten thousand must stay small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The time of the next look at a pool that no event asks for."""
+"""The time of the next reconcile of a pool without an event."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from engineroom.workers.drain.plan import DrainPlan
     from engineroom.workers.observe import PoolObservation
 
-#: Seconds between looks at a pool that works, whose pods leave, and whose Redis does not answer.
+#: Seconds between reconciles of a pool that works, whose pods leave, whose Redis does not answer.
 LOOK_ACTIVE, LOOK_LEAVING, LOOK_BLIND = 1.0, 0.2, 2.0
 #: Seconds between checks of idle pools against lost pushes.
 RESYNC = 10.0
@@ -23,7 +23,7 @@ def next_look(
     trimming: bool,
     counting: bool,
 ) -> float | None:
-    """Return the seconds until the next look; None when a push or a change of pods wakes the pool.
+    """Return the seconds to the next run; None if a push or a change of pods wakes the pool.
 
     ``trimming``: failed jobs remain to be dropped. ``counting``: jobs ended in the last minute, so
     that ``jobsPerMinute`` still has to fall to zero.

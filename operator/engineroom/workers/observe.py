@@ -1,4 +1,4 @@
-"""One look at a pool: Redis, the Deployment and the pods, gathered into one value."""
+"""Observation of a pool: the state of Redis, the Deployment and the pods in one value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EndedJobs = tuple[tuple[float, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class PoolObservation:
-    """One look; ``facts`` is None while Redis cannot be measured, for ``redis_trouble``."""
+    """One observation; ``facts`` is None while Redis cannot be measured, for ``redis_trouble``."""
 
     #: Unix seconds.
     at: float
@@ -93,7 +93,7 @@ def workers_by_pod(facts: PoolFacts | None) -> dict[str, list[WorkerFacts]]:
 def ended_last_minute(facts: PoolFacts | None, past: EndedJobs) -> tuple[int, EndedJobs]:
     """Return the jobs that ended in the last minute, and the samples to remember.
 
-    ``past`` are the (Unix seconds, total) samples remembered by the look before.
+    ``past`` are the (Unix seconds, total) samples of the observation before.
     """
     if facts is None:
         return 0, past

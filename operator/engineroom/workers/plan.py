@@ -1,4 +1,4 @@
-"""A WorkerPool's spec reduced to what every look needs: small, frozen, numbers in seconds.
+"""A WorkerPool's spec reduced to what every reconcile needs: small, frozen, numbers in seconds.
 
 Ten thousand of these stay in memory; the pydantic model is parsed only when the spec changes.
 """

@@ -52,7 +52,7 @@ class RedisMeasurer:
             connection = joined.connection
             if connection is None or joined.address != address:
                 connection = self._join(key, address, plan.queues, joined)
-            return await connection.observer.look(key, plan.queues), None
+            return await connection.observer.observe(key, plan.queues), None
         except (SecretError, DependencyError) as error:
             if isinstance(error, SecretError):
                 self.leave(key, joined)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: A pool that was looked at a moment ago is not looked at again for each push (seconds).
 LEAST_BETWEEN_LOOKS = 0.1
-#: Changes of pods within so long lead to one look (seconds).
+#: Changes of pods within this time lead to one reconcile (seconds).
 PODS_TOGETHER = 0.05
 #: Key on the queue of the check of idle pools; it is no pool.
 RESYNC_KEY = "resync"

@@ -44,14 +44,14 @@ class TakenJob:
 
 @dataclass(frozen=True)
 class DequeueResult:
-    """The result of one look at Redis."""
+    """The result of one poll of Redis."""
 
     existed: bool
     controls: ControlRequests
     taken: TakenJob | None
     #: Whether all queues are paused or at their limit.
     paused: bool = False
-    #: Seconds after which to look again at the latest.
+    #: Longest time in seconds until the next poll.
     again: float | None = None
     #: Whether a limit applies, so that only the script may take a job.
     limited: bool = False
@@ -84,7 +84,7 @@ class Dequeuer:
         #: The job that this process took and has yet to start or put back: (queue key, job id).
         self.in_hand: tuple[str, str] | None = None
 
-    def look(
+    def poll(
         self, queue_keys: Sequence[str], fields: Mapping[str, Any], take: bool
     ) -> DequeueResult:
         """Send a heartbeat, read requests, and, with ``take``, take the next job if allowed."""

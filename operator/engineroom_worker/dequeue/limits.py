@@ -16,10 +16,10 @@ from engineroom_worker.dequeue.priority import PUT
 
 #: Time to live of a lease without a heartbeat, as of an execution (seconds).
 LEASE = 90
-#: The longest time until the next look at a key without room, if no free slot is announced
+#: The longest time until the next poll of a key without room, if no free slot is announced
 #: (seconds).
 RECHECK_SECONDS = 10
-#: Jobs that one look holds at most, and keys with held jobs that it reads.
+#: Jobs that one poll holds at most, and keys with held jobs that it reads.
 MAX_HELD, MAX_KEYS = 200, 20
 
 

@@ -34,7 +34,7 @@ def answer(message: str, **details: object) -> str:
         (500, answer("Internal: failed calling webhook"), RefusedError, 1, "`engineroom status`"),
         (404, "404 page not found\n", NotFoundError, 4, "helm install engineroom"),
         (404, answer("not found", name="mail"), NotFoundError, 4, "`engineroom get pools -A`"),
-        (409, answer("conflict"), RefusedError, 1, "look at it as it is now"),
+        (409, answer("conflict"), RefusedError, 1, "read the present object"),
         (422, answer("spec.x: Invalid value"), RefusedError, 1, "nothing was written"),
         (503, "", UnreachableError, 3, "try again"),
     ],

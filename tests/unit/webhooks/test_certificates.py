@@ -13,7 +13,7 @@ from cryptography import x509
 from engineroom.core.clock import FakeClock
 from engineroom.core.errors import ConflictError
 from engineroom_webhooks import certificates, tls
-from engineroom_webhooks.certificate_manager import ServingCertificate, keep_files, look
+from engineroom_webhooks.certificate_manager import ServingCertificate, keep_files, reconcile
 from engineroom_webhooks.certificates import (
     RotationPolicy,
     RotationStep,
@@ -285,7 +285,7 @@ async def test_three_replicas_over_six_years_are_trusted_at_every_moment() -> No
             if (moment + index) % 3 == 2 and replica.serving is not None:
                 continue  # one of them is late
             try:
-                await look(replica, store, POLICY, clock)
+                await reconcile(replica, store, POLICY, clock)
             except ConflictError:
                 continue
         if believed:
@@ -313,14 +313,14 @@ def tls_end(certificate: bytes) -> datetime:
 
 async def test_nothing_is_written_at_the_fixed_point() -> None:
     store, clock, keeper = MemoryStore(), FakeClock(START), ServingCertificate()
-    await look(keeper, store, POLICY, clock)
+    await reconcile(keeper, store, POLICY, clock)
     clock.advance(1000)
-    await look(keeper, store, POLICY, clock)
+    await reconcile(keeper, store, POLICY, clock)
     before = list(store.writes)
 
     for _ in range(10):
         clock.advance(15)
-        await look(keeper, store, POLICY, clock)
+        await reconcile(keeper, store, POLICY, clock)
 
     assert store.writes == before
 
@@ -329,8 +329,8 @@ async def test_who_read_before_another_wrote_does_not_take_trust_back() -> None:
     """A slow replica read the old state; in the meantime the others rotated."""
     store, clock = MemoryStore(), FakeClock(START)
     quick, slow = ServingCertificate(), ServingCertificate()
-    await look(quick, store, POLICY, clock)
-    await look(slow, store, POLICY, clock)
+    await reconcile(quick, store, POLICY, clock)
+    await reconcile(slow, store, POLICY, clock)
     clock.advance(500 * DAY)
 
     class Held(MemoryStore):
@@ -345,12 +345,12 @@ async def test_who_read_before_another_wrote_does_not_take_trust_back() -> None:
     held = Held()
     held.__dict__.update({**store.__dict__, "bundle": b""})
     for _ in range(12):
-        await look(quick, store, POLICY, clock)
+        await reconcile(quick, store, POLICY, clock)
         clock.advance(30)
     bundle = store.bundle
 
     with pytest.raises(ConflictError):
-        await look(slow, held, POLICY, clock)
+        await reconcile(slow, held, POLICY, clock)
 
     assert store.bundle == bundle
 

@@ -78,7 +78,7 @@ class MemoryObserver:
         self.outage = ""
         self.looks = 0
 
-    async def look(self, _pool: str, queues: tuple[str, ...]) -> PoolFacts:
+    async def observe(self, _pool: str, queues: tuple[str, ...]) -> PoolFacts:
         self.looks += 1
         if self.outage:
             raise MeasurementError(self.outage)
@@ -146,7 +146,7 @@ class MemorySchedules:
     ) -> dict[str, str]:
         return {}
 
-    async def look(self, _redis: Redis, _owner: str) -> list[ScheduleFacts]:
+    async def read(self, _redis: Redis, _owner: str) -> list[ScheduleFacts]:
         return []
 
     async def owners(self, _redis: Redis) -> dict[str, str]:

@@ -75,14 +75,14 @@ def answer_error(
         return RefusedError(
             f"the change of {what} was refused",
             why=message,
-            fix="look at it as it is now, and try again"
+            fix="read the present object, and try again"
             if status == 409
             else "change what the message names; nothing was written",
         )
     return UnreachableError(
         f"{server} answered {status} {reason or ''}".rstrip(),
         why=message,
-        fix="try again; when it stays, look at the API server's log",
+        fix="try again; if the error stays, check the API server's log",
     )
 
 

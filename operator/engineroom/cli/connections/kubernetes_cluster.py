@@ -284,7 +284,7 @@ class KubernetesCluster:
     def _list(
         self, resource: Resource, namespace: str | None, **query: str | None
     ) -> list[Document]:
-        """All of them, page by page: ten thousand pools are no single answer."""
+        """Return all objects, read page by page, because one response must not hold 10,000."""
         what = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
         query["limit"] = str(_PAGE)
         items: list[Document] = []

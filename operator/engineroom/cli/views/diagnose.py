@@ -193,7 +193,7 @@ def _fix(reason: str, pool: Pool, program: str) -> str:
 def _redis_fix(pool: Pool) -> str:
     reference = (pool.document.get("spec", {}).get("redis") or {}).get("urlSecretRef") or {}
     if not reference:
-        return "the pool uses the chart's own Redis: look at its pod in the operator's namespace"
+        return "the pool uses the chart's own Redis: check its pod in the operator's namespace"
     return (
         f"check key {reference.get('key')} of Secret {reference.get('name')} in namespace "
         f"{pool.namespace} (URL, password, TLS) and that a NetworkPolicy lets the operator through"

@@ -16,9 +16,9 @@ Plan = TypeVar("Plan")
 
 @dataclass(slots=True)
 class ObjectMemory(Generic[Plan]):
-    """The memory of one object between two looks.
+    """The memory of one object between two reconciles.
 
-    Losing it costs one more look and nothing else. Kinds extend it.
+    Its loss costs one more reconcile and nothing else. Kinds extend it.
     """
 
     namespace: str

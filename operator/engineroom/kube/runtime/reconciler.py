@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: Seconds until the next look after an object, a child or the namespace disappeared in between.
+#: Seconds until the next reconcile after an object, a child or the namespace disappeared.
 LOOK_VANISHED = 0.2
 
 Plan = TypeVar("Plan")
@@ -75,7 +75,7 @@ class Reconciler(ABC, Generic[Memory]):
         """Return the plan of the object's spec. Raises InvalidSpecError."""
 
     async def open(self) -> None:
-        """Make informers and connections; the context is set. Called once, leader or not."""
+        """Create informers and connections; the context is set. Called once, leader or not."""
 
     async def close(self) -> None:
         """Close what ``open`` opened."""
@@ -126,7 +126,7 @@ class Reconciler(ABC, Generic[Memory]):
 
     @abstractmethod
     async def reconcile_key(self, key: str) -> float | None:
-        """Reconcile what the key names; returns the seconds until the next look, or None."""
+        """Reconcile what the key names; returns the seconds until the next run, or None."""
 
     # -- for subclasses --------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, De
         observation: Observation,
         decision: Decision,
     ) -> Outcome:
-        """Make the cluster and Redis as decided; returns what the status needs to know of it."""
+        """Write the decision to the cluster and Redis; returns the results for the status."""
 
     @abstractmethod
     def status(
@@ -222,7 +222,7 @@ class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, De
         decision: Decision,
         outcome: Outcome,
     ) -> float | None:
-        """Return the seconds until the next look; None when an event wakes the object."""
+        """Return the seconds until the next reconcile; None if only an event wakes the object."""
 
     async def removed(self, key: str, memory: Memory | None) -> float | None:
         """Clean up outside the cluster after an object that is deleted, or about to be."""
@@ -269,7 +269,7 @@ class ObjectReconciler(Reconciler[Memory], Generic[Memory, Plan, Observation, De
 class GroupReconciler(Reconciler[Memory]):
     """Reconciles all objects of a namespace together; the namespace is the key on the queue.
 
-    The key of an object only leads to its namespace's, ahead of looks that no user waits for.
+    The key of an object only queues its namespace's key, ahead of keys that no user waits for.
     """
 
     def __init__(self) -> None:
@@ -283,7 +283,7 @@ class GroupReconciler(Reconciler[Memory]):
         """Reconcile the namespace; each member is parsed: it has a plan, or is ``invalid``.
 
         ``members`` is empty after the last object of the namespace is deleted. Returns the seconds
-        until the next look, or None.
+        until the next run, or None.
         """
 
     async def reconcile_key(self, key: str) -> float | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.distribution.document import Target
     from engineroom.ratelimit.reconcile.documents import ProgramResult
 
-#: Seconds until the next look: while an enforcer lags, at rest, and while Redis does not answer.
+#: Seconds until the next run: while an enforcer lags, at rest, and while Redis does not answer.
 LAGGING_SECONDS, AT_REST_SECONDS, UNREACHABLE_SECONDS = 1.0, 3.0, 1.0
 #: Seconds that a policy stays degraded after the last reported fallback, and seconds between two
 #: updates of the number while it is degraded.
@@ -138,7 +138,7 @@ def status_inputs(results: Iterable[ProgramResult]) -> object:
 
 
 def next_look(results: Iterable[ProgramResult]) -> float:
-    """Return the seconds until the next look."""
+    """Return the seconds until the next reconcile."""
     waits = [AT_REST_SECONDS]
     for result in results:
         if result.trouble is not None:

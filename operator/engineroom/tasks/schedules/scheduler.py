@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
-#: The longest pause between two looks at Redis (seconds).
+#: The longest pause between two polls of Redis (seconds).
 MAX_PAUSE = 0.5
-#: The shortest pause between two looks on an event loop; ticks within it are enqueued together
+#: The shortest pause between two polls on an event loop; ticks within it are enqueued together
 #: (seconds).
 MIN_PAUSE = 0.02
-#: Pause after a failed look (seconds).
+#: Pause after a failed poll (seconds).
 OUTAGE_PAUSE = 1.0
 #: Schedules that are planned before other coroutines run. A schedule that missed ticks for long
 #: takes 2 ms or more, so fewer of its ticks run at once, too.
@@ -81,7 +81,7 @@ class AsyncScheduler:
         #: Jobs enqueued so far, and the delay of the latest (seconds).
         self.fired = 0
         self.late = 0.0
-        #: The error of the last look at Redis; empty after a success.
+        #: The error of the last poll of Redis; empty after a success.
         self.trouble = ""
 
     async def once(self) -> tuple[int, float | None]:

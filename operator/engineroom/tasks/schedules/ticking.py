@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-#: Schedules that one look reads, the most overdue first.
+#: Schedules that one poll reads, the most overdue first.
 MAX_DUE = 200
 #: Scripts in one round trip; each is atomic by itself.
 CHUNK = 50
-#: Delay before the next look at a schedule that cannot be read, so that it does not block the
+#: Delay before the next attempt at a schedule that cannot be read, so that it does not block the
 #: others (seconds).
 UNREADABLE_DELAY = 60.0
 

@@ -72,11 +72,11 @@ class ScheduleStore(Protocol):
     ) -> dict[str, str]:
         """Make the owner's schedules exactly these; writes nothing if they are.
 
-        Returns the names that another owner has, with that owner ("": made at run time).
+        Returns the names that another owner has, with that owner ("": created at run time).
         """
         ...
 
-    async def look(self, redis: Redis, owner: str) -> list[ScheduleFacts]:
+    async def read(self, redis: Redis, owner: str) -> list[ScheduleFacts]:
         """Return the owner's schedules, named as in the spec."""
         ...
 
@@ -139,11 +139,11 @@ class ScheduleDeclarer:
         if not jobs:
             return declared, ()
         try:
-            facts = await self._store.look(redis, key)
+            facts = await self._store.read(redis, key)
             if declared is None or not self._holds(declared, generation, facts):
                 refused = await self._store.declare(redis, key, self._context.installation(), jobs)
                 self._record_refused(pool, declared, refused)
-                facts = await self._store.look(redis, key)
+                facts = await self._store.read(redis, key)
                 declared = DeclaredSchedules(
                     address,
                     generation,

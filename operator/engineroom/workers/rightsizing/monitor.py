@@ -139,7 +139,7 @@ class ResourceMonitor:
         pods: Sequence[PodView],
         facts: PoolFacts | None,
     ) -> tuple[PoolUsage | None, SizingStatus | None]:
-        """Take one look at a pool; returns its usage, and what the status is to report.
+        """Process one observation of a pool; returns its usage and its report for the status.
 
         None as the second value keeps the status as it is. In mode InPlace pods are resized.
         """

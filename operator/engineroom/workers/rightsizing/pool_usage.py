@@ -45,7 +45,7 @@ class PodUsage:
 
     #: Timestamp of the metrics that were counted last.
     timestamp: str = ""
-    #: Bytes in use at the last round or look, and the most since the last round.
+    #: Bytes in use at the last round or observation, and the most since the last round.
     memory: float | None = None
     peak: float = 0.0
     busy: bool = False
@@ -97,7 +97,7 @@ class PoolUsage:
             self.computed_from = computed_from
 
     def count_reports(self, facts: PoolFacts) -> None:
-        """Count what the workers report of themselves; called at each look."""
+        """Count the usage that the workers report; called at each reconcile."""
         memory: dict[str, float] = {}
         cpu: dict[str, float] = {}
         for worker in facts.workers:
@@ -156,7 +156,7 @@ class PoolUsage:
         return samples
 
     def new_kills(self, pods: Sequence[PodView], facts: PoolFacts | None) -> list[OutOfMemoryKill]:
-        """Return the kills since the last look; each counts as a peak beyond its limit."""
+        """Return the kills since the last reconcile; each counts as a peak beyond its limit."""
         kills = [
             kill
             for kill in sorted(kills_of(pods, facts), key=lambda kill: kill.at)

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 #: The API server's version is read again after this time (seconds).
 VERSION_TTL: Final = 3600.0
-#: Pods of one pool that are resized at one look.
+#: Pods of one pool that are resized in one reconcile.
 RESIZES_AT_ONCE: Final = 10
 #: A resize that the API server refused is requested again after this time, or if it changes.
 REFUSED_RETRY: Final = 600.0

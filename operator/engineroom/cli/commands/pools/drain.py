@@ -32,7 +32,7 @@ from engineroom.cli.views.text import count, seconds, span
 
 _LOOK_EVERY = 1.0
 #: Seconds for which a status must show no busy worker: a job taken in the moment before the
-#: suspension reached the worker shows up in the operator's next look.
+#: suspension reached the worker shows up in the operator's next reconcile.
 _SETTLE = 2.0
 #: Beyond the longest job: what the operator needs to see and to write.
 _GRACE = 60.0

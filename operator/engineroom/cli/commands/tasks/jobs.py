@@ -16,7 +16,7 @@ from engineroom.cli.views.tasks import document, job_view, jobs_table, page_docu
 if TYPE_CHECKING:
     from engineroom.tasks import JobSummary
 
-#: A filter of which few match looks on for so long (seconds), then says where to go on.
+#: Longest search for jobs that match a rare filter (seconds); the output then names the next page.
 _PATIENCE = 5.0
 
 
