@@ -13,14 +13,15 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import redis
 
 from engineroom.api import kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from engineroom.api.kinds import Registry
 
@@ -150,3 +151,23 @@ def redis_server(*, durable: bool = False) -> Iterator[RedisServer]:
         yield server
     finally:
         server.close()
+
+
+def pool_document(
+    namespace: str | None = "shop",
+    name: str = "mail",
+    *,
+    container: Mapping[str, str] = MappingProxyType({"name": "app", "image": "shop:1"}),
+    **spec: Any,
+) -> dict[str, Any]:
+    """Return a valid WorkerPool for the queue "mail"; ``spec`` adds or replaces fields."""
+    return {
+        "apiVersion": "engineroom.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": name} if namespace is None else {"name": name, "namespace": namespace},
+        "spec": {
+            "queues": [{"name": "mail"}],
+            "template": {"spec": {"containers": [dict(container)]}},
+            **spec,
+        },
+    }

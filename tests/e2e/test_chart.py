@@ -24,6 +24,7 @@ from tests.cluster.process import Identity
 from tests.deployed import images
 from tests.deployed.installation import CHART, Installation, local_values
 from tests.deployed.kube import KubeError, condition, wait_for
+from tests.support import pool_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,18 +113,12 @@ class Release:
 
 def pool(name: str, **spec: Any) -> Object:
     """Return a pool without work and so without pods."""
-    worker = {"name": "worker", "image": images.SHOP.name}
-    return {
-        "apiVersion": "engineroom.dev/v1alpha1",
-        "kind": "WorkerPool",
-        "metadata": {"name": name, "namespace": SHOP},
-        "spec": {
-            "queues": [{"name": name}],
-            "autoscaling": {"minReplicas": 0},
-            "template": {"spec": {"containers": [worker]}},
-            **spec,
-        },
-    }
+    return pool_document(
+        SHOP,
+        name,
+        container={"name": "worker", "image": images.SHOP.name},
+        **{"queues": [{"name": name}], "autoscaling": {"minReplicas": 0}, **spec},
+    )
 
 
 def namespace(name: str) -> Object:

@@ -1,4 +1,4 @@
-"""One control plane for the tests of this directory; each test gets a namespace of its own."""
+"""One control plane for the tests of this directory, and a namespace or a Redis for each test."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from engineroom.kube.client.client import Client
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import CRDS, NAMESPACES, WORKERPOOLS
 from tests.integration.faultproxy import FaultProxy
-from tests.support import ROOT
+from tests.support import ROOT, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from engineroom.kube.client.config import ApiConfig
     from tests.cluster.api import Cluster
+    from tests.support import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,13 @@ async def _install(config: ApiConfig) -> None:
                     await asyncio.sleep(0.1)
                 else:
                     return
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A Redis of the test's own, which loses nothing when it restarts."""
+    with redis_server(durable=True) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from redis import Redis
 from rq import Queue
 
 from engineroom.kube.client.resources import DEPLOYMENTS, PODS, WORKERPOOLS
-from tests.support import ROOT
+from tests.support import ROOT, pool_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,15 +36,12 @@ QUICK = {
 
 def pool(namespace: str, name: str = "mail", **spec: Any) -> dict[str, Any]:
     """A WorkerPool that reads the queue ``namespace``: tests share a Redis and no queue."""
-    return {
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {
-            "queues": [{"name": namespace}],
-            "autoscaling": QUICK,
-            "template": {"spec": {"containers": [{"name": "app", "image": "none"}]}},
-            **spec,
-        },
-    }
+    return pool_document(
+        namespace,
+        name,
+        container={"name": "app", "image": "none"},
+        **{"queues": [{"name": namespace}], "autoscaling": QUICK, **spec},
+    )
 
 
 class OperatorProcess:

@@ -22,7 +22,7 @@ from engineroom.cli.connections.factory import Connections
 from engineroom.tasks import QueueLimit, Reporter, State, Task, Tasks
 from tests.integration.tasks.test_failures import fail
 from tests.integration.tasks.work import add, boom, step
-from tests.support import ROOT, RedisServer, redis_server
+from tests.support import ROOT, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.options import ConnectionOptions
 
 PASSWORD = "pa55-word"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 class Line:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.crashes import Crash, Life, live
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from engineroom.kube.client.config import ApiConfig
+    from tests.support import RedisServer
 
 #: Lives played side by side; they mostly wait.
 SIDE_BY_SIDE = 4
@@ -33,12 +31,6 @@ UNHARMED = Life(
     answered=True,
     sizes_within_bounds=True,
 )
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.mark.timeout(600)

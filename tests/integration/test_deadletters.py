@@ -10,7 +10,6 @@ import redis
 import redis.asyncio
 
 from engineroom.queue import deadletters, keys
-from tests.support import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 QUEUE = "mail"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -20,18 +20,12 @@ from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
 
 DAILY = {"name": "daily", "cron": "0 3 * * *", "timeZone": "Europe/Berlin", "function": "a.b"}
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from engineroom.core.errors import ConflictError
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import CRDS, EVENTS, LEASES, RATELIMITPOLICIES, WORKERPOOLS
 from tests.integration.faultproxy import Answer, Drop, Expired, FaultProxy, Request, Verdict
-from tests.support import ROOT
+from tests.support import ROOT, pool_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def pool(namespace: str, name: str = "mail", **spec: Any) -> dict[str, Any]:
-    template = {"spec": {"containers": [{"name": "worker", "image": "i"}]}}
-    return {
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {"queues": [{"name": "mail"}], "template": template, **spec},
-    }
 
 
 class Operator:
@@ -129,13 +121,13 @@ async def holder(client: Client, namespace: str) -> str:
 async def test_it_reacts_to_what_is_there_made_changed_and_deleted(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
-    await client.apply(WORKERPOOLS, pool(namespace, "there"))
+    await client.apply(WORKERPOOLS, pool_document(namespace, "there"))
     key = f"{namespace}/mail"
     async with Operator(kubeconfig, namespace, "one") as operator:
         await operator.until("reconciled", key=f"{namespace}/there", generation=1)
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await operator.until("reconciled", key=key, generation=1)
-        await client.apply(WORKERPOOLS, pool(namespace, suspend=True))
+        await client.apply(WORKERPOOLS, pool_document(namespace, suspend=True))
         await operator.until("reconciled", key=key, generation=2)
         await client.delete(WORKERPOOLS, namespace, "mail")
         await operator.until("gone", key=key)
@@ -152,7 +144,7 @@ async def test_it_reacts_to_what_is_there_made_changed_and_deleted(
 async def test_probes_and_metrics_tell_what_it_does(
     kubeconfig: Path, client: Client, namespace: str
 ) -> None:
-    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(WORKERPOOLS, pool_document(namespace))
     async with Operator(kubeconfig, namespace, "one") as operator:
         await operator.until("reconciled", generation=1)
         status, body = await operator.get(operator.probes, "/healthz")
@@ -179,7 +171,7 @@ async def test_sigterm_finishes_what_runs_releases_the_lease_and_exits_0(
     kubeconfig: Path, client: Client, namespace: str
 ) -> None:
     async with Operator(kubeconfig, namespace, "one", STANDIN_SECONDS="1") as operator:
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await operator.until("begun")
         operator.send(signal.SIGTERM)
         assert await operator.exit_code() == 0
@@ -195,7 +187,7 @@ async def test_what_does_not_finish_within_the_grace_is_cancelled(
         kubeconfig, namespace, "one", STANDIN_SECONDS="60", ENGINEROOM_SHUTDOWN_GRACE="0.5"
     )
     async with operator:
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await operator.until("begun")
         operator.send(signal.SIGTERM)
         assert await operator.exit_code(within=15) == 0
@@ -206,7 +198,7 @@ async def test_killed_and_started_again_it_looks_at_all_and_writes_nothing(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
     for number in range(20):
-        await client.apply(WORKERPOOLS, pool(namespace, f"p{number}"))
+        await client.apply(WORKERPOOLS, pool_document(namespace, f"p{number}"))
     async with Operator(kubeconfig, namespace, "same-pod") as operator:
         await until(lambda: len(operator.did("reconciled")) >= 20)
         operator.send(signal.SIGKILL)
@@ -229,7 +221,7 @@ async def test_a_standby_is_ready_writes_nothing_and_takes_over(
         await first.ready()
         await second.ready()
         await until(lambda: any(r.lease and r.write for r in proxy.requests))
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await until(lambda: bool(first.did("reconciled") or second.did("reconciled")))
         leader, standby = (first, second) if first.did("reconciled") else (second, first)
         await standby.until("changed")
@@ -241,14 +233,14 @@ async def test_a_standby_is_ready_writes_nothing_and_takes_over(
         assert await leader.exit_code() == 0
         # The lease was released: within its retry period, not its duration.
         await standby.until("reconciled", within=8)
-        await client.apply(WORKERPOOLS, pool(namespace, suspend=True))
+        await client.apply(WORKERPOOLS, pool_document(namespace, suspend=True))
         await standby.until("reconciled", generation=2)
 
 
 async def test_a_leader_that_loses_the_lease_exits(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
-    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(WORKERPOOLS, pool_document(namespace))
     async with Operator(kubeconfig, namespace, "one") as operator:
         await operator.until("reconciled")
         proxy.before(lambda r: Drop() if r.lease else None)
@@ -270,7 +262,7 @@ async def test_broken_watches_are_opened_again(
         for number in range(4):
             await watching(proxy)
             await proxy.cut_watches()
-            await client.apply(WORKERPOOLS, pool(namespace, f"p{number}"))
+            await client.apply(WORKERPOOLS, pool_document(namespace, f"p{number}"))
             await operator.until("reconciled", key=f"{namespace}/p{number}")
 
 
@@ -278,7 +270,7 @@ async def test_a_deletion_during_a_410_is_found_by_comparing(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
     """Kopf lists again and tells nothing of what went meanwhile."""
-    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(WORKERPOOLS, pool_document(namespace))
     async with Operator(kubeconfig, namespace, "one", ENGINEROOM_RESYNC_SECONDS="3") as operator:
         await operator.until("reconciled")
         await watching(proxy)
@@ -289,7 +281,7 @@ async def test_a_deletion_during_a_410_is_found_by_comparing(
         once = [Expired()]
         proxy.before(lambda r: once.pop() if r.watch and "workerpools" in r.path and once else None)
         await operator.until("gone", key=f"{namespace}/mail")
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await operator.until("changed", key=f"{namespace}/mail", generation=1)
 
 
@@ -312,7 +304,7 @@ async def test_errors_that_end_kopf_do_not_end_the_process(
         proxy.before(fail)
         await proxy.cut_watches()
         await until(lambda: not left)
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await operator.until("reconciled", key=f"{namespace}/mail")
 
 
@@ -324,7 +316,7 @@ async def test_an_api_server_that_is_away_for_a_while(
         await watching(proxy)
         gone = proxy.before(lambda _: Drop())
         await proxy.cut_watches()
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await asyncio.sleep(5)  # shorter than the lease's renew deadline
         status, _ = await operator.get(operator.probes, "/healthz")
         assert status == 200
@@ -347,7 +339,7 @@ async def test_writes_that_fail_or_whose_answers_are_lost_are_made_good(
     lost = [Drop()]
     proxy.after(lambda r: lost.pop() if r.write and not r.lease and lost else None)
     async with Operator(kubeconfig, namespace, "one") as operator:
-        await client.apply(WORKERPOOLS, pool(namespace))
+        await client.apply(WORKERPOOLS, pool_document(namespace))
         await operator.until("reconciled", key=f"{namespace}/mail")
     made = await client.get(WORKERPOOLS, namespace, "mail")
     assert made["status"] == {"observedGeneration": 1}
@@ -356,7 +348,7 @@ async def test_writes_that_fail_or_whose_answers_are_lost_are_made_good(
 async def test_it_waits_for_the_crd(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
-    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(WORKERPOOLS, pool_document(namespace))
     absent = proxy.before(
         lambda r: Answer(404, "NotFound") if "/apis/engineroom.dev" in r.path else None
     )
@@ -391,7 +383,7 @@ async def test_a_deleted_kind_stops_no_other_and_returns_with_its_crd(
             nonlocal generation
             for _ in range(times):
                 generation += 1
-                await client.apply(WORKERPOOLS, pool(namespace, replicas=generation))
+                await client.apply(WORKERPOOLS, pool_document(namespace, replicas=generation))
                 await operator.until(
                     "reconciled", within=10, key=f"{namespace}/mail", generation=generation
                 )
@@ -442,7 +434,7 @@ async def applied(client: Client, obj: dict[str, Any]) -> None:
 async def test_at_rest_nothing_is_written_and_little_is_asked(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
-    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(WORKERPOOLS, pool_document(namespace))
     async with Operator(kubeconfig, namespace, "one") as operator:
         await operator.until("reconciled")
         await watching(proxy)

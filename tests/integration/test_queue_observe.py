@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-import redis.asyncio
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from rq import Queue
 
 from engineroom.core.clock import SystemClock
@@ -19,7 +19,6 @@ from engineroom.queue import keys
 from engineroom.queue.invalidations import InvalidationListener
 from engineroom.queue.observe import Observer
 from tests.integration.pools import eventually
-from tests.support import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,21 +26,15 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
 @pytest_asyncio.fixture
-async def client(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis.from_url(server.url) as opened:
+async def client(redis: RedisServer) -> AsyncIterator[AsyncRedis]:
+    async with AsyncRedis.from_url(redis.url) as opened:
         yield opened
 
 
 @pytest.fixture
-def queue(server: RedisServer) -> Iterator[Queue]:
-    with Redis.from_url(server.url) as connection:
+def queue(redis: RedisServer) -> Iterator[Queue]:
+    with Redis.from_url(redis.url) as connection:
         yield Queue("mail", connection=connection)
 
 
@@ -87,15 +80,15 @@ async def test_quiet_queues_are_told_from_the_others(client, queue):
     assert quiet == set(names)
 
 
-async def test_a_failed_look_is_an_error_and_never_a_zero(server, client):
+async def test_a_failed_look_is_an_error_and_never_a_zero(redis, client):
     observer = Observer(client, SystemClock())
     await observer.observe("shop/mail", ["mail"])
-    server.stop()
+    redis.stop()
     with pytest.raises(MeasurementError):
         await observer.observe("shop/mail", ["mail"])
 
 
-async def test_pushes_name_the_queue_and_come_back_after_a_restart(server, client, queue):
+async def test_pushes_name_the_queue_and_come_back_after_a_restart(redis, client, queue):
     heard: list[str] = []
     ups: list[float] = []
     downs: list[str] = []
@@ -107,9 +100,9 @@ async def test_pushes_name_the_queue_and_come_back_after_a_restart(server, clien
         await eventually("it listens", lambda: ups)
         queue.enqueue("time.sleep", 1)
         await eventually("it heard", lambda: "mail" in heard)
-        server.stop()
+        redis.stop()
         await eventually("it noticed", lambda: downs)
-        server.start()
+        redis.start()
         await eventually("it listens again", lambda: len(ups) >= 2)
         heard.clear()
         queue.enqueue("time.sleep", 1)

@@ -25,13 +25,13 @@ from engineroom.kube.client.resources import (
 )
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
+    from tests.support import RedisServer
 
 LIMIT_RANGES = Resource("", "v1", "limitranges", "LimitRange")
 METRICS_CRD = {
@@ -63,12 +63,6 @@ TEMPLATE = {
     "requests": {"cpu": "1", "memory": "512Mi"},
     "limits": {"memory": "1Gi"},
 }
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server(durable=True) as running:
-        yield running
 
 
 @pytest.fixture

@@ -61,10 +61,11 @@ from engineroom.tasks import (
     Unique,
 )
 from tests.integration.runtime.lab import eventually
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from tests.support import RedisServer
 
 DATA = json.loads(
     (Path(__file__).parents[1] / "data" / "stored_format" / "records.json").read_text()
@@ -82,12 +83,6 @@ def stored(name: str) -> str:
 
 def derived(purpose: str) -> bytes:
     return derive_secret(SECRET, purpose)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

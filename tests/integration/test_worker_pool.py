@@ -16,21 +16,15 @@ import pytest_asyncio
 from engineroom.kube.client.resources import DEPLOYMENTS, EVENTS, NAMESPACES, SECRETS, WORKERPOOLS
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from engineroom.kube.client.client import Client
     from tests.cluster.api import Cluster
     from tests.integration.faultproxy import FaultProxy, Request
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server(durable=True) as running:
-        yield running
+    from tests.support import RedisServer
 
 
 @pytest.fixture

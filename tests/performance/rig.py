@@ -19,7 +19,7 @@ import yaml
 from tests import support
 from tests.cluster.pytest_plugin import private_cluster
 from tests.deployed.kube import Kube, wait_for
-from tests.support import ROOT
+from tests.support import ROOT, pool_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,15 +208,5 @@ def operator(kube: Kube, redis_url: str) -> Iterator[Operator]:
 
 def pool(name: str, **spec: Any) -> dict[str, Any]:
     """A WorkerPool on a queue of its own; its pods never run where there is no node."""
-    return {
-        "apiVersion": "engineroom.dev/v1alpha1",
-        "kind": "WorkerPool",
-        "metadata": {"name": name},
-        "spec": {
-            "queues": [{"name": name}],
-            "template": {
-                "spec": {"containers": [{"name": "worker", "image": "example.com/app:1"}]}
-            },
-            **spec,
-        },
-    }
+    container = {"name": "worker", "image": "example.com/app:1"}
+    return pool_document(None, name, container=container, **{"queues": [{"name": name}], **spec})

@@ -10,16 +10,11 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from engineroom.core.clock import FakeClock
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
+    from tests.support import RedisServer
 
 
 @pytest_asyncio.fixture

@@ -27,19 +27,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as opened:
-        opened.flushall()
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The connection string of a PostgreSQL of this module's own."""
     with postgres_server() as running:

@@ -24,18 +24,12 @@ from engineroom.core.transactions.saga import Coordinator, Saga, Step, StepConte
 from tests.integration.core.sagas import LEASE, NAMES, TellingLog, opened, run_to_crash, sagas
 from tests.integration.forks import FORKS
 from tests.postgres import postgres_server
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from engineroom.core.transactions.journal import SagaLog
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
+    from tests.support import RedisServer
 
 
 @pytest.fixture(scope="module")

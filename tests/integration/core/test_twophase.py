@@ -26,7 +26,7 @@ Places = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Places]:
+def databases() -> Iterator[Places]:
     """Connection strings of two databases."""
     with postgres_server() as address:
         with psycopg.connect(address, autocommit=True) as connection:
@@ -35,16 +35,16 @@ def server() -> Iterator[Places]:
 
 
 @pytest.fixture
-def places(server: Places) -> Places:
+def places(databases: Places) -> Places:
     """Both empty, each with an account of 100."""
-    for place in server:
+    for place in databases:
         with psycopg.connect(place, autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS account, engineroom_decisions")
             connection.execute("CREATE TABLE account (amount int CHECK (amount < 1000))")
             connection.execute("INSERT INTO account VALUES (100)")
-    with psycopg.connect(server[0], autocommit=True) as connection:
+    with psycopg.connect(databases[0], autocommit=True) as connection:
         connection.execute(TABLE)
-    return server
+    return databases
 
 
 def amounts(places: Places) -> list[int]:

@@ -15,23 +15,9 @@ from engineroom.core.transactions.participants import RedisParticipant
 from engineroom.core.transactions.unit import AsyncUnitOfWork, UnitOfWork
 from engineroom.core.transactions.unitlog import RedisUnitLog, UnitRecord, UnitStatus
 from tests.integration.core.units import STEPS, run_to_crash
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as opened:
-        opened.flushall()
-        yield opened
+    from tests.support import RedisServer
 
 
 @pytest.mark.parametrize(

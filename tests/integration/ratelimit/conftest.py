@@ -12,7 +12,6 @@ import redis.asyncio
 
 from tests.integration.pools import OperatorProcess
 from tests.integration.ratelimit.policies import Policies
-from tests.support import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -22,17 +21,20 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as built:
-        yield built
-
-
 @pytest.fixture
 def store(server: RedisServer) -> Iterator[redis.Redis]:
     with redis.Redis(port=server.port, decode_responses=True) as client:
         client.flushall()
         yield client
+
+
+@pytest_asyncio.fixture
+async def redis_client(
+    server: RedisServer, store: redis.Redis
+) -> AsyncIterator[redis.asyncio.Redis]:
+    """Return a client of the empty Redis that returns bytes, as programs have it."""
+    async with redis.asyncio.Redis(port=server.port) as built:
+        yield built
 
 
 @pytest_asyncio.fixture

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import pytest
-import redis.asyncio
-
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import Target
 from engineroom.ratelimit.distribution.policy_source import StaticPolicies
@@ -20,17 +17,10 @@ from tests.integration.ratelimit.test_follow import until
 from tests.limiter import compiled, publish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support import RedisServer
+    import pytest
+    import redis.asyncio
 
 POLICY = Policy("shop/api", (Limit("all", Rate(1, 60)),))
-
-
-@pytest.fixture
-async def client(server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port) as built:
-        yield built
 
 
 async def ask(
@@ -46,13 +36,13 @@ async def ask(
 
 
 async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
-    client: redis.asyncio.Redis, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_client: redis.asyncio.Redis, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "MAX_EMPTY", 5)
     monkeypatch.setattr(directory, "MAX_NAMESPACES", 8)
     # An operator was there: no document is no policy.
     store.hset(redis_schema.PUBLISHED, "test", 1)
-    followed = FollowingDirectory(client, ["given"], identity="me")
+    followed = FollowingDirectory(redis_client, ["given"], identity="me")
     followed.start()
     try:
         assert await ask(followed, "given") is MissingPolicy.UNKNOWN
@@ -64,7 +54,7 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
         assert "made-up-0" in followed._followed
         assert "given" in followed._followed
         await until(lambda: not followed._closing)
-        assert (await read_roster(client, "made-up-7")).enforcers == (), "it signed off"
+        assert (await read_roster(redis_client, "made-up-7")).enforcers == (), "it signed off"
         publish(store, [compiled(POLICY)])
         assert isinstance(await ask(followed, "shop"), EnforcedPolicy)
         for number in range(40, 80):
@@ -74,19 +64,19 @@ async def test_made_up_namespaces_make_room_for_each_other_and_for_real_ones(
         # One that was given up is followed again, under the name that just signed off.
         assert await ask(followed, "made-up-41") is MissingPolicy.UNKNOWN
         await until(lambda: not followed._closing)
-        assert len((await read_roster(client, "made-up-41")).enforcers) == 1
-        clients = await client.client_list()
+        assert len((await read_roster(redis_client, "made-up-41")).enforcers) == 1
+        clients = await redis_client.client_list()
         assert len(clients) <= 2 * followed.followed + 6
     finally:
         await followed.close()
-    assert (await read_roster(client, "made-up-41")).enforcers == ()
+    assert (await read_roster(redis_client, "made-up-41")).enforcers == ()
 
 
 async def test_many_at_once_are_followed_a_few_at_a_time(
-    client: redis.asyncio.Redis, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_client: redis.asyncio.Redis, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "MAX_EMPTY", 5)
-    followed = FollowingDirectory(client)
+    followed = FollowingDirectory(redis_client)
     try:
         actual = [followed.find(f"made-up-{number}", "api") for number in range(50)]
         assert sum(entry is MissingPolicy.UNREAD for entry in actual) == 45
@@ -99,10 +89,10 @@ async def test_many_at_once_are_followed_a_few_at_a_time(
 
 
 async def test_names_of_sections_share_their_policy_and_are_not_remembered_for_ever(
-    client: redis.asyncio.Redis, store: redis.Redis
+    redis_client: redis.asyncio.Redis, store: redis.Redis
 ) -> None:
     publish(store, [compiled(POLICY, (Target("", "Service", "shop"),))])
-    followed = FollowingDirectory(client)
+    followed = FollowingDirectory(redis_client)
     try:
         assert isinstance(await ask(followed, "shop"), EnforcedPolicy)
         room = followed._followed["shop"]
@@ -115,11 +105,11 @@ async def test_names_of_sections_share_their_policy_and_are_not_remembered_for_e
         await followed.close()
 
 
-async def test_a_room_of_fixed_policies_answers_the_same(client: redis.asyncio.Redis) -> None:
+async def test_a_room_of_fixed_policies_answers_the_same(redis_client: redis.asyncio.Redis) -> None:
     from engineroom.ratelimit.distribution.document import PolicySnapshot
 
     fixed = PolicySnapshot("shop", entries=(compiled(POLICY),))
-    room = NamespacePolicies(StaticPolicies(fixed), client)
+    room = NamespacePolicies(StaticPolicies(fixed), redis_client)
     assert room.find("api") is room.find("api")
     assert room.find("missing") is MissingPolicy.UNKNOWN
     await room.close()

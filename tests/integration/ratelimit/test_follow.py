@@ -38,7 +38,7 @@ from tests.integration.ratelimit.relay import Relay
 from tests.support import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from engineroom.ratelimit.distribution.document import DocumentText
 
@@ -54,8 +54,8 @@ def compiled(name: str, requests: int = 10, period: float = 60.0) -> CompiledPol
 class Writer:
     """A controller without Kubernetes."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self.client = client
+    def __init__(self, redis_client: redis.asyncio.Redis) -> None:
+        self.redis_client = redis_client
         self.head = ""
         self.revision = 0
         self.before: dict[str, tuple[str, int]] = {}
@@ -68,14 +68,8 @@ class Writer:
             NAMESPACE, rows, revision=self.revision, lineage="first", before=self.before
         )
         self.before = {part["name"]: (its, text.since[part["name"]]) for part, its in rows}
-        self.head = await replace_document(self.client, NAMESPACE, self.head, text)
+        self.head = await replace_document(self.redis_client, NAMESPACE, self.head, text)
         return text
-
-
-@pytest.fixture
-async def client(server: RedisServer, store: redis.Redis) -> AsyncIterator[redis.asyncio.Redis]:
-    async with redis.asyncio.Redis(port=server.port) as built:
-        yield built
 
 
 async def until(condition: Callable[[], bool], within: float = 5.0) -> float:
@@ -86,20 +80,20 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> float:
     return time.monotonic() - began
 
 
-async def acknowledged(client: redis.asyncio.Redis) -> list[int]:
+async def acknowledged(redis_client: redis.asyncio.Redis) -> list[int]:
     return sorted(
         e.acknowledgement.revision
-        for e in (await read_roster(client, NAMESPACE)).enforcers
+        for e in (await read_roster(redis_client, NAMESPACE)).enforcers
         if e.acknowledgement
     )
 
 
 async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_change(
-    client: redis.asyncio.Redis,
+    redis_client: redis.asyncio.Redis,
 ) -> None:
-    writer = Writer(client)
+    writer = Writer(redis_client)
     await writer.write(compiled("a"))
-    async with AsyncFollower(client, NAMESPACE) as follower:
+    async with AsyncFollower(redis_client, NAMESPACE) as follower:
         assert follower.synced
         assert follower.current.for_target("Service", "a") is follower.current.get("a")
         remaining = follower.current.get("a")
@@ -108,16 +102,16 @@ async def test_a_follower_has_the_policies_when_it_starts_and_soon_after_each_ch
         assert took < redis_schema.HEARTBEAT_SECONDS / 2, "it was pushed, not found by a heartbeat"
         assert follower.current.get("a") is remaining
         await until(lambda: follower.current.revision == 2)
-        assert await acknowledged(client) == [2]
+        assert await acknowledged(redis_client) == [2]
         await writer.write()
         await until(lambda: not follower.current.entries)
-    assert (await read_roster(client, NAMESPACE)).enforcers == ()
+    assert (await read_roster(redis_client, NAMESPACE)).enforcers == ()
 
 
 async def test_a_lost_push_costs_a_heartbeat(
-    client: redis.asyncio.Redis, store: redis.Redis
+    redis_client: redis.asyncio.Redis, store: redis.Redis
 ) -> None:
-    async with AsyncFollower(client, NAMESPACE) as follower:
+    async with AsyncFollower(redis_client, NAMESPACE) as follower:
         text = render_document(NAMESPACE, [], revision=1, lineage="x", before={})
         keys = keys_of(NAMESPACE)
         store.mset({keys.document: text.text, keys.head: head_text(text.hash, 1, "x")})
@@ -130,16 +124,18 @@ async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish(
     server = RedisServer()
     server.start()
     try:
-        async with redis.asyncio.Redis(port=server.port) as client:
-            writer = Writer(client)
+        async with redis.asyncio.Redis(port=server.port) as redis_client:
+            writer = Writer(redis_client)
             await writer.write(compiled("a"))
-            async with AsyncFollower(client, NAMESPACE) as follower:
+            async with AsyncFollower(redis_client, NAMESPACE) as follower:
                 keys = keys_of(NAMESPACE)
-                await client.mset({keys.document: '{"format": 99}', keys.head: "other 2 first"})
-                await client.publish(keys.changes, "")
+                await redis_client.mset(
+                    {keys.document: '{"format": 99}', keys.head: "other 2 first"}
+                )
+                await redis_client.publish(keys.changes, "")
                 await until(lambda: "format 99" in follower.problem)
                 assert follower.current.get("a") is not None
-                (enforcer,) = (await read_roster(client, NAMESPACE)).enforcers
+                (enforcer,) = (await read_roster(redis_client, NAMESPACE)).enforcers
                 assert enforcer.acknowledgement is not None
                 assert enforcer.acknowledgement.revision == 1, "it acknowledges what it follows"
                 server.stop()
@@ -148,7 +144,7 @@ async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish(
                 server.start()  # empty
                 await until(lambda: follower.problem == "")
                 assert follower.current.get("a") is not None
-                await Writer(client).write(compiled("b"))
+                await Writer(redis_client).write(compiled("b"))
                 await until(lambda: follower.current.get("b") is not None)
     finally:
         server.close()
@@ -156,17 +152,17 @@ async def test_the_last_good_policies_hold_while_redis_is_away_or_tells_rubbish(
 
 async def test_without_redis_nothing_is_known() -> None:
     async with (
-        redis.asyncio.Redis(port=1) as client,
-        AsyncFollower(client, NAMESPACE) as follower,
+        redis.asyncio.Redis(port=1) as redis_client,
+        AsyncFollower(redis_client, NAMESPACE) as follower,
     ):
         assert not follower.synced
         assert follower.problem
 
 
 async def test_the_sync_follower_does_the_same(
-    server: RedisServer, client: redis.asyncio.Redis
+    server: RedisServer, redis_client: redis.asyncio.Redis
 ) -> None:
-    writer = Writer(client)
+    writer = Writer(redis_client)
     await writer.write(compiled("a"))
     with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE, role="test") as follower:
         assert follower.current.get("a") is not None
@@ -175,17 +171,17 @@ async def test_the_sync_follower_does_the_same(
             await until(lambda: follower.current.get("b") is not None)
             < redis_schema.HEARTBEAT_SECONDS / 2
         )
-        async with AsyncFollower(client, NAMESPACE, role="test") as other:
+        async with AsyncFollower(redis_client, NAMESPACE, role="test") as other:
             await until(lambda: follower.enforcers == 2 and other.enforcers == 2)
-        (enforcer,) = (await read_roster(client, NAMESPACE)).enforcers
+        (enforcer,) = (await read_roster(redis_client, NAMESPACE)).enforcers
         assert enforcer.acknowledgement is not None
         assert enforcer.acknowledgement.role == "test"
-    assert (await read_roster(client, NAMESPACE)).enforcers == ()
+    assert (await read_roster(redis_client, NAMESPACE)).enforcers == ()
 
 
 @pytest.mark.parametrize("leased", [False, True])
 async def test_what_was_consumed_stays_consumed_when_a_policy_is_edited(
-    client: redis.asyncio.Redis, leased: bool
+    redis_client: redis.asyncio.Redis, leased: bool
 ) -> None:
     mode = DistributionMode.LEASED if leased else DistributionMode.STRICT
 
@@ -196,11 +192,11 @@ async def test_what_was_consumed_stays_consumed_when_a_policy_is_edited(
         policy = Policy("shop/a", (limit,), failure, Distribution(mode, "0.5"))
         return CompiledPolicy(NAMESPACE, "a", policy)
 
-    writer = Writer(client)
+    writer = Writer(redis_client)
     await writer.write(edition(10))
     admitted = 0
-    async with AsyncFollower(client, NAMESPACE) as follower:
-        limiters = AsyncLimiters(follower, client)
+    async with AsyncFollower(redis_client, NAMESPACE) as follower:
+        limiters = AsyncLimiters(follower, redis_client)
 
         async def hit() -> bool:
             actual = follower.current.get("a")
@@ -237,16 +233,16 @@ def test_sync_limiters_are_kept_while_their_policy_is(
 
 
 async def test_a_rate_without_redis_is_shared_by_those_who_enforce_the_same(
-    client: redis.asyncio.Redis,
+    redis_client: redis.asyncio.Redis,
 ) -> None:
     selected = CompiledPolicy(NAMESPACE, "s", compiled("s").policy, selector={"app": "shop"})
-    writer = Writer(client)
+    writer = Writer(redis_client)
     await writer.write(selected, compiled("front"))
     shop, other = {"app": "shop"}, {"app": "other"}
     async with AsyncExitStack() as stack:
 
         async def follow(**more: Any) -> AsyncFollower:
-            return await stack.enter_async_context(AsyncFollower(client, NAMESPACE, **more))
+            return await stack.enter_async_context(AsyncFollower(redis_client, NAMESPACE, **more))
 
         services = [await follow(role=redis_schema.LIMITER) for _ in range(2)]
         # Two applications with different labels of which one selector has a part.
@@ -262,19 +258,19 @@ def test_labels_that_are_too_long_are_refused() -> None:
 
 
 async def test_a_redis_without_a_document_says_nothing_until_an_operator_published_there(
-    server: RedisServer, client: redis.asyncio.Redis
+    server: RedisServer, redis_client: redis.asyncio.Redis
 ) -> None:
-    async with AsyncFollower(client, NAMESPACE) as follower:
+    async with AsyncFollower(redis_client, NAMESPACE) as follower:
         assert not follower.synced
         assert "no operator" in follower.problem
-        assert not await record_check(client, "one", all_written=False)
+        assert not await record_check(redis_client, "one", all_written=False)
         await asyncio.sleep(1.5 * redis_schema.HEARTBEAT_SECONDS)
         assert not follower.synced
-        assert not await record_check(client, "one", all_written=True)
+        assert not await record_check(redis_client, "one", all_written=True)
         await until(lambda: follower.synced)
         assert follower.problem == ""
         # Whoever knows goes on with it, whatever Redis has forgotten since.
-        await client.flushall()
+        await redis_client.flushall()
         await asyncio.sleep(1.5 * redis_schema.HEARTBEAT_SECONDS)
         assert follower.synced
         with redis.Redis(port=server.port) as sync, Follower(sync, NAMESPACE) as late:
@@ -282,16 +278,16 @@ async def test_a_redis_without_a_document_says_nothing_until_an_operator_publish
 
 
 async def test_heartbeats_tell_what_was_decided_without_redis(
-    server: RedisServer, client: redis.asyncio.Redis
+    server: RedisServer, redis_client: redis.asyncio.Redis
 ) -> None:
     failure = Failure(FailureMode.OPEN, timeout=0.05, breaker_failures=1, breaker_pause=10.0)
     policy = Policy(f"{NAMESPACE}/a", (Limit("all", Rate(1, 3600)),), failure)
     slow = CompiledPolicy(NAMESPACE, "a", policy)
-    await Writer(client).write(slow)
+    await Writer(redis_client).write(slow)
     with Relay(server.port) as relay, redis.Redis(port=server.port) as sync:
         async with (
             redis.asyncio.Redis.from_url(relay.url) as late,
-            AsyncFollower(client, NAMESPACE) as follower,
+            AsyncFollower(redis_client, NAMESPACE) as follower,
         ):
             limiters, rest = AsyncLimiters(follower, late), Limiters(follower, sync)
             actual = follower.current.get("a")
@@ -303,7 +299,7 @@ async def test_heartbeats_tell_what_was_decided_without_redis(
                 assert (await limiters.of(actual).hit(who)).reason is DecisionReason.FAILED_OPEN
 
             async def told() -> list[int]:
-                fallbacks = (await read_roster(client, NAMESPACE)).fallbacks
+                fallbacks = (await read_roster(redis_client, NAMESPACE)).fallbacks
                 return [count.total for count in fallbacks.values()]
 
             began = time.monotonic()

@@ -20,10 +20,11 @@ from sqlalchemy.pool import NullPool
 from engineroom.tasks import Tasks
 from engineroom.tasks.outbox import TABLE
 from tests.postgres import postgres_server
-from tests.support import RedisServer, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tests.support import RedisServer
 
 
 class Deaf(SimpleWorker):
@@ -50,12 +51,6 @@ def snapshot(redis: Redis) -> dict[str, Any]:
         key.decode(): (kind := redis.type(key), read[kind](key), redis.pexpiretime(key))
         for key in redis.scan_iter()
     }
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,20 +6,14 @@ import copy
 import re
 from typing import Any
 
+from tests.support import pool_document
+
 _PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 def pool(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """A valid pool with values set by path; ``...`` removes what is there."""
-    made: dict[str, Any] = {
-        "apiVersion": "engineroom.dev/v1alpha1",
-        "kind": "WorkerPool",
-        "metadata": {"name": "mail", "namespace": "shop"},
-        "spec": {
-            "queues": [{"name": "mail"}],
-            "template": {"spec": {"containers": [{"name": "worker", "image": "shop:1"}]}},
-        },
-    }
+    made = pool_document(container={"name": "worker", "image": "shop:1"})
     for path, value in (changes or {}).items():
         put(made, path, copy.deepcopy(value))
     return made

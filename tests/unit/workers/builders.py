@@ -8,22 +8,13 @@ from engineroom.api.v1alpha1.workerpool import WorkerPool
 from engineroom.queue.observe import PoolFacts, QueueFacts, WorkerFacts
 from engineroom.workers.plan import Plan, plan_of
 from engineroom.workers.projections import PodView
+from tests.support import pool_document
 
 NOW = 1_800_000_000.0
 
 
 def pool(**spec: Any) -> WorkerPool:
-    document = {
-        "apiVersion": "engineroom.dev/v1alpha1",
-        "kind": "WorkerPool",
-        "metadata": {"name": "mail", "namespace": "shop"},
-        "spec": {
-            "queues": [{"name": "mail"}],
-            "template": {"spec": {"containers": [{"name": "app", "image": "shop:1"}]}},
-            **spec,
-        },
-    }
-    return WorkerPool.model_validate(document)
+    return WorkerPool.model_validate(pool_document(**spec))
 
 
 def plan(**autoscaling: Any) -> Plan:

@@ -22,6 +22,7 @@ from engineroom.workers.objects import RuntimeImage
 from engineroom.workers.projections import DELETION_COST
 from engineroom.workers.wake_ups import LEAST_BETWEEN_LOOKS
 from tests.memory_api import Scenario, refuse
+from tests.support import pool_document
 from tests.unit.workers.memory_redis import MemoryConnections, MemorySchedules
 
 if TYPE_CHECKING:
@@ -33,17 +34,7 @@ URL = "redis://redis:6379/0"
 
 
 def pool(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "engineroom.dev/v1alpha1",
-        "kind": "WorkerPool",
-        "metadata": {"namespace": "shop", "name": "mail"},
-        "spec": {
-            "queues": [{"name": "mail"}],
-            "template": {"spec": {"containers": [{"name": "app", "image": "shop:1"}]}},
-            "rightSizing": {"mode": "Off"},
-            **spec,
-        },
-    }
+    return pool_document(**{"rightSizing": {"mode": "Off"}, **spec})
 
 
 class Stage:
