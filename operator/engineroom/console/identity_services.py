@@ -22,6 +22,7 @@ from engineroom.console.accounts.accounts import Accounts
 from engineroom.console.accounts.authorizer import Authorizer
 from engineroom.console.accounts.config_watcher import AccountConfigWatcher
 from engineroom.console.accounts.oidc_users import OidcUsers
+from engineroom.core import key_prefixes
 from engineroom.kube.client.resources import SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
 
 if TYPE_CHECKING:
@@ -154,5 +155,5 @@ def _kind_attributes() -> dict[str, ResourceAttributes]:
 def _signing_keys(base: Foundation) -> SigningKeyCache:
     # The name depends on the secret: a new secret starts with new keys instead of some that it
     # cannot unseal, and replicas that still have the old secret continue.
-    name = f"engineroom:auth:keys:{base.key('signing-name').hex()[:16]}"
+    name = f"{key_prefixes.SIGNING_KEYS}:{base.key('signing-name').hex()[:16]}"
     return SigningKeyCache(RedisKeyStore(base.redis, base.key("signing"), name=name), base.clock)

@@ -74,6 +74,20 @@ def test_the_worker_runtime_has_the_same_prefixes() -> None:
     assert worker.items() <= PREFIXES.items()
 
 
+def test_no_other_module_has_a_literal_that_begins_as_a_key() -> None:
+    homes = {
+        str(Path(module.__file__ or "").relative_to(ROOT))
+        for module in (key_prefixes, worker_key_prefixes)
+    }
+    found = [
+        (place, text)
+        for folder in ("operator", "webhooks")
+        for place, text in strings(folder)
+        if re.match(_OURS, text) and place.split(":")[0] not in homes
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("folder", ["operator", "webhooks"])
 def test_keys_in_lua_scripts_begin_with_a_prefix_of_the_list(folder: str) -> None:
     unknown = [
