@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engineroom.console.rest.openapi import ABOUT, fields
 from engineroom.console.route_table import ROUTES
+from engineroom.core.reference import write_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,19 +65,9 @@ def _wrap(text: str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or compare docs/api.md; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
-    options = parser.parse_args(arguments)
-    path = options.root / PAGE
-    text = markdown(ROUTES)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{path}: {'differs; run make generate' if options.check else 'written'}")
-    if options.check:
-        return 1
-    path.write_text(text, encoding="utf-8")
-    return 0
+    return write_page(
+        PAGE, lambda: markdown(ROUTES), arguments, "engineroom.console.reference", __doc__
+    )
 
 
 if __name__ == "__main__":

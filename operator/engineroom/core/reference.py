@@ -11,8 +11,12 @@ import inspect
 import pkgutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engineroom.core.errors import EngineroomError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAGE = Path("docs/reference/errors.md")
 #: The packages with documented classes.
@@ -63,14 +67,27 @@ def _row(kind: type[EngineroomError]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or compare the page; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engineroom.core.reference", description=__doc__
-    )
+    return write_page(PAGE, page, arguments, "engineroom.core.reference", __doc__)
+
+
+def write_page(
+    page_path: Path,
+    content: Callable[[], str],
+    arguments: list[str] | None,
+    module: str,
+    description: str | None,
+) -> int:
+    """Run the command of a page's generator ``module``; return the exit status.
+
+    Writes the content unless the page has it. With ``--check`` it writes nothing, and the status of
+    a page that differs is 1.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--check", action="store_true", help="write nothing; compare")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: here)")
     options = parser.parse_args(arguments)
-    path = options.root / PAGE
-    text = page()
+    path = options.root / page_path
+    text = content()
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return 0
     print(f"{path}: {'differs; run make generate' if options.check else 'written'}")

@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from engineroom.ratelimit.limits.decision import DecisionReason
 from engineroom.ratelimit.limits.model import HeaderStyle
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     Observe = Callable[[Decision, float], None]
     AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
     WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_App = TypeVar("_App")
+_AnyLimiter = TypeVar("_AnyLimiter", "AsyncLimiter", "Limiter")
 
 #: Retry-After is longer than needed by a random part of up to this share, and of up to a second at
 #: least, so that clients that were refused together do not return together.
@@ -122,20 +125,13 @@ def refusal(
     return status, headers, body
 
 
-class AsgiRateLimit:
-    """ASGI middleware for HTTP requests and WebSocket handshakes.
-
-    ``trusted_proxy_hops`` is the number of proxies in front that append to X-Forwarded-For, and
-    ``headers`` the style of the headers that report what is left; both default to the policy's.
-    ``cost`` returns the cost of a request [1]. ``caller`` returns the tenant, route and claims of a
-    scope (of the environ in WSGI). ``observe`` is called with each decision and the seconds that it
-    took; ``prometheus.PrometheusDecisions`` turns them into metrics.
-    """
+class _RateLimit(Generic[_App, _AnyLimiter]):
+    """The options of a middleware."""
 
     def __init__(
         self,
-        app: AsgiApp,
-        limiter: AsyncLimiter,
+        app: _App,
+        limiter: _AnyLimiter,
         *,
         headers: HeaderStyle | None = None,
         trusted_proxy_hops: int | None = None,
@@ -155,6 +151,17 @@ class AsgiRateLimit:
         self._observe = observe
         self._jitter = jitter
         self._charges = any(limit.response_cost for limit in policy.limits)
+
+
+class AsgiRateLimit(_RateLimit["AsgiApp", "AsyncLimiter"]):
+    """ASGI middleware for HTTP requests and WebSocket handshakes.
+
+    ``trusted_proxy_hops`` is the number of proxies in front that append to X-Forwarded-For, and
+    ``headers`` the style of the headers that report what is left; both default to the policy's.
+    ``cost`` returns the cost of a request [1]. ``caller`` returns the tenant, route and claims of a
+    scope (of the environ in WSGI). ``observe`` is called with each decision and the seconds that it
+    took; ``prometheus.PrometheusDecisions`` turns them into metrics.
+    """
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Decide, then refuse the request or pass it on."""
@@ -198,32 +205,8 @@ class AsgiRateLimit:
                 await self._limiter.charge(subject, costs)
 
 
-class WsgiRateLimit:
+class WsgiRateLimit(_RateLimit["WsgiApp", "Limiter"]):
     """WSGI middleware; see AsgiRateLimit."""
-
-    def __init__(
-        self,
-        app: WsgiApp,
-        limiter: Limiter,
-        *,
-        headers: HeaderStyle | None = None,
-        trusted_proxy_hops: int | None = None,
-        cost: Callable[[RequestView], int] | None = None,
-        caller: Callable[[MutableMapping[str, Any]], Caller] | None = None,
-        observe: Observe | None = None,
-        jitter: Callable[[int], int] = secrets.randbelow,
-    ) -> None:
-        policy = limiter.policy
-        self._app = app
-        self._limiter = limiter
-        self._style = policy.response.headers if headers is None else headers
-        hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
-        self._hops = _check_hops(hops)
-        self._cost = cost
-        self._caller = caller
-        self._observe = observe
-        self._jitter = jitter
-        self._charges = any(limit.response_cost for limit in policy.limits)
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
