@@ -141,8 +141,8 @@ class _RateLimit(Generic[_App, _AnyLimiter]):
         jitter: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         policy = limiter.policy
-        self._app = app
-        self._limiter = limiter
+        self._app: _App = app
+        self._limiter: _AnyLimiter = limiter
         self._style = policy.response.headers if headers is None else headers
         hops = policy.trusted_proxy_hops if trusted_proxy_hops is None else trusted_proxy_hops
         self._hops = _check_hops(hops)
