@@ -35,6 +35,6 @@ def test_every_class_that_the_page_names_exists() -> None:
     from engineroom.api.schema import common as schema
     from engineroom.api.validation import common as validation
 
-    for name, home in (("Kind", kinds), ("KindSchema", schema), ("Rules", validation)):
+    for name, home in (("Kind", kinds), ("KindSchema", schema), ("KindRules", validation)):
         assert f"`{name}`" in SECTION
         assert hasattr(home, name)
