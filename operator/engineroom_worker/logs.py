@@ -16,6 +16,8 @@ import sys
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
+from engineroom_worker.redaction import redact_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -25,21 +27,6 @@ IDS = ("request_id", "trace_id", "span_id", "object", "job_id")
 FORMATS = ("auto", "json", "console")
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", re.ASCII)
-_SECRETS = (
-    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE), r"\1[redacted]@"),
-    (re.compile(r"\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1 [redacted]"),
-    (re.compile(r"\berk_[\w-]{8,}"), "[redacted]"),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), "[redacted]"),
-    (
-        re.compile(
-            r"((?:password|passwd|pwd|secret|token|(?:api|access|secret)[_-]?key)['\"]?\s*[=:]\s*"
-            r"['\"]?)[^\s'\",&;)}\]]+",
-            re.IGNORECASE,
-        ),
-        r"\1[redacted]",
-    ),
-)
-
 # A worker runs one job at a time, so the ids are global; a work horse inherits them.
 _ids: dict[str, str] = {}
 
@@ -89,14 +76,14 @@ class JsonFormatter(logging.Formatter):
         """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Any] = {
-            "event": redacted(record.getMessage()),
+            "event": redact_text(record.getMessage()),
             "level": record.levelname.lower(),
             "logger": record.name,
             "timestamp": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
         line.update({name: getattr(record, name) for name in IDS if hasattr(record, name)})
         if record.exc_info:
-            line["exception"] = redacted(self.formatException(record.exc_info))
+            line["exception"] = redact_text(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -105,14 +92,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return redacted(super().format(record))
-
-
-def redacted(text: str) -> str:
-    """Return the text without credentials, by the patterns of ``engineroom.core.redaction``."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+        return redact_text(super().format(record))
 
 
 def configure(environment: Mapping[str, str] | None = None, stream: IO[str] | None = None) -> None:

@@ -132,18 +132,7 @@ def _expand_lists(document: Document) -> Iterator[Document]:
     if not isinstance(value, dict) or value.get("kind") != "List":
         yield document
         return
-    items = value.get("items")
-    for index, item in enumerate(items if isinstance(items, list) else []):
-        prefix = f"items[{index}]"
-        yield Document(
-            item,
-            document.line_of(prefix),
-            {
-                path.removeprefix(prefix).removeprefix("."): line
-                for path, line in document.lines.items()
-                if path.startswith((f"{prefix}.", f"{prefix}["))
-            },
-        )
+    yield from document.items()
 
 
 def _ours(value: Any) -> bool:

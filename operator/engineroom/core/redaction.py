@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-REDACTED = "[redacted]"
+from engineroom_worker.redaction import REDACTED, redact_text
+
+__all__ = ["REDACTED", "hides", "is_secret_key", "redact", "redact_object", "redact_text"]
 
 #: Keys with secret values, as lower-case words joined by ``_``.
 _SECRET_KEYS = frozenset(
@@ -54,41 +56,10 @@ _SECRET_SUFFIXES = tuple(
 _NO_SECRETS = frozenset({"service_account_token", "automount_service_account_token"})
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
 
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # scheme://user:password@host, also with an empty user, or an "@" inside the password
-    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE), rf"\1{REDACTED}@"),
-    (re.compile(r"\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
-    # Engineroom's API keys
-    (re.compile(r"\berk_[\w-]{8,}"), REDACTED),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED),
-    (
-        re.compile(
-            r"((?:password|passwd|pwd|secret|token|(?:api|access|secret)[_-]?key)['\"]?\s*[=:]\s*"
-            r"['\"]?)[^\s'\",&;)}\]]+",
-            re.IGNORECASE,
-        ),
-        rf"\1{REDACTED}",
-    ),
-    (
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
-            re.DOTALL,
-        ),
-        REDACTED,
-    ),
-)
-
 #: Characters of a key that are examined, from its end.
 _MAX_KEY = 200
 #: Values nested deeper are written as their type; logs are not dumps.
 _MAX_DEPTH = 6
-
-
-def redact_text(text: str) -> str:
-    """Replace credentials in ``text``: user info in URLs, bearer tokens, JWTs, ``password=...``."""
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def is_secret_key(key: str) -> bool:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engineroom.core.errors import Category, EngineroomError, Problem
-from engineroom.core.validation.paths import child, quoted
+from engineroom.core.validation.paths import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,6 +23,9 @@ MAX_DEPTH = 40
 MAX_ALIASES = 64
 MAX_VALUES = 50_000
 MAX_DOCUMENTS = 1_000
+#: Characters of a number. Any longer one exceeds a double, and Python cannot write it in decimal.
+MAX_NUMBER = 300
+_LONG_NUMBER = (f"has a number of over {MAX_NUMBER} characters", "write it as text")
 
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(
@@ -45,26 +48,71 @@ class UnreadableError(EngineroomError):
         super().__init__(f"line {line}: {problem}; {fix}")
 
 
+class Lines:
+    """The line of a map or a list, and those of its fields: a line, or Lines again.
+
+    It has the shape of the value, so its size is that of the value; paths are never stored.
+    """
+
+    __slots__ = ("_by_quoted", "fields", "line")
+
+    def __init__(self, line: int, fields: dict[str, int | Lines] | list[int | Lines]) -> None:
+        self.line = line
+        self.fields = fields
+        self._by_quoted: dict[str, int | Lines] | None = None
+
+    def field(self, segment: str) -> int | Lines | None:
+        """Return the lines of one segment of a path: ``name``, ``[0]`` or ``["a b"]``; or None."""
+        fields = self.fields
+        if isinstance(fields, list):
+            index = segment[1:-1]
+            if not index.isdecimal() or len(index) > _DIGITS or int(index) >= len(fields):
+                return None
+            return fields[int(index)]
+        if not segment.startswith("["):
+            return fields.get(segment)
+        if self._by_quoted is None:
+            # A quoted key in a path can be cut, so it is looked up as a path would show it.
+            self._by_quoted = {quoted(key): lines for key, lines in reversed(fields.items())}
+        return self._by_quoted.get(segment[1:-1])
+
+
+#: Digits of an index that is looked up.
+_DIGITS = 10
+#: One segment of a path: a name, an index, or a quoted key, which can be cut at its end.
+_SEGMENT = re.compile(
+    r'\.?(\w+|\[\d+\]|\["(?:[^"\\]|\\.)*"\]|\[".{56}\.\.\.\])', re.ASCII | re.DOTALL
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One document and the lines of its fields; paths are those of ``core.errors.Problem``."""
 
     value: Any
     line: int
-    lines: dict[str, int] = field(default_factory=dict, repr=False)
+    lines: int | Lines = field(default=0, repr=False)
 
     def line_of(self, path: str) -> int:
         """Return the line of a field, or of its nearest existing ancestor."""
-        while path and path not in self.lines:
-            path = _parent(path)
-        return self.lines.get(path, self.line)
+        position, lines, line = 0, self.lines, self.line
+        while isinstance(lines, Lines) and position < len(path):
+            segment = _SEGMENT.match(path, position)
+            inner = None if segment is None else lines.field(segment[1])
+            if segment is None or inner is None:
+                break
+            position, lines = segment.end(), inner
+            line = lines.line if isinstance(lines, Lines) else lines
+        return line
 
-
-def _parent(path: str) -> str:
-    """Return the path of a field's parent; "" is the document."""
-    if path.endswith('"]'):
-        return path[: max(path.rfind('["'), 0)]
-    return path[: max(path.rfind("["), path.rfind("."), 0)]
+    def items(self) -> Iterator[Document]:
+        """Yield the items of the list under ``items``, as documents of their own."""
+        values = self.value.get("items") if isinstance(self.value, dict) else None
+        lines = self.lines.field("items") if isinstance(self.lines, Lines) else None
+        fields = lines.fields if isinstance(lines, Lines) else []
+        for index, item in enumerate(values if isinstance(values, list) else []):
+            inner = fields[index] if isinstance(fields, list) and index < len(fields) else self.line
+            yield Document(item, inner.line if isinstance(inner, Lines) else inner, inner)
 
 
 @dataclass(slots=True)
@@ -72,10 +120,12 @@ class _Frame:
     """A map or list under construction."""
 
     value: Any
-    path: str
+    lines: Lines
     anchor: str | None
     count: int = 1
     key: str | None = None
+    #: The line of the key.
+    key_line: int = 0
     #: Whether the next scalar of a map is a key.
     wants_key: bool = False
     merged: set[str] = field(default_factory=set)
@@ -127,7 +177,7 @@ class _Builder:
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._aliases = 0
         self._total = 0
-        self._lines: dict[str, int] = {}
+        self._lines: int | Lines = 0
         self._root: Any = None
 
     def build(self, events: Iterable[Any]) -> Document:
@@ -159,10 +209,10 @@ class _Builder:
         if self._stack and self._stack[-1].wants_key:
             raise UnreadableError(line, "has a map or a list as a key", "write a string as key")
         value: Any = {} if is_map else []
-        path = self._path()
-        self._lines.setdefault(path, line)
         self._count(1, line)
-        self._stack.append(_Frame(value, path, event.anchor, wants_key=is_map))
+        lines = Lines(self._entry_line(line), {} if is_map else [])
+        self._place(lines)
+        self._stack.append(_Frame(value, lines, event.anchor, wants_key=is_map))
 
     def _close(self, line: int) -> None:
         frame = self._stack.pop()
@@ -183,7 +233,7 @@ class _Builder:
         if self._stack and self._stack[-1].wants_key:
             self._key(value if isinstance(value, str) else str(value), line)
             return
-        self._lines.setdefault(self._path(), line)
+        self._place(self._entry_line(line))
         self._put(value, count, line)
 
     def _scalar(self, event: Any, line: int) -> None:
@@ -195,7 +245,7 @@ class _Builder:
         if self._stack and self._stack[-1].wants_key:
             self._key(_key_text(value), line)
             return
-        self._lines.setdefault(self._path(), line)
+        self._place(self._entry_line(line))
         self._put(value, 1, line)
 
     def _key(self, key: str, line: int) -> None:
@@ -205,16 +255,24 @@ class _Builder:
                 line, f"the key {quoted(key)} appears twice", "keep one of the two"
             )
         frame.merged.discard(key)
-        frame.key, frame.wants_key = key, False
-        self._lines[child(frame.path, key)] = line
+        frame.key, frame.key_line, frame.wants_key = key, line, False
 
-    def _path(self) -> str:
+    def _entry_line(self, line: int) -> int:
+        """Return the line of the next value: that of its key, if it has one."""
+        frame = self._stack[-1] if self._stack else None
+        return line if frame is None or isinstance(frame.value, list) else frame.key_line
+
+    def _place(self, lines: int | Lines) -> None:
+        """Put the lines of the next value where the value goes."""
         if not self._stack:
-            return ""
+            self._lines = lines
+            return
         frame = self._stack[-1]
-        if isinstance(frame.value, list):
-            return f"{frame.path}[{len(frame.value)}]"
-        return child(frame.path, frame.key or "")
+        fields = frame.lines.fields
+        if isinstance(fields, list):
+            fields.append(lines)
+        else:
+            fields[frame.key or ""] = lines
 
     def _put(self, value: Any, count: int, line: int) -> None:
         if not self._stack:
@@ -239,7 +297,9 @@ class _Builder:
                 if key not in frame.value:
                     frame.value[key] = inner
                     frame.merged.add(key)
-                    self._lines.setdefault(child(frame.path, key), line)
+                    fields = frame.lines.fields
+                    if isinstance(fields, dict):
+                        fields.setdefault(key, line)
 
     def _count(self, number: int, line: int) -> None:
         self._total += number
@@ -281,12 +341,16 @@ def _value(event: Any) -> Any:
             return _integer(text)
         if kind == "float":
             return _number(text)
+    except OverflowError as error:
+        raise UnreadableError(_line(event), *_LONG_NUMBER) from error
     except ValueError:
         return text
     return text
 
 
 def _integer(text: str) -> int:
+    if len(text) > MAX_NUMBER:
+        raise OverflowError
     plain = text.replace("_", "")
     sign = -1 if plain.startswith("-") else 1
     digits = plain.lstrip("+-")
@@ -327,11 +391,10 @@ def read_json(data: bytes | str) -> Any:
             object_pairs_hook=_without_duplicates,
             parse_constant=_no_constant,
             parse_float=_finite,
+            parse_int=_bounded_integer,
         )
     except json.JSONDecodeError as error:
         raise UnreadableError(error.lineno, f"is not JSON: {error.msg}", "correct it") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise UnreadableError(1, "has a number that is too long", "write it as text") from error
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -381,6 +444,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> Any:
     raise UnreadableError(1, f"{text} is no JSON number", "write a number or null")
+
+
+def _bounded_integer(text: str) -> int:
+    if len(text) > MAX_NUMBER:
+        raise UnreadableError(1, *_LONG_NUMBER)
+    return int(text)
 
 
 def _finite(text: str) -> float:
