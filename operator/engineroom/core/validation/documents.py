@@ -25,6 +25,8 @@ MAX_VALUES = 50_000
 MAX_DOCUMENTS = 1_000
 #: Characters of a number. Any longer one exceeds a double, and Python cannot write it in decimal.
 MAX_NUMBER = 300
+#: Different plain scalars of a text whose values are cached.
+_PLAIN_VALUES = 1_000
 _LONG_NUMBER = (f"has a number of over {MAX_NUMBER} characters", "write it as text")
 
 _TAG = "tag:yaml.org,2002:"
@@ -115,20 +117,26 @@ class Document:
             yield Document(item, inner.line if isinstance(inner, Lines) else inner, inner)
 
 
-@dataclass(slots=True)
 class _Frame:
-    """A map or list under construction."""
+    """A map or list under construction; the unused one of ``items`` and ``fields`` is None."""
 
-    value: Any
-    lines: Lines
-    anchor: str | None
-    count: int = 1
-    key: str | None = None
-    #: The line of the key.
-    key_line: int = 0
-    #: Whether the next scalar of a map is a key.
-    wants_key: bool = False
-    merged: set[str] = field(default_factory=set)
+    __slots__ = (
+        "anchor", "count", "fields", "items", "key", "key_line", "lines", "merged", "wants_key",
+    )  # fmt: skip
+
+    def __init__(self, line: int, anchor: str | None, *, is_map: bool) -> None:
+        self.fields: dict[str, Any] | None = {} if is_map else None
+        self.items: list[Any] | None = None if is_map else []
+        self.lines = Lines(line, {} if is_map else [])
+        self.anchor = anchor
+        self.count = 1
+        #: The key of the next value, and its line.
+        self.key = ""
+        self.key_line = 0
+        #: Whether the next scalar of a map is a key.
+        self.wants_key = is_map
+        #: Keys that come from ``<<``, which the map itself may set again.
+        self.merged: set[str] | None = None
 
 
 def read(text: str) -> Iterator[Document]:
@@ -146,6 +154,7 @@ def read(text: str) -> Iterator[Document]:
     import yaml  # takes 20 ms; not needed for JSON
 
     count = 0
+    plain: dict[str, Any] = {}
     parser = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
     try:
         events: Any = yaml.parse(text, Loader=parser)
@@ -155,7 +164,7 @@ def read(text: str) -> Iterator[Document]:
                 if count > MAX_DOCUMENTS:
                     line = _line(event)
                     raise UnreadableError(line, f"has over {MAX_DOCUMENTS} documents", "split it")
-                document = _Builder().build(events)
+                document = _Builder(plain).build(events)
                 if document.value is not None:
                     yield document
     except yaml.MarkedYAMLError as error:
@@ -172,7 +181,9 @@ def read(text: str) -> Iterator[Document]:
 class _Builder:
     """A builder of one document from YAML events, without recursion."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: dict[str, Any]) -> None:
+        #: Values of plain scalars, most of which repeat in a text.
+        self._plain = plain
         self._stack: list[_Frame] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._aliases = 0
@@ -183,42 +194,42 @@ class _Builder:
     def build(self, events: Iterable[Any]) -> Document:
         import yaml
 
+        scalar, alias, end = yaml.ScalarEvent, yaml.AliasEvent, yaml.DocumentEndEvent
         first = 0
         for event in events:
-            line = _line(event)
-            if isinstance(event, yaml.DocumentEndEvent):
-                break
+            line = event.start_mark.line + 1
             first = first or line
-            if isinstance(event, yaml.AliasEvent):
-                self._alias(str(event.anchor), line)
-            elif isinstance(event, yaml.ScalarEvent):
+            kind = type(event)
+            if kind is scalar:
                 self._scalar(event, line)
-            elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
-                self._open(event, line)
-            elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+                self._open(event, line, is_map=kind is yaml.MappingStartEvent)
+            elif kind is alias:
+                self._alias(str(event.anchor), line)
+            elif kind is end:
+                break
+            else:
                 self._close(line)
         return Document(self._root, first, self._lines)
 
-    def _open(self, event: Any, line: int) -> None:
-        import yaml
-
+    def _open(self, event: Any, line: int, *, is_map: bool) -> None:
         _check_tag(event.tag, line)
-        is_map = isinstance(event, yaml.MappingStartEvent)
         if len(self._stack) >= MAX_DEPTH:
             raise UnreadableError(line, f"is nested deeper than {MAX_DEPTH} levels", "flatten it")
         if self._stack and self._stack[-1].wants_key:
             raise UnreadableError(line, "has a map or a list as a key", "write a string as key")
-        value: Any = {} if is_map else []
         self._count(1, line)
-        lines = Lines(self._entry_line(line), {} if is_map else [])
-        self._place(lines)
-        self._stack.append(_Frame(value, lines, event.anchor, wants_key=is_map))
+        parent = self._stack[-1] if self._stack else None
+        if parent is not None and parent.items is None:
+            line = parent.key_line
+        self._stack.append(_Frame(line, event.anchor, is_map=is_map))
 
     def _close(self, line: int) -> None:
         frame = self._stack.pop()
+        value = frame.items if frame.fields is None else frame.fields
         if frame.anchor is not None:
-            self._anchors[frame.anchor] = (frame.value, frame.count)
-        self._put(frame.value, frame.count, line)
+            self._anchors[frame.anchor] = (value, frame.count)
+        self._put(value, frame.count, line, frame.lines)
 
     def _alias(self, anchor: str, line: int) -> None:
         self._aliases += 1
@@ -231,75 +242,71 @@ class _Builder:
         value, count = self._anchors[anchor]
         self._count(count, line)
         if self._stack and self._stack[-1].wants_key:
-            self._key(value if isinstance(value, str) else str(value), line)
+            if isinstance(value, dict | list):
+                raise UnreadableError(line, "has a map or a list as a key", "write a string as key")
+            self._key(_key_text(value), line)
             return
-        self._place(self._entry_line(line))
-        self._put(value, count, line)
+        self._put(value, count, line, None)
 
     def _scalar(self, event: Any, line: int) -> None:
-        _check_tag(event.tag, line)
-        value = _value(event)
+        value: Any = event.value
+        if event.tag is not None or event.implicit[0]:
+            if event.tag is None and value in self._plain:
+                value = self._plain[value]
+            else:
+                _check_tag(event.tag, line)
+                text, value = value, _value(event)
+                if event.tag is None and len(self._plain) < _PLAIN_VALUES:
+                    self._plain[text] = value
         self._count(1, line)
         if event.anchor is not None:
             self._anchors[event.anchor] = (value, 1)
         if self._stack and self._stack[-1].wants_key:
-            self._key(_key_text(value), line)
-            return
-        self._place(self._entry_line(line))
-        self._put(value, 1, line)
+            self._key(value if isinstance(value, str) else _key_text(value), line)
+        else:
+            self._put(value, 1, line, None)
 
     def _key(self, key: str, line: int) -> None:
         frame = self._stack[-1]
-        if key in frame.value and key not in frame.merged:
-            raise UnreadableError(
-                line, f"the key {quoted(key)} appears twice", "keep one of the two"
-            )
-        frame.merged.discard(key)
+        if frame.fields is not None and key in frame.fields:
+            if frame.merged is None or key not in frame.merged:
+                raise UnreadableError(
+                    line, f"the key {quoted(key)} appears twice", "keep one of the two"
+                )
+            frame.merged.remove(key)
         frame.key, frame.key_line, frame.wants_key = key, line, False
 
-    def _entry_line(self, line: int) -> int:
-        """Return the line of the next value: that of its key, if it has one."""
-        frame = self._stack[-1] if self._stack else None
-        return line if frame is None or isinstance(frame.value, list) else frame.key_line
-
-    def _place(self, lines: int | Lines) -> None:
-        """Put the lines of the next value where the value goes."""
+    def _put(self, value: Any, count: int, line: int, lines: Lines | None) -> None:
+        """Put a value into the open map or list, with its lines unless it is one line."""
         if not self._stack:
-            self._lines = lines
-            return
-        frame = self._stack[-1]
-        fields = frame.lines.fields
-        if isinstance(fields, list):
-            fields.append(lines)
-        else:
-            fields[frame.key or ""] = lines
-
-    def _put(self, value: Any, count: int, line: int) -> None:
-        if not self._stack:
-            self._root = value
+            self._root, self._lines = value, line if lines is None else lines
             return
         frame = self._stack[-1]
         frame.count += count
-        if isinstance(frame.value, list):
-            frame.value.append(value)
+        places: Any = frame.lines.fields
+        if frame.items is not None:
+            frame.items.append(value)
+            places.append(line if lines is None else lines)
             return
-        key, frame.key, frame.wants_key = frame.key or "", None, True
+        key, frame.wants_key = frame.key, True
         if key == "<<":
             self._merge(frame, value, line)
-        else:
-            frame.value[key] = value
+            return
+        if frame.fields is not None:
+            frame.fields[key] = value
+        places[key] = frame.key_line if lines is None else lines
 
     def _merge(self, frame: _Frame, value: Any, line: int) -> None:
+        fields, places = frame.fields, frame.lines.fields
+        merged = frame.merged = frame.merged or set()
         for source in value if isinstance(value, list) else [value]:
             if not isinstance(source, dict):
                 raise UnreadableError(line, "<< merges something other than a map", "write it out")
             for key, inner in source.items():
-                if key not in frame.value:
-                    frame.value[key] = inner
-                    frame.merged.add(key)
-                    fields = frame.lines.fields
-                    if isinstance(fields, dict):
-                        fields.setdefault(key, line)
+                if fields is not None and isinstance(places, dict) and key not in fields:
+                    fields[key] = inner
+                    merged.add(key)
+                    places.setdefault(key, line)
 
     def _count(self, number: int, line: int) -> None:
         self._total += number
