@@ -9,9 +9,9 @@ import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from pydantic import BaseModel
 
-from engineroom.api import manifests, validation
+from engineroom.api import manifests
 from engineroom.cli.views.output_formats import dump
 from engineroom.core.errors import EngineroomError
 from engineroom.core.redaction import redact, redact_object, redact_text
@@ -25,12 +25,9 @@ from engineroom.ratelimit.limits.paths import normalized
 from engineroom.ratelimit.limits.request import RequestView
 from engineroom.tasks.inspection.arguments import read_call
 from engineroom_worker.logs import JsonFormatter
-from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-Build = "Callable[[int], str]"
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ def nested(key: str, depth: int, leaves: Callable[[int], str]) -> Callable[[int]
 
 
 POOL = (
-    "apiVersion: engineroom.dev/v1alpha1\nkind: WorkerPool\nmetadata: {name: mail, namespace: shop}\n"
-    "spec:\n  queues: [{name: mail}]\n"
+    "apiVersion: engineroom.dev/v1alpha1\nkind: WorkerPool\n"
+    "metadata: {name: mail, namespace: shop}\nspec:\n  queues: [{name: mail}]\n"
 )
 
 TEXTS: dict[str, Callable[[int], Any]] = {
@@ -151,19 +148,27 @@ MANIFESTS: dict[str, Callable[[int], Any]] = {
     "wrong queues": numbered("  - {nme: 1}\n", POOL.replace(" [{name: mail}]", "")),
     "wrong objects": repeated("---\n" + POOL + "  que: 1\n"),
     "small wrong objects": repeated("---\napiVersion: engineroom.dev/v1alpha1\nkind: WorkerPol\n"),
-    "deep template": nested(
-        "k" * 60, 30, numbered("secretKeyRef#: {name: a, key: b}, ", "{", "}")
-    ),
+    "deep template": nested("k" * 60, 30, numbered("secretKeyRef#: {name: a, key: b}, ", "{", "}")),
     "environment": numbered(
         "        - {name: A#, valueFrom: {secretKeyRef: {name: a, key: b}}}\n",
-        POOL + "  template:\n    spec:\n      containers:\n      - name: app\n        image: a\n        env:\n",
+        POOL + "  template:\n    spec:\n      containers:\n      - name: app\n        env:\n",
     ),
     "containers": numbered(
         "      - {name: a#, image: a, securityContext: {privileged: true}}\n",
         POOL + "  template:\n    spec:\n      containers:\n",
     ),
-    "list of objects": numbered("{apiVersion: engineroom.dev/v1alpha1, kind: X#},", "{kind: List, items: [", "]}"),
+    "list of objects": numbered(
+        "{apiVersion: engineroom.dev/v1alpha1, kind: X#},", "{kind: List, items: [", "]}"
+    ),
     "labels": numbered("    k#: v\n", POOL + "metadata2:\n  labels:\n"),
+}
+
+
+OUTPUTS: dict[str, Callable[[int], Any]] = {
+    "fields": numbered('"#":1,', "{", '"x":1}'),
+    "numbers": repeated("1,", "[", "1]"),
+    "lists": repeated("[],", "[", "[]]"),
+    "text": repeated("\\n", '["', '"]'),
 }
 
 
@@ -201,7 +206,9 @@ SUBJECTS = (
     Subject("read_json", documents.read_json, JSONS),
     Subject("lint", lambda text: manifests.check([("a.yaml", text)]), MANIFESTS),
     Subject("diff", _diff, MANIFESTS),
-    Subject("cron", check_cron, {"stars": repeated("* "), "lists": repeated("1,", end="1 * * * *")}),
+    Subject(
+        "cron", check_cron, {"stars": repeated("* "), "lists": repeated("1,", end="1 * * * *")}
+    ),
     Subject(
         "promql",
         check_promql,
@@ -236,9 +243,6 @@ SUBJECTS = (
         },
     ),
     Subject("job arguments", read_call, {"strings": _call}),
-    Subject(
-        "yaml output",
-        lambda text: dump(json.loads(text), "yaml"),
-        {"fields": numbered('"#":1,', "{", '"x":1}'), "numbers": repeated("1,", "[", "1]")},
-    ),
+    Subject("yaml output", lambda text: dump(json.loads(text), "yaml"), OUTPUTS),
+    Subject("json output", lambda text: dump(json.loads(text), "json"), OUTPUTS),
 )

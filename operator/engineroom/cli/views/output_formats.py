@@ -151,18 +151,12 @@ def table(
 
 
 def dump(document: Any, shape: str) -> Text:
-    """A document as JSON or YAML, to be printed as it is."""
+    """Return a document as JSON or YAML, without markup."""
     if shape == "json":
         return Text(json.dumps(document, indent=2, ensure_ascii=False))
-    return Text(_yaml(document).rstrip("\n"))
+    from engineroom.cli.views.yaml_output import to_yaml  # takes 20 ms
 
-
-def _yaml(document: Any) -> str:
-    import yaml
-
-    dumper = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
-    text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
-    return text
+    return Text(to_yaml(document).rstrip("\n"))
 
 
 def listing(documents: Sequence[Document]) -> Document:
@@ -172,7 +166,9 @@ def listing(documents: Sequence[Document]) -> Document:
 
 def difference(before: Document, after: Document, name: str) -> Text:
     """Return a unified diff of the YAML without secrets; empty if nothing changes."""
-    now, then = (_yaml(redact_object(entry)).splitlines() for entry in (before, after))
+    from engineroom.cli.views.yaml_output import to_yaml  # takes 20 ms
+
+    now, then = (to_yaml(redact_object(entry)).splitlines() for entry in (before, after))
     lines = difflib.unified_diff(now, then, f"{name} (now)", f"{name} (then)", lineterm="")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     text = Text()
