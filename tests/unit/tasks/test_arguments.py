@@ -129,3 +129,10 @@ def test_every_opcode_that_plain_values_need_is_known() -> None:
         data = pickle.dumps(("m.f", None, (value, value), {}), protocol)
         assert read_call(data).problem == ""
         assert read_call(pickletools.optimize(data)).problem == ""
+
+
+def test_arguments_with_halves_of_surrogate_pairs_are_displayed() -> None:
+    call = read_call(pickle.dumps(("f\ud800", None, ("\ud800",), {"\udc00": ["\udfff"]})))
+
+    assert (call.function, call.args) == ("f\ufffd", ("\ufffd",))
+    assert call.kwargs == {"\ufffd": ["\ufffd"]}

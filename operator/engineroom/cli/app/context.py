@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field, fields
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, TextIO
 
 import typer
@@ -130,5 +131,8 @@ class CommandContext:
 
 def console(stream: TextIO) -> Console:
     """Return a console for a stream: as wide as the terminal, unbroken lines anywhere else."""
+    if isinstance(stream, TextIOWrapper):
+        # Names and messages come from a cluster; the terminal's encoding may lack a character.
+        stream.reconfigure(errors="backslashreplace")
     width = None if stream.isatty() or "COLUMNS" in os.environ else _UNBROKEN
     return Console(file=stream, width=width, highlight=False, emoji=False, soft_wrap=False)

@@ -9,6 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from structlog.contextvars import get_contextvars
@@ -33,9 +34,12 @@ from engineroom.core.errors import (
 )
 from engineroom.core.logging import get_logger
 from engineroom.core.recovery import ONCE, Recovery
+from engineroom.core.validation.json_values import with_utf8
 from engineroom.core.validation.models import read_body, read_query
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from engineroom.auth.permissions import Principal
     from engineroom.console.rest.routing import Route
     from engineroom.console.services import Services
@@ -239,8 +243,18 @@ def _to_response(route: Route, request: Request, answer: Answer) -> Response:
             return Response(None, 304, answer.headers)
     if answer.body is None:
         return Response(None, 204 if status == 200 else status, answer.headers)
-    body = answer.body.model_dump_json(by_alias=True).encode()
-    return Response(body, status, {"content-type": route.media, **answer.headers})
+    return Response(
+        response_body(answer.body), status, {"content-type": route.media, **answer.headers}
+    )
+
+
+def response_body(model: BaseModel) -> bytes:
+    """Return a view as JSON in UTF-8."""
+    try:
+        return model.model_dump_json(by_alias=True).encode()
+    except PydanticSerializationError:
+        # Redis holds what applications wrote, also text that UTF-8 cannot encode.
+        return to_json(with_utf8(model.model_dump(by_alias=True)))
 
 
 def _path_parameters(route: Route, request: Request) -> dict[str, str]:

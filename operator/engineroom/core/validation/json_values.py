@@ -20,6 +20,29 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def as_utf8(text: str) -> str:
+    """Return text that UTF-8 can encode: halves of surrogate pairs become U+FFFD.
+
+    Pickles and JSON's escapes can hold such halves; JSON for other programs cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def with_utf8(value: Any) -> Any:
+    """Return a copy of maps, lists and scalars in which UTF-8 can encode every text."""
+    if isinstance(value, str):
+        return as_utf8(value)
+    if isinstance(value, dict):
+        return {with_utf8(key): with_utf8(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_utf8(item) for item in value]
+    return value
+
+
 @overload
 def as_integer(value: object) -> int | None: ...
 @overload

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineroom.core.redaction import redact
+from engineroom.core.validation.json_values import as_utf8
 
 #: Most decompressed bytes to read.
 MAX_BYTES = 1 << 20
@@ -69,7 +70,7 @@ def read_call(data: bytes) -> JobCall:
     if len(args) > _MAX_ITEMS:
         positional += (f"... {len(args) - _MAX_ITEMS} more",)
     prefix = f"{instance.name}." if isinstance(instance, _Opaque) else ""
-    return JobCall(f"{prefix}{name}"[:_MAX_TEXT], positional, named)
+    return JobCall(as_utf8(f"{prefix}{name}"[:_MAX_TEXT]), positional, named)
 
 
 def _display_value(value: Any, depth: int, budget: list[int]) -> Any:
@@ -78,7 +79,7 @@ def _display_value(value: Any, depth: int, budget: list[int]) -> Any:
     if budget[0] < 0:
         return "..."
     if isinstance(value, str):
-        return value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}..."
+        return as_utf8(value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}...")
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
     if isinstance(value, _Opaque):
