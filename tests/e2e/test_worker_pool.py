@@ -370,7 +370,7 @@ def test_jobs_are_managed_from_outside_the_cluster(pool: Pool) -> None:
         return done.stdout.split()
 
     assert line("jobs", "list", "-q", pool.name) == [first, *rest]
-    assert line("jobs", "cancel", first) == [first]
+    assert line("jobs", "cancel", first, "--yes") == [first]
     assert line("jobs", "list", "-q", pool.name, "-s", "waiting") == rest
     # More than fits one frame of the way through the API server.
     large = line("enqueue", "shop.none", "--arg", json.dumps("x" * 100_000), "--arg",

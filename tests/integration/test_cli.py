@@ -257,7 +257,7 @@ def test_scale_by_hand_writes_the_size_and_nothing_else(place: Place) -> None:
     assert written["fieldsV1"] == {"f:spec": {"f:replicas": {}}}
     assert written["subresource"] == "scale"
     # Not a terminal: nobody to ask.
-    place.run("scale", "web", "0")
+    place.run("scale", "web", "0", "--yes")
     assert place.get("workerpool/web")["spec"]["replicas"] == 0
 
 
@@ -284,7 +284,7 @@ def test_scale_pause_and_resume_of_an_autoscaled_pool(place: Place) -> None:
 
 def test_drain_of_a_pool_waits_for_the_operators_word(place: Place) -> None:
     place.pool("mail", autoscaling=AUTO, status={})
-    process = place.start("drain", "mail")
+    process = place.start("drain", "mail", "--yes")
     until(lambda: bool(place.get("workerpool/mail")["spec"]["suspend"]))
     assert process.stderr is not None
     assert "waiting for the operator to see it" in process.stderr.readline()
@@ -299,7 +299,7 @@ def test_drain_of_a_pool_waits_for_the_operators_word(place: Place) -> None:
 
 def test_drain_that_takes_too_long_ends_with_one(place: Place) -> None:
     place.pool("mail", autoscaling=AUTO, status={}, suspend=True)
-    what, why, fix = error_of_last(place.run("drain", "mail", "--timeout", "1s", code=1))
+    what, why, fix = error_of_last(place.run("drain", "mail", "--timeout", "1s", "--yes", code=1))
     assert what == f"draining {place.namespace}/mail has not come to its end within 1s"
     assert why == "3 of 7 workers hold a job"
     assert f"engineroom resume mail -n {place.namespace}" in fix
@@ -320,7 +320,7 @@ def test_drain_of_a_pod_marks_it_and_waits_until_it_is_gone(place: Place) -> Non
     rehearsed = place.run("drain", "mail", "mail-1", "--dry-run=server")
     assert "+  engineroom.dev/drain: 'true'" in rehearsed.stdout
     assert "engineroom.dev/drain" not in place.get("pod/mail-1")["metadata"]["annotations"]
-    process = place.start("drain", "mail", "mail-1")
+    process = place.start("drain", "mail", "mail-1", "--yes")
     until(
         lambda: (
             place.get("pod/mail-1")["metadata"]["annotations"].get("engineroom.dev/drain") == "true"

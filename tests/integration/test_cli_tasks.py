@@ -185,7 +185,10 @@ def test_a_queue_is_paused_resumed_moved_and_emptied(line: Line) -> None:
     assert line.json("queues", "list")["items"][0]["reason"] == "down"
     assert "already paused" in line("queues", "pause", "mail")
     assert "is resumed" in line("queues", "resume", "mail")
-    assert "2 jobs moved" in line("queues", "move", "mail", "late", "--limit", "2", "--create")
+    move = ("queues", "move", "mail", "late", "--limit", "2", "--create")
+    line(*move, code=2)
+    assert "add --yes" in line.err
+    assert "2 jobs moved" in line(*move, "--yes")
     assert line.json("queues", "empty", "mail", "--confirm", "mail") == {
         "name": "mail", "deleted": 3,
     }  # fmt: skip
@@ -263,11 +266,13 @@ def test_jobs_are_cancelled_with_what_waits_for_them(line: Line) -> None:
     ids = waiting(line, 3)
     parent = Job.fetch(ids[0], connection=line.redis)
     child = Queue("mail", connection=line.redis).enqueue(add, 1, depends_on=parent).id
-    assert sorted(line.json("jobs", "cancel", ids[0])["canceled"]) == sorted([ids[0], child])
+    assert sorted(line.json("jobs", "cancel", ids[0], "--yes")["canceled"]) == sorted(
+        [ids[0], child]
+    )
     done = line.json("jobs", "cancel", "-q", "mail", "-s", "waiting", "--function", "*.add", "-y")
     assert sorted(done["canceled"]) == sorted(ids[1:])
     assert line.tasks.count_jobs(State.CANCELED).matched == 4
-    line.refused("jobs", "cancel", "nothing", code=4, says="nothing")
+    line.refused("jobs", "cancel", "nothing", "--yes", code=4, says="nothing")
 
 
 def test_a_job_is_enqueued_as_it_is_said(line: Line) -> None:
@@ -368,7 +373,7 @@ def test_a_schedule_is_made_looked_at_and_steered(line: Line) -> None:
     assert "next tick" in line("schedules", "resume", "nightly")
     job = line("schedules", "run", "nightly", "-o", "name").strip()
     assert line.tasks.job(job).job.state is State.WAITING
-    assert "deleted" in line("schedules", "delete", "nightly")
+    assert "deleted" in line("schedules", "delete", "nightly", "--yes")
     assert line("schedules", "list", "--limit", "1", "-o", "name") == "sync\n"
     assert "--after sync" in line.err
     assert line("schedules", "list", "--after", "sync", "-o", "name") == "later\n"
@@ -455,7 +460,7 @@ ADD = ("schedules", "add", "n", NAME, "-q", "mail")
         (["schedules", "show", "nobody"], 4, "nobody"),
         (["schedules", "pause", "nobody"], 4, "nobody"),
         (["schedules", "run", "nobody"], 4, "nobody"),
-        (["schedules", "delete", "nobody"], 4, "nobody"),
+        (["schedules", "delete", "nobody", "--yes"], 4, "nobody"),
         (["queues", "pause", "male"], 2, "'male' is not known"),
         (["queues", "empty", "male", "--confirm", "male"], 2, "'male' is not known"),
         (["queues", "move", "mail", "male"], 2, "'male' is not known"),
@@ -507,7 +512,11 @@ def test_the_examples_of_the_page_about_tasks_run_in_their_order(line: Line) -> 
             # There is no such module as the examples': the job fails as they say.
             SimpleWorker(["mail"], connection=line.redis).work(burst=True)
             worked = True
-        out = line(*command)
+        # The page shows what a person types, who is asked.
+        asks = command[:2] in (
+            ["jobs", "retry"], ["jobs", "cancel"], ["schedules", "delete"], ["queues", "move"],
+        )  # fmt: skip
+        out = line(*command, *(["--yes"] if asks and "--yes" not in command else []))
         if command[:2] == ["jobs", "show"] and worked:
             assert "ValueError" in out
         if command[:2] == ["jobs", "retry"]:

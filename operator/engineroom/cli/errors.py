@@ -43,7 +43,10 @@ _MEANINGS = {
         "a problem or a difference was found, the request was refused, or a tested limit "
         "refuses the request"
     ),
-    ExitCode.USAGE: "invalid use: wrong arguments, or not possible for this pool",
+    ExitCode.USAGE: (
+        "invalid use: wrong arguments, not possible for this pool, or a confirmation is needed and "
+        "there is neither `--yes` nor a terminal"
+    ),
     ExitCode.UNREACHABLE: (
         "the cluster, the API process or Redis cannot be reached, or the kubeconfig names no "
         "cluster"

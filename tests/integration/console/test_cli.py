@@ -202,7 +202,7 @@ async def test_a_key_is_printed_once_and_alone(admin: Command, process: ApiProce
     assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
     fresh = next(item for item in admin.json("keys", "list")["items"] if not item["revoked"]
                  and item["id"] != listed[0]["id"])  # fmt: skip
-    admin.run("keys", "revoke", fresh["id"])
+    admin.run("keys", "revoke", fresh["id"], "--yes")
     by_key["ENGINEROOM_TOKEN"] = newer
     assert "api_key_invalid" in admin.run("get", code=5, **by_key).stderr
 
@@ -267,8 +267,8 @@ async def test_sessions_are_listed_and_ended(admin: Command, process: ApiProcess
         opened = (await http.post("/api/v1/sessions", json=body)).json()["session"]
     listed = admin.json("sessions", "list")["items"]
     assert opened["handle"] in [item["handle"] for item in listed]
-    admin.run("sessions", "end", opened["handle"])
-    assert "not_found" in admin.run("sessions", "end", opened["handle"], code=4).stderr
+    admin.run("sessions", "end", opened["handle"], "--yes")
+    assert "not_found" in admin.run("sessions", "end", opened["handle"], "--yes", code=4).stderr
     admin.run("sessions", "end", "--all", "--of", "user:admin", "--yes")
     # That was our own login too.
     assert "is over" in admin.run("whoami", code=5).stderr
@@ -467,12 +467,14 @@ async def test_many_jobs_are_changed_by_an_operation(
     fail(rows, queue, 2, "shop.bills.make")
     nothing = admin.run("jobs", "retry", "--function", "shop.none", code=4).stderr
     assert "matches none of the failed jobs" in nothing
-    done = admin.run("jobs", "retry", "--function", "shop.mail.*", "--since", "2025-01-01")
+    done = admin.run("jobs", "retry", "--function", "shop.mail.*", "--since", "2025-01-01", "-y")
     assert f"matches 3 jobs of queue {queue}" in done.stderr
     assert "3 jobs put back" in done.stdout
     assert sorted(rows.lrange(f"rq:queue:{queue}", 0, -1)) == sorted(m.encode() for m in mails)
     # Interrupted, it goes on at the server and can be looked after.
-    left = admin.run("jobs", "retry", "--all", "-q", queue, code=130, runner=INTERRUPTED + CODE)
+    left = admin.run(
+        "jobs", "retry", "--all", "-q", queue, "-y", code=130, runner=INTERRUPTED + CODE
+    )
     assert "the operation goes on" in left.stderr
     operation = admin.run("operations", "list", "-o", "name").stdout.split()[0]
     assert f"operations stop {operation}" in left.stderr
@@ -481,7 +483,7 @@ async def test_many_jobs_are_changed_by_an_operation(
     assert "2 jobs put back" in admin.run("jobs", "retry", "--resume", operation).stdout
     assert "is done: 2 of 2" in admin.run("operations", "stop", operation).stdout
     assert rows.llen(f"rq:queue:{queue}") == 5
-    cancel = ["jobs", "cancel", "-q", queue, "--state", "waiting"]
+    cancel = ["jobs", "cancel", "-q", queue, "--state", "waiting", "--yes"]
     canceled = admin.run(*cancel, "--function", "shop.bills.*")
     assert "2 jobs cancelled" in canceled.stdout
     assert sorted(rows.lrange(f"rq:queue:{queue}", 0, -1)) == sorted(m.encode() for m in mails)

@@ -161,10 +161,13 @@ def test_scale_to_zero_asks_who_can_answer_and_nobody_else() -> None:
     for trial, yes in (
         (Trial(MemoryCluster(pool(replicas=1)), answer=True), False),
         (Trial(MemoryCluster(pool(replicas=1)), answer=False), True),
-        (Trial(MemoryCluster(pool(replicas=1))), False),
     ):
         scale(trial.context, "mail", 0, yes=yes)
         assert trial.cluster.writes == [("scale", "default/mail", 0)]
+    unasked = Trial(MemoryCluster(pool(replicas=1)))
+    with pytest.raises(UsageError, match="add --yes"):
+        scale(unasked.context, "mail", 0)
+    assert unasked.cluster.writes == []
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ def test_drain_waits_until_the_operator_answered_and_nobody_holds_a_job() -> Non
         (False, 0, 0), (True, 3, 3), (True, 0, 1), (True, 0, 0), (True, 1, 0), (True, 0, 0)
     )
     trial = Trial(cluster)
-    drain(trial.context, "mail")
+    drain(trial.context, "mail", yes=True)
     assert cluster.writes == [("patch", "default/mail", {"spec": {"suspend": True}})]
     assert (
         trial.out
@@ -293,14 +296,14 @@ workerpool default/mail is drained: no worker holds a job; \
 def test_drain_gives_up_when_told_to_and_says_how_to_go_on() -> None:
     trial = Trial(played((True, 2, 2)))
     with pytest.raises(TimedOutError) as caught:
-        drain(trial.context, "mail", timeout="90s")
+        drain(trial.context, "mail", timeout="90s", yes=True)
     assert caught.value.what == "draining default/mail has not come to its end within 1m30s"
     assert caught.value.why == "2 of 7 workers hold a job"
 
 
 def test_drain_without_waiting_and_of_a_suspended_pool() -> None:
     cluster = MemoryCluster(pool(autoscaling=AUTO))
-    drain(Trial(cluster).context, "mail", wait=False)
+    drain(Trial(cluster).context, "mail", wait=False, yes=True)
     again = Trial(cluster)
     drain(again.context, "mail", wait=False)
     assert again.out == "workerpool default/mail is already suspended\n"
@@ -318,7 +321,7 @@ def test_drain_survives_an_api_server_that_is_away_for_a_moment() -> None:
 
     cluster.before_read = flaky
     trial = Trial(cluster)
-    drain(trial.context, "mail")
+    drain(trial.context, "mail", yes=True)
     assert "cannot reach the cluster" in trial.err
     assert "is drained" in trial.out
 
@@ -335,7 +338,7 @@ def test_drain_notices_that_somebody_resumed_the_pool() -> None:
     cluster.before_read = resumed
     trial = Trial(cluster)
     with pytest.raises(TimedOutError, match="was resumed while it drained"):
-        drain(trial.context, "mail")
+        drain(trial.context, "mail", yes=True)
 
 
 def test_drain_of_a_pod_marks_it_and_waits_until_it_is_gone() -> None:
@@ -348,7 +351,7 @@ def test_drain_of_a_pod_marks_it_and_waits_until_it_is_gone() -> None:
 
     cluster.before_read = work
     trial = Trial(cluster)
-    drain(trial.context, "mail", "pod/mail-1")
+    drain(trial.context, "mail", "pod/mail-1", yes=True)
     assert cluster.writes == [("annotate", "mail-1", {"engineroom.dev/drain": "true"})]
     assert trial.out == (
         "pod default/mail-1 marked: it takes no more jobs\n"
@@ -360,7 +363,7 @@ def test_drain_of_a_pod_of_another_pool_is_refused() -> None:
     cluster = MemoryCluster(pool(), pods=[pod("x", pool="other"), pod("y", pool="")])
     for name, why in (("x", "it belongs to other"), ("y", "it belongs to no pool")):
         with pytest.raises(UsageError) as caught:
-            drain(Trial(cluster).context, "mail", name)
+            drain(Trial(cluster).context, "mail", name, yes=True)
         assert caught.value.why == why
     assert cluster.writes == []
 

@@ -98,7 +98,7 @@ def test_a_no_and_nothing_to_do_change_nothing() -> None:
 
 def test_whoever_was_not_asked_or_not_told_all_sets_no_bound() -> None:
     part = operation("counted", complete=False)
-    cases = ((None, False, COUNTED), (True, True, COUNTED), (True, False, part))
+    cases = ((None, True, COUNTED), (True, True, COUNTED), (True, False, part))
     for answer, yes, counted in cases:
         api = ToldApi(counted, operation(), operation("done", 7))
         retried(Trial(MemoryCluster(), answer=answer), api, yes=yes)
@@ -107,30 +107,30 @@ def test_whoever_was_not_asked_or_not_told_all_sets_no_bound() -> None:
 
 def test_a_lost_answer_is_asked_for_under_the_same_key() -> None:
     api = ToldApi(COUNTED, LOST, operation(), operation("done", 7))
-    retried(Trial(MemoryCluster()), api)
+    retried(Trial(MemoryCluster()), api, yes=True)
     keys = [headers["Idempotency-Key"] for _, _, headers in api.asked if headers]
     assert len(keys) == 2
     assert len(set(keys)) == 1
     with pytest.raises(UnreachableError):
-        retried(Trial(MemoryCluster()), ToldApi(COUNTED, LOST))
+        retried(Trial(MemoryCluster()), ToldApi(COUNTED, LOST), yes=True)
 
 
 def test_the_api_may_be_away_for_a_while_and_not_for_ever() -> None:
     api = ToldApi(COUNTED, operation(), *[LOST] * 50, operation("done", 7))
     trial = Trial(MemoryCluster())
-    retried(trial, api)
+    retried(trial, api, yes=True)
     assert trial.out == "7 jobs put back\n"
     with pytest.raises(UnreachableError):
-        retried(Trial(MemoryCluster()), ToldApi(COUNTED, operation(), LOST))
+        retried(Trial(MemoryCluster()), ToldApi(COUNTED, operation(), LOST), yes=True)
 
 
 def test_an_end_that_is_none_says_how_far_it_came() -> None:
     stopped = ToldApi(COUNTED, operation(), operation("stopped", 3))
     with pytest.raises(RefusedError, match="3 jobs of 7 put back"):
-        retried(Trial(MemoryCluster()), stopped)
+        retried(Trial(MemoryCluster()), stopped, yes=True)
     failed = ToldApi(COUNTED, operation(), operation("failed", 3, problem="task_invalid: x"))
     with pytest.raises(CliError, match="task_invalid: x; 3 jobs of 7"):
-        retried(Trial(MemoryCluster()), failed)
+        retried(Trial(MemoryCluster()), failed, yes=True)
 
 
 def test_a_schedule_that_somebody_changes_meanwhile_is_not_overwritten() -> None:

@@ -44,8 +44,8 @@ class CommandContext:
     out: Console = field(default_factory=lambda: console(sys.stdout))
     err: Console = field(default_factory=lambda: console(sys.stderr))
     sleep: Callable[[float], None] = time.sleep
-    #: Whether a person can answer a prompt.
-    interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stdout.isatty())
+    #: Whether a person can answer a prompt; prompts go to standard error.
+    interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stderr.isatty())
     #: Asks a yes-or-no question.
     ask: Callable[[str], bool] = field(default=lambda question: typer.confirm(question, err=True))
     #: Asks for a line of text.
@@ -119,12 +119,18 @@ class CommandContext:
         self.err.print(Text(text, style="dim"), soft_wrap=True)
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask for confirmation, unless ``yes`` is set or there is no terminal to ask on.
+        """Ask for confirmation, unless ``yes`` is set.
 
-        Raises typer.Abort if the answer is no.
+        Raises UsageError without a terminal to ask on, and typer.Abort if the answer is no.
         """
-        if yes or not self.interactive:
+        if yes:
             return
+        if not self.interactive:
+            raise UsageError(
+                f"not confirmed: {question}",
+                why="standard input or standard error is no terminal, so the question cannot be asked",
+                fix="add --yes",
+            )
         if not self.ask(question):
             raise typer.Abort
 

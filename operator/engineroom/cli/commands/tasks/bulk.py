@@ -68,7 +68,7 @@ class BulkOperations:
         if action == "cancel":
             question = f"Cancel {number} and what waits for them?"
         context.confirm(question, yes=yes)
-        if context.interactive and not yes and complete:
+        if not yes and complete:
             body["atMost"] = matched
         begun = self._begin(f"{self._path}/{action}", body)
         context.note(f"operation {begun['id']} has begun at the server")
