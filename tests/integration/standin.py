@@ -37,7 +37,8 @@ class StandIn:
 
     async def start(self, context: Context) -> None:
         self.context = context
-        context.informer(PODS, "engineroom.dev/pool", lambda pod: str(pod["metadata"]["uid"]))
+        if self.kind is WORKERPOOLS:
+            context.informer(PODS, "engineroom.dev/pool", lambda pod: str(pod["metadata"]["uid"]))
 
     def changed(self, key: str, obj: Record | None) -> None:
         say(did="changed", key=key, generation=obj and obj.generation)

@@ -406,6 +406,21 @@ async def test_a_deleted_kind_stops_no_other_and_returns_with_its_crd(
         await until(lambda: len(operator.did("changed", key=f"{namespace}/second")) > changes)
 
 
+async def test_a_kind_whose_children_are_forbidden_stops_no_other(
+    kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
+) -> None:
+    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(RATELIMITPOLICIES, policy(namespace, "first"))
+    allow = proxy.before(lambda r: Answer(403, "Forbidden") if r.path.endswith("/pods") else None)
+    async with Operator(kubeconfig, namespace, "one", STANDIN_POLICIES="1") as operator:
+        await operator.until("reconciled", key=f"{namespace}/first")
+        assert not operator.did("reconciled", key=f"{namespace}/mail")
+        status, _ = await operator.get(operator.probes, "/readyz")
+        assert status == 200
+        allow()
+        await operator.until("reconciled", within=40, key=f"{namespace}/mail")
+
+
 async def eventually_applied(client: Client, crd: dict[str, Any]) -> None:
     """Create the CRD again, once its predecessor is really gone."""
     name = crd["metadata"]["name"]

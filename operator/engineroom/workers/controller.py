@@ -153,7 +153,7 @@ class WorkerPoolController(
     def forget(self, memory: PoolMemory) -> None:
         """See Reconciler."""
         memory.schedules = self._schedules.leave(memory.key, memory.schedules)
-        self._measurer.leave(memory.key, memory.redis)
+        self._measurer.end(memory.key, memory.redis)
 
     async def removed(self, key: str, memory: PoolMemory | None) -> float | None:
         """See ObjectReconciler. Removes the pool's schedules from Redis."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineroom.core.errors import DependencyError, MeasurementError, SecretError
+from engineroom.kube.client.errors import NotFound
 from engineroom.kube.runtime.redis_addresses import redis_trouble
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class PoolConnection:
     address: Address | None = None
     #: The queues whose changes wake the pool.
     queues: tuple[str, ...] = ()
+    #: Whether the pool is deleted or replaced, so it must join nothing more.
+    ended: bool = False
 
 
 class RedisMeasurer:
@@ -44,11 +47,14 @@ class RedisMeasurer:
     ) -> tuple[PoolFacts | None, Trouble | None]:
         """Return the facts of the pool, or (reason, message) of why it cannot be measured.
 
-        A pool leaves its connection when the Secret of the address is missing or invalid.
+        A pool leaves its connection when the Secret of the address is missing or invalid. Raises
+        NotFound for a pool that was deleted meanwhile.
         """
         key = pool.key
         try:
             address = await self._addresses.resolve(pool.namespace, plan.redis)
+            if joined.ended:
+                raise NotFound(f"{pool.kind} {key} was deleted", status=404)
             connection = joined.connection
             if connection is None or joined.address != address:
                 connection = self._join(key, address, plan.queues, joined)
@@ -65,6 +71,11 @@ class RedisMeasurer:
         if joined.connection is not None:
             self._connections.leave(joined.connection, key, joined.queues)
         joined.connection = joined.address = None
+
+    def end(self, key: str, joined: PoolConnection) -> None:
+        """Leave the connection for good: a measurement that is running joins none."""
+        joined.ended = True
+        self.leave(key, joined)
 
     def _join(
         self, key: str, address: Address, queues: tuple[str, ...], joined: PoolConnection

@@ -128,7 +128,7 @@ class CommandContext:
         if not self.interactive:
             raise UsageError(
                 f"not confirmed: {question}",
-                why="standard input or standard error is no terminal, so the question cannot be asked",
+                why="standard input or standard error is no terminal, so it cannot be asked",
                 fix="add --yes",
             )
         if not self.ask(question):

@@ -16,7 +16,7 @@ from engineroom.api import LABEL_POOL
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
-from engineroom.kube.client.errors import Gone, NotFound
+from engineroom.kube.client.errors import Forbidden, Gone, NotFound
 from engineroom.kube.runtime.queue import backoff
 from engineroom.kube.runtime.store import ObjectStore, key_of
 
@@ -71,6 +71,8 @@ class Informer(Generic[T]):
         )
         self.synced = asyncio.Event()
         self.repaired = 0
+        #: Whether the API server refused the last list or watch: a right is missing.
+        self.refused = False
         self._client = client
         self._selector = label_selector
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
@@ -145,6 +147,7 @@ class Informer(Generic[T]):
                     if not self._unsynced:
                         self.synced.set()
                 before = version
+                self.refused = False
                 async for kind, obj in self._client.watch(
                     self.ref, namespace, version, self._selector
                 ):
@@ -170,6 +173,7 @@ class Informer(Generic[T]):
                     log.warning("kind is not served", kind=self.ref.kind, error=str(error))
             except EngineroomError as error:
                 failures += 1
+                self.refused = isinstance(error, Forbidden)
                 log.warning(
                     "watch failed",
                     kind=self.ref.kind,

@@ -27,6 +27,8 @@ log = get_logger(__name__)
 
 #: Seconds between checks of whether the watch delivers what lists contain.
 CHECK_INTERVAL = 10.0
+#: Seconds between looks at whether the caches of children can be filled.
+CHILDREN_INTERVAL = 0.5
 #: After a watch ended, the kind is checked so often and so long (seconds): the API server may still
 #: announce a kind whose CRD was just deleted, and Kopf does not notice when it comes back.
 SERVED_INTERVAL, SERVED_WINDOW = 2.0, 60.0
@@ -37,7 +39,7 @@ class KindState(StrEnum):
 
     #: The API server has not said yet whether it serves the kind.
     UNKNOWN = "unknown"
-    #: The CRD is missing, or the process may not list the kind.
+    #: The CRD is missing, or the process may not list the kind or its children.
     UNAVAILABLE = "unavailable"
     #: The caches are being filled.
     FILLING = "filling"
@@ -120,8 +122,7 @@ class KindRuntime:
         for informer in self.context.informers:
             self._process.measure_cache(informer.ref.plural, informer)
             await informer.start()
-        for informer in self.context.informers:
-            await informer.synced.wait()
+        await self._fill_children()
         await self._list(first=True)
         self._watch = self._process.watcher.watch(self.store, self._ended.set)
         self._enter(KindState.SYNCED)
@@ -150,6 +151,21 @@ class KindRuntime:
             with suppress(TimeoutError):
                 async with asyncio.timeout(3):
                     await self.controller.stop()
+
+    async def _fill_children(self) -> None:
+        """Wait until the children's caches are filled; a missing right keeps no other waiting."""
+        for informer in self.context.informers:
+            while not informer.synced.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CHILDREN_INTERVAL):
+                        await informer.synced.wait()
+                if informer.refused and self.state is KindState.FILLING:
+                    log.warning(
+                        "the kind waits for a right: its children cannot be listed",
+                        kind=self.kind.kind,
+                        children=informer.ref.plural,
+                    )
+                    self._enter(KindState.UNAVAILABLE)
 
     async def _wait_until_served(self) -> None:
         """Wait until the API server serves the kind: its CRD may come later, and come back."""
