@@ -29,7 +29,7 @@ PACKAGES = ("engineroom", "engineroom_webhooks", "engineroom_worker")
 #: Exceptions of ours that are no EngineroomError, each with why.
 OUTSIDE = {
     # The runtime lives in other people's images and imports RQ and the standard library only.
-    "engineroom_worker.config.ConfigError": "caught by the runtime's own main, as an exit status",
+    "engineroom_worker.config.WorkerConfigError": "caught by the runtime's main: an exit status",
     "engineroom_worker.transactions.NotHeldError": "control flow: the job is another worker's now",
     "engineroom_worker.transactions.OutageError": "control flow: Redis is away, wait",
     "engineroom.console.background.operations._HaltedError": "control flow: an operation stopped",
