@@ -42,11 +42,12 @@ def main() -> int:
         _check_serializer(settings)
     except WorkerConfigError as error:
         return _refuse(str(error))
-    from engineroom_worker import logs, out_of_memory
+    from engineroom_worker import out_of_memory
+    from engineroom_worker.observability import logs
 
     logs.configure()
 
-    from engineroom_worker.metrics import MetricsServer, SharedMetrics
+    from engineroom_worker.observability.metrics import MetricsServer, SharedMetrics
     from engineroom_worker.supervisor import Supervisor
 
     metrics = SharedMetrics(settings.workers)

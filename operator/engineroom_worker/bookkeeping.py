@@ -20,7 +20,7 @@ from engineroom_worker import drain
 from engineroom_worker.dequeue import limits
 from engineroom_worker.executions import RQ_MAJOR, Executions
 from engineroom_worker.housekeeping import bind_status
-from engineroom_worker.metrics import STATES
+from engineroom_worker.observability.metrics import STATES
 from engineroom_worker.record import NO_JOB, RECORD_TTL, job_fields
 from engineroom_worker.transactions import (
     Command,

@@ -16,7 +16,7 @@ from rq.utils import now
 
 from engineroom_worker import drain, executions
 from engineroom_worker.dequeue import limits
-from engineroom_worker.metrics import DRAIN_STATES
+from engineroom_worker.observability.metrics import DRAIN_STATES
 from engineroom_worker.record import RECORD_TTL
 from engineroom_worker.transactions import NotHeldError, OutageError, is_outage, recorded
 

@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from rq.exceptions import NoSuchJobError
 from rq.registry import FailedJobRegistry
 
-from engineroom_worker import logs, tracing
-from engineroom_worker.metrics import DRAIN_STATES, STATES
+from engineroom_worker.observability import logs, tracing
+from engineroom_worker.observability.metrics import DRAIN_STATES, STATES
 from engineroom_worker.state import CurrentJob
 from engineroom_worker.transactions import NotHeldError, is_outage
 from engineroom_worker.version import VERSION

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engineroom_worker.metrics import SharedMetrics, SlotMetrics
+    from engineroom_worker.observability.metrics import SharedMetrics, SlotMetrics
 
 ROOT = Path("/sys/fs/cgroup")
 #: Files with counter and limit in cgroup v2 and v1, as seen from inside the container.

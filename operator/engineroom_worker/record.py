@@ -10,7 +10,7 @@ from rq import worker_registration
 from rq.utils import now, utcformat
 
 from engineroom_worker import drain, out_of_memory
-from engineroom_worker.metrics import cpu_seconds, resident_bytes
+from engineroom_worker.observability.metrics import cpu_seconds, resident_bytes
 from engineroom_worker.version import VERSION
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from engineroom_worker.config import Settings
     from engineroom_worker.dequeue.dequeuer import Dequeuer
-    from engineroom_worker.metrics import SlotMetrics
+    from engineroom_worker.observability.metrics import SlotMetrics
     from engineroom_worker.transactions import RedisRetry
     from engineroom_worker.wakeup import WakeupPipe
 

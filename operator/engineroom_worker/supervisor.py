@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engineroom_worker.metrics import SharedMetrics
+    from engineroom_worker.observability.metrics import SharedMetrics
 
 log = logging.getLogger("engineroom.supervisor")
 

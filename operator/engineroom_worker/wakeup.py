@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engineroom_worker.metrics import SlotMetrics
+    from engineroom_worker.observability.metrics import SlotMetrics
 
 
 class WakeupPipe:

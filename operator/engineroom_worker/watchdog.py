@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engineroom_worker.metrics import SharedMetrics
+    from engineroom_worker.observability.metrics import SharedMetrics
 
 #: ``sysexits.h``: an internal error; the supervisor or the kubelet starts the process again.
 EX_SOFTWARE = 70

@@ -30,7 +30,7 @@ from engineroom_worker.dequeue.dequeuer import Dequeuer
 from engineroom_worker.horse_monitor import HorseMonitor
 from engineroom_worker.housekeeping import Housekeeper
 from engineroom_worker.loop import WorkLoop
-from engineroom_worker.metrics import SharedMetrics, SlotMetrics
+from engineroom_worker.observability.metrics import SharedMetrics, SlotMetrics
 from engineroom_worker.record import RECORD_TTL, WorkerRecord
 from engineroom_worker.state import WorkerState
 from engineroom_worker.transactions import RedisRetry

@@ -24,7 +24,7 @@ from engineroom.manifests.plan import read_objects
 from engineroom.ratelimit.limits.paths import normalized
 from engineroom.ratelimit.limits.request import RequestView
 from engineroom.tasks.inspection.arguments import read_call
-from engineroom_worker.logs import JsonFormatter
+from engineroom_worker.observability.logs import JsonFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

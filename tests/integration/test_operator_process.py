@@ -409,7 +409,7 @@ async def test_a_deleted_kind_stops_no_other_and_returns_with_its_crd(
 async def test_a_kind_whose_children_are_forbidden_stops_no_other(
     kubeconfig: Path, proxy: FaultProxy, client: Client, namespace: str
 ) -> None:
-    await client.apply(WORKERPOOLS, pool(namespace))
+    await client.apply(WORKERPOOLS, pool_document(namespace))
     await client.apply(RATELIMITPOLICIES, policy(namespace, "first"))
     allow = proxy.before(lambda r: Answer(403, "Forbidden") if r.path.endswith("/pods") else None)
     async with Operator(kubeconfig, namespace, "one", STANDIN_POLICIES="1") as operator:

@@ -52,7 +52,7 @@ def test_a_worker_tells_its_job_its_time_memory_and_processor(lab: Lab) -> None:
 
 _HANGS = """
 import time
-from engineroom_worker.metrics import STUCK_SECONDS, SharedMetrics
+from engineroom_worker.observability.metrics import STUCK_SECONDS, SharedMetrics
 from engineroom_worker.watchdog import watch
 metrics = SharedMetrics(1)
 metrics.set(0, "looped", time.monotonic() - STUCK_SECONDS - {late})

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from engineroom.kube.runtime.object_memory import NEVER
 from engineroom.queue import commands
 from engineroom.workers import job_recovery
-from engineroom.workers.deployment_writer import DeploymentWriter
+from engineroom.workers.deployment.latest import LatestDeployment
+from engineroom.workers.deployment.writer import DeploymentWriter
 from engineroom.workers.drain.plan import DrainPlan, plan_drain, pods_to_protect
 from engineroom.workers.drain.requests import send_drain_requests
-from engineroom.workers.latest_deployment import LatestDeployment
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.kube.runtime.controller import Context
     from engineroom.queue.observe import PoolFacts
-    from engineroom.workers.children import ChildWriter
     from engineroom.workers.demand import DemandHistory
-    from engineroom.workers.deployment_writer import DeploymentTarget
+    from engineroom.workers.deployment.children import ChildWriter
+    from engineroom.workers.deployment.writer import DeploymentTarget
     from engineroom.workers.observe import PoolObservation
     from engineroom.workers.projections import DeploymentView
     from engineroom.workers.redis_measurement import PoolConnection

@@ -10,9 +10,9 @@ from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from engineroom.kube.runtime.reconciler import ObjectReconciler, earliest, unless_refused
 from engineroom.kube.runtime.redis_addresses import RedisAddresses
 from engineroom.workers.apply import PoolApplier
-from engineroom.workers.children import ChildWriter
 from engineroom.workers.decide import SizeDecision, decide_size
-from engineroom.workers.deployment_writer import DeploymentTarget
+from engineroom.workers.deployment.children import ChildWriter
+from engineroom.workers.deployment.writer import DeploymentTarget
 from engineroom.workers.drain.plan import DrainPlan, pods_to_drain, with_requested
 from engineroom.workers.job_schedules import declarations
 from engineroom.workers.job_schedules.pool_schedules import PoolSchedules

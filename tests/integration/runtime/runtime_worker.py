@@ -14,7 +14,7 @@ from engineroom_worker import __main__ as entry
 from engineroom_worker import executions, housekeeping, loop, worker
 from engineroom_worker.config import from_environment
 from engineroom_worker.dequeue import waiting
-from engineroom_worker.metrics import SharedMetrics
+from engineroom_worker.observability.metrics import SharedMetrics
 
 
 def main(options):

@@ -60,7 +60,7 @@ def test_no_process_imports_opentelemetry_where_it_is_not_asked_for(module: str)
     ],
 )
 def test_it_is_configured_by_opentelemetrys_own_variables(said: dict[str, str], on: bool) -> None:
-    from engineroom_worker import tracing as of_worker
+    from engineroom_worker.observability import tracing as of_worker
 
     assert tracing.configured(said) is on
     assert of_worker.configured(said) is on

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engineroom_worker import out_of_memory
-from engineroom_worker.metrics import SharedMetrics, SlotMetrics, render
+from engineroom_worker.observability.metrics import SharedMetrics, SlotMetrics, render
 
 if TYPE_CHECKING:
     from pathlib import Path

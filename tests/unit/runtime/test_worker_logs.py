@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engineroom_worker import logs
+from engineroom_worker.observability import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from engineroom.workers.latest_deployment import LatestDeployment
+from engineroom.workers.deployment.latest import LatestDeployment
 from engineroom.workers.projections import DeploymentView, deployment_view
 
 

@@ -69,6 +69,31 @@ def _keepalive_socket(address: Any) -> socket.socket:
     return sock
 
 
+class _Authorization:
+    """The Authorization header; a token is read again after TOKEN_MAX_AGE, as it may be renewed."""
+
+    def __init__(self, config: ApiConfig, clock: Clock) -> None:
+        self._config, self._clock = config, clock
+        self._header: str | None = None
+        self._read_at = float("-inf")
+
+    def header(self) -> str | None:
+        """Return the header's value; None for a client certificate."""
+        now = self._clock.monotonic()
+        if now - self._read_at > TOKEN_MAX_AGE:
+            token = self._config.read_token()
+            if token:
+                self._header = f"Bearer {token}"
+            elif self._config.username and self._config.password is not None:
+                self._header = _basic(self._config.username, self._config.password)
+            self._read_at = now
+        return self._header
+
+    def expire(self) -> None:
+        """Read the token again for the next request."""
+        self._read_at = float("-inf")
+
+
 class Client:
     """A client of one API server. An async context manager; one per process is enough.
 
@@ -105,8 +130,7 @@ class Client:
         self._clock = clock or SystemClock()
         self._session: aiohttp.ClientSession | None = None
         self._ssl: ssl.SSLContext | bool = True
-        self._authorization: str | None = None
-        self._authorization_read = float("-inf")
+        self._authorization = _Authorization(config, self._clock)
 
     @classmethod
     def load(
@@ -464,7 +488,7 @@ class Client:
                 )
             if isinstance(error, Unauthorized) and self.config.token_file and not token_reloaded:
                 token_reloaded = True
-                self._authorization_read = float("-inf")
+                self._authorization.expire()
                 continue
             wait = error.retry_after
             if response.status == 429 and wait is None:
@@ -492,7 +516,7 @@ class Client:
         if self._session is None:
             raise ClientConfigError("the client is not open; use it as an async context manager")
         headers: dict[str, str] = {}
-        authorization = self._authorize()
+        authorization = self._authorization.header()
         if authorization:
             headers["Authorization"] = authorization
         if data is not None:
@@ -517,17 +541,6 @@ class Client:
             raise Unreachable(f"{method} {path}: {_message(error)}") from error
         except _NETWORK_ERRORS as error:
             raise Unreachable(f"{method} {path}: {_message(error)}") from error
-
-    def _authorize(self) -> str | None:
-        now = self._clock.monotonic()
-        if now - self._authorization_read > TOKEN_MAX_AGE:
-            token = self.config.read_token()
-            if token:
-                self._authorization = f"Bearer {token}"
-            elif self.config.username and self.config.password is not None:
-                self._authorization = _basic(self.config.username, self.config.password)
-            self._authorization_read = now
-        return self._authorization
 
 
 async def _json(response: aiohttp.ClientResponse, request: str) -> dict[str, Any]:

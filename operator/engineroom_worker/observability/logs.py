@@ -16,7 +16,7 @@ import sys
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
-from engineroom_worker.redaction import redact_text
+from engineroom_worker.observability.redaction import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,7 +10,7 @@ import structlog
 from engineroom.core import reasons
 from engineroom.core.errors import ConflictError
 from engineroom.kube.client.errors import NotFound
-from engineroom.workers.children import equipped
+from engineroom.workers.deployment.children import equipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.client.resources import ObjectRef
     from engineroom.kube.runtime.events import Recorder
-    from engineroom.workers.children import ChildWriter
     from engineroom.workers.decide import SizeDecision
-    from engineroom.workers.latest_deployment import LatestDeployment
+    from engineroom.workers.deployment.children import ChildWriter
+    from engineroom.workers.deployment.latest import LatestDeployment
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import DeploymentView
 
