@@ -7,7 +7,7 @@ import time
 
 from tests.bounds.cost import DOUBLED, MILLISECONDS_PER_KIB, kib, milliseconds
 from tests.bounds.subjects import SUBJECTS
-from tests.performance.outcome import Goal, outcome
+from tests.performance.outcome import Figure, Goal, outcome
 
 #: Length of the shorter input in bytes, and runs of each, of which the fastest counts.
 SIZE, RUNS = 48 * 1024, 5
@@ -49,7 +49,7 @@ def main() -> int:
         print(f"{cost:8.3f} ms/KiB  {title}")
     worst, worst_input = max(costs)
     doubled, doubled_input = max(ratios)
-    figures = {
+    figures: dict[str, Figure] = {
         "inputs": len(costs),
         "worst_ms_per_kib": round(worst, 3),
         "worst_ms_input": worst_input,

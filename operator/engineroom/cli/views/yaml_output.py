@@ -33,7 +33,8 @@ class _Writer:
     """The events of values; text that reads as another type gets quotes."""
 
     def __init__(self) -> None:
-        self._resolver = yaml.resolver.Resolver()
+        # Typed as Any: its stubs lack the types of arguments.
+        self._resolver: Any = yaml.resolver.Resolver()
         self._representer = yaml.representer.SafeRepresenter()
 
     def value(self, value: Any) -> Iterator[yaml.Event]:
