@@ -143,7 +143,7 @@ def test_the_place_of_a_killed_worker_comes_back(lab: Lab, tasks: Tasks) -> None
     eventually(lambda: tasks.counts(["default"])[0].held == 1, "it to be set aside")
     name = first.name
     first.kill()
-    assert recovered(lab, name) == recovery.Action.FAILED
+    assert recovered(lab, name) == recovery.RecoveryAction.FAILED
     lab.becomes(waits, "finished", 5)
     # Without an operator the lease ends by itself; here it is made to.
     third = tasks.enqueue(nap(30, limit)).job_id
@@ -158,10 +158,10 @@ def test_the_place_of_a_killed_worker_comes_back(lab: Lab, tasks: Tasks) -> None
     assert tasks.counts(["default"])[0].held == 0
 
 
-def recovered(lab: Lab, name: str) -> recovery.Action:
+def recovered(lab: Lab, name: str) -> recovery.RecoveryAction:
     heartbeat = lab.redis.hget(keys.worker(name), "last_heartbeat").decode()
 
-    async def recover() -> recovery.Action:
+    async def recover() -> recovery.RecoveryAction:
         async with redis.asyncio.Redis(port=lab.server.port) as client:
             dead = recovery.DeadWorker(
                 name, POOL, datetime.fromisoformat(heartbeat).timestamp(), ("default",)

@@ -137,7 +137,11 @@ async def desk(redis: Redis, clock: FakeClock) -> Desk:
     sessions = Sessions(redis, clock, b"s" * 32)
     authenticator = Authenticator(tokens=tokens, api_keys=api_keys, sessions=sessions)
     return Desk(
-        AuthMiddleware(application, authenticator), tokens, api_keys, sessions, authenticator
+        AuthMiddleware(application, authenticator, headers=SECURITY_HEADERS),
+        tokens,
+        api_keys,
+        sessions,
+        authenticator,
     )
 
 
@@ -239,9 +243,14 @@ async def test_every_answer_has_the_security_headers_and_keeps_its_own(desk: Des
         headers = [(b"Cache-Control", b"max-age=60")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    answer = await ask(AuthMiddleware(own, desk.authenticator))
+    answer = await ask(AuthMiddleware(own, desk.authenticator, headers=SECURITY_HEADERS))
     assert answer.headers["Cache-Control"] == "max-age=60"
     assert "cache-control" not in answer.headers
+
+
+async def test_an_application_that_did_not_ask_gets_no_headers_of_ours(desk: Desk) -> None:
+    answer = await ask(AuthMiddleware(application, desk.authenticator), "/health")
+    assert not set(SECURITY_HEADERS) & {name.lower() for name in answer.headers}
 
 
 async def test_every_route_for_every_role(desk: Desk) -> None:

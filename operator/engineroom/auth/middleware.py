@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -52,7 +53,8 @@ SESSION = "engineroom.session"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _MAX_HEADER = 16_384
 
-#: Default headers of every response: no inline script, no other origin, no frame.
+#: Headers for an application that serves pages of its own only, over HTTPS only, and nothing that a
+#: browser or proxy may store: no inline script, no other origin, no frame.
 SECURITY_HEADERS: Mapping[str, str] = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -280,16 +282,17 @@ class AuthMiddleware:
         app: App,
         authenticator: Authenticator,
         *,
-        headers: Mapping[str, str] = SECURITY_HEADERS,
+        headers: Mapping[str, str] = MappingProxyType({}),
         public: Callable[[Scope], bool] = lambda _: False,
         address: Callable[[Scope], str] | None = None,
         on_refused: Callable[[Scope, EngineroomError], Awaitable[None]] | None = None,
     ) -> None:
-        """``public`` returns whether a request needs no authentication.
+        """``headers`` are added to responses that lack them; SECURITY_HEADERS is a strict set.
 
-        A public request with an ended session passes unauthenticated, which permits a new sign-in.
-        ``address`` returns the client's address; the default is the peer of the connection.
-        ``on_refused`` is awaited with each request that is refused here, before the response.
+        ``public`` returns whether a request needs no authentication. A public request with an ended
+        session passes unauthenticated, which permits a new sign-in. ``address`` returns the
+        client's address; the default is the peer of the connection. ``on_refused`` is awaited with
+        each request that is refused here, before the response.
         """
         self._app = app
         self._address = address or _peer
@@ -419,7 +422,7 @@ class WsgiAuth:
         app: Callable[..., Iterable[bytes]],
         make: Callable[[], Awaitable[Authenticator]],
         *,
-        headers: Mapping[str, str] = SECURITY_HEADERS,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._app = app
         self._make = make

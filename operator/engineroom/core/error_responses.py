@@ -1,6 +1,8 @@
 """Error responses of each edge: HTTP, command line, RQ. One pure function for each.
 
-The texts of unexpected errors and of bugs are not shown to callers; they go to the log.
+Callers are not shown the texts of unexpected errors and of bugs. Callers over HTTP are not shown
+those of external systems and libraries either, which name hosts, ports and accounts: they get the
+description of the error's class. The log has the texts.
 """
 
 from __future__ import annotations
@@ -23,11 +25,30 @@ def _as_engineroom_error(error: BaseException) -> EngineroomError | None:
     return error if isinstance(error, EngineroomError) else None
 
 
-def _public_message(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
+    """Return the text for the person who runs the program."""
     ours = _as_engineroom_error(error)
     if ours is None or ours.category is Category.BUG:
         return UNFORESEEN
     return str(ours) or type(ours).__name__
+
+
+def _public_message(error: BaseException) -> str:
+    """Return the text for callers over HTTP."""
+    ours = _as_engineroom_error(error)
+    if ours is not None and (ours.category is Category.DEPENDENCY or "library" in ours.context):
+        return _description(type(ours))
+    return _message(error)
+
+
+def _description(kind: type[EngineroomError]) -> str:
+    """Return the first sentence of the class's docstring; without docstrings (-OO) its title."""
+    text = " ".join((kind.__doc__ or "").split())
+    return text.partition(". ")[0].rstrip(".") or _title(kind)
+
+
+def _title(kind: type[EngineroomError]) -> str:
+    return kind.code.replace("_", " ").capitalize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +76,7 @@ def problem_document(error: BaseException, *, instance: str = "") -> ProblemDocu
     kind = type(ours) if ours is not None else EngineroomError
     body: dict[str, Any] = {
         "type": TYPE_BASE + kind.code,
-        "title": kind.code.replace("_", " ").capitalize(),
+        "title": _title(kind),
         "status": kind.http_status,
         "detail": _public_message(error),
         "code": kind.code,
@@ -103,7 +124,7 @@ def command_outcome(error: BaseException) -> CommandOutcome:
     """Return a command's exit status and text: the error, each invalid field, advice to retry."""
     ours = _as_engineroom_error(error)
     code = EngineroomError.code if ours is None else ours.code
-    lines = [f"error: {_public_message(error)} [{code}]"]
+    lines = [f"error: {_message(error)} [{code}]"]
     if isinstance(ours, InvalidInputError):
         lines = [f"error: {len(ours.problems)} to correct [{code}]"]
         lines += [f"  {problem}" for problem in ours.problems]

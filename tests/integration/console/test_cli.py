@@ -271,7 +271,7 @@ async def test_sessions_are_listed_and_ended(admin: Command, process: ApiProcess
     assert "not_found" in admin.run("sessions", "end", opened["handle"], "--yes", code=4).stderr
     admin.run("sessions", "end", "--all", "--of", "user:admin", "--yes")
     # That was our own login too.
-    assert "is over" in admin.run("whoami", code=5).stderr
+    assert "has expired or was revoked" in admin.run("whoami", code=5).stderr
 
 
 # -- commands that were there before --------------------------------------------------------------
@@ -443,7 +443,7 @@ async def test_jobs_and_schedules_are_created_through_the_api(
     assert admin.json("jobs", "show", ran)["call"]["args"] == [7]
     assert admin.json("schedules", "resume", name)["next"] is not None
     admin.run("schedules", "delete", name, "--yes")
-    assert "is not there" in admin.run("schedules", "show", name, code=4).stderr
+    assert "does not exist" in admin.run("schedules", "show", name, code=4).stderr
 
 
 #: Interrupts the command when it first looks how far its operation is.
@@ -521,7 +521,7 @@ async def test_pools_are_explained_and_drained_through_the_api(
     assert (ill["healthy"], ill["components"]) == (False, None)
     await told(conditions=None)
     # The pool as a whole: the operator, played here, says when nobody has a job any more.
-    assert "take no more jobs" in admin.run("drain", "mail", "--no-wait").stdout
+    assert "take no more jobs" in admin.run("drain", "mail", "--no-wait", "--yes").stdout
     assert (await client.get(WORKERPOOLS, namespace, "mail"))["spec"]["suspend"] is True
     await told(busyWorkers=1)
     busy = admin.run("drain", "mail", "--timeout", "1s", code=1).stderr
@@ -777,7 +777,7 @@ async def test_an_interrupted_apply_is_undone(
     file.write_text(manifest(pool("alpha"), pool("beta"), pool("zeta")))
     die = {"DIE_AT": "2", "DIE_WHEN": "after", "DIE_BY": kind}
     done = command.run("apply", "-f", str(file), code=130, runner=DYING + CODE, **die)
-    assert "putting back" in done.stderr
+    assert "rolling back" in done.stderr
     assert (await client.list(WORKERPOOLS, command.namespace))[0] == []
     assert "nothing to put back" in command.run("apply", "--recover").stderr
 

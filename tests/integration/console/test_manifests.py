@@ -185,7 +185,7 @@ async def test_an_undo_keeps_concurrent_changes(api: Api, client: Client, namesp
     after = await client.apply(
         WORKERPOOLS, wanted, field_manager="engineroom-api", dry_run=True, force=True
     )
-    planned = applying.Planned(
+    planned = applying.PlannedObject(
         "engineroom.dev/v1alpha1", "WorkerPool", namespace, "mail", "update", before, wanted, after
     )
     await api.services.bundles.put("t1", [planned])

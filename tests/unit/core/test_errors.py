@@ -201,6 +201,32 @@ def test_what_nobody_foresaw_is_not_shown(error: Exception) -> None:
     assert "hunter2" not in command_outcome(error).text
 
 
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (
+            errors.RedisUnavailableError("Error 111 connecting to redis.internal:6379"),
+            "Redis does not answer, is loading its data, or is failing over",
+        ),
+        (
+            errors.ConflictError(
+                "WatchError: key at redis.internal:6379", context={"library": "redis"}
+            ),
+            "The object changed since it was read; read it again and retry",
+        ),
+        (
+            errors.DependencyError("https://10.0.0.1:6443/api: connection refused"),
+            "An external system (Redis, the API server) did not answer or answered with a failure",
+        ),
+    ],
+)
+def test_a_problem_document_repeats_no_text_of_an_external_system(
+    error: errors.EngineroomError, detail: str
+) -> None:
+    assert problem_document(error).body["detail"] == detail
+    assert str(error) in command_outcome(error).text
+
+
 def test_exit_codes_are_those_of_the_command_line() -> None:
     from engineroom.cli.errors import ExitCode
 

@@ -98,6 +98,7 @@ class _Authentication:
             self._middleware = AuthMiddleware(
                 self._app,
                 scope["app"].state.services.authenticator,
+                headers=SECURITY_HEADERS,
                 public=lambda scope: (scope.get("method"), scope["path"]) in self._public,
                 address=scope["app"].state.services.address_of_scope,
                 on_refused=self._audit_csrf,

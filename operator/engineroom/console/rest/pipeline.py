@@ -78,6 +78,15 @@ class RequestPipeline:
             return Response(None, 400)  # the client is gone and reads no response
         except EngineroomError as expected:
             error, response = expected, problem_response(expected)
+            if expected.http_status >= 500:
+                # The response does not repeat what an external system said.
+                log.warning(
+                    "a request failed",
+                    method=self._route.method,
+                    path=self._route.path,
+                    code=expected.code,
+                    error=str(expected),
+                )
         except Exception as unexpected:
             log.exception("a request failed", method=self._route.method, path=self._route.path)
             error, response = unexpected, problem_response(unexpected)
