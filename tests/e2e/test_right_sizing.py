@@ -52,7 +52,7 @@ def test_pods_are_resized_in_place_under_running_jobs(pool: Pool) -> None:
     )
     pool.wait_size(2, 60)
     before = sorted(pod["metadata"]["uid"] for pod in pool.pods())
-    pool.enqueue([60] * 8, job="gather")
+    pool.enqueue([76] * 8, job="gather")
     pool.wait_started(2, 30)
 
     wait_for(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -13,11 +12,10 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from engineroom.core import reasons
 from engineroom.core.errors import SecretError
+from engineroom.redis.urls import FORM, url_problem
 
 if TYPE_CHECKING:
     from engineroom.core.errors import EngineroomError
-
-SCHEMES = ("redis", "rediss", "unix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +41,10 @@ def reason_of(error: EngineroomError) -> str:
 
 def check_url(url: str) -> str:
     """Return the URL; raise SecretError unless it is a Redis URL."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise SecretError(
-            reasons.REDIS_URL_INVALID, f"the Redis URL cannot be read ({error}); {_FORM}"
-        ) from error
-    if parts.scheme not in SCHEMES or not (parts.hostname or parts.scheme == "unix"):
-        scheme = parts.scheme or "none"
-        raise SecretError(
-            reasons.REDIS_URL_INVALID, f"the Redis URL's scheme is {scheme!r}; {_FORM}"
-        )
+    problem = url_problem(url)
+    if problem:
+        raise SecretError(reasons.REDIS_URL_INVALID, f"the Redis URL is invalid: {problem}; {FORM}")
     return url
-
-
-_FORM = "write redis://[user:password@]host[:port][/database] or rediss://..."
 
 
 def open_client(address: Address) -> redis.asyncio.Redis:

@@ -12,9 +12,9 @@ import pytest
 
 from engineroom.cli.connections.redis_address import (
     RedisAddress,
+    displayed_url,
     namespace_target,
     pool_target,
-    redacted_url,
 )
 from engineroom.cli.connections.service_ports import service_connector, service_of, target_port
 from engineroom.cli.errors import (
@@ -320,5 +320,5 @@ def wait_for_port(port: int) -> None:
 
 
 def test_an_url_is_shown_without_what_is_secret_in_it() -> None:
-    assert redacted_url(URL) == "redis://redis.default.svc:6379"
-    assert "secret" not in redacted_url("redis://user:secret@host:port/0")
+    assert displayed_url(URL) == "redis://redis.default.svc:6379"
+    assert "secret" not in displayed_url("redis://user:secret@host:port/0")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 from engineroom.api import LABEL_POOL
 from engineroom.cli.errors import ForbiddenError, NotFoundError, UsageError
 from engineroom.kube.client.resources import DEPLOYMENTS, SECRETS
+from engineroom.redis.urls import FORM, displayed_url, url_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 VARIABLE = "ENGINEROOM_REDIS_URL"
 #: Selects the installation's operator, whose Deployment names the Secret of the chart's Redis.
 _OPERATOR = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=operator"
-_SCHEMES = ("redis", "rediss", "unix")
 _FIX = f"name another pool with --pool, or give the URL in {VARIABLE}"
 _CHART = "the chart's Redis"
 
@@ -72,7 +71,7 @@ class RedisAddress:
 
     def __repr__(self) -> str:
         """Return the address without the user and password of its URL."""
-        return f"RedisAddress({redacted_url(self.url)!r}, namespace={self.namespace!r})"
+        return f"RedisAddress({displayed_url(self.url)!r}, namespace={self.namespace!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class RedisTarget:
 
 def url_target(url: str) -> RedisTarget:
     """Return the Redis at a URL that the user gave."""
-    return RedisTarget(RedisAddress(url), redacted_url(url))
+    return RedisTarget(RedisAddress(url), displayed_url(url))
 
 
 def pool_target(cluster: PoolReader, namespace: str, name: str) -> RedisTarget:
@@ -245,34 +244,8 @@ def _decode(encoded: str) -> str:
     return base64.b64decode(encoded).decode().strip()
 
 
-def redacted_url(url: str) -> str:
-    """Return a URL without user, password and path; the only form that is ever printed."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "an invalid URL"
-    host = parts.hostname or parts.path
-    return f"{parts.scheme}://{host}{port}"
-
-
 def check_url(url: str) -> None:
     """Raise UsageError, which never shows the URL, unless it is a Redis URL."""
-    problem = ""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-        if parts.scheme not in _SCHEMES:
-            problem = f"its scheme is {parts.scheme or 'missing'}"
-        elif not (parts.hostname or parts.scheme == "unix"):
-            problem = "it has no host"
-        elif parts.path.strip("/") and parts.scheme != "unix":
-            int(parts.path.strip("/"))
-    except ValueError:
-        problem = "its port or database is not a number"
+    problem = url_problem(url)
     if problem:
-        raise UsageError(
-            "the Redis URL is invalid",
-            why=problem,
-            fix="write redis://[user:password@]host[:port][/database], rediss:// or unix://",
-        )
+        raise UsageError("the Redis URL is invalid", why=problem, fix=FORM)
