@@ -265,7 +265,7 @@ def test_scale_pause_and_resume_of_an_autoscaled_pool(place: Place) -> None:
     place.pool("mail", autoscaling=AUTO, status={})
     what, why, fix = error_of(place.run("scale", "mail", "5", code=2))
     assert what == f"{place.namespace}/mail is autoscaled between 0 and 10 pods"
-    assert "follows the work" in why
+    assert "follows the load" in why
     assert "--min 5" in fix
     place.run("scale", "mail", "--min", "1", "--max", "20")
     place.run("pause", "mail", "--direction", "in", "-o", "name")
@@ -529,7 +529,7 @@ def test_without_the_kind_every_command_says_how_to_install_it(bare: Local) -> N
         assert what == "Engineroom is not installed in this cluster"
         assert fix.startswith("helm install engineroom")
     done = place.run("status", code=1)
-    assert "problem   CRD        the kind WorkerPool is not there" in done.stdout
+    assert "problem   CRD        the kind WorkerPool is not installed" in done.stdout
     assert "fix CRD: helm install engineroom" in done.stdout
     assert "API          not installed" in place.run("version").stdout
 
