@@ -548,7 +548,7 @@ async def test_pools_are_explained_and_drained_through_the_api(
     top = {pool["name"]: pool for pool in admin.json("top")["pools"]}
     assert (top["mail"]["memory"], top["mail"]["cpu"]) == (3 * 2**20, 250)
     assert "no worker is in a pod" in admin.run("drain", "mail", "other", code=4).stderr
-    late = admin.run("drain", "mail", "mail-1-x", "--timeout", "1s", code=1).stderr
+    late = admin.run("drain", "mail", "mail-1-x", "--timeout", "1s", "--yes", code=1).stderr
     assert "finishing its job" in late
     assert f"resume mail mail-1-x -n {namespace}" in late
 
@@ -561,7 +561,7 @@ async def test_pools_are_explained_and_drained_through_the_api(
     assert await asked() == ""
     assert "was not asked" in admin.run("resume", "mail", "mail-1-x").stdout
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(admin.run, "drain", "mail", "mail-1-x")
+        waiting = thread.submit(admin.run, "drain", "mail", "mail-1-x", "--yes")
 
         async def marked() -> bool:
             return await asked() == "mail-1-x"
