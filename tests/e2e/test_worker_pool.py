@@ -116,7 +116,9 @@ def test_200_jobs_survive_constant_scaling(pool: Pool) -> None:
     pool.enqueue(mixed(200))
     sizes = itertools.cycle([4, 1, 3, 0, 2])
 
-    with Meanwhile(lambda: pool.scale(next(sizes)), every=2.0) as moving:
+    # A new pod takes some seconds to its first job, more on a busy machine: with shorter steps most
+    # pods would leave before it, and nothing would progress.
+    with Meanwhile(lambda: pool.scale(next(sizes)), every=4.0) as moving:
         pool.wait_finished(200, 180)
 
     account = pool.account()
