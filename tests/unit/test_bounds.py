@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.bounds.subjects import Subject
 
 #: Length of the shorter input, and memory that any run may use whatever its input (KiB).
-SIZE, FIXED = 8 * 1024, 64.0
+SIZE, FIXED = 4 * 1024, 64.0
 
 
 @pytest.mark.parametrize(
