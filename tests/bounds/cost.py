@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ def kib(text: str | bytes) -> float:
 
 def peak_kib(subject: Subject, text: str | bytes) -> float:
     """Return the most memory that a run holds at one time, in KiB."""
-    gc.collect()
     tracemalloc.start()
     try:
         subject.run(text)
