@@ -248,7 +248,9 @@ def _run_go(
 ) -> None:
     if shutil.which("go") is None:
         raise ClusterError("Go is missing; `python -m tests.cluster doctor` says how to get it")
-    process = subprocess.Popen(
+    lines: list[str] = []
+    packages = 0
+    with subprocess.Popen(
         ["nice", *command],
         cwd=folder,
         env=environment,
@@ -256,21 +258,18 @@ def _run_go(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    lines: list[str] = []
-    packages = 0
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            lines = [*lines[-30:], line]
-            if not line.startswith("go: "):
-                packages += 1
-            detail(f"{packages} packages compiled" if packages else "downloading modules")
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                lines = [*lines[-30:], line]
+                if not line.startswith("go: "):
+                    packages += 1
+                detail(f"{packages} packages compiled" if packages else "downloading modules")
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
     if code != 0:
         raise ClusterError(f"{' '.join(command)} failed:\n{''.join(lines)}")
 

@@ -320,7 +320,7 @@ def test_an_application_of_threads(server: RedisServer, clock: FakeClock) -> Non
         start_response("200 OK", [("x-frame-options", "SAMEORIGIN")])
         return [principal.subject.encode()]
 
-    app = WsgiAuth(threads, make)
+    app = WsgiAuth(threads, make, headers=SECURITY_HEADERS)
     secret = asyncio.run(key())
 
     def call(namespace: str, **headers: str) -> tuple[str, dict[str, str], bytes]:
