@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engineroom_worker.observability.redaction import REDACTED, redact_text
+from engineroom.core.text_redaction import REDACTED, redact_text
 
 __all__ = ["REDACTED", "hides", "is_secret_key", "redact", "redact_object", "redact_text"]
 

@@ -1,7 +1,6 @@
 """Redaction of credentials in text, in time that grows linearly with the text.
 
-``engineroom.core.redaction`` uses it too. It stands here because the runtime runs in images that
-have no package ``engineroom``.
+A copy of ``engineroom.core.text_redaction``: this package must not import ``engineroom``.
 """
 
 from __future__ import annotations
