@@ -28,7 +28,7 @@ from tests import toy_kind
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.integration.ratelimit.policies import policy
-from tests.integration.toys import TOYS, toys_served
+from tests.integration.toys import TOYS, a_toy, toys_served
 from tests.kstatus import judge
 from tests.support import ROOT, RedisServer, extra_kinds, redis_server
 
@@ -146,14 +146,7 @@ async def edit(versions: Versions, spec: dict[str, Any]) -> None:
     )
 
 
-def toy(namespace: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "metadata": {"namespace": namespace, "name": "car"},
-        "spec": {"count": 1, **spec},
-    }
-
-
-BUILDERS = {WORKERPOOLS: pool, RATELIMITPOLICIES: policy, TOYS: toy}
+BUILDERS = {WORKERPOOLS: pool, RATELIMITPOLICIES: policy, TOYS: a_toy}
 #: A spec that passes the API server's own rules and no admission server would admit.
 INVALID = {
     WORKERPOOLS: {"template": {"spec": {"containers": [{"name": "app", "image": ""}]}}},
@@ -239,7 +232,7 @@ async def test_what_can_heal_is_in_progress_and_never_failed(
     served: Client, namespace: str, store: RedisServer, operator: OperatorProcess
 ) -> None:
     reference = {"urlSecretRef": {"name": "address", "key": "url"}}
-    toys = toy(namespace, bells=[{"url": "http://bell", "tokenSecretRef": _key("address")}])
+    toys = a_toy(namespace, bells=[{"url": "http://bell", "tokenSecretRef": _key("address")}])
     async with (
         recorded(served, WORKERPOOLS, pool(namespace, redis=reference)) as pools,
         recorded(served, TOYS, toys) as bells,

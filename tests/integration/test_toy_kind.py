@@ -17,7 +17,7 @@ from engineroom.kube.client.errors import ApiError
 from engineroom.manifests import plan
 from tests import toy_kind
 from tests.integration.test_admission import allow_ann, kubectl
-from tests.integration.toys import TOYS, toys_served
+from tests.integration.toys import TOYS, a_toy, toys_served
 from tests.integration.webhooks import Admission, secret_env
 from tests.support import ROOT, extra_kinds
 from tests.unit.chart.rendering import render_chart
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from tests.cluster.api import Cluster
 
 SECRET = {"name": "bell", "key": "token"}
-
-
-def a_toy(namespace: str, **spec: Any) -> dict[str, Any]:
-    """A valid toy with some fields of its spec set."""
-    return {
-        "apiVersion": "engineroom.dev/v1alpha1",
-        "kind": "Toy",
-        "metadata": {"name": "car", "namespace": namespace},
-        "spec": {"count": 1, **spec},
-    }
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""An API server that serves the toy kind for a while."""
+"""Toys, and an API server that serves the toy kind for a while."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineroom.api.schema.common import crd
 from engineroom.core.errors import EngineroomError
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 TOYS = resource_of(TOY)
 #: Seconds until the API server serves a definition, and until one is deleted with its objects.
 SERVED_WITHIN, DELETED_WITHIN = 30, 60
+
+
+def a_toy(namespace: str, **spec: Any) -> dict[str, Any]:
+    """Return a valid toy with some fields of its spec set."""
+    return {
+        "apiVersion": TOY.api_version,
+        "kind": TOY.kind,
+        "metadata": {"name": "car", "namespace": namespace},
+        "spec": {"count": 1, **spec},
+    }
 
 
 @contextlib.asynccontextmanager

@@ -128,8 +128,7 @@ def record(path: Path, name: str, line: str) -> None:
 
 def ratios_of(name: str, path: Path = RATIOS) -> dict[str, float]:
     """Return the settled ratios of a benchmark, by figure."""
-    settled: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    return settled.get(name, {})
+    return _settled(path).get(name, {})
 
 
 def settle(name: str, medians: Mapping[str, float], path: Path = RATIOS) -> dict[str, float]:
@@ -137,12 +136,16 @@ def settle(name: str, medians: Mapping[str, float], path: Path = RATIOS) -> dict
 
     A ratio that is settled already can fall and never rises.
     """
-    document: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    document = _settled(path)
     ratios = document.setdefault(name, {})
     for figure, median in medians.items():
         ratios[figure] = min(round(ALLOWANCE * median, 3), ratios.get(figure, math.inf))
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
     return ratios
+
+
+def _settled(path: Path) -> dict[str, dict[str, float]]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
