@@ -123,6 +123,24 @@ def worst(admitted: list[tuple[float, float]], burst: float, rate: float) -> flo
     return largest
 
 
+def possible(decided: list[float], burst: float, rate: float) -> int:
+    """Return the number of requests that one exact token bucket admits.
+
+    Args:
+        decided: Wall-clock seconds at which the bucket decides each request.
+        burst: Size of the bucket, which is full at the first request.
+        rate: Tokens that it gains per second.
+    """
+    tokens, before, admitted = burst, min(decided, default=0.0), 0
+    for now in sorted(decided):
+        tokens = min(burst, tokens + rate * (now - before))
+        before = now
+        if tokens >= 1:
+            tokens -= 1
+            admitted += 1
+    return admitted
+
+
 def result(tally: Tally, burst: float, rate: float) -> dict[str, object]:
     """Return the totals."""
     counted = tally.admitted + tally.refused
@@ -134,6 +152,7 @@ def result(tally: Tally, burst: float, rate: float) -> dict[str, object]:
         "refused": len(tally.refused),
         "window": last - first,
         "worst": worst(tally.admitted, burst, rate),
+        "possible": possible([received for _, received in counted], burst, rate),
         "firstCounted": min((received for _, received in counted), default=None),
         "firstRefused": min((received for _, received in tally.refused), default=None),
     }

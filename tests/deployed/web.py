@@ -46,6 +46,8 @@ class Load:
     window: float
     #: The largest share of the bound that was admitted in any window: above 1 it was broken.
     worst: float
+    #: The number that one exact bucket admits of the same requests, at the times of their responses.
+    possible: int
     first_counted: float | None
     first_refused: float | None
 
@@ -212,6 +214,7 @@ def _load(totals: dict[str, Any]) -> Load:
         refused=totals["refused"],
         window=totals["window"],
         worst=totals["worst"],
+        possible=totals["possible"],
         first_counted=totals["firstCounted"],
         first_refused=totals["firstRefused"],
     )

@@ -9,7 +9,7 @@ import yaml
 from engineroom.api.v1alpha1.ratelimitpolicy import RateLimitPolicy
 from engineroom.api.validation import parse
 from tests.deployed import images
-from tests.deployed.load import worst
+from tests.deployed.load import possible, worst
 from tests.deployed.web import BURST, EXAMPLE, NAMESPACE, POLICY, RATE
 from tests.integration.ratelimit.proxies import blocks
 
@@ -64,3 +64,19 @@ def test_pods_run_from_the_images_that_are_built() -> None:
 )
 def test_the_worst_window_is_found(admitted: list[tuple[float, float]], share: float) -> None:
     assert worst(admitted, burst=10, rate=1) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("decided", "admitted"),
+    [
+        ([], 0),
+        ([0.0] * 20, 10),
+        # The bucket gains a token per second.
+        ([*[0.0] * 20, *[3.5] * 20], 13),
+        # A pause fills it to its size and no further.
+        ([*[0.0] * 20, *[100.0] * 20], 20),
+        ([3.5, 0.0], 2),
+    ],
+)
+def test_an_exact_bucket_is_replayed(decided: list[float], admitted: int) -> None:
+    assert possible(decided, burst=10, rate=1) == admitted

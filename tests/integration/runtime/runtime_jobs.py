@@ -36,6 +36,14 @@ def nap(seconds):
     return seconds
 
 
+def wait_for_release():
+    """Run until the test sets the key ``test:released``."""
+    job = _ran("begun")
+    while not job.connection.exists("test:released"):
+        time.sleep(0.02)
+    job.connection.rpush("test:ran", job.id)
+
+
 def spin(seconds):
     """Keeps the processor busy."""
     end = time.monotonic() + seconds
