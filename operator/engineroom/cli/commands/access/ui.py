@@ -62,11 +62,11 @@ def ui(
             if way.failure is not None:
                 raise way.failure from None
             raise
-        with _opened_link(context, link, no_browser):
+        # Also a Ctrl-C right after the link is printed is no error.
+        with contextlib.suppress(KeyboardInterrupt), _opened_link(context, link, no_browser):
             context.note("forwarding to the API process; Ctrl-C ends it")
-            with contextlib.suppress(KeyboardInterrupt):
-                while True:
-                    context.sleep(3600.0)
+            while True:
+                context.sleep(3600.0)
 
 
 def _link(api: "Api") -> str:
