@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 #: What docs/cli.md says that `engineroom ui` needs where the API runs.
 _WAY = (
-    {"apiGroups": [""], "resources": ["services", "pods"], "verbs": ["get", "list"]},
+    {"apiGroups": ["apps"], "resources": ["deployments", "replicasets"], "verbs": ["list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
     {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
 )
 
@@ -72,7 +73,7 @@ def ui(command: Command) -> Iterator[Link]:
     begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         running = subprocess.Popen(
-            [sys.executable, "-c", CODE, "ui"],
+            [sys.executable, "-c", CODE, "ui", "--system-namespace", SYSTEM],
             env=command.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -436,14 +436,17 @@ def test_who_may_only_look_at_a_namespace_gets_an_overview_of_it(
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["namespace"] == place.namespace
-    assert document["notAllowedToRead"] == [
-        "Deployments",
-        "StatefulSets",
-        "webhook configurations",
-    ]
-    assert document["checks"][1]["summary"] == "unknown: you may not list Deployments"
+    assert document["notAllowedToRead"] == ["webhook configurations"]
+    operator = document["checks"][1]
+    assert operator["summary"].startswith("unknown: you may not list the webhook configurations")
+    assert "--system-namespace" in operator["fix"]
     assert place.run("explain", "mail").returncode == 0
+    assert "--system-namespace" in place.run("version").stdout
+    place.environment |= {"ENGINEROOM_SYSTEM_NAMESPACE": place.namespace}
     assert "you may not list Deployments" in place.run("version").stdout
+    denied = json.loads(place.run("status", "-o", "json").stdout)
+    assert denied["checks"][1]["summary"] == "unknown: you may not list Deployments"
+    del place.environment["ENGINEROOM_SYSTEM_NAMESPACE"]
     place.run("pause", "mail", code=5)
 
 
@@ -553,6 +556,8 @@ def test_status_of_an_installation_that_is_well_and_then_is_not(bare: Local) -> 
     }
     place.create(lease)
     place.pool("mail", autoscaling=AUTO, status={})
+    # No webhook configuration names it here.
+    place.environment |= {"ENGINEROOM_SYSTEM_NAMESPACE": place.namespace}
     place.run("status", code=1)  # Nobody runs the pods here, so none is ready.
     for role in ("operator", "webhooks", "redis"):
         pods = f"app={role}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import stat
@@ -20,20 +21,19 @@ import redis as redis_client
 from engineroom.api import ANNOTATION_DRAIN_PODS
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import (
-    DEPLOYMENTS,
     RATELIMITPOLICIES,
-    SECRETS,
-    SERVICES,
     WORKERPOOLS,
 )
-from engineroom.kube.client.resources import PODS as PODS_RESOURCE
 from engineroom.manifests.apply import content
 from engineroom.tasks import Reporter, Task, Tasks
+from tests.integration import releases
 from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
 from tests.integration.console.command import CODE, Command, kubeconfig_of
 from tests.integration.console.process import ApiProcess, api_process
 from tests.integration.pools import eventually
 from tests.integration.ratelimit.policies import policy
+from tests.integration.test_cli import Place
+from tests.integration.test_cli import kubeconfig_of as release_user
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -811,16 +811,6 @@ async def test_a_running_apply_is_not_recovered(
 
 # -- a browser ----------------------------------------------------------------------------------
 
-#: Pods there are none in these tests: what the API server would forward goes to the process.
-NEAR = """
-import os, socket
-from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
-def near(self, namespace, pod, port):
-    assert (pod, port) == ("engineroom-api-0", 8000), (pod, port)
-    return socket.create_connection(("127.0.0.1", int(os.environ["API_PORT"])))
-KubernetesCluster.open_port = near
-"""
-
 
 async def test_a_login_creates_links(admin: Command, process: ApiProcess) -> None:
     link = admin.run("ui", "--no-browser").stdout.strip()
@@ -837,42 +827,30 @@ async def test_a_login_creates_links(admin: Command, process: ApiProcess) -> Non
     assert code not in log
 
 
-async def installed(client: Client, namespace: str) -> None:
-    """Create the objects of the chart's API that `ui` looks for."""
-    labels = {"app.kubernetes.io/part-of": "engineroom", "app.kubernetes.io/component": "api"}
-    metadata = {"name": "engineroom-api", "namespace": namespace, "labels": labels}
-    port = {"name": "api", "port": 80, "targetPort": "api"}
-    await client.create(
-        SERVICES, {"metadata": metadata, "spec": {"selector": labels, "ports": [port]}}
-    )
-    port = {"name": "metrics", "port": 8080, "targetPort": "metrics"}
-    beside = {**metadata, "name": "engineroom-api-metrics"}
-    await client.create(
-        SERVICES, {"metadata": beside, "spec": {"selector": labels, "ports": [port]}}
-    )
-    container = {
-        "name": "api", "image": "example/api:1", "ports": [{"name": "api", "containerPort": 8000}]
-    }  # fmt: skip
-    volume = {"name": "secrets", "secret": {"secretName": "engineroom-api"}}
-    pod = {"containers": [container], "volumes": [volume]}
-    template = {"metadata": {"labels": labels}, "spec": pod}
-    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
-    await client.create(DEPLOYMENTS, {"metadata": metadata, "spec": spec})
-    await client.create(
-        SECRETS, {"metadata": metadata, "stringData": {"admin-password": ADMIN_PASSWORD}}
-    )
-    standing = {**metadata, "name": "engineroom-api-0"}
-    await client.create(PODS_RESOURCE, {"metadata": standing, "spec": pod})
-    ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-    await client.merge_patch(
-        PODS_RESOURCE, namespace, "engineroom-api-0", ready, subresource="status"
-    )
+@contextlib.asynccontextmanager
+async def signing_in(
+    command: Command, folder: Path, ports: dict[str, int], *arguments: str
+) -> AsyncIterator[str]:
+    """Run `ui` until Ctrl-C at the end of the block; the link that it prints."""
+    running = await asyncio.create_subprocess_exec(
+        *releases.PROGRAM, *arguments, "ui",
+        env=command.environment | releases.environment(folder, ports),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert running.stdout is not None
+        yield (await asyncio.wait_for(running.stdout.readline(), 60)).decode().strip()
+        running.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(running.wait(), 20) == 0
+    finally:
+        if running.returncode is None:
+            running.kill()
+            await running.wait()
 
 
 @pytest.mark.parametrize("who", ["token", "certificate"])
 async def test_sign_in_with_a_kubeconfig_only(
     command: Command,
-    client: Client,
     process: ApiProcess,
     control_plane: Cluster,
     person: Any,
@@ -880,23 +858,22 @@ async def test_sign_in_with_a_kubeconfig_only(
     who: str,
 ) -> None:
     namespace = command.namespace
-    await installed(client, namespace)
+    place = Place(control_plane, namespace)
+    pods = releases.install(place, "api", admin=ADMIN_PASSWORD)
     subject = "user:admin"
     if who == "token":
         subject = f"kubernetes:system:serviceaccount:{namespace}:reader"
-        rules = [{"apiGroups": [""], "resources": ["services", "pods"], "verbs": ["get", "list"]}]
+        # The rights of docs/cli.md.
+        rules = [
+            {"apiGroups": ["apps"], "resources": ["deployments", "replicasets"], "verbs": ["list"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+        ]
         token = await person("reader", {**POOLS, "verbs": ["get"]}, *rules)
         command.environment["KUBECONFIG"] = str(
             kubeconfig_of(tmp_path / "person", control_plane.kubeconfig, token, namespace)
         )
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", NEAR + CODE, "-n", namespace, "ui",
-        env=command.environment | {"API_PORT": process.url.rpartition(":")[2]},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert running.stdout is not None
-        link = (await asyncio.wait_for(running.stdout.readline(), 30)).decode().strip()
+    port = int(process.url.rpartition(":")[2])
+    async with signing_in(command, tmp_path, {namespace: port}, "-n", namespace) as link:
         base, _, code = link.partition("/sign-in#")
         assert base.startswith("http://127.0.0.1:")
         assert base != process.url
@@ -907,12 +884,52 @@ async def test_sign_in_with_a_kubeconfig_only(
             # A browser takes a Secure cookie of the loopback address; this client does not.
             response = await browser.get("/api/v1/whoami", headers={"cookie": f"{name}={value}"})
             assert response.json()["how"] == "session"
-        running.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(running.wait(), 10) == 0
-    finally:
-        if running.returncode is None:
-            running.kill()
-            await running.wait()
+    assert {tuple(entry) for entry in releases.opened(tmp_path)} == {
+        (namespace, pods["api"], "8000")
+    }
+
+
+async def test_a_tenants_copy_of_the_api_receives_no_credential(
+    command: Command, process: ApiProcess, control_plane: Cluster, tmp_path: Path
+) -> None:
+    """It is older and has the same names and labels; the victim is a cluster administrator."""
+    link = b'{"path": "/sign-in#stolen", "code": "stolen", "expires": 1}'
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(link)}\r\nConnection: close\r\n\r\n"
+    attacker = releases.Recorder(head.encode() + link)
+    system = Place(control_plane, command.namespace)
+    command.namespace = ""
+    account = f"{system.namespace}:victim"
+    with releases.namespace(control_plane, f"a-tenant-{system.namespace}") as tenant:
+        releases.install(tenant, "api")
+        config = release_user(system, "victim", tmp_path)
+        grant = ("clusterrolebinding", system.namespace)
+        admin = ("--clusterrole=cluster-admin", f"--serviceaccount={account}")
+        system.kubectl("create", *grant, *admin)
+        command.environment["KUBECONFIG"] = str(config)
+        ports = {
+            tenant.namespace: attacker.port,
+            system.namespace: int(process.url.rpartition(":")[2]),
+        }
+        try:
+            # The copy alone; and the installation without an API.
+            forwarded = {"runner": releases.FORWARDED + CODE}
+            forwarded |= releases.environment(tmp_path, ports)
+            done = command.run("ui", "--no-browser", code=4, **forwarded)
+            assert "--system-namespace" in done.stderr
+            with releases.registered(system):
+                done = command.run("ui", "--no-browser", code=4, **forwarded)
+                assert f"no API process is installed in namespace {system.namespace}" in done.stderr
+                assert releases.opened(tmp_path) == []
+                pods = releases.install(system, "api", admin=ADMIN_PASSWORD)
+                async with signing_in(command, tmp_path, ports) as printed:
+                    assert "/sign-in#" in printed
+        finally:
+            system.kubectl("delete", *grant)
+            attacker.close()
+    assert {tuple(entry) for entry in releases.opened(tmp_path)} == {
+        (system.namespace, pods["api"], "8000")
+    }
+    assert attacker.received == []
 
 
 async def test_without_an_api_process_there_is_no_link(command: Command) -> None:

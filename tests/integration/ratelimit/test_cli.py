@@ -413,8 +413,12 @@ def test_top_shows_the_keys_of_all_namespaces_or_of_one_policy(
     assert {key["policy"] for key in actual["keys"]} == {"other"}
     assert "hunter2" not in output.out + plain.out
     assert "192.0.2.7" in plain.out
-    with pytest.raises(NotFoundError, match="decision service"):
+    with pytest.raises(NotFoundError, match="--system-namespace"):
         top(trial(World()).context, None, seconds=0.1)
+    named = trial(World())
+    named.context.connections.options = ConnectionOptions(system_namespace="system")
+    with pytest.raises(NotFoundError, match="decision service runs in namespace system"):
+        top(named.context, None, seconds=0.1)
     with pytest.raises(UnreachableError):
         top(trial(World()).context, None, seconds=0.1, limiter=f"127.0.0.1:{free_port()}")
 

@@ -48,7 +48,12 @@ class MemoryCluster:
         self.pod_documents = list(pods or [])
         self.event_documents: list[Document] = []
         self.writes: list[tuple[str, str, Any]] = []
-        self.parts = Installation(self.server, "v1.37.2", KindDefinition(("v1alpha1",)))
+        self.parts = Installation(
+            self.server,
+            "v1.37.2",
+            KindDefinition(("v1alpha1",)),
+            namespaces=("engineroom-system",),
+        )
         #: Called before each read of a pool: how the operator's work is played.
         self.before_read: Callable[[MemoryCluster], None] = lambda cluster: None
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engineroom.cli.connections.parsing import parse_pool
 from engineroom.cli.connections.redis_address import (
     RedisAddress,
     displayed_url,
     namespace_target,
     pool_target,
 )
+from engineroom.cli.connections.release import find_release
 from engineroom.cli.connections.service_ports import service_connector, service_of, target_port
 from engineroom.cli.errors import (
     CliError,
@@ -44,9 +46,15 @@ def secret(name: str, namespace: str = "default", /, **data: str) -> Document:
     return {"metadata": {"name": name, "namespace": namespace}, "data": encoded}
 
 
-def of_pool(name: str, url: str, made: str) -> Document:
+def of_pool(name: str, url: str, made: str, owner: str | None = None) -> Document:
+    """A Secret with the labels of the operator's; its owner is the pool or ``owner``."""
     found = secret(f"{name}-redis-{made}", url=url)
-    found["metadata"] |= {"labels": {"engineroom.dev/pool": name}, "creationTimestamp": made}
+    uid = parse_pool(pool(name)).uid if owner is None else owner
+    reference = {"kind": "WorkerPool", "name": name, "uid": uid, "controller": True}
+    found["metadata"] |= {
+        "labels": {"engineroom.dev/pool": name}, "creationTimestamp": made,
+        "ownerReferences": [reference],
+    }  # fmt: skip
     return found
 
 
@@ -54,6 +62,13 @@ def elsewhere(name: str, secret_name: str) -> Document:
     return pool(name, redis={"urlSecretRef": {"name": secret_name, "key": "url"}})
 
 
+WEBHOOKS: Document = {
+    "metadata": {"name": "system-engineroom-webhooks"},
+    "webhooks": [{
+        "name": "workerpools.engineroom.dev",
+        "clientConfig": {"service": {"namespace": "system", "name": "engineroom-webhooks"}},
+    }],
+}  # fmt: skip
 OPERATOR: Document = {
     "metadata": {
         "name": "engineroom-operator",
@@ -106,7 +121,11 @@ class Objects(MemoryCluster):
 
 
 def chosen(cluster: Objects, pool: str | None = None) -> tuple[RedisAddress, str]:
-    target = pool_target(cluster, "default", pool) if pool else namespace_target(cluster, "default")
+    target = (
+        pool_target(cluster, "default", pool, lambda: find_release(cluster, None))
+        if pool
+        else namespace_target(cluster, "default", lambda: find_release(cluster, None))
+    )
     return target.address, target.title
 
 
@@ -125,7 +144,8 @@ def test_pools_that_share_one_need_no_word_and_their_queues_are_known() -> None:
     cluster = Objects(
         elsewhere("a", "r"), elsewhere("b", "r"), secrets=[secret("r", url="redis://h")]
     )
-    assert [shared.name for shared in namespace_target(cluster, "default").pools] == ["a", "b"]
+    target = namespace_target(cluster, "default", lambda: find_release(cluster, None))
+    assert [shared.name for shared in target.pools] == ["a", "b"]
 
 
 def test_of_several_one_has_to_be_named() -> None:
@@ -156,18 +176,47 @@ def test_tls_of_the_pool_is_kept() -> None:
 def test_a_pool_on_the_charts_redis_has_a_secret_of_the_operators() -> None:
     old = of_pool("mail", "redis://old", "2026-01-01T00:00:00Z")
     new = of_pool("mail", "redis://new", "2026-01-02T00:00:00Z")
-    cluster = Objects(pool("mail"), secrets=[new, old, of_pool("other", "redis://x", "2027")])
-    assert chosen(cluster) == (RedisAddress("redis://new", "default"), "the chart's Redis")
+    stray = of_pool("mail", "redis://stray", "2027-01-01T00:00:00Z", owner="of-an-earlier-pool")
+    cluster = Objects(
+        pool("mail"), secrets=[stray, new, old, of_pool("other", "redis://x", "2027")]
+    )
+    # Whoever writes Secrets in the namespace chooses it, so it is not called the chart's.
+    assert chosen(cluster) == (
+        RedisAddress("redis://new", "default"),
+        "the Redis of pool default/mail",
+    )
 
 
 @pytest.mark.parametrize("pools", [(), (pool("mail"),)])
 def test_else_the_operators_own_deployment_says_where_it_is(pools: tuple[Document, ...]) -> None:
     cluster = Objects(
         *pools,
-        secrets=[secret("engineroom-redis", "system", url="redis://chart")],
-        deployments=[OPERATOR],
+        secrets=[
+            secret("engineroom-redis", "tenant", url="redis://:x@tenant"),
+            secret("engineroom-redis", "system", url="redis://chart"),
+        ],
+        # The look-alike of a tenant comes first.
+        deployments=[elsewhere_operator("tenant"), OPERATOR],
+        validatingwebhookconfigurations=[WEBHOOKS],
     )
-    assert chosen(cluster)[0] == RedisAddress("redis://chart", "system")
+    address = RedisAddress("redis://chart", "system", installation=True)
+    assert chosen(cluster) == (address, "the chart's Redis")
+
+
+def elsewhere_operator(namespace: str) -> Document:
+    return {**OPERATOR, "metadata": {**OPERATOR["metadata"], "namespace": namespace}}
+
+
+@pytest.mark.parametrize("pools", [(), (pool("mail"),)])
+def test_the_redis_of_a_look_alike_is_never_the_charts(pools: tuple[Document, ...]) -> None:
+    cluster = Objects(
+        *pools,
+        secrets=[secret("engineroom-redis", "tenant", url="redis://:x@tenant")],
+        deployments=[elsewhere_operator("tenant")],
+    )
+    with pytest.raises(CliError) as caught:
+        chosen(cluster)
+    assert "--system-namespace" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -205,6 +254,12 @@ def test_what_cannot_be_found_names_the_field_and_the_fix(
         ("redis.other.svc", ("other", "redis")),
         ("redis.other.svc.cluster.local.", ("other", "redis")),
         ("redis-0.redis.other.svc", ("other", "redis")),
+        ("redis-0.redis.other.svc.cluster.local", ("other", "redis")),
+        ("cache.eu.svc.example.com", None),
+        ("cache-0.cache.eu.svc.example.com", None),
+        ("cache.internal.", None),
+        ("a..svc", None),
+        ("svc", ("ns", "svc")),
         ("cache.example.com", None),
         ("10.0.0.7", None),
         ("localhost", None),
@@ -252,6 +307,21 @@ def test_a_service_is_reached_through_a_ready_pod_and_nothing_else_is() -> None:
     cluster.objects["pods"].pop()
     with pytest.raises(UnreachableError, match="has no ready pod"):
         service_connector(cluster, "redis", 6379, "default")
+
+
+def test_a_service_of_another_namespace_is_the_charts_redis_only_by_its_full_name() -> None:
+    other = {**SERVICE, "metadata": {"name": "cache", "namespace": "internal"}}
+    cluster = Objects(services=[other, SERVICE], pods=[redis_pod("b")])
+    with pytest.raises(UsageError, match="ambiguous") as caught:
+        service_connector(cluster, "cache.internal", 6379, "default", unambiguous=True)
+    assert "cache.internal.svc" in caught.value.fix
+    # Its own namespace, no such Service, and the complete name.
+    assert service_connector(cluster, "redis.default", 6379, "default", unambiguous=True)
+    assert service_connector(cluster, "c.internal", 6379, "default", unambiguous=True) is None
+    assert service_connector(cluster, "cache.internal.", 6379, "default", unambiguous=True) is None
+    with pytest.raises(UnreachableError, match="Service internal/cache has no ready pod"):
+        service_connector(cluster, "cache.internal.svc", 6379, "default", unambiguous=True)
+    assert cluster.opened == []
 
 
 def test_commands_go_through_the_forwarded_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engineroom.cli.commands.access.ui import ui
 from engineroom.cli.connections.manifest_files import gather, namespace_of
 from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.connections.port_forward import PortForward
@@ -42,6 +43,8 @@ from engineroom.cli.errors import (
 from engineroom.core.error_responses import problem_document
 from engineroom.core.errors import Category, EngineroomError
 from tests.cluster.certificates import Authority
+
+from .memory import MemoryCluster, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,6 +217,37 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["@other.example/sign-in#code", ".other.example/sign-in#code", "/sign-in#a\"><script>", "/x",
+     "/sign-in#", "//other.example/sign-in#code", None],
+)  # fmt: skip
+def test_a_sign_in_link_leads_to_the_servers_own_page_only(path: str | None) -> None:
+    class Links(Answers):
+        def do_POST(self) -> None:
+            body = json.dumps({"path": path}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Links) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            trial = Trial(MemoryCluster())
+            url = f"http://127.0.0.1:{running.server_address[1]}"
+            connections = trial.context.connections
+            connections.options = ConnectionOptions(server=url)
+            connections.connect_api = lambda _: Api(ServerAccount(url, "token", access="x"))
+            with pytest.raises(UnreachableError, match="its own sign-in page"):
+                ui(trial.context, no_browser=True)
+            assert trial.out == ""
+        finally:
+            running.shutdown()
+            thread.join()
 
 
 def test_an_answer_may_take_longer_than_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,7 @@ def installation(**changes: object) -> Installation:
         ),
         admission=WebhookRegistration("engineroom-webhooks", 1, 1),
         leader="engineroom-operator-abc",
+        namespaces=("engineroom-system",),
     )
     return replace(parts, **changes)  # type: ignore[arg-type]
 
@@ -273,6 +274,24 @@ def test_status_does_not_call_missing_what_it_may_not_see() -> None:
     text = text_of(status_text(seen))
     assert "warning   operator   unknown: you may not list Deployments" in text
     assert "not looked at, you may not list: Deployments" in text
+
+
+@pytest.mark.parametrize(
+    ("denied", "healthy", "cause"),
+    [
+        (("webhook configurations",), True, "you may not list the webhook configurations"),
+        ((), False, "no webhook configuration names the installation's namespace"),
+    ],
+)
+def test_status_of_an_unknown_namespace_names_the_option(
+    denied: tuple[str, ...], healthy: bool, cause: str
+) -> None:
+    seen = overview(components=(), namespaces=(), admission=None, denied=denied)
+    assert seen.healthy is healthy
+    operator, webhooks = status_document(seen)["checks"][1:3]
+    for check in (operator, webhooks):
+        assert cause in check["summary"]
+        assert "--system-namespace" in check["fix"]
 
 
 def test_status_without_the_kind_is_a_problem_with_the_command_that_installs_it() -> None:

@@ -45,16 +45,39 @@ workerpool/NAME`.
 Unknown values are shown as `-` (in JSON and YAML `null`), never as zero.
 """
 
+_INSTALLATION = """\
+## Which installation
+
+`ui`, `status`, `version`, `ratelimit top`, and the commands that use the chart's Redis, look for
+the installation. Its namespace is the one to whose Service the cluster's
+ValidatingWebhookConfiguration sends WorkerPools: a tenant cannot write that object. In that
+namespace, Deployments are found by the names of the release, and pods by their controllers. Labels
+decide nothing, because everyone may set them in a namespace of their own.
+
+Name the namespace with `--system-namespace` or `ENGINEROOM_SYSTEM_NAMESPACE` if you may not list
+ValidatingWebhookConfigurations, if the webhooks are not installed, or if the cluster has several
+installations. `ui` also takes it from `--namespace`. Name only a namespace in which no tenant may
+write.
+"""
+
 _WHICH_REDIS = """\
 ## Which Redis
 
 `jobs`, `queues`, `schedules`, `workers` and `enqueue` work on one Redis. Without a URL they read it
 from the cluster, with your rights: from the Secret in a pool's `spec.redis.urlSecretRef`, or from
-the one that the operator created for a pool on the chart's Redis. If all pools of the namespace use
-the same Redis, no option is needed. If only pods can reach the Redis, the program forwards a
-connection through the API server to a ready pod behind its Service. TLS and password are not
-changed, no local port is opened, and the connection is closed when the command ends. `ratelimit`
-uses the Redis of a policy's `spec.redis`, or else the chart's, in the same way.
+the one that the operator created for a pool on the chart's Redis. Both are in the namespace that
+you name, and whoever writes there chooses the address; messages call it the Redis of that pool. A
+namespace without such a Secret uses the chart's Redis, whose address is in the Secret that the
+operator's Deployment names in [the installation](#which-installation). If all pools of the
+namespace use the same Redis, no option is needed.
+
+If only pods can reach the Redis, the program forwards a connection through the API server to a
+ready pod behind its Service. That needs a host name `NAME`, `NAME.NAMESPACE`, or one that ends in
+`.svc` or `.svc.cluster.local`; any other host is reached from this machine. A name
+`NAME.NAMESPACE` for the chart's Redis is refused if there is such a Service outside the
+installation's namespace, because it may also be a host outside the cluster. TLS and password are
+not changed, no local port is opened, and the connection is closed when the command ends.
+`ratelimit` uses the Redis of a policy's `spec.redis`, or else the chart's, in the same way.
 """
 
 _API = """\
@@ -121,7 +144,7 @@ $ engineroom operations stop 4be0643f1d98573b97caa7c1b0e8f6a2     # what is done
 ```
 
 `engineroom ui` needs no login. With only a kubeconfig, it forwards a local port to the API process
-in the cluster and opens a browser that is signed in.
+of [the installation](#which-installation) and opens a browser that is signed in.
 
 ## Apply: all or nothing
 
@@ -189,24 +212,28 @@ disable colours everywhere. Questions are asked only on a terminal, and `--yes` 
 |---|---|
 | `get` | `get`, `list` on `workerpools`, `ratelimitpolicies` |
 | `explain`, `top` | also `list` on `pods`, `events`, `pods.metrics.k8s.io` (memory and CPU) |
-| `status`, `version` | also `list` on `deployments`, `statefulsets`, \
-`validatingwebhookconfigurations`, `get` on `leases` and `customresourcedefinitions`; what is \
-denied is named in the output |
+| `status`, `version` | also `list` on `validatingwebhookconfigurations`, `get` on \
+`customresourcedefinitions`; in the installation's namespace `list` on `deployments` and \
+`statefulsets`, `get` on `leases`; what is denied is named in the output |
 | `pause`, `resume`, `drain NAME`, `scale --min/--max` | also `patch` on `workerpools` |
 | `scale NAME N` | `get` on `workerpools`, `patch` on `workerpools/scale` |
 | `drain NAME` | also `list` on `pods`, to wait |
 | `drain NAME POD`, `resume NAME POD` | `get` on `workerpools`, `get` and `patch` on `pods` |
 | `apply`, `diff` | `get`, `create`, `patch`, `delete` on `workerpools`; `get` on the namespace \
 where a template needs more than restricted |
-| `ui` with a kubeconfig alone | `list` on `services`, `get` on that one, `list` on `pods`, \
-`get` and `create` on `pods/portforward`; without a token `list` on `deployments` \
-and `get` on the API's Secret |
+| `ui` with a kubeconfig alone | `list` on `validatingwebhookconfigurations`; in the \
+installation's namespace `get` on `deployments`, `list` on `replicasets` and `pods`, `get` and \
+`create` on `pods/portforward`; without a token `get` on the API's Secret. With `-n` or \
+`--system-namespace`, `list` on `deployments` there replaces the first |
 | `jobs`, `queues`, `schedules`, `workers`, `enqueue` | with an URL none; else `list` on \
 `workerpools`, `get` and `list` on `secrets`; for a Redis inside the cluster `get` on `services`, \
 `list` on `pods`, `get` and `create` on `pods/portforward`: what the role `edit` has |
+| the same on the chart's Redis | also `list` on `validatingwebhookconfigurations`; in the \
+installation's namespace `get` on `deployments` and the Secret of Redis |
 | `ratelimit test`, `ratelimit explain` | the same, and `get`, `list` on `ratelimitpolicies` |
-| `ratelimit top` | `list` on `pods`, `get` and `create` on `pods/portforward` in the namespace of \
-the decision service |
+| `ratelimit top` | `list` on `validatingwebhookconfigurations`; in the installation's namespace \
+`get` on `deployments`, `list` on `replicasets` and `pods`, `get` and `create` on \
+`pods/portforward` |
 """
 
 
@@ -222,7 +249,7 @@ def render() -> str:
         "Write them before the command's name or after it (`lint`, `completion`: only before).\n"
     )
     parts.append(_options([parameter for parameter in group.params if parameter.name in shared]))
-    parts.append(_WHICH_REDIS)
+    parts += [_INSTALLATION, _WHICH_REDIS]
     enqueue = group.get_command(None, "enqueue")
     only = {"redis_url", "pool"}
     parts.append(_options([parameter for parameter in enqueue.params if parameter.name in only]))

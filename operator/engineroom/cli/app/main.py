@@ -18,6 +18,7 @@ from engineroom.cli.app.options import (  # noqa: TC001 - typer reads the annota
     Namespace,
     NoColor,
     Server,
+    SystemNamespace,
 )
 from engineroom.cli.connections.options import ConnectionOptions
 from engineroom.cli.errors import COMPLETE_VARIABLE, CliError, ExitCode, program
@@ -395,6 +396,7 @@ def _before(
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     kube_context: KubeContext = None,
+    system_namespace: SystemNamespace = None,
     server: Server = None,
     ca_file: CaFile = None,
     no_color: NoColor = False,
@@ -412,7 +414,9 @@ def _before(
     """Store the options before the command's name in the context of the command."""
     # ``main`` reads the last three from the command line itself.
     del version, no_color, debug
-    ctx.obj = ConnectionOptions(kubeconfig, kube_context, namespace, server, ca_file)
+    ctx.obj = ConnectionOptions(
+        kubeconfig, kube_context, namespace, server, ca_file, system_namespace=system_namespace
+    )
 
 
 def show_error(error: CliError) -> None:

@@ -30,6 +30,20 @@ Namespace = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+SystemNamespace = Annotated[
+    str | None,
+    typer.Option(
+        "--system-namespace",
+        metavar="NAME",
+        envvar="ENGINEROOM_SYSTEM_NAMESPACE",
+        show_envvar=False,
+        help=(
+            "Namespace of the installation; by default the one that the cluster's "
+            "ValidatingWebhookConfiguration names. Also ENGINEROOM_SYSTEM_NAMESPACE."
+        ),
+        rich_help_panel=_PANEL,
+    ),
+]
 NoColor = Annotated[
     bool,
     typer.Option(
@@ -103,6 +117,7 @@ _SHARED: dict[str, Any] = {
     "namespace": Namespace,
     "kubeconfig": Kubeconfig,
     "kube_context": KubeContext,
+    "system_namespace": SystemNamespace,
     "server": Server,
     "ca_file": CaFile,
     "no_color": NoColor,

@@ -176,13 +176,13 @@ def top(
 ) -> None:
     """Record for some seconds, and show the most requested keys by policy and limit.
 
-    It calls all pods of the decision service at once, through the API server, for all namespaces or
-    the one in -n. With very many keys, counts may be too high; then the minimum and the maximum are
-    shown. Values that may be secrets are shown as digests.
+    It calls all pods of the installation's decision service at once, through the API server, for
+    all namespaces or the one in -n. With very many keys, counts may be too high; then the minimum
+    and the maximum are shown. Values that may be secrets are shown as digests.
     """
     wanted = policy_name(name) if name else None
     namespace = context.namespace if wanted else context.options.namespace
-    recorded = top_keys(lambda: context.cluster, limiter, seconds, 1000)
+    recorded = top_keys(context.connections, limiter, seconds, 1000)
     matching = [
         key
         for key in recorded.keys

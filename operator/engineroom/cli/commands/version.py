@@ -42,6 +42,7 @@ def version_document(installation: "Installation | None") -> dict[str, Any]:
     definition = installation.definition
     return {
         **document,
+        "systemNamespaces": list(installation.namespaces),
         "operator": [
             {"namespace": entry.namespace, "name": entry.name, "image": entry.image}
             for entry in installation.role("operator")

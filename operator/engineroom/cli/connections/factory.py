@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.model import Document
     from engineroom.cli.connections.redis_address import RedisTarget
+    from engineroom.cli.connections.release import Release
     from engineroom.cli.connections.remote.api import Api
     from engineroom.cli.connections.tasks_connection import TasksConnection
 
@@ -32,7 +33,7 @@ def connect_cluster(options: ConnectionOptions) -> Cluster:
         return ApiCluster(connect_api(options))
     from engineroom.cli.connections.kubernetes_cluster import KubernetesCluster
 
-    return KubernetesCluster(options.kubeconfig, options.kube_context)
+    return KubernetesCluster(options.kubeconfig, options.kube_context, options.system_namespace)
 
 
 def connect_api(options: ConnectionOptions) -> Api:
@@ -79,6 +80,15 @@ class Connections:
         """The namespace of --namespace, else the one of the kubeconfig's context or the login."""
         return self.options.namespace or self.cluster.namespace
 
+    def release(self) -> Release:
+        """Return the installation of the cluster.
+
+        Raises NotFoundError, ForbiddenError or UsageError if its namespace is not clear.
+        """
+        from engineroom.cli.connections.release import find_release
+
+        return find_release(self.cluster, self.options.system_namespace)
+
     @contextmanager
     def tasks(self) -> Iterator[TasksConnection]:
         """Open the queues and jobs that the options select, until the block ends."""
@@ -96,7 +106,9 @@ class Connections:
             return
         from engineroom.cli.connections.redis_address import namespace_target
 
-        target = self._chosen_target() or namespace_target(self.cluster, self.namespace)
+        target = self._chosen_target() or namespace_target(
+            self.cluster, self.namespace, self.release
+        )
         with self._redis(target) as redis:
             yield redis_tasks(redis, target, self.clock)
 
@@ -111,7 +123,9 @@ class Connections:
         target = self._chosen_target()
         if target is None:
             target = (
-                spec_target(self.cluster, namespace, spec) if spec else chart_target(self.cluster)
+                spec_target(self.cluster, namespace, spec)
+                if spec
+                else chart_target(self.cluster, self.release)
             )
         with self._redis(target) as client:
             yield client
@@ -129,7 +143,7 @@ class Connections:
             )
         if url:
             return url_target(url)
-        return pool_target(self.cluster, self.namespace, pool) if pool else None
+        return pool_target(self.cluster, self.namespace, pool, self.release) if pool else None
 
     @contextmanager
     def _redis(self, target: RedisTarget) -> Iterator[Redis]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engineroom import __version__
-from engineroom.api import API_VERSION, GROUP, LABEL_POOL, VERSION
+from engineroom.api import API_VERSION, LABEL_POOL, VERSION
 from engineroom.cli.connections.api_server_errors import answer_error, unreachable
 from engineroom.cli.connections.kubeconfig import load_kubeconfig
 from engineroom.cli.connections.model import (
@@ -33,8 +33,18 @@ from engineroom.cli.connections.parsing import (
     parse_pool,
     parse_usage,
 )
+from engineroom.cli.connections.pod_ports import open_pod_port
+from engineroom.cli.connections.release import PART_OF, registered_releases
 from engineroom.cli.errors import CliError, ForbiddenError, NotFoundError, UnreachableError
-from engineroom.kube.client.resources import CRDS, DEPLOYMENTS, LEASES, PODS, WORKERPOOLS, Resource
+from engineroom.kube.client.resources import (
+    CRDS,
+    DEPLOYMENTS,
+    LEASES,
+    PODS,
+    VALIDATING_WEBHOOKS,
+    WORKERPOOLS,
+    Resource,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,19 +56,10 @@ T = TypeVar("T")
 
 FIELD_MANAGER = "engineroom-cli"
 MERGE_PATCH = "application/merge-patch+json"
-#: Label by which the installation's own objects are found.
-PART_OF = "app.kubernetes.io/part-of=engineroom"
 _STATEFUL_SETS = Resource("apps", "v1", "statefulsets", "StatefulSet")
 #: The older API of events: it can be asked for those of one object.
 _EVENTS = Resource("", "v1", "events", "Event")
 _POD_METRICS = Resource("metrics.k8s.io", "v1beta1", "pods", "PodMetrics")
-_WEBHOOKS = Resource(
-    "admissionregistration.k8s.io",
-    "v1",
-    "validatingwebhookconfigurations",
-    "ValidatingWebhookConfiguration",
-    namespaced=False,
-)
 _PAGE = 500
 #: Seconds to connect, seconds to answer.
 _TIMEOUT = (5.0, 30.0)
@@ -71,10 +72,16 @@ class KubernetesCluster:
     proxies; objects stay JSON. Its typed API would cost 0.6 s of CPU to import, at every command.
     """
 
-    def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
+    def __init__(
+        self,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        system_namespace: str | None = None,
+    ) -> None:
         from kubernetes.client.rest import RESTClientObject
 
         self._configuration, self._namespace = load_kubeconfig(kubeconfig, context)
+        self._system_namespace = system_namespace
         self._pool: Any = RESTClientObject(self._configuration).pool_manager
 
     @property
@@ -140,21 +147,33 @@ class KubernetesCluster:
         """Return the installed parts of Engineroom, with names of what the account may not read."""
         denied: list[str] = []
         version = self._ask("GET", "/version", "the API server's version")
+        configurations: list[Document] = _read_if_allowed(
+            denied, "webhook configurations", lambda: self._list(VALIDATING_WEBHOOKS, None), []
+        )
+        namespaces = (
+            (self._system_namespace,)
+            if self._system_namespace
+            else tuple(
+                sorted({release.namespace for release in registered_releases(configurations)})
+            )
+        )
         none: list[InstalledComponent] = []
-        components = [
-            *_read_if_allowed(denied, "Deployments", lambda: self._components(DEPLOYMENTS), none),
-            *_read_if_allowed(
-                denied, "StatefulSets", lambda: self._components(_STATEFUL_SETS), none
-            ),
-        ]
+
+        def read_components(resource: Resource) -> list[InstalledComponent]:
+            return _read_if_allowed(
+                denied, f"{resource.kind}s", lambda: self._components(resource, namespaces), none
+            )
+
+        components = [*read_components(DEPLOYMENTS), *read_components(_STATEFUL_SETS)]
         operators = [component for component in components if component.role == "operator"]
         return Installation(
             server=self.server,
             server_version=str(version.get("gitVersion", "")),
             definition=self._definition(),
             components=tuple(components),
-            admission=_read_if_allowed(denied, "webhook configurations", self._admission, None),
+            admission=_registration(configurations, namespaces),
             leader=_read_if_allowed(denied, "Leases", lambda: self._leader(operators), None),
+            namespaces=namespaces,
             denied=tuple(denied),
         )
 
@@ -176,18 +195,14 @@ class KubernetesCluster:
         )
         return KindDefinition(served=served, release=labels.get("app.kubernetes.io/version", ""))
 
-    def _components(self, resource: Resource) -> list[InstalledComponent]:
-        documents = self._list(resource, None, labelSelector=PART_OF)
-        return [parse_component(resource.kind, document) for document in documents]
-
-    def _admission(self) -> WebhookRegistration | None:
-        for document in self._list(_WEBHOOKS, None):
-            webhooks = document.get("webhooks") or []
-            rules = [rule for webhook in webhooks for rule in webhook.get("rules") or []]
-            if any(GROUP in (rule.get("apiGroups") or []) for rule in rules):
-                signed = sum(bool(webhook["clientConfig"].get("caBundle")) for webhook in webhooks)
-                return WebhookRegistration(document["metadata"]["name"], len(webhooks), signed)
-        return None
+    def _components(
+        self, resource: Resource, namespaces: Sequence[str]
+    ) -> list[InstalledComponent]:
+        return [
+            parse_component(resource.kind, document)
+            for namespace in namespaces
+            for document in self._list(resource, namespace, labelSelector=PART_OF)
+        ]
 
     def _leader(self, operators: Sequence[InstalledComponent]) -> str | None:
         for operator in operators:
@@ -231,19 +246,13 @@ class KubernetesCluster:
 
     def open_port(self, namespace: str, pod: str, port: int) -> socket:
         """A connection to a port of a pod, through the API server."""
-        from kubernetes.client.exceptions import ApiException
-        from kubernetes.stream import ws_client
+        from websocket import WebSocketException
 
-        portforward: Any = ws_client.portforward_call
         url = f"{self.server}{PODS.path(namespace, pod, 'portforward')}"
-        headers = {"sec-websocket-protocol": "v4.channel.k8s.io", **self._authorization()}
         try:
-            forward = portforward(
-                self._configuration, "GET", url, query_params=[("ports", str(port))],
-                headers={name.lower(): value for name, value in headers.items()},
-            )  # fmt: skip
-        except ApiException as error:
-            why = " ".join(str(error.reason).split())[:300]
+            return open_pod_port(self._configuration, url, port, self._authorization())
+        except (WebSocketException, OSError) as error:
+            why = " ".join(str(error).split())[:300]
             if "403" in why:
                 raise ForbiddenError(
                     f"you may not forward to pod {namespace}/{pod}",
@@ -257,8 +266,6 @@ class KubernetesCluster:
                 why=why,
                 fix="`kubectl port-forward` tries the same way",
             ) from error
-        opened: socket = forward.socket(port)
-        return opened
 
     def bearer(self) -> str | None:
         """The token that the kubeconfig logs in with, asked for anew; None where it has none."""
@@ -364,6 +371,19 @@ class KubernetesCluster:
 def _display_name(resource: Resource, namespace: str | None, name: str) -> str:
     kind = resource.kind if resource.group else resource.kind.lower()
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
+def _registration(
+    configurations: Sequence[Document], namespaces: Sequence[str]
+) -> WebhookRegistration | None:
+    """Return the webhooks of an installation in one of the namespaces."""
+    for document in configurations:
+        releases = registered_releases([document])
+        if any(release.namespace in namespaces for release in releases):
+            webhooks = document["webhooks"]
+            signed = sum(bool(webhook["clientConfig"].get("caBundle")) for webhook in webhooks)
+            return WebhookRegistration(document["metadata"]["name"], len(webhooks), signed)
+    return None
 
 
 def _read_if_allowed(denied: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:

@@ -236,6 +236,8 @@ class Installation:
     components: tuple[InstalledComponent, ...] = ()
     admission: WebhookRegistration | None = None
     leader: str | None = None
+    #: Where it is installed; none if that is unknown.
+    namespaces: tuple[str, ...] = ()
     denied: tuple[str, ...] = ()
 
     def role(self, role: str) -> tuple[InstalledComponent, ...]:

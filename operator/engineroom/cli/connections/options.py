@@ -16,6 +16,8 @@ class ConnectionOptions:
     ca_file: str | None = None
     redis_url: str | None = field(default=None, repr=False)
     pool: str | None = None
+    #: The namespace of the installation.
+    system_namespace: str | None = None
 
     def over(self, earlier: ConnectionOptions) -> ConnectionOptions:
         """Return these options, with each missing one taken from ``earlier``."""

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from engineroom.api.kinds import RATE_LIMIT_POLICY
 from engineroom.cli.connections.objects import list_objects, object_name, read_object
+from engineroom.cli.connections.release import deployment_pods, release_deployment
 from engineroom.cli.errors import CliError, NotFoundError, UnreachableError, UsageError
-from engineroom.kube.client.resources import PODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.factory import Connections
     from engineroom.cli.connections.model import Document
+    from engineroom.cli.connections.release import Release
     from engineroom.ratelimit.distribution.document import CompiledPolicy, PolicySnapshot
     from engineroom.ratelimit.limits.dry_run import SimulatedRequest
     from engineroom.ratelimit.reconcile.observe import EnforcerRoster
 
-_LIMITERS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=limiter"
 _ADMIN_PORT = 9090
 #: Largest answer of the decision service, bytes; seconds beyond the recording that it may take.
 _MAX_ANSWER, _MORE = 4_000_000, 10.0
@@ -237,17 +237,16 @@ class TopKeys:
     failures: tuple[str, ...] = ()
 
 
-def top_keys(
-    cluster: Callable[[], Cluster], limiter: str | None, seconds: float, many: int
-) -> TopKeys:
+def top_keys(connections: Connections, limiter: str | None, seconds: float, many: int) -> TopKeys:
     """Record in all pods of the decision service at once, or in the one at an address.
 
-    Raises NotFoundError where none runs, UnreachableError where none answers.
+    Raises NotFoundError where none runs, UnreachableError where none answers, and what
+    ``Connections.release`` raises.
     """
     from engineroom.ratelimit.service.admin import merge_top
 
     target = f"/top?seconds={seconds:g}&keys={many}"
-    doors = [_at(limiter)] if limiter else _pods(cluster())
+    doors = [_at(limiter)] if limiter else _pods(connections.cluster, connections.release())
     with ThreadPoolExecutor(max_workers=min(32, len(doors))) as threads:
         answers = list(threads.map(lambda door: _ask(door, target, seconds + _MORE), doors))
     bodies = [entry for entry in answers if isinstance(entry, bytes)]
@@ -255,7 +254,7 @@ def top_keys(
     if not bodies:
         raise UnreachableError(
             "no decision service answers", why=failures[0],
-            fix="`kubectl get pods -A -l app.kubernetes.io/component=limiter` shows them",
+            fix="check its pods; a NetworkPolicy or a missing right may be in between",
         )  # fmt: skip
     merged = json.loads(merge_top(bodies, many))
     keys = tuple(_key(key) for key in merged["keys"])
@@ -282,15 +281,17 @@ def _at(address: str) -> Callable[[], socket]:
     return lambda: socket.create_connection((host, port), timeout=5.0)
 
 
-def _pods(cluster: Cluster) -> list[Callable[[], socket]]:
+def _pods(cluster: Cluster, release: Release) -> list[Callable[[], socket]]:
+    """Return the ways to the pods of the installation's decision service."""
+    deployment = release_deployment(cluster, release, "limiter")
     pods = [
         entry["metadata"]
-        for entry in cluster.read_all(PODS, None, _LIMITERS)
+        for entry in (deployment_pods(cluster, deployment) if deployment else ())
         if entry.get("status", {}).get("phase") == "Running"
     ]
     if not pods:
         raise NotFoundError(
-            "no pod of the decision service runs in this cluster",
+            f"no pod of the decision service runs in namespace {release.namespace}",
             why="applications with the middleware alone record no keys",
             fix="install it with limiter.enabled=true, or name one with --limiter HOST:PORT",
         )

@@ -1,9 +1,10 @@
 """Forwarding of a local port to the API process in the cluster, through the API server.
 
 The port listens on the loopback address only. Each connection is forwarded to a ready pod of the
-Service like `kubectl port-forward` does: the tunnel uses the TLS and the rights of the kubeconfig.
-If the pod itself serves TLS, this module terminates it inside the tunnel. It does not verify the
-pod's certificate, which names no local address; the API server authenticates the tunnel's end.
+API's Deployment like `kubectl port-forward` does: the tunnel uses the TLS and the rights of the
+kubeconfig. If the pod itself serves TLS, this module terminates it inside the tunnel. It does not
+verify the pod's certificate, which names no local address; the API server authenticates the
+tunnel's end.
 """
 
 from __future__ import annotations
@@ -14,28 +15,24 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
-from engineroom.cli.connections.service_ports import service_connector
-from engineroom.cli.errors import (
-    CliError,
-    ForbiddenError,
-    NotFoundError,
-    UsageError,
-    program,
-)
-from engineroom.kube.client.resources import DEPLOYMENTS, SECRETS, SERVICES
+from engineroom.cli.connections.release import deployment_pods, release_deployment
+from engineroom.cli.connections.service_ports import is_ready
+from engineroom.cli.errors import CliError, ForbiddenError, NotFoundError, UnreachableError
+from engineroom.kube.client.resources import SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engineroom.cli.connections.cluster import Cluster
     from engineroom.cli.connections.model import Document
+    from engineroom.cli.connections.release import Release
 
-#: Finds the Service and the Deployment of the API process.
-LABELS = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=api"
-#: Namespaces to search if the account may not list the Services of all namespaces.
-NAMESPACES = ("engineroom-system", "engineroom")
-#: Name of the port, in the Service and in the pod.
+#: Name of the container and of its port.
 _PORT = "api"
+#: Port of a process whose Deployment names none.
+_DEFAULT_PORT = 8000
+#: Set if the pod itself serves TLS.
+_TLS = "ENGINEROOM_TLS_CERTIFICATE"
 #: Concurrent connections; a browser opens six.
 _MAX_CONNECTIONS = 32
 
@@ -196,68 +193,60 @@ def _unverified_context() -> ssl.SSLContext:
     return context
 
 
-def find(cluster: Cluster, namespace: str | None) -> Document:
-    """Return the Service of the API process. Raises NotFoundError, ForbiddenError, UsageError."""
-    try:
-        services = cluster.read_all(SERVICES, namespace, LABELS)
-    except ForbiddenError:
-        if namespace is not None:
-            raise
-        services = []
-        for name in NAMESPACES:
-            with contextlib.suppress(ForbiddenError):
-                services += cluster.read_all(SERVICES, name, LABELS)
-    # The Service for metrics has the same labels but no such port.
-    services = [
-        entry for entry in services if any(p.get("name") == _PORT for p in entry["spec"]["ports"])
-    ]
-    if not services:
+def find_api(cluster: Cluster, release: Release) -> Document:
+    """Return the Deployment of the API process. Raises NotFoundError, ForbiddenError."""
+    deployment = release_deployment(cluster, release, "api")
+    if deployment is None:
         raise NotFoundError(
-            "no API process runs in this cluster",
-            why=f"no Service with the labels {LABELS}"
-            + ("" if namespace is None else f" in {namespace}"),
-            fix="install it with the chart's `api.enabled=true`, or give its namespace with -n",
+            f"no API process is installed in namespace {release.namespace}",
+            why=f"it has no Deployment {release.deployment_name('api') or 'of the API'}",
+            fix="install it with the chart's `api.enabled=true`, or name the namespace of the "
+            "installation with -n",
         )
-    if len(services) > 1:
-        names = ", ".join(f"{s['metadata']['namespace']}/{s['metadata']['name']}" for s in services)
-        raise UsageError(
-            f"there are {len(services)} API processes in this cluster",
-            why=names,
-            fix=f"choose one: `{program()} ui -n NAMESPACE`",
-        )
-    return services[0]
+    return deployment
 
 
-def forward(cluster: Cluster, service: Document) -> PortForward:
-    """Return a port forward to a ready pod of the Service.
+def forward(cluster: Cluster, deployment: Document) -> PortForward:
+    """Return a port forward to a ready pod of the API's Deployment.
 
-    Raises UnreachableError if the Service has no ready pod, UsageError if it has no selector.
+    Raises UnreachableError if it has no ready pod.
     """
-    metadata = service["metadata"]
-    port = next(int(p["port"]) for p in service["spec"]["ports"] if p.get("name") == _PORT)
-    host = f"{metadata['name']}.{metadata['namespace']}.svc"
-    connect = service_connector(cluster, host, port, metadata["namespace"])
-    if connect is None:
-        raise UsageError(
-            f"Service {metadata['namespace']}/{metadata['name']} selects no pods",
-            fix="name the API's URL with --server",
+    metadata = deployment["metadata"]
+    ready = [pod for pod in deployment_pods(cluster, deployment) if is_ready(pod)]
+    if not ready:
+        raise UnreachableError(
+            f"Deployment {metadata['namespace']}/{metadata['name']} has no ready pod",
+            why="its pods are not running, or not ready yet",
+            fix=f"`kubectl describe -n {metadata['namespace']} deployment/{metadata['name']}` "
+            "shows why",
         )
-    return PortForward(connect, tls=port == 443)
+    container = _container(deployment)
+    ports = (p["containerPort"] for p in container.get("ports") or () if p.get("name") == _PORT)
+    port = next(ports, _DEFAULT_PORT)
+    tls = any(variable["name"] == _TLS for variable in container.get("env") or ())
+    pod = ready[0]["metadata"]["name"]
+    return PortForward(lambda: cluster.open_port(metadata["namespace"], pod, port), tls=tls)
 
 
-def admin_password(cluster: Cluster, service: Document) -> str | None:
+def _container(deployment: Document) -> Document:
+    """Return the container of the API process."""
+    containers: list[Document] = deployment["spec"]["template"]["spec"]["containers"]
+    named = (container for container in containers if container["name"] == _PORT)
+    return next(named, containers[0])
+
+
+def admin_password(cluster: Cluster, deployment: Document) -> str | None:
     """Return the first administrator's password; None if the account may not read its Secret."""
     import base64
 
-    namespace = service["metadata"]["namespace"]
+    namespace = deployment["metadata"]["namespace"]
     try:
-        for deployment in cluster.read_all(DEPLOYMENTS, namespace, LABELS):
-            for volume in deployment["spec"]["template"]["spec"].get("volumes") or ():
-                if volume["name"] != "secrets":
-                    continue
-                secret = cluster.read(SECRETS, namespace, volume["secret"]["secretName"])
-                password = (secret.get("data") or {}).get("admin-password")
-                return base64.b64decode(password).decode().strip() or None if password else None
+        for volume in deployment["spec"]["template"]["spec"].get("volumes") or ():
+            if volume["name"] != "secrets":
+                continue
+            secret = cluster.read(SECRETS, namespace, volume["secret"]["secretName"])
+            password = (secret.get("data") or {}).get("admin-password")
+            return base64.b64decode(password).decode().strip() or None if password else None
     except (ForbiddenError, NotFoundError):
         return None
     return None

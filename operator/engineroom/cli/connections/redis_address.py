@@ -11,36 +11,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from engineroom.api import LABEL_POOL
+from engineroom.cli.connections.release import OPTION, ObjectReader, release_deployment
 from engineroom.cli.errors import ForbiddenError, NotFoundError, UsageError
-from engineroom.kube.client.resources import DEPLOYMENTS, SECRETS
+from engineroom.kube.client.resources import SECRETS
 from engineroom.redis.urls import FORM, displayed_url, url_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from engineroom.cli.connections.model import Document, Pool
-    from engineroom.kube.client.resources import Resource
+    from engineroom.cli.connections.release import Release
 
 #: The environment variable of --redis-url; in the operator's Deployment it names the Secret.
 VARIABLE = "ENGINEROOM_REDIS_URL"
-#: Selects the installation's operator, whose Deployment names the Secret of the chart's Redis.
-_OPERATOR = "app.kubernetes.io/part-of=engineroom,app.kubernetes.io/component=operator"
 _FIX = f"name another pool with --pool, or give the URL in {VARIABLE}"
+_FIX_CHART = f"name the namespace of the installation with {OPTION}, or give the URL in {VARIABLE}"
 _CHART = "the chart's Redis"
-
-
-class ObjectReader(Protocol):
-    """Reads objects of a cluster. All methods raise CliError."""
-
-    def read(self, resource: Resource, namespace: str | None, name: str) -> Document:
-        """Return one object. Raises NotFoundError, ForbiddenError."""
-        ...
-
-    def read_all(
-        self, resource: Resource, namespace: str | None, selector: str | None = None
-    ) -> list[Document]:
-        """Return the objects of a namespace, or of all namespaces if it is None."""
-        ...
 
 
 class PoolReader(ObjectReader, Protocol):
@@ -68,6 +54,8 @@ class RedisAddress:
     #: Certificates (PEM) of the CA.
     ca: str | None = None
     insecure: bool = False
+    #: True for the installation's own: no tenant may receive its password.
+    installation: bool = False
 
     def __repr__(self) -> str:
         """Return the address without the user and password of its URL."""
@@ -88,13 +76,17 @@ def url_target(url: str) -> RedisTarget:
     return RedisTarget(RedisAddress(url), displayed_url(url))
 
 
-def pool_target(cluster: PoolReader, namespace: str, name: str) -> RedisTarget:
-    """Return the Redis of one pool."""
+def pool_target(
+    cluster: PoolReader, namespace: str, name: str, find_release: Callable[[], Release]
+) -> RedisTarget:
+    """Return the Redis of one pool. ``find_release`` raises CliError."""
     pool = cluster.pool(namespace, name)
-    return _shared_target(cluster, (pool,))
+    return _shared_target(cluster, (pool,), find_release)
 
 
-def namespace_target(cluster: PoolReader, namespace: str) -> RedisTarget:
+def namespace_target(
+    cluster: PoolReader, namespace: str, find_release: Callable[[], Release]
+) -> RedisTarget:
     """Return the Redis that the pools of a namespace share; without pools, the chart's.
 
     Raises UsageError if the pools use several, or if there are neither pools nor a chart's Redis.
@@ -102,14 +94,15 @@ def namespace_target(cluster: PoolReader, namespace: str) -> RedisTarget:
     pools = cluster.pools(namespace)
     if pools:
         _require_one_redis(pools, namespace)
-        return _shared_target(cluster, pools)
-    address = _chart_address(cluster)
-    if address is None:
+        return _shared_target(cluster, pools, find_release)
+    try:
+        return chart_target(cluster, find_release)
+    except (NotFoundError, ForbiddenError) as error:
         raise UsageError(
             f"there is no pool in namespace {namespace} that would name a Redis",
-            fix=f"name the namespace with -n, or give the URL in {VARIABLE}",
-        )
-    return RedisTarget(address, _CHART)
+            why=f"nor is there a Redis of the installation: {error.what}",
+            fix=f"name the namespace of the pools with -n; or {_FIX_CHART}",
+        ) from error
 
 
 def spec_target(cluster: ObjectReader, namespace: str, redis: Document) -> RedisTarget:
@@ -118,22 +111,50 @@ def spec_target(cluster: ObjectReader, namespace: str, redis: Document) -> Redis
     return RedisTarget(_spec_address(cluster, namespace, redis), title)
 
 
-def chart_target(cluster: ObjectReader) -> RedisTarget:
-    """Return the chart's Redis. Raises NotFoundError if it cannot be found or read."""
-    address = _chart_address(cluster)
-    if address is None:
+def chart_target(cluster: ObjectReader, find_release: Callable[[], Release]) -> RedisTarget:
+    """Return the Redis in the Deployment of the installation's operator.
+
+    Raises NotFoundError if there is none, ForbiddenError, and what ``find_release`` raises.
+    """
+    release = find_release()
+    operator = release_deployment(cluster, release, "operator")
+    if operator is None:
         raise NotFoundError(
-            "the chart's Redis cannot be found",
-            why="no Deployment of the operator names it, or you may not read it",
-            fix=f"give the URL in {VARIABLE}",
+            f"no operator is installed in namespace {release.namespace}",
+            why="its Deployment would name the Secret of the chart's Redis",
+            fix=_FIX_CHART,
         )
-    return RedisTarget(address, _CHART)
+    for container in operator["spec"]["template"]["spec"]["containers"]:
+        for variable in container.get("env") or ():
+            source = (variable.get("valueFrom") or {}).get("secretKeyRef")
+            if variable["name"] == VARIABLE and source:
+                url = _secret_value(
+                    cluster, release.namespace, source["name"], source["key"], field=VARIABLE
+                )
+                return RedisTarget(RedisAddress(url, release.namespace, installation=True), _CHART)
+    raise NotFoundError(
+        f"the installation in namespace {release.namespace} has no Redis of its own",
+        why=f"the Deployment of its operator takes no {VARIABLE} from a Secret",
+        fix=f"give the URL in {VARIABLE}",
+    )
 
 
-def _shared_target(cluster: ObjectReader, pools: Sequence[Pool]) -> RedisTarget:
+def _shared_target(
+    cluster: ObjectReader, pools: Sequence[Pool], find_release: Callable[[], Release]
+) -> RedisTarget:
     pool = pools[0]
-    title = f"the Redis of pool {pool.id}" if _secret_reference(pool) else _CHART
-    return RedisTarget(_pool_address(cluster, pool), title, tuple(pools))
+    address = _pool_address(cluster, pool)
+    if address is not None:
+        return RedisTarget(address, f"the Redis of pool {pool.id}", tuple(pools))
+    try:
+        chart = chart_target(cluster, find_release)
+    except (NotFoundError, ForbiddenError) as error:
+        raise NotFoundError(
+            f"no Secret says where the Redis of pool {pool.id} is",
+            why=f"its spec names none, and of the installation's: {error.what}",
+            fix=_FIX_CHART,
+        ) from error
+    return RedisTarget(chart.address, chart.title, tuple(pools))
 
 
 def _require_one_redis(pools: Sequence[Pool], namespace: str) -> None:
@@ -162,25 +183,31 @@ def _secret_reference(pool: Pool) -> tuple[str, ...]:
     return reference["name"], reference["key"]
 
 
-def _pool_address(cluster: ObjectReader, pool: Pool) -> RedisAddress:
+def _pool_address(cluster: ObjectReader, pool: Pool) -> RedisAddress | None:
+    """Return the address in the Secret of the pool; None if it has none, or it cannot be read.
+
+    Whoever writes Secrets in the pool's namespace chooses this address, so it is that of the pool
+    and never called the chart's.
+    """
     if _secret_reference(pool):
         return _spec_address(cluster, pool.namespace, pool.document["spec"]["redis"])
     try:
         secrets = cluster.read_all(SECRETS, pool.namespace, f"{LABEL_POOL}={pool.name}")
     except ForbiddenError:
-        secrets = []
-    secrets = [secret for secret in secrets if "url" in (secret.get("data") or {})]
-    if secrets:
-        latest = max(secrets, key=lambda secret: secret["metadata"].get("creationTimestamp", ""))
-        return RedisAddress(_decode(latest["data"]["url"]), pool.namespace)
-    address = _chart_address(cluster)
-    if address is None:
-        raise NotFoundError(
-            f"no Secret says where the Redis of pool {pool.id} is",
-            why="its spec names none, and the operator's own cannot be found or read",
-            fix=_FIX,
-        )
-    return address
+        return None
+    own = [secret for secret in secrets if _is_copy_for(secret, pool)]
+    if not own:
+        return None
+    latest = max(own, key=lambda secret: secret["metadata"].get("creationTimestamp", ""))
+    return RedisAddress(_decode(latest["data"]["url"]), pool.namespace)
+
+
+def _is_copy_for(secret: Document, pool: Pool) -> bool:
+    """Return whether the operator made a Secret for this pool, and not for an earlier one."""
+    owners = secret["metadata"].get("ownerReferences") or ()
+    return "url" in (secret.get("data") or {}) and any(
+        owner.get("controller") and owner.get("uid") == pool.uid for owner in owners
+    )
 
 
 def _spec_address(cluster: ObjectReader, namespace: str, redis: Document) -> RedisAddress:
@@ -195,25 +222,6 @@ def _spec_address(cluster: ObjectReader, namespace: str, redis: Document) -> Red
         ),
         bool(tls.get("insecureSkipVerify")),
     )
-
-
-def _chart_address(cluster: ObjectReader) -> RedisAddress | None:
-    """Return the address in the operator's Deployment; None if it cannot be found or read."""
-    try:
-        operators = cluster.read_all(DEPLOYMENTS, None, _OPERATOR)
-    except ForbiddenError:
-        return None
-    for operator in operators:
-        namespace = operator["metadata"]["namespace"]
-        for container in operator["spec"]["template"]["spec"]["containers"]:
-            for variable in container.get("env") or ():
-                source = (variable.get("valueFrom") or {}).get("secretKeyRef")
-                if variable["name"] == VARIABLE and source:
-                    url = _secret_value(
-                        cluster, namespace, source["name"], source["key"], field=VARIABLE
-                    )
-                    return RedisAddress(url, namespace)
-    return None
 
 
 def _secret_value(cluster: ObjectReader, namespace: str, name: str, key: str, *, field: str) -> str:

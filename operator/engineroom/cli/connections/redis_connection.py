@@ -54,7 +54,11 @@ def open_redis(address: RedisAddress, cluster: PortOpener | None) -> Redis:
     if cluster is None or parts.scheme == "unix" or _runs_in_cluster():
         return client
     connect = service_connector(
-        cluster, parts.hostname or "", parts.port or 6379, address.namespace or "default"
+        cluster,
+        parts.hostname or "",
+        parts.port or 6379,
+        address.namespace or "default",
+        unambiguous=address.installation,
     )
     if connect is not None:
         pool = client.connection_pool

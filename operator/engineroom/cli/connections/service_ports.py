@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engineroom.cli.errors import NotFoundError, UnreachableError
+from engineroom.cli.errors import NotFoundError, UnreachableError, UsageError
 from engineroom.kube.client.resources import PODS, SERVICES
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from engineroom.cli.connections.model import Document
     from engineroom.kube.client.resources import Resource
+
+#: The domain of a cluster where no other is configured.
+_CLUSTER_DOMAIN = ".cluster.local"
 
 
 class PortOpener(Protocol):
@@ -38,12 +41,13 @@ class PortOpener(Protocol):
 
 
 def service_connector(
-    cluster: PortOpener, host: str, port: int, namespace: str
+    cluster: PortOpener, host: str, port: int, namespace: str, *, unambiguous: bool = False
 ) -> Callable[[], socket] | None:
     """Return a function that connects to a Service by its host name; None if it names none.
 
     A name without a namespace is looked up in ``namespace``. Raises NotFoundError if the Service
-    does not exist, UnreachableError if it has no ready pod.
+    does not exist, UnreachableError if it has no ready pod. With ``unambiguous``, raises UsageError
+    for a Service of another namespace whose host name may also be one outside the cluster.
     """
     reference = service_of(host, namespace)
     if reference is None:
@@ -52,18 +56,26 @@ def service_connector(
     try:
         service = cluster.read(SERVICES, service_namespace, name)
     except NotFoundError as error:
-        if ".svc" not in f"{host}.":
+        if not _is_cluster_name(host):
             return None
         raise NotFoundError(
             f"Service {service_namespace}/{name} does not exist",
             why="the Redis URL names it",
             fix="name another pool with --pool, or give the URL in ENGINEROOM_REDIS_URL",
         ) from error
+    if unambiguous and service_namespace != namespace and not _is_cluster_name(host):
+        raise UsageError(
+            f"the host {host} of the Redis URL is ambiguous",
+            why="it may be a host outside the cluster, or the Service "
+            f"{service_namespace}/{name} of others",
+            fix=f"write {host}.svc for the Service or {host}. for the other host into the Secret, "
+            "or give the URL in ENGINEROOM_REDIS_URL",
+        )
     selector = (service["spec"] or {}).get("selector")
     if not selector:
         return None
     labels = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
-    ready = [pod for pod in cluster.read_all(PODS, service_namespace, labels) if _is_ready(pod)]
+    ready = [pod for pod in cluster.read_all(PODS, service_namespace, labels) if is_ready(pod)]
     if not ready:
         raise UnreachableError(
             f"Service {service_namespace}/{name} has no ready pod",
@@ -81,17 +93,25 @@ def service_connector(
 
 def service_of(host: str, namespace: str) -> tuple[str, str] | None:
     """Return namespace and name of the Service that a host name may mean; None if it cannot be."""
-    labels = host.rstrip(".").split(".")
-    if any(not label or not label[0].isalpha() for label in labels[:1]) or host == "localhost":
+    if not host[:1].isalpha() or host == "localhost":
         return None
+    if _is_cluster_name(host):
+        labels = host.rstrip(".").removesuffix(_CLUSTER_DOMAIN).removesuffix(".svc").split(".")
+        # Of three, the first is one pod of a StatefulSet: any pod behind its Service will do.
+        return (labels[-1], labels[-2]) if len(labels) in (2, 3) and all(labels) else None
+    # With a dot at its end a name is complete, and so outside the cluster.
+    labels = host.split(".")
     if len(labels) == 1:
         return namespace, labels[0]
-    if len(labels) == 2 or labels[2] == "svc":
-        return labels[1], labels[0]
-    # The host name of one pod of a StatefulSet: any pod behind its Service will do.
-    if len(labels) > 3 and labels[3] == "svc":
-        return labels[2], labels[1]
-    return None
+    return (labels[1], labels[0]) if len(labels) == 2 and labels[1] else None
+
+
+def _is_cluster_name(host: str) -> bool:
+    """Return whether a host name can only be one of a Service.
+
+    A label `svc` elsewhere proves nothing: cache.eu.svc.example.com is a host of example.com.
+    """
+    return host.rstrip(".").removesuffix(_CLUSTER_DOMAIN).endswith(".svc")
 
 
 def target_port(service: Document, pod: Document, port: int) -> int:
@@ -109,7 +129,8 @@ def target_port(service: Document, pod: Document, port: int) -> int:
     return port
 
 
-def _is_ready(pod: Document) -> bool:
+def is_ready(pod: Document) -> bool:
+    """Return whether a pod is ready and is not being deleted."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return "deletionTimestamp" not in pod["metadata"] and any(
         condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from engineroom.cli.connections.release import FIX
 from engineroom.cli.errors import INSTALL
 from engineroom.cli.views.text import count, seconds
 from engineroom.core import reasons
@@ -325,7 +326,8 @@ def _redis(installation: Installation, pools: Sequence[Pool]) -> Check:
             return check
         summary = check.summary
     else:
-        summary = f"your own, {reached}" if looked else "your own; no pool uses one yet"
+        own = "your own" if installation.namespaces else "of an unknown installation"
+        summary = f"{own}, {reached}" if looked else f"{own}; no pool uses one yet"
     if unreached:
         return Check("Redis", Severity.PROBLEM, summary, "see the pools below")
     return Check("Redis", Severity.OK, summary)
@@ -338,7 +340,17 @@ def _absent(
     fix: str,
     severity: Severity = Severity.PROBLEM,
 ) -> Check:
-    """Return a check of a missing part; unknown if the account may not list Deployments."""
+    """Return a check of a missing part; unknown if it cannot be looked for."""
+    if not installation.namespaces:
+        forbidden = "webhook configurations" in installation.denied
+        return Check(
+            part,
+            Severity.WARNING if forbidden else severity,
+            "unknown: you may not list the webhook configurations, which name its namespace"
+            if forbidden
+            else "unknown: no webhook configuration names the installation's namespace",
+            FIX if forbidden else f"{FIX}, or install it: {INSTALL}",
+        )
     if "Deployments" in installation.denied:
         return Check(
             part,

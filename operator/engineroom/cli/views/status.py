@@ -132,6 +132,7 @@ def status_document(overview: InstallationOverview) -> dict[str, Any]:
         "server": installation.server,
         "kubernetes": installation.server_version or None,
         "namespace": overview.scope,
+        "systemNamespaces": list(installation.namespaces),
         "checks": [
             {
                 "part": check.part,

@@ -15,8 +15,11 @@ def version_table(document: dict[str, Any]) -> Table:
     kubernetes = document.get("kubernetes")
     rows = [("engineroom", f"{document['client']['version']} (this program)")]
     if kubernetes is not None:
-        unknown = "unknown: you may not list Deployments"
-        none = unknown if "Deployments" in document["notAllowedToRead"] else "not installed"
+        none = "not installed"
+        if not document["systemNamespaces"]:
+            none = "unknown: name the namespace of the installation with --system-namespace"
+        elif "Deployments" in document["notAllowedToRead"]:
+            none = "unknown: you may not list Deployments"
         operators = ", ".join(entry["image"] for entry in document["operator"]) or none
         rows += [
             ("operator", operators),

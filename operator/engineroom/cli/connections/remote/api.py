@@ -179,10 +179,7 @@ class Api:
 
     def _unreachable(self, error: Exception) -> UnreachableError:
         why = " ".join(str(error).split())[:300]
-        fix = (
-            "check the URL and that the API runs; "
-            "`kubectl get pods -A -l app.kubernetes.io/component=api` shows it"
-        )
+        fix = "check the URL, and that the pods of the API are ready"
         if "CERTIFICATE_VERIFY_FAILED" in why:
             fix = "give the CA of its certificate with --ca-file; verification cannot be disabled"
         return UnreachableError(f"cannot reach the API at {self.server}", why=why, fix=fix)
