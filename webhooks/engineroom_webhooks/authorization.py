@@ -60,6 +60,10 @@ class Authorizer(Protocol):
         """Return whether the author may create pods in the namespace."""
         ...
 
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        """Return whether the author may get the Secret."""
+        ...
+
 
 class AllowAll:
     """The twin for ``review_authors=false``: namespaces are restricted, authors have all rights."""
@@ -72,6 +76,11 @@ class AllowAll:
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """Return True."""
         del author, namespace
+        return True
+
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        """Return True."""
+        del author, namespace, name
         return True
 
 
@@ -100,6 +109,13 @@ class ClusterAuthorizer:
 
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """See Authorizer."""
+        return await self._allowed(author, namespace, verb="create", resource="pods")
+
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        """See Authorizer."""
+        return await self._allowed(author, namespace, verb="get", resource="secrets", name=name)
+
+    async def _allowed(self, author: RequestUser, namespace: str, **attributes: str) -> bool:
         if author.username in self._trusted:
             return True
 
@@ -115,9 +131,8 @@ class ClusterAuthorizer:
                         "extra": json.loads(author.extra),
                         "resourceAttributes": {
                             "namespace": namespace,
-                            "verb": "create",
                             "version": "v1",
-                            "resource": "pods",
+                            **attributes,
                         },
                     }
                 },
@@ -126,4 +141,4 @@ class ClusterAuthorizer:
             allowed = (review.get("status") or {}).get("allowed") is True
             return allowed, _KEEP_ALLOWED if allowed else _KEEP_DENIED
 
-        return await self._rights.get((author, namespace), ask)
+        return await self._rights.get((author, namespace, *sorted(attributes.items())), ask)

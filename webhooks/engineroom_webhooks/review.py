@@ -10,13 +10,14 @@ from engineroom.api.validation import ValidationContext, guarded_fields
 from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
-from engineroom.core.validation.json_values import as_map
+from engineroom.core.validation.json_values import as_map, is_same
 from engineroom_webhooks import metrics
 from engineroom_webhooks.authorization import RequestUser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engineroom.api.kinds import Kind
     from engineroom_webhooks.authorization import Authorizer
 
 API_VERSION = "admission.k8s.io/v1"
@@ -134,29 +135,47 @@ async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
         if problems or kind is None:
             title = str(as_map(request.get("kind")).get("kind") or new.get("kind") or "")[:63]
             return AdmissionAnswer(uid, operation, tuple(problems), name=name, kind=title)
-        fields = guarded_fields.guarded_fields(kind, new, old)
-        if fields and not await authorizer.may_create_pods(author, namespace):
-            return AdmissionAnswer(
-                uid, operation, forbidden=_forbidden(author, namespace, fields), name=name
-            )
+        forbidden = await _missing_right(authorizer, author, namespace, kind, new, old)
+        if forbidden:
+            return AdmissionAnswer(uid, operation, forbidden=forbidden, name=name)
     except EngineroomError as error:
         metrics.ERRORS.failed(error.code, error.category.value)
         logger.warning("an author could not be checked", code=error.code, error=str(error))
         trouble = (
-            "the API server did not say whether the author may create pods; try again in a moment"
+            "the API server did not answer whether the author has the rights; try again in a moment"
         )
         return AdmissionAnswer(uid, operation, trouble=trouble, name=name)
     return AdmissionAnswer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
 
 
-def _forbidden(author: RequestUser, namespace: str, asks: list[str]) -> str:
-    fields = ", ".join(asks[:5]) + (" and more" if len(asks) > 5 else "")
-    return (
-        f"{fields}: only authors who may create pods in namespace {namespace} may set this, and "
-        f"{author.username or 'the author'} may not; remove it or get that right"
-    )
+async def _missing_right(
+    authorizer: Authorizer,
+    author: RequestUser,
+    namespace: str,
+    kind: Kind,
+    new: dict[str, Any],
+    old: Any,
+) -> str:
+    """Return the message for an author who lacks a right that the change needs, or ""."""
+    fields = guarded_fields.guarded_fields(kind, new, old)
+    if not fields:
+        return ""
+    who = author.username or "the author"
+    if not await authorizer.may_create_pods(author, namespace):
+        listed = ", ".join(fields[:5]) + (" and more" if len(fields) > 5 else "")
+        return (
+            f"{listed}: only authors who may create pods in namespace {namespace} may set this, "
+            f"and {who} may not; remove it or get that right"
+        )
+    for field, name in guarded_fields.secret_names(kind, new).items():
+        if not await authorizer.may_get_secret(author, namespace, name):
+            return (
+                f"{field}: only authors who may get Secret {namespace}/{name} may name it, and "
+                f"{who} may not; name another Secret or get that right"
+            )
+    return ""
 
 
 def _is_spec_unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Return whether the spec is unchanged: labels and finalizers are then always accepted."""
-    return bool(new.get("spec") == old.get("spec"))
+    return is_same(new.get("spec"), old.get("spec"))
