@@ -18,7 +18,7 @@ from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.errors import ApiError
 from engineroom.kube.client.resources import NAMESPACES, SECRETS, VALIDATING_WEBHOOKS, WORKERPOOLS
 from engineroom_webhooks import certificates
-from tests.integration.webhooks import SECRET, Admission, secret_env
+from tests.integration.webhooks import SECRET, Admission
 from tests.unit.api.specs import pool
 from tests.unit.api.test_crd import served, with_defaults
 from tests.unit.api.test_validation import VALID

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import GROUP, kinds, validation
+from engineroom.api import (
+    GROUP,
+    LABEL_SHARED_REDIS,
+    SHARED_REDIS_ENABLED,
+    kinds,
+    validation,
+)
 from engineroom.api.validation import ValidationContext, guarded_fields
 from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import Category, EngineroomError, Problem
@@ -145,7 +151,27 @@ async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
             "the API server did not answer whether the author has the rights; try again in a moment"
         )
         return AdmissionAnswer(uid, operation, trouble=trouble, name=name)
-    return AdmissionAnswer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
+    warnings = [*validation.warnings(new), *await _redis_warnings(authorizer, namespace, kind, new)]
+    return AdmissionAnswer(uid, operation, warnings=tuple(warnings), name=name)
+
+
+async def _redis_warnings(
+    authorizer: Authorizer, namespace: str, kind: Kind, new: dict[str, Any]
+) -> list[str]:
+    """Warn of a pool that may not use the installation's Redis; the Namespace may come later."""
+    if kind is not kinds.WORKER_POOL or new["spec"].get("redis") is not None:
+        return []
+    try:
+        if await authorizer.may_use_shared_redis(namespace):
+            return []
+    except EngineroomError as error:
+        logger.warning("the namespace could not be read", code=error.code, error=str(error))
+        return []
+    warning = (
+        f"namespace {namespace} may not use the installation's Redis, so the pool gets no pods; "
+        f"label the Namespace {LABEL_SHARED_REDIS}={SHARED_REDIS_ENABLED}, or set spec.redis"
+    )
+    return [warning]
 
 
 async def _missing_right(

@@ -372,8 +372,8 @@ WORKER_POOL = Kind(
         ),
         RoleRule(
             resources=("namespaces",),
-            verbs=("get",),
-            reason="The Pod Security level, for templates that go beyond restricted.",
+            verbs=("get", "list", "watch"),
+            reason="The Pod Security level, and the label of the installation's Redis.",
         ),
         RoleRule(
             resources=("secrets",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -53,10 +52,14 @@ class Rights:
         self._allowed = allowed
         self._secrets = secrets
         self.asked: list[Any] = []
+        self.sharing = {"shop"}
 
     async def level(self, namespace: str) -> PodSecurityLevel:
         self.asked.append(namespace)
         return self._level
+
+    async def may_use_shared_redis(self, namespace: str) -> bool:
+        return namespace in self.sharing
 
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         self.asked.append((author.username, namespace))
@@ -169,8 +172,8 @@ async def test_host_network_needs_an_author_who_may_create_pods() -> None:
         "code": 403,
         "reason": "Forbidden",
         "message": (
-            "spec.template, spec.queues: only authors who may create pods in namespace shop may set "
-            "this, and ann may not; remove it or get that right"
+            "spec.template, spec.queues: only authors who may create pods in namespace shop may "
+            "set this, and ann may not; remove it or get that right"
         ),
     }
     assert rights.asked == ["shop", ("ann", "shop")]

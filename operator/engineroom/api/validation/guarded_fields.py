@@ -1,8 +1,8 @@
 """Fields through which an author reaches for pods, Secrets and accounts of the namespace.
 
-The kind's declaration (``Kind.guarded``) names them. Three things hold for every kind: an author
-who writes such a field needs the right to create pods in the namespace, one who names a Secret needs
-the right to get it, and a field that looks like one without being declared is refused.
+The kind's declaration (``Kind.guarded``) names them. Three things hold for every kind. An author
+who writes such a field needs the right to create pods in the namespace. One who names a Secret
+needs the right to get it. A field that looks like one without being declared is refused.
 """
 
 from __future__ import annotations
