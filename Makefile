@@ -104,6 +104,10 @@ fuzz-api: $(READY) system ## The API's document by schemathesis, 500 requests a 
 	ENGINEROOM_TEST_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 7200 \
 		tests/integration/console/test_schema.py $(ARGS)
 
+.PHONY: attacks
+attacks: $(READY) system ## 10,000 writes by authors with random rights (ARGS="--steps 1000 --seed 1")
+	@$(BIN)/python -m tests.attacks $(ARGS)
+
 .PHONY: test-e2e
 test-e2e: $(READY) system ## Tests with real pods
 	$(PYTEST) tests/e2e $(ARGS)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from engineroom.api import kinds
+from engineroom.api import LABEL_SHARED_REDIS, SHARED_REDIS_ENABLED, kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -151,6 +151,16 @@ def redis_server(*, durable: bool = False) -> Iterator[RedisServer]:
         yield server
     finally:
         server.close()
+
+
+def shared_namespace(name: str, **labels: str) -> dict[str, Any]:
+    """Return a Namespace whose pools use the installation's Redis, with further labels."""
+    shared = {LABEL_SHARED_REDIS: SHARED_REDIS_ENABLED}
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": shared | labels},
+    }
 
 
 def pool_document(

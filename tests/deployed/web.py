@@ -46,7 +46,7 @@ class Load:
     window: float
     #: The largest share of the bound that was admitted in any window: above 1 it was broken.
     worst: float
-    #: The number that one exact bucket admits of the same requests, at the times of their responses.
+    #: The number that one exact bucket admits of the same requests, decided as they are answered.
     possible: int
     first_counted: float | None
     first_refused: float | None

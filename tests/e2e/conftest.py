@@ -13,6 +13,7 @@ from tests.deployed.installation import NAMESPACE as SYSTEM
 from tests.deployed.installation import Installation
 from tests.e2e.fragile import FragileRedis
 from tests.e2e.pool import NAMESPACE, VALUES, Pool
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -39,10 +40,10 @@ def installation(node_cluster: Cluster) -> Installation:
     """Engineroom installed by the chart."""
     images.load(node_cluster, images.build())
     installation = Installation(node_cluster)
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    installation.kube.apply("namespaces", None, namespace)
+    installation.kube.apply("namespaces", None, shared_namespace(NAMESPACE))
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    restricted = {**namespace, "metadata": {"name": SYSTEM, "labels": labels}}
+    restricted = {"apiVersion": "v1", "kind": "Namespace"}
+    restricted["metadata"] = {"name": SYSTEM, "labels": labels}
     installation.kube.apply("namespaces", None, restricted)
     installation.upgrade(VALUES)
     return installation

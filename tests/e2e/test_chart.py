@@ -24,7 +24,7 @@ from tests.cluster.process import Identity
 from tests.deployed import images
 from tests.deployed.installation import CHART, Installation, local_values
 from tests.deployed.kube import KubeError, condition, wait_for
-from tests.support import pool_document
+from tests.support import pool_document, shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,12 +122,8 @@ def pool(name: str, **spec: Any) -> Object:
 
 
 def namespace(name: str) -> Object:
-    """Create a namespace that admits restricted pods only."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": name, "labels": RESTRICTED},
-    }
+    """Return a namespace that admits restricted pods only and shares the chart's Redis."""
+    return shared_namespace(name, **RESTRICTED)
 
 
 @pytest.fixture(scope="module")

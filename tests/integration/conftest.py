@@ -19,7 +19,7 @@ from engineroom.kube.client.client import Client
 from engineroom.kube.client.errors import NotFound
 from engineroom.kube.client.resources import CRDS, NAMESPACES, WORKERPOOLS
 from tests.integration.faultproxy import FaultProxy
-from tests.support import ROOT, redis_server
+from tests.support import ROOT, redis_server, shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -87,7 +87,7 @@ async def client(api_config: ApiConfig) -> AsyncIterator[Client]:
 async def namespace(client: Client) -> AsyncIterator[str]:
     """A namespace of this test's own."""
     name = f"test-{secrets.token_hex(4)}"
-    await client.create(NAMESPACES, {"metadata": {"name": name}})
+    await client.create(NAMESPACES, shared_namespace(name))
     yield name
     with contextlib.suppress(NotFound):
         await client.delete(NAMESPACES, None, name)

@@ -23,6 +23,7 @@ from engineroom.kube.client.resources import (
 from tests.integration.faultproxy import Drop, FaultProxy, Request
 from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from engineroom.kube.client.config import ApiConfig
@@ -83,7 +84,7 @@ async def live(config: ApiConfig, redis: RedisServer, crash: Crash | None) -> Re
     """Play the life once, in a namespace of its own."""
     name = f"crash-{secrets.token_hex(4)}"
     async with Client(config) as client, FaultProxy(config) as proxy:
-        await client.create(NAMESPACES, {"metadata": {"name": name}})
+        await client.create(NAMESPACES, shared_namespace(name))
         try:
             with tempfile.TemporaryDirectory() as folder:
                 kubeconfig = proxy.kubeconfig(Path(folder))

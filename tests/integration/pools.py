@@ -194,3 +194,19 @@ async def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         await asyncio.sleep(every)
+
+
+async def record_owned(client: Client, obj: dict[str, Any]) -> None:
+    """Record in a pool's status that its namespace owns its queues, as the operator does."""
+    metadata = obj["metadata"]
+    owned = [
+        {"name": queue["name"], "redisId": "one", "since": "2026-01-01T00:00:00Z"}
+        for queue in obj["spec"]["queues"]
+    ]
+    await client.merge_patch(
+        WORKERPOOLS,
+        metadata["namespace"],
+        metadata["name"],
+        {"status": {"ownedQueues": owned}},
+        subresource="status",
+    )

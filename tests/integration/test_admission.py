@@ -18,7 +18,7 @@ from engineroom.core.errors import EngineroomError
 from engineroom.kube.client.errors import ApiError
 from engineroom.kube.client.resources import NAMESPACES, SECRETS, VALIDATING_WEBHOOKS, WORKERPOOLS
 from engineroom_webhooks import certificates
-from tests.integration.webhooks import SECRET, Admission, secret_env
+from tests.integration.webhooks import SECRET, Admission
 from tests.unit.api.specs import pool
 from tests.unit.api.test_crd import served, with_defaults
 from tests.unit.api.test_validation import VALID
@@ -337,29 +337,52 @@ async def allow_ann(cluster: Cluster, namespace: str, resource: str) -> None:
     await kubectl(cluster, "create", "rolebinding", name, *there, *binding)
 
 
-async def test_author_cannot_reach_through_a_pool_what_pods_would_give(
+async def allowed_later(cluster: Cluster, *command: str, stdin: dict[str, Any]) -> None:
+    """Repeat until the author's new right counts: a refusal is cached for seconds."""
+    deadline = time.monotonic() + 20
+    while True:
+        status, text = await kubectl(cluster, *command, stdin=stdin)
+        if status == 0:
+            return
+        assert time.monotonic() < deadline, text
+        await asyncio.sleep(0.5)
+
+
+async def test_an_author_gains_nothing_that_kubectl_does_not_give(
     control_plane: Cluster, admission: Admission, namespace: str
 ) -> None:
     await admission.start()
     await allow_ann(control_plane, namespace, "workerpools.engineroom.dev")
-    wants = here(namespace, {f"{CONTAINER}.env": [secret_env()]})
-    create = ("create", "--as=ann", "-f", "-")
+    create, update = ("create", "--as=ann", "-f", "-"), ("replace", "--as=ann", "-f", "-")
+    redis = {"spec.redis": {"urlSecretRef": {"name": "redis", "key": "url"}}}
 
-    status, text = await kubectl(control_plane, *create, stdin=wants)
+    status, text = await kubectl(control_plane, *create, stdin=here(namespace))
     assert status == 1
     assert (
-        "spec.template.spec.containers[0].env[0].valueFrom.secretKeyRef: only authors who may "
-        f"create pods in namespace {namespace} may set this, and ann may not; remove it or get "
-        "that right"
+        "spec.template, spec.queues: only authors who may create pods in namespace "
+        f"{namespace} may set this, and ann may not; remove it or get that right"
     ) in text
-    assert (await kubectl(control_plane, *create, stdin=here(namespace)))[0] == 0
+
+    # An administrator's pool: the author may scale it, and changes neither image nor Secret.
+    assert (await kubectl(control_plane, "create", "-f", "-", stdin=here(namespace, redis)))[0] == 0
+    scaled = here(namespace, {**redis, "spec.replicas": 2})
+    assert (await kubectl(control_plane, *update, stdin=scaled))[0] == 0
+    leak = here(namespace, {**redis, f"{CONTAINER}.image": "evil:1", "spec.replicas": 2})
+    status, text = await kubectl(control_plane, *update, stdin=leak)
+    assert (status, "spec.template: only authors who may create pods" in text) == (1, True)
 
     await allow_ann(control_plane, namespace, "pods")
-    deadline = time.monotonic() + 20  # a no is remembered for seconds
-    wants["metadata"]["name"] = "other"
-    while (await kubectl(control_plane, *create, stdin=wants))[0] != 0:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.5)
+    other = here(namespace)
+    other["metadata"]["name"] = "other"
+    await allowed_later(control_plane, *create, stdin=other)
+    status, text = await kubectl(control_plane, *update, stdin=leak)
+    assert status == 1
+    assert (
+        f"spec.redis.urlSecretRef: only authors who may get Secret {namespace}/redis may name it"
+    ) in text
+
+    await allow_ann(control_plane, namespace, "secrets")
+    await allowed_later(control_plane, *update, stdin=leak)
 
 
 async def test_host_network_is_for_privileged_namespaces(

@@ -72,6 +72,8 @@ class Admission:
     namespace: str
     folder: Path
     servers: list[Server] = field(default_factory=list)
+    #: Further namespaces whose objects are reviewed.
+    others: tuple[str, ...] = ()
 
     @property
     def configuration(self) -> str:
@@ -99,7 +101,11 @@ class Admission:
             "resources": [kind.plural for kind in kinds.registry()],
             "scope": "Namespaced",
         }
-        here = {"kubernetes.io/metadata.name": self.namespace}
+        reviewed = {
+            "key": "kubernetes.io/metadata.name",
+            "operator": "In",
+            "values": [self.namespace, *self.others],
+        }
         await self.client.create(
             VALIDATING_WEBHOOKS,
             {
@@ -110,7 +116,7 @@ class Admission:
                         "admissionReviewVersions": ["v1"],
                         "clientConfig": {"url": f"https://127.0.0.1:{port}/validate"},
                         "rules": [rule],
-                        "namespaceSelector": {"matchLabels": here},
+                        "namespaceSelector": {"matchExpressions": [reviewed]},
                         "failurePolicy": "Fail",
                         "sideEffects": "None",
                         "timeoutSeconds": 10,

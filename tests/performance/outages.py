@@ -22,7 +22,7 @@ from tests.integration.hollow import HollowKubelet
 from tests.integration.pools import OperatorProcess, Stage, eventually, pool
 from tests.performance.outcome import Figure, Goal, outcome
 from tests.performance.rig import private, with_crds
-from tests.support import redis_server
+from tests.support import redis_server, shared_namespace
 
 if TYPE_CHECKING:
     from tests.cluster.api import Cluster
@@ -60,7 +60,7 @@ async def _run(
     config = kube_config.from_kubeconfig(cluster.kubeconfig)
     operator = OperatorProcess(cluster.kubeconfig, redis.url, namespace)
     async with Client(config) as client:
-        await client.create(NAMESPACES, {"metadata": {"name": namespace}})
+        await client.create(NAMESPACES, shared_namespace(namespace))
         await operator.start()
         stage = Stage(client, namespace, redis)
         async with HollowKubelet(client, namespace) as kubelet:

@@ -19,7 +19,7 @@ import yaml
 from tests import support
 from tests.cluster.pytest_plugin import private_cluster
 from tests.deployed.kube import Kube, wait_for
-from tests.support import ROOT, pool_document
+from tests.support import ROOT, pool_document, shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ def as_account(kube: Kube, namespace: str, account: str, folder: Path) -> Path:
 
 def install_rights(kube: Kube) -> None:
     """The operator's account with the rights that the chart gives it, and no other."""
-    kube.apply("namespaces", None, _named("v1", "Namespace", INSTALLED))
+    kube.apply("namespaces", None, shared_namespace(INSTALLED))
     manifests = (ROOT / "deploy/kustomize/base/engineroom.yaml").read_text()
     for thing in yaml.safe_load_all(manifests):
         if not thing["metadata"]["name"].startswith(OPERATOR):

@@ -23,6 +23,7 @@ from tests.deployed.installation import Installation, installed
 from tests.deployed.kube import wait_for
 from tests.performance.outcome import Figure, Goal, outcome
 from tests.performance.rig import private
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,8 +91,7 @@ def main() -> int:
         installed(cluster) as installation,
         installation.redis() as forward,
     ):
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-        installation.kube.apply("namespaces", None, namespace)
+        installation.kube.apply("namespaces", None, shared_namespace(NAMESPACE))
         with ours(installation) as side:
             figures |= trial(installation, forward, side, options.jobs, options.cycles)
         if options.stock_jobs:

@@ -41,6 +41,7 @@ from tests.performance.rig import (
     pool,
     redis_server,
 )
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,11 +130,7 @@ def create(kube: Kube, pools: int) -> dict[str, Figure]:
     """Create all pools, and wait until the status of each is that of its spec."""
     for number in range(NAMESPACES):
         namespace, _ = place(number)
-        kube.apply(
-            "namespaces",
-            None,
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
-        )
+        kube.apply("namespaces", None, shared_namespace(namespace))
     install_gitops(kube)
     with (
         tempfile.TemporaryDirectory() as folder,

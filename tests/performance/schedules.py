@@ -33,6 +33,7 @@ from tests.performance.rig import (
     pool,
     redis_server,
 )
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -85,8 +86,7 @@ def main() -> int:
 def _measure(
     kube: Kube, redis: Redis, operators: dict[str, Operator], count: int, seconds: float
 ) -> dict[str, Figure]:
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
-    kube.apply("namespaces", None, namespace)
+    kube.apply("namespaces", None, shared_namespace("shop"))
     declared = pool("jobs", schedules=[{"name": "often", "every": "1h", "function": "a.b"}])
     kube.apply("workerpools", "shop", declared)
     for operator in operators.values():

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engineroom.api import LABEL_SHARED_REDIS, SHARED_REDIS_ENABLED
 from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.async_cache import AsyncCache
 from engineroom.kube.client.errors import NotFound
@@ -56,8 +57,16 @@ class Authorizer(Protocol):
         """Return the Pod Security level of the namespace's label; restricted without one."""
         ...
 
+    async def may_use_shared_redis(self, namespace: str) -> bool:
+        """Return whether the namespace may use the installation's Redis."""
+        ...
+
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """Return whether the author may create pods in the namespace."""
+        ...
+
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        """Return whether the author may get the Secret."""
         ...
 
 
@@ -69,18 +78,38 @@ class AllowAll:
         del namespace
         return PodSecurityLevel.RESTRICTED
 
+    async def may_use_shared_redis(self, namespace: str) -> bool:
+        """Return True."""
+        del namespace
+        return True
+
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """Return True."""
         del author, namespace
+        return True
+
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        """Return True."""
+        del author, namespace, name
         return True
 
 
 class ClusterAuthorizer:
     """Asks the API server and caches the answers for seconds; equal questions share a request."""
 
-    def __init__(self, client: Client, clock: Clock, trusted: frozenset[str] = frozenset()) -> None:
-        """``trusted``: names of authors that check the rights of the people they write for."""
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        trusted: frozenset[str] = frozenset(),
+        system_namespace: str = "",
+    ) -> None:
+        """``trusted``: names of authors that check the rights of the people they write for.
+
+        ``system_namespace`` is that of Engineroom's own processes.
+        """
         self._client = client
+        self._system_namespace = system_namespace
         self._trusted = trusted
         self._clock = clock
         self._levels: AsyncCache[PodSecurityLevel] = AsyncCache(clock)
@@ -98,8 +127,26 @@ class ClusterAuthorizer:
 
         return await self._levels.get(namespace, ask)
 
+    async def may_use_shared_redis(self, namespace: str) -> bool:
+        """See Authorizer. The label is read at each call."""
+        if namespace == self._system_namespace:
+            return True
+        try:
+            labelled = await self._client.get(NAMESPACES, None, namespace, timeout=_TIMEOUT)
+        except NotFound:
+            return False
+        labels = labelled["metadata"].get("labels") or {}
+        return bool(labels.get(LABEL_SHARED_REDIS) == SHARED_REDIS_ENABLED)
+
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """See Authorizer."""
+        return await self._allowed(author, namespace, verb="create", resource="pods")
+
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        """See Authorizer."""
+        return await self._allowed(author, namespace, verb="get", resource="secrets", name=name)
+
+    async def _allowed(self, author: RequestUser, namespace: str, **attributes: str) -> bool:
         if author.username in self._trusted:
             return True
 
@@ -115,9 +162,8 @@ class ClusterAuthorizer:
                         "extra": json.loads(author.extra),
                         "resourceAttributes": {
                             "namespace": namespace,
-                            "verb": "create",
                             "version": "v1",
-                            "resource": "pods",
+                            **attributes,
                         },
                     }
                 },
@@ -126,4 +172,4 @@ class ClusterAuthorizer:
             allowed = (review.get("status") or {}).get("allowed") is True
             return allowed, _KEEP_ALLOWED if allowed else _KEEP_DENIED
 
-        return await self._rights.get((author, namespace), ask)
+        return await self._rights.get((author, namespace, *sorted(attributes.items())), ask)

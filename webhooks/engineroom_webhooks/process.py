@@ -91,7 +91,7 @@ def _authorizer(settings: Settings, client: Client | None, clock: Clock) -> Auth
     if not settings.review_authors or client is None:
         return AllowAll()
     trusted = (name.strip() for name in settings.trusted_authors.split(","))
-    return ClusterAuthorizer(client, clock, frozenset(filter(None, trusted)))
+    return ClusterAuthorizer(client, clock, frozenset(filter(None, trusted)), settings.namespace)
 
 
 def unready(serving_certificate: ServingCertificate, *, listening: bool, ending: bool) -> str:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import GROUP, kinds, validation
+from engineroom.api import (
+    GROUP,
+    LABEL_SHARED_REDIS,
+    SHARED_REDIS_ENABLED,
+    kinds,
+    validation,
+)
 from engineroom.api.validation import ValidationContext, guarded_fields
 from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import Category, EngineroomError, Problem
 from engineroom.core.logging import get_logger
-from engineroom.core.validation.json_values import as_map
+from engineroom.core.validation.json_values import as_map, is_same
 from engineroom_webhooks import metrics
 from engineroom_webhooks.authorization import RequestUser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engineroom.api.kinds import Kind
     from engineroom_webhooks.authorization import Authorizer
 
 API_VERSION = "admission.k8s.io/v1"
@@ -134,29 +141,67 @@ async def answer(review: Any, authorizer: Authorizer) -> AdmissionAnswer:
         if problems or kind is None:
             title = str(as_map(request.get("kind")).get("kind") or new.get("kind") or "")[:63]
             return AdmissionAnswer(uid, operation, tuple(problems), name=name, kind=title)
-        fields = guarded_fields.guarded_fields(kind, new, old)
-        if fields and not await authorizer.may_create_pods(author, namespace):
-            return AdmissionAnswer(
-                uid, operation, forbidden=_forbidden(author, namespace, fields), name=name
-            )
+        forbidden = await _missing_right(authorizer, author, namespace, kind, new, old)
+        if forbidden:
+            return AdmissionAnswer(uid, operation, forbidden=forbidden, name=name)
     except EngineroomError as error:
         metrics.ERRORS.failed(error.code, error.category.value)
         logger.warning("an author could not be checked", code=error.code, error=str(error))
         trouble = (
-            "the API server did not say whether the author may create pods; try again in a moment"
+            "the API server did not answer whether the author has the rights; try again in a moment"
         )
         return AdmissionAnswer(uid, operation, trouble=trouble, name=name)
-    return AdmissionAnswer(uid, operation, warnings=tuple(validation.warnings(new)), name=name)
+    warnings = [*validation.warnings(new), *await _redis_warnings(authorizer, namespace, kind, new)]
+    return AdmissionAnswer(uid, operation, warnings=tuple(warnings), name=name)
 
 
-def _forbidden(author: RequestUser, namespace: str, asks: list[str]) -> str:
-    fields = ", ".join(asks[:5]) + (" and more" if len(asks) > 5 else "")
-    return (
-        f"{fields}: only authors who may create pods in namespace {namespace} may set this, and "
-        f"{author.username or 'the author'} may not; remove it or get that right"
+async def _redis_warnings(
+    authorizer: Authorizer, namespace: str, kind: Kind, new: dict[str, Any]
+) -> list[str]:
+    """Warn of a pool that may not use the installation's Redis; the Namespace may come later."""
+    if kind is not kinds.WORKER_POOL or new["spec"].get("redis") is not None:
+        return []
+    try:
+        if await authorizer.may_use_shared_redis(namespace):
+            return []
+    except EngineroomError as error:
+        logger.warning("the namespace could not be read", code=error.code, error=str(error))
+        return []
+    warning = (
+        f"namespace {namespace} may not use the installation's Redis, so the pool gets no pods; "
+        f"label the Namespace {LABEL_SHARED_REDIS}={SHARED_REDIS_ENABLED}, or set spec.redis"
     )
+    return [warning]
+
+
+async def _missing_right(
+    authorizer: Authorizer,
+    author: RequestUser,
+    namespace: str,
+    kind: Kind,
+    new: dict[str, Any],
+    old: Any,
+) -> str:
+    """Return the message for an author who lacks a right that the change needs, or ""."""
+    fields = guarded_fields.guarded_fields(kind, new, old)
+    if not fields:
+        return ""
+    who = author.username or "the author"
+    if not await authorizer.may_create_pods(author, namespace):
+        listed = ", ".join(fields[:5]) + (" and more" if len(fields) > 5 else "")
+        return (
+            f"{listed}: only authors who may create pods in namespace {namespace} may set this, "
+            f"and {who} may not; remove it or get that right"
+        )
+    for field, name in guarded_fields.secret_names(kind, new).items():
+        if not await authorizer.may_get_secret(author, namespace, name):
+            return (
+                f"{field}: only authors who may get Secret {namespace}/{name} may name it, and "
+                f"{who} may not; name another Secret or get that right"
+            )
+    return ""
 
 
 def _is_spec_unchanged(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Return whether the spec is unchanged: labels and finalizers are then always accepted."""
-    return bool(new.get("spec") == old.get("spec"))
+    return is_same(new.get("spec"), old.get("spec"))

@@ -63,10 +63,10 @@
   resources: [pods/resize]
   verbs: [patch]
 {{- end }}
-# The Pod Security level, for templates that go beyond restricted.
+# The Pod Security level, and the label of the installation's Redis.
 - apiGroups: [""]
   resources: [namespaces]
-  verbs: [get]
+  verbs: [get, list, watch]
 {{- if include "engineroom.redisSecret" . }}
 # Copies of the chart's Redis address in the pools' namespaces; never read back.
 - apiGroups: [""]

@@ -16,3 +16,7 @@ ANNOTATION_DRAIN = f"{GROUP}/drain"
 ANNOTATION_DRAIN_PODS = f"{GROUP}/drain-pods"
 #: On a Deployment: a digest of the inputs of the objects that only pods need.
 ANNOTATION_EQUIPPED = f"{GROUP}/equipped"
+#: On a Namespace, "enabled": its pools may use the installation's Redis. Authors of pools cannot
+#: label Namespaces.
+LABEL_SHARED_REDIS = f"{GROUP}/shared-redis"
+SHARED_REDIS_ENABLED = "enabled"

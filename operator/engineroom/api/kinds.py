@@ -78,14 +78,15 @@ class RoleRule:
 class GuardedPaths:
     """Fields through which an author reaches for pods, Secrets and accounts of the namespace.
 
-    Admission and the API ask the API server whether the author may create pods there before such a
-    field is accepted. A path starts with ``spec``; ``[]`` stands for each item of a list. A path
-    covers everything below it.
+    Admission and the API ask the API server whether the author may create pods there before a new
+    or changed value is accepted. A path starts with ``spec``; ``[]`` stands for each item of a
+    list. A path covers everything below it.
     """
 
-    #: PodTemplateSpecs: their Pod Security escalations, accounts and Secrets are checked inside.
+    #: PodTemplateSpecs: their Pod Security escalations are checked inside.
     pod_templates: tuple[str, ...] = ()
-    #: Maps that name Secrets, together with the fields that decide where the Secret is sent.
+    #: Maps that name Secrets, together with the fields that decide where the Secret is sent. The
+    #: author must have the right to get each Secret, too.
     secrets: tuple[str, ...] = ()
     #: Names of other objects that the controller reads or uses for the author, such as accounts.
     references: tuple[str, ...] = ()
@@ -93,15 +94,22 @@ class GuardedPaths:
     images: tuple[str, ...] = ()
     #: Commands and arguments of such pods.
     commands: tuple[str, ...] = ()
-    #: Code that runs inside the pods of ``pod_templates``: checked if the template needs rights.
+    #: Code that runs inside the pods.
     calls: tuple[str, ...] = ()
+    #: Names of queues, whose jobs run inside the pods.
+    queues: tuple[str, ...] = ()
     #: Free-form data that is never read as any of the above.
     data: tuple[str, ...] = ()
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Paths whose every new value needs the right to create pods."""
+        """Paths outside the pod templates that name Secrets, accounts, images and commands."""
         return (*self.secrets, *self.references, *self.images, *self.commands)
+
+    @property
+    def restricted(self) -> tuple[str, ...]:
+        """Paths whose every change needs the right to create pods."""
+        return (*self.pod_templates, *self.fields, *self.calls, *self.queues)
 
     @property
     def private(self) -> tuple[str, ...]:
@@ -111,12 +119,7 @@ class GuardedPaths:
     @property
     def declared(self) -> tuple[str, ...]:
         """All paths."""
-        return (*self.pod_templates, *self.fields, *self.calls, *self.data)
-
-    @property
-    def creates_pods(self) -> bool:
-        """Return whether every object of the kind leads to pods."""
-        return bool(self.pod_templates or self.images)
+        return (*self.restricted, *self.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +338,7 @@ WORKER_POOL = Kind(
         pod_templates=("spec.template",),
         secrets=("spec.redis",),
         calls=("spec.schedules",),
+        queues=("spec.queues",),
         data=("spec.schedules[].args", "spec.schedules[].kwargs"),
     ),
     children=(
@@ -368,8 +372,8 @@ WORKER_POOL = Kind(
         ),
         RoleRule(
             resources=("namespaces",),
-            verbs=("get",),
-            reason="The Pod Security level, for templates that go beyond restricted.",
+            verbs=("get", "list", "watch"),
+            reason="The Pod Security level, and the label of the installation's Redis.",
         ),
         RoleRule(
             resources=("secrets",),

@@ -26,6 +26,8 @@ CRASHES = "engineroom:crashes:"
 SETTLE = "engineroom:settle:"
 SETTLING = "engineroom:settling:"
 STRAYS = "engineroom:intermediate:"
+REDIS_IDENTITY = "engineroom:identity"
+QUEUE_OWNERS = "engineroom:owners"
 
 # Tasks.
 UNIQUE = "engineroom:unique:"

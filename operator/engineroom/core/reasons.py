@@ -40,6 +40,9 @@ SECRET_NOT_FOUND: Final = "SecretNotFound"  # noqa: S105 # nosec B105 - a reason
 SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"  # noqa: S105 # nosec B105 - a reason, not a secret
 SECRET_FORBIDDEN: Final = "SecretForbidden"  # noqa: S105 # nosec B105 - a reason, not a secret
 REDIS_URL_INVALID: Final = "RedisUrlInvalid"
+REDIS_NOT_SHARED: Final = "RedisNotShared"
+QUEUE_OWNED_ELSEWHERE: Final = "QueueOwnedElsewhere"
+QUEUE_REQUESTED_ELSEWHERE: Final = "QueueRequestedElsewhere"
 NAME_TAKEN: Final = "NameTaken"
 SCHEDULE_NAME_TAKEN: Final = "ScheduleNameTaken"
 
@@ -123,6 +126,9 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     SECRET_KEY_NOT_FOUND: "The Secret exists but has no such key.",
     SECRET_FORBIDDEN: "The operator may not read the Secret; grant get in that namespace.",
     REDIS_URL_INVALID: "The value in the Secret is not a redis:// or rediss:// URL.",
+    REDIS_NOT_SHARED: "The namespace lacks the label of the installation's Redis.",
+    QUEUE_OWNED_ELSEWHERE: "Another namespace owns a queue of the pool on this Redis.",
+    QUEUE_REQUESTED_ELSEWHERE: "A pool of another namespace names a queue that this one owns.",
     NAME_TAKEN: "An object with a needed name exists and has another owner.",
     SCHEDULE_NAME_TAKEN: "A schedule with that name in Redis has another owner.",
     REDIS_UNREACHABLE: "Redis does not answer; metricOutage decides the size.",

@@ -37,6 +37,21 @@ def failed(name: str) -> str:
     return f"rq:failed:{name}"
 
 
+def finished(name: str) -> str:
+    """Return the key of RQ's sorted set of finished job ids, by expiry time."""
+    return f"rq:finished:{name}"
+
+
+def deferred(name: str) -> str:
+    """Return the key of RQ's sorted set of job ids that wait for other jobs."""
+    return f"rq:deferred:{name}"
+
+
+def canceled(name: str) -> str:
+    """Return the key of RQ's sorted set of canceled job ids, by expiry time."""
+    return f"rq:canceled:{name}"
+
+
 def job(job_id: str) -> str:
     """Return the key of RQ's hash of a job."""
     return f"rq:job:{job_id}"

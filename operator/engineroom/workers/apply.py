@@ -63,8 +63,11 @@ class PoolApplier:
         """Write the Deployment, then take one step with pods that leave, and with jobs.
 
         Adds the pods that leave to ``demand.removals``. Without Redis only the Deployment is
-        written.
+        written. A pool that may not use its Redis loses all pods: each worker ends its job first.
         """
+        if observation.refused:
+            await self._deployments.stop(target, state.deployment, observation.deployment)
+            return DrainPlan()
         deployment = await self._deployments.settle(
             target, state.deployment, observation.deployment, observation.retired
         )

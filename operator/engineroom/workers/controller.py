@@ -24,6 +24,8 @@ from engineroom.workers.redis_connections import SharedConnections
 from engineroom.workers.redis_measurement import RedisMeasurer
 from engineroom.workers.rightsizing.monitor import ResourceMonitor
 from engineroom.workers.status import FIGURES, StatusInputs, pool_status
+from engineroom.workers.tenancy.redis_tenancy import RENEW_INTERVAL, RENEW_KEY, RedisTenancy
+from engineroom.workers.tenancy.shared_redis import SharedRedisNamespaces
 from engineroom.workers.wake_ups import RESYNC_KEY, PoolWakeUps
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class WorkerPoolController(
         self._pods: Informer[PodView]
         self._deployments: Informer[DeploymentView]
         self._connections: SharedConnections
+        self._tenancy: RedisTenancy
         self._measurer: RedisMeasurer
         self._children: ChildWriter
         self._applier: PoolApplier
@@ -97,7 +100,9 @@ class WorkerPoolController(
             clock, on_queue=wake_ups.queue_changed, on_state=wake_ups.connection_changed
         )
         addresses = RedisAddresses(client, clock, self._redis_url)
-        self._measurer = RedisMeasurer(addresses, self._connections)
+        shared = SharedRedisNamespaces(context, wake_ups.namespace_changed)
+        self._tenancy = RedisTenancy(context, shared, self.memories)
+        self._measurer = RedisMeasurer(addresses, self._connections, self._tenancy)
         self._children = ChildWriter(client, runtime=self._runtime, redis_url=self._redis_url)
         self._applier = PoolApplier(context, self._children)
         self._monitor = ResourceMonitor(
@@ -107,6 +112,7 @@ class WorkerPoolController(
         self._schedules.start()
         self.every(RESYNC_KEY, wake_ups.check_idle, first=RESYNC)
         self.every(USAGE_KEY, self._measure_usage)
+        self.every(RENEW_KEY, self._tenancy.renew, first=RENEW_INTERVAL)
 
     async def close(self) -> None:
         """See Reconciler."""
@@ -116,6 +122,7 @@ class WorkerPoolController(
     def changed(self, key: str, obj: Record | None) -> None:
         """See Controller."""
         self._schedules.changed(key, obj)
+        self._tenancy.changed(key, obj)
         super().changed(key, obj)
 
     async def _measure_usage(self) -> float:
@@ -209,7 +216,7 @@ class WorkerPoolController(
         memory.schedules, schedules = await self._schedules.declare(
             pool,
             memory.generation,
-            plan.jobs,
+            () if observation.refused else plan.jobs,
             None if observation.facts is None else memory.redis,
             memory.schedules,
             old,
@@ -248,6 +255,8 @@ class WorkerPoolController(
             schedules=outcome.schedules,
             refused_schedules=memory.schedules.refused if memory.schedules else {},
             redis_trouble=observation.redis_trouble,
+            refused=observation.refused,
+            owned=memory.redis.owned if observation.facts or observation.refused else None,
             refusal=outcome.refusal,
             sizing=outcome.sizing,
         )

@@ -31,6 +31,8 @@ class SizeInputs:
     #: Pods that hold a job and are not leaving.
     busy_pods: int = 0
     outage: str = ""
+    #: Whether the pool may not use its Redis, or one of its queues.
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class SizeDecision:
 
 def decide_size(plan: Plan, inputs: SizeInputs, history: DemandHistory) -> SizeDecision:
     """Return the size of the pool. ``history`` already contains the facts of ``inputs``."""
+    if inputs.refused:
+        return SizeDecision(0, f"{_pods(0)}: {inputs.outage}", 0)
     if not plan.autoscaled:
         return _by_hand(plan)
     if plan.suspend:

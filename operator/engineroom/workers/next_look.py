@@ -29,6 +29,8 @@ def next_look(
     that ``jobsPerMinute`` still has to fall to zero.
     """
     facts = observation.facts
+    if observation.refused:
+        return RESYNC
     if facts is None:
         return LOOK_BLIND
     waits: list[float] = []

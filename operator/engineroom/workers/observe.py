@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engineroom.core import reasons
 from engineroom.workers.decide import SizeInputs
 from engineroom.workers.drain.plan import busy_pods, retired_pods, unaccounted
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from engineroom.core.conditions import Trouble
     from engineroom.queue.observe import PoolFacts, WorkerFacts
     from engineroom.workers.projections import DeploymentView, PodView
+
+#: Reasons for which a pool has no pods: it may not use its Redis, or one of its queues.
+REFUSALS = (reasons.REDIS_NOT_SHARED, reasons.QUEUE_OWNED_ELSEWHERE)
 
 EndedJobs = tuple[tuple[float, int], ...]
 
@@ -33,6 +37,11 @@ class PoolObservation:
     workers: Mapping[str, Sequence[WorkerFacts]]
     #: Pods that the Deployment's size counts and that take no job any more.
     retired: int
+
+    @property
+    def refused(self) -> bool:
+        """Whether the pool may not use its Redis, or one of its queues."""
+        return self.redis_trouble is not None and self.redis_trouble[0] in REFUSALS
 
     @property
     def busy(self) -> bool:
@@ -57,6 +66,7 @@ class PoolObservation:
             current=None if deployment is None else max(0, deployment.replicas - self.retired),
             busy_pods=busy_pods(self.pods, self.workers),
             outage=self.redis_trouble[1] if self.redis_trouble else "",
+            refused=self.refused,
         )
 
 

@@ -11,6 +11,7 @@ from engineroom.core import reasons
 from engineroom.core.errors import SecretError
 from engineroom.queue.invalidations import InvalidationListener
 from engineroom.queue.observe import Observer
+from engineroom.queue.ownership import QueueOwners
 from engineroom.redis.address import open_client
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class SharedConnection:
         self.address = address
         self.redis = open_client(address)
         self.observer = Observer(self.redis, clock)
+        self.owners = QueueOwners(self.redis)
         #: Keys of pools by queue name.
         self.subscribers: dict[str, set[str]] = {}
         self.pools = 0

@@ -20,6 +20,7 @@ from engineroom.core.conditions import (
 )
 from engineroom.workers.job_schedules import declarations
 from engineroom.workers.objects import selector
+from engineroom.workers.tenancy import queue_claims
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import DeploymentView, PodView
     from engineroom.workers.rightsizing.monitor import SizingStatus
+    from engineroom.workers.tenancy.queue_claims import OwnedQueue
 
 Status = dict[str, Any]
 ConditionValue = tuple[str, str, str]
@@ -74,6 +76,10 @@ class StatusInputs:
     schedules: Sequence[ScheduleFacts] | None = ()
     refused_schedules: Mapping[str, str] = field(default_factory=dict)
     redis_trouble: Trouble | None = None
+    #: Whether the pool may not use its Redis, or one of its queues.
+    refused: bool = False
+    #: The queues that the pool's namespace owns; None while they cannot be read.
+    owned: Sequence[OwnedQueue] | None = None
     #: A write that the API server refused.
     refusal: Trouble | None = None
     #: None if there is nothing new to report.
@@ -100,6 +106,10 @@ def pool_status(name: str, plan: Plan, old: Mapping[str, Any], inputs: StatusInp
     scaled = timestamp(inputs.now) if inputs.scaled else old.get("lastScaleTime")
     if scaled:
         status["lastScaleTime"] = scaled
+    if inputs.owned is not None:
+        status["ownedQueues"] = queue_claims.status_rows(inputs.owned)
+    elif old.get("ownedQueues"):
+        status["ownedQueues"] = old["ownedQueues"]
     if plan.jobs:
         status["schedules"] = declarations.status_rows(old, plan.jobs, inputs.schedules)
     return status | _recommendation(plan, old, inputs)
@@ -222,6 +232,8 @@ def _rollout(conditions: Sequence[Mapping[str, Any]], inputs: StatusInputs) -> R
         if inputs.refusal[0] == reasons.QUOTA_EXCEEDED:
             return Rollout(complete=False, trouble=inputs.refusal)
         return Rollout(complete=False, stalled=inputs.refusal)
+    if inputs.refused:
+        return Rollout(complete=False, stalled=inputs.redis_trouble)
     deployment = inputs.deployment
     outdated = deployment is not None and (
         (bool(inputs.inputs_hash) and deployment.inputs_hash != inputs.inputs_hash)

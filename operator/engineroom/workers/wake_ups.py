@@ -9,6 +9,7 @@ from engineroom.kube.client.resources import DEPLOYMENTS, PODS
 from engineroom.workers.next_look import RESYNC
 from engineroom.workers.projections import deployment_view, pod_view
 from engineroom.workers.quiet import not_quiet
+from engineroom.workers.tenancy.redis_tenancy import RENEW_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +78,14 @@ class PoolWakeUps:
                 self._queue.add(key)
         if connection.up:
             self._queue.add_after(RESYNC_KEY, 0.0)
+            # It may have lost the owners of its queues.
+            self._queue.add_after(RENEW_KEY, 0.0)
+
+    def namespace_changed(self, namespace: str) -> None:
+        """Look at the pools of a namespace that gained or lost the label of the shared Redis."""
+        for key, memory in self._memories.items():
+            if memory.namespace == namespace:
+                self._queue.add(key)
 
     async def check_idle(self) -> float:
         """Look at idle pools whose queues are not quiet, because a push may get lost.

@@ -25,7 +25,8 @@ from tests.integration.console.api import (
     pool,
     swept,
 )
-from tests.integration.pools import eventually
+from tests.integration.pools import eventually, record_owned
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
@@ -36,7 +37,9 @@ AUTOSCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 5}}
 async def made(client: Client, namespace: str, name: str, **spec: Any) -> dict[str, Any]:
     body = pool(name, **spec)
     body["metadata"]["namespace"] = namespace
-    return await client.create(WORKERPOOLS, body)
+    stored = await client.create(WORKERPOOLS, body)
+    await record_owned(client, stored)
+    return stored
 
 
 async def test_unauthenticated_requests_get_a_problem_document(api: Api) -> None:
@@ -363,7 +366,7 @@ async def test_only_queues_of_the_namespaces_pools_are_listed(
     api: Api, client: Client, namespace: str
 ) -> None:
     other = f"{namespace}-b"
-    await client.create(NAMESPACES, {"metadata": {"name": other}})
+    await client.create(NAMESPACES, shared_namespace(other))
     await made(client, namespace, "mail")
     await made(client, other, "bills")
     tasks = api.services.tasks

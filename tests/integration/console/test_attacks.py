@@ -24,6 +24,8 @@ from engineroom.kube.client.client import Client
 from engineroom.kube.client.resources import NAMESPACES, WORKERPOOLS
 from tests.integration.console.api import ADMIN_PASSWORD, pool
 from tests.integration.console.process import ApiProcess, api_process
+from tests.integration.pools import record_owned
+from tests.support import shared_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,10 +58,11 @@ def process(
     async def objects() -> None:
         async with Client(api_config) as client:
             for namespace in (HERE, THERE):
-                await client.create(NAMESPACES, {"metadata": {"name": namespace}})
+                await client.create(NAMESPACES, shared_namespace(namespace))
                 body = pool("mail")
                 body["metadata"]["namespace"] = namespace
                 await client.create(WORKERPOOLS, body)
+                await record_owned(client, body)
 
     asyncio.run(objects())
     with api_process(control_plane.kubeconfig, redis.url, log) as running:

@@ -30,7 +30,7 @@ from tests.integration import releases
 from tests.integration.console.api import ADMIN_PASSWORD, POOLS, manifest, pool
 from tests.integration.console.command import CODE, Command, kubeconfig_of
 from tests.integration.console.process import ApiProcess, api_process
-from tests.integration.pools import eventually
+from tests.integration.pools import eventually, record_owned
 from tests.integration.ratelimit.policies import policy
 from tests.integration.test_cli import Place
 from tests.integration.test_cli import kubeconfig_of as release_user
@@ -286,6 +286,7 @@ async def test_pools_queues_and_jobs_go_through_the_api(
     manifest = pool("mail", **spec)
     manifest["metadata"] |= {"namespace": namespace, "labels": {"team": "mail"}}
     await client.apply(WORKERPOOLS, manifest, field_manager="kubectl")
+    await record_owned(client, manifest)
     await client.apply(
         WORKERPOOLS,
         {**pool("bills", replicas=1), "metadata": {"namespace": namespace, "name": "bills"}},
@@ -340,6 +341,7 @@ async def stage(admin: Command, client: Client, **spec: Any) -> str:
     manifest = pool("mail", queues=[{"name": queue}], **spec)
     manifest["metadata"]["namespace"] = admin.namespace
     await client.apply(WORKERPOOLS, manifest, field_manager="kubectl")
+    await record_owned(client, manifest)
 
     async def seen() -> bool:
         return queue in admin.run("queues", "list", "-o", "name").stdout.split()

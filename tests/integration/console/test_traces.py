@@ -22,7 +22,7 @@ from engineroom.kube.client.resources import WORKERPOOLS
 from engineroom.kube.runtime.queue import WorkQueue
 from tests.collector import Collector, collector
 from tests.integration.console.api import Api, manifest, pool
-from tests.integration.pools import eventually
+from tests.integration.pools import eventually, record_owned
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ async def stage(api: Api, client: Client, namespace: str) -> str:
     body["metadata"]["namespace"] = namespace
     body["spec"]["queues"] = [{"name": "mail"}]
     await client.create(WORKERPOOLS, body)
+    await record_owned(client, body)
     await eventually("listed", lambda: api.services.hub.queues(namespace) == {"mail"}, 5)
     return await api.key("operator", namespace)
 

@@ -22,7 +22,7 @@ from engineroom.kube.client.resources import RATELIMITPOLICIES, WORKERPOOLS
 from engineroom.tasks import AsyncTasks, JobFilter, Reporter, Schedule, State, Task, Unique
 from engineroom.tasks.triggers import Every
 from tests.integration.console.api import Api, code, manifest, pool
-from tests.integration.pools import eventually
+from tests.integration.pools import eventually, record_owned
 from tests.integration.ratelimit.policies import policy
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ async def stage(api: Api, client: Client, namespace: str, *queues: str, **spec: 
     body["metadata"]["namespace"] = namespace
     body["spec"]["queues"] = [{"name": queue} for queue in queues]
     await client.create(WORKERPOOLS, body)
+    await record_owned(client, body)
     await eventually("listed", lambda: api.services.hub.queues(namespace) >= set(queues), 5)
     return await api.key("operator", namespace)
 

@@ -183,7 +183,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other() -> None:
         "poddisruptionbudgets": {"create"},
         "serviceaccounts": {"create"},
         "pods": {"get", "list", "watch", "patch"},
-        "namespaces": {"get"},
+        "namespaces": {"get", "list", "watch"},
         "events": {"create", "patch"},
         "secrets": {"create"},
     }
@@ -280,16 +280,17 @@ def test_redis_is_reached_by_operator_and_api_by_workers_and_by_who_says_so() ->
     assert "egress" not in policy
     (rule,) = policy["ingress"]
     assert rule["ports"] == [{"port": "redis", "protocol": "TCP"}]
-    *ours, workers, clients = rule["from"]
+    *ours, pools, sharing = rule["from"]
     assert [each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for each in ours] == [
         "operator",
         "api",
         "test",
     ]
     pool = {"key": "engineroom.dev/pool", "operator": "Exists"}
-    assert workers == {"namespaceSelector": {}, "podSelector": {"matchExpressions": [pool]}}
-    label = {"key": "engineroom.dev/redis-client", "operator": "In", "values": ["true"]}
-    assert clients == {"namespaceSelector": {}, "podSelector": {"matchExpressions": [label]}}
+    assert pools == {"podSelector": {"matchExpressions": [pool]}}
+    # By the namespace's label, which tenants cannot set, and by no label of a pod.
+    label = {"matchLabels": {"engineroom.dev/shared-redis": "enabled"}}
+    assert sharing == {"namespaceSelector": label}
 
 
 def test_network_policies_can_be_left_out() -> None:

@@ -153,3 +153,12 @@ async def test_level_of_a_namespace(
 async def test_rubbish_is_an_author_without_a_name() -> None:
     assert RequestUser.of(None) == RequestUser("")
     assert RequestUser.of({"username": 5, "groups": "x", "extra": []}) == RequestUser("5")
+
+
+async def test_the_review_of_a_secret_names_it(authorizer: ClusterAuthorizer, api: Api) -> None:
+    assert await authorizer.may_get_secret(ANN, "shop", "redis")
+    assert api.asked[-1]["resourceAttributes"] == {
+        "namespace": "shop", "version": "v1", "verb": "get", "resource": "secrets", "name": "redis",
+    }  # fmt: skip
+    api.allowed = False
+    assert not await authorizer.may_get_secret(ANN, "shop", "other")

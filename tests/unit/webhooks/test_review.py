@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -43,22 +42,35 @@ class Rights:
     """An authority in memory that remembers what it was asked."""
 
     def __init__(
-        self, level: PodSecurityLevel = PodSecurityLevel.RESTRICTED, *, allowed: bool = True
+        self,
+        level: PodSecurityLevel = PodSecurityLevel.RESTRICTED,
+        *,
+        allowed: bool = True,
+        secrets: tuple[str, ...] = (),
     ) -> None:
         self._level = level
         self._allowed = allowed
+        self._secrets = secrets
         self.asked: list[Any] = []
+        self.sharing = {"shop"}
 
     async def level(self, namespace: str) -> PodSecurityLevel:
         self.asked.append(namespace)
         return self._level
 
+    async def may_use_shared_redis(self, namespace: str) -> bool:
+        return namespace in self.sharing
+
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         self.asked.append((author.username, namespace))
         return self._allowed
 
+    async def may_get_secret(self, author: RequestUser, namespace: str, name: str) -> bool:
+        self.asked.append((author.username, namespace, name))
+        return name in self._secrets
 
-async def test_valid_pool_is_allowed_without_asking_anybody() -> None:
+
+async def test_valid_pool_is_allowed() -> None:
     rights = Rights()
 
     found = await answer(review(), rights)
@@ -68,7 +80,7 @@ async def test_valid_pool_is_allowed_without_asking_anybody() -> None:
         "kind": "AdmissionReview",
         "response": {"uid": "1-2-3", "allowed": True},
     }
-    assert rights.asked == []
+    assert rights.asked == [("ann", "shop")]
 
 
 async def test_wrong_pool_is_refused_with_field_problem_and_fix() -> None:
@@ -160,72 +172,86 @@ async def test_host_network_needs_an_author_who_may_create_pods() -> None:
         "code": 403,
         "reason": "Forbidden",
         "message": (
-            "spec.template.spec.hostNetwork: only authors who may create pods in namespace shop "
-            "may set this, and ann may not; remove it or get that right"
+            "spec.template, spec.queues: only authors who may create pods in namespace shop may "
+            "set this, and ann may not; remove it or get that right"
         ),
     }
     assert rights.asked == ["shop", ("ann", "shop")]
 
 
+REDIS = {"spec.redis": {"urlSecretRef": {"name": "s", "key": "k"}}}
+SCHEDULES = {"spec.schedules": [{"name": "a", "every": "1h", "function": "os.getenv"}]}
+ARGUMENT = {"spec.schedules": [{"name": "a", "every": "1h", "function": "a.b", "args": [1]}]}
+TRUE = {"spec.schedules": [{"name": "a", "every": "1h", "function": "a.b", "args": [True]}]}
+
+
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    ("old", "new", "field"),
     [
-        ({f"{POD}.serviceAccountName": "admin"}, f"{POD}.serviceAccountName"),
-        (SECRET_ENV, f"{CONTAINER}.env[0].valueFrom.secretKeyRef"),
-        (
-            {f"{CONTAINER}.envFrom": [{"secretRef": {"name": "s"}}]},
-            f"{CONTAINER}.envFrom[0].secretRef",
-        ),
-        (
-            {f"{POD}.volumes": [{"name": "s", "secret": {"secretName": "s"}}]},
-            f"{POD}.volumes[0].secret",
-        ),
-        ({"spec.redis": {"urlSecretRef": {"name": "s", "key": "k"}}}, "spec.redis"),
+        (None, {}, "spec.template, spec.queues"),
+        ({}, {f"{CONTAINER}.image": "evil:1"}, "spec.template"),
+        ({}, {f"{CONTAINER}.command": ["evil"]}, "spec.template"),
+        # The Redis is the same, and what runs with its URL changes.
+        (REDIS, {**REDIS, f"{CONTAINER}.image": "evil:1"}, "spec.template"),
+        ({}, {f"{POD}.serviceAccountName": "admin"}, "spec.template"),
+        ({}, SECRET_ENV, "spec.template"),
+        ({}, REDIS, "spec.redis"),
+        # Without it the pool uses the installation's Redis.
+        (REDIS, {}, "spec.redis"),
+        ({}, SCHEDULES, "spec.schedules"),
+        (SCHEDULES, {}, "spec.schedules"),
+        (ARGUMENT, TRUE, "spec.schedules"),
+        ({}, {"spec.queues": [{"name": "mail"}, {"name": "payments"}]}, "spec.queues"),
     ],
 )
-async def test_accounts_and_secrets_need_an_author_who_could_use_them(
-    changes: dict[str, Any], field: str
+async def test_what_decides_what_runs_needs_an_author_who_may_create_pods(
+    old: dict[str, Any] | None, new: dict[str, Any], field: str
 ) -> None:
-    found = await answer(review(pool(changes)), Rights(allowed=False))
+    request = review(pool(new), None if old is None else pool(old))
+    rights = Rights(allowed=False, secrets=("s",))
 
-    assert not found.allowed
-    assert found.forbidden.startswith(f"{field}: only authors who may create pods")
-    assert (await answer(review(pool(changes)), Rights(allowed=True))).allowed
-    assert (await answer(review(pool(changes)), AllowAll())).allowed
+    found = await answer(request, rights)
+
+    assert found.forbidden.startswith(field)
+    assert "only authors who may create pods in namespace shop may set this" in found.forbidden
+    assert rights.asked == [("ann", "shop")]
+    assert (await answer(request, Rights(secrets=("s",)))).allowed
+    assert (await answer(request, AllowAll())).allowed
 
 
-async def test_author_who_leaves_the_template_alone_is_not_asked() -> None:
-    old = pool(SECRET_ENV)
-    new = copy.deepcopy(old)
-    new["spec"]["suspend"] = True
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({}, {"spec.suspend": True}),
+        ({}, {"spec.replicas": 3}),
+        (SECRET_ENV, {**SECRET_ENV, "spec.suspend": True}),
+        (SCHEDULES, {**SCHEDULES, "spec.deadLetter": {"maxJobs": 10}}),
+        ({}, {"spec.schedules": []}),
+    ],
+)
+async def test_what_decides_nothing_of_that_needs_no_right(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
     rights = Rights(allowed=False)
 
-    assert (await answer(review(new, old), rights)).allowed
+    assert (await answer(review(pool(new), pool(old)), rights)).allowed
     assert rights.asked == []
 
 
-async def test_author_who_changes_a_template_with_secrets_is_asked() -> None:
-    old = pool(SECRET_ENV)
-    new = pool({**SECRET_ENV, f"{CONTAINER}.image": "evil:1"})
+@pytest.mark.parametrize("old", [None, {}, REDIS])
+async def test_a_secret_needs_an_author_who_may_get_it(old: dict[str, Any] | None) -> None:
+    new = pool({**REDIS, f"{CONTAINER}.image": "shop:2"})
+    request = review(new, None if old is None else pool(old))
+    rights = Rights(secrets=("other",))
 
-    assert not (await answer(review(new, old), Rights(allowed=False))).allowed
+    found = await answer(request, rights)
 
-
-async def test_author_who_schedules_functions_beside_secrets_is_asked() -> None:
-    schedules = {"spec.schedules": [{"name": "a", "every": "1h", "function": "os.getenv"}]}
-    beside, refused = Rights(allowed=False), Rights(allowed=False)
-
-    assert (await answer(review(pool(schedules), pool()), beside)).allowed
-    changed = pool(SECRET_ENV | schedules)
-    found = await answer(review(changed, pool(SECRET_ENV)), refused)
-
-    assert beside.asked == []
-    assert not found.allowed
-    assert refused.asked == [("ann", "shop")]
-    assert found.forbidden.startswith("spec.schedules: only authors who may create pods")
-    # Taking nothing away and adding nothing asks nobody.
-    other = pool(SECRET_ENV | schedules | {"spec.suspend": True})
-    assert (await answer(review(other, changed), Rights(allowed=False))).allowed
+    assert found.document()["response"]["status"]["message"] == (
+        "spec.redis.urlSecretRef: only authors who may get Secret shop/s may name it, and ann may "
+        "not; name another Secret or get that right"
+    )
+    assert rights.asked == [("ann", "shop"), ("ann", "shop", "s")]
+    assert (await answer(request, Rights(secrets=("s",)))).allowed
 
 
 async def test_silence_of_the_api_server_is_a_refusal_that_may_be_repeated() -> None:
@@ -282,10 +308,11 @@ async def test_a_policy_is_refused_by_its_own_name() -> None:
     assert status["message"].startswith("RateLimitPolicy mail is invalid: spec.limits[0].rate")
 
 
-async def test_a_policys_own_redis_takes_the_right_to_create_pods() -> None:
+async def test_a_policys_own_redis_needs_the_rights_to_create_pods_and_to_get_its_secret() -> None:
     new = policy({"spec.redis": {"urlSecretRef": {"name": "a", "key": "b"}}})
 
     refused = await answer(review(new), Rights(allowed=False))
     assert refused.document()["response"]["status"]["code"] == 403
-    assert (await answer(review(new), Rights())).allowed
+    assert not (await answer(review(new), Rights())).allowed
+    assert (await answer(review(new), Rights(secrets=("a",)))).allowed
     assert (await answer(review(policy()), Rights(allowed=False))).allowed

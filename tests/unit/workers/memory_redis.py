@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from engineroom.core.errors import MeasurementError
 from engineroom.queue import keys
 from engineroom.queue.observe import PoolFacts, QueueFacts
+from engineroom.queue.ownership import QueueOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
+    from engineroom.queue.ownership import QueueClaim
     from engineroom.redis.address import Address
     from engineroom.workers.job_plans import JobPlan
     from engineroom.workers.job_schedules.declarations import ScheduleFacts, ScheduleLoop
@@ -90,12 +92,35 @@ class MemoryObserver:
         return set() if self.queue else set(names)
 
 
+class MemoryOwners:
+    """The twin of ``QueueOwners``: the first namespace that claims a queue owns it."""
+
+    redis_id = "one"
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.namespaces: dict[str, str] = {}
+
+    async def claim(self, claims: Sequence[QueueClaim]) -> list[QueueOwner]:
+        now = int(self._clock.now().timestamp())
+        return [
+            QueueOwner(
+                claim.queue,
+                self.namespaces.setdefault(claim.queue, claim.namespace),
+                claim.since or now,
+                self.redis_id,
+            )
+            for claim in claims
+        ]
+
+
 class MemoryConnection:
     """The twin of ``SharedConnection``."""
 
     def __init__(self, clock: Clock) -> None:
         self.redis = MemoryRedis()
         self.observer = MemoryObserver(clock)
+        self.owners = MemoryOwners(clock)
         self.up = True
         self.pools: set[str] = set()
 

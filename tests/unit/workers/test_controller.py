@@ -10,6 +10,7 @@ from engineroom.api import LABEL_POOL
 from engineroom.kube.client.errors import Conflict, Forbidden, Unreachable
 from engineroom.kube.client.resources import (
     DEPLOYMENTS,
+    NAMESPACES,
     PDBS,
     PODS,
     SECRETS,
@@ -22,7 +23,7 @@ from engineroom.workers.objects import RuntimeImage
 from engineroom.workers.projections import DELETION_COST
 from engineroom.workers.wake_ups import LEAST_BETWEEN_LOOKS
 from tests.memory_api import Scenario, refuse
-from tests.support import pool_document
+from tests.support import pool_document, shared_namespace
 from tests.unit.workers.memory_redis import MemoryConnections, MemorySchedules
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Stage:
 async def stage() -> AsyncIterator[Stage]:
     stage = Stage()
     async with stage.scenario:
+        stage.api.put(NAMESPACES, shared_namespace("shop"))
         yield stage
 
 
@@ -339,3 +341,35 @@ async def test_a_lost_push_is_found_by_the_check_of_idle_pools(stage: Stage) -> 
     stage.seen.queue = {"waiting": 1}
     await stage.scenario.advance(11)
     assert stage.size == 1
+
+
+async def test_a_namespace_without_the_label_gets_neither_pods_nor_the_url(stage: Stage) -> None:
+    stage.api.edit(
+        NAMESPACES, "", "shop", metadata={"labels": {"engineroom.dev/shared-redis": None}}
+    )
+    await stage.apply(autoscaling={"minReplicas": 2})
+    assert stage.condition("Stalled")[:2] == ("True", "RedisNotShared")
+    assert [write.plural for write in stage.api.writes] == ["workerpools/status"]
+    assert stage.connections.addresses == []
+
+
+async def test_a_pool_that_may_not_use_its_redis_any_more_loses_its_pods(stage: Stage) -> None:
+    await stage.apply(replicas=2)
+    await stage.run_pods("a", "b")
+    assert stage.scenario.status("shop", "mail")["ownedQueues"][0]["name"] == "mail"
+    stage.api.edit(
+        NAMESPACES, "", "shop", metadata={"labels": {"engineroom.dev/shared-redis": None}}
+    )
+    await stage.scenario.settle()
+    assert stage.size == 0
+    assert stage.condition("Stalled")[:2] == ("True", "RedisNotShared")
+    assert stage.scenario.status("shop", "mail")["ownedQueues"] == []
+
+
+async def test_a_queue_of_another_namespace_is_neither_read_nor_served(stage: Stage) -> None:
+    stage.connections.connection.owners.namespaces["mail"] = "bank"
+    await stage.apply(autoscaling={"minReplicas": 1})
+    state, reason, message = stage.condition("Stalled")
+    assert (state, reason) == ("True", "QueueOwnedElsewhere")
+    assert "bank" not in message
+    assert (stage.seen.looks, stage.size) == (0, None)

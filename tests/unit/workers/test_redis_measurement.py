@@ -41,6 +41,13 @@ class Addresses:
         return "address"
 
 
+class Tenancy:
+    """Allows every namespace to use the installation's Redis."""
+
+    async def require_shared(self, _namespace: str) -> None:
+        return None
+
+
 class Plan:
     """A plan with its Redis and queues."""
 
@@ -55,7 +62,8 @@ async def test_a_pool_that_is_deleted_during_a_measurement_joins_nothing() -> No
     def deleted() -> None:
         measurer.end(POOL.key, joined)
 
-    measurer = RedisMeasurer(cast("Any", Addresses(deleted)), cast("Any", connections))
+    addresses, tenancy = Addresses(deleted), Tenancy()
+    measurer = RedisMeasurer(cast("Any", addresses), cast("Any", connections), cast("Any", tenancy))
 
     with pytest.raises(NotFound, match="shop/mail was deleted"):
         await measurer.measure(POOL, cast("Any", Plan), joined)

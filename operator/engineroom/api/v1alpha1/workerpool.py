@@ -337,6 +337,17 @@ class QueueStatus(Model):
     )
 
 
+class OwnedQueue(Model):
+    """A queue that the pool's namespace owns on its Redis."""
+
+    name: str = Field(description="Name of the queue.")
+    redis_id: str = Field(description="Id of the Redis, which it keeps whatever its address is.")
+    since: str = Field(
+        description="Time since when the namespace owns the queue (RFC 3339).",
+        json_schema_extra={"format": "date-time"},
+    )
+
+
 class WorkerPoolStatus(Model):
     """Observed state of a WorkerPool."""
 
@@ -358,6 +369,11 @@ class WorkerPoolStatus(Model):
     queues: list[QueueStatus] = Field(
         default_factory=list,
         description="The queues, as last read.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    owned_queues: list[OwnedQueue] = Field(
+        default_factory=list,
+        description=("Queues that the namespace owns: pools of other namespaces cannot read them."),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     schedules: list[JobScheduleStatus] = Field(

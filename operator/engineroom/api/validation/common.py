@@ -208,6 +208,7 @@ def _spec(obj: dict[str, Any], kind: Kind, context: ValidationContext) -> Iterat
         return
     yield from rules.problems(spec)
     yield from guarded_fields.undeclared_problems(kind, {"spec": spec})
+    yield from guarded_fields.secret_problems(kind, {"spec": spec})
     for escalation in guarded_fields.escalations(kind, {"spec": spec}):
         if escalation.needs > context.pod_security:
             yield escalation.refused(context.pod_security)

@@ -1,8 +1,8 @@
 """Fields through which an author reaches for pods, Secrets and accounts of the namespace.
 
-The kind's declaration (``Kind.guarded``) names them. Two things hold for every kind: an author who
-writes such a field needs the right to create pods in the namespace, and a field that looks like one
-without being declared is refused.
+The kind's declaration (``Kind.guarded``) names them. Three things hold for every kind. An author
+who writes such a field needs the right to create pods in the namespace. One who names a Secret
+needs the right to get it. A field that looks like one without being declared is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engineroom.api.schema.common import open_api_schema
 from engineroom.api.schema.tree import MAX_PROBLEMS
 from engineroom.api.validation.pod_security import escalations as pod_escalations
 from engineroom.core.errors import Problem
-from engineroom.core.validation.json_values import as_list, as_map
+from engineroom.core.validation.json_values import as_list, as_map, is_same
 from engineroom.core.validation.paths import child
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ _REFERENCE = re.compile(
 #: Names of fields that choose what runs.
 _CODE = re.compile(r".*image|command|args|script", re.IGNORECASE)
 _TEMPLATE = re.compile(r".*template", re.IGNORECASE)
-_ACCOUNTS = ("serviceAccountName", "serviceAccount", "imagePullSecrets")
-_VOLUMES = ("secret", "projected", "csi")
+_SECRET = re.compile(r".*secret(ref|name)?", re.IGNORECASE)
+#: The maximum number of Secrets whose readers are asked for.
+MAX_SECRETS = 32
 
 
 def escalations(kind: Kind, obj: object) -> list[Escalation]:
@@ -57,54 +58,56 @@ def escalations(kind: Kind, obj: object) -> list[Escalation]:
 
 
 def guarded_fields(kind: Kind, new: object, old: object = None) -> list[str]:
-    """List the fields of ``new`` that only an author who may create pods may write.
+    """List the changed fields that only an author who may create pods may write.
 
-    A value that ``old`` has at the same declared path is no news, and is left out.
+    Without ``old`` every field with a value counts as changed. The removal of a value is a
+    change, too: a pool without ``spec.redis`` uses another Redis.
     """
-    guarded = kind.guarded
     fields = []
-    unchanged_template = False
-    for path in guarded.pod_templates:
-        before = [value for _, value in values_at(old, path)]
-        for place, template in values_at(new, path):
-            reached = list(template_fields(template, place))
-            if template not in before:
-                fields += reached
-            elif reached:
-                unchanged_template = True
-    for path in guarded.fields:
-        before = [value for _, value in values_at(old, path)]
-        fields += [place for place, value in values_at(new, path) if value not in before]
-    if unchanged_template:
-        # What is called runs where the template's Secrets and accounts are.
-        fields += [path for path in guarded.calls if _all(new, path) != _all(old, path)]
+    for path in kind.guarded.restricted:
+        before = [value for _, value in _filled(old, path)]
+        after = list(_filled(new, path))
+        if not is_same([value for _, value in after], before):
+            fields += [
+                place for place, value in after if not any(is_same(value, one) for one in before)
+            ] or [path]
     return fields
 
 
-def template_fields(template: object, path: str) -> Iterator[str]:
-    """List the fields of a PodTemplateSpec that need a right: escalations, accounts, Secrets."""
-    pod = as_map(as_map(template).get("spec"))
-    path = f"{path}.spec"
-    yield from islice((escalation.field for escalation in pod_escalations(pod, path)), MAX_PROBLEMS)
-    for name in _ACCOUNTS:
-        if pod.get(name):
-            yield f"{path}.{name}"
-    for index, volume in enumerate(as_list(pod.get("volumes"))):
-        for source in _VOLUMES:
-            if as_map(volume).get(source) is not None:
-                yield f"{path}.volumes[{index}].{source}"
-    for group in ("containers", "initContainers", "ephemeralContainers"):
-        for index, container in enumerate(as_list(pod.get(group))):
-            yield from _secrets_of(as_map(container), f"{path}.{group}[{index}]")
+def secret_names(kind: Kind, obj: object) -> dict[str, str]:
+    """Return the Secrets that the object hands to Engineroom: name by the field that names it.
+
+    It returns at most one more than ``MAX_SECRETS``.
+    """
+    fields = (
+        field
+        for path in kind.guarded.secrets
+        for place, value in values_at(obj, path)
+        for field in _secrets_below(value, place)
+    )
+    return dict(islice(fields, MAX_SECRETS + 1))
 
 
-def _secrets_of(container: dict[str, Any], path: str) -> Iterator[str]:
-    for index, variable in enumerate(as_list(container.get("env"))):
-        if as_map(as_map(variable).get("valueFrom")).get("secretKeyRef") is not None:
-            yield f"{path}.env[{index}].valueFrom.secretKeyRef"
-    for index, source in enumerate(as_list(container.get("envFrom"))):
-        if as_map(source).get("secretRef") is not None:
-            yield f"{path}.envFrom[{index}].secretRef"
+def secret_problems(kind: Kind, obj: object) -> Iterator[Problem]:
+    """Yield a problem for an object that names too many Secrets to ask for their readers."""
+    names = secret_names(kind, obj)
+    if len(names) > MAX_SECRETS:
+        yield Problem(
+            list(names)[-1], f"is the Secret after the {MAX_SECRETS}th", "name fewer Secrets"
+        )
+
+
+def _secrets_below(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _secrets_below(item, f"{place}[{index}]")
+    for key, inner in as_map(value).items():
+        field = child(place, str(key))
+        name = as_map(inner).get("name") if isinstance(inner, dict) else inner
+        if _SECRET.fullmatch(str(key)) and isinstance(name, str):
+            yield field, name
+        else:
+            yield from _secrets_below(inner, field)
 
 
 def values_at(obj: object, path: str) -> Iterator[tuple[str, Any]]:
@@ -123,8 +126,9 @@ def values_at(obj: object, path: str) -> Iterator[tuple[str, Any]]:
     yield from places
 
 
-def _all(obj: object, path: str) -> list[Any]:
-    return [value for _, value in values_at(obj, path) if value]
+def _filled(obj: object, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield what ``values_at`` yields, empty lists, maps and texts left out."""
+    return ((place, value) for place, value in values_at(obj, path) if value not in ([], {}, ""))
 
 
 def undeclared_problems(kind: Kind, obj: object) -> Iterator[Problem]:

@@ -213,12 +213,17 @@ class EventHub:
         return self._open.total()
 
     def queues(self, namespace: str) -> set[str]:
-        """Return the queues that pools of the namespace read in the installation's Redis."""
+        """Return the queues of the installation's Redis that the namespace owns and its pools read.
+
+        The operator records in a pool's status what the namespace owns. A queue of a pool that
+        it has not seen yet, or that may not use this Redis, belongs to no namespace here.
+        """
         return {
             queue
             for pool in self.pools.values()
             if pool.namespace == namespace and not pool.own_redis
-            for queue in pool.queues
+            for queue in pool.owned_queues
+            if queue in pool.queues
         }
 
     def _publish(self, event: ObjectChange) -> None:

@@ -162,7 +162,7 @@ def _queues(call: Call, request: Selection) -> Sequence[str]:
         return [require_queue(call, request.queue)]
     names = sorted(call.services.hub.queues(call.namespace))
     if not names:
-        raise MissingError("queue: no pool of this namespace reads a queue")
+        raise MissingError("queue: this namespace owns no queue")
     return names
 
 

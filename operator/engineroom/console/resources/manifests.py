@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from engineroom.api import kinds
-from engineroom.api.validation.guarded_fields import guarded_fields
+from engineroom.api.validation.guarded_fields import guarded_fields, secret_names
 from engineroom.auth.kubernetes import ResourceAttributes
 from engineroom.auth.permissions import Permission
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
@@ -120,8 +120,8 @@ async def _plan(call: Call, request: Compared) -> list[PlannedObject]:
 async def _require_rights(call: Call, resource: Resource, obj: dict[str, Any]) -> None:
     """Demand the rights that kubectl would need, and those that admission asks of an author.
 
-    For the admission server this process is the author, so the person's right to create pods is
-    asked here. Raises PermissionDeniedError.
+    For the admission server this process is the author, so the person's rights to create pods and
+    to get Secrets are asked here. Raises PermissionDeniedError.
     """
     name = obj["metadata"]["name"]
     wanted = [
@@ -129,8 +129,12 @@ async def _require_rights(call: Call, resource: Resource, obj: dict[str, Any]) -
         ResourceAttributes("patch", resource.plural, group=resource.group, name=name),
     ]
     kind = kinds.registry().by_kind(resource.kind)
-    if kind.guarded.creates_pods or guarded_fields(kind, obj):
+    if guarded_fields(kind, obj):
         wanted.append(ResourceAttributes("create", "pods", group=""))
+        wanted += [
+            ResourceAttributes("get", "secrets", group="", name=secret)
+            for secret in secret_names(kind, obj).values()
+        ]
     for attributes in wanted:
         await call.services.authorizer.require_object(call.principal, attributes, call.namespace)
 

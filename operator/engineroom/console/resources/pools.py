@@ -47,6 +47,9 @@ class Pool(Model):
     generation: int
     observed_generation: int | None
     queues: list[str]
+    owned_queues: list[str] = Field(
+        description="Queues that the namespace owns: pools of other namespaces cannot read them."
+    )
     own_redis: bool = Field(description="Whether the pool names its own Redis.")
     replicas: int | None = Field(description="The fixed size in pods; null if autoscaled.")
     autoscaling: Autoscaling | None
@@ -88,6 +91,7 @@ def pool_view(obj: Mapping[str, Any]) -> Pool:
         generation=metadata.get("generation") or 0,
         observed_generation=observed_generation(status),
         queues=[queue["name"] for queue in spec.get("queues") or ()],
+        owned_queues=[queue["name"] for queue in status.get("ownedQueues") or ()],
         own_redis=spec.get("redis") is not None,
         replicas=spec.get("replicas") if auto is None else None,
         autoscaling=None if auto is None else _autoscaling(auto),

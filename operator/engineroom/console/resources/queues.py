@@ -1,7 +1,7 @@
 """Queues of a namespace: count their jobs, pause and limit them.
 
-A queue belongs to each namespace in which a pool reads it from the installation's Redis. If pools
-of several namespaces read a queue, a pause or limit applies to all of them.
+A queue belongs to the namespace that owns it on the installation's Redis; the operator records the
+owner. Queues of a pool with a Redis of its own are not served here.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class QueueLimit(Model):
 
 
 def require_queue(call: Call, name: str) -> str:
-    """Return ``name``. Raises MissingError unless a pool of the namespace reads that queue."""
+    """Return ``name``. Raises MissingError unless the namespace owns that queue."""
     if name not in call.services.hub.queues(call.namespace):
-        raise MissingError("queue: no pool of this namespace reads a queue of that name")
+        raise MissingError("queue: this namespace owns no queue of that name")
     return name
 
 

@@ -52,3 +52,24 @@ def as_integer(value: object, default: int | None = None) -> int | None:
     if value is None:
         return default
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def is_same(first: object, second: object) -> bool:
+    """Return whether two JSON values are the same; 1 and true differ, which Python calls equal.
+
+    It needs no recursion: the values may be nested to any depth.
+    """
+    waiting = [(first, second)]
+    while waiting:
+        one, other = waiting.pop()
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.keys() != other.keys():
+                return False
+            waiting += [(value, other[key]) for key, value in one.items()]
+        elif isinstance(one, list) and isinstance(other, list):
+            if len(one) != len(other):
+                return False
+            waiting += zip(one, other, strict=True)
+        elif isinstance(one, bool) is not isinstance(other, bool) or one != other:
+            return False
+    return True

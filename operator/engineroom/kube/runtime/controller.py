@@ -196,6 +196,8 @@ class Context:
     store: RecordStore
     recorder: Recorder
     namespaces: Sequence[str] = ()
+    #: The namespace of Engineroom's own processes.
+    system_namespace: str = ""
     #: Returns whether this process may write now.
     is_leader: Callable[[], bool] = field(default=lambda: True)
     #: Returns the fencing epoch for writes to Redis.
@@ -221,7 +223,7 @@ class Context:
         on_index: Callable[[str], None] | None = None,
         on_change: Callable[[str, T | None], None] | None = None,
     ) -> Informer[T]:
-        """Return a cache of child objects in the watched namespaces; the process runs it.
+        """Return a cache of objects in the watched namespaces; the process runs it.
 
         ``on_index`` is called with the owner (``namespace/name``) whose child changed; by default
         the owner is queued.

@@ -75,6 +75,7 @@ class KindRuntime:
             store=self.store,
             recorder=process.recorder,
             namespaces=settings.namespaces,
+            system_namespace=process.system_namespace,
             is_leader=lambda: process.is_leader,
             epoch=lambda: process.elector.epoch if process.elector else 0,
             installation=lambda: process.elector.uid if process.elector else "",

@@ -36,6 +36,8 @@ class ProcessParts:
             clock=self.clock,
             observer=self.metrics.request,
         )
+        #: The namespace of Engineroom's own processes.
+        self.system_namespace = settings.lease_namespace or config.namespace
         self.recorder = EventRecorder(self.client, self.clock, instance=settings.who)
         self.lag = LoopLag(self.clock)
         self.pacer = StatusPacer()
@@ -43,7 +45,7 @@ class ProcessParts:
         if settings.leader_election:
             self.elector = Elector(
                 self.client,
-                settings.lease_namespace or config.namespace,
+                self.system_namespace,
                 settings.lease_name,
                 settings.who,
                 self.clock,

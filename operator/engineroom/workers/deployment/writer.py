@@ -78,6 +78,16 @@ class DeploymentWriter:
         self._wrote(target, latest, deployment, applied)
         return applied
 
+    async def stop(
+        self,
+        target: DeploymentTarget,
+        latest: LatestDeployment,
+        deployment: DeploymentView | None,
+    ) -> None:
+        """Set the size to zero and leave the template as it is."""
+        if deployment is not None and deployment.replicas:
+            await self._resize(target, latest, deployment, 0)
+
     async def shrink(
         self,
         target: DeploymentTarget,

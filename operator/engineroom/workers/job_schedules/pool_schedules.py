@@ -60,6 +60,10 @@ class PoolSchedules:
         """
         if not jobs and declared is None and not self._declarer.owes(pool.key):
             return None, ()
+        if not jobs:
+            declared = self._declarer.leave(pool.key, declared)
+            await self._declarer.clear(pool.key)
+            return declared, ()
         if redis is None or redis.connection is None or redis.address is None:
             return declared, None
         declared, facts = await self._declarer.settle(
