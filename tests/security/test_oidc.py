@@ -22,6 +22,7 @@ from engineroom.auth.outbound import Rules
 from engineroom.auth.tokens.issuers import KeyCacheTimes
 from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
+from engineroom.core.redis_replies import text
 from engineroom.kube.client.config import ApiConfig
 from tests.oidc_provider import Browser, Provider, provider
 from tests.support import ROOT, free_port
@@ -508,6 +509,11 @@ async def test_signing_out_ends_it_here_and_says_where_to_go(
     assert refused(await browser.http.post("/api/v1/oidc/logout"), 403) == "csrf_token_invalid"
     identity = browser.http.cookies[COOKIE]
     csrf = api.services.sessions.csrf(identity)
+    # A reader of Redis gets no token: its signature and claims are encrypted.
+    (kept,) = await api.services.redis.keys("engineroom:api:oidc-hint:*")
+    stored = text(await api.services.redis.get(kept))
+    assert stored
+    assert not any(part in stored for part in ("eyJ", "."))
     out = await browser.http.post("/api/v1/oidc/logout", headers={"x-csrf-token": csrf})
     location = out.json()["location"]
     assert location.startswith(f"{idp.issuer}/session/end?")

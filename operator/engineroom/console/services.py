@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from engineroom.api import kinds
 from engineroom.auth.audit.hash_chain import derive_secret
 from engineroom.auth.audit.log import AuditLog
+from engineroom.auth.encryption import RecordCipher
 from engineroom.auth.middleware import (
     SESSION,
     Authenticator,
@@ -128,6 +129,8 @@ class Services:
     proxies: int = 0
     oidc: Oidc | None = None
     oidc_logout_url: str = ""
+    #: Encrypts the ID tokens of signed-in users, which signing out at the provider needs.
+    oidc_hints: RecordCipher
     #: Requests per second of one caller.
     rate: int = 50
 
@@ -293,6 +296,7 @@ async def _build(base: Foundation) -> Services:
         proxies=settings.trusted_proxy_hops,
         oidc=settings.oidc_provider(redis, clock),
         oidc_logout_url=settings.oidc_logout_url,
+        oidc_hints=RecordCipher(base.secret, b"er-oidc-hints"),
         rate=settings.requests_per_second,
     )  # fmt: skip
 

@@ -213,6 +213,33 @@ def test_no_spelling_leads_around_a_limit(reads, spelling: str) -> None:  # type
             assert limited(view, exempt=((OPEN,),)), "an exemption"
 
 
+SERVERS = {
+    "resolves, then decodes": lambda wire: unquote(resolved(wire)),
+    "resolves escaped dots too, then decodes": lambda wire: unquote(
+        resolved(re.sub("%2e", ".", wire, flags=re.IGNORECASE))
+    ),
+}
+
+
+@pytest.mark.parametrize("reads", SERVERS.values(), ids=SERVERS)
+@pytest.mark.parametrize(
+    "wire",
+    [
+        "/x%2Fy/../v1/complete",
+        "/x%2fy/%2e%2E/v1/complete",
+        "/healthz/x%2Fy/../../v1/complete",
+        "/a/b%2F../../v1/complete",
+    ],
+)
+def test_a_server_that_decodes_last_serves_no_path_without_its_limit(reads, wire: str) -> None:  # type: ignore[no-untyped-def]
+    served = reads(wire)
+    view = through_proxy(wire)
+    if served.startswith("/v1/complete"):
+        assert limited(view, when=(UNDER,))
+    if not served.startswith("/healthz"):
+        assert limited(view, exempt=((OPEN,),))
+
+
 @given(
     st.lists(st.text("abcé%/ .;", min_size=1, max_size=5).filter(lambda t: "/" not in t
              and t not in (".", "..")), min_size=1, max_size=4),

@@ -10,12 +10,12 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engineroom.auth.encryption import RecordCipher
 from engineroom.auth.errors import AuthStoreError, KeyStoreError, RotationError
 from engineroom.auth.store_errors import store_errors
 from engineroom.core import key_prefixes
@@ -234,44 +234,33 @@ class RedisKeyStore:
     def __init__(
         self, redis: Redis, secret: bytes, *, name: str = key_prefixes.SIGNING_KEYS
     ) -> None:
-        if len(secret) < 32:
-            msg = "secret: must be at least 32 bytes; make one with openssl rand -base64 48"
-            raise ValueError(msg)
         self._redis = redis
-        self._secret = hashlib.blake2b(secret, digest_size=32, person=b"er-signing-keys").digest()
+        self._cipher = RecordCipher(secret, b"er-signing-keys")
         self._name = name
 
     async def load(self) -> KeySet:
         """Return all keys; raise AuthStoreError, or KeyStoreError if the secret is wrong."""
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         with store_errors():
-            version, sealed = await self._redis.hmget(self._name, ["version", "sealed"])
-        if sealed is None:
+            version, encrypted = await self._redis.hmget(self._name, ["version", "sealed"])
+        if encrypted is None:
             return KeySet()
-        raw = base64.b64decode(text(sealed))
-        try:
-            # The version is authenticated too, so an older set does not pass for the current one.
-            document = AESGCM(self._secret).decrypt(raw[:12], raw[12:], text(version).encode())
-        except InvalidTag as error:
+        # The version is the record's name, so an older set does not pass for the current one.
+        document = self._cipher.decrypt(text(version), text(encrypted))
+        if document is None:
             raise KeyStoreError(
                 "signing keys: were encrypted with another secret; restore it or delete "
                 f"{self._name} and rotate"
-            ) from error
+            )
         return KeySet(tuple(map(_from_document, json.loads(document))), int(text(version)))
 
     async def replace(self, keys: KeySet, expected: int) -> bool:
         """Store ``keys`` if the version is still ``expected``; raise AuthStoreError."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         document = json.dumps([_document(key) for key in keys.keys]).encode()
-        nonce = os.urandom(12)
         version = str(keys.version)
-        sealed = nonce + AESGCM(self._secret).encrypt(nonce, document, version.encode())
+        encrypted = self._cipher.encrypt(version, document)
         with store_errors():
             done = await self._redis.eval(  # type: ignore[no-untyped-call,misc,unused-ignore]
-                _REPLACE, 1, self._name, str(expected), version, base64.b64encode(sealed).decode()
+                _REPLACE, 1, self._name, str(expected), version, encrypted
             )
         return bool(done)
 

@@ -99,10 +99,10 @@ async def oidc_callback(call: Call) -> Answer:
         address=call.address,
         agent=call.request.headers.get("user-agent", ""),
     )
+    handle = opened.session.handle
+    encrypted = services.oidc_hints.encrypt(handle, signed_in.id_token.encode())
     with store_errors():
-        await services.redis.set(
-            _HINT + opened.session.handle, signed_in.id_token, ex=_HINT_LIFETIME
-        )
+        await services.redis.set(_HINT + handle, encrypted, ex=_HINT_LIFETIME)
     return Answer(
         headers={"location": signed_in.return_to, "set-cookie": opened.cookie},
         details={"subject": subject},
@@ -112,15 +112,17 @@ async def oidc_callback(call: Call) -> Answer:
 async def oidc_logout(call: Call) -> Answer:
     """End the caller's session and return the URL that signs out at the provider."""
     oidc, services = _provider(call), call.services
-    hint = ""
+    hint = b""
     if call.principal.how == "session":
+        handle = call.principal.reference
         with store_errors():
-            hint = text(await services.redis.getdel(_HINT + call.principal.reference))
+            encrypted = text(await services.redis.getdel(_HINT + handle))
+        hint = services.oidc_hints.decrypt(handle, encrypted) or b""
     await services.sessions.close(call.request.scope.get(SESSION, ""))
     location = ""
     if hint:
         try:
-            location = await oidc.logout_url(hint, services.oidc_logout_url)
+            location = await oidc.logout_url(hint.decode(), services.oidc_logout_url)
         except OidcProviderError as error:
             log.warning("sign-out at the provider failed", error=str(error))
     return Answer(OidcLogout(location=location), headers={"set-cookie": FORGET_COOKIE})

@@ -18,7 +18,8 @@ Everything else stays: upper and lower case, a trailing slash, ``;parameters`` (
 their own, 3.3), ``%00``.
 
 Applications differ in which of these steps they take, and in which order: for Starlette ``/a/../b``
-is below ``/a``, and ``/a//../b`` is ``/b`` or ``/a/b``. Where they differ, a request has several
+is below ``/a``, ``/a//../b`` is ``/b`` or ``/a/b``, and ``/x%2Fy/../b`` is ``/b`` for those that
+resolve before they decode. Where they differ, a request has several
 readings, and ``sources.subject_of`` counts it as each of them. The work is linear in the length of
 the path.
 """
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from engineroom.ratelimit.limits.request import RequestView
 
 _SLASHES = re.compile("/{2,}")
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
+_ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
 #: The scheme and authority of a request target in absolute form.
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 
@@ -55,7 +58,9 @@ def normalized(view: RequestView, *, decoded: bool = False) -> RequestView:
     else:
         before, fragment, _ = path.partition("#")
         query = "" if fragment else view.query.partition("#")[0]
-        texts = [_decode(before), _decode(path)] if fragment else [_decode(before)]
+        texts = [
+            text for wire in ([before, path] if fragment else [before]) for text in _texts(wire)
+        ]
     readings: dict[str, None] = {}
     for text in texts:
         rooted = text if text.startswith("/") or text == "*" else f"/{text}"
@@ -73,9 +78,17 @@ def as_wire_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
-def _decode(path: str) -> str:
+def _texts(path: str) -> list[str]:
+    """Return the path decoded, and as read by those that resolve dots before they decode."""
     if not path.startswith("/"):
         path = _ORIGIN.sub("", path, count=1)
+    texts = [_decode(path)]
+    if _ENCODED_SLASH.search(path):
+        texts.append(_decode(_resolve_dots(_ENCODED_DOT.sub(".", path))))
+    return texts
+
+
+def _decode(path: str) -> str:
     raw = path.encode("latin-1", "replace")
     return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
