@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +39,18 @@ NOT_SENT = {"api-version", "kind", "name-missing", "name-number", "metadata-list
 
 
 async def kubectl(cluster: Cluster, *arguments: str, stdin: Any = None) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        "kubectl",
-        *arguments,
-        env=cluster.env(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    text = None if stdin is None else json.dumps(stdin).encode()
-    out, _ = await process.communicate(text)
+    # Other tests add kinds and remove them: what kubectl discovered for one is wrong for the next.
+    with tempfile.TemporaryDirectory() as cache:
+        process = await asyncio.create_subprocess_exec(
+            "kubectl",
+            *arguments,
+            env={**cluster.env(), "KUBECACHEDIR": cache},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        text = None if stdin is None else json.dumps(stdin).encode()
+        out, _ = await process.communicate(text)
     return process.returncode or 0, out.decode()
 
 
