@@ -34,12 +34,12 @@ class ApiSettings(AccountSettings, Settings):
     )  # fmt: skip
     max_address_connections: int = Field(
         default=64, ge=1, le=1_000_000,
-        description="Connections of one address (IPv6: /64). With trusted proxies the addresses are "
-        "theirs, and only the limit of all connections applies.",
+        description="Connections of one address (IPv6: /64). With trusted proxies the addresses "
+        "are theirs, and only the limit of all connections applies.",
     )  # fmt: skip
     request_head_timeout: float = Field(
         default=10.0, gt=0, le=600,
-        description="Seconds in which the head of a request, and the handshake of TLS, must arrive.",
+        description="Seconds in which the head of a request, or TLS's handshake, must arrive.",
     )  # fmt: skip
     request_body_rate: int = Field(
         default=1024, ge=1, le=1_000_000,

@@ -61,9 +61,7 @@ def api_process(
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-    running = ApiProcess(
-        process.pid, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{probe_port}"
-    )
+    running = ApiProcess(process.pid, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{probe_port}")
     try:
         _ready(process, running.url, log)
         yield running

@@ -147,13 +147,15 @@ def test_ten_thousand_silent_connections_of_an_address_keep_no_other_out(
     server: RedisServer, store: redis.Redis, tmp_path: Path
 ) -> None:
     assert store.ping()
-    with limiter_process(server.url, tmp_path) as limiter:
-        with sockets(limiter.http_port, 10_000, b""):
-            assert get(f"{limiter.url}/")[0] == 404, "the same address is served"
-            with sockets(limiter.http_port, 1, REQUEST, "127.0.0.2") as (other,):
-                assert other.recv(100).startswith(b"HTTP/1.1 404 ")
-            assert limiter.ready()["ready"]
-            metrics = limiter.admin("/metrics")[1].splitlines()
+    with (
+        limiter_process(server.url, tmp_path) as limiter,
+        sockets(limiter.http_port, 10_000, b""),
+    ):
+        assert get(f"{limiter.url}/")[0] == 404, "the same address is served"
+        with sockets(limiter.http_port, 1, REQUEST, "127.0.0.2") as (other,):
+            assert other.recv(100).startswith(b"HTTP/1.1 404 ")
+        assert limiter.ready()["ready"]
+        metrics = limiter.admin("/metrics")[1].splitlines()
     numbers = dict(line.rsplit(" ", 1) for line in metrics if not line.startswith("#"))
     assert 1990 < float(numbers["engineroom_ratelimit_http_connections"]) < 2010
     refused = numbers['engineroom_ratelimit_refused_connections_total{why="address"}']
@@ -265,6 +267,10 @@ async def test_many_tiny_requests_in_one_read_leave_few_responses_in_memory() ->
 # -- faults ---------------------------------------------------------------------------------------
 
 
+async def _until_greeted(connection: Any) -> None:
+    await until(lambda: connection._greeted)
+
+
 class BrokenSession:
     """A session of which every call raises."""
 
@@ -284,7 +290,7 @@ async def test_a_broken_session_is_closed_and_the_timeouts_of_others_go_on() -> 
             peer.greet()
             await until(lambda: len(target.service.connections) == 1)
             (connection,) = target.service.connections
-            await until(lambda: connection._greeted)
+            await _until_greeted(connection)
             connection._session = BrokenSession()
             if step == "data_received":
                 peer.send(b"\0\0\0\4")

@@ -93,7 +93,8 @@ class GrpcConnection(asyncio.Protocol):
 
     __slots__ = (
         "_budget", "_calls", "_counted", "_ended", "_flushing", "_frames", "_goodbye", "_greeted",
-        "_held", "_leaving", "_loop", "_partial", "_service", "_session", "_stuck", "_transport", "_used",
+        "_held", "_leaving", "_loop", "_partial", "_service", "_session", "_stuck", "_transport",
+        "_used",
     )  # fmt: skip
 
     def __init__(self, service: GrpcService) -> None:

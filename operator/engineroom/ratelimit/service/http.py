@@ -497,9 +497,13 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
         elif self._since and now - self._since > self._service.request_timeout:
             self._time_out()
-        elif not self._due and not self._since and not self._closing:
-            if now - self._last_response > self._service.idle_timeout:
-                self._close_after_answers()
+        elif (
+            not self._due
+            and not self._since
+            and not self._closing
+            and now - self._last_response > self._service.idle_timeout
+        ):
+            self._close_after_answers()
 
     def _time_out(self) -> None:
         """Refuse a request that did not arrive in time; close a silent connection."""
