@@ -7,7 +7,6 @@ the new one. Without such a connection the new one is refused. All others go on.
 from __future__ import annotations
 
 import ipaddress
-import resource
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -181,6 +180,10 @@ def address_of(peer: object) -> str:
 
 def connections_within_files(wanted: int) -> int:
     """Raise the limit of open files for ``wanted`` connections; return the possible number."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
