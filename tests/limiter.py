@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engineroom.core.serving.connection_budget import BudgetLimits, ConnectionBudget
 from engineroom.ratelimit.distribution import redis_schema
 from engineroom.ratelimit.distribution.document import (
     CompiledPolicy,
@@ -61,6 +62,11 @@ def publish(client: redis.Redis, entries: Sequence[CompiledPolicy], revision: in
         0,
     )
     assert int(done) == 1
+
+
+def budget(connections: int = 10_000, held_bytes: int = 64 * 2**20) -> ConnectionBudget:
+    """Return the budget of a service, the same for one address as for all."""
+    return ConnectionBudget(BudgetLimits(connections, connections, held_bytes, held_bytes))
 
 
 class LimiterProcess:
@@ -141,6 +147,11 @@ class LimiterProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def memory(self) -> int:
+        """Return its resident memory in bytes."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def processor(self) -> float:
         """Seconds of processor time that it and its processes used."""

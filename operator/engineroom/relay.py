@@ -9,13 +9,13 @@ database.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
 import os
 import signal
 import sys
 import threading
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,13 +25,15 @@ from engineroom.core.error_translation import describe
 from engineroom.core.errors import Category, EngineroomError
 from engineroom.core.logging import REPEAT_SECONDS, REPEATED, configure, get_logger
 from engineroom.core.recovery import NullMetrics, Recovery, RetryPolicy
+from engineroom.core.serving.get_server import TEXT, GetServer
 from engineroom.tasks.enqueueing.enqueue import Reason
 from engineroom.tasks.outbox import CHUNK, Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from engineroom.core.recovery import RecoveryMetrics
+    from engineroom.core.serving.get_server import Handler
     from engineroom.tasks.enqueueing.enqueue import Enqueued
 
 log = get_logger(__name__)
@@ -198,7 +200,7 @@ class RelayRunner:
                 continue
             if self.trouble:
                 log.info("outbox is relayed")
-            self.trouble, self._went_well = "", self._clock.monotonic()
+            self.trouble, self._succeeded_at = "", self._clock.monotonic()
             if moved < CHUNK:
                 self._rest(self._poll)
         self._disconnect()
@@ -268,38 +270,38 @@ class RelayRunner:
                 connection.close()
 
 
-def serve(
-    host: RelayRunner, metrics: RelayMetrics, address: tuple[str, int]
-) -> ThreadingHTTPServer:
-    """Serve ``/healthz``, ``/readyz`` and ``/metrics`` from a thread."""
+class ProbeThread:
+    """Serves ``/healthz``, ``/readyz`` and ``/metrics`` on an event loop in a thread."""
 
-    class RelayRequestHandler(BaseHTTPRequestHandler):
-        """Answers GET requests."""
+    def __init__(self, host: RelayRunner, metrics: RelayMetrics) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="probes", daemon=True)
 
-        def do_GET(self) -> None:
-            """Answer one of the three paths."""
-            probe = {"/healthz": host.health, "/readyz": host.readiness}.get(self.path)
-            if probe is not None:
-                trouble = probe()
-                self._answer(503 if trouble else 200, f"{trouble or 'ok'}\n".encode())
-            elif self.path == "/metrics":
-                self._answer(200, metrics.exposition())
-            else:
-                self._answer(404, b"use /healthz, /readyz or /metrics\n")
+        def probe(report: Callable[[], str]) -> Handler:
+            async def answer(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
+                trouble = report()
+                return 503 if trouble else 200, TEXT, f"{trouble or 'ok'}\n".encode()
 
-        def _answer(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            return answer
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-            """Log no requests."""
+        async def expose(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
+            return 200, TEXT, metrics.exposition()
 
-    server = ThreadingHTTPServer(address, RelayRequestHandler)
-    threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
-    return server
+        self._server = GetServer(
+            {"/healthz": probe(host.health), "/readyz": probe(host.readiness), "/metrics": expose}
+        )
+
+    def start(self, address: str, port: int) -> int:
+        """Listen and return the port. Raises OSError."""
+        chosen = self._loop.run_until_complete(self._server.listen(address, port))
+        self._thread.start()
+        return chosen
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -343,17 +345,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             metrics=metrics,
             recovery_metrics=recovery_metrics,
         )
-        server = serve(host, metrics, (options.host, options.port))
+        probes = ProbeThread(host, metrics)
+        port = probes.start(options.host, options.port)
     except (ValueError, OSError) as error:
         log.error("the relay cannot start", problem=str(error))  # noqa: TRY400
         return EXIT_CONFIG
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: host.stop())
-    log.info("relay starting", port=server.server_address[1])
+    log.info("relay starting", port=port)
     tracing.start("engineroom-relay")
     host.run()
     tracing.stop()
-    server.shutdown()
+    probes.stop()
     log.info("relay ends")
     return EXIT_OK
 

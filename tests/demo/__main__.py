@@ -35,7 +35,10 @@ BOOK = "today"
 ORDERS = 500
 MANIFESTS = ROOT / "examples/shop"
 #: One limiter at first, to show that three admit no more.
-VALUES = {"limiter": {"enabled": True, "replicas": 1}}
+VALUES = {
+    "limiter": {"enabled": True, "replicas": 1},
+    "networkPolicy": {"limiterClients": [NAMESPACE]},
+}
 #: Seconds from the first order to the last pod, after which the demonstration fails.
 TIMEOUT = 300.0
 

@@ -57,6 +57,7 @@ VALUES_WITH_SERVICES = {
     **VALUES,
     **accounts(ada="operator", bob="viewer"),
     "limiter": {"enabled": True},
+    "networkPolicy": {"limiterClients": [SHOP]},
     "metrics": {"serviceMonitor": {"enabled": True}, "dashboards": {"enabled": True}},
 }
 #: The kind that the Prometheus operator brings, as far as the chart needs it to be there.

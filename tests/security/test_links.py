@@ -21,6 +21,7 @@ from engineroom.auth.login.sessions import COOKIE
 from engineroom.auth.permissions import ADMIN, Grant
 from engineroom.console.accounts.authorizer import Authorizer
 from engineroom.console.main import create_application
+from engineroom.console.route_table import ROUTES
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
 from tests.support import free_port
@@ -282,3 +283,14 @@ async def test_the_page_keeps_the_code_out_of_requests(site: Site) -> None:
     # Out of the address before the first request, and to the server in a body only.
     assert script.text.index("replaceState") < script.text.index("fetch(")
     assert "innerHTML" not in script.text
+
+
+async def test_no_path_redirects_to_the_host_that_a_request_names(site: Site) -> None:
+    paths = [re.sub(r"{\w+}", "x", route.path) for route in ROUTES if route.method == "GET"]
+    async with site.browser() as browser:
+        for path in (*paths, *(f"{path}/" for path in paths), "/", "//other.example/healthz"):
+            headers = {"host": "other.example", "x-forwarded-host": "other.example"}
+            response = await browser.get(f"https://api.test{path}", headers=headers)
+            assert "other.example" not in response.headers.get("location", ""), path
+            if path.endswith("/"):
+                assert response.status_code in (401, 404), path

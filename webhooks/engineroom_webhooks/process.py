@@ -57,7 +57,9 @@ async def run(settings: Settings) -> None:
         def ready() -> str:
             return unready(serving_certificate, listening=listening.is_set(), ending=stop.is_set())
 
-        await _listen(stack, probes(ready), settings.host, settings.probe_port)
+        probe_server = probes(ready)
+        stack.callback(probe_server.close)
+        await probe_server.listen(settings.host, settings.probe_port)
         keeping = asyncio.create_task(_keeping(settings, client, serving_certificate, clock))
         stack.push_async_callback(_cancel, keeping)
         if not await _first(serving_certificate.loaded, stop, keeping):
@@ -146,15 +148,6 @@ async def _keeping(
         client, settings.namespace, settings.secret, settings.configuration
     )
     await keep(serving_certificate, store, policy, clock, settings.check_interval)
-
-
-async def _listen(
-    stack: contextlib.AsyncExitStack, app: web.Application, host: str | None, port: int
-) -> None:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, host, port, reuse_address=True).start()
 
 
 async def _first(event: asyncio.Event, *awaitables: asyncio.Event | asyncio.Task[None]) -> bool:

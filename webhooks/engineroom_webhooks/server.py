@@ -12,11 +12,12 @@ from aiohttp import web
 
 from engineroom.api import kinds
 from engineroom.core.logging import get_logger
+from engineroom.core.serving.get_server import TEXT, GetServer
 from engineroom_webhooks import metrics
 from engineroom_webhooks.review import UnreadableReviewError, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from engineroom_webhooks.authorization import Authorizer
 
@@ -83,27 +84,17 @@ def _problem(status: int, message: str) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/problem+json")
 
 
-def probes(ready: Callable[[], str]) -> web.Application:
+def probes(ready: Callable[[], str]) -> GetServer:
     """Build ``/healthz``, ``/readyz`` and ``/metrics``; ``ready`` returns why not ready, or ""."""
 
-    async def healthz(request: web.Request) -> web.Response:
-        del request
-        return web.Response(text="ok\n")
+    async def healthz(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
+        return 200, TEXT, b"ok\n"
 
-    async def readyz(request: web.Request) -> web.Response:
-        del request
+    async def readyz(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
         reason = ready()
-        return web.Response(status=503 if reason else 200, text=f"{reason or 'ok'}\n")
+        return 503 if reason else 200, TEXT, f"{reason or 'ok'}\n".encode()
 
-    async def show_metrics(request: web.Request) -> web.Response:
-        del request
-        return web.Response(
-            body=prometheus_client.generate_latest(),
-            headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST},
-        )
+    async def show_metrics(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
+        return 200, prometheus_client.CONTENT_TYPE_LATEST, prometheus_client.generate_latest()
 
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", show_metrics)
-    return app
+    return GetServer({"/healthz": healthz, "/readyz": readyz, "/metrics": show_metrics})

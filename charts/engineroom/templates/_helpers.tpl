@@ -144,6 +144,20 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{- /* Peers of a NetworkPolicy from a list of names of namespaces and of peers; empty: this namespace. */ -}}
+{{- define "engineroom.peers" -}}
+{{- $peers := list -}}
+{{- range . -}}
+{{- if kindIs "string" . -}}
+{{- $labels := dict "kubernetes.io/metadata.name" . -}}
+{{- $peers = append $peers (dict "namespaceSelector" (dict "matchLabels" $labels)) -}}
+{{- else -}}
+{{- $peers = append $peers . -}}
+{{- end -}}
+{{- end -}}
+{{- default (list (dict "podSelector" dict)) $peers | toYaml -}}
+{{- end -}}
+
 {{- /* Peers and ports of the API server, for NetworkPolicies. */ -}}
 {{- define "engineroom.apiServerEgress" -}}
 {{- $api := .Values.networkPolicy.apiServer -}}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -19,15 +18,20 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from engineroom.core.clock import SystemClock
 from engineroom.core.errors import Category
 from engineroom.core.prometheus import PrometheusRecovery
+from engineroom.core.serving.connection_budget import Refusal
 from engineroom.kube.runtime.health import HttpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+
+    from prometheus_client.metrics_core import Metric
 
     from engineroom.core.clock import Clock
 
@@ -84,6 +88,10 @@ class ApiMetrics:
         """Add a gauge that calls ``value`` on each scrape."""
         Gauge(name, help_text, registry=self.registry).set_function(value)
 
+    def read_refusals(self, refusals: Mapping[Refusal, int]) -> None:
+        """Expose how many connections and requests were refused; read on each scrape."""
+        self.registry.register(_Refusals(refusals))
+
     def record_problem(self, action: str, body: bytes) -> None:
         """Count a problem document (RFC 9457); ``action`` is that of the route."""
         try:
@@ -115,9 +123,8 @@ class ApiMetrics:
     def server(self, port: int | None, host: str) -> HttpServer:
         """Return a server of ``/metrics``; with port None it serves nothing."""
 
-        async def metrics(_request: web.Request) -> web.Response:
-            body = self.exposition()
-            return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        async def metrics(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
+            return 200, CONTENT_TYPE_LATEST, self.exposition()
 
         return HttpServer(port, {"/metrics": metrics}, host)
 
@@ -133,6 +140,25 @@ class ApiMetrics:
         """Observe the time until a response started."""
         label = method if method in _METHODS else "other"
         self._requests.labels(label, route, str(status)).observe(seconds)
+
+
+class _Refusals(Collector):
+    """The refused connections by reason."""
+
+    def __init__(self, refusals: Mapping[Refusal, int]) -> None:
+        self._refusals = refusals
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metric."""
+        refused = CounterMetricFamily(
+            "engineroom_http_connections_refused",
+            "Connections refused or closed to protect others: too many of an address or of the "
+            "process, or too slow.",
+            labels=["why"],
+        )
+        for why in Refusal:
+            refused.add_metric([why.value], self._refusals.get(why, 0))
+        yield refused
 
 
 class MetricsMiddleware:

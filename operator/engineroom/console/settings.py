@@ -23,6 +23,28 @@ class ApiSettings(AccountSettings, Settings):
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port of /metrics; empty: none."
     )
+    probe_port: int | None = Field(
+        default=None, ge=0, le=65535,
+        description="Port of /healthz and /readyz, which clients of the API cannot exhaust; empty: "
+        "none besides those of the API.",
+    )  # fmt: skip
+    max_connections: int = Field(
+        default=2_000, ge=1, le=1_000_000,
+        description="Connections to the API, as far as the limit of open files permits.",
+    )  # fmt: skip
+    max_address_connections: int = Field(
+        default=64, ge=1, le=1_000_000,
+        description="Connections of one address (IPv6: /64). With trusted proxies the addresses "
+        "are theirs, and only the limit of all connections applies.",
+    )  # fmt: skip
+    request_head_timeout: float = Field(
+        default=10.0, gt=0, le=600,
+        description="Seconds in which the head of a request, or TLS's handshake, must arrive.",
+    )  # fmt: skip
+    request_body_rate: int = Field(
+        default=1024, ge=1, le=1_000_000,
+        description="Bytes per second that the body of a request must bring, over 5 seconds.",
+    )  # fmt: skip
     tls_certificate: Path | None = Field(
         default=None, description="Certificate chain (PEM); empty: a proxy terminates TLS."
     )

@@ -14,6 +14,7 @@ import socketserver
 import struct
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 STATES = ("idle", "busy", "suspended")
 DRAIN_STATES = ("", "draining", "drained", "retired")
 
+#: Connections to the server of probes and metrics at the same time.
+MAX_CONNECTIONS = 32
 #: Time without a turn of the loop after which a worker hangs, even in an outage of Redis (seconds).
 #: It is longer than the callbacks of abandoned jobs, each of which RQ stops after a minute.
 STUCK_SECONDS = 300.0
@@ -250,6 +253,28 @@ def _worker_families(metrics: SharedMetrics, base: str, now: float) -> list[Metr
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        # The open connections, oldest first.
+        self._connections: dict[Any, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # Each connection has a thread. Responses take no time, so the oldest is a silent client's.
+        with self._lock:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._connections[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         # HTTPServer would look up the machine's full name, which can take seconds.

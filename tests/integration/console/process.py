@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class ApiProcess:
     """``engineroom-api`` on a loopback port."""
 
-    def __init__(self, pid: int, url: str) -> None:
+    def __init__(self, pid: int, url: str, probe_url: str) -> None:
         self.pid = pid
         self.url = url
+        self.probe_url = probe_url
 
     def memory(self) -> int:
         """Return its resident memory in bytes."""
@@ -42,14 +43,16 @@ def api_process(
     module: str = "engineroom.console.main",
 ) -> Iterator[ApiProcess]:
     """Start it, wait until it is ready, and stop it at the end of the block."""
-    port = free_port()
+    port, probe_port = free_port(), free_port()
     environment = os.environ | {
         "KUBECONFIG": str(kubeconfig),
         "ENGINEROOM_REDIS_URL": redis_url,
         "ENGINEROOM_API_SECRET": "s" * 48,
         "ENGINEROOM_ADMIN_PASSWORD": ADMIN_PASSWORD,
         "ENGINEROOM_LISTEN_HOST": "127.0.0.1",
+        "ENGINEROOM_HOST": "127.0.0.1",
         "ENGINEROOM_LISTEN_PORT": str(port),
+        "ENGINEROOM_PROBE_PORT": str(probe_port),
         "ENGINEROOM_REQUESTS_PER_SECOND": str(rate),
         "ENGINEROOM_LOG_FORMAT": "json",
     }
@@ -58,7 +61,7 @@ def api_process(
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-    running = ApiProcess(process.pid, f"http://127.0.0.1:{port}")
+    running = ApiProcess(process.pid, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{probe_port}")
     try:
         _ready(process, running.url, log)
         yield running

@@ -291,3 +291,21 @@ def test_compression_bombs_are_refused_without_growth(process: ApiProcess) -> No
         answer = ask(process, "", "POST", "/api/v1/tokens", content=bomb, headers=headers)
         assert answer.status_code == 413
     assert process.memory() - before < 4 * 1024 * 1024
+
+
+def test_half_sent_heads_keep_neither_probes_nor_other_clients_out(process: ApiProcess) -> None:
+    url = httpx.URL(process.url)
+    connections: list[socket.socket] = []
+    try:
+        for _ in range(2000):
+            source = ("127.0.0.3", 0)
+            connections.append(socket.create_connection((url.host, url.port or 80), 10, source))
+            with suppress(ConnectionError):
+                connections[-1].sendall(b"GET /api/v1/whoami HTTP/1.1\r\nHost: x\r\n")
+        for path in ("/healthz", "/readyz"):
+            assert httpx.get(process.probe_url + path, timeout=5).json() == {"status": "ok"}
+        assert ask(process, "", "GET", "/api/v1/whoami").status_code == 401
+        assert ask(process, "", "GET", "/readyz").status_code == 200
+    finally:
+        for connection in connections:
+            connection.close()

@@ -19,6 +19,7 @@ from engineroom.ratelimit.service.directory import FixedDirectory
 from engineroom.ratelimit.service.engine import DecisionEngine, DecisionResult, MissingPolicy
 from engineroom.ratelimit.service.metrics import ServiceCounts
 from engineroom.ratelimit.service.top import Recordings
+from tests.limiter import budget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -130,9 +131,12 @@ async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(module: Any, kind: Any, directory: Any = None) -> AsyncIterator[Front]:
+async def serving(
+    kind: Any, directory: Any = None, *, most: int = 10_000, held: int = 64 * 2**20
+) -> AsyncIterator[Front]:
     counts = ServiceCounts()
-    service = kind(DecisionEngine(directory or FixedDirectory({}), counts, Recordings()), counts)
+    engine = DecisionEngine(directory or FixedDirectory({}), counts, Recordings())
+    service = kind(engine, counts, budget(most, held), request_timeout=0.3)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(service.connection, "127.0.0.1", 0)
     service.start()
@@ -149,22 +153,21 @@ async def serving(module: Any, kind: Any, directory: Any = None) -> AsyncIterato
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that takes seconds takes tenths of them."""
     for module in (front, http):
-        for name in ("READ_TIMEOUT", "WRITE_TIMEOUT"):
-            monkeypatch.setattr(module, name, 0.3)
-        monkeypatch.setattr(module, "IDLE_TIMEOUT", 0.6)
+        monkeypatch.setattr(module, "WRITE_TIMEOUT", 0.3)
+    monkeypatch.setattr(protocol_server, "IDLE_TIMEOUT", 0.6)
     monkeypatch.setattr(protocol_server, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(front, "CALL_TIMEOUT", 0.6)
 
 
 @pytest.fixture
 async def h2() -> AsyncIterator[Front]:
-    async with serving(front, front.GrpcService) as entry:
+    async with serving(front.GrpcService) as entry:
         yield entry
 
 
 @pytest.fixture
 async def h1() -> AsyncIterator[Front]:
-    async with serving(http, http.HttpService) as entry:
+    async with serving(http.HttpService) as entry:
         yield entry
 
 
@@ -212,7 +215,7 @@ async def test_a_client_that_comes_back_after_a_pause_is_served(h2: Front) -> No
 async def test_a_call_that_trickles_in_is_ended_and_others_go_on(
     h2: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front, "IDLE_TIMEOUT", 3.0)
+    monkeypatch.setattr(protocol_server, "IDLE_TIMEOUT", 3.0)
     peer = await h2.open()
     peer.greet()
     peer.send(frame(HEADERS, END_HEADERS, 1, head()))
@@ -249,8 +252,8 @@ async def test_headers_that_never_end_end_the_connection(h2: Front) -> None:
 async def test_header_lists_beyond_the_bound_end_the_connection(
     h2: Front, block: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("READ_TIMEOUT", "IDLE_TIMEOUT"):
-        monkeypatch.setattr(front, name, 60.0)
+    monkeypatch.setattr(protocol_server, "IDLE_TIMEOUT", 60.0)
+    h2.service.request_timeout = 60.0
     peer = await h2.open()
     peer.greet()
     size = 16_000
@@ -278,7 +281,7 @@ async def test_calls_begun_and_reset_at_once_end_the_connection(h2: Front) -> No
 async def test_unfinished_calls_hold_no_more_than_their_budget(
     h2: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front, "READ_TIMEOUT", 30.0)
+    h2.service.request_timeout = 30.0
     monkeypatch.setattr(front, "CALL_TIMEOUT", 30.0)
     peer = await h2.open()
     peer.greet()
@@ -291,7 +294,7 @@ async def test_unfinished_calls_hold_no_more_than_their_budget(
         await peer.writer.drain()
         await asyncio.sleep(0.005)
         (connection,) = h2.service.connections
-        held = sum(len(call.body) + len(call.part or b"") for call in connection._calls.values())
+        held = sum(call.held for call in connection._calls.values())
         assert held == connection._held
         most = max(most, held)
     assert 500_000 < most <= front.MAX_HELD + 16_384
@@ -319,15 +322,20 @@ async def test_a_call_whose_answer_has_no_window_is_ended(h2: Front) -> None:
 
 
 @pytest.mark.parametrize("name", ["h1", "h2"])
-async def test_connections_above_the_most_are_closed_and_make_room(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = front if name == "h2" else http
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
+async def test_connections_above_the_most_are_closed_and_make_room(name: str) -> None:
     kind = front.GrpcService if name == "h2" else http.HttpService
-    async with serving(module, kind) as target:
+    async with serving(kind, most=3) as target:
+        target.service.request_timeout = 30.0
         peers = [await target.open() for _ in range(3)]
-        await until(lambda: len(target.service.connections) == 3)
+        for peer in peers:
+            if name == "h2":
+                peer.greet()
+                peer.send(call(1))
+            else:
+                peer.send(b"GET / HTTP/1.1\r\n\r\n")
+            assert await peer.reader.read(1)
+        await until(lambda: not target.service.budget._silent)
+        assert len(target.service.connections) == 3
         assert await (await target.open()).closed() == b""
         peers[0].writer.close()
         await until(lambda: len(target.service.connections) == 2)
@@ -405,13 +413,13 @@ class Undecided:
 
 async def test_no_more_is_read_while_too_many_requests_wait() -> None:
     directory = Undecided()
-    async with serving(http, http.HttpService, directory) as target:
+    async with serving(http.HttpService, directory) as target:
         peer = await target.open()
         peer.send(b"GET /v1/forward/shop/api HTTP/1.1\r\n\r\n" * 100_000)
         await until(lambda: directory.asked > http.MAX_PIPELINED)
         await asyncio.sleep(0.5)
-        # What came in one read with the last of them is parsed whole.
-        assert directory.asked < http.MAX_PIPELINED + 262_144 // 37 + 1
+        # What came in one slice with the last of them is parsed whole.
+        assert directory.asked <= http.MAX_PIPELINED + protocol_server.SLICE // 37 + 1
         for connection in list(target.service.connections):
             connection.abort()
 
@@ -432,7 +440,7 @@ async def test_a_header_that_is_sent_thousands_of_times_takes_time_in_proportion
 ) -> None:
     observed = Seen()
     monkeypatch.setattr(h1.service, "engine", observed)
-    reported = b"".join(b"a:%d\r\n" % entry for entry in range(6000))
+    reported = b"".join(b"a:%d\r\n" % entry for entry in range(1500))
     cookies = b"Cookie: a=b\r\ncookie: c=d\r\n"
     peer = await h1.open()
     began = time.process_time()
@@ -441,5 +449,5 @@ async def test_a_header_that_is_sent_thousands_of_times_takes_time_in_proportion
     )
     assert (await peer.closed()).startswith(b"HTTP/1.1 200 ")
     assert time.process_time() - began < 1.0
-    assert observed.headers["a"] == ",".join(map(str, range(6000)))
+    assert observed.headers["a"] == ",".join(map(str, range(1500)))
     assert observed.headers["cookie"] == "a=b; c=d"

@@ -53,7 +53,8 @@ def per_address(name: str = "shop/api", requests: int = 3, **more: Any) -> Polic
 def limiter(
     server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LimiterProcess]:
-    with limiter_process(server.url, tmp_path_factory.mktemp("limiter")) as process:
+    folder = tmp_path_factory.mktemp("limiter")
+    with limiter_process(server.url, folder, request_timeout="4") as process:
         yield process
 
 

@@ -562,7 +562,7 @@ def test_the_api_has_two_replicas_and_its_secrets_in_files() -> None:
     assert sorted(map(len, values)) == [32, 64]
     assert not any(value in json.dumps(container) for value in values)
     assert named(objects, "PodDisruptionBudget", "engineroom-api")
-    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    assert "scheme" not in container["readinessProbe"]["httpGet"], "its port has no TLS"
     kept = render(VARIANTS["api, namespaced"])
     assert "engineroom-api" not in {o["metadata"]["name"] for o in of(kept, "Secret")}
 
@@ -574,7 +574,10 @@ def test_the_api_is_scraped_at_a_port_of_its_own() -> None:
     ]
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
     told = {each["name"]: each.get("value") for each in container["env"]}
-    assert ports == {"api": 8000, "metrics": 8080}
+    assert ports == {"api": 8000, "metrics": 8080, "probes": 8081}
+    assert told["ENGINEROOM_PROBE_PORT"] == "8081"
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == "probes", "clients cannot exhaust it"
     assert told["ENGINEROOM_METRICS_PORT"] == "8080"
     service = named(objects, "Service", "engineroom-api-metrics")
     assert service["spec"]["ports"][0]["targetPort"] == "metrics"

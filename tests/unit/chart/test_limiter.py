@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from engineroom.ratelimit.service.main import Service
 from engineroom.ratelimit.service.metrics import Exposition
 from engineroom.ratelimit.service.settings import Settings
 from tests.unit.chart.rendering import (
+    CHART,
     Object,
     containers,
     environment,
@@ -17,6 +20,7 @@ from tests.unit.chart.rendering import (
     of,
     refusal,
     render,
+    run,
 )
 
 ON: Object = {"limiter": {"enabled": True}}
@@ -73,6 +77,48 @@ def test_only_named_clients_ask_it_and_it_reaches_redis_only() -> None:
         for peer in rule["from"]
         if "matchLabels" in peer.get("podSelector", {})
     )
+
+
+@pytest.mark.parametrize(
+    ("peers", "expected"),
+    [
+        ([], [{"podSelector": {}}]),
+        (
+            ["shop"],
+            [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}],
+        ),
+        (
+            [{"ipBlock": {"cidr": "198.51.100.1/32"}}, "shop"],
+            [
+                {"ipBlock": {"cidr": "198.51.100.1/32"}},
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}},
+            ],
+        ),
+    ],
+)
+def test_namespaces_that_are_not_listed_reach_neither_the_limiter_nor_metrics(
+    peers: list[object], expected: list[Object]
+) -> None:
+    listed = {"limiterClients": peers, "metricsFrom": peers}
+    objects = render({**ON, "networkPolicy": listed})
+    asked = named(objects, "NetworkPolicy", NAME)["spec"]["ingress"][0]
+    assert asked["from"] == expected
+    for component in ("operator", "webhooks", "api", "limiter"):
+        rules = named(objects, "NetworkPolicy", f"engineroom-{component}")["spec"]["ingress"]
+        (measured,) = [
+            rule for rule in rules if {"port": "metrics", "protocol": "TCP"} in rule["ports"]
+        ]
+        assert measured["from"] == expected, component
+
+
+def test_the_notes_name_the_lists_of_namespaces() -> None:
+    values = {**ON, "networkPolicy": {"metricsFrom": ["monitoring"]}}
+    notes = run("install", "x", str(CHART), "--dry-run=client", values=values).stdout
+    assert 'networkPolicy.metricsFrom: ["monitoring"]' in notes
+    assert "networkPolicy.limiterClients: empty, so only Pods in default" in notes
+    without = run("install", "x", str(CHART), "--dry-run=client").stdout
+    assert "networkPolicy.metricsFrom: empty" in without
+    assert "limiterClients" not in without.split("NOTES:")[1]
 
 
 def test_namespaces_bound_what_it_follows() -> None:

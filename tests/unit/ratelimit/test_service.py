@@ -31,6 +31,7 @@ from engineroom.ratelimit.service.request_parsing import (
     parse_proxy_request,
 )
 from engineroom.ratelimit.service.top import SpaceSaving
+from tests.limiter import budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -283,6 +284,15 @@ class Wire:
         self.reading = True
         self.closed = False
 
+    def get_extra_info(self, name: str) -> tuple[str, int]:
+        """Return the peer's address."""
+        assert name == "peername"
+        return "192.0.2.1", 1000
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        """Change nothing."""
+        assert high
+
     def write(self, data: bytes) -> None:
         """Keep it."""
         assert not self.closed
@@ -331,7 +341,7 @@ class Asked:
 
 def connected(known: Iterator[bool]) -> tuple[HttpConnection, Asked, Wire]:
     engine, wire = Asked(known), Wire()
-    connection = HttpConnection(HttpService(cast("Any", engine), ServiceCounts()))
+    connection = HttpConnection(HttpService(cast("Any", engine), ServiceCounts(), budget()))
     connection.connection_made(cast("Any", wire))
     return connection, engine, wire
 
@@ -402,6 +412,7 @@ def test_a_connection_with_too_many_requests_under_way_is_read_no_further() -> N
             answer()
         assert not wire.reading
         engine.waiting[MAX_PIPELINED // 2]()
+        await asyncio.sleep(0)
         assert wire.reading
 
     asyncio.run(run())

@@ -94,7 +94,8 @@ async def test_other_methods_and_paths(url: str, session: aiohttp.ClientSession)
 
 async def test_probes_and_metrics(session: aiohttp.ClientSession) -> None:
     reasons = ["no certificate yet", ""]
-    runner, address = await listen(probes(lambda: reasons[0]))
+    server = probes(lambda: reasons[0])
+    address = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
     try:
         async with session.get(f"{address}/healthz") as response:
             assert response.status == 200
@@ -106,7 +107,7 @@ async def test_probes_and_metrics(session: aiohttp.ClientSession) -> None:
         async with session.get(f"{address}/metrics") as response:
             assert "engineroom_admission_requests_total" in await response.text()
     finally:
-        await runner.cleanup()
+        server.close()
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,8 @@ def application(
         exception_handlers={404: not_found, 405: method_not_allowed},
         lifespan=lifespan,
     )
+    # Starlette would redirect /path/ to a URL with the host that the request names.
+    app.router.redirect_slashes = False
     app.state.document = ApiDocument(routes)
     return app
 

@@ -21,6 +21,14 @@ class MediaTypeError(EngineroomError):
     http_status = 415
 
 
+class SlowHeadError(EngineroomError):
+    """The head of the request arrived too slowly; send it again over a better connection."""
+
+    code = "slow_head"
+    category = Category.LIMIT
+    http_status = 408
+
+
 class PreconditionFailedError(ConflictError):
     """If-Match names another version of the object; read it again."""
 

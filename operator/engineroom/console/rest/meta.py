@@ -15,6 +15,7 @@ from engineroom.core.errors import DependencyError
 
 if TYPE_CHECKING:
     from engineroom.console.rest.openapi import ApiDocument
+    from engineroom.console.services import Services
 
 
 class Health(Model):
@@ -31,13 +32,17 @@ async def healthz(call: Call) -> Answer:
 
 async def readyz(call: Call) -> Answer:
     """Report that the process can serve requests. Raises DependencyError."""
-    services = call.services
+    await check_ready(call.services)
+    return Answer(Health(status="ok"))
+
+
+async def check_ready(services: Services) -> None:
+    """Check that the process can serve requests. Raises EngineroomError, TimeoutError."""
     async with asyncio.timeout(2):
         with wrapped("readyz"):
             await services.redis.ping()
     if not services.hub.pools.synced.is_set():
         raise DependencyError("pools: are not listed yet; wait")
-    return Answer(Health(status="ok"))
 
 
 async def openapi_document(call: Call) -> Response:

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
-from aiohttp import web
+
+from engineroom.core.serving.get_server import JSON, GetServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from engineroom.core.clock import Clock
+    from engineroom.core.serving.get_server import Handler
 
 
 @dataclass(slots=True)
@@ -43,24 +45,16 @@ class HttpServer:
     def __init__(
         self,
         port: int | None,
-        routes: dict[str, Callable[[web.Request], Awaitable[web.Response]]],
+        routes: Mapping[str, Handler],
         host: str = "0.0.0.0",  # noqa: S104 # nosec B104 - the kubelet asks from outside the pod
     ) -> None:
         self.port = port
         self._host = host
-        app = web.Application()
-        for path, handler in routes.items():
-            app.router.add_get(path, handler)
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0
-        )
+        self._server = GetServer(routes)
 
     async def __aenter__(self) -> Self:
-        if self.port is None:
-            return self
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self.port).start()
-        self.port = int(self._runner.addresses[0][1])
+        if self.port is not None:
+            self.port = await self._server.listen(self._host, self.port)
         return self
 
     async def __aexit__(
@@ -69,16 +63,15 @@ class HttpServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._runner.cleanup()
+        self._server.close()
 
 
-def probe(report: Callable[[], ProbeResult]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def probe(report: Callable[[], ProbeResult]) -> Handler:
     """A route that answers with a report."""
 
-    async def answer(_request: web.Request) -> web.Response:
+    async def answer(_parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
         result = report()
-        body = result.body()
-        return web.Response(status=result.status, body=body, content_type="application/json")
+        return result.status, JSON, result.body()
 
     return answer
 

@@ -11,8 +11,6 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from engineroom import __version__
 from engineroom.core.clock import Clock, SystemClock
 from engineroom.core.errors import EngineroomError
@@ -24,7 +22,7 @@ from engineroom.kube.runtime.process_parts import ProcessParts
 from engineroom.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from engineroom.kube.client.config import ApiConfig
     from engineroom.kube.runtime.controller import Controller
@@ -163,8 +161,8 @@ class ControllerProcess(ProcessParts):
 
     # -- metrics ---------------------------------------------------------------------------------
 
-    async def _expose(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    async def _expose(self, _parameters: Mapping[str, str]) -> tuple[int, str, bytes]:
+        return 200, CONTENT_TYPE, self.metrics.exposition()
 
     def _register_gauges(self) -> None:
         gauge = self.metrics.gauge

@@ -28,26 +28,31 @@ from ngh2.events import (
     TrailersReceived,
 )
 
+from engineroom.core.serving.connection_budget import Refusal, address_of
 from engineroom.ratelimit.service import rls
 from engineroom.ratelimit.service.engine import MissingPolicy
-from engineroom.ratelimit.service.protocol_server import ProtocolServer
+from engineroom.ratelimit.service.frames import FrameReader
+from engineroom.ratelimit.service.protocol_server import FREE_BYTES, SLICE, ProtocolServer
 from engineroom.ratelimit.service.request_parsing import UnreadableRequestError
 
 log = structlog.get_logger(__name__)
 
-#: Most bytes of a message, most calls of one connection at the same time, and most connections.
-MAX_MESSAGE, MAX_CALLS, MAX_CONNECTIONS = 65_536, 1024, 10_000
-#: Most bytes of one connection's incomplete calls; nearly all calls are one frame.
+#: Most bytes of a message, and most calls of one connection at the same time.
+MAX_MESSAGE, MAX_CALLS = 65_536, 1024
+#: Most bytes of one connection's calls, from the first byte to the last of the response.
 MAX_HELD = 1_048_576
-#: Timeouts in seconds: of a connection's settings and of reading a call, of writing responses.
-READ_TIMEOUT, WRITE_TIMEOUT = 5.0, 5.0
-#: Timeouts in seconds: of a whole call, up to ten of them for Redis, and of an idle connection.
-CALL_TIMEOUT, IDLE_TIMEOUT = 20.0, 75.0
+#: Memory of a call besides its bytes.
+_CALL_BYTES = 256
+#: Timeouts in seconds: of writing responses, and of a whole call, up to ten of them for Redis.
+WRITE_TIMEOUT, CALL_TIMEOUT = 5.0, 20.0
 #: gRPC's status codes.
 OK, INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED = 0, 3, 5, 8
 UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 12, 13, 14
 _METHOD = b"/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 _HEALTH = b"/grpc.health.v1.Health/Check"
+#: The supported methods. A call refers to one of these objects: the path that it sent can be long,
+#: and takes a client one byte to repeat.
+_METHODS = {_METHOD: _METHOD, _HEALTH: _HEALTH}
 _HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _OK_TRAILERS = ((b"grpc-status", b"0"),)
 _PREFIX = struct.Struct(">BI")
@@ -70,12 +75,14 @@ class GrpcService(ProtocolServer["GrpcConnection"]):
 class _Call:
     """A call without a complete response."""
 
-    __slots__ = ("body", "method", "part", "responding", "since")
+    __slots__ = ("held", "method", "part", "responding", "since")
 
-    def __init__(self, method: bytes, since: float) -> None:
+    def __init__(self, method: bytes | None, since: float) -> None:
+        #: The method; None if it is not supported.
         self.method = method
         self.since = since
-        self.body = b""
+        #: The bytes of the request, or of its response.
+        self.held = 0
         #: The received part of a body in several frames.
         self.part: bytearray | None = None
         self.responding = False
@@ -85,21 +92,26 @@ class GrpcConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_calls", "_flushing", "_goodbye", "_greeted", "_held", "_leaving", "_loop", "_service",
-        "_session", "_stuck", "_transport", "_used",
+        "_budget", "_calls", "_counted", "_ended", "_flushing", "_frames", "_goodbye", "_greeted",
+        "_held", "_leaving", "_loop", "_partial", "_service", "_session", "_stuck", "_transport",
+        "_used",
     )  # fmt: skip
 
     def __init__(self, service: GrpcService) -> None:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._session = Connection(Role.SERVER, _CONFIGURATION)
+        self._frames = FrameReader()
         self._calls: dict[int, _Call] = {}
         self._transport: Any = None
         self._flushing = False
         self._goodbye = self._greeted = self._leaving = False
-        self._held = 0
-        # Start of a blocked write, or 0, and the time of the last call (monotonic seconds).
-        self._stuck = 0.0
+        self._budget = service.budget
+        # Bytes of the calls, and the number of them that the budget holds.
+        self._held = self._counted = 0
+        # Start of a partial frame, of a blocked write and of closing, or 0, and the time of the
+        # last call (monotonic seconds).
+        self._partial = self._stuck = self._ended = 0.0
         self._used = self._loop.time()
 
     # -- asyncio.Protocol -----------------------------------------------------------------------
@@ -107,11 +119,11 @@ class GrpcConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept the connection, unless there are too many."""
         self._transport = transport
-        connections = self._service.connections
-        if self._service.draining or len(connections) >= MAX_CONNECTIONS:
+        peer = transport.get_extra_info("peername")
+        if self._service.draining or not self._budget.admit(self, address_of(peer)):
             self.abort()
             return
-        connections.add(self)
+        self._service.connections.add(self)
         self._session.initiate_connection(
             {Setting.MAX_CONCURRENT_STREAMS: MAX_CALLS, Setting.INITIAL_WINDOW_SIZE: MAX_MESSAGE}
         )
@@ -124,22 +136,39 @@ class GrpcConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Process frames."""
+        if len(data) <= SLICE:
+            self._receive(data)
+        else:
+            # The headers of all calls in a slice are in memory at once, and may be long.
+            for position in range(0, len(data), SLICE):
+                if self._transport.is_closing():
+                    return
+                self._receive(data[position : position + SLICE])
+        self._flush_soon()
+        if self._counted or self._held + len(self._calls) * _CALL_BYTES > FREE_BYTES:
+            self._account()
+
+    def _receive(self, data: bytes) -> None:
         session = self._session
         try:
             session.receive_data(data)
         except NGH2Error:
             # The session's output contains the error for the client.
             self._flush()
-            self._transport.close()
+            self._close()
             return
+        if not self._frames.ends_inside(data):
+            self._partial = 0.0
+        elif self._frames.began or not self._partial:
+            self._partial = self._loop.time()
         for event in session.events():
             self._process(event)
-        self._flush_soon()
 
     def pause_writing(self) -> None:
         """Stop reading while the client does not read its responses."""
         self._stuck = self._loop.time()
         self._transport.pause_reading()
+        self._account()
 
     def resume_writing(self) -> None:
         """Continue to read."""
@@ -159,21 +188,21 @@ class GrpcConnection(asyncio.Protocol):
             self._forget(event.stream_id)
             if self._goodbye and not self._calls:
                 self._flush()
-                self._transport.close()
+                self._close()
         elif kind is TrailersReceived:
             self._data(event.stream_id, b"", ended=True)
         elif kind is SettingsReceived:
             self._greeted = True
         elif kind is ConnectionClosed:
             self._flush()
-            self._transport.close()
+            self._close()
 
     def _request(self, stream: int, headers: Any, *, ended: bool) -> None:
-        method = kind = b""
-        verb = b""
+        method: bytes | None = None
+        kind = verb = b""
         for name, value, *_ in headers:
             if name == b":path":
-                method = bytes(value)
+                method = _METHODS.get(bytes(value))
             elif name == b":method":
                 verb = bytes(value)
             elif name == b"content-type":
@@ -183,48 +212,67 @@ class GrpcConnection(asyncio.Protocol):
         if verb != b"POST" or not kind.startswith(b"application/grpc"):
             self._refuse_http(stream, call)
         elif ended:
-            self._dispatch(stream, call)
+            self._dispatch(stream, call, b"")
 
     def _data(self, stream: int, data: bytes, *, ended: bool) -> None:
         call = self._calls.get(stream)
         if call is None or call.responding:
             return
-        if ended and call.part is None:
-            call.body = data
-            size = len(data)
-        else:
-            if call.part is None:
-                call.part = bytearray()
+        size = len(data)
+        self._hold(call, call.held + size)
+        if call.part is not None:
             call.part += data
-            self._held += len(data)
-            size = len(call.part)
-        if size > MAX_MESSAGE + _PREFIX.size:
+        elif not ended:
+            call.part = bytearray(data)
+        if call.held > MAX_MESSAGE + _PREFIX.size:
             self._fail(stream, RESOURCE_EXHAUSTED, f"the message exceeds {MAX_MESSAGE} bytes")
         elif self._held > MAX_HELD:
-            problem = f"the connection's incomplete calls exceed {MAX_HELD} bytes"
+            problem = f"the connection's calls exceed {MAX_HELD} bytes"
             self._fail(stream, RESOURCE_EXHAUSTED, problem)
         elif ended:
-            if call.part is not None:
-                call.body = bytes(call.part)
-                self._release(call)
-            self._dispatch(stream, call)
-
-    def _release(self, call: _Call) -> None:
-        if call.part is not None:
-            self._held -= len(call.part)
+            body = data if call.part is None else bytes(call.part)
             call.part = None
+            self._dispatch(stream, call, body)
+
+    def _hold(self, call: _Call, held: int) -> None:
+        self._held += held - call.held
+        call.held = held
 
     def _forget(self, stream: int) -> None:
         call = self._calls.pop(stream, None)
         if call is not None:
-            self._release(call)
+            self._held -= call.held
+            if self._counted:
+                self._account()
+
+    def _account(self) -> None:
+        """Count the held bytes in the budget; fail incomplete calls if there are too many."""
+        if self._count_held():
+            return
+        problem = "too many bytes of calls wait; send fewer at the same time"
+        for stream, call in list(self._calls.items()):
+            if not call.responding:
+                self._fail(stream, RESOURCE_EXHAUSTED, problem)
+        if not self._count_held():
+            self.abort()
+
+    def _count_held(self) -> bool:
+        held = self._held + len(self._calls) * _CALL_BYTES
+        if self._stuck:
+            held += self._transport.get_write_buffer_size()
+        if held <= FREE_BYTES:
+            held = 0
+        if held != self._counted and not self._budget.hold(self, held):
+            return False
+        self._counted = held
+        return True
 
     # -- requests and responses -----------------------------------------------------------------
 
-    def _dispatch(self, stream: int, call: _Call) -> None:
-        body = call.body
-        if call.method != _METHOD:
-            if call.method == _HEALTH:
+    def _dispatch(self, stream: int, call: _Call, body: bytes) -> None:
+        self._budget.record_request(self)
+        if call.method is not _METHOD:
+            if call.method is _HEALTH:
                 # grpc.health.v1.HealthCheckResponse, status SERVING.
                 self._respond(stream, b"\x08\x01")
             else:
@@ -257,7 +305,8 @@ class GrpcConnection(asyncio.Protocol):
 
     def _respond(self, stream: int, message: bytes) -> None:
         self._service.counts.record_response("rls", OK)
-        if stream not in self._calls:
+        call = self._calls.get(stream)
+        if call is None:
             return
         session = self._session
         try:
@@ -267,7 +316,8 @@ class GrpcConnection(asyncio.Protocol):
         except NGH2Error as error:
             log.debug("a response was not sent", error=str(error))
             return
-        self._calls[stream].responding = True
+        call.responding = True
+        self._hold(call, len(message))
         self._flush_soon()
 
     def _fail(self, stream: int, status: int, detail: str) -> None:
@@ -276,7 +326,8 @@ class GrpcConnection(asyncio.Protocol):
         if call is None:
             return
         call.responding = True
-        self._release(call)
+        call.part = None
+        self._hold(call, 0)
         headers = (
             *_HEADERS,
             (b"grpc-status", str(status).encode()),
@@ -304,10 +355,17 @@ class GrpcConnection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Write what is due; close the connection if its session is broken."""
         self._flushing = False
         if self._transport.is_closing():
             return
-        data = self._session.data_to_send()
+        try:
+            data = self._session.data_to_send()
+        except NGH2Error as error:
+            # This runs in error handlers and in callbacks of the event loop, which catch nothing.
+            log.debug("a session is broken", error=str(error))
+            self.abort()
+            return
         if data:
             self._transport.write(data)
         # Streams end when their last frame is sent, which results in events.
@@ -321,28 +379,45 @@ class GrpcConnection(asyncio.Protocol):
         if self._goodbye:
             return
         self._goodbye = True
-        self._session.send_goaway()
+        try:
+            self._session.send_goaway()
+        except NGH2Error as error:
+            log.debug("a session is broken", error=str(error))
+            self.abort()
+            return
         self._flush()
         if not self._calls:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
         """Close now."""
         self._calls.clear()
         self._transport.abort()
 
+    def _close(self) -> None:
+        """Close after the written responses."""
+        self._ended = self._loop.time()
+        self._transport.close()
+
     def sweep(self, now: float) -> None:
         """Reset calls that exceeded a timeout, and close a silent or blocked connection."""
-        silent = not self._greeted and now - self._used > READ_TIMEOUT
-        if silent or (self._stuck and now - self._stuck > WRITE_TIMEOUT):
+        timeout = self._service.request_timeout
+        if not self._greeted and now - self._used > timeout:
+            self._budget.refusals[Refusal.TIMEOUT] += 1
+            self.abort()
+            return
+        if any(since and now - since > WRITE_TIMEOUT for since in (self._stuck, self._ended)):
             self.abort()
             return
         for stream, call in list(self._calls.items()):
-            if now - call.since > (CALL_TIMEOUT if call.responding else READ_TIMEOUT):
+            if now - call.since > (CALL_TIMEOUT if call.responding else timeout):
                 self._forget(stream)
                 self._session.reset_stream(stream)
                 self._flush_soon()
-        if not self._calls and not self._goodbye and now - self._used > IDLE_TIMEOUT:
+        if self._partial and now - self._partial > timeout and not self._calls:
+            self._budget.refusals[Refusal.TIMEOUT] += not self._goodbye
+            self.drain()
+        if not self._calls and not self._goodbye and now - self._used > self._service.idle_timeout:
             if self._leaving:
                 self.drain()
                 return

@@ -4,8 +4,9 @@ A no-op server of this kind handles ten times as many requests per second as one
 docs/decisions/0013-the-limiters-protocols.md. It supports what the service needs: requests with
 small bodies, responses of known length, keep-alive, and pipelining with responses in order.
 
-Limits: MAX_HEAD and MAX_BODY bytes of a request, MAX_PIPELINED requests of a connection without a
-response, MAX_CONNECTIONS connections, and timeouts for reading a request and writing a response.
+Limits: MAX_HEAD and MAX_BODY bytes of a request, MAX_PIPELINED requests and MAX_UNANSWERED bytes of
+a connection without a response, the connections and bytes of the budget, and timeouts for reading a
+request and writing a response.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import httptools
 import orjson
 import structlog
 
+from engineroom.core.serving.connection_budget import Refusal, address_of
 from engineroom.ratelimit.service import request_parsing, responses, rls
-from engineroom.ratelimit.service.protocol_server import ProtocolServer
+from engineroom.ratelimit.service.protocol_server import FREE_BYTES, SLICE, ProtocolServer
 from engineroom.ratelimit.service.request_parsing import ProxyProtocol, UnreadableRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from engineroom.core.serving.connection_budget import ConnectionBudget
     from engineroom.ratelimit.service.engine import DecisionEngine, DecisionResult
     from engineroom.ratelimit.service.metrics import ServiceCounts
 from engineroom.ratelimit.service.request_parsing import DecisionRequest
@@ -32,12 +35,16 @@ log = structlog.get_logger(__name__)
 
 #: Most bytes of a request line with its headers, and of a body.
 MAX_HEAD, MAX_BODY = 65_536, 65_536
-#: Requests of one connection without a response at which reading stops.
-MAX_PIPELINED = 128
-#: Most connections; further ones are closed.
-MAX_CONNECTIONS = 10_000
-#: Timeouts in seconds: of reading a request, of an idle connection, of writing a response.
-READ_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT = 5.0, 75.0, 5.0
+#: Bytes that each header counts for besides its own, as in HTTP/2.
+HEADER_OVERHEAD = 32
+#: Requests of one connection without a response, and their bytes, at which reading stops.
+MAX_PIPELINED, MAX_UNANSWERED = 128, 131_072
+#: Bytes of unsent responses at which reading stops.
+MAX_UNSENT = 16_384
+#: Memory of short headers as a multiple of the bytes that they count for.
+_HEADER_MEMORY = 4
+#: Timeout of writing a response, in seconds.
+WRITE_TIMEOUT = 5.0
 #: Seconds for which the rest of a refused request is read and dropped.
 LINGER = 1.0
 _METHODS = {b"GET": "GET", b"POST": "POST", b"HEAD": "HEAD"}
@@ -53,8 +60,14 @@ _MAX_ROUTES, _MAX_ROUTE = 4096, 1024
 class HttpService(ProtocolServer["HttpConnection"]):
     """The HTTP/1.1 server of the service."""
 
-    def __init__(self, engine: DecisionEngine, counts: ServiceCounts) -> None:
-        super().__init__(engine, counts)
+    def __init__(
+        self,
+        engine: DecisionEngine,
+        counts: ServiceCounts,
+        budget: ConnectionBudget,
+        **timeouts: float,
+    ) -> None:
+        super().__init__(engine, counts, budget, **timeouts)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection(self) -> HttpConnection:
@@ -72,29 +85,10 @@ class HttpConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_body",
-        "_bytes",
-        "_closing",
-        "_counts",
-        "_early",
-        "_engine",
-        "_header_bytes",
-        "_headers",
-        "_heads",
-        "_last",
-        "_last_response",
-        "_lingering",
-        "_loop",
-        "_parser",
-        "_paused",
-        "_repeated",
-        "_requests",
-        "_responses",
-        "_service",
-        "_since",
-        "_stuck",
-        "_transport",
-        "_url",
+        "_begun", "_body", "_budget", "_bytes", "_closing", "_counts", "_early", "_ended",
+        "_engine", "_header_bytes", "_headers", "_heads", "_held", "_last", "_last_response",
+        "_lingering", "_loop", "_parser", "_paused", "_repeated", "_requests", "_responses",
+        "_service", "_since", "_stuck", "_transport", "_unanswered", "_unread", "_url",
     )  # fmt: skip
 
     def __init__(self, service: HttpService) -> None:
@@ -112,9 +106,15 @@ class HttpConnection(asyncio.Protocol):
         self._transport: Any = None
         self._paused = False
         self._closing = self._lingering = False
-        # Start of reading a request, and of writing a blocked response (monotonic seconds); or 0.
-        self._since = self._stuck = 0.0
-        self._last_response = self._loop.time()
+        self._budget = service.budget
+        # Received bytes that are not parsed yet; bytes of the requests without a response; the
+        # number of bytes that the budget holds.
+        self._unread = b""
+        self._unanswered = self._held = 0
+        # Start of waiting for a request, of writing a blocked response, and of closing (monotonic
+        # seconds); or 0. The first request is waited for from the start.
+        self._since = self._last_response = self._loop.time()
+        self._stuck = self._ended = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -128,27 +128,55 @@ class HttpConnection(asyncio.Protocol):
         self._body = b""
         self._bytes = 0
         self._header_bytes = 0
+        # True while a request has begun and is not complete.
+        self._begun = False
 
     # -- asyncio.Protocol -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept the connection, unless there are too many."""
         self._transport = transport
-        connections = self._service.connections
-        if self._service.draining or len(connections) >= MAX_CONNECTIONS:
+        peer = transport.get_extra_info("peername")
+        if self._service.draining or not self._budget.admit(self, address_of(peer)):
             self.abort()
             return
-        connections.add(self)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self._service.connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Remove the connection; later responses are dropped."""
         self._closing = True
+        self._unread = b""
         self._service.remove(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse requests."""
         if self._closing:
             return
+        if len(data) <= SLICE and not self._unread:
+            self._parse(data)
+        else:
+            self._unread += data
+            self._parse_unread()
+        self._account()
+
+    def _parse_unread(self) -> None:
+        """Parse slice by slice, until too many requests wait for their responses."""
+        data, position = self._unread, 0
+        while position < len(data) and not self._paused and not self._closing:
+            self._parse(data[position : position + SLICE])
+            position += SLICE
+        self._unread = b"" if self._closing else data[position:]
+        if not self._unread and not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _continue(self) -> None:
+        """Parse the unread rest after a pause."""
+        if not self._closing:
+            self._parse_unread()
+            self._account()
+
+    def _parse(self, data: bytes) -> None:
         self._bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -162,8 +190,8 @@ class HttpConnection(asyncio.Protocol):
             if not self._closing:
                 self._refuse(400, "this is not an HTTP request")
         else:
-            # It is 0 at the end of a request, and most requests arrive in one piece.
-            if self._bytes:
+            # Most requests arrive in one piece.
+            if self._begun:
                 self._await_more()
 
     def eof_received(self) -> bool:
@@ -175,6 +203,7 @@ class HttpConnection(asyncio.Protocol):
         """Stop reading while the client does not read its responses."""
         self._stuck = self._loop.time()
         self._pause()
+        self._account()
 
     def resume_writing(self) -> None:
         """Continue to read."""
@@ -183,13 +212,20 @@ class HttpConnection(asyncio.Protocol):
 
     # -- HttpRequestParser ----------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """Note the first byte of a request."""
+        self._begun = True
+
     def on_url(self, url: bytes) -> None:
         """Append a part of the URL."""
-        self._url += url
+        if len(self._url) <= MAX_HEAD:
+            self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header."""
-        self._header_bytes += len(name) + len(value)
+        self._header_bytes += len(name) + len(value) + HEADER_OVERHEAD
+        if self._header_bytes > MAX_HEAD:
+            return
         key = _names.get(name)
         if key is None:
             key = name.decode("latin-1").lower()
@@ -211,8 +247,10 @@ class HttpConnection(asyncio.Protocol):
             for key, values in self._repeated.items():
                 self._headers[key] = ("; " if key == "cookie" else ",").join(values)
             self._repeated = None
+        if self._closing:
+            return
         if self._header_bytes + len(self._url) > MAX_HEAD:
-            self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
+            self._refuse(431, f"the head is longer than {MAX_HEAD} bytes; send fewer headers")
 
     def on_body(self, body: bytes) -> None:
         """Append a part of the body."""
@@ -228,10 +266,13 @@ class HttpConnection(asyncio.Protocol):
             return
         self._since = 0.0
         url, headers, body = self._url, self._headers, self._body
+        self._unanswered += self._header_bytes + len(url) + len(body)
         self._next()
         parser, number = self._parser, self._requests
         self._requests = number + 1
-        if number - self._responses >= MAX_PIPELINED:
+        if not number:
+            self._budget.record_request(self)
+        if number - self._responses >= MAX_PIPELINED or self._unanswered > MAX_UNANSWERED:
             self._pause()
         method = _METHODS.get(parser.get_method()) or self._method()
         if method == "HEAD":
@@ -260,6 +301,23 @@ class HttpConnection(asyncio.Protocol):
             self._since = self._loop.time()
         if self._bytes > MAX_HEAD + MAX_BODY and not self._closing:
             self._refuse(431, f"the head is longer than {MAX_HEAD} bytes")
+
+    def _account(self) -> None:
+        """Count the held bytes in the budget; refuse the request if there are too many."""
+        held = self._unanswered + len(self._unread)
+        if self._begun:
+            held += self._bytes + _HEADER_MEMORY * self._header_bytes
+        if self._stuck:
+            held += self._transport.get_write_buffer_size()
+        if held <= FREE_BYTES:
+            held = 0
+        if held == self._held or self._budget.hold(self, held):
+            self._held = held
+        elif self._stuck:
+            self.abort()
+        elif not self._closing:
+            self._unread = b""
+            self._refuse(503, "too many bytes of requests wait; send fewer at the same time")
 
     def _method(self) -> str:
         return self._parser.get_method().decode("latin-1")
@@ -364,6 +422,7 @@ class HttpConnection(asyncio.Protocol):
         responded = self._responses
         if number != responded:
             self._early[number] = answer
+            self._unanswered += len(answer)
             return
         responded += 1
         if self._early:
@@ -375,9 +434,14 @@ class HttpConnection(asyncio.Protocol):
         self._responses = responded
         self._transport.write(answer)
         self._last_response = self._loop.time()
-        if self._closing and responded == self._requests:
-            self._end()
-        elif self._paused and not self._stuck and self._requests - responded <= MAX_PIPELINED // 2:
+        if responded == self._requests:
+            self._unanswered = 0
+            if self._closing:
+                self._end()
+                return
+            if self._held:
+                self._account()
+        if self._paused:
             self._resume()
 
     def _refuse(self, status: int, detail: str) -> None:
@@ -391,7 +455,7 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close after the outstanding responses."""
-        if self._due or self._since:
+        if self._due or self._begun or self._unread:
             return
         self._close_after_answers()
 
@@ -402,11 +466,29 @@ class HttpConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close the connection if it exceeded a timeout."""
-        if self._stuck and now - self._stuck > WRITE_TIMEOUT:
+        if (self._stuck and now - self._stuck > WRITE_TIMEOUT) or (
+            self._ended and now - self._ended > WRITE_TIMEOUT
+        ):
             self.abort()
-        elif self._since and now - self._since > READ_TIMEOUT and not self._closing:
-            self._refuse(408, f"the request took longer than {READ_TIMEOUT:g} s to arrive")
-        elif not self._due and not self._since and now - self._last_response > IDLE_TIMEOUT:
+        elif self._since and now - self._since > self._service.request_timeout:
+            self._time_out()
+        elif (
+            not self._due
+            and not self._since
+            and not self._closing
+            and now - self._last_response > self._service.idle_timeout
+        ):
+            self._close_after_answers()
+
+    def _time_out(self) -> None:
+        """Refuse a request that did not arrive in time; close a silent connection."""
+        if self._closing:
+            return
+        self._budget.refusals[Refusal.TIMEOUT] += 1
+        if self._begun:
+            timeout = self._service.request_timeout
+            self._refuse(408, f"the request took longer than {timeout:g} s to arrive")
+        else:
             self._close_after_answers()
 
     def _close_after_answers(self) -> None:
@@ -420,6 +502,7 @@ class HttpConnection(asyncio.Protocol):
         With unread data the kernel would reset it, and the response would be lost. After a refusal
         the rest of the request is therefore read and dropped for a moment.
         """
+        self._ended = self._loop.time()
         if not self._lingering:
             self._transport.close()
             return
@@ -432,9 +515,19 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not self._closing and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
+        """Go on reading if few requests wait, and the client takes its responses."""
+        if (
+            not self._paused
+            or self._stuck
+            or self._closing
+            or self._requests - self._responses > MAX_PIPELINED // 2
+            or self._unanswered > MAX_UNANSWERED
+            or self._transport.is_closing()
+        ):
+            return
+        self._paused = False
+        # Later: this may be a response to a request that is just being parsed.
+        self._loop.call_soon(self._continue)
 
 
 def _document(body: bytes) -> object:

@@ -22,10 +22,15 @@ from redis.exceptions import NoPermissionError, RedisError
 from engineroom import __version__
 from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import REPEAT_SECONDS, configure
+from engineroom.core.serving.connection_budget import (
+    BudgetLimits,
+    ConnectionBudget,
+    connections_within_files,
+)
+from engineroom.core.serving.get_server import JSON, TEXT, GetServer
 from engineroom.ratelimit.limits.cluster import refuse_shards
 from engineroom.ratelimit.limits.errors import RedisClusterError
 from engineroom.ratelimit.service import admin
-from engineroom.ratelimit.service.admin import JSON, TEXT, AdminServer
 from engineroom.ratelimit.service.directory import FixedDirectory, FollowingDirectory
 from engineroom.ratelimit.service.engine import DecisionEngine
 from engineroom.ratelimit.service.file import read_namespaces
@@ -80,15 +85,18 @@ class Service:
             )
         self.counts.read_breakers(self.directory.breakers)
         engine = DecisionEngine(self.directory, self.counts, self._recordings)
-        self.http = HttpService(engine, self.counts)
-        self.grpc = GrpcService(engine, self.counts)
+        self.budget = create_budget(settings)
+        timeout = settings.request_timeout
+        self.http = HttpService(engine, self.counts, self.budget, request_timeout=timeout)
+        self.grpc = GrpcService(engine, self.counts, self.budget, request_timeout=timeout)
+        self.counts.read_refusals(lambda: self.budget.refusals)
         self.draining = False
         #: Why this Redis cannot enforce limits; the process is then never ready.
         self.trouble = ""
         self._looking: asyncio.Task[None] | None = None
         self.ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
-        self._admin = AdminServer(
+        self._admin = GetServer(
             {"/healthz": self._health, "/readyz": self._ready, "/metrics": self._metrics,
              "/top": self._top},
         )  # fmt: skip
@@ -101,6 +109,11 @@ class Service:
             "engineroom_ratelimit_grpc_connections",
             "Open gRPC connections.",
             lambda: len(self.grpc.connections),
+        )
+        self.counts.gauge(
+            "engineroom_ratelimit_held_bytes",
+            "Bytes of requests that are incomplete or wait, as far as the budget counts them.",
+            lambda: self.budget.held,
         )
         self.counts.gauge(
             "engineroom_ratelimit_policies",
@@ -202,6 +215,24 @@ class Service:
         return 200, JSON, json.dumps({"total": recording.total, "keys": keys}).encode()
 
 
+def create_budget(settings: Settings) -> ConnectionBudget:
+    """Create the budget of one serving process, within its limit of open files."""
+    connections = connections_within_files(settings.max_connections)
+    if connections < settings.max_connections:
+        log.warning(
+            "the limit of open files permits fewer connections",
+            setting=settings.max_connections,
+            connections=connections,
+        )
+    limits = BudgetLimits(
+        connections,
+        min(connections, settings.max_address_connections),
+        settings.max_held_bytes,
+        min(settings.max_held_bytes, settings.max_address_bytes),
+    )
+    return ConnectionBudget(limits)
+
+
 def top_parameters(parameters: Mapping[str, str]) -> tuple[float, int]:
     """Return the duration of a recording (seconds) and the number of keys, within their limits."""
     try:
@@ -220,7 +251,7 @@ class Supervisor:
         self._sockets = [str(folder / f"{number}") for number in range(settings.processes)]
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._code = EXIT_OK
-        self._admin = AdminServer(
+        self._admin = GetServer(
             {"/healthz": self._all, "/readyz": self._all_ready, "/metrics": self._metrics,
              "/top": self._top},
         )  # fmt: skip

@@ -10,12 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from engineroom.core.recovery import BreakerState
+from engineroom.core.serving.connection_budget import Refusal
 from engineroom.ratelimit.limits.decision import DecisionReason, DecisionSource
 from engineroom.ratelimit.limits.errors import LimiterUnavailableError
 from engineroom.ratelimit.limits.prometheus import DecisionCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -29,6 +30,7 @@ class ServiceCounts(DecisionCounts, Collector):
         self._missing: dict[str, int] = {}
         self._requests: dict[tuple[str, int], int] = {}
         self._states: Callable[[], Iterable[str]] = tuple
+        self._refusals: Callable[[], Mapping[Refusal, int]] = dict
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
 
     def record_missing(self, why: str) -> None:
@@ -66,10 +68,24 @@ class ServiceCounts(DecisionCounts, Collector):
         for (form, status), count in self._requests.items():
             requests.add_metric([str(form), str(status)], count)
         yield requests
+        yield self._refused()
         yield self._errors()
         yield self._breakers()
         for name, documentation, value in self._gauges:
             yield GaugeMetricFamily(name, documentation, value())
+
+    def _refused(self) -> Metric:
+        """Return the connections and requests that the budget or a timeout refused."""
+        refused = CounterMetricFamily(
+            "engineroom_ratelimit_refused_connections",
+            "Connections refused or closed, and requests refused, to protect others: too many of "
+            "an address or of the process, too many bytes, or too slow.",
+            labels=["why"],
+        )
+        current = self._refusals()
+        for why in Refusal:
+            refused.add_metric([why.value], current.get(why, 0))
+        return refused
 
     def _errors(self) -> Metric:
         """Return the decisions that Redis did not make in time, as the common error series."""
@@ -97,6 +113,10 @@ class ServiceCounts(DecisionCounts, Collector):
         for state in BreakerState:
             states.add_metric(["redis", state.value], float(state is worst))
         return states
+
+    def read_refusals(self, refusals: Callable[[], Mapping[Refusal, int]]) -> None:
+        """Set the function that returns the refusals at each scrape."""
+        self._refusals = refusals
 
     def read_breakers(self, states: Callable[[], Iterable[str]]) -> None:
         """Set the function that returns the states of all breakers at each scrape."""

@@ -5,12 +5,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+import structlog
+
 if TYPE_CHECKING:
+    from engineroom.core.serving.connection_budget import ConnectionBudget
     from engineroom.ratelimit.service.engine import DecisionEngine
     from engineroom.ratelimit.service.metrics import ServiceCounts
 
+log = structlog.get_logger(__name__)
+
 #: Seconds between two checks of all connections for timeouts.
 SWEEP_SECONDS = 1.0
+#: Seconds in which a request arrives, from the opening of a connection or its own first byte.
+REQUEST_TIMEOUT = 10.0
+#: Timeouts in seconds of an idle connection: while there is room for others, and while there is
+#: little.
+IDLE_TIMEOUT, SHORT_IDLE_TIMEOUT = 75.0, 5.0
+#: Bytes that each connection may hold without being counted in the budget.
+FREE_BYTES = 4096
+#: Most bytes that are parsed at once; more follow when their requests are answered.
+SLICE = 4096
 
 
 class ServerConnection(Protocol):
@@ -35,16 +49,30 @@ _C = TypeVar("_C", bound=ServerConnection)
 class ProtocolServer(Generic[_C]):
     """The connections of one protocol on one event loop."""
 
-    def __init__(self, engine: DecisionEngine, counts: ServiceCounts) -> None:
+    def __init__(
+        self,
+        engine: DecisionEngine,
+        counts: ServiceCounts,
+        budget: ConnectionBudget,
+        request_timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
         self.engine = engine
         self.counts = counts
+        self.budget = budget
+        self.request_timeout = request_timeout
         self.connections: set[_C] = set()
         self.draining = False
         self._empty = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
 
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds after which an idle connection closes."""
+        return SHORT_IDLE_TIMEOUT if self.budget.is_short else IDLE_TIMEOUT
+
     def remove(self, connection: _C) -> None:
         """Remove a closed connection."""
+        self.budget.release(connection)
         self.connections.discard(connection)
         if self.draining and not self.connections:
             self._empty.set()
@@ -74,4 +102,9 @@ class ProtocolServer(Generic[_C]):
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
             for connection in list(self.connections):
-                connection.sweep(now)
+                try:
+                    connection.sweep(now)
+                except Exception:
+                    # The timeouts of all other connections must go on.
+                    log.exception("a connection could not be checked")
+                    connection.abort()

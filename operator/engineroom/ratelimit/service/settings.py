@@ -69,6 +69,26 @@ class Settings(BaseSettings):
     processes: int = Field(
         default=1, ge=1, le=64, description="Processes that share the ports, for more cores."
     )
+    max_connections: int = Field(
+        default=10_000, ge=1, le=1_000_000,
+        description="Connections of one process, as far as its limit of open files permits.",
+    )  # fmt: skip
+    max_address_connections: int = Field(
+        default=2_000, ge=1, le=1_000_000,
+        description="Connections from one address to one process.",
+    )  # fmt: skip
+    max_held_bytes: int = Field(
+        default=67_108_864, ge=262_144,
+        description="Bytes that one process holds of requests that are incomplete or wait.",
+    )  # fmt: skip
+    max_address_bytes: int = Field(
+        default=16_777_216, ge=262_144, description="The same for the connections of one address."
+    )
+    request_timeout: float = Field(
+        default=10.0, gt=0, le=600,
+        description="Seconds in which a request must arrive: the first one from the opening of "
+        "its connection, the others from their first byte.",
+    )  # fmt: skip
     drain_delay: float = Field(
         default=0.0,
         ge=0,
