@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineroom.api.schema.common import open_api_schema
 from engineroom.api.schema.tree import MAX_PROBLEMS
-from engineroom.api.validation.pod_security import escalations as pod_escalations
+from engineroom.api.validation.pod_security import template_escalations
 from engineroom.core.errors import Problem
 from engineroom.core.validation.json_values import as_list, as_map
 from engineroom.core.validation.paths import child
@@ -35,25 +35,24 @@ _REFERENCE = re.compile(
 #: Names of fields that choose what runs.
 _CODE = re.compile(r".*image|command|args|script", re.IGNORECASE)
 _TEMPLATE = re.compile(r".*template", re.IGNORECASE)
-_ACCOUNTS = ("serviceAccountName", "serviceAccount", "imagePullSecrets")
+_ACCOUNTS = (
+    "serviceAccountName",
+    "serviceAccount",
+    "automountServiceAccountToken",
+    "imagePullSecrets",
+)
 _VOLUMES = ("secret", "projected", "csi")
 
 
-def escalations(kind: Kind, obj: object) -> list[Escalation]:
-    """List what the object's pod templates need beyond Pod Security level restricted."""
-    return list(
-        islice(
-            (
-                escalation
-                for path in kind.guarded.pod_templates
-                for place, template in values_at(obj, path)
-                for escalation in pod_escalations(
-                    as_map(as_map(template).get("spec")), f"{place}.spec"
-                )
-            ),
-            MAX_PROBLEMS,
-        )
-    )
+def escalations(kind: Kind, obj: object) -> Iterator[Escalation]:
+    """Yield what the object's pod templates need beyond Pod Security level restricted.
+
+    These are the fields that any version's rules forbid; ``Escalation.exceeds`` judges by one
+    level of one version.
+    """
+    for path in kind.guarded.pod_templates:
+        for place, template in values_at(obj, path):
+            yield from template_escalations(template, place)
 
 
 def guarded_fields(kind: Kind, new: object, old: object = None) -> list[str]:
@@ -83,9 +82,10 @@ def guarded_fields(kind: Kind, new: object, old: object = None) -> list[str]:
 
 def template_fields(template: object, path: str) -> Iterator[str]:
     """List the fields of a PodTemplateSpec that need a right: escalations, accounts, Secrets."""
+    fields = (escalation.field for escalation in template_escalations(template, path))
+    yield from islice(dict.fromkeys(fields), MAX_PROBLEMS)
     pod = as_map(as_map(template).get("spec"))
     path = f"{path}.spec"
-    yield from islice((escalation.field for escalation in pod_escalations(pod, path)), MAX_PROBLEMS)
     for name in _ACCOUNTS:
         if pod.get(name):
             yield f"{path}.{name}"
