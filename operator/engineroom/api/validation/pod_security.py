@@ -2,8 +2,9 @@
 
 The rules are those of Kubernetes' own admission (``k8s.io/pod-security-admission`` of 1.37, with
 the versions that a namespace may pin), applied to the pod that the operator makes: it fills in what
-a template leaves out, so that the pod is restricted. tests/integration/test_pod_security.py
-compares the verdicts with an API server's.
+a template leaves out, so that the pod is restricted. Pods for Windows are exempt from some rules,
+and the API server refuses the fields of those rules in them anyway.
+tests/integration/test_pod_security.py compares the verdicts with an API server's.
 """
 
 from __future__ import annotations
@@ -113,8 +114,6 @@ _ESCALATION_1_8 = 8
 _SECCOMP_FIELD_1_19 = 19
 _CAPABILITIES_1_22 = 22
 _RUN_AS_USER_1_23 = 23
-#: Windows pods are exempt from what Windows does not have.
-_WINDOWS_1_25 = 25
 _PROBE_HOST_1_34 = 34
 #: Pods in a user namespace (hostUsers: false) may run as root inside.
 _USER_NAMESPACE_1_35 = 35
@@ -218,11 +217,6 @@ def _root_until(spec: dict[str, Any]) -> int:
     return _USER_NAMESPACE_1_35 if spec.get("hostUsers") is False else LATEST + 1
 
 
-def _linux_until(spec: dict[str, Any]) -> int:
-    """Return the version from which on the pod is exempt from rules for Linux."""
-    return _WINDOWS_1_25 if as_map(spec.get("os")).get("name") == "windows" else LATEST + 1
-
-
 def _annotations(
     annotations: dict[Any, Any], spec: dict[str, Any], path: str
 ) -> Iterator[Escalation]:
@@ -280,15 +274,15 @@ def _container(container: dict[str, Any], path: str, pod: dict[str, Any]) -> Ite
     if security.get("privileged") is True:
         yield Escalation(f"{where}.privileged", "is true", "remove it", _PRIVILEGED)
     if security.get("allowPrivilegeEscalation") is True:
-        field, until = f"{where}.allowPrivilegeEscalation", _linux_until(pod)
-        yield Escalation(field, "is true", "remove it", _BASELINE, _ESCALATION_1_8, until)
+        field = f"{where}.allowPrivilegeEscalation"
+        yield Escalation(field, "is true", "remove it", _BASELINE, _ESCALATION_1_8)
     mount = security.get("procMount")
     if isinstance(mount, str) and mount != "Default":
         found, until = (f"{where}.procMount", f"is {quoted(mount)}", "remove it"), _root_until(pod)
         yield Escalation(*found, _PRIVILEGED, until=until)
         if until <= LATEST:
             yield Escalation(*found, _BASELINE, since=until)
-    yield from _capabilities(as_map(security.get("capabilities")), where, _linux_until(pod))
+    yield from _capabilities(as_map(security.get("capabilities")), where)
     for index, port in enumerate(as_list(container.get("ports"))):
         number = as_map(port).get("hostPort")
         if isinstance(number, int) and number:
@@ -297,15 +291,13 @@ def _container(container: dict[str, Any], path: str, pod: dict[str, Any]) -> Ite
     yield from _hosts(container, path)
 
 
-def _capabilities(
-    capabilities: dict[str, Any], path: str, linux_until: int
-) -> Iterator[Escalation]:
+def _capabilities(capabilities: dict[str, Any], path: str) -> Iterator[Escalation]:
     for index, name in enumerate(as_list(capabilities.get("add"))):
         if not isinstance(name, str) or name == "NET_BIND_SERVICE":
             continue
         found = (f"{path}.capabilities.add[{index}]", f"adds {quoted(name)}", "remove it")
         if name in _BASELINE_CAPABILITIES:
-            yield Escalation(*found, _BASELINE, _CAPABILITIES_1_22, linux_until)
+            yield Escalation(*found, _BASELINE, _CAPABILITIES_1_22)
         else:
             yield Escalation(*found, _PRIVILEGED)
     dropped = capabilities.get("drop")
@@ -316,7 +308,6 @@ def _capabilities(
             "write [ALL] or remove it (Engineroom drops all)",
             _BASELINE,
             _CAPABILITIES_1_22,
-            linux_until,
         )
 
 
