@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Template = dict[str, Any]
-#: A field that is left out.
-ABSENT: Any = object()
+#: Stands for a field that is left out.
+ABSENT: Any = "absent"
 
 #: Values of fields that pod and container have in common.
 SHARED: dict[str, list[Any]] = {
