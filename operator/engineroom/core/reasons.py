@@ -41,6 +41,7 @@ SECRET_KEY_NOT_FOUND: Final = "SecretKeyNotFound"  # noqa: S105 # nosec B105 - a
 SECRET_FORBIDDEN: Final = "SecretForbidden"  # noqa: S105 # nosec B105 - a reason, not a secret
 REDIS_URL_INVALID: Final = "RedisUrlInvalid"
 NAME_TAKEN: Final = "NameTaken"
+AWAITING_DELETION: Final = "AwaitingDeletion"
 SCHEDULE_NAME_TAKEN: Final = "ScheduleNameTaken"
 
 # Redis.
@@ -123,7 +124,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     SECRET_KEY_NOT_FOUND: "The Secret exists but has no such key.",
     SECRET_FORBIDDEN: "The operator may not read the Secret; grant get in that namespace.",
     REDIS_URL_INVALID: "The value in the Secret is not a redis:// or rediss:// URL.",
-    NAME_TAKEN: "An object with a needed name exists and has another owner.",
+    NAME_TAKEN: "An object with a needed name exists and has another owner; see message.",
+    AWAITING_DELETION: "A needed name belongs to an object that is being deleted.",
     SCHEDULE_NAME_TAKEN: "A schedule with that name in Redis has another owner.",
     REDIS_UNREACHABLE: "Redis does not answer; metricOutage decides the size.",
     REDIS_AUTH_FAILED: "Redis refuses the user or the password of the URL.",
