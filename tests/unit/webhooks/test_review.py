@@ -171,6 +171,11 @@ async def test_host_network_needs_an_author_who_may_create_pods() -> None:
     ("changes", "field"),
     [
         ({f"{POD}.serviceAccountName": "admin"}, f"{POD}.serviceAccountName"),
+        ({f"{POD}.automountServiceAccountToken": True}, f"{POD}.automountServiceAccountToken"),
+        (
+            {f"{POD}.securityContext": {"runAsUser": 0}, f"{POD}.hostUsers": False},
+            f"{POD}.securityContext.runAsUser",
+        ),
         (SECRET_ENV, f"{CONTAINER}.env[0].valueFrom.secretKeyRef"),
         (
             {f"{CONTAINER}.envFrom": [{"secretRef": {"name": "s"}}]},
