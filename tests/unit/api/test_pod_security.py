@@ -18,6 +18,7 @@ from tests.unit.api.specs import pool
 
 POD = "spec.template.spec"
 CONTAINER = f"{POD}.containers[0]"
+SECCOMP = "seccomp.security.alpha.kubernetes.io/"
 
 
 @pytest.mark.parametrize(
@@ -95,15 +96,8 @@ def container(**fields: Any) -> dict[str, Any]:
         (container(securityContext={"capabilities": {"add": ["CHOWN"]}}), [22, LATEST]),
         (container(readinessProbe={"tcpSocket": {"port": 1, "host": "a"}}), [34, LATEST]),
         (container(readinessProbe={"tcpSocket": {"port": 1, "host": ""}}), []),
-        (
-            {
-                "metadata": {
-                    "annotations": {"container.seccomp.security.alpha.kubernetes.io/a": "unconfined"}
-                },
-                **pod(),
-            },
-            [0, 18],
-        ),
+        ({"metadata": {"annotations": {f"container.{SECCOMP}a": "unconfined"}}, **pod()}, [0, 18]),
+        ({"metadata": {"annotations": {f"container.{SECCOMP}b": "unconfined"}}, **pod()}, []),
     ],
 )  # fmt: skip
 def test_rules_change_with_the_version(template: dict[str, Any], versions: list[int]) -> None:
@@ -123,9 +117,11 @@ def test_a_refusal_names_the_pinned_version() -> None:
     sysctl = {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1"}]}
     found = problems(pool({f"{POD}.securityContext": sysctl}), ValidationContext(level))
     assert [str(problem) for problem in found] == [
-        'spec.template.spec.securityContext.sysctls[0].name: sets "net.ipv4.tcp_rmem", which Pod '
-        "Security level baseline of v1.31 forbids; remove it, or label the namespace "
-        "pod-security.kubernetes.io/enforce=privileged"
+        (
+            'spec.template.spec.securityContext.sysctls[0].name: sets "net.ipv4.tcp_rmem", which '
+            "Pod Security level baseline of v1.31 forbids; remove it, or label the namespace "
+            "pod-security.kubernetes.io/enforce=privileged"
+        )
     ]
 
 

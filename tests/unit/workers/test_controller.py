@@ -335,13 +335,12 @@ async def test_an_object_of_another_owner_is_not_used(
 async def test_the_message_of_a_foreign_account_names_both_ways_out(stage: Stage) -> None:
     stage.api.put(SERVICE_ACCOUNTS, existing("mail-worker"))
     await stage.apply(replicas=1)
-    assert stage.condition("Ready") == (
-        "False",
-        "NameTaken",
+    message = (
         "ServiceAccount mail-worker exists and is not owned by this WorkerPool, which therefore "
         "does not use it; to use it, name it in spec.template.spec.serviceAccountName (the author "
-        "needs the right to create pods), else delete it",
+        "needs the right to create pods), else delete it"
     )
+    assert stage.condition("Ready") == ("False", "NameTaken", message)
 
     template = {
         "spec": {

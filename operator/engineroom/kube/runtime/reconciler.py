@@ -326,7 +326,8 @@ class GroupReconciler(Reconciler[Memory]):
 async def unless_refused(work: Awaitable[Result], default: Result) -> tuple[Result, Trouble | None]:
     """Await writes; returns their result, and (reason, message) if one was refused.
 
-    The API server refuses it, or a child's name belongs to another owner. A namespace that is being deleted is no refusal: its Forbidden goes on to the reconciler.
+    The API server refuses it, or a child's name belongs to another owner. A namespace that is being
+    deleted is no refusal: its Forbidden goes on to the reconciler.
     """
     try:
         return await work, None
