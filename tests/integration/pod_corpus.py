@@ -148,8 +148,9 @@ HANDLERS: list[dict[str, Any]] = [
 APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 SECCOMP = "seccomp.security.alpha.kubernetes.io/"
 _VERSIONED = re.compile(
-    r"side (allowPriv|capabilities|runAs|seccomp|seLinux|livenessProbe)"
-    r"|(pod )?hostUsers|sysctls|annotation .*seccomp"
+    r"side (allowPriv|runAsNon|runAsUser|seccompProfile=.*(None|Unconf)|seLinux.*_t'"
+    r"|capabilities=.*(CHOWN|NET_RAW|\[\])|livenessProbe=.*(db|port': 80}))"
+    r"|hostUsers|sysctls|annotation .*seccomp.*(uncon|local)"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from engineroom.kube.client.client import Client
     from tests.integration.pod_corpus import Template
 
-#: Requests at a time.
-PARALLEL = 16
+#: Requests at a time, and how long the busiest machine may take for one (seconds).
+PARALLEL, TIMEOUT = 8, 120.0
 PRIVILEGED = ValidationContext(PodSecurityLevel.PRIVILEGED)
 
 #: (our verdict per level, pod): True where a namespace of that level refuses it.
@@ -90,8 +91,9 @@ def bare(name: str, template: Template) -> Case:
     )
 
 
-def cases(templates: Iterable[tuple[str, Template]]) -> list[Case]:
-    return [made for made in (case(*named) for named in templates) if made is not None]
+@cache
+def cases(templates: Callable[[], Iterable[tuple[str, Template]]]) -> list[Case]:
+    return [made for made in (case(*named) for named in templates()) if made is not None]
 
 
 async def refuses(client: Client, namespace: str, pod: dict[str, Any]) -> bool | None:
@@ -99,7 +101,9 @@ async def refuses(client: Client, namespace: str, pod: dict[str, Any]) -> bool |
     body = {**pod, "apiVersion": "v1", "kind": "Pod"}
     body["metadata"] = {**(pod.get("metadata") or {}), "name": "mail", "namespace": namespace}
     try:
-        await client.request("POST", PODS.path(namespace), params={"dryRun": "All"}, body=body)
+        await client.request(
+            "POST", PODS.path(namespace), params={"dryRun": "All"}, body=body, timeout=TIMEOUT
+        )
     except (Invalid, BadRequest):
         return None
     except Forbidden as error:
@@ -134,7 +138,7 @@ async def compare(
 @pytest.mark.parametrize("word", ["restricted", "baseline"])
 async def test_verdict_on_every_template_is_the_admission_s(client, namespaces, word):
     labels = {LABEL: word}
-    judged = [*cases(corpus()), *(bare(*named) for named in windows())]
+    judged = [*cases(corpus), *(bare(*named) for named in windows())]
 
     accepted, refused, differences = await compare(
         client, await namespaces(labels), PodSecurityLevel.of(labels), judged
@@ -153,7 +157,7 @@ async def test_verdict_on_every_template_is_the_admission_s(client, namespaces, 
 async def test_verdict_of_a_pinned_version_is_the_admission_s(client, namespaces, version):
     pinned = [{LABEL: word, VERSION_LABEL: version} for word in ("restricted", "baseline")]
     places = [await namespaces(labels) for labels in pinned]
-    judged = cases(by_version())
+    judged = cases(by_version)
 
     found = [
         await compare(client, place, PodSecurityLevel.of(labels), judged)
