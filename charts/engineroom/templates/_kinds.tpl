@@ -43,12 +43,13 @@
 - apiGroups: [apps]
   resources: [deployments/scale]
   verbs: [patch]
+# Get: whether one that exists belongs to the pool.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [create]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [serviceaccounts]
-  verbs: [create]
+  verbs: [get, create]
 # Patch: the deletion cost, so that Kubernetes removes finished pods first.
 - apiGroups: [""]
   resources: [pods]

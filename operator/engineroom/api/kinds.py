@@ -349,8 +349,13 @@ WORKER_POOL = Kind(
             reason="Nothing is deleted: Kubernetes' garbage collection deletes what a pool owns.",
         ),
         RoleRule(group="apps", resources=("deployments/scale",), verbs=("patch",)),
-        RoleRule(group="policy", resources=("poddisruptionbudgets",), verbs=("create",)),
-        RoleRule(resources=("serviceaccounts",), verbs=("create",)),
+        RoleRule(
+            group="policy",
+            resources=("poddisruptionbudgets",),
+            verbs=("get", "create"),
+            reason="Get: whether one that exists belongs to the pool.",
+        ),
+        RoleRule(resources=("serviceaccounts",), verbs=("get", "create")),
     ),
     access=(
         RoleRule(

@@ -44,6 +44,7 @@ REDIS_NOT_SHARED: Final = "RedisNotShared"
 QUEUE_OWNED_ELSEWHERE: Final = "QueueOwnedElsewhere"
 QUEUE_REQUESTED_ELSEWHERE: Final = "QueueRequestedElsewhere"
 NAME_TAKEN: Final = "NameTaken"
+AWAITING_DELETION: Final = "AwaitingDeletion"
 SCHEDULE_NAME_TAKEN: Final = "ScheduleNameTaken"
 
 # Redis.
@@ -129,7 +130,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     REDIS_NOT_SHARED: "The namespace lacks the label of the installation's Redis.",
     QUEUE_OWNED_ELSEWHERE: "Another namespace owns a queue of the pool on this Redis.",
     QUEUE_REQUESTED_ELSEWHERE: "A pool of another namespace names a queue that this one owns.",
-    NAME_TAKEN: "An object with a needed name exists and has another owner.",
+    NAME_TAKEN: "An object with a needed name exists and has another owner; see message.",
+    AWAITING_DELETION: "A needed name belongs to an object that is being deleted.",
     SCHEDULE_NAME_TAKEN: "A schedule with that name in Redis has another owner.",
     REDIS_UNREACHABLE: "Redis does not answer; metricOutage decides the size.",
     REDIS_AUTH_FAILED: "Redis refuses the user or the password of the URL.",

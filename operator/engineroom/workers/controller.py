@@ -17,7 +17,7 @@ from engineroom.workers.drain.plan import DrainPlan, pods_to_drain, with_request
 from engineroom.workers.job_schedules import declarations
 from engineroom.workers.job_schedules.pool_schedules import PoolSchedules
 from engineroom.workers.memory import PoolMemory
-from engineroom.workers.next_look import RESYNC, next_look
+from engineroom.workers.next_look import RESYNC, after_refusal, next_look
 from engineroom.workers.observe import PoolObservation, combine, ended_last_minute
 from engineroom.workers.plan import Plan, needs_namespace, parse_pool, plan_of
 from engineroom.workers.redis_connections import SharedConnections
@@ -281,7 +281,7 @@ class WorkerPoolController(
                 counting=bool(memory.ended_jobs),
             ),
             declarations.next_look(outcome.schedules, plan.jobs, now),
-            None if outcome.refusal is None else RESYNC,
+            after_refusal(outcome.refusal),
         )
         # A pool that is looked at later than that is checked for lost pushes, too.
         memory.idle = wait is None or wait > RESYNC

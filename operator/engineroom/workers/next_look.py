@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engineroom.core import reasons
+
 if TYPE_CHECKING:
+    from engineroom.core.conditions import Trouble
     from engineroom.workers.decide import SizeDecision
     from engineroom.workers.drain.plan import DrainPlan
     from engineroom.workers.observe import PoolObservation
@@ -46,3 +49,10 @@ def next_look(
     if due:
         waits.append(max(0.02, min(due) - facts.at))
     return min(waits, default=None)
+
+
+def after_refusal(refusal: Trouble | None) -> float | None:
+    """Return the seconds to the next try of a write that was refused; None without a refusal."""
+    if refusal is None:
+        return None
+    return LOOK_ACTIVE if refusal[0] == reasons.AWAITING_DELETION else RESYNC

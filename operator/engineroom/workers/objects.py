@@ -59,7 +59,7 @@ def inputs_hash(spec: Any, runtime: RuntimeImage, redis_secret: tuple[str, str])
 
 
 #: Raise it whenever the objects below change for the same spec.
-_OBJECTS_VERSION = 2
+_OBJECTS_VERSION = 3
 
 
 def owner_reference(name: str, uid: str) -> Object:
@@ -89,14 +89,25 @@ def selector(name: str) -> str:
     return f"{LABEL_POOL}={name}"
 
 
+def template_account(pool: WorkerPool) -> str:
+    """Name of the account that the pool's template names; "" without one."""
+    spec = pool.spec.template.get("spec") or {}
+    return str(spec.get("serviceAccountName") or spec.get("serviceAccount") or "")
+
+
 def service_account(pool: WorkerPool, uid: str) -> Object:
     """An account without any right; nothing in a worker needs the Kubernetes API."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(pool, uid, f"{pool.name}-worker"),
+        "metadata": _metadata(pool, uid, own_account(pool)),
         "automountServiceAccountToken": False,
     }
+
+
+def own_account(pool: WorkerPool) -> str:
+    """Name of the account that the operator creates for a pool whose template names none."""
+    return f"{pool.name}-worker"
 
 
 def disruption_budget(pool: WorkerPool, uid: str) -> Object:
@@ -117,16 +128,22 @@ def redis_secret(pool: WorkerPool, uid: str, url: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(pool, uid, redis_secret_name(pool.name, url)),
+        "metadata": _metadata(pool, uid, redis_secret_name(pool.name, uid, url)),
         "immutable": True,
         "type": "Opaque",
         "stringData": {REDIS_SECRET_KEY: url},
     }
 
 
-def redis_secret_name(pool: str, url: str) -> str:
-    """Name of the Secret that holds ``url``; says nothing about it but whether it changed."""
-    return f"{pool}-redis-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+def redis_secret_name(pool: str, *contents: str) -> str:
+    """Name of the Secret for ``contents``, the pool's uid and the URL.
+
+    Only their hash is in the name. The operator may not read Secrets, so it cannot see whose Secret
+    of that name exists: the uid keeps pools apart, and only a client that has the URL can create
+    the Secret before the operator does.
+    """
+    text = "\n".join(contents)
+    return f"{pool}-redis-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def deployment(
@@ -178,8 +195,11 @@ def _template(pool: WorkerPool, runtime: RuntimeImage, redis_secret: tuple[str, 
     spec["terminationGracePeriodSeconds"] = max(
         grace, int(spec.get("terminationGracePeriodSeconds") or 0)
     )
-    spec.setdefault("serviceAccountName", f"{pool.name}-worker")
-    spec.setdefault("automountServiceAccountToken", False)
+    # Kubernetes reads "" as the namespace's account "default".
+    spec["serviceAccountName"] = template_account(pool) or own_account(pool)
+    spec.pop("serviceAccount", None)
+    # The account that a template names may have rights, and its own default is to mount a token.
+    spec["automountServiceAccountToken"] = spec.get("automountServiceAccountToken") is True
     spec.setdefault("enableServiceLinks", False)
     security = spec.setdefault("securityContext", {})
     security.setdefault("runAsNonRoot", True)
@@ -286,7 +306,11 @@ def _field(path: str) -> Object:
 def _restrict(container: Object) -> None:
     """Restricted Pod Security where the template says nothing of its own."""
     security = container.setdefault("securityContext", {})
-    security.setdefault("allowPrivilegeEscalation", False)
-    security.setdefault("readOnlyRootFilesystem", True)
     capabilities = security.setdefault("capabilities", {})
+    # With these Kubernetes accepts no false.
+    if security.get("privileged") is not True and "CAP_SYS_ADMIN" not in (
+        capabilities.get("add") or ()
+    ):
+        security.setdefault("allowPrivilegeEscalation", False)
+    security.setdefault("readOnlyRootFilesystem", True)
     capabilities.setdefault("drop", ["ALL"])

@@ -12,6 +12,7 @@ from engineroom.api import (
     ANNOTATION_TEMPLATE_HASH,
     LABEL_POOL,
 )
+from engineroom.kube.runtime.ownership import controller_of
 from engineroom.workers.objects import RUNTIME_PATH
 from engineroom.workers.resources import NO_RESOURCES, ResourceAmounts
 
@@ -49,6 +50,8 @@ class DeploymentView:
     unavailable: int
     inputs_hash: str
     equipped: str = ""
+    #: The uid of its controller; "" without one.
+    owner: str = ""
     #: (reason, message) when the ReplicaSet could not create pods (quota, admission).
     replica_failure: tuple[str, str] | None = None
 
@@ -143,6 +146,7 @@ def deployment_view(obj: Mapping[str, Any]) -> DeploymentView:
         unavailable=status.get("unavailableReplicas", 0),
         inputs_hash=(meta.get("annotations") or {}).get(ANNOTATION_TEMPLATE_HASH, ""),
         equipped=(meta.get("annotations") or {}).get(ANNOTATION_EQUIPPED, ""),
+        owner=controller_of(obj).get("uid", ""),
         replica_failure=failure,
     )
 

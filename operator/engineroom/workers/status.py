@@ -52,6 +52,8 @@ FIGURES = (
 RIGHT_SIZED = "RightSized"
 #: Troubles with Redis that no spec and no other object of the cluster can cause.
 _OUTAGES = (reasons.REDIS_UNREACHABLE, reasons.REDIS_AUTH_FAILED)
+#: Refusals of writes that can end without a change of the spec.
+_AWAITED = (reasons.QUOTA_EXCEEDED, reasons.AWAITING_DELETION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ def _rollout(conditions: Sequence[Mapping[str, Any]], inputs: StatusInputs) -> R
     have a single pod, because something that its spec refers to is missing, is rolled out again.
     """
     if inputs.refusal is not None:
-        if inputs.refusal[0] == reasons.QUOTA_EXCEEDED:
+        if inputs.refusal[0] in _AWAITED:
             return Rollout(complete=False, trouble=inputs.refusal)
         return Rollout(complete=False, stalled=inputs.refusal)
     if inputs.refused:

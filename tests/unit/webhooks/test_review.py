@@ -194,6 +194,7 @@ TRUE = {"spec.schedules": [{"name": "a", "every": "1h", "function": "a.b", "args
         # The Redis is the same, and what runs with its URL changes.
         (REDIS, {**REDIS, f"{CONTAINER}.image": "evil:1"}, "spec.template"),
         ({}, {f"{POD}.serviceAccountName": "admin"}, "spec.template"),
+        ({}, {f"{POD}.automountServiceAccountToken": True}, "spec.template"),
         ({}, SECRET_ENV, "spec.template"),
         ({}, REDIS, "spec.redis"),
         # Without it the pool uses the installation's Redis.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engineroom.core.clock import FakeClock
+    from engineroom.kube.client.resources import Resource
 
 URL = "redis://redis:6379/0"
 
@@ -283,6 +284,145 @@ async def test_what_the_api_server_refuses_is_in_the_status(stage: Stage) -> Non
     stage.api.fault = lambda *_: None
     await stage.scenario.advance(11)
     assert stage.size == 1
+
+
+def owned_by(name: str, uid: str) -> dict[str, Any]:
+    owner = {"apiVersion": "engineroom.dev/v1alpha1", "kind": "WorkerPool", "name": name}
+    return {"ownerReferences": [{**owner, "uid": uid, "controller": True}]}
+
+
+def existing(name: str, **metadata: Any) -> dict[str, Any]:
+    return {"metadata": {"namespace": "shop", "name": name, **metadata}, "spec": {}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(SERVICE_ACCOUNTS, "mail-worker"), (PDBS, "mail"), (DEPLOYMENTS, "mail")]
+)
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        owned_by("orders", "uid-of-orders"),
+        {
+            "ownerReferences": [
+                {"kind": "Deployment", "name": "mail", "uid": "u", "controller": True}
+            ]
+        },
+    ],
+)
+async def test_an_object_of_another_owner_is_not_used(
+    stage: Stage, kind: Resource, name: str, metadata: dict[str, Any]
+) -> None:
+    stage.api.put(kind, existing(name, **metadata))
+    await stage.apply(replicas=1)
+    await stage.scenario.advance(11)
+
+    for condition, status in (("Ready", "False"), ("Stalled", "True"), ("Reconciling", "False")):
+        assert stage.condition(condition)[0] == status
+    _, reason, message = stage.condition("Stalled")
+    assert reason == "NameTaken"
+    assert message.startswith(f"{kind.kind} {name} exists and is not owned by this WorkerPool")
+    assert "delete it" in message
+    assert stage.api.find(kind, "shop", name)["metadata"].get("ownerReferences") == metadata.get(  # type: ignore[index]
+        "ownerReferences"
+    )
+    assert kind is DEPLOYMENTS or stage.size is None
+
+    stage.api.remove(kind, "shop", name)
+    await stage.scenario.advance(11)
+    assert stage.size == 1
+    assert stage.condition("Stalled")[0] == "False"
+
+
+async def test_the_message_of_a_foreign_account_names_both_ways_out(stage: Stage) -> None:
+    stage.api.put(SERVICE_ACCOUNTS, existing("mail-worker"))
+    await stage.apply(replicas=1)
+    message = (
+        "ServiceAccount mail-worker exists and is not owned by this WorkerPool, which therefore "
+        "does not use it; to use it, name it in spec.template.spec.serviceAccountName (the author "
+        "needs the right to create pods), else delete it"
+    )
+    assert stage.condition("Ready") == ("False", "NameTaken", message)
+
+    template = {
+        "spec": {
+            "serviceAccountName": "mail-worker",
+            "containers": [{"name": "app", "image": "shop:1"}],
+        }
+    }
+    await stage.apply(replicas=1, template=template)
+    assert stage.size == 1
+    assert stage.deployment["spec"]["template"]["spec"]["serviceAccountName"] == "mail-worker"
+    assert stage.condition("Stalled")[0] == "False"
+
+
+async def test_a_running_pool_does_not_grow_or_roll_out_with_a_foreign_account(
+    stage: Stage,
+) -> None:
+    await stage.apply(replicas=1)
+    await stage.run_pods("a")
+    stage.api.remove(SERVICE_ACCOUNTS, "shop", "mail-worker")
+    stage.api.put(SERVICE_ACCOUNTS, existing("mail-worker"))
+    before = stage.deployment["spec"]["template"]
+    await stage.apply(replicas=2, workersPerPod=2)
+    assert stage.size == 1
+    assert stage.deployment["spec"]["template"] == before
+    assert stage.condition("Stalled")[:2] == ("True", "NameTaken")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(SERVICE_ACCOUNTS, "mail-worker"), (PDBS, "mail"), (DEPLOYMENTS, "mail")]
+)
+async def test_a_pool_made_anew_waits_for_the_deletion_of_the_old_one_s_objects(
+    stage: Stage, kind: Resource, name: str
+) -> None:
+    stage.api.put(kind, existing(name, **owned_by("mail", "uid-of-the-old-pool")))
+    await stage.apply(replicas=1)
+    assert stage.condition("Ready")[:2] == ("False", "AwaitingDeletion")
+    assert stage.condition("Reconciling")[:2] == ("True", "AwaitingDeletion")
+    assert stage.condition("Stalled")[0] == "False"
+    assert kind is DEPLOYMENTS or stage.size is None
+
+    await stage.scenario.advance(5)
+    stage.api.remove(kind, "shop", name)
+    await stage.scenario.advance(1.1)
+    made = stage.api.find(kind, "shop", name)
+    pool_now = stage.api.find(WORKERPOOLS, "shop", "mail")
+    assert made is not None
+    assert pool_now is not None
+    assert made["metadata"]["ownerReferences"][0]["uid"] == pool_now["metadata"]["uid"]
+    assert stage.condition("Reconciling")[1] != "AwaitingDeletion"
+
+
+async def test_an_own_object_that_is_being_deleted_is_awaited(stage: Stage) -> None:
+    await stage.apply(autoscaling={})
+    uid = stage.api.find(WORKERPOOLS, "shop", "mail")["metadata"]["uid"]  # type: ignore[index]
+    owned = owned_by("mail", uid)
+    deleted = "2026-01-01T00:00:00Z"
+    stage.api.put(SERVICE_ACCOUNTS, existing("mail-worker", **owned, deletionTimestamp=deleted))
+    await stage.enqueue(1)
+    assert stage.condition("Ready")[1] == "AwaitingDeletion"
+
+
+async def test_own_objects_of_an_earlier_try_are_used(stage: Stage) -> None:
+    stage.api.fault = refuse(Forbidden("no", status=403), "apply", "deployments")
+    await stage.apply(replicas=1)
+    assert stage.api.find(SERVICE_ACCOUNTS, "shop", "mail-worker") is not None
+    stage.api.fault = lambda *_: None
+    await stage.scenario.advance(11)
+    assert stage.size == 1
+
+
+async def test_a_template_with_an_account_makes_none(stage: Stage) -> None:
+    template = {
+        "spec": {
+            "serviceAccountName": "reports",
+            "containers": [{"name": "app", "image": "shop:1"}],
+        }
+    }
+    await stage.apply(replicas=1, template=template)
+    assert stage.size == 1
+    assert not any(write.plural == "serviceaccounts" for write in stage.api.writes)
 
 
 async def test_an_edit_of_the_deployment_is_undone(stage: Stage) -> None:

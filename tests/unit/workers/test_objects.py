@@ -13,6 +13,7 @@ from engineroom.workers.objects import (
     inputs_hash,
     redis_secret,
     redis_secret_name,
+    service_account,
 )
 from tests.unit.workers.builders import pool
 
@@ -86,6 +87,53 @@ def test_restricted_pod_security_where_nothing_else_is_said():
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert {"name": "engineroom-tmp", "mountPath": "/tmp"} in pod["containers"][0]["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    ("given", "account"),
+    [
+        ({}, "mail-worker"),
+        ({"serviceAccountName": ""}, "mail-worker"),
+        ({"serviceAccountName": None}, "mail-worker"),
+        ({"serviceAccountName": "reports"}, "reports"),
+        ({"serviceAccount": "reports"}, "reports"),
+        ({"serviceAccountName": "reports", "serviceAccount": "other"}, "reports"),
+    ],
+)
+def test_pods_run_as_the_named_account_or_the_pool_s_own(given, account):
+    _, pod = build(pod=given)
+    assert pod["serviceAccountName"] == account
+    assert "serviceAccount" not in pod
+
+
+@pytest.mark.parametrize(
+    ("given", "mounted"),
+    [({}, False), ({"automountServiceAccountToken": None}, False),
+     ({"automountServiceAccountToken": False}, False),
+     ({"automountServiceAccountToken": True}, True),
+     ({"serviceAccountName": "reports"}, False)],
+)  # fmt: skip
+def test_pods_get_a_token_only_if_the_template_asks_for_one(given, mounted):
+    _, pod = build(pod=given)
+    assert pod["automountServiceAccountToken"] is mounted
+    assert service_account(pool(), "uid")["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(
+    "security", [{"privileged": True}, {"capabilities": {"add": ["CAP_SYS_ADMIN"]}}]
+)
+def test_what_needs_privilege_escalation_gets_no_false(security):
+    _, pod = build({"securityContext": security})
+    assert "allowPrivilegeEscalation" not in pod["containers"][0]["securityContext"]
+    assert pod["initContainers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_the_secret_s_name_differs_between_pools_of_one_name():
+    url = "redis://redis:6379/0"
+    assert redis_secret_name("mail", "uid-1", url) != redis_secret_name("mail", "uid-2", url)
+    assert redis_secret(pool(), "uid-1", url)["metadata"]["name"] == redis_secret_name(
+        "mail", "uid-1", url
+    )
 
 
 def test_what_the_user_says_about_security_wins():

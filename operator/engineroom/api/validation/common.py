@@ -126,9 +126,13 @@ def warnings(obj: Any) -> list[str]:
 
 
 def escalations(obj: Any) -> list[Escalation]:
-    """List what the object's pod templates need beyond Pod Security level restricted."""
+    """List what the object's pod templates need beyond Pod Security level restricted.
+
+    The list holds what any version's rules forbid, and ends after MAX_PROBLEMS.
+    """
     kind = kinds.registry().find(as_map(obj).get("kind"))
-    return [] if kind is None else guarded_fields.escalations(kind, obj)
+    found = () if kind is None else guarded_fields.escalations(kind, obj)
+    return list(islice(found, MAX_PROBLEMS))
 
 
 def check_registry(registry: Registry) -> None:
@@ -210,7 +214,7 @@ def _spec(obj: dict[str, Any], kind: Kind, context: ValidationContext) -> Iterat
     yield from guarded_fields.undeclared_problems(kind, {"spec": spec})
     yield from guarded_fields.secret_problems(kind, {"spec": spec})
     for escalation in guarded_fields.escalations(kind, {"spec": spec}):
-        if escalation.needs > context.pod_security:
+        if escalation.exceeds(context.pod_security):
             yield escalation.refused(context.pod_security)
 
 

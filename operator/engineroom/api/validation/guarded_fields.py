@@ -13,8 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from engineroom.api.schema.common import open_api_schema
-from engineroom.api.schema.tree import MAX_PROBLEMS
-from engineroom.api.validation.pod_security import escalations as pod_escalations
+from engineroom.api.validation.pod_security import template_escalations
 from engineroom.core.errors import Problem
 from engineroom.core.validation.json_values import as_list, as_map, is_same
 from engineroom.core.validation.paths import child
@@ -40,21 +39,15 @@ _SECRET = re.compile(r".*secret(ref|name)?", re.IGNORECASE)
 MAX_SECRETS = 32
 
 
-def escalations(kind: Kind, obj: object) -> list[Escalation]:
-    """List what the object's pod templates need beyond Pod Security level restricted."""
-    return list(
-        islice(
-            (
-                escalation
-                for path in kind.guarded.pod_templates
-                for place, template in values_at(obj, path)
-                for escalation in pod_escalations(
-                    as_map(as_map(template).get("spec")), f"{place}.spec"
-                )
-            ),
-            MAX_PROBLEMS,
-        )
-    )
+def escalations(kind: Kind, obj: object) -> Iterator[Escalation]:
+    """Yield what the object's pod templates need beyond Pod Security level restricted.
+
+    These are the fields that any version's rules forbid; ``Escalation.exceeds`` judges by one
+    level of one version.
+    """
+    for path in kind.guarded.pod_templates:
+        for place, template in values_at(obj, path):
+            yield from template_escalations(template, place)
 
 
 def guarded_fields(kind: Kind, new: object, old: object = None) -> list[str]:

@@ -172,7 +172,9 @@ def _at_maximum(pool: Pool) -> bool:
 _REASON_FIXES = {
     reasons.INVALID_SPEC: "correct the field in the message (`{edit}`); `{program} lint FILE` "
     "checks a manifest before it is applied",
-    reasons.NAME_TAKEN: "rename the pool, or delete the object that has its name",
+    reasons.NAME_TAKEN: "delete the object in the message, or rename the pool; an account can be "
+    "named in spec.template.spec.serviceAccountName instead (`{edit}`)",
+    reasons.AWAITING_DELETION: "wait; if the object in the message stays, delete it",
     reasons.SECRET_NOT_FOUND: "create the Secret; the pool then recovers by itself",
     reasons.SECRET_KEY_NOT_FOUND: "add the key to the Secret, or name another in `{edit}`",
     reasons.SECRET_FORBIDDEN: "let the operator read it: install the chart for this namespace too",

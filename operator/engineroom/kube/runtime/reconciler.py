@@ -23,6 +23,7 @@ from engineroom.core.conditions import MESSAGE_LENGTH, Trouble, invalid_conditio
 from engineroom.core.errors import InvalidSpecError
 from engineroom.kube.client.errors import Forbidden, Invalid, NotFound
 from engineroom.kube.runtime.object_memory import NEVER, ObjectMemory
+from engineroom.kube.runtime.ownership import NotOwnedError
 from engineroom.kube.runtime.status_writer import FIGURES_INTERVAL, StatusWriter
 
 if TYPE_CHECKING:
@@ -323,12 +324,15 @@ class GroupReconciler(Reconciler[Memory]):
 
 
 async def unless_refused(work: Awaitable[Result], default: Result) -> tuple[Result, Trouble | None]:
-    """Await writes; returns their result, and (reason, message) if the API server refused one.
+    """Await writes; returns their result, and (reason, message) if one was refused.
 
-    A namespace that is being deleted is no refusal: its Forbidden goes on to the reconciler.
+    The API server refuses it, or a child's name belongs to another owner. A namespace that is being
+    deleted is no refusal: its Forbidden goes on to the reconciler.
     """
     try:
         return await work, None
+    except NotOwnedError as error:
+        return default, (error.reason, str(error)[:MESSAGE_LENGTH])
     except (Invalid, Forbidden) as error:
         if isinstance(error, Forbidden) and error.namespace_terminating:
             raise

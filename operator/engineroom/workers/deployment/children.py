@@ -12,6 +12,7 @@ from engineroom.api import ANNOTATION_EQUIPPED
 from engineroom.core.errors import ConflictError
 from engineroom.kube.client.errors import AlreadyExists, NotFound
 from engineroom.kube.client.resources import DEPLOYMENTS, PDBS, PODS, SECRETS, SERVICE_ACCOUNTS
+from engineroom.kube.runtime.ownership import check_owner, create_child
 from engineroom.workers import objects
 from engineroom.workers.projections import (
     DELETION_COST,
@@ -27,12 +28,18 @@ if TYPE_CHECKING:
 
     from engineroom.api.v1alpha1.workerpool import WorkerPool
     from engineroom.kube.client.client import Client
-    from engineroom.kube.client.resources import ObjectRef, Resource
+    from engineroom.kube.client.resources import ObjectRef
     from engineroom.workers.objects import RuntimeImage
     from engineroom.workers.plan import Plan
     from engineroom.workers.projections import PodView
 
 log = structlog.get_logger(__name__)
+
+_RENAME = "delete it, or rename the pool"
+_NAME_ACCOUNT = (
+    "to use it, name it in spec.template.spec.serviceAccountName (the author needs the right to "
+    "create pods), else delete it"
+)
 
 
 class ChildWriter:
@@ -106,22 +113,39 @@ class ChildWriter:
             )
         )
 
+    async def check_deployment(self, pool: ObjectRef) -> None:
+        """Check that no other owner has a Deployment of the pool's name. Raises NotOwnedError."""
+        try:
+            found = await self._client.get(DEPLOYMENTS, pool.namespace, pool.name)
+        except NotFound:
+            return
+        check_owner(pool, DEPLOYMENTS, found, _RENAME)
+
     async def equip(self, pool: ObjectRef, plan: Plan, model: WorkerPool) -> None:
-        """Create what only pods need: account, budget, Redis Secret.
+        """Create what only pods need: account, budget, Redis Secret. Raises NotOwnedError.
 
         They are made with the first pod, so ten thousand idle pools are a third of the objects. An
         annotation of the Deployment, written with the size, says that they exist: a restarted
-        operator reads it there.
+        operator reads it there. A pool whose template names an account gets none.
         """
-        children = [
-            (SERVICE_ACCOUNTS, objects.service_account(model, pool.uid)),
-            (PDBS, objects.disruption_budget(model, pool.uid)),
-        ]
+        budget = objects.disruption_budget(model, pool.uid)
+        writes = [create_child(self._client, pool, PDBS, budget, _RENAME)]
+        if not objects.template_account(model):
+            account = objects.service_account(model, pool.uid)
+            writes.append(
+                create_child(self._client, pool, SERVICE_ACCOUNTS, account, _NAME_ACCOUNT)
+            )
         if plan.redis is None and self._redis_url:
-            # The operator may create Secrets and read none, so it cannot look first.
-            secret = objects.redis_secret(model, pool.uid, self._redis_url)
-            children.append((SECRETS, secret))
-        await asyncio.gather(*(self._create(kind, obj) for kind, obj in children))
+            writes.append(self._create_secret(model, pool.uid))
+        await asyncio.gather(*writes)
+
+    async def _create_secret(self, model: WorkerPool, uid: str) -> None:
+        secret = objects.redis_secret(model, uid, self._redis_url)
+        try:
+            await self._client.create(SECRETS, secret)
+        except AlreadyExists:
+            # Its name has the pool's uid, so it is an earlier write of ours.
+            log.debug("Secret exists already", name=secret["metadata"]["name"])
 
     async def mark(self, pool: ObjectRef, pod: PodView) -> None:
         """Make the pod the cheapest to delete."""
@@ -150,13 +174,8 @@ class ChildWriter:
             return plan.redis.url
         if not self._redis_url:
             return None
-        return objects.redis_secret_name(pool.name, self._redis_url), objects.REDIS_SECRET_KEY
-
-    async def _create(self, kind: Resource, obj: Mapping[str, Any]) -> None:
-        try:
-            await self._client.create(kind, obj)
-        except AlreadyExists:
-            log.debug("object exists already", name=obj["metadata"]["name"], kind=kind.kind)
+        name = objects.redis_secret_name(pool.name, pool.uid, self._redis_url)
+        return name, objects.REDIS_SECRET_KEY
 
 
 def equipped(deployment: DeploymentView, inputs: str) -> bool:

@@ -60,8 +60,9 @@ class DeploymentWriter:
         """Grow the Deployment, then apply it if it is missing, outdated or edited.
 
         ``retired`` pods take no jobs any more and come on top of the decided size. Returns the
-        Deployment as it is afterwards.
+        Deployment as it is afterwards. Raises NotOwnedError if the pool does not own it.
         """
+        await self._check_owner(target, deployment)
         size = target.decision.replicas + retired
         if deployment is not None and size > deployment.replicas:
             if not equipped(deployment, target.inputs):
@@ -87,6 +88,15 @@ class DeploymentWriter:
         """Set the size to zero and leave the template as it is."""
         if deployment is not None and deployment.replicas:
             await self._resize(target, latest, deployment, 0)
+
+    async def _check_owner(
+        self, target: DeploymentTarget, deployment: DeploymentView | None
+    ) -> None:
+        """Check a name that is free in the cache, or taken, before it is written."""
+        if deployment is None and not must_apply(target, None, 0):
+            return
+        if deployment is None or deployment.owner != target.pool.uid:
+            await self._children.check_deployment(target.pool)
 
     async def shrink(
         self,

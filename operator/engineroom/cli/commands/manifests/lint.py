@@ -62,7 +62,7 @@ def lint(
     Every document of every file is checked; objects of other API groups are skipped. It needs no
     cluster. The exit status is 1 if admission would refuse anything.
     """
-    report = lint_files(files, PodSecurityLevel[pod_security.name])
+    report = lint_files(files, PodSecurityLevel(pod_security.value))
     for line in render(report, output):
         sys.stdout.write(f"{line}\n")
     if report.errors or (strict and report.warnings):
