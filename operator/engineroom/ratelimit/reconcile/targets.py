@@ -50,7 +50,10 @@ class Targets:
         """Return the targets that do not exist in the namespace, in their order."""
         missing = []
         for target in targets:
-            informer = self._informers.get(target.kind) or await self._start(target.kind)
+            informer = self._informers.get(target.kind)
+            # Not by its truth: a cache without objects is false.
+            if informer is None:
+                informer = await self._start(target.kind)
             sections = informer.get(namespace, target.name)
             if sections is None or (target.section and target.section not in sections):
                 missing.append(target)
