@@ -180,7 +180,7 @@ def test_a_pool_on_the_charts_redis_has_a_secret_of_the_operators() -> None:
     cluster = Objects(
         pool("mail"), secrets=[stray, new, old, of_pool("other", "redis://x", "2027")]
     )
-    # Whoever writes Secrets in the namespace chooses it, so it is not called the chart's.
+    # Authors of Secrets in the namespace choose it, so it is not called the chart's.
     assert chosen(cluster) == (
         RedisAddress("redis://new", "default"),
         "the Redis of pool default/mail",

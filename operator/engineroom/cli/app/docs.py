@@ -66,7 +66,7 @@ _WHICH_REDIS = """\
 `jobs`, `queues`, `schedules`, `workers` and `enqueue` work on one Redis. Without a URL they read it
 from the cluster, with your rights: from the Secret in a pool's `spec.redis.urlSecretRef`, or from
 the one that the operator created for a pool on the chart's Redis. Both are in the namespace that
-you name, and whoever writes there chooses the address; messages call it the Redis of that pool. A
+you name, and authors of Secrets there choose the address; messages call it that pool's Redis. A
 namespace without such a Secret uses the chart's Redis, whose address is in the Secret that the
 operator's Deployment names in [the installation](#which-installation). If all pools of the
 namespace use the same Redis, no option is needed.

@@ -186,8 +186,8 @@ def _secret_reference(pool: Pool) -> tuple[str, ...]:
 def _pool_address(cluster: ObjectReader, pool: Pool) -> RedisAddress | None:
     """Return the address in the Secret of the pool; None if it has none, or it cannot be read.
 
-    Whoever writes Secrets in the pool's namespace chooses this address, so it is that of the pool
-    and never called the chart's.
+    Authors of Secrets in the pool's namespace choose this address, so it is that of the pool and
+    never called the chart's.
     """
     if _secret_reference(pool):
         return _spec_address(cluster, pool.namespace, pool.document["spec"]["redis"])

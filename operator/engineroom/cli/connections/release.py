@@ -126,7 +126,7 @@ def release_deployment(cluster: ObjectReader, release: Release, component: str) 
             return cluster.read(DEPLOYMENTS, release.namespace, name)
         except NotFoundError:
             return None
-    # The user vouches for the namespace; whoever writes in there could also replace the process.
+    # The user vouches for the namespace: write access to it includes the process itself.
     labels = f"{PART_OF},app.kubernetes.io/component={component}"
     deployments = cluster.read_all(DEPLOYMENTS, release.namespace, labels)
     if len(deployments) > 1:
