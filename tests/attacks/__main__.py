@@ -59,6 +59,10 @@ async def run(cluster: Cluster, redis: RedisServer, steps: int, seed: int) -> Re
                     if number % CHECK_EVERY == 0 or number == steps:
                         await walk.judge_state()
                         print(f"{number} of {steps} steps", flush=True)
+            except AssertionError:
+                for line in operator.log()[-40:]:
+                    print(line)
+                raise
             finally:
                 await operator.stop()
                 await admission.close()

@@ -139,8 +139,8 @@ class Walk:
     async def judge_state(self) -> None:
         """Wait for the operator, then check who uses which Redis and which queue."""
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
-        while not await asyncio.to_thread(self._is_settled):
-            assert asyncio.get_running_loop().time() < deadline, "the operator does not catch up"
+        while late := await asyncio.to_thread(self._unobserved):
+            assert asyncio.get_running_loop().time() < deadline, f"not observed: {late}"
             await asyncio.sleep(0.2)
         await asyncio.to_thread(self._check_state)
 
@@ -151,11 +151,14 @@ class Walk:
             pools += answer["items"]
         return pools
 
-    def _is_settled(self) -> bool:
-        return all(
-            (pool.get("status") or {}).get("observedGeneration") == pool["metadata"]["generation"]
+    def _unobserved(self) -> list[dict[str, Any]]:
+        """Return the pools whose status is not of their latest spec."""
+        return [
+            pool
             for pool in self._pools()
-        )
+            if (pool.get("status") or {}).get("observedGeneration")
+            != pool["metadata"]["generation"]
+        ]
 
     def _check_state(self) -> None:
         owners: dict[str, str] = {}

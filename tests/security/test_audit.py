@@ -14,6 +14,8 @@ from redis.asyncio import Redis
 
 from engineroom.auth.audit.log import AuditEntry, AuditLog, AuditOutcome
 from engineroom.auth.errors import AuditRecordError, AuthStoreError
+from engineroom.console.background.audit_anchor import AuditAnchor
+from engineroom.console.metrics import ApiMetrics
 from engineroom.core.clock import FakeClock, SystemClock
 from tests.support import RedisServer, redis_server
 
@@ -245,3 +247,64 @@ async def test_records_are_bounded(redis: Redis) -> None:
         await audit.write(entry(details={f"k{n}": "v" * 900 for n in range(100)}))
     with pytest.raises(AuditRecordError):
         await audit.write(entry(who=""))
+
+
+# -- the replica's own anchor ----------------------------------------------------------------------
+
+
+async def anchored(redis: Redis, count: int) -> tuple[AuditLog, AuditAnchor, ApiMetrics]:
+    audit, metrics = await filled(redis, count), ApiMetrics()
+    anchor = AuditAnchor(audit, metrics)
+    assert await anchor.check() == ""
+    return audit, anchor, metrics
+
+
+async def test_a_deleted_log_is_noticed_and_recorded_once(redis: Redis) -> None:
+    audit, anchor, metrics = await anchored(redis, 5)
+    await redis.delete(STREAM, f"{STREAM}:head")
+
+    assert await anchor.check() == "the log ends at 0, and had record 5"
+    assert await anchor.check() == ""
+    (record,) = await audit.read()
+    assert (record.body["action"], record.body["details"]["anchor"]) == ("audit-log.set-back", 5)
+    assert b'engineroom_forged_records_total{kind="audit-log"} 1.0' in metrics.exposition()
+
+
+async def test_a_log_that_is_set_back_and_written_to_is_noticed(redis: Redis) -> None:
+    audit = await filled(redis, 3)
+    older, head = await rows(redis), await redis.hgetall(f"{STREAM}:head")
+    anchor = AuditAnchor(audit, ApiMetrics())
+    for number in range(3, 6):
+        await audit.write(entry(number))
+    # Records that this replica wrote count before the first comparison.
+    await put_back(redis, older)
+    await redis.hset(f"{STREAM}:head", mapping=head)
+    other = log(redis)
+    for number in range(4):
+        await other.write(entry(number, who="eve"))
+
+    assert await anchor.check() == "record 6: is another one now"
+
+
+async def test_a_record_cut_out_and_a_forged_head_are_noticed(redis: Redis) -> None:
+    audit, anchor, _ = await anchored(redis, 4)
+    await redis.xdel(STREAM, "4-0")
+    assert await anchor.check() == "record 4: removed"
+
+    await audit.write(entry(9))
+    assert await anchor.check() == ""
+    await redis.hset(f"{STREAM}:head", "seq", "900")
+    assert await anchor.check() == "the head has no valid seal"
+
+
+async def test_other_writers_and_trimming_are_no_change_of_the_past(redis: Redis) -> None:
+    audit, anchor, _ = await anchored(redis, 4)
+    other = log(redis)
+    for number in range(20):
+        await other.write(entry(number))
+    assert await anchor.check() == ""
+    for number in range(10):
+        await other.write(entry(number))
+    assert await audit.trim(3) == 31
+    assert await anchor.check() == ""
+    assert anchor.head.sequence == 34

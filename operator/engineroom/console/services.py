@@ -22,6 +22,7 @@ from engineroom.auth.middleware import (
     current_principal,
     principal_of_session,
 )
+from engineroom.console.background.audit_anchor import AuditAnchor
 from engineroom.console.background.completion_audit import CompletionAudit
 from engineroom.console.background.event_hub import EventHub, WatchedKind
 from engineroom.console.background.housekeeping import Housekeeping
@@ -105,6 +106,7 @@ class Services:
     limiter: AsyncLimiter
     idempotency: Idempotency
     audit: AuditLog
+    audit_anchor: AuditAnchor
     sessions: Sessions
     tokens: Tokens
     signing_keys: SigningKeyCache
@@ -264,6 +266,8 @@ def _start_tasks(stack: AsyncExitStack, services: Services) -> None:
     stack.push_async_callback(_finish, operations, stopping)
     housekeeping = asyncio.create_task(services.housekeeping.run(stopping), name="housekeeping")
     stack.push_async_callback(_finish, housekeeping, stopping)
+    anchor = asyncio.create_task(services.audit_anchor.run(stopping), name="audit anchor")
+    stack.push_async_callback(_finish, anchor, stopping)
     tampering = asyncio.create_task(services.tampering.run(), name="tampering")
     stack.push_async_callback(_cancel, tampering)
     accounts = asyncio.create_task(services.account_watcher.run(), name="accounts")
@@ -278,6 +282,7 @@ async def _build(base: Foundation) -> Services:
     work = _create_transactions(base)
     return Services(
         redis=redis, client=base.client, clock=clock, audit=base.audit, tampering=base.tampering,
+        audit_anchor=AuditAnchor(base.audit, base.metrics),
         tokens=credentials.tokens, signing_keys=credentials.signing_keys,
         api_keys=credentials.api_keys, sessions=credentials.sessions,
         login_links=credentials.login_links, revocations=credentials.revocations,
@@ -321,6 +326,8 @@ def _add_gauges(metrics: ApiMetrics, services: Services) -> None:
         ("engineroom_sse_streams", "Open event streams.", lambda: services.hub.streams),
         ("engineroom_operations_running", "Bulk operations that this replica executes.",
          lambda: services.operation_runner.working),
+        ("engineroom_audit_log_records", "Number of the last audit record that was compared.",
+         lambda: services.audit_anchor.head.sequence),
         ("engineroom_cache_objects", "Cached WorkerPools.", lambda: len(services.hub.pools)),
         ("engineroom_watch_age_seconds", "Seconds since the last sign of life of the watch.",
          services.hub.pools.age),

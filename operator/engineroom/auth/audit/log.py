@@ -3,7 +3,8 @@
 Each record carries an HMAC over itself and the previous record, under a secret that Redis never
 receives. Write access to Redis permits the destruction of the log but no undetected change. The
 head is sealed too. Redis alone cannot reveal the restoration of an older log; for that ``verify``
-takes an external anchor, such as the last line in the collector of standard output.
+and ``compare`` take an anchor: a head that a process has seen, or the last line in the collector of
+standard output.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ class AuditLog:
         self._head = f"{name}:head"
         self._out = out or sys.stdout
         self._turn = asyncio.Lock()
+        #: The head after the last record that this process wrote.
+        self.written = AuditHead(0, "")
 
     async def write(self, entry: AuditEntry) -> AuditRecord:
         """Append a record to Redis and to the output.
@@ -142,6 +145,7 @@ class AuditLog:
             except AuthStoreError:
                 self._print({"at": at, **body, "chained": False})
                 raise
+            self.written = AuditHead(record.sequence, record.mac)
         self._print({**record.body, "mac": record.mac})
         return record
 
@@ -164,6 +168,32 @@ class AuditLog:
         """Return the current end of the log; raise AuthStoreError."""
         sequence, mac, _ = await self._ends("seq", "mac", "seal")
         return AuditHead(int(sequence or 0), mac)
+
+    async def compare(self, anchor: AuditHead) -> tuple[AuditHead, str]:
+        """Return the head, and how the log contradicts ``anchor``, an earlier head; or "".
+
+        It reads two records, however long the log is. Raises AuthStoreError.
+        """
+        sequence, mac, seal = await self._ends("seq", "mac", "seal")
+        head = AuditHead(int(sequence or 0), mac)
+        if head.sequence and not self._has_valid_seal("head", sequence, mac, seal):
+            return head, "the head has no valid seal"
+        if head.sequence < anchor.sequence:
+            return head, f"the log ends at {head.sequence}, and had record {anchor.sequence}"
+        if not anchor.sequence:
+            return head, ""
+        number = f"{anchor.sequence}-0"
+        with store_errors():
+            rows = await self._redis.xrange(self._stream, min=number, max=number)
+        if rows:
+            differs = not hmac.compare_digest(_row(rows[0])[2], anchor.mac)
+            return head, f"record {anchor.sequence}: is another one now" if differs else ""
+        # Read after the record, which may have been trimmed in between.
+        problems: list[str] = []
+        base = await self._base(problems)
+        if base.sequence < anchor.sequence:
+            problems.append(f"record {anchor.sequence}: removed")
+        return head, "; ".join(problems)
 
     async def verify(self, anchor: AuditHead | None = None) -> AuditVerification:
         """Verify the whole log; report edited, removed, added and reordered records.
