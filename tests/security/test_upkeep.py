@@ -11,15 +11,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 import pytest_asyncio
 from jwt import decode, get_unverified_header
 from pydantic import SecretStr
 
 from engineroom.auth.audit.log import AuditEntry, AuditLog, AuditOutcome
+from engineroom.auth.errors import TokenError
 from engineroom.auth.login.sessions import COOKIE, CSRF_HEADER
 from engineroom.auth.permissions import ADMIN, VIEWER, Grant
 from engineroom.auth.tokens import signing_keys
 from engineroom.console.background.housekeeping import Housekeeping
+from engineroom.console.background.signing_key_restoration import SigningKeyRestoration
 from engineroom.console.metrics import ApiMetrics
 from engineroom.console.rest.app import application
 from engineroom.console.route_table import ROUTES
@@ -33,7 +36,6 @@ from tests.support import free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
     from redis.asyncio import Redis
 
     from tests.support import RedisServer
@@ -365,3 +367,36 @@ async def test_keys_are_renewed_by_age_once(
         clock.advance(365 * DAY)
         await never.services.housekeeping.run_once()
         assert len((await never.services.signing_keys.latest()).keys) == 2
+
+
+# -- Redis has lost its data -----------------------------------------------------------------------
+
+
+async def test_lost_signing_keys_are_made_anew_and_the_replica_is_unready_until_then(
+    api: Site, redis: Redis
+) -> None:
+    services = api.services
+    # Without a cluster the pools are never listed; the keys are what is tested here.
+    services.hub.pools.synced.set()
+    assert (await api.http.get("/readyz")).status_code == 200
+    before = await services.tokens.issue("user:admin", ALL)
+    (old,) = (await services.signing_keys.latest()).keys
+
+    await redis.flushall()
+    restoration = SigningKeyRestoration(services.signing_keys)
+    unready = await api.http.get("/readyz")
+    made = await restoration.check()
+    ready = await api.http.get("/readyz")
+
+    (new,) = (await services.signing_keys.latest()).keys
+    assert new.kid != old.kid
+    assert ready.status_code == 200
+    # The replica's own task may have been first.
+    assert made or unready.status_code == 200
+    assert (unready.status_code == 503) is made
+    assert await restoration.check() is False
+    # A token of the lost key stays invalid: its revocation may be lost, too.
+    with pytest.raises(TokenError):
+        await services.tokens.verify(before.access)
+    after = await services.tokens.issue("user:admin", ALL)
+    assert (await services.tokens.verify(after.access)).subject == "user:admin"

@@ -28,6 +28,7 @@ from engineroom.console.background.event_hub import EventHub, WatchedKind
 from engineroom.console.background.housekeeping import Housekeeping
 from engineroom.console.background.operation_store import OperationStore
 from engineroom.console.background.operations import OperationRunner
+from engineroom.console.background.signing_key_restoration import SigningKeyRestoration
 from engineroom.console.background.tampering import TamperingReports
 from engineroom.console.background.unauthenticated import UnauthenticatedFailures
 from engineroom.console.cursors import SealedCursors
@@ -266,6 +267,10 @@ def _start_tasks(stack: AsyncExitStack, services: Services) -> None:
     stack.push_async_callback(_finish, operations, stopping)
     housekeeping = asyncio.create_task(services.housekeeping.run(stopping), name="housekeeping")
     stack.push_async_callback(_finish, housekeeping, stopping)
+    restoration = asyncio.create_task(
+        SigningKeyRestoration(services.signing_keys).run(stopping), name="signing keys"
+    )
+    stack.push_async_callback(_finish, restoration, stopping)
     anchor = asyncio.create_task(services.audit_anchor.run(stopping), name="audit anchor")
     stack.push_async_callback(_finish, anchor, stopping)
     tampering = asyncio.create_task(services.tampering.run(), name="tampering")

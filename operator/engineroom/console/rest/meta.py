@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from engineroom.auth.permissions import Access
+from engineroom.console.background.signing_key_restoration import check_signing_keys
 from engineroom.console.rest.openapi import STYLE
 from engineroom.console.rest.routing import BASE, Answer, Call, Model, Route
 from engineroom.core.error_translation import wrapped
@@ -41,6 +42,7 @@ async def check_ready(services: Services) -> None:
     async with asyncio.timeout(2):
         with wrapped("readyz"):
             await services.redis.ping()
+        await check_signing_keys(services.signing_keys, services.clock)
     if not services.hub.pools.synced.is_set():
         raise DependencyError("pools: are not listed yet; wait")
 
