@@ -69,11 +69,12 @@ def test_a_queue_runs_no_more_than_its_limit_at_once(lab: Lab, tasks: Tasks) -> 
     for worker in workers:
         worker.field("state", "idle")
     tasks.limit_queue("default", concurrency=2)
-    jobs = [tasks.enqueue(nap(0.6)).job_id for _ in range(5)]
-    jobs += [lab.enqueue("nap", 0.6)]
+    # Long enough to overlap on a machine with other work.
+    jobs = [tasks.enqueue(nap(1.5)).job_id for _ in range(5)]
+    jobs += [lab.enqueue("nap", 1.5)]
     assert at_once(lab, jobs) == 2
     tasks.unlimit_queue("default")
-    more = [each.job_id for each in tasks.enqueue_many([nap(0.5)] * 3)]
+    more = [each.job_id for each in tasks.enqueue_many([nap(1.5)] * 3)]
     assert at_once(lab, more) == 3
     nothing_left(lab)
 
@@ -196,7 +197,7 @@ def test_jobs_that_are_set_aside_are_counted_emptied_and_moved(lab: Lab, tasks: 
 def test_a_job_enqueued_anew_while_set_aside_runs_once(lab: Lab, tasks: Tasks) -> None:
     limit = Limit("customer-7", concurrency=1)
     worker = lab.worker()
-    running = tasks.enqueue(nap(1.5, limit)).job_id
+    running = tasks.enqueue(Task("runtime_jobs.wait_for_release", limit=limit)).job_id
     worker.field("er_job", running)
     held = tasks.enqueue(nap(0, limit)).job_id
     second = lab.worker("pod-2")
@@ -205,6 +206,7 @@ def test_a_job_enqueued_anew_while_set_aside_runs_once(lab: Lab, tasks: Tasks) -
     second.end()
     lab.redis.hset(keys.job(held), "enqueued_at", "2026-01-31T12:00:00.000000Z")
     lab.redis.rpush(keys.queue("default"), held)
+    lab.redis.set("test:released", 1)
     lab.becomes(held, "finished")
     time.sleep(0.5)
     assert lab.ran().count(held) == 1

@@ -64,9 +64,15 @@ def process(
                 await client.create(WORKERPOOLS, body)
                 await record_owned(client, body)
 
+    async def clean() -> None:
+        async with Client(api_config) as client:
+            for namespace in (HERE, THERE):
+                await client.delete(NAMESPACES, None, namespace)
+
     asyncio.run(objects())
     with api_process(control_plane.kubeconfig, redis.url, log) as running:
         yield running
+    asyncio.run(clean())
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     failed = [line for line in lines if line.get("event") == "a request failed"]
     assert failed == [], failed

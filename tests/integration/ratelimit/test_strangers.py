@@ -140,7 +140,8 @@ async def test_idle_connections_are_closed_soon_while_there_is_little_room(
         peers = [await target.open() for _ in range(10)]
         for peer in peers:
             peer.send(REQUEST)
-        await until(lambda: len(target.service.connections) == 0)
+        # With the first that is closed there is room, and the others have the usual time.
+        await until(lambda: len(target.service.connections) < 10)
 
 
 def test_ten_thousand_silent_connections_of_an_address_keep_no_other_out(
