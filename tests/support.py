@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from engineroom.api import LABEL_SHARED_REDIS, SHARED_REDIS_ENABLED, kinds
+from engineroom.auth.errors import AuthStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from engineroom.api.kinds import Registry
+    from engineroom.auth.tokens.revocation import Revocations
 
 #: The checkout's root.
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,3 +184,15 @@ def pool_document(
             **spec,
         },
     }
+
+
+async def revocations_read(revocations: Revocations) -> None:
+    """Wait until the process's own task has read the revocations of tokens, within 30 s."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                revocations.revoked(token="", family="", subject="", issued=0.0)
+            except AuthStoreError:
+                await asyncio.sleep(0.01)
+            else:
+                return

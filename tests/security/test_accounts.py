@@ -23,7 +23,7 @@ from engineroom.console.accounts.oidc_users import CACHE_SECONDS
 from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
-from tests.support import free_port
+from tests.support import free_port, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -108,7 +108,7 @@ async def opened(
     async with app.router.lifespan_context(app):
         replica = Replica(app, files)
         async with contextlib.aclosing(replica.http):
-            await replica.services.revocations.read(block_ms=1)
+            await revocations_read(replica.services.revocations)
             yield replica
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -70,6 +71,11 @@ async def app(desk: Desk, redis: Redis, clock: FakeClock, cluster: Cluster) -> A
     return AuthMiddleware(application, authenticator, public=lambda s: s["path"] == "/health")
 
 
+def regained(began: float) -> int:
+    """Return the attempts that may have come back: Redis expires counts by its own clock."""
+    return int((time.monotonic() - began) / WRONG.every)
+
+
 async def statuses(app: AuthMiddleware, headers: list[tuple[str, str]], **more: Any) -> list[int]:
     answers = await asyncio.gather(*(ask(app, "/me", each, **more) for each in headers))
     return [each.status for each in answers]
@@ -78,9 +84,10 @@ async def statuses(app: AuthMiddleware, headers: list[tuple[str, str]], **more: 
 async def test_of_tokens_made_up_at_once_few_are_judged(
     app: AuthMiddleware, cluster: Cluster, clock: FakeClock
 ) -> None:
+    began = time.monotonic()
     found = await statuses(app, [bearer(made_up(n)) for n in range(90)], **OFFICE)
-    assert (found.count(401), found.count(429)) == (WRONG.burst, 90 - WRONG.burst)
-    assert cluster.asked == WRONG.burst
+    assert cluster.asked == found.count(401) == 90 - found.count(429)
+    assert WRONG.burst <= cluster.asked <= WRONG.burst + regained(began)
     refused = await ask(app, "/me", bearer(made_up(1000)), **OFFICE)
     assert refused.problem["code"] == "limit_reached"
     assert refused.headers["retry-after"] == "1"
@@ -103,8 +110,11 @@ async def test_of_tokens_made_up_at_once_few_are_judged(
 async def test_wrong_ones_of_every_kind_are_counted(
     app: AuthMiddleware, wrong: list[tuple[str, str]]
 ) -> None:
+    began = time.monotonic()
     found = await statuses(app, wrong, **OFFICE)
-    assert (found.count(401), found.count(429)) == (WRONG.burst, 30)
+    judged = found.count(401)
+    assert judged + found.count(429) == 90
+    assert WRONG.burst <= judged <= WRONG.burst + regained(began)
 
 
 async def test_who_shows_what_is_right_is_served_beside_them(

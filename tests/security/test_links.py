@@ -24,7 +24,7 @@ from engineroom.console.main import create_application
 from engineroom.console.route_table import ROUTES
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.config import ApiConfig
-from tests.support import free_port
+from tests.support import free_port, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -104,7 +104,7 @@ async def site(server: RedisServer, redis: Redis) -> AsyncIterator[Site]:
         identity = KubernetesIdentity(cluster, services.clock)
         services.authorizer = Authorizer(lambda: services.accounts.policy, identity)
         services.authenticator._external = identity.authenticate
-        await services.revocations.read()
+        await revocations_read(services.revocations)
         yield Site(app, cluster)
 
 

@@ -35,7 +35,7 @@ from engineroom.console.services import open_services
 from engineroom.console.settings import ApiSettings
 from engineroom.core.validation.requests import Limits
 from engineroom.kube.client.config import ApiConfig
-from tests.support import ROOT, free_port
+from tests.support import ROOT, free_port, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -100,7 +100,7 @@ async def app(server: RedisServer, redis: Any, tmp_path: Path) -> AsyncIterator[
     routes = [dataclasses.replace(route, handler=let_in, body=None) for route in ROUTES]
     made = application(lambda: open_services(settings, nowhere), routes, Limits())
     async with made.router.lifespan_context(made):
-        await made.state.services.revocations.read()
+        await revocations_read(made.state.services.revocations)
         yield made
 
 

@@ -25,7 +25,7 @@ from engineroom.console.settings import ApiSettings
 from engineroom.core.redis_replies import text
 from engineroom.kube.client.config import ApiConfig
 from tests.oidc_provider import Browser, Provider, provider
-from tests.support import ROOT, free_port
+from tests.support import ROOT, free_port, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -115,7 +115,7 @@ def settings(server: RedisServer, idp: Provider, tmp_path: Path) -> ApiSettings:
 async def opened(settings: ApiSettings) -> AsyncIterator[Installation]:
     app = create_application(settings, ApiConfig(server=f"http://127.0.0.1:{free_port()}"))
     async with app.router.lifespan_context(app), contextlib.aclosing(Installation(app)) as here:
-        await here.services.revocations.read(block_ms=1)
+        await revocations_read(here.services.revocations)
         yield here
 
 

@@ -34,7 +34,7 @@ from engineroom.manifests.errors import ManifestChangedError
 from engineroom.tasks.inspection.job_filter import JobFilter
 from engineroom.tasks.inspection.jobs import State
 from tests.integration.pools import eventually
-from tests.support import free_port
+from tests.support import free_port, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -453,7 +453,7 @@ async def test_the_api_lets_no_forger_in_and_says_so_once(
         httpx.AsyncClient(transport=transport, base_url="https://api.test") as browser,
     ):
         services = app.state.services
-        await services.revocations.read()
+        await revocations_read(services.revocations)
         for _ in range(3):
             await redis.set(f"engineroom:auth:link:{hashed[0]}", json.dumps(said))
             refused = await browser.post("/api/v1/sign-in-links/redeem", json={"code": code})

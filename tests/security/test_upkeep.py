@@ -31,7 +31,7 @@ from engineroom.console.settings import ApiSettings
 from engineroom.core.clock import FakeClock, SystemClock
 from engineroom.core.validation.requests import Limits
 from engineroom.kube.client.config import ApiConfig
-from tests.support import free_port
+from tests.support import free_port, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ async def site(server: RedisServer, clock: Any = None, **changed: Any) -> AsyncI
     )
     async with app.router.lifespan_context(app):
         made = Site(app, metrics)
-        await made.services.revocations.read(1)
+        await revocations_read(made.services.revocations)
         async with made.http:
             yield made
 

@@ -14,7 +14,7 @@ from engineroom.console.main import create_application
 from engineroom.console.settings import ApiSettings
 from engineroom.kube.client.resources import SERVICE_ACCOUNTS
 from tests.integration.console.api import ADMIN_PASSWORD, BINDINGS, ROLES, Api, role, swept
-from tests.support import RedisServer, redis_server
+from tests.support import RedisServer, redis_server, revocations_read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -46,7 +46,7 @@ async def api(settings: ApiSettings, api_config: ApiConfig) -> AsyncIterator[Api
         await app.state.services.redis.flushall()
         await app.state.services.signing_keys.ensure()
         await app.state.services.hub.pools.synced.wait()
-        await app.state.services.revocations.read()
+        await revocations_read(app.state.services.revocations)
         yield opened
     swept()
 

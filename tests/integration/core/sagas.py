@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engineroom.core.transactions.journal import SagaLog
 
 NAMES = ("a", "b", "c")
-LEASE = 0.3
+LEASE = 1.5
 
 _ACT = """
 if redis.call('SISMEMBER', 'undone', ARGV[1]) == 1 then return 0 end
