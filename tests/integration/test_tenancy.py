@@ -157,7 +157,7 @@ async def test_a_queue_has_one_owner_and_nobody_else_reads_or_steers_it(
     assert stage.redis.zcard(f"rq:failed:{queue}") == 3
     names = stage.redis.zrange("engineroom:schedules", 0, -1)
     assert [name for name in names if other.namespace.encode() in name] == []
-    assert await is_ready(stage)
+    await eventually("the owner is ready", lambda: is_ready(stage))
 
     events = await eventually("the owner has an event", lambda: _events(stage))
     assert f"pool {other.namespace}/mail is refused" in events[0]["note"]
@@ -219,8 +219,9 @@ async def test_an_empty_queue_without_pools_gets_a_new_owner_after_an_hour(
 
     namespace, since, seen = stage.redis.hget("engineroom:owners", queue).decode().split()
     hour_ago = int(seen) - ownership.OWNER_LAPSE
-    stage.redis.hset("engineroom:owners", queue, f"{namespace} {since} {hour_ago}")
+    # The job first: the operator may look in between.
     stage.redis.rpush(f"rq:queue:{queue}", "a-job-that-waits")
+    stage.redis.hset("engineroom:owners", queue, f"{namespace} {since} {hour_ago}")
     await client.merge_patch(WORKERPOOLS, other.namespace, "mail", {"spec": {"workersPerPod": 2}})
     await eventually("the spec is seen", lambda: _is_observed(other, 2))
     assert await is_stalled(other, "QueueOwnedElsewhere")
