@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engineroom.api import LABEL_SHARED_REDIS, SHARED_REDIS_ENABLED
+from engineroom.api.shared_redis import is_shared
 from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.async_cache import AsyncCache
 from engineroom.kube.client.errors import NotFound
@@ -135,8 +135,7 @@ class ClusterAuthorizer:
             labelled = await self._client.get(NAMESPACES, None, namespace, timeout=_TIMEOUT)
         except NotFound:
             return False
-        labels = labelled["metadata"].get("labels") or {}
-        return bool(labels.get(LABEL_SHARED_REDIS) == SHARED_REDIS_ENABLED)
+        return is_shared(labelled)
 
     async def may_create_pods(self, author: RequestUser, namespace: str) -> bool:
         """See Authorizer."""

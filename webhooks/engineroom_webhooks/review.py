@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineroom.api import (
-    GROUP,
-    LABEL_SHARED_REDIS,
-    SHARED_REDIS_ENABLED,
-    kinds,
-    validation,
-)
+from engineroom.api import GROUP, kinds, validation
+from engineroom.api.shared_redis import SELECTOR
 from engineroom.api.validation import ValidationContext, guarded_fields
 from engineroom.api.validation.pod_security import PodSecurityLevel
 from engineroom.core.errors import Category, EngineroomError, Problem
@@ -169,7 +164,7 @@ async def _redis_warnings(
         return []
     warning = (
         f"namespace {namespace} may not use the installation's Redis, so the pool gets no pods; "
-        f"label the Namespace {LABEL_SHARED_REDIS}={SHARED_REDIS_ENABLED}, or set spec.redis"
+        f"label the Namespace {SELECTOR}, or set spec.redis"
     )
     return [warning]
 

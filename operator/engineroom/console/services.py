@@ -28,6 +28,7 @@ from engineroom.console.background.event_hub import EventHub, WatchedKind
 from engineroom.console.background.housekeeping import Housekeeping
 from engineroom.console.background.operation_store import OperationStore
 from engineroom.console.background.operations import OperationRunner
+from engineroom.console.background.periodic import repeat
 from engineroom.console.background.signing_key_restoration import SigningKeyRestoration
 from engineroom.console.background.tampering import TamperingReports
 from engineroom.console.background.unauthenticated import UnauthenticatedFailures
@@ -37,7 +38,7 @@ from engineroom.console.idempotency import Idempotency
 from engineroom.console.identity_services import create_credentials, create_identities
 from engineroom.console.metrics import ApiMetrics
 from engineroom.core.clock import Clock, SystemClock
-from engineroom.core.errors import Category, EngineroomError
+from engineroom.core.errors import Category
 from engineroom.core.logging import get_logger
 from engineroom.core.recovery import ONCE, POLICIES, Breaker, Recovery, RetryPolicy
 from engineroom.core.sealing import Sealer
@@ -353,14 +354,9 @@ def _watched_kinds() -> tuple[WatchedKind, ...]:
 
 async def _recover(coordinator: Coordinator, stopping: asyncio.Event) -> None:
     """Undo transactions of dead replicas; all replicas search, one handles each transaction."""
-    while not stopping.is_set():
-        try:
-            await coordinator.recover()
-        except EngineroomError as error:
-            log.warning("recovery of transactions failed", code=error.code, error=str(error))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECOVERY_INTERVAL):
-                await stopping.wait()
+    await repeat(
+        coordinator.recover, RECOVERY_INTERVAL, stopping, log, "recovery of transactions failed"
+    )
 
 
 async def _finish(task: asyncio.Task[None], stopping: asyncio.Event) -> None:

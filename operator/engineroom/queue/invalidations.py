@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from engineroom.queue import keys
-from engineroom.queue.observe import describe
+from engineroom.queue.shared_calls import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

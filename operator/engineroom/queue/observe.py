@@ -9,25 +9,22 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from engineroom.core.errors import MeasurementError
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
+from engineroom.queue.shared_calls import LOOK_TIMEOUT, SharedCalls, chunks, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from redis.asyncio import Redis
 
     from engineroom.core.clock import Clock
 
-_T = TypeVar("_T")
-
-#: Time limit of an observation (seconds).
-LOOK_TIMEOUT = 3.0
 #: Keys in one EXISTS command, which takes Redis well under a millisecond.
 EXISTS_CHUNK = 400
 #: Looks in one pipeline; bounds the time of parsing the reply, which blocks the event loop.
@@ -149,11 +146,10 @@ class PoolFacts:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Request:
     pool: str
     queues: tuple[str, ...]
-    future: asyncio.Future[PoolFacts]
 
 
 class Observer:
@@ -162,21 +158,14 @@ class Observer:
     def __init__(self, redis: Redis, clock: Clock) -> None:
         self._redis = redis
         self._clock = clock
-        self._requests: list[_Request] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = SharedCalls(self._read, PIPELINE_CHUNK)
 
     async def observe(self, pool: str, queues: Sequence[str]) -> PoolFacts:
         """Return the present state of the pool ``namespace/name`` and its queues.
 
         Raises MeasurementError if Redis does not answer in time or answers with an error.
         """
-        request = _Request(pool, tuple(queues), asyncio.get_running_loop().create_future())
-        self._requests.append(request)
-        if len(self._requests) == 1:
-            task = asyncio.create_task(self._flush())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return await request.future
+        return await self._calls.submit(_Request(pool, tuple(queues)))
 
     async def quiet(self, queues: Iterable[str]) -> set[str]:
         """Return the queues on which nothing waits, runs or is scheduled.
@@ -188,7 +177,7 @@ class Observer:
         quiet: set[str] = set()
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
-                for chunk in _chunks(names, EXISTS_CHUNK // len(_LIVE_KEYS)):
+                for chunk in chunks(names, EXISTS_CHUNK // len(_LIVE_KEYS)):
                     live = [key for name in chunk for key in _keys(_LIVE_KEYS, name)]
                     if not await self._redis.exists(*live):
                         quiet.update(chunk)
@@ -204,28 +193,6 @@ class Observer:
         except (RedisError, OSError, TimeoutError) as error:
             raise MeasurementError(describe(error)) from error
         return quiet
-
-    async def _flush(self) -> None:
-        requests, self._requests = self._requests, []
-        for chunk in _chunks(requests, PIPELINE_CHUNK):
-            try:
-                async with asyncio.timeout(LOOK_TIMEOUT):
-                    answers = await self._read(chunk)
-            except (RedisError, OSError, TimeoutError) as error:
-                for request in chunk:
-                    if not request.future.done():
-                        failure = MeasurementError(describe(error))
-                        failure.__cause__ = error
-                        request.future.set_exception(failure)
-            except BaseException as error:
-                for request in chunk:
-                    if not request.future.done():
-                        request.future.set_exception(error)
-                raise
-            else:
-                for request, facts in zip(chunk, answers, strict=True):
-                    if not request.future.done():
-                        request.future.set_result(facts)
 
     async def _read(self, requests: Sequence[_Request]) -> list[PoolFacts]:
         at = self._clock.now().timestamp()
@@ -364,15 +331,3 @@ def _time(value: bytes | str | None) -> float | None:
     except ValueError:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def describe(error: BaseException) -> str:
-    """Describe a failed call to Redis in one line, without the URL's credentials."""
-    if isinstance(error, TimeoutError):
-        return f"Redis did not answer within {LOOK_TIMEOUT:g} s"
-    return f"{type(error).__name__}: {str(error)[:200]}"

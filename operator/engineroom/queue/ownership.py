@@ -11,13 +11,10 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from engineroom.core import key_prefixes
-from engineroom.core.errors import MeasurementError
 from engineroom.core.redis_replies import text
 from engineroom.queue import keys
-from engineroom.queue.observe import LOOK_TIMEOUT, describe
+from engineroom.queue.shared_calls import SharedCalls
 from engineroom.redis.scripts import Script, run_async
 
 if TYPE_CHECKING:
@@ -123,41 +120,14 @@ class QueueOwners:
         self._redis = redis
         #: The id of this Redis; "" before the first answer.
         self.redis_id = ""
-        self._waiting: list[tuple[QueueClaim, asyncio.Future[QueueOwner]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = SharedCalls(self._call, CLAIMS_CHUNK)
 
     async def claim(self, claims: Sequence[QueueClaim]) -> list[QueueOwner]:
         """Return the owner of each queue, which is the claim's namespace if the queue was free.
 
         Raises MeasurementError if Redis does not answer in time or answers with an error.
         """
-        loop = asyncio.get_running_loop()
-        requests = [(claim, loop.create_future()) for claim in claims]
-        starts = not self._waiting
-        self._waiting += requests
-        if starts and requests:
-            task = asyncio.create_task(self._flush())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return list(await asyncio.gather(*(future for _, future in requests)))
-
-    async def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for start in range(0, len(waiting), CLAIMS_CHUNK):
-            chunk = waiting[start : start + CLAIMS_CHUNK]
-            try:
-                async with asyncio.timeout(LOOK_TIMEOUT):
-                    owners = await self._call([claim for claim, _ in chunk])
-            except (RedisError, OSError, TimeoutError) as error:
-                for _, future in chunk:
-                    if not future.done():
-                        failure = MeasurementError(describe(error))
-                        failure.__cause__ = error
-                        future.set_exception(failure)
-            else:
-                for (_, future), owner in zip(chunk, owners, strict=True):
-                    if not future.done():
-                        future.set_result(owner)
+        return list(await asyncio.gather(*map(self._calls.submit, claims)))
 
     async def _call(self, claims: Sequence[QueueClaim]) -> list[QueueOwner]:
         functions = (*_HOLDING, *_EXPIRING)

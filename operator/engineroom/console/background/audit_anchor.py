@@ -7,15 +7,15 @@ keeps an anchor outside of Redis and of all replicas.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engineroom.auth.audit.log import AuditEntry, AuditHead, AuditOutcome
-from engineroom.core.errors import EngineroomError
+from engineroom.console.background.periodic import repeat
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
+    import asyncio
+
     from engineroom.auth.audit.log import AuditLog
     from engineroom.console.metrics import ApiMetrics
 
@@ -62,11 +62,4 @@ class AuditAnchor:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Compare until ``stopping`` is set."""
-        while not stopping.is_set():
-            try:
-                await self.check()
-            except EngineroomError as error:
-                log.warning("the audit log is not compared", code=error.code, error=str(error))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL):
-                    await stopping.wait()
+        await repeat(self.check, INTERVAL, stopping, log, "the audit log is not compared")

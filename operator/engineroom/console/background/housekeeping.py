@@ -6,18 +6,18 @@ each write is conditional on what was read.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from engineroom.auth.audit.log import AuditEntry, AuditOutcome
 from engineroom.auth.store_errors import store_errors
+from engineroom.console.background.periodic import repeat
 from engineroom.core import key_prefixes
-from engineroom.core.errors import EngineroomError
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
+    import asyncio
+
     from redis.asyncio import Redis
 
     from engineroom.auth.audit.log import AuditLog
@@ -65,15 +65,12 @@ class Housekeeping:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Do rounds until ``stopping`` is set."""
-        while not stopping.is_set():
-            try:
-                if await self._take_turn():
-                    await self.run_once()
-            except EngineroomError as error:
-                log.warning("housekeeping is delayed", code=error.code, error=str(error))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_INTERVAL):
-                    await stopping.wait()
+
+        async def step() -> None:
+            if await self._take_turn():
+                await self.run_once()
+
+        await repeat(step, POLL_INTERVAL, stopping, log, "housekeeping is delayed")
 
     async def run_once(self) -> None:
         """Do one round. Raises AuthStoreError and KeyStoreError."""

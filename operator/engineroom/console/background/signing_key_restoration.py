@@ -6,14 +6,15 @@ a revoked token must not become valid again.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from engineroom.core.errors import DependencyError, EngineroomError
+from engineroom.console.background.periodic import repeat
+from engineroom.core.errors import DependencyError
 from engineroom.core.logging import get_logger
 
 if TYPE_CHECKING:
+    import asyncio
+
     from engineroom.auth.tokens.signing_keys import SigningKeyCache
     from engineroom.core.clock import Clock
 
@@ -49,11 +50,4 @@ class SigningKeyRestoration:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Check until ``stopping`` is set."""
-        while not stopping.is_set():
-            try:
-                await self.check()
-            except EngineroomError as error:
-                log.warning("signing keys are not checked", code=error.code, error=str(error))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL):
-                    await stopping.wait()
+        await repeat(self.check, INTERVAL, stopping, log, "signing keys are not checked")

@@ -166,8 +166,7 @@ class RedisTenancy:
         ]
         owners = await connection.owners.claim([claim for _, claim in wanted])
         for (memory, claim), owner in zip(wanted, owners, strict=True):
-            earlier = {one.queue: one for one in memory.redis.owned}.get(claim.queue)
-            changed = earlier is None or earlier.redis_id != owner.redis_id
-            if owner.namespace != memory.namespace or changed:
+            # A claim names the Redis on which it was made before.
+            if owner.namespace != memory.namespace or owner.redis_id != claim.redis_id:
                 memory.redis.owned = ()
                 self._context.queue.add(memory.key)

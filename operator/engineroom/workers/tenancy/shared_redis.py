@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engineroom.api import LABEL_SHARED_REDIS, SHARED_REDIS_ENABLED
+from engineroom.api.shared_redis import SELECTOR, is_shared
 from engineroom.core import reasons
 from engineroom.core.async_cache import AsyncCache
 from engineroom.kube.client.errors import NotFound
@@ -12,7 +12,7 @@ from engineroom.kube.client.resources import NAMESPACES
 from engineroom.workers.tenancy.errors import RedisAccessError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from engineroom.kube.client.client import Client
     from engineroom.kube.runtime.controller import Context
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
 #: Seconds between reads of a Namespace that cannot be watched.
 READ_INTERVAL = 1.0
-SELECTOR = f"{LABEL_SHARED_REDIS}={SHARED_REDIS_ENABLED}"
-
-
-def is_shared(namespace: Mapping[str, Any]) -> bool:
-    """Return whether a Namespace object has the label."""
-    labels = namespace["metadata"].get("labels") or {}
-    return bool(labels.get(LABEL_SHARED_REDIS) == SHARED_REDIS_ENABLED)
 
 
 class SharedRedisNamespaces:
